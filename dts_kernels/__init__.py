@@ -1,0 +1,7 @@
+"""Products with packed low-rank factors.  Knows nothing of models, files or task names; needs no GPU."""
+
+from .bank import Bank, Routing
+from .layout import PackedFactors, pack, unpack
+from .ops import delta_linear, linear, reconstruct
+
+__all__ = ["Bank", "PackedFactors", "Routing", "delta_linear", "linear", "pack", "reconstruct", "unpack"]

@@ -1,0 +1,123 @@
+"""All loaded tasks of one layer, and which of them each row of a batch uses."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .layout import PackedFactors
+from .reference import range_exponent
+
+TABLE_FIELDS = 6  # u, v, sigma, levels: where in `packed` (-1: none); rank; range exponent
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Which tasks each row of a batch uses, and how much of each.
+
+    slots: int32 [R, P], a bank's slot or -1 for none; weights: float32 [R, P], the gammas.
+    R is 1 (the same for every row) or the batch size; an input of ``rows`` rows, a multiple of R
+    (tokens flattened batch-major), follows entry i // (rows / R) in its row i.
+    Both are tensors of fixed shape: another task is other contents, never another program.
+    """
+
+    slots: Tensor
+    weights: Tensor
+
+    def __post_init__(self):
+        if self.slots.dim() != 2 or self.slots.shape != self.weights.shape:
+            raise ValueError(
+                f"routing needs slots and weights of one shape [rows, places], "
+                f"not {list(self.slots.shape)} and {list(self.weights.shape)}"
+            )
+        if self.slots.dtype != torch.int32 or self.weights.dtype != torch.float32:
+            raise TypeError(
+                f"routing needs int32 slots and float32 weights, not {self.slots.dtype} and {self.weights.dtype}"
+            )
+
+    @classmethod
+    def of(cls, entries, device="cpu") -> "Routing":
+        """From one item a row: a slot, None, or a mixture {slot: weight}."""
+        mixtures = [e if isinstance(e, dict) else {} if e is None else {e: 1.0} for e in entries]
+        places = max([len(m) for m in mixtures] + [1])
+        slots = [list(m) + [-1] * (places - len(m)) for m in mixtures]
+        weights = [list(m.values()) + [0.0] * (places - len(m)) for m in mixtures]
+        return cls(
+            torch.tensor(slots, dtype=torch.int32, device=device).reshape(-1, places),
+            torch.tensor(weights, dtype=torch.float32, device=device).reshape(-1, places),
+        )
+
+    def to(self, device) -> "Routing":
+        return Routing(self.slots.to(device), self.weights.to(device))
+
+
+class Bank:
+    """Packed factors of every loaded task of one [out_features, in_features] layer.
+
+    Tensors are kept as given (a memory-mapped file stays one: nothing is copied on the CPU).
+    """
+
+    layout = "disk"
+
+    def __init__(self, in_features: int, out_features: int, device="cpu"):
+        self.in_features, self.out_features = in_features, out_features
+        self.device = torch.device(device)
+        self._factors: dict[int, PackedFactors] = {}
+        self._refresh()
+
+    def add(self, slot: int, factors: PackedFactors) -> None:
+        """Put a task's factors, of shape [out_features, in_features], into a free or used slot."""
+        if slot < 0:
+            raise ValueError(f"slot must be 0 or more, not {slot}")
+        if factors.shape != (self.out_features, self.in_features):
+            raise ValueError(
+                f"factors of shape {list(factors.shape)} do not fit a layer of "
+                f"[{self.out_features}, {self.in_features}] = [out_features, in_features]"
+            )
+        self._factors[slot] = factors.to(self.device)
+        self._refresh()
+
+    def remove(self, slot: int) -> None:
+        """Empty a slot; rows routed to it get no delta."""
+        self._factors.pop(slot, None)
+        self._refresh()
+
+    def factors(self, slot: int) -> PackedFactors:
+        return self._factors[slot]
+
+    @property
+    def slots(self) -> list[int]:
+        return sorted(self._factors)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(f.nbytes for f in self._factors.values())
+
+    def to(self, device) -> "Bank":
+        moved = Bank(self.in_features, self.out_features, device)
+        for slot, factors in self._factors.items():
+            moved._factors[slot] = factors.to(device)
+        moved._refresh()
+        return moved
+
+    def _refresh(self) -> None:
+        """Derive what the ops take: a flat list of tensors and the table that points into it."""
+        self.packed: list[Tensor] = []
+        rows = [[-1, -1, -1, -1, 0, 0] for _ in range(max(self._factors, default=-1) + 1)]
+        for slot, f in sorted(self._factors.items()):
+            at = len(self.packed)
+            self.packed += [f.u, f.v, f.sigma] + ([] if f.levels is None else [f.levels])
+            rows[slot] = [at, at + 1, at + 2, at + 3 if f.levels is not None else -1, f.rank, range_exponent(f)]
+        self.table = torch.tensor(rows, dtype=torch.int64).reshape(-1, TABLE_FIELDS)
+        self.max_rank = max((f.rank for f in self._factors.values()), default=0)
+
+
+def factors_of(packed: list[Tensor], table: Tensor, transposed=False) -> tuple[dict[int, PackedFactors], dict[int, int]]:
+    """The inverse of a disk-layout bank's table: (slot -> factors, slot -> range exponent)."""
+    factors, exponents = {}, {}
+    for slot, (u, v, sigma, levels, rank, exponent) in enumerate(table.tolist()):
+        if u >= 0:
+            f = PackedFactors(packed[u], packed[v], packed[sigma], packed[levels] if levels >= 0 else None)
+            factors[slot] = f.transpose() if transposed else f
+            exponents[slot] = range_exponent(factors[slot]) if transposed else exponent
+    return factors, exponents

@@ -1,0 +1,224 @@
+"""The public face: products with packed factors as torch.library ops.
+
+`delta_linear`, `linear` and `reconstruct` take a `Bank` and a `Routing` and call the op of the same
+name in the namespace ``dts``, which has a fake (shapes without data), autograd for x (factors are
+constants) and an implementation for every device.
+"""
+
+import torch
+from torch import Tensor
+
+from . import dispatch, reference
+from .bank import Bank, Routing, factors_of
+from .dispatch import Problem
+
+_library = torch.library.Library("dts", "DEF")
+_BANK = "Tensor[] packed, Tensor table, Tensor slots, Tensor weights, int out_features, int max_rank, str layout"
+_library.define(f"delta_linear(Tensor x, Tensor? y, {_BANK}, bool transposed) -> Tensor")
+_library.define(f"linear(Tensor x, Tensor weight, Tensor? bias, {_BANK}) -> Tensor")
+_library.define(
+    "reconstruct(Tensor[] packed, Tensor table, Tensor gamma, Tensor? base, int out_features, int in_features, "
+    "int max_rank, str layout, ScalarType dtype) -> Tensor"
+)
+
+# path name -> implementation; the fast paths add theirs when they are imported
+DELTA_LINEAR, LINEAR, RECONSTRUCT = {}, {}, {}
+
+
+def delta_linear(x: Tensor, bank: Bank, routing: Routing, y: Tensor | None = None) -> Tensor:
+    """y + sum over a row's tasks of gamma ((x V^T) o sigma) U^T.
+
+    x: [..., in_features] fp16, bf16, fp32 or fp64; y: [..., out_features] or None for zeros.
+    Returns [..., out_features] in x's dtype; sums run in float32 (float64 for float64).
+    Raises ValueError with all sizes if they do not fit.
+    """
+    _check(x, bank, routing, y)
+    return torch.ops.dts.delta_linear(
+        x, y, bank.packed, bank.table, routing.slots, routing.weights, bank.out_features, bank.max_rank, bank.layout,
+        False,
+    )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, bank: Bank, routing: Routing) -> Tensor:
+    """x W^T + b + the delta of each row's tasks, in one call.
+
+    weight: [out_features, in_features] and bias [out_features] in x's dtype.
+    """
+    if tuple(weight.shape) != (bank.out_features, bank.in_features):
+        raise ValueError(
+            f"weight {list(weight.shape)} does not fit the bank's [{bank.out_features}, {bank.in_features}]"
+        )
+    _check(x, bank, routing, None)
+    return torch.ops.dts.linear(
+        x, weight, bias, bank.packed, bank.table, routing.slots, routing.weights, bank.out_features, bank.max_rank,
+        bank.layout,
+    )
+
+
+def reconstruct(bank: Bank, gamma: dict[int, float] | Tensor, base: Tensor | None = None,
+                dtype: torch.dtype | None = None) -> Tensor:
+    """base + sum_s gamma_s U_s diag(sigma_s) V_s, dense.
+
+    gamma: slot -> weight, or float32 [slots]; base: [out_features, in_features] or None for zeros.
+    Returns [out_features, in_features] in ``dtype`` (default: base's, else float32).
+    """
+    if isinstance(gamma, dict):
+        unknown = [s for s in gamma if s not in bank.slots]
+        if unknown:
+            raise KeyError(f"no task in slot {unknown}; the bank's slots are {bank.slots}")
+        gamma = torch.tensor([gamma.get(s, 0.0) for s in range(bank.table.shape[0])], dtype=torch.float32)
+    dtype = dtype or (base.dtype if base is not None else torch.float32)
+    return torch.ops.dts.reconstruct(
+        bank.packed, bank.table, gamma, base, bank.out_features, bank.in_features, bank.max_rank, bank.layout, dtype
+    )
+
+
+def _check(x: Tensor, bank: Bank, routing: Routing, y: Tensor | None) -> None:
+    wrong = []
+    if x.dim() < 1 or x.shape[-1] != bank.in_features:
+        wrong.append(f"x {list(x.shape)} must end in in_features = {bank.in_features}")
+    if not x.is_floating_point():
+        wrong.append(f"x must be floating point, not {x.dtype}")
+    if x.dim() and y is not None and (y.shape != x.shape[:-1] + (bank.out_features,) or y.dtype != x.dtype):
+        wrong.append(
+            f"y {list(y.shape)} {y.dtype} must be {[*x.shape[:-1], bank.out_features]} {x.dtype}, as x and the bank say"
+        )
+    rows = x.shape[:-1].numel() if x.dim() else 1
+    if routing.slots.shape[0] == 0 and rows or routing.slots.shape[0] and rows % routing.slots.shape[0]:
+        wrong.append(f"{rows} rows of x {list(x.shape)} are no multiple of the routing's {routing.slots.shape[0]} entries")
+    if wrong:
+        raise ValueError("; ".join(wrong))
+
+
+def _problem(op: str, x: Tensor, slots: Tensor, table: Tensor, out_features: int, max_rank: int, layout: str,
+             transposed=False) -> Problem:
+    return Problem(
+        op=op, device=x.device.type, dtype=str(x.dtype).removeprefix("torch."), rows=x.shape[:-1].numel(),
+        in_features=x.shape[-1], out_features=out_features, max_rank=max_rank, entries=slots.shape[0],
+        places=slots.shape[1], tasks=table.shape[0], layout=layout, transposed=transposed,
+    )
+
+
+def _run(paths: dict, problem: Problem, *arguments):
+    path = dispatch.choose(problem)
+    dispatch.ran[problem.op, path] += 1
+    return paths[path](*arguments)
+
+
+# ---- implementations -------------------------------------------------------------------------------------------
+
+
+def _delta_linear(x, y, packed, table, slots, weights, out_features, max_rank, layout, transposed):
+    problem = _problem("delta_linear", x, slots, table, out_features, max_rank, layout, transposed)
+    return _run(DELTA_LINEAR, problem, x, y, packed, table, slots, weights, out_features, max_rank, transposed)
+
+
+def _linear(x, weight, bias, packed, table, slots, weights, out_features, max_rank, layout):
+    problem = _problem("linear", x, slots, table, out_features, max_rank, layout)
+    return _run(LINEAR, problem, x, weight, bias, packed, table, slots, weights, out_features, max_rank)
+
+
+def _reconstruct(packed, table, gamma, base, out_features, in_features, max_rank, layout, dtype):
+    device = packed[0].device.type if packed else "cpu"
+    problem = Problem("reconstruct", device, str(dtype).removeprefix("torch."), out_features, in_features,
+                      out_features, max_rank, tasks=table.shape[0], layout=layout)
+    return _run(RECONSTRUCT, problem, packed, table, gamma, base, out_features, in_features, max_rank, dtype)
+
+
+def _delta_linear_reference(x, y, packed, table, slots, weights, out_features, max_rank, transposed):
+    factors, exponents = factors_of(packed, table, transposed)
+    out = reference.delta_linear(x.flatten(0, -2) if x.dim() > 1 else x[None], factors, slots, weights, out_features,
+                                 exponents)
+    out = out.reshape(x.shape[:-1] + (out_features,))
+    return (out if y is None else out + y).to(x.dtype)
+
+
+def _linear_reference(x, weight, bias, packed, table, slots, weights, out_features, max_rank):
+    y = torch.nn.functional.linear(x, weight, bias)
+    return _delta_linear_reference(x, y, packed, table, slots, weights, out_features, max_rank, False)
+
+
+def _reconstruct_reference(packed, table, gamma, base, out_features, in_features, max_rank, dtype):
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    device = base.device if base is not None else packed[0].device if packed else None
+    out = torch.zeros(out_features, in_features, dtype=wide, device=device) if base is None else base.to(wide, copy=True)
+    for slot, factors in factors_of(packed, table)[0].items():
+        if gamma[slot]:
+            out += gamma[slot] * reference.reconstruct(factors, wide)
+    return out.to(dtype)
+
+
+DELTA_LINEAR["reference"] = _delta_linear_reference
+LINEAR["reference"] = _linear_reference
+RECONSTRUCT["reference"] = _reconstruct_reference
+
+_library.impl("delta_linear", _delta_linear, "CompositeExplicitAutograd")
+_library.impl("linear", _linear, "CompositeExplicitAutograd")
+_library.impl("reconstruct", _reconstruct, "CompositeExplicitAutograd")
+
+
+# ---- fakes and gradients ---------------------------------------------------------------------------------------
+
+
+@torch.library.register_fake("dts::delta_linear")
+def _(x, y, packed, table, slots, weights, out_features, max_rank, layout, transposed):
+    return x.new_empty(x.shape[:-1] + (out_features,))
+
+
+@torch.library.register_fake("dts::linear")
+def _(x, weight, bias, packed, table, slots, weights, out_features, max_rank, layout):
+    return x.new_empty(x.shape[:-1] + (out_features,))
+
+
+@torch.library.register_fake("dts::reconstruct")
+def _(packed, table, gamma, base, out_features, in_features, max_rank, layout, dtype):
+    like = base if base is not None else packed[0] if packed else gamma
+    return like.new_empty((out_features, in_features), dtype=dtype)
+
+
+def _save(context, in_features, bank):
+    packed, table, slots, weights, out_features, max_rank, layout = bank
+    context.save_for_backward(table, slots, weights, *packed)
+    context.sizes, context.tensors = (in_features, max_rank, layout), len(packed)
+
+
+def _grad_x(context, grad):
+    """dx = ((dy U) o sigma) V: the same op with the roles of U and V exchanged."""
+    table, slots, weights, *packed = context.saved_tensors
+    in_features, max_rank, layout = context.sizes
+    return torch.ops.dts.delta_linear(grad, None, packed, table, slots, weights, in_features, max_rank, layout, True)
+
+
+def _delta_linear_setup(ctx, inputs, output):
+    x, y, *bank, transposed = inputs
+    if transposed:
+        raise RuntimeError("second derivatives of delta_linear are not supported")
+    _save(ctx, x.shape[-1], bank)
+    ctx.has_y = y is not None
+
+
+def _delta_linear_backward(ctx, grad):
+    grad_x = _grad_x(ctx, grad) if ctx.needs_input_grad[0] else None
+    return grad_x, grad if ctx.has_y else None, [None] * ctx.tensors, *[None] * 7
+
+
+def _linear_setup(ctx, inputs, output):
+    x, weight, bias, *bank = inputs
+    _save(ctx, x.shape[-1], bank)
+    ctx.weight, ctx.x = weight, x if weight.requires_grad else None
+
+
+def _linear_backward(ctx, grad):
+    grad_x = grad_weight = grad_bias = None
+    rows = grad.flatten(0, -2) if grad.dim() > 1 else grad[None]
+    if ctx.needs_input_grad[0]:
+        grad_x = torch.nn.functional.linear(grad, ctx.weight.T) + _grad_x(ctx, grad)
+    if ctx.needs_input_grad[1]:
+        grad_weight = rows.T @ (ctx.x.flatten(0, -2) if ctx.x.dim() > 1 else ctx.x[None])
+    if ctx.needs_input_grad[2]:
+        grad_bias = rows.sum(0)
+    return grad_x, grad_weight, grad_bias, [None] * ctx.tensors, *[None] * 6
+
+
+torch.library.register_autograd("dts::delta_linear", _delta_linear_backward, setup_context=_delta_linear_setup)
+torch.library.register_autograd("dts::linear", _linear_backward, setup_context=_linear_setup)
