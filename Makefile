@@ -1,0 +1,48 @@
+# Needs Python 3.11 or newer, pip and make.  Every target keeps to its own environment in $(VENV).
+# Variables: VENV=folder  PYTHON=interpreter  ARGS="more arguments for the command"
+
+VENV ?= .venv
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+PIP_INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt
+RUN := $(VENV)/bin/python
+
+.PHONY: help demo test gpu bench bench-cpu lint clean
+.DELETE_ON_ERROR:
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found. Install one, or say make PYTHON=/path/to/python" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV) || { $(PYTHON) -m venv --without-pip --clear $(VENV) && \
+		$(PYTHON) -m pip --python $(VENV)/bin/python install pip; }
+
+$(VENV)/.%-installed: pyproject.toml setup.py constraints.txt | $(VENV)/bin/python
+	@echo "Installing the package and what '$*' needs into $(VENV) (PyTorch is the big one)"
+	$(PIP_INSTALL) -e '.[$*]'
+	@touch $@
+
+demo: $(VENV)/.demo-installed ## fine-tune, compress, load and answer on real data; about 8 minutes, then seconds
+	@$(RUN) -m dts demo $(ARGS)
+
+test: $(VENV)/.test-installed ## the whole test suite (what .ci/run runs)
+	$(RUN) -m pytest $(ARGS)
+
+gpu: $(VENV)/.test-installed ## tests and benchmarks that need a CUDA device
+	$(RUN) -m pytest -m gpu tests $(ARGS)
+	$(RUN) -m benchmarks.kernels.gpu
+
+bench: $(VENV)/.test-installed ## codec, packing, products, load and switch
+	$(RUN) -m pytest benchmarks --benchmark-enable --benchmark-only $(ARGS)
+
+bench-cpu: $(VENV)/.test-installed ## the CPU kernels beside nn.Linear, LoRA and dense models
+	$(RUN) -m benchmarks.kernels.cpu $(ARGS)
+
+lint: $(VENV)/.test-installed ## ruff
+	$(VENV)/bin/ruff check .
+
+clean: ## remove everything that can be made again
+	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .benchmarks
+	find dts dts_kernels tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+	find dts_kernels -name '*.so' -delete

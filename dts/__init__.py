@@ -1,0 +1,43 @@
+"""One base model, many fine-tunes, each kept as a 2-bit low-rank difference (DTS, arXiv 2512.01461).
+
+Every public name is reached as ``dts.<name>`` and imported on first use (PEP 562), so that ``import dts``
+costs next to nothing and pulls in neither transformers nor triton.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_MODULES = ("adapter", "checkpoint", "codec", "integrations", "merge", "metrics", "nn", "serve", "unseen")
+
+_NAMES = {
+    "dts.codec": ("Factors", "Part", "Unencodable", "compress_tensor"),
+    "dts.checkpoint": ("Checkpoint", "open_checkpoint"),
+    "dts.adapter": ("Adapter", "compress"),
+    "dts.nn": (
+        "DTSConv1D",
+        "DTSConv2d",
+        "DTSEmbedding",
+        "DTSLinear",
+        "DTSModel",
+        "DTSMultiheadAttention",
+        "DTSNorm",
+    ),
+}
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
+
+__all__ = sorted([*_MODULE_OF, *_MODULES])
+
+
+def __getattr__(name: str):
+    if name in _MODULES:
+        return importlib.import_module(f"dts.{name}")
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'dts' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULE_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
