@@ -1,0 +1,167 @@
+"""One compressed matrix: packed codes, where they sit in the full matrix, and what was lost.
+
+A delta [m, n] often has rows or columns that are exactly zero (embedding rows no token touched).
+They are removed before coding, so ``packed`` is of the compact [m', n'] matrix and ``rows`` and
+``columns`` say where its rows and columns go.
+
+**Prefixes.**  The components are in the order taken, so the first k of them are an adapter too.  Write
+G = (U^T U) o (V^T V) and b = diag(U^T Delta V).  Method "residual" stores sigma = c s, where s solves
+the least squares problem G s = b and c makes the norm right: c ||Delta_hat(s)|| = ||Delta||.  With
+eps = ||Delta - c Delta_hat(s)||^2 / ||Delta||^2 = ``squared_error`` this means c = 1 / (1 - eps / 2).
+So b = G sigma / c follows from what is stored, and with it the best sigma of any prefix and its exact
+error, without Delta.  From the Cholesky factor L of G, the share of the energy that the best sigma of the
+first k components explains is sum_{i < k} (L^-1 b)_i^2 / ||Delta||^2: all prefixes at once.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from dts_kernels.layout import PackedFactors
+from dts_kernels.reference import factor_values, reconstruct
+
+RIDGE = 1e-7  # of the mean diagonal: keeps the Gram of nearly equal components solvable
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run of ``rank`` components that were made in one way.
+
+    kind: "residual" | "paper" | "sketch"; seed: what regenerates the V side of a sketch, else None.
+    """
+
+    kind: str
+    rank: int
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Factors:
+    """One compressed matrix [m, n]; see the module's docstring.
+
+    packed: of the compact [m', n'] matrix; all parts side by side along the rank axis
+    shape: (m, n); rows, columns: int64 indices of the kept rows and columns, None = all
+    parts: what the components are, in order; norm: ||delta||_F of the delta that was compressed
+    squared_error: ||delta - delta_hat||_F^2 / ||delta||_F^2 at this rank; None where it is not known
+    """
+
+    packed: PackedFactors
+    shape: tuple[int, int]
+    rows: Tensor | None
+    columns: Tensor | None
+    parts: tuple[Part, ...]
+    norm: float
+    squared_error: float | None
+
+    @property
+    def rank(self) -> int:
+        return self.packed.rank
+
+    @property
+    def method(self) -> str:
+        """"paper" or "residual", the kind of the first part."""
+        return self.parts[0].kind if self.parts else "residual"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors on disk, without file headers (what a seed regenerates is not stored)."""
+        index = sum(index_to_disk(kept, size).nbytes
+                    for kept, size in zip((self.rows, self.columns), self.shape) if kept is not None)
+        regenerated = sum((part.rank + 3) // 4 for part in self.parts if part.kind == "sketch")
+        return self.packed.nbytes + index - regenerated * self.packed.v.shape[0]
+
+    def reconstruct(self, rank: int | None = None, dtype=torch.float32) -> Tensor:
+        """The dense delta [m, n], of the first ``rank`` components if given."""
+        if rank is not None and rank < self.rank:
+            return self.prefix(rank).reconstruct(dtype=dtype)
+        compact = reconstruct(self.packed, dtype)
+        if self.rows is None and self.columns is None:
+            return compact
+        full = compact.new_zeros(self.shape)
+        rows = torch.arange(self.shape[0]) if self.rows is None else self.rows
+        columns = torch.arange(self.shape[1]) if self.columns is None else self.columns
+        full[rows[:, None], columns] = compact
+        return full
+
+    def prefix(self, rank: int) -> "Factors":
+        """The first ``rank`` components.
+
+        "residual": sigma is the best of those components, scaled so that the norm is kept, and
+        ``squared_error`` is exact.  "paper": sigma as it was, ``squared_error`` None.
+        """
+        if rank < 0:
+            raise ValueError(f"a prefix has a rank of 0 or more, not {rank}")
+        if rank >= self.rank:
+            return self
+        parts, left = [], rank
+        for part in self.parts:
+            if left:
+                parts.append(replace(part, rank=min(part.rank, left)))
+                left -= parts[-1].rank
+        packed = self.packed.prefix(rank)
+        if rank == 0:
+            return replace(self, packed=packed, parts=(), squared_error=1.0)
+        if any(part.kind != "residual" for part in self.parts):
+            return replace(self, packed=packed, parts=tuple(parts), squared_error=None)
+        gram, moments = self._normal_equations()
+        sigma, explained = least_squares(gram[:rank, :rank], moments[:rank])
+        share = min(1.0, explained[-1].item() / self.norm**2)
+        sigma *= share**-0.5 if share > 0 else 0.0
+        packed = replace(packed, sigma=sigma.float())
+        return replace(self, packed=packed, parts=tuple(parts), squared_error=2 - 2 * share**0.5)
+
+    def prefix_errors(self) -> Tensor:
+        """Squared relative error of every prefix, norm kept: float64 [rank + 1], entry k for rank k.
+
+        Only for "residual"; all of them cost one product of the codes and one Cholesky factorisation.
+        """
+        if any(part.kind != "residual" for part in self.parts):
+            raise ValueError(f"only residual factors know the errors of their prefixes, not {self.method!r}")
+        if not self.rank:
+            return torch.ones(1, dtype=torch.float64)
+        _, explained = least_squares(*self._normal_equations())
+        share = (explained / self.norm**2).clamp(max=1)
+        return torch.cat([torch.ones(1, dtype=torch.float64), 2 - 2 * share.sqrt()])
+
+    def _normal_equations(self) -> tuple[Tensor, Tensor]:
+        """(G float64 [rank, rank], b float64 [rank]) of the module's docstring."""
+        gram = code_gram(*factor_values(self.packed)).double()
+        return gram, gram @ self.packed.sigma.double() * (1 - self.squared_error / 2)
+
+
+def code_gram(u: Tensor, v: Tensor) -> Tensor:
+    """(U^T U) o (V^T V) for U [m, k] and V [n, k]: the inner products of the components u_i v_i^T."""
+    return (u.T @ u).double() * (v.T @ v).double()
+
+
+def least_squares(gram: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
+    """Best sigma for fixed codes.
+
+    gram: float64 [k, k]; moments: float64 [k], diag(U^T Delta V).  Returns sigma float64 [k], and float64 [k]
+    whose entry i is the energy ||Delta||^2 - ||Delta - Delta_hat||^2 that components 0..i explain at their best.
+    """
+    ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    lower = torch.linalg.cholesky(gram + ridge)
+    half = torch.linalg.solve_triangular(lower, moments[:, None], upper=False)
+    sigma = torch.linalg.solve_triangular(lower.T, half, upper=True)
+    return sigma[:, 0], half[:, 0].square().cumsum(0)
+
+
+def index_to_disk(kept: Tensor, size: int) -> Tensor:
+    """Kept indices (int64, ascending, below ``size``) in the smaller of two forms.
+
+    int32 [count], the indices; or uint8 [ceil(size / 8)], a bit an index, index 8j+i in bit i of byte j.
+    """
+    if 4 * len(kept) < (size + 7) // 8:
+        return kept.int()
+    mask = torch.zeros((size + 7) // 8 * 8, dtype=torch.uint8)
+    mask[kept] = 1
+    return (mask.view(-1, 8) << torch.arange(8, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
+
+
+def index_from_disk(stored: Tensor) -> Tensor:
+    """The inverse of `index_to_disk`: int64, ascending."""
+    if stored.dtype == torch.uint8:
+        return (stored[:, None] >> torch.arange(8, dtype=torch.uint8) & 1).flatten().nonzero()[:, 0]
+    return stored.long()
