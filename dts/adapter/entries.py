@@ -1,0 +1,97 @@
+"""One tensor of an adapter: what the adapter knows about one tensor of the fine-tune.
+
+An adapter has an `Entry` only for tensors that differ from the base's; a fine-tuned tensor without an entry is the
+base's, unchanged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from dts.codec.factors import Factors
+
+KINDS = ("factors", "experts", "delta", "value", "tied")
+
+
+@dataclass
+class Entry:
+    """What an adapter stores of one tensor of the fine-tune.
+
+    kind      stored
+    factors   ``factors``: one compressed matrix.  Its shape is the base tensor's, flattened to 2-D from the second
+              dimension on (convolutions).  ``None`` if only ``added_rows`` are stored (the shared rows are the base's)
+    experts   ``factors``: a list, one a matrix of a base tensor [E, m, n]; ``None`` for an expert left as it is
+    delta     ``tensor``: finetuned - base, raw (biases, norms); base + tensor is the fine-tune's value exactly
+    value     ``tensor``: the fine-tune's whole value, either because only the fine-tune has it (``task_only``) or
+              because a difference would not give it back exactly (integers, booleans, coarse dtypes)
+    tied      nothing: it is the tensor named ``tied_to``
+
+    name: the fine-tune's name;  base_name: the base's (None if ``task_only``);  shape, dtype: the fine-tune's.
+    added_rows: [rows beyond the base's, ...] of an enlarged vocabulary, whole values in the fine-tune's dtype.
+    norm: ||finetuned - base||_F;  squared_error: ||delta - delta_hat||^2 / ||delta||^2 as measured when compressed.
+    """
+
+    name: str
+    base_name: str | None
+    shape: tuple[int, ...]
+    kind: str
+    dtype: torch.dtype = torch.float32
+    factors: Factors | list[Factors | None] | None = None
+    tensor: Tensor | None = None
+    added_rows: Tensor | None = None
+    task_only: bool = False
+    tied_to: str | None = None
+    norm: float = 0.0
+    squared_error: float = 0.0
+
+    @property
+    def base_shape(self) -> tuple[int, ...]:
+        """Shape of the base's tensor: ``shape`` without the added rows."""
+        added = 0 if self.added_rows is None else self.added_rows.shape[0]
+        return (self.shape[0] - added, *self.shape[1:]) if added else self.shape
+
+    @property
+    def rank(self) -> int:
+        """Kept components (the most of any expert); 0 for what is not factorised."""
+        if isinstance(self.factors, list):
+            return max((f.rank for f in self.factors if f is not None), default=0)
+        return 0 if self.factors is None else self.factors.rank
+
+    def delta(self, base: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The reconstructed difference on the base's shape, dense.
+
+        base: the base's tensor; only kind "value" needs it.  Not defined for "tied" and ``task_only`` entries.
+        """
+        if self.kind == "tied" or self.task_only:
+            raise ValueError(f"{self.name} has no difference of its own: it is {self.tied_to or 'only the fine-tune'}'s")
+        if self.kind == "value":
+            if base is None:
+                raise ValueError(f"{self.name} is stored as a whole value: its difference needs the base's tensor")
+            return self.tensor.to(base.device, dtype) - base.to(dtype)
+        if self.kind == "delta":
+            return self.tensor.to(dtype)
+        if self.kind == "experts":
+            matrix = self.base_shape[1:]
+            return torch.stack([torch.zeros(matrix, dtype=dtype) if f is None else f.reconstruct(dtype=dtype)
+                                for f in self.factors])  # fmt: skip
+        if self.factors is None:
+            return torch.zeros(self.base_shape, dtype=dtype)
+        return self.factors.reconstruct(dtype=dtype).reshape(self.base_shape)
+
+    def apply(self, base: Tensor | None) -> Tensor:
+        """The fine-tune's tensor: base + delta in fp32, rounded once to the fine-tune's dtype.
+
+        base: the base's tensor, or None if ``task_only``.
+        """
+        if self.kind == "value":
+            return self.tensor.to(self.dtype)
+        value = base.to(torch.float32) if base.dtype != torch.float64 else base
+        value = (value + self.delta(dtype=value.dtype).to(value.device)).to(self.dtype)
+        if self.added_rows is not None:
+            value = torch.cat([value, self.added_rows.to(value.device, self.dtype)])
+        return value
