@@ -2,6 +2,6 @@
 
 from .bank import Bank, Routing
 from .layout import PackedFactors, pack, unpack
-from .ops import delta_linear, linear, reconstruct
+from .ops import delta_embedding, delta_linear, linear, reconstruct
 
-__all__ = ["Bank", "PackedFactors", "Routing", "delta_linear", "linear", "pack", "reconstruct", "unpack"]
+__all__ = ["Bank", "PackedFactors", "Routing", "delta_embedding", "delta_linear", "linear", "pack", "reconstruct", "unpack"]

@@ -1,6 +1,6 @@
 """The public face: products with packed factors as torch.library ops.
 
-`delta_linear`, `linear` and `reconstruct` take a `Bank` and a `Routing` and call the op of the same
+`delta_linear`, `linear`, `delta_embedding` and `reconstruct` take a `Bank` and a `Routing` and call the op of the same
 name in the namespace ``dts``, which has a fake (shapes without data), autograd for x (factors are
 constants) and an implementation for every device.
 """
@@ -21,8 +21,10 @@ _library.define(
     "int max_rank, str layout, ScalarType dtype) -> Tensor"
 )
 
+_library.define(f"delta_embedding(Tensor ids, {_BANK}, ScalarType dtype) -> Tensor")
+
 # path name -> implementation; the fast paths add theirs when they are imported
-DELTA_LINEAR, LINEAR, RECONSTRUCT = {}, {}, {}
+DELTA_LINEAR, LINEAR, RECONSTRUCT, DELTA_EMBEDDING = {}, {}, {}, {}
 
 
 def delta_linear(x: Tensor, bank: Bank, routing: Routing, y: Tensor | None = None) -> Tensor:
@@ -52,6 +54,20 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, bank: Bank, routing: 
     return torch.ops.dts.linear(
         x, weight, bias, bank.packed, bank.table, routing.slots, routing.weights, bank.out_features, bank.max_rank,
         bank.layout,
+    )
+
+
+def delta_embedding(ids: Tensor, bank: Bank, routing: Routing, dtype=torch.float32) -> Tensor:
+    """Rows of the dense delta of each row's tasks: sum of gamma U[id] diag(sigma) V.
+
+    ids: int64 [...], rows of the bank's matrix, -1 for none (zeros).  Returns ``dtype`` [..., bank.in_features].
+    Ids that no row has raise IndexError.
+    """
+    rows, entries = ids.numel(), routing.slots.shape[0]
+    if entries == 0 and rows or entries and rows % entries:
+        raise ValueError(f"{rows} ids {list(ids.shape)} are no multiple of the routing's {entries} entries")
+    return torch.ops.dts.delta_embedding(
+        ids, bank.packed, bank.table, routing.slots, routing.weights, bank.in_features, bank.max_rank, bank.layout, dtype
     )
 
 
@@ -148,6 +164,19 @@ def _reconstruct_reference(packed, table, gamma, base, out_features, in_features
     return out.to(dtype)
 
 
+def _delta_embedding(ids, packed, table, slots, weights, in_features, max_rank, layout, dtype):
+    problem = Problem("delta_embedding", ids.device.type, str(dtype).removeprefix("torch."), ids.numel(), in_features,
+                      in_features, max_rank, slots.shape[0], slots.shape[1], table.shape[0], layout)
+    return _run(DELTA_EMBEDDING, problem, ids, packed, table, slots, weights, in_features, dtype)
+
+
+def _delta_embedding_reference(ids, packed, table, slots, weights, in_features, dtype):
+    out = reference.delta_embedding(ids.flatten(), factors_of(packed, table)[0], slots, weights, in_features,
+                                    torch.float64 if dtype == torch.float64 else torch.float32)
+    return out.reshape(*ids.shape, in_features).to(dtype)
+
+
+DELTA_EMBEDDING["reference"] = _delta_embedding_reference
 DELTA_LINEAR["reference"] = _delta_linear_reference
 LINEAR["reference"] = _linear_reference
 RECONSTRUCT["reference"] = _reconstruct_reference
@@ -155,6 +184,7 @@ RECONSTRUCT["reference"] = _reconstruct_reference
 _library.impl("delta_linear", _delta_linear, "CompositeExplicitAutograd")
 _library.impl("linear", _linear, "CompositeExplicitAutograd")
 _library.impl("reconstruct", _reconstruct, "CompositeExplicitAutograd")
+_library.impl("delta_embedding", _delta_embedding, "CompositeExplicitAutograd")
 
 
 # ---- fakes and gradients ---------------------------------------------------------------------------------------
@@ -168,6 +198,11 @@ def _(x, y, packed, table, slots, weights, out_features, max_rank, layout, trans
 @torch.library.register_fake("dts::linear")
 def _(x, weight, bias, packed, table, slots, weights, out_features, max_rank, layout):
     return x.new_empty(x.shape[:-1] + (out_features,))
+
+
+@torch.library.register_fake("dts::delta_embedding")
+def _(ids, packed, table, slots, weights, in_features, max_rank, layout, dtype):
+    return ids.new_empty((*ids.shape, in_features), dtype=dtype)
 
 
 @torch.library.register_fake("dts::reconstruct")

@@ -89,3 +89,22 @@ def embedding(ids: Tensor, factors: PackedFactors, dtype=torch.float32) -> Tenso
     u_levels, v_levels = (None, None) if factors.levels is None else factors.levels
     u = decode(factors.u[ids], factors.rank, u_levels, dtype)
     return (u * factors.sigma.to(dtype)) @ decode(factors.v, factors.rank, v_levels, dtype).T
+
+
+def delta_embedding(ids: Tensor, factors: dict[int, PackedFactors], slots: Tensor, weights: Tensor, in_features: int,
+                    dtype=torch.float32) -> Tensor:
+    """Each row's embedding delta, summed over its tasks; the arguments are those of `delta_linear`.
+
+    ids: int64 [rows], -1 = zeros.  Returns dtype [rows, in_features].
+    """
+    rows = ids.shape[0]
+    out = torch.zeros(rows, in_features, dtype=dtype, device=ids.device)
+    if not rows:
+        return out
+    slots, weights = (t.repeat_interleave(rows // slots.shape[0], 0) for t in (slots, weights))
+    for place in range(slots.shape[1]):
+        for slot in slots[:, place].unique().tolist():
+            if slot in factors:
+                chosen = ((slots[:, place] == slot) & (ids >= 0)).nonzero()[:, 0]
+                out[chosen] += weights[chosen, place, None].to(dtype) * embedding(ids[chosen], factors[slot], dtype)
+    return out

@@ -1,0 +1,105 @@
+"""Transformers models: which class to build, and where its loader puts the tensors of a checkpoint."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import nn
+
+from dts.adapter import Adapter
+from dts.checkpoint import open_checkpoint
+from dts.checkpoint.fingerprint import fingerprint
+from dts.nn.names import Target, sites
+
+
+def load_base(path: str | Path, adapters: list[Adapter], **options) -> nn.Module:
+    """The base model of a folder or hub id, in eval mode, ready for the adapters.
+
+    It is built with the fine-tunes' architecture where they bring tensors that the base lacks (heads).
+    options: for transformers' ``from_pretrained``.  Raises ValueError if an adapter was made for another base.
+    """
+    import transformers
+
+    _check_base(path, adapters)
+    architecture = _architecture(adapters)
+    config = options.pop("config", None) or transformers.AutoConfig.from_pretrained(path)
+    architecture = architecture or (config.architectures or [None])[0]
+    cls = getattr(transformers, architecture) if architecture else transformers.AutoModel
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # a head that is missing in the base comes with each task
+    try:
+        return cls.from_pretrained(path, config=config, **options).eval()
+    finally:
+        transformers.logging.set_verbosity(level)
+
+
+def _architecture(adapters: list[Adapter]) -> str | None:
+    """The one class that all fine-tunes with heads of their own were saved from, None if there are none."""
+    found = {}
+    for adapter in adapters:
+        if any(entry.task_only for entry in adapter.entries.values()):
+            names = (adapter.model_config or {}).get("architectures") or [None]
+            found.setdefault(names[0], []).append(adapter.name)
+    found.pop(None, None)
+    if len(found) > 1:
+        raise ValueError(f"the adapters are for different architectures, load them into one model each: {found}")
+    return next(iter(found), None)
+
+
+def _check_base(path: str | Path, adapters: list[Adapter]) -> None:
+    expected = {a.name: (a.config or {}).get("base", {}).get("fingerprint") for a in adapters}
+    expected = {name: value for name, value in expected.items() if value}
+    if not expected:
+        return
+    found = fingerprint(open_checkpoint(path))
+    wrong = [f"{name} was made for {value}" for name, value in expected.items() if value != found]
+    if wrong:
+        raise ValueError(f"{path} (fingerprint {found}) is not the base of: {'; '.join(wrong)}")
+
+
+def renamer(model: nn.Module) -> Callable[[str], Target]:
+    """How transformers' loader turns the names of a checkpoint into those of a model in memory.
+
+    It renames modules between versions and stacks experts' matrices; both are read off its own conversion tables.
+    """
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming
+    except ImportError:  # transformers 4: names in memory are those on disk
+        return Target
+    known = sites(model)
+    mapping = get_model_conversion_mapping(model)
+    renamings = [m for m in mapping if isinstance(m, WeightRenaming)]
+    converters = [m for m in mapping if isinstance(m, WeightConverter)]
+
+    def rename(name: str) -> Target:
+        if name in known:
+            return Target(name)
+        renamed = name
+        for renaming in renamings:
+            renamed, _ = renaming.rename_source_key(renamed)
+        for converter in converters:
+            target, pattern = converter.rename_source_key(renamed)
+            if pattern is not None:
+                return _converted(name, renamed, target, pattern, converter)
+        return Target(renamed)
+
+    return rename
+
+
+def _converted(name: str, renamed: str, target: str, pattern: str, converter) -> Target:
+    """The part of a fused parameter that one tensor of a checkpoint becomes."""
+    steps = [type(op).__name__ for op in converter.operations]
+    stacked = "MergeModulelist" in steps
+    joined = [op for op in converter.operations if type(op).__name__ == "Concatenate"]
+    rows = 1 if stacked else 0
+    if set(steps) - {"MergeModulelist", "Concatenate"} or any(op.dim != rows for op in joined):
+        raise ValueError(f"{name}: transformers turns it into {target} by {', '.join(steps)}, which cannot be followed")
+    expert = None
+    if stacked:
+        regex = re.escape(pattern).replace(r"\*", r"(\d+)").replace("\\^", "").replace("\\$", "")
+        expert = int(re.search(regex, renamed).group(1))
+    sources = list(converter.source_patterns)
+    return Target(target, expert, sources.index(pattern), len(sources) if joined else 1)

@@ -1,0 +1,45 @@
+"""Convolutions: the delta is a linear layer on the patches that the convolution sees."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dts.nn.deltas import Piece
+from dts.nn.layer import Layer, beside, standalone
+
+
+class DTSConv2d(Layer, nn.Conv2d):
+    """An `nn.Conv2d` (one group) that adds each row's deltas; the matrix is [out, in * kh * kw]."""
+
+    @classmethod
+    def supports(cls, module: nn.Module, pieces: dict[str, list[Piece]]) -> bool:
+        kinds = {p.kind for p in pieces.get("weight", [])}
+        bias = {p.kind for p in pieces.get("bias", [])}
+        return module.groups == 1 and set(pieces) <= {"weight", "bias"} and kinds <= {"factors"} and bias <= {"raw"}
+
+    @classmethod
+    def from_conv2d(cls, conv: nn.Conv2d) -> "DTSConv2d":
+        """A layer that shares the parameters of ``conv`` and leaves it as it is."""
+        return standalone(conv, cls)
+
+    def forward(self, x: Tensor) -> Tensor:
+        dts = self.dts
+        if not dts.routed():
+            return super().forward(x)
+        x, routing = dts.enter(x if x.dim() == 4 else x[None])
+        y = super().forward(x)
+        weight, bias = dts.get("weight"), dts.get("bias")
+        if weight is not None and weight.plain is not None:
+            delta = weight.plain.add_product(self._patches(x), y.flatten(2).mT, routing)
+            y = delta.mT.reshape(y.shape)
+        if bias is not None and bias.raw.tensors:
+            rows = bias.raw.rows(routing, y.dtype)
+            y = y + beside(y, rows[:, :, None, None])
+        return dts.leave(y)
+
+    def _patches(self, x: Tensor) -> Tensor:
+        """What each output position sees: [batch, positions, in * kh * kw]."""
+        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        x = nn.functional.pad(x, self._reversed_padding_repeated_twice, mode=mode)
+        return nn.functional.unfold(x, self.kernel_size, self.dilation, stride=self.stride).mT

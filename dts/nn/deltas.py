@@ -1,0 +1,298 @@
+"""All tasks' deltas of one parameter, in the forms an adapter stores them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from dts.codec.factors import Factors
+from dts.nn.routing import gammas
+from dts_kernels import Bank, PackedFactors, Routing, delta_embedding, delta_linear, linear, reconstruct
+
+
+@dataclass
+class Piece:
+    """What one entry of an adapter changes of one parameter.
+
+    kind: "factors" (data: `Factors`), "raw" (a delta), "value" (a whole tensor), "added" (rows beyond the base's)
+    expert: index into a parameter [E, m, n];  row: where it starts, for a part of a fused matrix
+    """
+
+    kind: str
+    data: Factors | Tensor
+    expert: int | None = None
+    row: int | None = None
+
+
+@dataclass
+class Block:
+    """A task's factors that cover only some rows or columns of the matrix (int64 indices; None = all)."""
+
+    bank: Bank
+    rows: Tensor | None
+    columns: Tensor | None
+    lookup: Tensor | None  # int32 [all rows]: row of the matrix -> row of the bank, -1 = none
+
+    def to(self, device) -> "Block":
+        move = lambda t: None if t is None else t.to(device)  # noqa: E731
+        return Block(self.bank.to(device), move(self.rows), move(self.columns), move(self.lookup))
+
+
+class MatrixDelta:
+    """Packed deltas of one [m, n] matrix: a bank that all tasks share, and blocks for factors with gaps."""
+
+    def __init__(self, shape: tuple[int, int], device="cpu"):
+        self.shape = shape
+        self.main = Bank(shape[1], shape[0], device)
+        self.blocks: dict[int, list[Block]] = {}  # slot -> its blocks
+
+    def add(self, slot: int, factors: Factors, row: int = 0, transposed: bool = False) -> None:
+        """Put factors into a slot; row: where their first row goes, for a part of a fused matrix."""
+        packed, rows, columns, shape = factors.packed, factors.rows, factors.columns, factors.shape
+        if factors.rank == 0:
+            return
+        if transposed:
+            packed, rows, columns, shape = packed.transpose(), columns, rows, shape[::-1]
+        if rows is None and columns is None and shape == self.shape:
+            self.main.add(slot, packed)
+            return
+        if shape[0] != self.shape[0]:
+            rows = (torch.arange(shape[0]) if rows is None else rows) + row
+        self.blocks.setdefault(slot, []).append(self._block(slot, packed, rows, columns))
+
+    def _block(self, slot: int, packed: PackedFactors, rows: Tensor | None, columns: Tensor | None) -> Block:
+        bank = Bank(packed.shape[1], packed.shape[0], self.main.device)
+        bank.add(slot, packed)
+        lookup = None
+        if rows is not None:
+            lookup = torch.full((self.shape[0],), -1, dtype=torch.int32)
+            lookup[rows] = torch.arange(len(rows), dtype=torch.int32)
+        return Block(bank, rows, columns, lookup).to(self.main.device)
+
+    def remove(self, slot: int) -> None:
+        self.main.remove(slot)
+        self.blocks.pop(slot, None)
+
+    @property
+    def slots(self) -> set[int]:
+        return set(self.main.slots) | set(self.blocks)
+
+    @property
+    def nbytes(self) -> int:
+        indices = sum(t.nbytes for b in self._all_blocks() for t in (b.rows, b.columns, b.lookup) if t is not None)
+        return self.main.nbytes + indices + sum(b.bank.nbytes for b in self._all_blocks())
+
+    def _all_blocks(self) -> list[Block]:
+        return [block for blocks in self.blocks.values() for block in blocks]
+
+    def to(self, device) -> None:
+        self.main = self.main.to(device)
+        self.blocks = {slot: [block.to(device) for block in blocks] for slot, blocks in self.blocks.items()}
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routing) -> Tensor:
+        """x W^T + b + the delta, base product and main bank in one call."""
+        if self.main.slots:
+            return self._add_blocks(x, linear(x, weight, bias, self.main, routing), routing)
+        return self._add_blocks(x, torch.nn.functional.linear(x, weight, bias), routing)
+
+    def add_product(self, x: Tensor, y: Tensor, routing: Routing) -> Tensor:
+        """y + x Delta^T of each row's tasks."""
+        if self.main.slots:
+            y = delta_linear(x, self.main, routing, y)
+        return self._add_blocks(x, y, routing)
+
+    def _add_blocks(self, x: Tensor, y: Tensor, routing: Routing) -> Tensor:
+        for block in self._all_blocks():
+            part = delta_linear(x if block.columns is None else x.index_select(-1, block.columns), block.bank, routing)
+            y = y + part if block.rows is None else y.index_add(-1, block.rows, part)
+        return y
+
+    def embedding(self, ids: Tensor, routing: Routing, dtype: torch.dtype) -> Tensor | None:
+        """Rows ``ids`` (int64 [...], -1 = zeros) of the delta: dtype [..., n], or None where there is no delta."""
+        out = delta_embedding(ids, self.main, routing, dtype) if self.main.slots else None
+        for block in self._all_blocks():
+            where = ids
+            if block.lookup is not None:
+                where = torch.where(ids < 0, -1, block.lookup[ids.clamp(min=0)].long())
+            part = delta_embedding(where, block.bank, routing, dtype)
+            if block.columns is not None:
+                part = part.new_zeros(*ids.shape, self.shape[1]).index_copy(-1, block.columns, part)
+            out = part if out is None else out + part
+        return out
+
+    def dense(self, base: Tensor, routing: Routing) -> Tensor:
+        """base + the delta of the one mixture of ``routing`` (one entry), in base's dtype [m, n]."""
+        for bank, rows, columns in [(self.main, None, None)] + [(b.bank, b.rows, b.columns) for b in self._all_blocks()]:
+            if not bank.slots:
+                continue
+            gamma = gammas(routing, bank.table.shape[0])[0]
+            if rows is None and columns is None:
+                base = reconstruct(bank, gamma, base)
+                continue
+            part = reconstruct(bank, gamma, dtype=base.dtype)
+            if columns is not None:
+                part = part.new_zeros(part.shape[0], base.shape[1]).index_copy(1, columns, part)
+            base = base + part if rows is None else base.index_add(0, rows, part)
+        return base
+
+
+class Table:
+    """Raw tensors of the tasks that have one, stacked by slot; sizes of dim 0 may differ, shorter ones end in zeros."""
+
+    def __init__(self, device="cpu"):
+        self.device = torch.device(device)
+        self.tensors: dict[int, Tensor] = {}
+        self._refresh()
+
+    def add(self, slot: int, tensor: Tensor) -> None:
+        self.tensors[slot] = tensor.detach().to(self.device)
+        self._refresh()
+
+    def remove(self, slot: int) -> None:
+        self.tensors.pop(slot, None)
+        self._refresh()
+
+    def to(self, device) -> None:
+        self.device = torch.device(device)
+        self.tensors = {slot: tensor.to(device) for slot, tensor in self.tensors.items()}
+        self._refresh()
+
+    def _refresh(self) -> None:
+        """stack: [slots, longest, ...];  length: int64 [slots], 0 = this slot has none."""
+        self.longest = max((t.shape[0] if t.dim() else 1 for t in self.tensors.values()), default=0)
+        if not self.tensors:
+            self.stack = self.length = None
+            return
+        first = next(iter(self.tensors.values()))
+        shape = (max(self.tensors) + 1, self.longest, *first.shape[1:]) if first.dim() else (max(self.tensors) + 1,)
+        dtype = reduce(torch.promote_types, [t.dtype for t in self.tensors.values()])
+        self.stack = torch.zeros(shape, dtype=dtype, device=self.device)
+        self.length = torch.zeros(shape[0], dtype=torch.int64, device=self.device)
+        for slot, tensor in list(self.tensors.items()):
+            if tensor.dim():
+                self.stack[slot, : tensor.shape[0]] = tensor
+                self.tensors[slot] = self.stack[slot, : tensor.shape[0]]  # a view: the stack is the only copy
+            else:
+                self.stack[slot] = tensor
+            self.length[slot] = self.longest if not tensor.dim() else tensor.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        return 0 if self.stack is None else self.stack.nbytes
+
+    def rows(self, routing: Routing, dtype: torch.dtype) -> Tensor:
+        """Sum of gamma * tensor over each entry's tasks: dtype [entries, longest, ...]."""
+        index, gamma = self._index(routing)
+        shape = (*index.shape, *[1] * (self.stack.dim() - 1))
+        return (self.stack[index].to(dtype) * gamma.to(dtype).view(shape)).sum(1)
+
+    def lengths(self, routing: Routing) -> Tensor:
+        """int64 [entries]: rows of each entry's tensor, 0 where its tasks have none."""
+        index, gamma = self._index(routing)
+        return torch.where(gamma != 0, self.length[index], 0).amax(1)
+
+    def _index(self, routing: Routing) -> tuple[Tensor, Tensor]:
+        none = (routing.slots < 0) | (routing.slots >= self.stack.shape[0])
+        index = torch.where(none, 0, routing.slots).long()
+        return index, torch.where(none | (self.length[index] == 0), 0.0, routing.weights)
+
+
+class ParameterDelta:
+    """All tasks' deltas of one parameter or buffer of any shape.
+
+    matrices: expert -> `MatrixDelta` (expert None for a parameter that is one matrix, flattened to 2-D)
+    raw: finetuned - base;  values: the fine-tune's whole tensor instead of the base's
+    added: whole rows beyond the base's (an enlarged vocabulary)
+    transposed: the parameter is stored [in, out]; its matrix here is [out, in]
+    """
+
+    def __init__(self, shape: torch.Size, device="cpu", transposed=False):
+        self.shape, self.device, self.transposed = tuple(shape), torch.device(device), transposed
+        self.matrices: dict[int | None, MatrixDelta] = {}
+        self.raw, self.values, self.added = Table(device), Table(device), Table(device)
+
+    def matrix(self, expert: int | None = None) -> MatrixDelta:
+        """The delta of one expert's matrix, made on first use."""
+        if expert not in self.matrices:
+            shape = self.shape[1:] if expert is not None else self.shape
+            flat = (shape[0], torch.Size(shape[1:]).numel())
+            self.matrices[expert] = MatrixDelta(flat[::-1] if self.transposed else flat, self.device)
+        return self.matrices[expert]
+
+    @property
+    def plain(self) -> MatrixDelta | None:
+        """The delta of a parameter that is one matrix."""
+        return self.matrices.get(None)
+
+    @property
+    def slots(self) -> set[int]:
+        """Tasks that change this parameter."""
+        tables = set(self.raw.tensors) | set(self.values.tensors) | set(self.added.tensors)
+        return tables.union(*[m.slots for m in self.matrices.values()])
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in (self.raw, self.values, self.added, *self.matrices.values()))
+
+    def add(self, slot: int, piece: Piece) -> None:
+        if piece.kind == "factors":
+            self.matrix(piece.expert).add(slot, piece.data, piece.row or 0, self.transposed)
+        elif piece.kind == "raw":
+            self.raw.add(slot, self._whole(slot, piece))
+        else:
+            (self.values if piece.kind == "value" else self.added).add(slot, piece.data)
+
+    def _whole(self, slot: int, piece: Piece) -> Tensor:
+        """A raw delta of the parameter's shape; parts of a fused parameter add up."""
+        if piece.expert is None and piece.row is None:
+            return piece.data.reshape(self.shape)
+        whole = self.raw.tensors.get(slot, torch.zeros(self.shape, dtype=piece.data.dtype)).clone()
+        part = whole if piece.expert is None else whole[piece.expert]
+        row = piece.row or 0
+        part[row : row + piece.data.shape[0]] += piece.data.to(whole.device)
+        return whole
+
+    def remove(self, slot: int) -> None:
+        for part in (self.raw, self.values, self.added, *self.matrices.values()):
+            part.remove(slot)
+
+    def to(self, device) -> None:
+        self.device = torch.device(device)
+        for part in (self.raw, self.values, self.added, *self.matrices.values()):
+            part.to(device)
+
+    def dense(self, base: Tensor, routing: Routing) -> Tensor:
+        """The whole tensor for the one mixture of ``routing`` (one entry), in base's dtype.
+
+        base + sum of gamma delta in fp32 or wider, rounded once; a task's whole value takes the place of the base.
+        """
+        if not base.is_floating_point():
+            return self._value(base, routing) if self.values.tensors else base
+        wide = torch.float64 if base.dtype == torch.float64 else torch.float32
+        full = base.detach().to(wide)
+        for expert, matrix in self.matrices.items():
+            if expert is not None:
+                full = torch.cat([full[:expert], matrix.dense(full[expert], routing)[None], full[expert + 1 :]])
+            elif self.transposed:
+                full = matrix.dense(full.T, routing).T
+            else:
+                full = matrix.dense(full.flatten(1), routing).view(full.shape)
+        if self.raw.tensors:
+            full = full + self.raw.rows(routing, wide)[0]
+        full = full.to(base.dtype)
+        return self._value(full, routing) if self.values.tensors else full
+
+    def _value(self, base: Tensor, routing: Routing) -> Tensor:
+        """The fine-tune's value where a task has one; a task's own head may have other sizes than the base's."""
+        if base.is_floating_point():
+            value = self.values.rows(routing, base.dtype)[0]
+        else:
+            index, _ = self.values._index(routing)
+            value = self.values.stack[index[0, 0]].to(base.dtype)
+        has = self.values.lengths(routing)[0] > 0
+        if value.shape == base.shape:
+            return torch.where(has, value, base)
+        return value[: int(self.values.lengths(routing)[0])] if has else base

@@ -1,0 +1,63 @@
+"""Embeddings: rows of the base's table plus those rows of the delta, decoded on demand."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dts.nn.deltas import Piece
+from dts.nn.layer import Layer, beside, standalone
+
+
+class DTSEmbedding(Layer, nn.Embedding):
+    """An `nn.Embedding` that adds each row's deltas.
+
+    Ids [batch, ...] (or [1, ...], shared by all rows, as position ids are).  A task with an enlarged vocabulary has its
+    own rows beyond the base's; an id that the row's task does not have raises IndexError as in `nn.Embedding`.
+    """
+
+    @classmethod
+    def supports(cls, module: nn.Module, pieces: dict[str, list[Piece]]) -> bool:
+        kinds = {p.kind for parts in pieces.values() for p in parts}
+        return set(pieces) <= {"weight"} and "value" not in kinds and module.max_norm is None
+
+    @classmethod
+    def from_embedding(cls, embedding: nn.Embedding) -> "DTSEmbedding":
+        """A layer that shares the parameters of ``embedding`` and leaves it as it is."""
+        return standalone(embedding, cls)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        dts, delta = self.dts, self.dts.get("weight")
+        if not dts.routed() or delta is None:
+            return super().forward(ids)
+        ids, routing = dts.enter(ids)
+        beyond = ids >= self.num_embeddings
+        inside = torch.where(beyond, 0, ids) if delta.added.tensors else ids
+        y = super().forward(inside)
+        rows = None if delta.plain is None else delta.plain.embedding(inside, routing, y.dtype)
+        if rows is not None:
+            y = y + rows
+        if delta.raw.tensors:
+            y = y + self._raw(inside, delta.raw, routing, y)
+        if delta.added.tensors:
+            y = torch.where(beyond[..., None], self._added(ids, beyond, delta.added, routing, y), y)
+        return dts.leave(y)
+
+    @staticmethod
+    def _raw(ids: Tensor, table, routing, y: Tensor) -> Tensor:
+        index, gamma = table._index(routing)
+        return sum(
+            table.stack[beside(ids, index[:, p]), ids].to(y.dtype) * beside(y, gamma[:, p, None].to(y.dtype))
+            for p in range(index.shape[1])
+        )
+
+    def _added(self, ids: Tensor, beyond: Tensor, table, routing, y: Tensor) -> Tensor:
+        """Whole rows of an enlarged vocabulary; a mixture takes the weighted sum of its tasks that have the id."""
+        place = torch.where(beyond, ids - self.num_embeddings, 0)
+        lengths = beside(ids, table.lengths(routing))
+        if not torch.compiler.is_compiling() and bool((beyond & (place >= lengths)).any()):
+            raise IndexError(
+                f"{self.dts.name or 'embedding'}: an id of {int(ids.max())} is beyond the vocabulary of its row's task "
+                f"({self.num_embeddings} ids in the base)"
+            )
+        return self._raw(place.clamp(max=table.stack.shape[1] - 1), table, routing, y)

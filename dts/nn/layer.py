@@ -1,0 +1,159 @@
+"""What all DTS layers have in common: the base layer itself, with packed deltas beside its parameters.
+
+A DTS layer *is* its base layer: `adopt` changes the class of the module in place and keeps its parameters, hooks,
+name and ``state_dict`` keys, `release` changes it back.  So ties between modules, ``isinstance`` checks and checkpoints
+stay as they were.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from dts.nn.deltas import ParameterDelta, Piece
+from dts.nn.routing import RoutingState
+from dts_kernels import Routing
+
+SHARED = -1  # the input has no batch axis but size 1 in the first: repeated for every row
+UNROUTABLE = -2  # the rows of the input cannot be told apart: only one mixture at a time
+
+
+class LayerDeltas:
+    """Deltas of one layer's parameters, and where the batch is in its input.
+
+    heads: slots of the tasks that bring this layer whole, because the base has none.
+    axis: the axis of the input whose size is a multiple of the batch's rows, row by row; or SHARED or UNROUTABLE.
+    axes, out_axes: the same for every tensor argument and output, for layers that run once a task.
+    """
+
+    def __init__(self, state: RoutingState, name: str = ""):
+        self.state, self.name = state, name
+        self.parameters: dict[str, ParameterDelta] = {}
+        self.heads: set[int] = set()
+        self.axis = 0
+        self.axes: list[int] | None = None
+        self.out_axes: list[int] | None = None
+
+    @property
+    def slots(self) -> set[int]:
+        return set().union(*[p.slots for p in self.parameters.values()])
+
+    @property
+    def nbytes(self) -> int:
+        return sum(p.nbytes for p in self.parameters.values())
+
+    def get(self, name: str) -> ParameterDelta | None:
+        return self.parameters.get(name)
+
+    def routed(self) -> bool:
+        """Whether deltas apply at all in the present call."""
+        return self.axis != UNROUTABLE or self.state.rows == 1
+
+    def enter(self, x: Tensor) -> tuple[Tensor, Routing]:
+        """The input with its batch axis first, and the routing on its device."""
+        routing = self.state.on(x.device)
+        rows = routing.slots.shape[0]
+        if rows == 1:
+            return x, routing
+        if self.axis == SHARED and x.shape[0] == 1:
+            return x.expand(rows, *x.shape[1:]), routing
+        if self.axis < 0 or x.shape[self.axis] % rows:
+            raise RuntimeError(
+                f"{self.name or 'a layer'} got an input {list(x.shape)} in which the {rows} rows of the batch cannot be "
+                f"told apart; give rows of one task at a time"
+            )
+        return x.movedim(self.axis, 0), routing
+
+    def leave(self, y: Tensor) -> Tensor:
+        """Undo `enter` on the output."""
+        return y.movedim(0, self.axis) if self.state.rows > 1 and self.axis > 0 else y
+
+
+class Layer:
+    """Mixin in front of a module class; see the module's docstring.  ``dts`` holds its `LayerDeltas`."""
+
+    transposed = False  # the weight is stored [in, out]
+    dts: LayerDeltas
+
+    @classmethod
+    def supports(cls, module: nn.Module, pieces: dict[str, list[Piece]]) -> bool:
+        """Whether rows of several tasks can go through this layer at once; if not, it runs once a task (`Owner`)."""
+        raise NotImplementedError
+
+    def load(self, slot: int, pieces: dict[str, list[Piece]]) -> None:
+        """Put what one task changes of each parameter into a slot."""
+        for name, parts in pieces.items():
+            if name not in self.dts.parameters:
+                transposed = self.transposed and name == "weight"
+                device = getattr(self, name).device
+                self.dts.parameters[name] = ParameterDelta(parameter_shape(self, name), device, transposed)
+            for piece in parts:
+                self.dts.parameters[name].add(slot, piece)
+
+    def remove(self, slot: int) -> None:
+        for parameter in self.dts.parameters.values():
+            parameter.remove(slot)
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        tensor = next((t for t in (*self._parameters.values(), *self._buffers.values()) if t is not None), None)
+        if tensor is not None:
+            for parameter in self.dts.parameters.values():
+                if parameter.device != tensor.device:
+                    parameter.to(tensor.device)
+            if self.dts.state.routing.slots.device != tensor.device:
+                self.dts.state.to(tensor.device)
+        return self
+
+
+@cache
+def _joined(layer: type, base: type) -> type:
+    return type(layer.__name__, (layer, base), {"__module__": layer.__module__})
+
+
+def adopt(module: nn.Module, layer: type[Layer], deltas: LayerDeltas) -> Layer:
+    """Turn a module into a DTS layer, in place."""
+    base = base_class(module)
+    module.__class__ = layer if base in layer.__mro__ else _joined(layer, base)
+    module.dts = deltas
+    return module
+
+
+def release(module: nn.Module) -> nn.Module:
+    """Turn a DTS layer back into its base layer, in place."""
+    if isinstance(module, Layer):
+        module.__class__ = base_class(module)
+        del module.dts
+    return module
+
+
+def parameter_shape(module: nn.Module, name: str) -> tuple[int, ...]:
+    """Shape of a parameter or buffer; that of the matrix it stands for if a linear layer's weight is quantised."""
+    if name == "weight" and hasattr(module, "in_features") and hasattr(module, "out_features"):
+        return module.out_features, module.in_features
+    return tuple(getattr(module, name).shape)
+
+
+def base_class(module: nn.Module) -> type:
+    """The class a module has, or had before `adopt`."""
+    if not isinstance(module, Layer):
+        return type(module)
+    return next(c for c in type(module).__mro__ if not issubclass(c, Layer) and c is not object)
+
+
+def beside(y: Tensor, entries: Tensor) -> Tensor:
+    """Entries [R, ...] repeated to the rows of y (its first axis is a multiple of R), to broadcast over the middle."""
+    repeated = entries.repeat_interleave(y.shape[0] // entries.shape[0], 0) if entries.shape[0] > 1 else entries
+    return repeated.view(repeated.shape[0], *[1] * (y.dim() - entries.dim()), *entries.shape[1:])
+
+
+def standalone(module: nn.Module, layer: type[Layer]) -> Layer:
+    """A DTS layer of its own that shares the parameters of ``module`` and leaves that as it is."""
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    twin = object.__new__(type(module))
+    twin.__dict__ = dict(module.__dict__)
+    for store in ("_parameters", "_buffers", "_modules"):
+        twin.__dict__[store] = dict(module.__dict__[store])
+    return adopt(twin, layer, LayerDeltas(RoutingState(device)))

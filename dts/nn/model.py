@@ -1,0 +1,395 @@
+"""`DTSModel`: one base model in memory, many tasks, a task or a mixture for each row of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dts.adapter import Adapter, Entry
+from dts.nn.attention import DTSMultiheadAttention
+from dts.nn.conv import DTSConv2d
+from dts.nn.deltas import Piece
+from dts.nn.embedding import DTSEmbedding
+from dts.nn.grouped import run_grouped
+from dts.nn.layer import Layer, LayerDeltas, adopt, base_class, release
+from dts.nn.linear import DTSConv1D, DTSLinear, LinearLayer
+from dts.nn.merged import merge
+from dts.nn.names import Target, place
+from dts.nn.norm import DTSLayerNorm, DTSNorm
+from dts.nn.owner import Owner
+from dts.nn.probe import Layout, find_rows
+from dts.nn.routing import Mixture, RoutingState
+
+Task = str | Mapping[str, float] | None  # a name, a mixture {name: weight}, or None for the base
+
+
+@dataclass
+class Loaded:
+    """One task of a model: its slot in every layer's bank, and the adapter it came from (None if from entries)."""
+
+    slot: int
+    adapter: Adapter | None
+
+
+class DTSModel(nn.Module):
+    """Any `nn.Module` as a base that runs every loaded task straight from packed factors.
+
+    The layers that a task changes become DTS layers in place (same parameters, same ``state_dict`` keys); call
+    `merge_and_unload` to get the plain model back.  Everything else of the base model (``config``, ``device``, methods)
+    is reached through this one.
+
+    A call with ``tasks=`` routes its own rows and leaves the task set by `set_task` as it was.  The routing belongs to
+    the model, not to the call: one thread at a time, or one copy of the model a thread (``copy.deepcopy``).
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        self._state = RoutingState(next((p.device for p in model.parameters()), torch.device("cpu")))
+        self._loaded: dict[str, Loaded] = {}
+        self._layouts: dict[tuple, Layout] = {}
+        self._last: list[Task] = [None]
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, adapters: Mapping[str, str | Path | Adapter] | None = None,
+                        **options) -> "DTSModel":  # fmt: skip
+        """A transformers model with adapters: the base's folder or hub id, and a task name -> adapter for each.
+
+        The architecture is the fine-tunes' where they bring heads that the base lacks.  ``options`` go to
+        transformers' ``from_pretrained``.  Refuses adapters of another base.
+        """
+        from dts.integrations.transformers import load_base
+
+        adapters = {name: _adapter(given) for name, given in (adapters or {}).items()}
+        model = cls(load_base(path, list(adapters.values()), **options))
+        for name, adapter in adapters.items():
+            model.load_task(name, adapter)
+        return model
+
+    # ---- tasks -------------------------------------------------------------------------------------------------
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the loaded tasks."""
+        return list(self._loaded)
+
+    def load_task(self, name: str, adapter: Adapter | Mapping[str, Entry] | str | Path, heads: bool = True) -> None:
+        """Load an adapter (or its folder, or entries) under a name; a loaded name is replaced.
+
+        heads: False leaves out the tensors that only the fine-tune has.
+        Raises ValueError that lists every tensor that does not fit; the model is then as before.
+        """
+        adapter = adapter if isinstance(adapter, Mapping) else _adapter(adapter)
+        entries = dict(adapter if isinstance(adapter, Mapping) else adapter.entries)
+        if not heads:
+            entries = {key: entry for key, entry in entries.items() if not entry.task_only}
+        config = getattr(adapter, "model_config", None) or {}
+        placed = place(self.model, entries, self._renamer(), untied=config.get("tie_word_embeddings") is False)
+        by_module: dict[int, tuple[nn.Module, dict[str, list[Piece]], bool]] = {}
+        for site, pieces, task_only in placed:
+            module, parts, head = by_module.get(id(site.module), (site.module, {}, False))
+            by_module[id(site.module)] = module, parts | {site.parameter: pieces}, head or task_only
+        self._with_parents(by_module)
+        classes = {key: layer_class(module, parts) for key, (module, parts, _) in by_module.items()}
+        if name in self._loaded:
+            self.delete_task(name)
+        slot = next(i for i in range(len(self._loaded) + 1) if i not in [t.slot for t in self._loaded.values()])
+        for key, (module, parts, head) in by_module.items():
+            deltas = module.dts if isinstance(module, Layer) else LayerDeltas(self._state)
+            layer = adopt(module, Owner if isinstance(module, Owner) else classes[key], deltas)
+            layer.load(slot, parts)
+            if head:
+                deltas.heads.add(slot)
+        for layer_name, layer in self._layers().items():
+            layer.dts.name = layer_name
+        self._loaded[name] = Loaded(slot, adapter if isinstance(adapter, Adapter) else None)
+        self._layouts.clear()
+        _no_fast_path(self.model)
+
+    def delete_task(self, name: str) -> None:
+        """Forget a task; if it is the one in use, the base is used from then on."""
+        slot = self._loaded[self._known([name])[0]].slot
+        if any(slot in mixture for mixture in self._state.mixtures):
+            self.set_task(None)
+        for layer in self._layers().values():
+            layer.remove(slot)
+            layer.dts.heads.discard(slot)
+        del self._loaded[name]
+        self._layouts.clear()
+
+    def set_task(self, task: Task) -> None:
+        """Use one task, a mixture, or the base (None) for all rows from now on.  Only tensors change."""
+        mixture = self._mixture(task)
+        self._state.set([mixture], self._missing([mixture]))
+        self._last = [task]
+
+    @contextmanager
+    def disable_tasks(self):
+        """The base alone, for a while."""
+        with self._state.using([{}], self._missing([{}])):
+            yield self
+
+    # ---- running -----------------------------------------------------------------------------------------------
+
+    def forward(self, *args, tasks: Task | Sequence[Task] = None, **kwargs):
+        """The base model's forward; see `call` for ``tasks``."""
+        return self.model(*args, **kwargs) if tasks is None else self.call("__call__", *args, tasks=tasks, **kwargs)
+
+    def generate(self, *args, tasks: Task | Sequence[Task] = None, **kwargs):
+        """The base model's ``generate``; every row keeps its task, also with beams or several sequences a row."""
+        return self.call("generate", *args, tasks=tasks, **kwargs)
+
+    def call(self, method: str, *args, tasks: Task | Sequence[Task] = None, **kwargs):
+        """Any method of the base model.
+
+        tasks: a list with one item a row of the batch, or one item for all rows; an item is a task's name, a mixture
+        {name: weight}, or None for the base.  Without ``tasks``, what `set_task` chose.
+
+        Rows of several tasks go through the model together.  Where a layer that they change cannot tell the rows of its
+        input apart, or outputs mix the rows of the batch, the model runs once a task instead; `status` says why.
+        """
+        run = getattr(self.model, method)
+        if tasks is None:
+            return run(*args, **kwargs)
+        rows = list(tasks) if isinstance(tasks, Sequence) and not isinstance(tasks, str) else None
+        self._last = rows if rows is not None else [tasks]
+        self._known([name for task in self._last for name in _names(task)])
+        mixtures = [self._mixture(task) for task in self._last]
+        if rows is not None:
+            _check_rows(len(rows), args, kwargs)
+        if all(mixture == mixtures[0] for mixture in mixtures):
+            with self._state.using(mixtures[:1], self._missing(mixtures[:1])):
+                return run(*args, **kwargs)
+        layers = self._layers()
+        layout = self._layout(method, layers, args, kwargs, len(mixtures))
+        used = {slot for mixture in mixtures for slot in mixture}
+        if layout.coupled or any(layers[name].dts.slots & used for name in layout.unroutable):
+            return run_grouped(run, method, args, kwargs, mixtures, layout, self._uniform)
+        layout.use(layers)
+        with self._state.using(mixtures, self._missing(mixtures)):
+            return run(*args, **kwargs)
+
+    def task_logits(self, logits, tasks: Task | Sequence[Task] = None) -> list[Tensor]:
+        """Each row's logits over its own task's classes: in a mixed batch shorter rows end in -inf.
+
+        logits: a tensor [batch, ..., widest] or an output that has ``.logits``;  tasks: those of the call (default: of
+        the last one).
+        """
+        logits = getattr(logits, "logits", logits)
+        if tasks is not None:
+            rows = list(tasks) if isinstance(tasks, Sequence) and not isinstance(tasks, str) else [tasks]
+        else:
+            rows = self._last
+        if len(rows) == 1:
+            rows = rows * logits.shape[0]
+        return [row[..., : self._width(task, logits.shape[-1])] for task, row in zip(rows, logits, strict=True)]
+
+    def _width(self, task: Task, widest: int) -> int:
+        """Outputs a task has of ``widest``: those of its own head or enlarged vocabulary."""
+        names = _names(task)
+        for layer in self._layers().values():
+            weight = layer.dts.get("weight")
+            if not isinstance(layer, LinearLayer) or weight is None:
+                continue
+            base = layer.weight.shape[1 if layer.transposed else 0]
+            own = [weight.values.tensors.get(self._loaded[name].slot) for name in names]
+            added = [weight.added.tensors.get(self._loaded[name].slot) for name in names]
+            if weight.values.tensors and max(weight.values.longest, base) == widest:
+                if own and own[0] is not None:
+                    return own[0].shape[0]
+            if weight.added.tensors and base + weight.added.longest == widest:
+                return base + max([a.shape[0] for a in added if a is not None], default=0)
+        return widest
+
+    @contextmanager
+    def _uniform(self, mixture: Mixture):
+        with self._state.using([mixture], self._missing([mixture])):
+            yield
+
+    def _layout(self, method: str, layers: dict[str, Layer], args, kwargs, rows: int) -> Layout:
+        plain = {k: v for k, v in kwargs.items() if isinstance(v, (bool, int, float, str))}
+        key = (method, len(args), *sorted(k for k, v in kwargs.items() if isinstance(v, Tensor)), *sorted(plain.items()))
+        if key not in self._layouts:
+            kept = plain | {k: v for k, v in kwargs.items() if isinstance(v, Tensor)}
+            if method == "generate":
+                kept |= {"max_new_tokens": 2, "do_sample": False, "num_beams": 1, "num_return_sequences": 1}
+                kept.pop("max_length", None)
+            probes = []
+            for take in ([0], [0, 1]):
+                some = lambda v, take=take: _rows_of(v, take, rows)  # noqa: E731
+                probes.append(([some(v) for v in args], {k: some(v) for k, v in kept.items()}))
+            self._layouts[key] = find_rows(self.model, layers, self._state, getattr(self.model, method), *probes)
+        return self._layouts[key]
+
+    # ---- leaving -----------------------------------------------------------------------------------------------
+
+    def merge_and_unload(self, task: Task = None) -> nn.Module:
+        """The plain base module with one task (or mixture; None: the base) written into its weights.
+
+        This model is empty afterwards.
+        """
+        mixture = self._mixture(task)
+        routing = RoutingState(self._state.routing.slots.device)
+        routing.set([mixture])
+        merge(self._layers(), routing)
+        for module in self.model.modules():
+            release(module)
+        _fast_path_again(self.model)
+        self._loaded.clear()
+        self._layouts.clear()
+        self._state.set([{}])
+        return self.model
+
+    # ---- what there is -----------------------------------------------------------------------------------------
+
+    def status(self) -> dict:
+        """What is loaded and how it runs: tasks and their bytes in memory, the current task, layers by class, and the
+        layers that force batches of several tasks to run once a task (``grouped``), with the reason."""
+        layers = self._layers()
+        kinds: dict[str, int] = {}
+        for layer in layers.values():
+            kinds[type(layer).__name__] = kinds.get(type(layer).__name__, 0) + 1
+        grouped = {}
+        for layout in self._layouts.values():
+            grouped |= layout.unroutable
+            if layout.coupled:
+                grouped["outputs"] = "rows of the batch meet in them"
+        names = {loaded.slot: name for name, loaded in self._loaded.items()}
+        current = [{names[s]: w for s, w in mixture.items()} for mixture in self._state.mixtures]
+        return {
+            "tasks": self.tasks,
+            "current": current,
+            "nbytes": sum({id(p): p.nbytes for layer in layers.values() for p in layer.dts.parameters.values()}.values()),
+            "layers": kinds,
+            "once_a_task": [name for name, layer in layers.items() if isinstance(layer, Owner)],
+            "grouped": grouped,
+        }
+
+    def state_dict(self, *args, **kwargs):
+        """The base model's: adapters are kept in their own files."""
+        return self.model.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state_dict, *args, **kwargs):
+        return self.model.load_state_dict(state_dict, *args, **kwargs)
+
+    def __getattr__(self, name: str):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "model":
+                raise
+            return getattr(super().__getattr__("model"), name)
+
+    # ---- inside ------------------------------------------------------------------------------------------------
+
+    def _layers(self) -> dict[str, Layer]:
+        return {name: module for name, module in self.model.named_modules() if isinstance(module, Layer)}
+
+    def _known(self, names: list[str]) -> list[str]:
+        unknown = sorted({name for name in names if name not in self._loaded})
+        if unknown:
+            raise ValueError(f"no task {', '.join(map(repr, unknown))}; the loaded tasks are {self.tasks}")
+        return names
+
+    def _mixture(self, task: Task) -> Mixture:
+        if task is not None and not isinstance(task, (str, Mapping)):
+            raise TypeError(f"a task is a name, a mixture {{name: weight}} or None, not {task!r}")
+        names = self._known(_names(task))
+        return {self._loaded[n].slot: float(task[n]) if isinstance(task, Mapping) else 1.0 for n in names}
+
+    def _missing(self, mixtures: list[Mixture]) -> dict[str, str]:
+        """Heads that some row's task does not have, with what to say if they run."""
+        missing, names = {}, {loaded.slot: name for name, loaded in self._loaded.items()}
+        for name, layer in self._layers().items():
+            heads = layer.dts.heads
+            if not heads:
+                continue
+            for row, mixture in enumerate(mixtures):
+                lengths = {tuple(p.values.tensors[s].shape) for p in layer.dts.parameters.values() for s in mixture
+                           if s in p.values.tensors and p is layer.dts.get("weight")}  # fmt: skip
+                if not mixture or not set(mixture) <= heads:
+                    who = " and ".join(repr(names[s]) for s in mixture if s not in heads) or "the base"
+                    missing[name] = (
+                        f"row {row} uses {who}, which has no {name!r} of its own; tasks that have one: "
+                        f"{[names[s] for s in sorted(heads)]}"
+                    )
+                elif len(lengths) > 1:
+                    missing[name] = f"row {row} mixes tasks whose {name!r} has different shapes: {sorted(lengths)}"
+        return missing
+
+    def _with_parents(self, by_module: dict) -> None:
+        """An attention module that reads the weight of its output layer must know that layer's deltas."""
+        for module in self.model.modules():
+            child = getattr(module, "out_proj", None)
+            if isinstance(module, nn.MultiheadAttention) and id(child) in by_module:
+                by_module.setdefault(id(module), (module, {}, False))
+
+    def _renamer(self):
+        if hasattr(self.model, "config") and hasattr(self.model, "base_model_prefix"):
+            from dts.integrations.transformers import renamer
+
+            return renamer(self.model)
+        return Target
+
+
+def layer_class(module: nn.Module, pieces: dict[str, list[Piece]]) -> type[Layer]:
+    """The DTS layer for a module and what changes of it: rows of several tasks together where that is possible."""
+    base = base_class(module)
+    if base.__name__ == "Conv1D" and hasattr(module, "nf"):
+        choice = DTSConv1D
+    elif issubclass(base, nn.Linear):
+        choice = DTSLinear
+    elif hasattr(module, "in_features") and hasattr(module, "out_features") and hasattr(module, "weight"):
+        choice = LinearLayer  # a quantised linear layer of its own class
+    elif issubclass(base, nn.MultiheadAttention):
+        choice = DTSMultiheadAttention
+    else:
+        plain = {nn.Embedding: DTSEmbedding, nn.Conv2d: DTSConv2d, nn.LayerNorm: DTSLayerNorm}
+        choice = plain.get(base, DTSNorm)
+    return choice if choice.supports(module, pieces) else Owner
+
+
+def _adapter(given: Adapter | str | Path) -> Adapter:
+    return given if isinstance(given, Adapter) else Adapter.load(given)
+
+
+def _names(task: Task) -> list[str]:
+    return [] if task is None else [task] if isinstance(task, str) else list(task)
+
+
+def _check_rows(rows: int, args, kwargs) -> None:
+    tensors = {**{f"argument {i}": v for i, v in enumerate(args)}, **kwargs}
+    shapes = {name: list(v.shape) for name, v in tensors.items() if isinstance(v, Tensor)}
+    if not any(shape and shape[0] == rows for shape in shapes.values()):
+        raise ValueError(f"tasks has {rows} items, one a row, but no input has {rows} rows: {shapes}")
+
+
+def _rows_of(value, take: list[int], rows: int):
+    if isinstance(value, Tensor) and value.dim() and value.shape[0] == rows:
+        return value[take]
+    return value
+
+
+def _no_fast_path(model: nn.Module) -> None:
+    """torch's encoder reads its children's weights, past their forward, unless this is off."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0
+        elif isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
+
+
+def _fast_path_again(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            activation = module.activation
+            relu = activation is nn.functional.relu or isinstance(activation, nn.ReLU)
+            gelu = activation is nn.functional.gelu or isinstance(activation, nn.GELU)
+            module.activation_relu_or_gelu = 1 if relu else 2 if gelu else 0
+        elif isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = module.enable_nested_tensor

@@ -1,0 +1,84 @@
+"""Layers whose parameters are vectors: norms and the like."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dts.nn.deltas import Piece
+from dts.nn.layer import Layer, beside, standalone
+from dts.nn.owner import replaced
+
+
+class DTSLayerNorm(Layer, nn.LayerNorm):
+    """An `nn.LayerNorm` with a weight and bias a row."""
+
+    @classmethod
+    def supports(cls, module: nn.Module, pieces: dict[str, list[Piece]]) -> bool:
+        return all(p.kind == "raw" for parts in pieces.values() for p in parts)
+
+    @classmethod
+    def from_layer_norm(cls, norm: nn.LayerNorm) -> "DTSLayerNorm":
+        """A layer that shares the parameters of ``norm`` and leaves it as it is."""
+        return standalone(norm, cls)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.dts.routed():
+            return super().forward(x)
+        x, routing = self.dts.enter(x)
+        weight, bias = (self._rows(name, routing) for name in ("weight", "bias"))
+        if routing.slots.shape[0] == 1:
+            y = nn.functional.layer_norm(x, self.normalized_shape, *(t if t is None else t[0] for t in (weight, bias)),
+                                         self.eps)  # fmt: skip
+        else:
+            y = nn.functional.layer_norm(x, self.normalized_shape, eps=self.eps)
+            y = y * beside(y, weight)
+            y = y if bias is None else y + beside(y, bias)
+        return self.dts.leave(y)
+
+    def _rows(self, name: str, routing) -> Tensor | None:
+        """The parameter of each entry's tasks: [entries, *normalized_shape]."""
+        base, delta = getattr(self, name), self.dts.get(name)
+        if base is None:
+            return None
+        if delta is None or not delta.raw.tensors:
+            return base[None]
+        wide = torch.promote_types(base.dtype, delta.raw.stack.dtype)
+        return (base.to(wide) + delta.raw.rows(routing, wide)).to(base.dtype)
+
+
+class DTSNorm(Layer):
+    """Any module with only 1-D parameters of its own and no children: RMS norms, scales.
+
+    The module's own forward is mapped over the rows, each with its row's parameters.
+    """
+
+    @classmethod
+    def supports(cls, module: nn.Module, pieces: dict[str, list[Piece]]) -> bool:
+        own = [*module.parameters(recurse=False)]
+        return not list(module.children()) and not list(module.buffers(recurse=False)) and all(
+            p.dim() == 1 for p in own
+        ) and all(p.kind == "raw" for parts in pieces.values() for p in parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.dts.routed():
+            return super().forward(x)
+        x, routing = self.dts.enter(x)
+        names = [name for name, delta in self.dts.parameters.items() if delta.raw.tensors]
+        values = []
+        for name in names:
+            base, raw = getattr(self, name), self.dts.get(name).raw
+            wide = torch.promote_types(base.dtype, raw.stack.dtype)
+            values.append((base.to(wide) + raw.rows(routing, wide)).to(base.dtype))
+        forward = super().forward
+
+        def one(x: Tensor, *parameters: Tensor) -> Tensor:
+            with replaced(self, dict(zip(names, parameters))):
+                return forward(x)
+
+        if routing.slots.shape[0] == 1:
+            y = one(x, *(v[0] for v in values))
+        else:
+            entries = routing.slots.shape[0]
+            y = torch.func.vmap(one)(x.unflatten(0, (entries, -1)), *values).flatten(0, 1)
+        return self.dts.leave(y)

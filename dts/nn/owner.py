@@ -1,0 +1,102 @@
+"""Any other module with changed parameters: run once a task, on that task's rows, with those parameters dense.
+
+Class tokens, position tables, fused experts, grouped convolutions: one layer's parameters of one task are dense at a
+time, and only while they are used.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from dts.nn.deltas import Piece
+from dts.nn.layer import Layer
+from dts.nn.routing import groups
+
+
+@contextmanager
+def replaced(module: nn.Module, tensors: dict[str, Tensor]):
+    """The module with other tensors in place of its own parameters and buffers, for a while.  Not thread-safe."""
+    stores = {name: module._parameters if name in module._parameters else module._buffers for name in tensors}
+    before = {name: store[name] for name, store in stores.items()}
+    try:
+        for name, tensor in tensors.items():
+            stores[name][name] = tensor
+        yield
+    finally:
+        for name, store in stores.items():
+            store[name] = before[name]
+
+
+class Owner(Layer):
+    """A module whose own forward runs with the parameters of one mixture at a time."""
+
+    @classmethod
+    def supports(cls, module: nn.Module, pieces: dict[str, list[Piece]]) -> bool:
+        return True
+
+    def forward(self, *args, **kwargs):
+        dts = self.dts
+        if not dts.routed():
+            return super().forward(*args, **kwargs)
+        if dts.state.rows == 1:
+            return self._run(args, kwargs)
+        leaves, spec = tree_flatten((args, kwargs))
+        tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        axes = dict(zip(tensors, dts.axes or [self._guess(leaves[i]) for i in tensors]))
+        results, places = [], []
+        for mixture, rows in groups(dts.state.mixtures):
+            part = list(leaves)
+            for i, axis in axes.items():
+                if axis >= 0:
+                    part[i] = take_rows(leaves[i], axis, rows, dts.state.rows)
+            group_args, group_kwargs = tree_unflatten(part, spec)
+            with dts.state.using([mixture], dts.state.missing):
+                results.append(self._run(group_args, group_kwargs))
+            places += rows
+        return join_rows(results, places, dts.out_axes)
+
+    def _guess(self, tensor: Tensor) -> int:
+        return 0 if tensor.dim() and tensor.shape[0] and tensor.shape[0] % self.dts.state.rows == 0 else -1
+
+    def _run(self, args, kwargs):
+        tensors = {}
+        for name, delta in self.dts.parameters.items():
+            if delta.slots:
+                base = getattr(self, name)
+                tensors[name] = delta.dense(base, self.dts.state.on(base.device))
+        with replaced(self, tensors):
+            return super().forward(*args, **kwargs)
+
+
+def take_rows(tensor: Tensor, axis: int, rows: list[int], count: int) -> Tensor:
+    """The given rows of a tensor whose ``axis`` holds ``count`` rows, each a block of equal size."""
+    blocks = tensor.unflatten(axis, (count, -1))
+    return blocks.index_select(axis, torch.tensor(rows, device=tensor.device)).flatten(axis, axis + 1)
+
+
+def join_rows(results: list, places: list[int], axes: list[int] | None):
+    """Put the outputs of groups of rows together in the batch's order.
+
+    results: one nested output a group;  places: the row of each output row, group after group;
+    axes: the batch axis of each tensor in an output, -1 where it has none (default: 0 everywhere).
+    """
+    flat = [tree_flatten(result) for result in results]
+    order = torch.tensor(places).argsort()
+    joined, tensor = list(flat[0][0]), 0
+    for i, leaf in enumerate(joined):
+        if not isinstance(leaf, Tensor):
+            continue
+        axis = 0 if axes is None else axes[tensor]
+        tensor += 1
+        parts = [leaves[i] for leaves, _ in flat]
+        if axis < 0:
+            if not all(part.shape == leaf.shape and torch.equal(part, leaf) for part in parts):
+                raise RuntimeError(f"an output {list(leaf.shape)} without a batch axis depends on the task")
+            continue
+        whole = torch.cat(parts, axis)
+        joined[i] = take_rows(whole, axis, order.tolist(), len(places))
+    return tree_unflatten(joined, flat[0][1])

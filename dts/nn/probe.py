@@ -1,0 +1,194 @@
+"""Where the rows of the batch are in each layer's input: found by running the base on one row and on two.
+
+A layer sees a tensor, not the batch: [batch, ...], [sequence, batch, ...], tokens flattened batch-major, position ids
+[1, ...] that all rows share, or relative positions [query, key] that only look like a batch.  What grows when a row is
+added is the batch axis; values show whether flattened rows stay together.  Nothing is assumed of an architecture.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from dts.nn.layer import SHARED, UNROUTABLE, Layer
+from dts.nn.owner import Owner
+from dts.nn.routing import RoutingState
+
+NO_AXIS = -1  # a tensor that does not grow with the batch
+COUPLED = -3  # an output that grows in several axes: rows of the batch meet each other
+SAME = 0.05  # two runs of one row differ by less, relative to its size; half precision leaves about 0.01
+
+
+@dataclass
+class Layout:
+    """What the probe found: a layer's axis, the axes of an `Owner`'s arguments and outputs, those of the model's outputs.
+
+    unroutable: layer name -> why rows of several tasks cannot pass through it at once.
+    """
+
+    axis: dict[str, int] = field(default_factory=dict)
+    axes: dict[str, tuple[list[int], list[int]]] = field(default_factory=dict)
+    out_axes: list[int] = field(default_factory=list)
+    unroutable: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def coupled(self) -> bool:
+        return COUPLED in self.out_axes
+
+    def use(self, layers: dict[str, Layer]) -> None:
+        """Tell the layers."""
+        for name, layer in layers.items():
+            layer.dts.axis = self.axis.get(name, UNROUTABLE)
+            layer.dts.axes, layer.dts.out_axes = self.axes.get(name, (None, None))
+
+
+def find_rows(model: nn.Module, layers: dict[str, Layer], state: RoutingState, call, one: tuple, two: tuple) -> Layout:
+    """Run ``call(*args, **kwargs)`` on one row and on two, all of the base, and compare.
+
+    one, two: (args, kwargs) of one row and of two.
+    """
+    with _evaluating(model), state.using([{}]):
+        (first, record_one), (second, record_two) = _record(layers, call, one), _record(layers, call, two)
+        layout = _compare(layers, record_one, record_two)
+        layout.out_axes = [_axis(a, b) for a, b in zip(_seen(first), _seen(second))]
+        if layout.coupled:
+            return layout
+        layout.use(layers)
+        with state.using([{}, {}]):
+            failure = _differs(call, two, second)
+        if failure:
+            _give_up(layers, layout, failure)
+    return layout
+
+
+def _differs(call, inputs: tuple, expected) -> str:
+    """Why a run with one routing entry a row gives something else than without, or nothing."""
+    try:
+        found = call(*inputs[0], **inputs[1])
+    except (RuntimeError, ValueError, IndexError) as error:
+        return str(error).splitlines()[0]
+    for a, b in zip(_tensors(found), _tensors(expected)):
+        if a.shape != b.shape:
+            return f"an output became {list(a.shape)} instead of {list(b.shape)}"
+        scale = b.float().nan_to_num(0, 0, 0).abs().max() if b.numel() else 0
+        if (a.float() - b.float()).nan_to_num(0, 0, 0).abs().max() > SAME * scale:
+            return "an output changed"
+    return ""
+
+
+def _give_up(layers: dict[str, Layer], layout: Layout, failure: str) -> None:
+    """Something cannot be repeated a row: shared inputs are the first suspects, then everything."""
+    suspects = [name for name, axis in layout.axis.items() if axis == SHARED] or list(layers)
+    for name in suspects:
+        layout.axis[name] = UNROUTABLE
+        layout.unroutable[name] = f"its output is shared by all rows and cannot be repeated for each: {failure}"
+
+
+@dataclass
+class Seen:
+    """One tensor of one call: its shape and, for each row of each axis that may be the batch, a digest and a size."""
+
+    shape: torch.Size
+    digests: list[tuple[Tensor, Tensor]]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "Seen":
+        digests = []
+        for axis in range(min(tensor.dim(), 2)):
+            flat = tensor.detach().float().nan_to_num(0, 0, 0).movedim(axis, 0)
+            flat = flat.flatten(1) if flat.dim() > 1 else flat[:, None]
+            mixer = torch.cos(torch.arange(flat.shape[1], device=flat.device, dtype=torch.float32))
+            digests.append((flat @ mixer, flat.norm(dim=1)))
+        return cls(tensor.shape, digests)
+
+
+def _axis(one: Seen, two: Seen) -> int:
+    """The axis that holds the rows, NO_AXIS, or COUPLED if several grew or rows are interleaved."""
+    if one.shape == two.shape:
+        return NO_AXIS
+    if len(one.shape) != len(two.shape):
+        return COUPLED
+    grown = [axis for axis, (a, b) in enumerate(zip(one.shape, two.shape)) if a != b]
+    axis = grown[0]
+    if len(grown) > 1 or two.shape[axis] != 2 * one.shape[axis]:
+        return COUPLED
+    if one.shape[axis] > 1 and axis < len(one.digests):
+        (a, size), (b, _) = one.digests[axis], two.digests[axis]
+        if bool(((a - b[: len(a)]).abs() > SAME * size.max()).any()):
+            return COUPLED
+    return axis
+
+
+def _compare(layers: dict[str, Layer], one: dict, two: dict) -> Layout:
+    layout = Layout()
+    for name, layer in layers.items():
+        calls_one, calls_two = one[name], two[name]
+        if not calls_one and not calls_two:
+            continue
+        if len(calls_one) != len(calls_two) or any(len(a[0]) != len(b[0]) or len(a[1]) != len(b[1])
+                                                   for a, b in zip(calls_one, calls_two)):  # fmt: skip
+            layout.unroutable[name] = "it is called another number of times for two rows than for one"
+            continue
+        found = {
+            tuple(tuple(_axis(a, b) for a, b in zip(side_a, side_b)) for side_a, side_b in zip(call_a, call_b))
+            for call_a, call_b in zip(calls_one, calls_two)
+        }
+        if len(found) > 1:
+            layout.unroutable[name] = "it is called with the batch in different places"
+            continue
+        (inputs, outputs), first = found.pop(), calls_one[0][0]
+        if isinstance(layer, Owner):
+            layout.axes[name] = list(inputs), list(outputs)
+            if COUPLED in inputs or COUPLED in outputs or not any(axis >= 0 for axis in inputs):
+                layout.unroutable[name] = "its arguments have no batch axis"
+        elif not inputs or inputs[0] == COUPLED:
+            layout.unroutable[name] = "the rows of its input are not in the batch's order"
+        elif inputs[0] == NO_AXIS and not (first[0].shape and first[0].shape[0] == 1):
+            layout.unroutable[name] = f"its input {list(first[0].shape)} has no batch axis"
+        else:
+            layout.axis[name] = SHARED if inputs[0] == NO_AXIS else inputs[0]
+        if isinstance(layer, Owner) and name not in layout.unroutable:
+            layout.axis[name] = 0
+    return layout
+
+
+def _record(layers: dict[str, Layer], call, inputs: tuple) -> tuple[object, dict]:
+    """(output, layer name -> [(tensors in, tensors out) of each call])."""
+    record: dict[str, list] = {name: [] for name in layers}
+    handles = []
+    for name, layer in layers.items():
+
+        def hook(module, args, kwargs, output, name=name):
+            record[name].append((_seen((args, kwargs)), _seen(output)))
+
+        handles.append(layer.register_forward_hook(hook, with_kwargs=True))
+    try:
+        return call(*inputs[0], **inputs[1]), record
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _tensors(tree) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _seen(tree) -> list[Seen]:
+    return [Seen.of(tensor) for tensor in _tensors(tree)]
+
+
+@contextmanager
+def _evaluating(model: nn.Module):
+    """No gradients, no dropout, for a while."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True

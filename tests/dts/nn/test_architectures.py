@@ -1,0 +1,122 @@
+"""Every architecture gives, in a batch whose rows are different tasks, what each fine-tune gives alone."""
+
+import copy
+
+import pytest
+import torch
+
+transformers = pytest.importorskip("transformers")
+
+from dts.nn import DTSModel  # noqa: E402
+
+TEXT = dict(vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+DECODER = dict(**TEXT, num_key_value_heads=1, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+IMAGE = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4)
+CLIP = dict(text_config=dict(**TEXT, max_position_embeddings=20, projection_dim=16),
+            vision_config=dict(**IMAGE, projection_dim=16), projection_dim=16)  # fmt: skip
+GPT2 = dict(vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=64, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+T5 = dict(vocab_size=50, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, eos_token_id=2,
+          decoder_start_token_id=0, pad_token_id=0)  # fmt: skip
+MIXTRAL = dict(**DECODER, num_local_experts=4, experts_implementation="eager")  # the fused one lacks float64
+QWEN_MOE = dict(**DECODER, num_experts=4, moe_intermediate_size=16, shared_expert_intermediate_size=16,
+                num_experts_per_tok=2, experts_implementation="eager")  # fmt: skip
+
+MODELS = {
+    "bert": ("BertForSequenceClassification", "BertConfig", TEXT | dict(num_labels=3)),
+    "roberta": ("RobertaForSequenceClassification", "RobertaConfig", TEXT | dict(num_labels=3)),
+    "vit": ("ViTForImageClassification", "ViTConfig", IMAGE | dict(num_labels=3)),
+    "clip-classifier": ("CLIPForImageClassification", "CLIPConfig", CLIP | dict(num_labels=3)),
+    "gpt2": ("GPT2LMHeadModel", "GPT2Config", GPT2),
+    "llama": ("LlamaForCausalLM", "LlamaConfig", DECODER),
+    "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", DECODER | dict(tie_word_embeddings=True)),
+    "t5": ("T5ForConditionalGeneration", "T5Config", T5),
+    "mixtral": ("MixtralForCausalLM", "MixtralConfig", MIXTRAL),
+    "qwen2-moe": ("Qwen2MoeForCausalLM", "Qwen2MoeConfig", QWEN_MOE),
+}
+
+
+def build(name, seed=0):
+    """A tiny random base in float64, with parameters that are not the constants they are initialised with."""
+    model_class, config_class, options = MODELS[name]
+    torch.manual_seed(seed)
+    model = getattr(transformers, model_class)(getattr(transformers, config_class)(**options)).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn_like(parameter)
+    return model
+
+
+def inputs(name, rows, length=6):
+    generator = torch.Generator().manual_seed(1)
+    if name in ("vit", "clip-classifier"):
+        return {"pixel_values": torch.randn(rows, 3, 8, 8, generator=generator, dtype=torch.float64)}
+    ids = torch.randint(3, 50, (rows, length), generator=generator)
+    mask = torch.ones_like(ids)
+    if name in ("bert", "roberta", "t5"):
+        mask[0, -2:] = 0  # right padding
+    batch = {"input_ids": ids, "attention_mask": mask}
+    if name == "t5":
+        batch["decoder_input_ids"] = torch.randint(3, 50, (rows, length - 2), generator=generator)
+    return batch
+
+
+def row(batch, i):
+    return {key: value[i : i + 1] for key, value in batch.items()}
+
+
+TASKS = ["a", None, "b", {"a": 0.75, "b": 0.25}, "a"]
+
+
+def weights(task, tasks):
+    mixture = {} if task is None else task if isinstance(task, dict) else {task: 1.0}
+    return [(tasks[name], gamma) for name, gamma in mixture.items()]
+
+
+def loaded(base, maker, **options):
+    tasks = {"a": maker.entries(base, **options), "b": maker.entries(base, **options)}
+    model = DTSModel(copy.deepcopy(base))
+    for name, entries in tasks.items():
+        model.load_task(name, entries)
+    return model, tasks
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_row_its_own_task(name, maker, dense_twin):
+    base = build(name)
+    model, tasks = loaded(base, maker)
+    batch = inputs(name, len(TASKS))
+    with torch.no_grad():
+        logits = model(**batch, tasks=TASKS).logits
+        plain = base(**batch).logits
+        for i, task in enumerate(TASKS):
+            expected = dense_twin(base, weights(task, tasks))(**row(batch, i)).logits
+            close(logits[i : i + 1], expected)
+            assert (task is None) == torch.allclose(expected, plain[i : i + 1], atol=1e-4)
+    assert bool(model.status()["grouped"]) == (name == "t5")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_set_task_mixture_and_merge(name, maker, dense_twin):
+    base = build(name)
+    model, tasks = loaded(base, maker)
+    batch = inputs(name, 3)
+    with torch.no_grad():
+        plain = base(**batch).logits
+        close(model(**batch).logits, plain)
+        model.set_task("b")
+        close(model(**batch).logits, dense_twin(base, weights("b", tasks))(**batch).logits)
+        with model.disable_tasks():
+            close(model(**batch).logits, plain)
+        mixture = {"a": 0.5, "b": -0.25}
+        expected = dense_twin(base, weights(mixture, tasks))(**batch).logits
+        close(model(**batch, tasks=mixture).logits, expected)
+        close(model(**batch, tasks=[mixture] * 3).logits, expected)
+        close(model(**batch).logits, dense_twin(base, weights("b", tasks))(**batch).logits)
+        merged = model.merge_and_unload(mixture)
+        assert type(merged) is type(base) and {type(m) for m in merged.modules()} == {type(m) for m in base.modules()}
+        close(merged(**batch).logits, expected)
+    assert merged.state_dict().keys() == base.state_dict().keys()
