@@ -12,7 +12,7 @@ def breadcrumbs(deltas: Tensor, tensor, *, small=0.85, large=0.007, scale=0.3) -
     """Drop both tails of magnitude in each tensor of each delta, then task arithmetic."""
     if small < 0 or large < 0 or small + large >= 1:
         raise ValueError(f"breadcrumbs: small {small} and large {large} must be shares whose sum is below 1")
-    flat = deltas.flatten(1)
+    flat = deltas.reshape(len(deltas), -1)
     size = flat.shape[1]
     order = flat.abs().argsort(dim=1)
     kept = order[:, round(small * size): size - round(large * size)]

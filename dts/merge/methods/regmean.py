@@ -7,7 +7,7 @@ from ..registry import register
 from ..tensor import each_matrix
 
 
-@register("regmean", "Jin et al. 2023, arXiv 2212.09849; Gram matrices from deltas: Cheng et al. 2025, arXiv 2503.08099",
+@register("regmean", "Jin et al. 2023, arXiv 2212.09849; Gram matrices of deltas: Cheng et al. 2025, arXiv 2503.08099",
           off_diagonal="alpha, what off-diagonal entries of the Gram matrices are multiplied by",
           scale="weight of the merged delta")
 def regmean(deltas: Tensor, tensor, *, off_diagonal=0.9, scale=1.0) -> Tensor:

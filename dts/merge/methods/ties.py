@@ -15,7 +15,7 @@ def trim(deltas: Tensor, thresholds) -> Tensor:
 
 def local_thresholds(deltas: Tensor, density: float) -> list[float]:
     """Per model, the magnitude of the last of the round(density * size) largest entries of this tensor."""
-    flat = deltas.flatten(1).abs()
+    flat = deltas.reshape(len(deltas), -1).abs()
     keep = max(1, min(flat.shape[1], round(density * flat.shape[1])))
     return flat.kthvalue(flat.shape[1] - keep + 1, dim=1).values.tolist()
 

@@ -1,0 +1,81 @@
+"""The merged model on disk: a Hugging Face folder with its configuration, tokenizer and card."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+
+from dts import __version__
+from dts.checkpoint import Checkpoint, write_safetensors
+
+from .registry import Method
+from .sources import Sources
+
+COPIED = ("config.json", "generation_config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json",
+          "added_tokens.json", "*.model", "*.jinja", "*processor_config.json")  # fmt: skip
+OF_ONE_TASK = ("architectures", "id2label", "label2id", "problem_type", "finetuning_task")
+
+
+def write_folder(out: Path, sources: Sources, layout: dict, load: Callable[[str], Tensor], method: Method,
+                 options: dict, seed: int) -> Path:
+    """Write the whole folder beside ``out`` and rename it, so that an interrupted merge leaves nothing half-written."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} exists and is not empty: remove it or merge into another folder")
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        write_safetensors(partial / "model.safetensors", layout, load, {"format": "pt"})
+        origin = next((c for c in (sources.base, *sources.models) if c and c.folder), None)
+        if origin:
+            _copy(origin.folder, partial)
+        config = _config(sources)
+        if config:
+            (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+        (partial / "README.md").write_text(card(out.name, sources, method, options, seed), "utf-8")
+        if out.exists():
+            out.rmdir()
+        partial.rename(out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return out
+
+
+def _copy(folder: Path, to: Path) -> None:
+    for pattern in COPIED:
+        for file in folder.glob(pattern):
+            if file.is_file():
+                shutil.copyfile(file, to / file.name)
+
+
+def _config(sources: Sources) -> dict | None:
+    """The base's configuration; a fine-tune's without its head and labels, where there is no base."""
+    if sources.base is not None and sources.base.config:
+        return sources.base.config
+    config = next((m.config for m in sources.models if m.config), None)
+    return config and {key: value for key, value in config.items() if key not in OF_ONE_TASK}
+
+
+def card(name: str, sources: Sources, method: Method, options: dict, seed: int) -> str:
+    """What was merged and how, enough to do it again."""
+    models = [_source(m) for m in sources.models]
+    base = "none" if sources.base is None else _source(sources.base)
+    lines = [
+        "---", "library_name: transformers", "tags: [model-merging, dts]", "---", f"# {name}", "",
+        f"{len(models)} models merged with `{method.name}` ({method.paper}) by dts {__version__}.", "",
+        f"{method.summary}", "", "```json",
+        json.dumps({"method": method.name, "options": options, "seed": seed, "base": base, "models": models}, indent=2),
+        "```",
+    ]  # fmt: skip
+    if sources.left:
+        stays = "the base's" if sources.base else "left out"
+        lines += ["", f"Tensors that were not merged ({stays}):", ""]
+        lines += [f"- `{tensor}`: {why}" for tensor, why in sources.left.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _source(checkpoint: Checkpoint) -> str:
+    return checkpoint.source + (f"@{checkpoint.revision}" if checkpoint.revision else "")

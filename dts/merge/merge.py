@@ -1,0 +1,63 @@
+"""Merge many models into one, one tensor at a time."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import methods  # noqa: F401  (fills the registry)
+from .folder import write_folder
+from .registry import METHODS, complete
+from .registry import method as method_named
+from .sources import Sources
+from .tensor import TensorInfo
+
+
+def merge(base, finetunes, method: str = "average", out: str | Path | None = None, *, dtype: torch.dtype | None = None,
+          seed: int = 0, exclude=(), progress: Callable[[int, int, str], None] | None = None, **options):
+    """Merge fine-tunes into one model theta_m = theta_0 + merged delta.
+
+    base: the pretrained model, or None for methods that need none ("average"); finetunes: a list. Each is anything
+    ``dts.checkpoint.open_checkpoint`` opens. method, options: see ``dts.merge.table()``. out: a folder to write, that
+    must not exist or be empty. dtype: of the merged tensors (default: the base's). seed: of random methods. exclude:
+    patterns (re) of tensors that stay the base's. progress(done, total, name) is called after every tensor.
+
+    Memory: one tensor of every model at a time. Sums run in float32 (float64 for float64 models). Heads that only
+    fine-tunes have are not merged: they are each task's own; without a base, classification heads are left out.
+
+    Returns the path of ``out``, a folder that transformers loads (weights, config, tokenizer, and a card with the
+    method and all its options); without ``out`` the merged state dict.
+    Raises ValueError for unknown methods and options, ``dts.checkpoint.Mismatch`` with every mismatch of every model.
+    """
+    chosen = method_named(method)
+    options = complete(chosen, options)
+    if base is None and chosen.needs_base:
+        free = ", ".join(m.name for m in METHODS.values() if not m.needs_base)
+        raise ValueError(f"{method} merges differences to a base, so it needs one; without a base: {free}")
+    sources = Sources.open(base, finetunes, exclude)
+    prepared = chosen.prepare(lambda: sources.stream(seed), **options) if chosen.prepare else {}
+
+    def merged(name: str) -> Tensor:
+        """The merged model's tensor."""
+        kept = dtypes[name]
+        if name not in to_merge:
+            return sources.reference.load(name).to(kept)
+        delta = chosen.function(sources.deltas(name), TensorInfo(name, seed, prepared), **options)
+        return (delta if sources.base is None else delta + sources.base.load(name).to(delta.dtype)).to(kept)
+
+    def loaded(name: str) -> Tensor:
+        value = merged(name)
+        done.append(name)
+        if progress:
+            progress(len(done), len(names), name)
+        return value
+
+    names, done, to_merge = sources.written(), [], set(sources.merged)
+    stored = {name: sources.reference.dtype(name) for name in names}
+    dtypes = {name: dtype or was if was.is_floating_point else was for name, was in stored.items()}
+    if out is None:
+        state = {name: loaded(name) for name in names}
+        return state | {tied: state[name] for tied, name in sources.reference.tied.items() if name in state}
+    layout = {name: (dtypes[name], sources.reference.shape(name)) for name in names}
+    return write_folder(Path(out), sources, layout, loaded, chosen, options, seed)

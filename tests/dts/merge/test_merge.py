@@ -1,0 +1,203 @@
+"""Merging whole models: alignment, streaming, what is written."""
+
+import json
+import weakref
+
+import pytest
+import torch
+
+import dts
+from dts.checkpoint import Checkpoint, Lazy, Mismatch, open_checkpoint
+from dts.merge.tensor import TensorInfo
+
+SIZES = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, vocab_size=40,
+             max_position_embeddings=12)  # fmt: skip
+
+
+def states(models=3, seed=0):
+    """A base and fine-tunes of it that differ a little."""
+    generator = torch.Generator().manual_seed(seed)
+    base = {"body.a.weight": torch.randn(6, 5, generator=generator), "body.a.bias": torch.randn(6, generator=generator),
+            "body.count": torch.tensor(7)}  # fmt: skip
+    tuned = [{name: value + 0.1 * torch.randn(value.shape, generator=generator) if value.dim() else value
+              for name, value in base.items()} for _ in range(models)]  # fmt: skip
+    return base, tuned
+
+
+@pytest.mark.parametrize("method", dts.merge.METHODS)
+def test_a_merged_model_is_the_base_plus_the_merged_delta(method):
+    base, tuned = states()
+    merged = dts.merge(base, tuned, method, seed=3)
+    chosen = dts.merge.METHODS[method]
+    prepared = {}
+    if method == "ties":
+        flat = torch.cat([torch.stack([m[n] - base[n] for m in tuned]).flatten(1)
+                          for n in ("body.a.weight", "body.a.bias")], dim=1).abs()  # fmt: skip
+        prepared = {"thresholds": flat.topk(round(0.2 * flat.shape[1])).values[:, -1].tolist()}
+    for name in ("body.a.weight", "body.a.bias"):
+        deltas = torch.stack([m[name] - base[name] for m in tuned])
+        info = TensorInfo(name, 3, prepared)
+        options = {key: option.default for key, option in chosen.options.items()}
+        torch.testing.assert_close(merged[name], base[name] + chosen.function(deltas, info, **options))
+    assert torch.equal(merged["body.count"], base["body.count"])
+
+
+def test_average_needs_no_base():
+    _, tuned = states()
+    merged = dts.merge(None, tuned)
+    torch.testing.assert_close(merged["body.a.weight"], sum(m["body.a.weight"] for m in tuned) / 3)
+    with pytest.raises(ValueError, match="ties merges differences to a base.*without a base: average"):
+        dts.merge(None, tuned, "ties")
+
+
+def test_heads_are_each_tasks_own():
+    base, tuned = states(2)
+    for rows, model in zip((2, 2), tuned):
+        model["classifier.weight"] = torch.ones(rows, 6)
+    assert "classifier.weight" not in dts.merge(base, tuned)
+    assert "classifier.weight" not in dts.merge(None, tuned)
+
+
+def test_prefixes_are_aligned_and_names_are_the_bases():
+    base, tuned = states(2)
+    tuned = [{f"model.{name}": value for name, value in m.items()} for m in tuned]
+    assert set(dts.merge(base, tuned)) == set(base)
+
+
+def test_rows_added_to_the_vocabulary_are_not_merged():
+    base, tuned = states(2)
+    for model in (base, *tuned):
+        model["body.embed.weight"] = torch.arange(40.0).view(8, 5) + len(model)
+    tuned[0]["body.embed.weight"] = torch.cat([tuned[0]["body.embed.weight"], torch.ones(2, 5)])
+    assert dts.merge(base, tuned)["body.embed.weight"].shape == (8, 5)
+
+
+def test_excluded_tensors_stay_the_bases():
+    base, tuned = states()
+    merged = dts.merge(base, tuned, exclude=[r"\.bias$"])
+    assert torch.equal(merged["body.a.bias"], base["body.a.bias"])
+    assert not torch.equal(merged["body.a.weight"], base["body.a.weight"])
+
+
+def test_all_mismatches_of_all_models_in_one_error():
+    base, tuned = states(2)
+    tuned[0]["body.a.weight"] = torch.ones(6, 4)
+    tuned[1]["body.a.weight"] = torch.ones(3, 3)
+    with pytest.raises(Mismatch) as error:
+        dts.merge(base, tuned)
+    assert "[6, 4]" in str(error.value) and "[3, 3]" in str(error.value)
+
+
+def test_half_precision_sums_in_float32():
+    base, tuned = states()
+    half = lambda state: {n: v.bfloat16() if v.dim() else v for n, v in state.items()}  # noqa: E731
+    merged = dts.merge(half(base), [half(m) for m in tuned])
+    exact = sum(m["body.a.weight"].bfloat16().float() for m in tuned) / 3
+    assert merged["body.a.weight"].dtype == torch.bfloat16
+    assert (merged["body.a.weight"].float() - exact).abs().max() <= exact.abs().max() * 2**-8
+    assert dts.merge(half(base), [half(m) for m in tuned], dtype=torch.float32)["body.a.bias"].dtype == torch.float32
+
+
+def counted(state: dict, live: set) -> Checkpoint:
+    """A checkpoint whose loaded tensors are in ``live`` as long as somebody holds them."""
+
+    def load(name):
+        value = state[name].clone()
+        live.add(id(value))
+        most[0] = max(most[0], len(live))
+        weakref.finalize(value, live.discard, id(value))
+        return value
+
+    most = live.most
+    return Checkpoint("counted", {n: Lazy(tuple(v.shape), v.dtype, lambda n=n: load(n)) for n, v in state.items()})
+
+
+class Live(set):
+    def __init__(self):
+        super().__init__()
+        self.most = [0]
+
+
+@pytest.mark.parametrize("method", ["ties", "tsv_merge"])
+def test_holds_one_tensor_of_one_model_at_a_time(method, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    base = {f"body.{i}.weight": torch.randn(8, 8, generator=generator) for i in range(20)}
+    live = Live()
+    opened = [counted({n: v + torch.randn(8, 8, generator=generator) for n, v in base.items()}, live) for _ in range(4)]
+    dts.merge(counted(base, live), opened, method, tmp_path / "merged")
+    assert live.most[0] <= 2  # what pairing or adding looks at; the stack of deltas is a tensor of its own
+
+
+def test_progress_counts_every_tensor():
+    base, tuned = states()
+    seen = []
+    dts.merge(base, tuned, progress=lambda *at: seen.append(at))
+    assert seen[-1][:2] == (3, 3) and [s[0] for s in seen] == [1, 2, 3]
+
+
+def bert(cls, seed, **config):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(seed)
+    return getattr(transformers, cls)(transformers.BertConfig(**SIZES, **config))
+
+
+def save_with_tokenizer(model, folder):
+    model.save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+
+
+def test_writes_a_folder_that_transformers_loads(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    base = bert("BertModel", 0)
+    save_with_tokenizer(base, tmp_path / "base")
+    for i, labels in enumerate((2, 5)):
+        tuned = bert("BertForSequenceClassification", i + 1, num_labels=labels)
+        tuned.bert.load_state_dict({n: v + 0.01 * torch.randn_like(v) if v.is_floating_point() else v
+                                    for n, v in base.state_dict().items()})  # fmt: skip
+        save_with_tokenizer(tuned, tmp_path / f"tuned{i}")
+    tuned = [tmp_path / "tuned0", tmp_path / "tuned1"]
+    out = dts.merge(tmp_path / "base", tuned, "ties", tmp_path / "merged", density=0.5)
+    loaded = transformers.AutoModel.from_pretrained(out)
+    expected = dts.merge(tmp_path / "base", tuned, "ties", density=0.5)
+    for name, value in loaded.state_dict().items():
+        assert name not in expected or torch.equal(value, expected[name]), name
+    assert len(transformers.AutoTokenizer.from_pretrained(out)) == 7
+    text = (out / "README.md").read_text()
+    record = json.loads(text.split("```json")[1].split("```")[0])
+    assert record["method"] == "ties" and record["options"] == {"density": 0.5, "scale": 1.0, "scope": "model"}
+    assert record["models"] == [str(t) for t in tuned]
+    with pytest.raises(FileExistsError, match="not empty"):
+        dts.merge(tmp_path / "base", tuned, out=out)
+
+    free = dts.merge(None, tuned, out=tmp_path / "free")
+    model, info = transformers.AutoModel.from_pretrained(free, output_loading_info=True)
+    assert not info["missing_keys"] and not info["mismatched_keys"]
+    assert "classifier.weight" not in open_checkpoint(free).names
+    assert "id2label" not in json.loads((free / "config.json").read_text())
+
+
+def test_a_failed_merge_leaves_nothing(tmp_path):
+    base, tuned = states()
+
+    def fail(done, total, name):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        dts.merge(base, tuned, out=tmp_path / "merged", progress=fail)
+    assert not list(tmp_path.iterdir())
+
+
+def test_tied_tensors_are_written_once(tmp_path):
+    base, tuned = states(2)
+    for model in (base, *tuned):
+        model["body.b.weight"] = model["body.a.weight"]
+    out = dts.merge(base, tuned, out=tmp_path / "merged")
+    assert open_checkpoint(out / "model.safetensors").names.count("body.b.weight") == 0
+    merged = dts.merge(base, tuned)
+    assert merged["body.b.weight"] is merged["body.a.weight"]
+
+
+def test_nothing_to_merge():
+    with pytest.raises(ValueError, match="at least one"):
+        dts.merge(states()[0], [])
