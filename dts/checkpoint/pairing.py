@@ -1,0 +1,208 @@
+"""Which tensor of the fine-tune comes from which tensor of the base.
+
+Names are aligned without knowing any architecture: the fine-tune's names are the base's with one prefix exchanged
+for another ("" for "bert.", "model." for "", ...), whichever pair of prefixes makes most elements meet at equal
+shapes.  What is left over is explained or refused, all of it in one error.
+"""
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+
+import torch
+
+from dts.checkpoint.checkpoint import Checkpoint
+
+OLD_NAMES = {"gamma": "weight", "beta": "bias"}  # of norms in checkpoints first written for TensorFlow
+
+
+class Mismatch(ValueError):
+    """The two models do not belong together; ``mismatches`` has a line for each reason."""
+
+    def __init__(self, what: str, mismatches: list[str]):
+        self.mismatches = mismatches
+        super().__init__(f"{what}: {len(mismatches)} mismatches\n  " + "\n  ".join(mismatches))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One tensor of the fine-tune.
+
+    base_name: None if only the fine-tune has it;  tied_to: the fine-tune's tensor it is the same as;
+    added_rows: rows it has beyond the base's (an enlarged vocabulary).
+    """
+
+    name: str
+    base_name: str | None = None
+    tied_to: str | None = None
+    added_rows: int = 0
+
+
+@dataclass
+class Pairing:
+    """Every tensor of the fine-tune with its origin; ``base_only`` are the base's that the fine-tune lacks."""
+
+    base: Checkpoint
+    finetuned: Checkpoint
+    pairs: dict[str, Pair]
+    base_prefix: str = ""
+    finetuned_prefix: str = ""
+    base_only: list[str] = field(default_factory=list)
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        """Fine-tune's name -> base's, where the prefixes alone do not give the one from the other, both ways."""
+        used = Counter(p.base_name for p in self.pairs.values())
+        there, back = (self.base_prefix, self.finetuned_prefix), (self.finetuned_prefix, self.base_prefix)
+        return {
+            p.name: p.base_name for p in self.pairs.values()
+            if p.base_name and (used[p.base_name] > 1 or swap_prefix(p.base_name, *there) != p.name
+                                or swap_prefix(p.name, *back) != p.base_name)
+        }  # fmt: skip
+
+
+def swap_prefix(name: str, old: str, new: str) -> str:
+    """``name`` with the prefix ``old`` exchanged for ``new``; names without it stay as they are."""
+    return new + name[len(old) :] if name.startswith(old) else name
+
+
+def pair(base: Checkpoint, finetuned: Checkpoint) -> Pairing:
+    """Aligns two models; raises `Mismatch` listing everything that does not fit.
+
+    Allowed: heads only the fine-tune has; a head outside the common body whose number of classes differs; more rows
+    (an enlarged vocabulary); tensors of the base of which no layer of the fine-tune has any (a pooler, an LM head,
+    old mask buffers), noted in ``base_only``; other floating-point dtypes.
+    """
+    base_prefix, finetuned_prefix = _prefixes(base, finetuned)
+    origin: dict[str, str] = {}  # fine-tune's name -> base's
+    for base_name in base.names:
+        name = swap_prefix(base_name, base_prefix, finetuned_prefix)
+        if name not in finetuned.tensors:
+            stem, _, leaf = name.rpartition(".")
+            name = f"{stem}.{OLD_NAMES.get(leaf, leaf)}"
+        if name in finetuned.tensors:
+            origin[name] = base.tied.get(base_name, base_name)
+    result = Pairing(base, finetuned, {}, base_prefix, finetuned_prefix)
+    wrong: list[str] = []
+    known = {_pattern(name) for name in origin}
+    body = _body(finetuned, origin)
+    for name in finetuned.names:
+        if name in finetuned.tied:
+            result.pairs[name] = Pair(name, origin.get(name), tied_to=finetuned.tied[name])
+        elif name in origin:
+            result.pairs[name] = _compare(base, finetuned, name, origin[name], name.startswith(body), wrong)
+        elif _pattern(name) in known:
+            wrong.append(f"{name} {list(finetuned.shape(name))}: missing in the base, which has it in other layers")
+        else:
+            result.pairs[name] = _task_only(base, finetuned, name, origin)
+    kept = {_pattern(name) for name in finetuned.names}
+    for base_name in base.names:
+        if base_name in origin.values() or base_name in base.tied:
+            continue
+        if _pattern(swap_prefix(base_name, base_prefix, finetuned_prefix)) in kept:
+            wrong.append(f"{base_name} {list(base.shape(base_name))}: missing in the fine-tune")
+        result.base_only.append(base_name)
+    met = sum(_elements(finetuned, name) for name in origin)
+    if 2 * met < sum(_elements(finetuned, name) for name in finetuned.names):
+        only = [n for n in finetuned.names if n not in origin]
+        wrong += [f"{name} {list(finetuned.shape(name))}: missing in the base" for name in only]
+        wrong += [f"{name} {list(base.shape(name))}: missing in the fine-tune" for name in result.base_only]
+    if wrong:
+        raise Mismatch(f"{finetuned.source} is not a fine-tune of {base.source}", sorted(set(wrong)))
+    return result
+
+
+def _compare(base, finetuned, name: str, base_name: str, in_body: bool, wrong: list[str]) -> Pair:
+    ours, theirs = finetuned.shape(name), base.shape(base_name)
+    dtype, base_dtype = finetuned.dtype(name), base.dtype(base_name)
+    if dtype.is_floating_point != base_dtype.is_floating_point:
+        wrong.append(f"{name}: dtype {_short(dtype)} in the fine-tune, {_short(base_dtype)} in the base")
+    if ours == theirs:
+        return Pair(name, base_name)
+    same_rows = len(ours) == len(theirs) > 0 and ours[1:] == theirs[1:]
+    if same_rows and not in_body and not _related(base, finetuned, name, base_name):
+        return Pair(name)  # another head of the same name
+    if same_rows and len(ours) <= 2 and ours[0] > theirs[0] and _related(base, finetuned, name, base_name):
+        return Pair(name, base_name, added_rows=ours[0] - theirs[0])
+    wrong.append(f"{name}: shape {list(ours)} in the fine-tune, {list(theirs)} in the base")
+    return Pair(name, base_name)
+
+
+def _related(base, finetuned, name: str, base_name: str) -> bool:
+    """Are the rows both have mostly the same?  They are where a vocabulary grew, not where a head was replaced."""
+    rows = min(finetuned.shape(name)[0], base.shape(base_name)[0])
+    before = base.load(base_name)[:rows].float()
+    return bool((finetuned.load(name)[:rows].float() - before).norm() < 0.5 * before.norm())
+
+
+def _task_only(base, finetuned, name: str, origin: dict[str, str]) -> Pair:
+    """A tensor that only the fine-tune has: new, or an output embedding that the base ties to its input embedding."""
+    shape = finetuned.shape(name)
+    if len(shape) == 2:
+        for other, base_name in origin.items():
+            if finetuned.shape(other) != shape or base_name in base.tied or ".weight" not in other:
+                continue
+            if re.search(r"\.\d+\.", other):
+                continue  # a layer's matrix, not an embedding
+            if torch.equal(finetuned.load(name), finetuned.load(other)):
+                return Pair(name, tied_to=other)
+            if base.config is not None and base.config.get("tie_word_embeddings", True):
+                rows = shape[0] - base.shape(base_name)[0]
+                if _related(base, finetuned, name, base_name):
+                    return Pair(name, base_name, added_rows=rows)
+    return Pair(name)
+
+
+def _prefixes(base: Checkpoint, finetuned: Checkpoint) -> tuple[str, str]:
+    """The exchange of prefixes (base's, fine-tune's) that makes most elements meet; the shortest of equals."""
+
+    def score(old: str, new: str) -> int:
+        met = 0
+        for base_name, tensor in base.tensors.items():
+            other = finetuned.tensors.get(swap_prefix(base_name, old, new))
+            if other is not None and other.shape[1:] == tensor.shape[1:]:
+                met += torch.Size(tensor.shape).numel()
+        return met
+
+    pairs = [(old, new) for old in _wrappers(base) for new in _wrappers(finetuned)]
+    best = max(pairs, key=lambda p: (score(*p), -len(p[0]) - len(p[1])))
+    return _shortest(*best)
+
+
+def _shortest(old: str, new: str) -> tuple[str, str]:
+    """Without the components both prefixes end in: ("a.x.", "b.x.") is ("a.", "b.")."""
+    old_parts, new_parts = old.split("."), new.split(".")
+    while len(old_parts) > 1 and len(new_parts) > 1 and old_parts[-2] == new_parts[-2]:
+        del old_parts[-2], new_parts[-2]
+    return ".".join(old_parts), ".".join(new_parts)
+
+
+def _wrappers(checkpoint: Checkpoint) -> list[str]:
+    """"" and the dotted prefixes that at least a third of the names share."""
+    counts: dict[str, int] = {}
+    for name in checkpoint.names:
+        for at in [m.end() for m in re.finditer(r"\.", name)][:4]:
+            counts[name[:at]] = counts.get(name[:at], 0) + 1
+    return ["", *(prefix for prefix, count in counts.items() if 3 * count >= len(checkpoint.names))]
+
+
+def _body(checkpoint: Checkpoint, names) -> str:
+    """The top-level module (with its dot) that holds most elements of these names, "" if there is no such one."""
+    counts: dict[str, int] = {}
+    for name in names:
+        top = name.split(".")[0] + "."
+        counts[top] = counts.get(top, 0) + _elements(checkpoint, name)
+    top = max(counts, key=counts.get, default="")
+    return top if counts and 2 * counts[top] > sum(counts.values()) else ""
+
+
+def _pattern(name: str) -> str:
+    return re.sub(r"\b\d+\b", "*", name)
+
+
+def _elements(checkpoint: Checkpoint, name: str) -> int:
+    return torch.Size(checkpoint.shape(name)).numel()
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
