@@ -1,0 +1,130 @@
+"""Published properties of the peers, and their bytes."""
+
+import math
+
+import pytest
+import torch
+
+from benchmarks.quality import peers
+from benchmarks.quality.peers import PEERS
+
+
+def tasks(number=3, shapes=((24, 48), (64, 32)), seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        {f"w{i}": torch.randn(shape, generator=generator) * (i + 1) for i, shape in enumerate(shapes)}
+        for _ in range(number)
+    ]
+
+
+@pytest.mark.parametrize("name", [name for name, peer in PEERS.items() if peer.sizes])
+@pytest.mark.parametrize("fraction", [0.02, 0.05])
+def test_a_size_is_kept_to_and_used(name, fraction):
+    given = tasks(shapes=((192, 256), (256, 128)))
+    for deltas, encoded in zip(given, PEERS[name].encode(given, fraction, 0)):
+        share = encoded.bits / peers.fp32_bits(deltas)
+        # random masks keep a random number of elements; gaps of unequal densities cost less than of equal ones
+        assert 0.8 * fraction <= share <= 1.03 * fraction
+        assert {n: d.shape for n, d in encoded.deltas.items()} == {n: d.shape for n, d in deltas.items()}
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_the_same_seed_gives_the_same_result_and_inputs_stay(name):
+    given, copy = tasks(), tasks()
+    fraction = 0.2 if PEERS[name].sizes else None
+    first, second = (PEERS[name].encode(given, fraction, 3) for _ in range(2))
+    for a, b, before, after in zip(first, second, copy, given):
+        for tensor in a.deltas:
+            assert torch.equal(a.deltas[tensor], b.deltas[tensor])
+            assert torch.equal(before[tensor], after[tensor])
+
+
+@pytest.mark.parametrize("name", ["dare", "drop 4 bit", "ultradelta"])
+def test_dropping_is_unbiased(name):
+    given = tasks(1, shapes=((32, 32),))
+    draws = torch.stack([PEERS[name].encode(given, 0.1, seed)[0].deltas["w0"] for seed in range(400)])
+    expected = given[0]["w0"] if name == "dare" else peers.uniform(given[0]["w0"], 4)
+    error = (draws.mean(0) - expected).abs().mean() / (draws.std(0).mean() / 400**0.5)
+    assert error < 1.0  # the mean absolute deviation of a mean, in its standard errors, is about 0.8
+
+
+def test_groups_are_equal_in_number_and_keep_their_energy():
+    x = torch.randn(40, 30)
+    for groups in (2, 4, 8):
+        rounded = peers.grouped(x, groups)
+        assert len(rounded.unique()) == groups
+        assert torch.equal(rounded.sign(), x.sign())
+        assert math.isclose(rounded.norm(), x.norm(), rel_tol=1e-5)
+    errors = [(peers.grouped(x, groups) - x).norm() for groups in (2, 4, 8)]
+    assert errors == sorted(errors, reverse=True)
+
+
+def test_full_rank_without_rounding_is_exact():
+    given = tasks(1)
+    encode = peers._low_rank(lambda x: x, 16, 16, 0)
+    for name, delta in encode(given, 100.0, 0)[0].deltas.items():
+        torch.testing.assert_close(delta, given[0][name], rtol=1e-4, atol=1e-4)
+
+
+def test_bitdelta_keeps_the_mean_magnitude_at_one_bit():
+    given = tasks(1)
+    encoded = peers.bitdelta(given, None, 0)[0]
+    for name, delta in given[0].items():
+        assert math.isclose(encoded.deltas[name].abs().mean(), delta.abs().mean(), rel_tol=1e-5)
+        assert torch.equal(encoded.deltas[name].sign(), delta.sign())
+    assert encoded.bits == sum(d.numel() + 16 for d in given[0].values())
+
+
+def test_mixed_rates_keep_the_mean():
+    deltas = {f"w{i}": torch.randn(10, 10) * (i + 1) for i in range(6)}
+    rates = peers._mixed_rates(deltas, 0.9, 0.04)
+    assert math.isclose(sum(rates.values()) / 6, 0.9)
+    assert [round(rates[f"w{i}"], 6) for i in range(6)] == [0.94, 0.94, 0.9, 0.9, 0.86, 0.86]
+
+
+def test_t_switch_keeps_the_largest_elements_and_the_norm():
+    given = tasks(1)
+    encoded = peers.t_switch(given, 0.03, 0)[0].deltas
+    kept = torch.cat([given[0][n][encoded[n] != 0].abs() for n in encoded])
+    dropped = torch.cat([given[0][n][encoded[n] == 0].abs() for n in encoded])
+    assert kept.min() >= dropped.max()
+    norm = lambda deltas: torch.cat([d.flatten() for d in deltas.values()]).norm()  # noqa: E731
+    assert math.isclose(norm(encoded), norm(given[0]), rel_tol=1e-5)
+
+
+def test_emr_and_tall_mask_are_exact_for_one_task():
+    given = tasks(1)
+    for encode in (peers.emr, peers.tall_mask):
+        for name, delta in encode(given, None, 0)[0].deltas.items():
+            torch.testing.assert_close(delta, given[0][name])
+
+
+def test_emr_keeps_each_tasks_mean_magnitude():
+    given = tasks(4)
+    for deltas, encoded in zip(given, peers.emr(given, None, 0)):
+        total = lambda d: sum(x.abs().sum() for x in d.values())  # noqa: E731
+        assert math.isclose(total(encoded.deltas), total(deltas), rel_tol=1e-5)
+        assert all((encoded.deltas[n] * deltas[n] >= 0).all() for n in deltas)
+
+
+def test_tsv_compress_costs_about_one_model_for_all_tasks_of_square_matrices():
+    given = tasks(4, shapes=((64, 64),))
+    total = sum(encoded.bits for encoded in peers.tsv_compress(given, None, 0))
+    assert math.isclose(total, 2 * peers.fp32_bits(given[0]), rel_tol=0.02)  # U and V of rank 64 in all
+
+
+def test_uniform_has_evenly_spaced_values_and_errs_by_half_a_step():
+    x = torch.randn(1000)
+    rounded = peers.uniform(x, 3)
+    step = (x.max() - x.min()) / 7
+    assert len(rounded.unique()) <= 8
+    assert (rounded - x).abs().max() <= step / 2 + 1e-6
+    assert torch.equal(peers.uniform(torch.full((5,), 2.0), 4), torch.full((5,), 2.0))
+
+
+@pytest.mark.parametrize("density", [0.001, 0.01, 0.1, 0.5])
+def test_mask_bits_are_near_the_entropy(density):
+    mask = torch.rand(200, 1000, generator=torch.Generator().manual_seed(0)) < density
+    entropy = -sum(p * math.log2(p) for p in (density, 1 - density)) * mask.numel()
+    assert entropy * 0.98 < peers.mask_bits(mask) < entropy * 1.06
+    assert math.isclose(peers.mask_bits(mask), peers.rice_bits_an_element(density) * mask.numel(), rel_tol=0.06)
