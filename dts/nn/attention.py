@@ -1,4 +1,4 @@
-"""`nn.MultiheadAttention`, whose three input projections are one parameter and whose output layer is read, not called."""
+"""`nn.MultiheadAttention`: three input projections in one parameter, and an output layer that is read, not called."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class DTSMultiheadAttention(Layer, nn.MultiheadAttention):
         return all(p.kind in ("factors", "raw") for parts in pieces.values() for p in parts)
 
     @classmethod
-    def from_multihead_attention(cls, attention: nn.MultiheadAttention) -> "DTSMultiheadAttention":
+    def from_multihead_attention(cls, attention: nn.MultiheadAttention) -> DTSMultiheadAttention:
         """A layer that shares the parameters of ``attention`` and leaves it as it is."""
         return standalone(attention, cls)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from dts.nn.deltas import Piece
@@ -19,7 +18,7 @@ class DTSConv2d(Layer, nn.Conv2d):
         return module.groups == 1 and set(pieces) <= {"weight", "bias"} and kinds <= {"factors"} and bias <= {"raw"}
 
     @classmethod
-    def from_conv2d(cls, conv: nn.Conv2d) -> "DTSConv2d":
+    def from_conv2d(cls, conv: nn.Conv2d) -> DTSConv2d:
         """A layer that shares the parameters of ``conv`` and leaves it as it is."""
         return standalone(conv, cls)
 

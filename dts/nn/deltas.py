@@ -36,7 +36,7 @@ class Block:
     columns: Tensor | None
     lookup: Tensor | None  # int32 [all rows]: row of the matrix -> row of the bank, -1 = none
 
-    def to(self, device) -> "Block":
+    def to(self, device) -> Block:
         move = lambda t: None if t is None else t.to(device)  # noqa: E731
         return Block(self.bank.to(device), move(self.rows), move(self.columns), move(self.lookup))
 
@@ -80,10 +80,10 @@ class MatrixDelta:
     def slots(self) -> set[int]:
         return set(self.main.slots) | set(self.blocks)
 
-    @property
-    def nbytes(self) -> int:
-        indices = sum(t.nbytes for b in self._all_blocks() for t in (b.rows, b.columns, b.lookup) if t is not None)
-        return self.main.nbytes + indices + sum(b.bank.nbytes for b in self._all_blocks())
+    def held(self) -> list[Tensor]:
+        """Everything it holds in memory."""
+        indices = [t for b in self._all_blocks() for t in (b.rows, b.columns, b.lookup) if t is not None]
+        return indices + [t for bank in (self.main, *[b.bank for b in self._all_blocks()]) for t in bank.packed]
 
     def _all_blocks(self) -> list[Block]:
         return [block for blocks in self.blocks.values() for block in blocks]
@@ -125,7 +125,8 @@ class MatrixDelta:
 
     def dense(self, base: Tensor, routing: Routing) -> Tensor:
         """base + the delta of the one mixture of ``routing`` (one entry), in base's dtype [m, n]."""
-        for bank, rows, columns in [(self.main, None, None)] + [(b.bank, b.rows, b.columns) for b in self._all_blocks()]:
+        blocks = [(block.bank, block.rows, block.columns) for block in self._all_blocks()]
+        for bank, rows, columns in [(self.main, None, None), *blocks]:
             if not bank.slots:
                 continue
             gamma = gammas(routing, bank.table.shape[0])[0]
@@ -179,10 +180,6 @@ class Table:
                 self.stack[slot] = tensor
             self.length[slot] = self.longest if not tensor.dim() else tensor.shape[0]
 
-    @property
-    def nbytes(self) -> int:
-        return 0 if self.stack is None else self.stack.nbytes
-
     def rows(self, routing: Routing, dtype: torch.dtype) -> Tensor:
         """Sum of gamma * tensor over each entry's tasks: dtype [entries, longest, ...]."""
         index, gamma = self._index(routing)
@@ -233,9 +230,10 @@ class ParameterDelta:
         tables = set(self.raw.tensors) | set(self.values.tensors) | set(self.added.tensors)
         return tables.union(*[m.slots for m in self.matrices.values()])
 
-    @property
-    def nbytes(self) -> int:
-        return sum(part.nbytes for part in (self.raw, self.values, self.added, *self.matrices.values()))
+    def held(self) -> list[Tensor]:
+        """Everything it holds in memory."""
+        stacks = [t.stack for t in (self.raw, self.values, self.added) if t.stack is not None]
+        return stacks + [t for matrix in self.matrices.values() for t in matrix.held()]
 
     def add(self, slot: int, piece: Piece) -> None:
         if piece.kind == "factors":

@@ -55,8 +55,8 @@ def _join_sequences(results: list, places: list[int], kwargs: dict, run):
     """Generated ids of all groups, right-padded to the longest."""
     if not all(isinstance(result, Tensor) for result in results):
         raise NotImplementedError(
-            "this model runs batches of several tasks once a task (see status()), and then generate gives token ids only: "
-            "leave out return_dict_in_generate"
+            "this model runs batches of several tasks once a task (see status()), and then generate gives token ids "
+            "only: leave out return_dict_in_generate"
         )
     config = getattr(getattr(run, "__self__", None), "generation_config", None)
     pad = kwargs.get("pad_token_id", getattr(config, "pad_token_id", None))

@@ -23,7 +23,7 @@ UNROUTABLE = -2  # the rows of the input cannot be told apart: only one mixture 
 class LayerDeltas:
     """Deltas of one layer's parameters, and where the batch is in its input.
 
-    heads: slots of the tasks that bring this layer whole, because the base has none.
+    heads: slots of the tasks that bring this layer whole, because the base has none
     axis: the axis of the input whose size is a multiple of the batch's rows, row by row; or SHARED or UNROUTABLE.
     axes, out_axes: the same for every tensor argument and output, for layers that run once a task.
     """
@@ -39,10 +39,6 @@ class LayerDeltas:
     @property
     def slots(self) -> set[int]:
         return set().union(*[p.slots for p in self.parameters.values()])
-
-    @property
-    def nbytes(self) -> int:
-        return sum(p.nbytes for p in self.parameters.values())
 
     def get(self, name: str) -> ParameterDelta | None:
         return self.parameters.get(name)
@@ -61,8 +57,8 @@ class LayerDeltas:
             return x.expand(rows, *x.shape[1:]), routing
         if self.axis < 0 or x.shape[self.axis] % rows:
             raise RuntimeError(
-                f"{self.name or 'a layer'} got an input {list(x.shape)} in which the {rows} rows of the batch cannot be "
-                f"told apart; give rows of one task at a time"
+                f"{self.name or 'a layer'} got an input {list(x.shape)} in which the {rows} rows of the batch cannot "
+                f"be told apart; give rows of one task at a time"
             )
         return x.movedim(self.axis, 0), routing
 

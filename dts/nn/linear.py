@@ -84,7 +84,7 @@ class LinearLayer(Layer):
         mixture = {} if task is None else task if isinstance(task, dict) else {task: 1.0}
         unknown = [name for name in mixture if name not in tasks]
         if unknown:
-            raise KeyError(f"no task {', '.join(map(repr, unknown))}; this layer has {sorted(tasks)}")
+            raise ValueError(f"no task {', '.join(map(repr, unknown))}; this layer has {sorted(tasks)}")
         self.dts.state.set([{tasks[name]: weight for name, weight in mixture.items()}])
 
 
@@ -92,7 +92,7 @@ class DTSLinear(LinearLayer, nn.Linear):
     """An `nn.Linear` that adds each row's deltas straight from the packed bits."""
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear) -> "DTSLinear":
+    def from_linear(cls, linear: nn.Linear) -> DTSLinear:
         """A layer that shares the parameters of ``linear`` and leaves it as it is."""
         return standalone(linear, cls)
 
@@ -103,7 +103,7 @@ class DTSConv1D(LinearLayer):
     transposed = True
 
     @classmethod
-    def from_conv1d(cls, conv1d: nn.Module) -> "DTSConv1D":
+    def from_conv1d(cls, conv1d: nn.Module) -> DTSConv1D:
         """A layer that shares the parameters of ``conv1d`` and leaves it as it is."""
         return standalone(conv1d, cls)
 

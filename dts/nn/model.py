@@ -57,7 +57,7 @@ class DTSModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path: str | Path, adapters: Mapping[str, str | Path | Adapter] | None = None,
-                        **options) -> "DTSModel":  # fmt: skip
+                        **options) -> DTSModel:  # fmt: skip
         """A transformers model with adapters: the base's folder or hub id, and a task name -> adapter for each.
 
         The architecture is the fine-tunes' where they bring heads that the base lacks.  ``options`` go to
@@ -108,6 +108,7 @@ class DTSModel(nn.Module):
         for layer_name, layer in self._layers().items():
             layer.dts.name = layer_name
         self._loaded[name] = Loaded(slot, adapter if isinstance(adapter, Adapter) else None)
+        self._state.missing = self._missing(self._state.mixtures)
         self._layouts.clear()
         _no_fast_path(self.model)
 
@@ -120,6 +121,7 @@ class DTSModel(nn.Module):
             layer.remove(slot)
             layer.dts.heads.discard(slot)
         del self._loaded[name]
+        self._state.missing = self._missing(self._state.mixtures)
         self._layouts.clear()
 
     def set_task(self, task: Task) -> None:
@@ -213,7 +215,8 @@ class DTSModel(nn.Module):
 
     def _layout(self, method: str, layers: dict[str, Layer], args, kwargs, rows: int) -> Layout:
         plain = {k: v for k, v in kwargs.items() if isinstance(v, (bool, int, float, str))}
-        key = (method, len(args), *sorted(k for k, v in kwargs.items() if isinstance(v, Tensor)), *sorted(plain.items()))
+        tensors = sorted(k for k, v in kwargs.items() if isinstance(v, Tensor))
+        key = (method, len(args), *tensors, *sorted(plain.items()))
         if key not in self._layouts:
             kept = plain | {k: v for k, v in kwargs.items() if isinstance(v, Tensor)}
             if method == "generate":
@@ -259,12 +262,13 @@ class DTSModel(nn.Module):
             grouped |= layout.unroutable
             if layout.coupled:
                 grouped["outputs"] = "rows of the batch meet in them"
+        held = [t for layer in layers.values() for p in layer.dts.parameters.values() for t in p.held()]
         names = {loaded.slot: name for name, loaded in self._loaded.items()}
         current = [{names[s]: w for s, w in mixture.items()} for mixture in self._state.mixtures]
         return {
             "tasks": self.tasks,
             "current": current,
-            "nbytes": sum({id(p): p.nbytes for layer in layers.values() for p in layer.dts.parameters.values()}.values()),
+            "nbytes": sum({(t.data_ptr(), t.nbytes): t.nbytes for t in held}.values()),  # tied factors once
             "layers": kinds,
             "once_a_task": [name for name, layer in layers.items() if isinstance(layer, Owner)],
             "grouped": grouped,
@@ -297,8 +301,6 @@ class DTSModel(nn.Module):
         return names
 
     def _mixture(self, task: Task) -> Mixture:
-        if task is not None and not isinstance(task, (str, Mapping)):
-            raise TypeError(f"a task is a name, a mixture {{name: weight}} or None, not {task!r}")
         names = self._known(_names(task))
         return {self._loaded[n].slot: float(task[n]) if isinstance(task, Mapping) else 1.0 for n in names}
 
@@ -359,6 +361,8 @@ def _adapter(given: Adapter | str | Path) -> Adapter:
 
 
 def _names(task: Task) -> list[str]:
+    if task is not None and not isinstance(task, (str, Mapping)):
+        raise TypeError(f"a task is a name, a mixture {{name: weight}} or None, not {task!r}")
     return [] if task is None else [task] if isinstance(task, str) else list(task)
 
 

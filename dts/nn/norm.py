@@ -18,7 +18,7 @@ class DTSLayerNorm(Layer, nn.LayerNorm):
         return all(p.kind == "raw" for parts in pieces.values() for p in parts)
 
     @classmethod
-    def from_layer_norm(cls, norm: nn.LayerNorm) -> "DTSLayerNorm":
+    def from_layer_norm(cls, norm: nn.LayerNorm) -> DTSLayerNorm:
         """A layer that shares the parameters of ``norm`` and leaves it as it is."""
         return standalone(norm, cls)
 

@@ -25,8 +25,9 @@ SAME = 0.05  # two runs of one row differ by less, relative to its size; half pr
 
 @dataclass
 class Layout:
-    """What the probe found: a layer's axis, the axes of an `Owner`'s arguments and outputs, those of the model's outputs.
+    """What the probe found.
 
+    axis: a layer's batch axis;  axes: those of an `Owner`'s arguments and outputs;  out_axes: of the model's outputs.
     unroutable: layer name -> why rows of several tasks cannot pass through it at once.
     """
 
@@ -51,7 +52,7 @@ def find_rows(model: nn.Module, layers: dict[str, Layer], state: RoutingState, c
 
     one, two: (args, kwargs) of one row and of two.
     """
-    with _evaluating(model), state.using([{}]):
+    with _evaluating(model, state), state.using([{}]):
         (first, record_one), (second, record_two) = _record(layers, call, one), _record(layers, call, two)
         layout = _compare(layers, record_one, record_two)
         layout.out_axes = [_axis(a, b) for a, b in zip(_seen(first), _seen(second))]
@@ -96,7 +97,7 @@ class Seen:
     digests: list[tuple[Tensor, Tensor]]
 
     @classmethod
-    def of(cls, tensor: Tensor) -> "Seen":
+    def of(cls, tensor: Tensor) -> Seen:
         digests = []
         for axis in range(min(tensor.dim(), 2)):
             flat = tensor.detach().float().nan_to_num(0, 0, 0).movedim(axis, 0)
@@ -182,13 +183,15 @@ def _seen(tree) -> list[Seen]:
 
 
 @contextmanager
-def _evaluating(model: nn.Module):
+def _evaluating(model: nn.Module, state: RoutingState):
     """No gradients, no dropout, for a while."""
     training = [module for module in model.modules() if module.training]
     model.eval()
+    state.probing = True
     try:
         with torch.no_grad():
             yield
     finally:
+        state.probing = False
         for module in training:
             module.training = True

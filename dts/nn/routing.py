@@ -18,12 +18,14 @@ class RoutingState:
     routing: `Routing` with one entry (all rows alike) or one a row of the batch.
     mixtures: the same as Python values, for the few layers that run once a task.
     missing: layer name -> why it cannot run now (a head the row's task does not have).
+    probing: the base runs on any input, only to see where the rows are; ids of a task's own vocabulary are no error.
     """
 
     def __init__(self, device="cpu"):
         self.routing = Routing.of([None], device)
         self.mixtures: list[Mixture] = [{}]
         self.missing: dict[str, str] = {}
+        self.probing = False
 
     @property
     def rows(self) -> int:

@@ -11,10 +11,12 @@ from dts.nn import DTSModel  # noqa: E402
 
 TEXT = dict(vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
 DECODER = dict(**TEXT, num_key_value_heads=1, bos_token_id=1, eos_token_id=2, pad_token_id=0)
-IMAGE = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4)
+IMAGE = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=8,
+             patch_size=4)  # fmt: skip
 CLIP = dict(text_config=dict(**TEXT, max_position_embeddings=20, projection_dim=16),
             vision_config=dict(**IMAGE, projection_dim=16), projection_dim=16)  # fmt: skip
-GPT2 = dict(vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=64, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+GPT2 = dict(vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=64, bos_token_id=1, eos_token_id=2,
+            pad_token_id=0)  # fmt: skip
 T5 = dict(vocab_size=50, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, eos_token_id=2,
           decoder_start_token_id=0, pad_token_id=0)  # fmt: skip
 MIXTRAL = dict(**DECODER, num_local_experts=4, experts_implementation="eager")  # the fused one lacks float64

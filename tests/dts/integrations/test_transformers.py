@@ -1,0 +1,138 @@
+"""``from_pretrained``: names as they are on disk, the fine-tunes' heads, the right base."""
+
+import pytest
+import torch
+
+transformers = pytest.importorskip("transformers")
+
+from safetensors.torch import load_file  # noqa: E402
+
+from dts.adapter import Adapter, Entry  # noqa: E402
+from dts.checkpoint import open_checkpoint  # noqa: E402
+from dts.checkpoint.fingerprint import fingerprint  # noqa: E402
+from dts.codec import Factors, Part  # noqa: E402
+from dts.nn import DTSModel  # noqa: E402
+from dts_kernels import PackedFactors, pack  # noqa: E402
+
+TEXT = dict(vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+DECODER = dict(**TEXT, num_key_value_heads=1, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+IMAGE = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=8,
+             patch_size=4)  # fmt: skip
+MODELS = {
+    "vit": ("ViTForImageClassification", "ViTConfig", IMAGE),
+    "mixtral": ("MixtralForCausalLM", "MixtralConfig", DECODER | dict(num_local_experts=4)),
+    "qwen2-moe": ("Qwen2MoeForCausalLM", "Qwen2MoeConfig",
+                  DECODER | dict(num_experts=4, moe_intermediate_size=16, shared_expert_intermediate_size=16)),
+    "clip": ("CLIPVisionModelWithProjection", "CLIPVisionConfig", IMAGE | dict(projection_dim=16)),
+    "gpt2": ("GPT2LMHeadModel", "GPT2Config", dict(vocab_size=50, n_embd=16, n_layer=1, n_head=2, n_positions=32,
+                                                   bos_token_id=1, eos_token_id=2)),
+}  # fmt: skip
+
+
+def saved(folder, model_class, config_class, options):
+    torch.manual_seed(0)
+    model = getattr(transformers, model_class)(getattr(transformers, config_class)(**options)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    return model
+
+
+def entry(name, tensor, generator):
+    shape = tuple(tensor.shape)
+    if tensor.dim() < 2 or tensor.dim() == 3:
+        return Entry(name, name, shape, "delta", tensor=0.1 * torch.randn(shape, generator=generator))
+    m, n = shape[0], tensor[0].numel()
+    codes = [torch.randint(0, 4, (size, 3), generator=generator, dtype=torch.uint8) for size in (m, n)]
+    packed = PackedFactors(pack(codes[0]), pack(codes[1]), 0.02 * torch.rand(3, generator=generator))
+    factors = Factors(packed, (m, n), None, None, (Part("residual", 3),), 1.0, 0.1)
+    return Entry(name, name, shape, "factors", factors=factors)
+
+
+def adapter(name, folder, seed, **options):
+    """An adapter with an entry for every tensor, under its name on disk."""
+    generator = torch.Generator().manual_seed(seed)
+    state = load_file(folder / "model.safetensors")
+    entries = {key: entry(key, tensor, generator) for key, tensor in state.items()}
+    config = {"base": {"fingerprint": fingerprint(open_checkpoint(folder))}}
+    return Adapter(name, None, None, "task", "residual", config, entries, **options)
+
+
+def fine_tune(folder, out, adapter):
+    """What the adapter stands for, written as a checkpoint and read by transformers itself."""
+    transformers.AutoConfig.from_pretrained(folder).save_pretrained(out)
+    state = load_file(folder / "model.safetensors")
+    from safetensors.torch import save_file
+
+    tensors = {name: adapter.entries[name].apply(t).contiguous() for name, t in state.items()}
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_names_on_disk_reach_the_parameters_in_memory(name, tmp_path):
+    model_class, config_class, options = MODELS[name]
+    folder = tmp_path / "base"
+    saved(folder, model_class, config_class, options)
+    adapters = {task: adapter(task, folder, seed) for seed, task in enumerate("ab")}
+    model = DTSModel.from_pretrained(folder, adapters=adapters)
+    if name in ("vit", "clip"):
+        batch = {"pixel_values": torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(9))}
+    else:
+        batch = {"input_ids": torch.randint(3, 50, (3, 4), generator=torch.Generator().manual_seed(9))}
+    with torch.no_grad():
+        found = model(**batch, tasks=["a", "b", None])[0]
+        for i, task in enumerate(["a", "b", None]):
+            source = folder
+            if task is not None:
+                source = tmp_path / task
+                source.mkdir()
+                fine_tune(folder, source, adapters[task])
+            twin = getattr(transformers, model_class).from_pretrained(source).eval()
+            expected = twin(**{key: value[i : i + 1] for key, value in batch.items()})[0]
+            torch.testing.assert_close(found[i : i + 1], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_architecture_is_that_of_the_fine_tunes(tmp_path):
+    base = saved(tmp_path, "BertModel", "BertConfig", TEXT)
+    adapters = {}
+    for task, classes in (("two", 2), ("five", 5)):
+        made = adapter(task, tmp_path, classes, model_config={"architectures": ["BertForSequenceClassification"]})
+        made.entries = {f"bert.{key}": Entry(**{**vars(e), "name": f"bert.{key}"}) for key, e in made.entries.items()}
+        head = {"classifier.weight": torch.randn(classes, 16), "classifier.bias": torch.randn(classes)}
+        for key, tensor in head.items():
+            made.entries[key] = Entry(key, None, tuple(tensor.shape), "value", tensor=tensor, task_only=True)
+        adapters[task] = made
+    model = DTSModel.from_pretrained(tmp_path, adapters=adapters)
+    assert type(model.model) is transformers.BertForSequenceClassification
+    ids = torch.randint(3, 50, (2, 4))
+    rows = model.task_logits(model(input_ids=ids, tasks=["five", "two"]))
+    assert [len(row) for row in rows] == [5, 2]
+    with torch.no_grad(), pytest.raises(ValueError, match="the base, which has no 'classifier' of its own"):
+        model(input_ids=ids)
+    with torch.no_grad():
+        state = {key: adapters["five"].entries[f"bert.{key}"].apply(t) for key, t in base.state_dict().items()}
+        base.load_state_dict(state)
+        pooled = base(input_ids=ids[:1]).pooler_output[0]
+        head = [adapters["five"].entries[f"classifier.{part}"].tensor for part in ("weight", "bias")]
+        torch.testing.assert_close(rows[0], head[0] @ pooled + head[1], rtol=1e-4, atol=1e-4)
+
+
+def test_adapters_of_another_base_are_refused(tmp_path):
+    saved(tmp_path, "BertModel", "BertConfig", TEXT)
+    wrong = adapter("trec", tmp_path, 1)
+    wrong.config["base"]["fingerprint"] = "0" * 32
+    with pytest.raises(ValueError, match=f"is not the base of: trec was made for {'0' * 32}"):
+        DTSModel.from_pretrained(tmp_path, adapters={"trec": wrong})
+
+
+def test_adapters_of_several_architectures_are_refused(tmp_path):
+    saved(tmp_path, "BertModel", "BertConfig", TEXT)
+    adapters = {}
+    for name in ("BertForSequenceClassification", "BertForTokenClassification"):
+        made = adapter(name, tmp_path, 1, model_config={"architectures": [name]})
+        made.entries["classifier.weight"] = Entry("classifier.weight", None, (2, 16), "value", tensor=torch.ones(2, 16),
+                                                  task_only=True)  # fmt: skip
+        adapters[name] = made
+    with pytest.raises(ValueError, match="different architectures"):
+        DTSModel.from_pretrained(tmp_path, adapters=adapters)

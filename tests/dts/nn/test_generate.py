@@ -1,0 +1,97 @@
+"""A row keeps its task through ``generate``: caches, beams, several sequences a row."""
+
+import copy
+
+import pytest
+import torch
+
+transformers = pytest.importorskip("transformers")
+
+from dts.nn import DTSModel  # noqa: E402
+
+TEXT = dict(vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=1, bos_token_id=1, eos_token_id=None, pad_token_id=0)  # fmt: skip
+GPT2 = dict(vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=64, bos_token_id=1, eos_token_id=None,
+            pad_token_id=0)  # fmt: skip
+T5 = dict(vocab_size=50, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, eos_token_id=None,
+          decoder_start_token_id=0, pad_token_id=0)  # fmt: skip
+MODELS = {
+    "gpt2": ("GPT2LMHeadModel", "GPT2Config", GPT2),
+    "llama": ("LlamaForCausalLM", "LlamaConfig", TEXT),
+    "t5": ("T5ForConditionalGeneration", "T5Config", T5),
+}
+TASKS = ["a", None, "b", {"a": 0.5, "b": 0.5}]
+
+
+def build(name):
+    model_class, config_class, options = MODELS[name]
+    torch.manual_seed(0)
+    model = getattr(transformers, model_class)(getattr(transformers, config_class)(**options)).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn_like(parameter)
+    return model
+
+
+@pytest.fixture(params=MODELS)
+def setting(request, maker):
+    base = build(request.param)
+    tasks = {"a": maker.entries(base), "b": maker.entries(base)}
+    model = DTSModel(copy.deepcopy(base))
+    for name, entries in tasks.items():
+        model.load_task(name, entries)
+    ids = torch.randint(3, 50, (4, 5), generator=torch.Generator().manual_seed(2))
+    mask = torch.ones_like(ids)
+    ids[1, :2], mask[1, :2] = 0, 0  # a shorter prompt, padded on the left
+    return request.param, base, tasks, model, {"input_ids": ids, "attention_mask": mask}
+
+
+def twin(base, task, tasks, dense_twin):
+    mixture = {} if task is None else task if isinstance(task, dict) else {task: 1.0}
+    return dense_twin(base, [(tasks[name], gamma) for name, gamma in mixture.items()])
+
+
+@pytest.mark.parametrize("options", [{}, dict(num_beams=3, num_return_sequences=2), dict(use_cache=False)], ids=str)
+def test_each_row_generates_as_its_fine_tune(setting, dense_twin, options):
+    _, base, tasks, model, batch = setting
+    options = dict(max_new_tokens=6, do_sample=False, **options)
+    found = model.generate(**batch, tasks=TASKS, **options)
+    each = options.get("num_return_sequences", 1)
+    for i, task in enumerate(TASKS):
+        row = {key: value[i : i + 1] for key, value in batch.items()}
+        expected = twin(base, task, tasks, dense_twin).generate(**row, **options)
+        assert torch.equal(found[i * each : (i + 1) * each, : expected.shape[1]], expected)
+    assert len({tuple(row.tolist()) for row in found[:, -6:]}) > 1
+
+
+def test_one_prompt_under_every_task(setting, dense_twin):
+    """Equal rows, and as many of them as the prompt has tokens: nothing about shapes tells a batch from a sequence."""
+    name, base, tasks, model, batch = setting
+    ids = batch["input_ids"][:1, :4].repeat(4, 1)
+    extra = {"decoder_input_ids": ids} if name == "t5" else {}
+    logits = model(input_ids=ids, **extra, tasks=TASKS).logits
+    for i, task in enumerate(TASKS):
+        row = {key: value[:1] for key, value in extra.items()}
+        expected = twin(base, task, tasks, dense_twin)(input_ids=ids[:1], **row).logits
+        torch.testing.assert_close(logits[i : i + 1], expected, rtol=1e-9, atol=1e-9)
+
+
+def test_set_task_generates(setting, dense_twin):
+    _, base, tasks, model, batch = setting
+    model.set_task("b")
+    expected = twin(base, "b", tasks, dense_twin).generate(**batch, max_new_tokens=4, do_sample=False)
+    assert torch.equal(model.generate(**batch, max_new_tokens=4, do_sample=False), expected)
+    assert torch.equal(model.generate(**batch, tasks="b", max_new_tokens=4, do_sample=False), expected)
+
+
+def test_decoding_by_hand_with_a_cache(setting, dense_twin):
+    """A cache made with a routing serves the next call with the same routing."""
+    name, base, tasks, model, batch = setting
+    if name == "t5":
+        pytest.skip("runs once a task: the batch has no cache of its own")
+    ids = batch["input_ids"][[0, 2, 3, 3]]
+    first = model(input_ids=ids[:, :4], use_cache=True, tasks=TASKS)
+    second = model(input_ids=ids[:, 4:], past_key_values=first.past_key_values, tasks=TASKS)
+    for i, task in enumerate(TASKS):
+        expected = twin(base, task, tasks, dense_twin)(input_ids=ids[i : i + 1]).logits[:, -1]
+        torch.testing.assert_close(second.logits[i : i + 1, -1], expected, rtol=1e-9, atol=1e-9)

@@ -1,0 +1,307 @@
+"""`DTSModel` on small modules: names, heads, vocabularies, errors, memory, compilation."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from dts.adapter.entries import Entry
+from dts.nn import DTSLinear, DTSModel
+
+
+class Tiny(nn.Module):
+    """Embedding, class token, norm, head: the parts of a classifier, in float64."""
+
+    def __init__(self, classes=3, vocabulary=20, d=8):
+        super().__init__()
+        self.embed = nn.Embedding(vocabulary, d)
+        self.norm = nn.LayerNorm(d)
+        self.dense = nn.Linear(d, d)
+        self.classifier = nn.Linear(d, classes)
+        self.double()
+
+    def forward(self, ids):
+        return self.classifier(torch.tanh(self.dense(self.norm(self.embed(ids)))).mean(1))
+
+
+@pytest.fixture
+def base():
+    torch.manual_seed(0)
+    return Tiny().eval()
+
+
+@pytest.fixture
+def ids():
+    return torch.randint(0, 20, (4, 5), generator=torch.Generator().manual_seed(3))
+
+
+def encoder(maker, base):
+    return {n: e for n, e in maker.entries(base, skip=0).items() if not n.startswith("classifier")}
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def headed(twin, entries):
+    """The dense twin with an entry's own head."""
+    weight, bias = entries["classifier.weight"].tensor, entries["classifier.bias"].tensor
+    twin.classifier = nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype)
+    twin.classifier.weight.data, twin.classifier.bias.data = weight, bias
+    return twin
+
+
+def test_heads_with_different_numbers_of_classes(base, ids, maker, dense_twin):
+    tasks = {}
+    for name, classes in (("two", 2), ("six", 6), ("three", 3)):
+        tasks[name] = encoder(maker, base) | {
+            "classifier.weight": maker.head("classifier.weight", classes, 8),
+            "classifier.bias": maker.head("classifier.bias", classes),
+        }
+    model = DTSModel(copy.deepcopy(base))
+    for name, entries in tasks.items():
+        model.load_task(name, entries)
+    rows = ["six", "two", "three", "two"]
+    logits = model(ids, tasks=rows)
+    assert logits.shape == (4, 6)
+    for i, (name, own) in enumerate(zip(rows, model.task_logits(logits))):
+        expected = headed(dense_twin(base, [(tasks[name], 1.0)]), tasks[name])(ids[i : i + 1])[0]
+        close(own, expected)
+        assert torch.isinf(logits[i, len(own) :]).all() and logits.argmax(-1)[i] == expected.argmax()
+    model.set_task("two")
+    assert [row.shape for row in model.task_logits(model(ids))] == [(2,)] * 4
+    merged = model.merge_and_unload("two")
+    close(merged(ids), headed(dense_twin(base, [(tasks["two"], 1.0)]), tasks["two"])(ids))
+    assert merged.classifier.out_features == 2
+
+
+def test_rows_without_a_head_say_so(base, ids, maker):
+    model = DTSModel(base)
+    model.load_task("a", {"classifier.weight": maker.head("classifier.weight", 2, 8)})
+    model.load_task("six", {"classifier.weight": maker.head("classifier.weight", 6, 8)})
+    model.load_task("plain", encoder(maker, base))
+    with pytest.raises(ValueError, match="the base, which has no 'classifier' of its own; tasks that have one: .*'a'"):
+        model.set_task(None)
+        model(ids)
+    with pytest.raises(ValueError, match="row 1 uses the base"):
+        model(ids, tasks=["a", None, "a", "a"])
+    with pytest.raises(ValueError, match="row 2 uses 'plain'"):
+        model(ids, tasks=["a", "a", "plain", "a"])
+    with pytest.raises(ValueError, match="different shapes"):
+        model(ids, tasks={"a": 0.5, "six": 0.5})
+    assert model(ids, tasks=["a", "six", "six", "a"]).shape == (4, 6)
+
+
+def test_enlarged_vocabulary(maker, dense_twin):
+    torch.manual_seed(0)
+    base = nn.ModuleDict({"embed": nn.Embedding(10, 8), "head": nn.Linear(8, 10, bias=False)}).double()
+    base["head"].weight = base["embed"].weight
+    model = nn.Sequential(base["embed"], base["head"])
+    entries = {
+        name: {"0.weight": Entry("0.weight", "0.weight", (10 + added, 8), "factors", factors=maker.factors(10, 8),
+                                 added_rows=maker.randn(added, 8, scale=1.0))}
+        for name, added in (("two", 2), ("three", 3))
+    }  # fmt: skip
+    dense = {
+        name: torch.cat([model[0].weight + e["0.weight"].factors.reconstruct(dtype=torch.float64),
+                         e["0.weight"].added_rows]).detach()
+        for name, e in entries.items()
+    }  # fmt: skip
+    dts = DTSModel(copy.deepcopy(model))
+    for name, e in entries.items():
+        dts.load_task(name, e)
+    ids = torch.tensor([[1, 11, 3], [12, 0, 9], [1, 2, 3]])
+    rows = ["two", "three", None]
+    logits = dts(ids, tasks=rows)
+    assert logits.shape == (3, 3, 13)
+    dense[None] = model[0].weight.detach()
+    for i, (name, own) in enumerate(zip(rows, dts.task_logits(logits))):
+        close(own, dense[name][ids[i]] @ dense[name].T)
+        assert torch.isinf(logits[i, :, own.shape[-1] :]).all()
+    with pytest.raises(IndexError, match="beyond the vocabulary of its row's task"):
+        dts(ids, tasks=["two", "two", None])
+    merged = dts.merge_and_unload("three")
+    close(merged[0].weight.detach(), dense["three"])
+    assert merged[0].weight is merged[1].weight and merged[0].num_embeddings == merged[1].out_features == 13
+
+
+def test_unknown_tasks_name_those_there_are(base, ids, maker):
+    model = DTSModel(base)
+    model.load_task("trec", encoder(maker, base))
+    for attempt in (lambda: model.set_task("sst2"), lambda: model(ids, tasks=["trec", "sst2", None, "trec"]),
+                    lambda: model(ids, tasks={"sst2": 1.0}), lambda: model.delete_task("sst2")):  # fmt: skip
+        with pytest.raises(ValueError, match=r"no task 'sst2'; the loaded tasks are \['trec'\]"):
+            attempt()
+    with pytest.raises(ValueError, match="tasks has 3 items, one a row, but no input has 3 rows"):
+        model(ids, tasks=["trec", None, None])
+    with pytest.raises(TypeError, match="a task is a name"):
+        model(ids, tasks=["trec", 1, None, None])
+
+
+def test_an_adapter_that_does_not_fit_is_refused_whole(base, ids, maker):
+    model = DTSModel(base)
+    before = model(ids)
+    entries = {
+        "dense.weight": Entry("dense.weight", "dense.weight", (9, 8), "factors", factors=maker.factors(9, 8)),
+        "dense.bias": Entry("dense.bias", "dense.bias", (7,), "delta", tensor=maker.randn(7)),
+        "other.weight": Entry("other.weight", "other.weight", (7,), "delta", tensor=maker.randn(7)),
+        "score.weight": maker.head("score.weight", 2, 8),
+        "norm.weight": Entry("norm.weight", "norm.weight", (8,), "delta", tensor=maker.randn(8)),
+    }
+    with pytest.raises(ValueError) as error:
+        model.load_task("bad", entries)
+    for part in ("dense.weight: the adapter is for [9, 8], the model has [8, 8]", "dense.bias", "other.weight",
+                 "score.weight [2, 8]: the model has no such parameter (only the fine-tune has it"):  # fmt: skip
+        assert part in str(error.value)
+    assert "norm.weight" not in str(error.value)
+    assert model.tasks == [] and torch.equal(model(ids), before) and type(model.dense) is nn.Linear
+
+
+def test_names_with_another_prefix(base, ids, maker, dense_twin):
+    entries = encoder(maker, base)
+    wrapped = {f"bert.{n}": Entry(**{**vars(e), "name": f"bert.{n}", "base_name": f"encoder.{n}"}) for n, e in
+               entries.items()}  # fmt: skip
+    expected = dense_twin(base, [(entries, 1.0)])(ids)
+    model = DTSModel(copy.deepcopy(base))
+    model.load_task("a", wrapped)
+    close(model(ids, tasks="a"), expected)
+    outer = DTSModel(nn.ModuleDict({"model": copy.deepcopy(base)}))
+    outer.load_task("a", entries)
+    outer.set_task("a")
+    close(outer.model["model"](ids), expected)
+
+
+def test_tasks_come_and_go(base, ids, maker, dense_twin):
+    model, plain = DTSModel(copy.deepcopy(base)), base(ids)
+    tasks = {name: encoder(maker, base) for name in "abc"}
+    for name in "ab":
+        model.load_task(name, tasks[name])
+    model.set_task("a")
+    model.delete_task("a")
+    close(model(ids), plain)
+    model.load_task("c", tasks["c"])
+    model.load_task("b", tasks["a"])  # replaced
+    expected = {None: plain}
+    for name, entries in (("c", tasks["c"]), ("b", tasks["a"])):
+        expected[name] = dense_twin(base, [(entries, 1.0)])(ids)
+    rows = ["b", "c", None, "b"]
+    close(model(ids, tasks=rows), torch.stack([expected[t][i] for i, t in enumerate(rows)]))
+    assert sorted(model.tasks) == ["b", "c"]
+    for name in "bc":
+        model.delete_task(name)
+    close(model(ids), plain)
+    assert model.status()["nbytes"] == 0
+
+
+def test_no_dense_delta_is_kept(maker):
+    """What a task adds to memory is what its entries hold, not the size of the base."""
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(256, 256), nn.LayerNorm(256), nn.Linear(256, 256))
+    model = DTSModel(base)
+    parameters = dict(base.named_parameters())
+    for task in "abcd":
+        entries = {}
+        for name, parameter in parameters.items():
+            if parameter.dim() == 2:
+                factors = maker.factors(*parameter.shape, rank=8)
+                entries[name] = Entry(name, name, tuple(parameter.shape), "factors", factors=factors)
+            else:
+                entries[name] = Entry(name, name, (256,), "delta", tensor=maker.randn(256, dtype=torch.float32))
+        model.load_task(task, entries)
+    model(torch.randn(4, 256), tasks=list("abcd"))
+    stored = sum(e.factors.packed.nbytes if e.factors else e.tensor.nbytes for e in entries.values())
+    assert model.status()["nbytes"] == 4 * stored
+    storages = [t.untyped_storage() for t in _tensors(model) if t.dtype != torch.int64]
+    held = {storage.data_ptr(): storage.nbytes() for storage in storages}
+    dense = sum(p.nbytes for p in base.parameters())
+    assert sum(held.values()) < dense + 4 * stored + 1024
+
+
+def _tensors(root, seen=None):
+    """Every tensor reachable from an object."""
+    seen = set() if seen is None else seen
+    if id(root) in seen or isinstance(root, type):
+        return
+    seen.add(id(root))
+    if isinstance(root, torch.Tensor):
+        yield root
+        return
+    children = list(root.values()) if isinstance(root, dict) else list(root) if isinstance(root, (list, tuple)) else []
+    for child in [*children, *vars(root).values()] if hasattr(root, "__dict__") else children:
+        yield from _tensors(child, seen)
+
+
+def test_copies_dtypes_and_state(base, ids, maker):
+    model = DTSModel(base)
+    whole = Entry("dense.weight", "dense.weight", (8, 8), "factors", factors=maker.factors(8, 8))
+    model.load_task("a", encoder(maker, base) | {"dense.weight": whole})
+    assert model.state_dict().keys() == Tiny().state_dict().keys()
+    twin = copy.deepcopy(model)
+    twin.set_task("a")
+    assert not torch.allclose(twin(ids), model(ids)) and torch.equal(model(ids, tasks="a"), twin(ids))
+    plain = twin(ids)
+    half = twin.to(torch.bfloat16)
+    assert half(ids).dtype == torch.bfloat16
+    torch.testing.assert_close(half(ids).double(), plain, rtol=0.05, atol=0.05)
+    codes = model.dense.dts.parameters["weight"].plain.main.factors(0)
+    assert codes.u.dtype == torch.uint8 and codes.sigma.dtype == torch.float32
+
+
+def test_loss_of_a_batch_of_tasks_reaches_the_input(base, maker, dense_twin):
+    entries = {n: e for n, e in encoder(maker, base).items() if not n.startswith("embed")}
+    tail = nn.Sequential(base.norm, base.dense)
+    names = {"norm": "0", "dense": "1"}
+    renamed = {n.replace(*next((k, v) for k, v in names.items() if n.startswith(k))): e for n, e in entries.items()}
+    model = DTSModel(copy.deepcopy(tail))
+    model.load_task("a", {n: Entry(**{**vars(e), "name": n, "base_name": n}) for n, e in renamed.items()})
+    x = maker.randn(2, 3, 8, scale=1.0).requires_grad_()
+    model(x, tasks=["a", None]).square().sum().backward()
+    twin_x = x.detach().clone().requires_grad_()
+    twin = dense_twin(tail, [({n: e for n, e in renamed.items()}, 1.0)])
+    (twin(twin_x[:1]).square().sum() + tail(twin_x[1:]).square().sum()).backward()
+    close(x.grad, twin_x.grad)
+
+
+def test_switching_does_not_recompile(base, ids, maker):
+    model = DTSModel(base)
+    for name in "ab":
+        model.load_task(name, encoder(maker, base))
+    expected = {}
+    for task in (None, "a", "b"):
+        model.set_task(task)
+        expected[task] = model(ids)
+    programs = 0
+
+    def count(graph, example_inputs):
+        nonlocal programs
+        programs += 1
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend=count)
+    for task in ("a", None, "b", "a"):
+        model.set_task(task)
+        close(compiled(ids), expected[task])
+    assert programs == 1
+
+
+def test_switching_a_compiled_linear_does_not_recompile(maker):
+    torch.manual_seed(0)
+    linear = DTSLinear.from_linear(nn.Linear(8, 6).double())
+    linear.load_task("a", maker.factors(6, 8), maker.randn(6))
+    linear.load_task("b", maker.factors(6, 8, rank=5, rows=3, columns=4))
+    programs = 0
+
+    def count(graph, example_inputs):
+        nonlocal programs
+        programs += 1
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(linear, fullgraph=True, backend=count)
+    x = maker.randn(4, 8, scale=1.0)
+    for task in ("a", "b", None, "a"):
+        linear.set_task(task)
+        close(compiled(x), linear(x))
+    assert programs == 1
