@@ -1,4 +1,4 @@
-"""The only place that knows where a code's bits are: codes <-> disk bytes.
+"""The only place that knows where a code's bits are: codes <-> disk bytes <-> kernel words.
 
 A *code* is 2 bits: bit 1 = negative, bit 0 = large.  Without levels the four codes mean
 
@@ -14,6 +14,20 @@ Disk bytes: the rank axis is packed, four ranks a byte, rank 4j+i in bits 2i and
 
 Both factors are packed along the rank axis, so a slice of rows (a tensor-parallel shard, one of a
 fused q/k/v) and a prefix of the ranks are plain slices of the bytes.
+
+Kernel words: int32 [8 ceil(K/128), N], the contraction axis K packed, 16 codes a word.  Word (8 b + p, n)
+holds the codes at k = 128 b + 16 i + 2 p + h for planes i = 0..7 and halves h = 0, 1:
+
+    negative at bit (15 + 2 i + 16 h) mod 32,   large at bit (8 + 2 i + 16 h) mod 32
+
+    bit   31   30..25   24   23..16   15   14..9   8   7..0        the word turned right by 2 i
+           N            L              N            L              N negative, L large
+          |------ h = 1 ------------|  |------ h = 0 ------|
+
+Turned right by 2 i, one AND and one OR leave two bf16 numbers of {-1, -1/4, 1/4, 1}, the codes' values
+times 1/4, in one register: k and k + 1, exactly what a tensor-core operand holds in one register, so no
+code ever moves between threads.  fp16 has its exponent three bits higher; the kernels move a word's large
+bits there once, for all its 16 codes.  U contracts over the rank, V over in_features; padding is code 0.
 """
 
 from dataclasses import dataclass
@@ -22,6 +36,8 @@ import torch
 from torch import Tensor
 
 VALUES = (1.0, 4.0, -1.0, -4.0)
+WORD_BLOCK = 128  # codes of the contraction axis that 8 rows of words hold
+COLUMN_BLOCK = 16  # words are stored in rows of a multiple of this, so that every row starts at 64 bytes
 VALUES_RMS = 2.5  # of a factor whose codes are rounded from a normal distribution, near enough for ranges
 
 
@@ -115,3 +131,92 @@ class PackedFactors:
     def to(self, device) -> "PackedFactors":
         move = lambda t: None if t is None else t.to(device)  # noqa: E731
         return PackedFactors(move(self.u), move(self.v), move(self.sigma), move(self.levels))
+
+
+def round_up(size: int, block: int) -> int:
+    return -(-size // block) * block
+
+
+def words_shape(contracted: int, columns: int) -> tuple[int, int]:
+    """Shape of the words of a [contracted, columns] matrix of codes."""
+    return round_up(contracted, WORD_BLOCK) // 16, round_up(columns, COLUMN_BLOCK)
+
+
+def _bit_positions(device) -> tuple[Tensor, Tensor]:
+    """(negative, large) bit of the code of plane i and half h: int64 [8, 1, 2, 1] each."""
+    plane, half = torch.arange(8, device=device).view(8, 1, 1, 1), torch.arange(2, device=device).view(1, 1, 2, 1)
+    return (15 + 2 * plane + 16 * half) % 32, (8 + 2 * plane + 16 * half) % 32
+
+
+def codes_to_words(codes: Tensor) -> Tensor:
+    """uint8 codes [K, N], K the contraction axis, to int32 kernel words [8 ceil(K/128), 16 ceil(N/16)]."""
+    contracted, columns = codes.shape
+    height, width = words_shape(contracted, columns)
+    padded = torch.nn.functional.pad(codes, (0, width - columns, 0, 16 * height - contracted))
+    planes = padded.view(height // 8, 8, 8, 2, width).to(torch.int64)  # [b, i, p, h, n]
+    negative, large = _bit_positions(codes.device)
+    words = ((planes >> 1) << negative | (planes & 1) << large).sum((1, 3))  # every code has its own bits
+    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32).view(height, width)
+
+
+def words_to_codes(words: Tensor, contracted: int, columns: int) -> Tensor:
+    """Kernel words to uint8 codes [contracted, columns], the inverse of `codes_to_words`."""
+    if words.dtype != torch.int32 or tuple(words.shape) != words_shape(contracted, columns):
+        raise TypeError(
+            f"words of [{contracted}, {columns}] codes must be int32 {list(words_shape(contracted, columns))}, "
+            f"not {words.dtype} {list(words.shape)}"
+        )
+    height, width = words.shape
+    wide = words.view(height // 8, 1, 8, 1, width).to(torch.int64)
+    negative, large = _bit_positions(words.device)
+    codes = (wide >> negative & 1) << 1 | wide >> large & 1
+    return codes.to(torch.uint8).reshape(16 * height, width)[:contracted, :columns].contiguous()
+
+
+@dataclass(frozen=True)
+class KernelFactors:
+    """`PackedFactors` in kernel words: derived at load, never stored on disk.
+
+    u: int32 [8 ceil(k/128), 16 ceil(m/16)];  v: int32 [8 ceil(n/128), 16 ceil(k/16)];
+    sigma: float32 [k];  levels: float32 [2, 4] or None;  shape: (m, n).
+    """
+
+    u: Tensor
+    v: Tensor
+    sigma: Tensor
+    levels: Tensor | None
+    shape: tuple[int, int]
+
+    @property
+    def rank(self) -> int:
+        return self.sigma.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in (self.u, self.v, self.sigma, self.levels) if t is not None)
+
+
+def to_kernel_layout(factors: PackedFactors) -> KernelFactors:
+    """Disk bytes to kernel words, on the factors' device."""
+    u, v = unpack(factors.u, factors.rank), unpack(factors.v, factors.rank)
+    return KernelFactors(codes_to_words(u.T), codes_to_words(v), factors.sigma, factors.levels, factors.shape)
+
+
+def from_kernel_layout(factors: KernelFactors) -> PackedFactors:
+    """Kernel words to disk bytes, the exact inverse of `to_kernel_layout`."""
+    (m, n), rank = factors.shape, factors.rank
+    u, v = words_to_codes(factors.u, rank, m).T, words_to_codes(factors.v, n, rank)
+    return PackedFactors(pack(u.contiguous()), pack(v), factors.sigma, factors.levels)
+
+
+def level_coefficients(levels: Tensor | None) -> list[float]:
+    """(f, g, b, one) with  value(code) = f F + g G + b B + one  for codes 0..3 (exact in float64).
+
+    The three decodes kernels make without arithmetic, s the sign: F = s/4 or s (large), G = s or s/4 (large),
+    B = |F|.  Without levels F alone does it: (4, 0, 0, 0).
+    """
+    plus_small, plus_large, minus_small, minus_large = VALUES if levels is None else levels.double().tolist()
+    odd_small, odd_large = (plus_small - minus_small) / 2, (plus_large - minus_large) / 2
+    even_small, even_large = (plus_small + minus_small) / 2, (plus_large + minus_large) / 2
+    b = (even_large - even_small) / 0.75
+    return [(odd_large - odd_small / 4) / 0.9375, (odd_small - odd_large / 4) / 0.9375, b, even_small - b / 4]
