@@ -1,6 +1,11 @@
 """Adapters: compress a fine-tune against its base, write, read, truncate, verify, apply."""
 
 from dts.adapter.adapter import Adapter
+from dts.adapter.apply import write_checkpoint
+from dts.adapter.budget import BudgetError
+from dts.adapter.compress import compress
 from dts.adapter.entries import Entry
+from dts.adapter.format import AdapterError
+from dts.adapter.verify import Report
 
-__all__ = ["Adapter", "Entry"]
+__all__ = ["Adapter", "AdapterError", "BudgetError", "Entry", "Report", "compress", "write_checkpoint"]

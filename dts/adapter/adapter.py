@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from torch import Tensor
+
+from dts.adapter import format
+from dts.adapter.apply import check_base, reconstructed
 from dts.adapter.entries import Entry
+from dts.adapter.truncate import truncated
+from dts.adapter.verify import Report, verify
+from dts.checkpoint import open_checkpoint
 
 
 @dataclass
@@ -13,7 +22,8 @@ class Adapter:
     """All that turns the base into one fine-tune.
 
     config: the content of ``dts_config.json``;  model_config: the fine-tune's ``config.json`` if it had one;
-    entries: by the fine-tune's tensor names;  folder: where it was loaded from or saved to.
+    entries: by the fine-tune's tensor names;  folder: where it was loaded from or saved to;
+    files: tokenizer files that differ from the base's.
     """
 
     name: str
@@ -21,7 +31,68 @@ class Adapter:
     description: str | None
     kind: str  # task | difference
     method: str
-    config: dict
+    config: dict = field(repr=False)
     entries: dict[str, Entry] = field(repr=False)
     model_config: dict | None = field(default=None, repr=False)
     folder: Path | None = None
+    files: dict[str, Path] = field(default_factory=dict, repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all files of the adapter's folder."""
+        return self.config["bytes"]
+
+    @property
+    def amr(self) -> float:
+        """``nbytes`` / bytes of the base in fp32."""
+        return self.config["amr"]
+
+    @classmethod
+    def of(cls, config: dict, entries: dict[str, Entry], folder: Path | None = None, files=None) -> Adapter:
+        task = config["task"]
+        return cls(task["name"], task["class_names"], task["description"], config["kind"], config["method"], config,
+                   entries, config["model_config"], folder, files or {})  # fmt: skip
+
+    @classmethod
+    def load(cls, path: str | Path, budget: float | None = None) -> Adapter:
+        """Opens an adapter folder; tensors stay views on the mapped file until they are used.
+
+        budget: load a prefix of every matrix so that all of it takes at most this fraction of the base in fp32.
+        Raises AdapterError naming every tensor that is missing, cut off or of the wrong shape.
+        """
+        folder = Path(path)
+        config, entries = format.read(folder)
+        adapter = cls.of(config, entries, folder, {name: folder / name for name in config["files"]})
+        return adapter if budget is None else adapter.truncate(budget=budget)
+
+    def truncate(self, budget: float | None = None, nbytes: int | None = None) -> Adapter:
+        """A smaller adapter of prefixes of this one's components; exactly one size is given, see `dts.compress`."""
+        if (budget is None) == (nbytes is None):
+            raise ValueError("give either budget= (a fraction of the base in fp32) or nbytes=")
+        nbytes = int(budget * 4 * self.config["base"]["parameters"]) if nbytes is None else nbytes
+        if nbytes >= self.nbytes:
+            return self
+        return truncated(replace(self, config=copy.deepcopy(self.config), folder=None), nbytes)
+
+    def save(self, path: str | Path, overwrite: bool = False) -> Path:
+        """Writes the folder, whole or not at all."""
+        return format.write(self, Path(path), overwrite)
+
+    def on(self, base, check: bool = True):
+        """The reconstructed fine-tune as a `Checkpoint` whose tensors are made when they are loaded.
+
+        base: anything `open_checkpoint` takes;  check: refuse a base that is not the adapter's (Mismatch).
+        """
+        base = open_checkpoint(base)
+        if check:
+            check_base(self, base)
+        return reconstructed(self, base)
+
+    def apply(self, base, check: bool = True) -> Iterator[tuple[str, Tensor]]:
+        """All tensors of the reconstructed fine-tune, one at a time; ``dict(adapter.apply(base))`` is a state dict."""
+        checkpoint = self.on(base, check)
+        return ((name, checkpoint.load(name)) for name in checkpoint.names)
+
+    def verify(self, base, finetuned=None) -> Report:
+        """Is every stored byte what was written, is this the base, and is the error what was recorded?"""
+        return verify(self, open_checkpoint(base), None if finetuned is None else open_checkpoint(finetuned))

@@ -1,0 +1,140 @@
+"""Base + adapter -> the reconstructed fine-tune, tensor by tensor, and as a checkpoint folder."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+from dts.adapter.tokenizer import TEXT_FILES
+from dts.checkpoint import Checkpoint, Lazy, Mismatch, fingerprint, open_checkpoint, sampled_digest, write_safetensors
+from dts.checkpoint.pairing import swap_prefix
+from dts.checkpoint.safetensors_file import Layout
+
+SHARD_BYTES = 5 * 10**9
+
+
+def check_base(adapter, base: Checkpoint) -> None:
+    """Raises Mismatch listing every difference between this base and the one the adapter was made for."""
+    wrong = base_mismatches(adapter, base)
+    if wrong:
+        raise Mismatch(f"{base.source} is not the base of the adapter {adapter.name!r}", wrong)
+
+
+def base_mismatches(adapter, base: Checkpoint) -> list[str]:
+    """A line for each difference; empty for the right base."""
+    config = adapter.config
+    theirs = fingerprint(base)
+    if theirs == config["base"]["fingerprint"]:
+        return []
+    wrong = []
+    for name, entry in adapter.entries.items():
+        if entry.base_name is None or entry.kind == "tied":
+            continue
+        if entry.base_name not in base.tensors:
+            wrong.append(f"{entry.base_name}: missing")
+        elif base.shape(entry.base_name) != entry.base_shape:
+            wrong.append(f"{entry.base_name}: shape {list(base.shape(entry.base_name))}, not {list(entry.base_shape)}")
+        elif sampled_digest(base.load(entry.base_name)) != config["tensors"][name]["base"]:
+            dtype = str(base.dtype(entry.base_name)).removeprefix("torch.")
+            wrong.append(f"{entry.base_name}: other values ({dtype})")
+    if not wrong:
+        wrong.append(f"fingerprint {theirs}, not {config['base']['fingerprint']}: tensors that the adapter "
+                     "does not change have other names, shapes or values")  # fmt: skip
+    return wrong
+
+
+def reconstructed(adapter, base: Checkpoint) -> Checkpoint:
+    """The fine-tune as a checkpoint of tensors that are made when they are loaded."""
+    section = adapter.config["finetuned"]
+    main, base_main = getattr(torch, section["dtype"]), base.main_dtype
+    by_base: dict[str, list[str]] = {}
+    for name, base_name in section["renamed"].items():
+        by_base.setdefault(base_name, []).append(name)
+    left = set(section["base_only"])
+    tensors: dict[str, Lazy] = {}
+    for base_name in base.names:
+        if base_name in left or base_name in base.tied:
+            continue
+        swapped = swap_prefix(base_name, section["base_prefix"], section["prefix"])
+        for name in by_base.get(base_name, [swapped]):
+            if name in adapter.entries:
+                continue
+            dtype = base.dtype(base_name)
+            dtype = getattr(torch, section["dtypes"].get(name, str(main if dtype == base_main else dtype)[6:]))
+            tensors[name] = Lazy(base.shape(base_name), dtype, lambda b=base_name, d=dtype: base.load(b).to(d))
+    tied = {}
+    for name, entry in adapter.entries.items():
+        if entry.kind != "tied":
+            tensors[name] = Lazy(
+                entry.shape, entry.dtype, lambda e=entry: e.apply(e.base_name and base.load(e.base_name))
+            )
+    for name, entry in adapter.entries.items():
+        if entry.kind == "tied":
+            tensors[name], tied[name] = tensors[entry.tied_to], entry.tied_to
+    config = adapter.model_config or base.config
+    return Checkpoint(f"{base.source} + {adapter.name}", tensors, tied, config, base.folder, base.revision)
+
+
+def write_checkpoint(base, adapter, out: str | Path, overwrite: bool = False, shard_bytes: int = SHARD_BYTES,
+                     progress=None) -> Path:  # fmt: skip
+    """Writes the reconstructed fine-tune as a Hugging Face folder that transformers loads.
+
+    Weights in the fine-tune's dtypes, in shards of at most ``shard_bytes``; its config; tokenizer files from the
+    base's folder and, where they differ, the adapter's.  One tensor in memory at a time; whole or not at all.
+    progress(done, total, name) in bytes.
+    """
+    base, out = open_checkpoint(base), Path(out)
+    if out.exists() and any(out.iterdir()) and not overwrite:
+        raise FileExistsError(f"{out} exists: choose another folder, or ask for it to be overwritten")
+    if out.exists() and base.folder is not None and out.resolve() == base.folder.resolve():
+        raise FileExistsError(f"{out} is the base itself: choose another folder")
+    model = adapter.on(base)
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        _write_weights(model, partial, shard_bytes, progress)
+        if model.config is not None:
+            (partial / "config.json").write_text(json.dumps(model.config, indent=2) + "\n", "utf-8")
+        for pattern in TEXT_FILES if base.folder is not None else ():
+            for file in base.folder.glob(pattern):
+                shutil.copyfile(file, partial / file.name)
+        for name, path in adapter.files.items():
+            shutil.copyfile(path, partial / name)
+        if out.exists():
+            shutil.rmtree(out)
+        partial.rename(out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return out
+
+
+def _write_weights(model: Checkpoint, folder: Path, shard_bytes: int, progress) -> None:
+    shards: list[Layout] = [{}]
+    size = 0
+    for name in model.names:
+        nbytes = torch.Size(model.shape(name)).numel() * model.dtype(name).itemsize
+        if shards[-1] and size + nbytes > shard_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = (model.dtype(name), model.shape(name))
+        size += nbytes
+    total, done, where = sum(torch.Size(s).numel() * d.itemsize for shard in shards for d, s in shard.values()), 0, {}
+
+    def load(name: str):
+        nonlocal done
+        tensor = model.load(name)
+        done += tensor.nbytes
+        if progress is not None:
+            progress(done, total, name)
+        return tensor
+
+    for i, shard in enumerate(shards):
+        file = "model.safetensors" if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+        write_safetensors(folder / file, shard, load, {"format": "pt"})
+        where |= dict.fromkeys(shard, file)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")

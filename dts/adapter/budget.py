@@ -1,0 +1,120 @@
+"""Where the bytes go: ranks of all matrices of a model from one budget.
+
+Each matrix has a `Curve`: bytes and error at each rank.  The next block of components goes to the matrix with the
+largest error removed per byte; over convex curves that is optimal, so each curve is first replaced by its lower
+convex hull (a first block that also pays for indices and headers may be worth less than the next).
+"""
+
+import heapq
+from dataclasses import dataclass
+
+import numpy as np
+
+BLOCK = 4  # ranks that share a byte of a packed factor
+
+
+class BudgetError(ValueError):
+    """A budget that even the parts that cannot shrink exceed."""
+
+
+@dataclass
+class Curve:
+    """Choices for one matrix: int64 ranks (0 first, ascending), bytes at each, and squared error at each (absolute).
+
+    ``errors`` are of the best scale (least squares), not of the norm-keeping one: keeping the norm makes models better
+    although it adds Frobenius error, at small ranks more than it removes.
+    """
+
+    ranks: np.ndarray
+    bytes: np.ndarray
+    errors: np.ndarray
+
+    def capped(self, rank: int) -> "Curve":
+        """Without the choices above ``rank``."""
+        keep = self.ranks <= rank
+        return Curve(self.ranks[keep], self.bytes[keep], self.errors[keep])
+
+
+def hull(curve: Curve) -> list[int]:
+    """Indices of the choices on the lower convex hull of (bytes, error), from no bytes to the least error."""
+    points = [0]
+    for i in range(1, len(curve.ranks)):
+        if curve.errors[i] >= curve.errors[points[-1]]:
+            continue
+        while len(points) > 1 and _slope(curve, points[-2], i) >= _slope(curve, points[-2], points[-1]):
+            points.pop()
+        points.append(i)
+    return points
+
+
+def _slope(curve: Curve, start: int, stop: int) -> float:
+    """Error removed per byte."""
+    return (curve.errors[start] - curve.errors[stop]) / max(1, curve.bytes[stop] - curve.bytes[start])
+
+
+def allocate(curves: list[Curve], capacity: float = np.inf, target: float = 0.0) -> list[int]:
+    """Ranks, one a curve, whose bytes are at most ``capacity`` and, as soon as it is reached, whose errors sum to
+    ``target`` or less."""
+    hulls = [hull(curve) for curve in curves]
+    chosen = [0] * len(curves)  # index into the curve
+    left, error = capacity, sum(float(c.errors[0]) for c in curves)
+    steps = sorted(
+        (-_slope(curves[c], start, stop), c, stop)
+        for c, points in enumerate(hulls) for start, stop in zip(points, points[1:])
+    )  # fmt: skip
+    full = set()
+    for _, c, stop in steps:
+        if error <= target:
+            break
+        cost = curves[c].bytes[stop] - curves[c].bytes[chosen[c]]
+        if c in full or cost > left:
+            full.add(c)
+            continue
+        left -= cost
+        error -= curves[c].errors[chosen[c]] - curves[c].errors[stop]
+        chosen[c] = stop
+    if np.isfinite(capacity):
+        _fill(curves, chosen, left)
+    return [int(curve.ranks[i]) for curve, i in zip(curves, chosen)]
+
+
+def _fill(curves: list[Curve], chosen: list[int], left: float) -> None:
+    """Spends what the hulls' steps left, block by block."""
+
+    def push(c: int) -> None:
+        if chosen[c] + 1 < len(curves[c].ranks):
+            heapq.heappush(heap, (-_slope(curves[c], chosen[c], chosen[c] + 1), c))
+
+    heap: list[tuple[float, int]] = []
+    for c in range(len(curves)):
+        push(c)
+    while heap:
+        slope, c = heapq.heappop(heap)
+        cost = curves[c].bytes[chosen[c] + 1] - curves[c].bytes[chosen[c]]
+        if slope < 0 and cost <= left:
+            left -= cost
+            chosen[c] += 1
+            push(c)
+
+
+def allocate_exactly(curves: list[Curve], nbytes: int, total) -> list[int]:
+    """Ranks for which ``total(ranks)``, the exact bytes of the whole adapter, is as much of ``nbytes`` as fits.
+
+    Raises BudgetError naming the smallest possible size if even no component at all is too much.
+    """
+    smallest = total([0] * len(curves))
+    if smallest > nbytes:
+        raise BudgetError(
+            f"{nbytes:,} bytes are not enough: what cannot shrink (heads, biases, norms, added rows, headers, "
+            f"tokenizer files) takes {smallest:,} bytes, the smallest possible size"
+        )
+    best, capacity = ([0] * len(curves), smallest), nbytes - smallest
+    for _ in range(8):  # curves know the bytes of headers only nearly
+        ranks = allocate(curves, capacity)
+        size = total(ranks)
+        if best[1] < size <= nbytes:
+            best = ranks, size
+        if size == nbytes or abs(nbytes - size) < 64 and size <= nbytes:
+            break
+        capacity += nbytes - size
+    return best[0]

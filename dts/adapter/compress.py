@@ -1,0 +1,280 @@
+"""A base and a full fine-tune in, an adapter out.
+
+Tensors are read one at a time, twice if the size is a budget or an error over the whole model: first for their
+spectra, from which the ranks follow (`dts.adapter.budget`), then to be compressed.
+"""
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from dts import __version__
+from dts.adapter import budget as budgets
+from dts.adapter.adapter import Adapter
+from dts.adapter.entries import Entry
+from dts.adapter.format import FORMAT_VERSION, check_out, digest, number, short, write
+from dts.adapter.plan import Compressible, matrices_of, plan_tensor, shared_delta
+from dts.adapter.tokenizer import differing_files
+from dts.adapter.truncate import measured
+from dts.adapter.work import Work
+from dts.checkpoint import Checkpoint, Pairing, digests, fingerprint, open_checkpoint, pair
+from dts.codec import compress_tensor
+from dts.codec.compress import METHODS
+
+Progress = Callable[[int, int, str], None]
+KINDS = ("task", "difference")
+DEFAULT_BUDGET = 0.01
+ROUNDS = 4  # plans made until what the codec really did fits what was asked
+
+
+def compress(
+    base,
+    finetuned,
+    out: str | Path | None = None,
+    method: str = "residual",
+    budget: float | None = None,
+    nbytes: int | None = None,
+    rank_fraction: float | None = None,
+    target_error: float | None = None,
+    kind: str = "task",
+    name: str | None = None,
+    class_names: list[str] | None = None,
+    description: str | None = None,
+    progress: Progress | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    device=None,
+    seed: int = 0,
+    command: str | None = None,
+) -> Adapter:
+    """Stores a fine-tune as its difference to the base.
+
+    base, finetuned: anything `open_checkpoint` takes
+    out: the adapter's folder, written whole or not at all; None keeps the adapter in memory
+    method: "residual" or "paper" (DESIGN 3.1, 3.2)
+    At most one size, of the whole folder, heads and headers included; by default budget=0.01:
+        budget: at most this fraction of the bytes of the base in fp32;  nbytes: at most these bytes
+        rank_fraction: rank int(r * min(m, n)) in every matrix
+        target_error: squared relative error of the whole difference, with as few bytes as were found to do
+    kind: "task" if the base is what the fine-tune started from, "difference" if it is a merged model
+    name, class_names, description: of the task; names default to the fine-tune's folder and its config's labels
+    progress: called with (done, total, tensor's name), in bytes of the fine-tune read
+    resume: continue an interrupted run of the same options into ``out``
+    overwrite: replace an adapter at ``out``, once the new one is whole
+    dry_run: write nothing; the adapter returned has the planned ranks, bytes and predicted errors, no content
+    device: where to compute;  seed: of all random choices;  command: noted in the adapter
+
+    Raises Mismatch (all that does not fit between the models), BudgetError (with the smallest possible size),
+    Unencodable (NaN and infinite elements, with the tensor's name), FileExistsError, OSError (no space left).
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
+    sizes = {"budget": budget, "nbytes": nbytes, "rank_fraction": rank_fraction, "target_error": target_error}
+    asked = {key: value for key, value in sizes.items() if value is not None} or {"budget": DEFAULT_BUDGET}
+    if len(asked) > 1 or not next(iter(asked.values())) > 0:
+        raise ValueError(f"give one size above 0: budget=, nbytes=, rank_fraction= or target_error=; got {asked}")
+    out = None if out is None else Path(out)
+    if out is not None and not dry_run:
+        check_out(out, overwrite)
+    pairing = pair(open_checkpoint(base), open_checkpoint(finetuned))
+    base_digests = digests(pairing.base)
+    files = differing_files(pairing.base.folder, pairing.finetuned.folder)
+    shown = " ".join(f"{key}={value}" for key, value in asked.items())
+    config = {
+        "format_version": FORMAT_VERSION,
+        "method": method,
+        "kind": kind,
+        "base": _about_base(pairing.base, base_digests),
+        "finetuned": _about_finetuned(pairing),
+        "task": {
+            "name": name or _source_name(pairing.finetuned),
+            "class_names": class_names or _class_names(pairing.finetuned.config),
+            "description": description,
+        },
+        "squared_error": 0.0, "bytes": 0, "amr": 0.0,
+        "created": {"package": "dts-merge", "version": __version__, "command": command or f"compress {shown}"},
+        "dropped": {},
+        "files": {name: path.stat().st_size for name, path in files.items()},
+        "model_config": pairing.finetuned.config,
+        "tensors": {},
+    }  # fmt: skip
+    options = asked | {"method": method, "seed": seed, "base": config["base"]["fingerprint"],
+                       "finetuned": fingerprint(pairing.finetuned), "format_version": FORMAT_VERSION}  # fmt: skip
+    partial = None if out is None or dry_run else out.with_name(f".{out.name}.partial")
+    try:
+        work = Work(partial, options, config, resume)
+        run = _Run(pairing, config, base_digests, method, asked, work, progress, dry_run, device, seed)
+        adapter = Adapter.of(config, run.entries(), files=files)
+        if partial is not None:
+            write(adapter, out, overwrite, partial / "whole")
+            work.clear()
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(
+                error.errno, f"no space left while writing {out}; nothing was written there.  Free some space and run "
+                f"again with resume to go on from what {partial} holds, or remove that folder"
+            ) from error  # fmt: skip
+        raise
+    return adapter
+
+
+class _Run:
+    """One compression: plan, compress, compare with what was asked, plan again."""
+
+    def __init__(self, pairing, config, base_digests, method, asked, work, progress, dry_run, device, seed):
+        self.pairing, self.config, self.method = pairing, config, method
+        self.base_digests = {p.name: base_digests[p.base_name] for p in pairing.pairs.values() if p.base_name}
+        self.work, self.dry_run, self.device, self.seed = work, dry_run, device, seed
+        self.how, self.asked = next(iter(asked.items()))
+        if self.how == "budget":
+            self.how, self.asked = "nbytes", int(self.asked * 4 * config["base"]["parameters"])
+        self.spectrum = self.how != "rank_fraction" or dry_run
+        sizes = {name: _nbytes(pairing.finetuned, name) for name in pairing.pairs}
+        self.sizes, self.done, self.progress = sizes, 0, progress or (lambda done, total, name: None)
+        self.total = sum(sizes.values()) * (1 if dry_run else 2)
+
+    def entries(self) -> dict[str, Entry]:
+        """The adapter's entries; ``config`` describes them afterwards."""
+        self.plans = {}
+        for pair in self.pairing.pairs.values():
+            self._step(pair.name)
+            plan = self._plan(pair)
+            if plan is not None:
+                self.plans[pair.name] = plan
+        self.where = [(name, i) for name, plan in self.plans.items() if isinstance(plan, Compressible)
+                      for i in range(len(plan.matrices))]  # fmt: skip
+        asked = self.asked
+        for attempt in range(ROUNDS):
+            ranks = self._ranks(asked)
+            entries = self._assemble(ranks, self._planned if self.dry_run else self._compressed)
+            size = measured(self.config, entries, self.base_digests, None if self.dry_run else digest)
+            if self.dry_run or self.how == "rank_fraction" or attempt == ROUNDS - 1:
+                break
+            if self.how == "target_error":
+                error = self.config["squared_error"]
+                if error is None or error <= self.asked or not self._room(ranks):
+                    break
+                asked *= 0.99 * self.asked / error
+            else:
+                if 0.99 * self.asked <= size <= self.asked or size < self.asked and not self._room(ranks):
+                    break
+                asked += min(0, self.asked - size)
+            self.total += sum(self.sizes.values())
+        self.progress(self.total, self.total, "")
+        return entries
+
+    def _plan(self, pair):
+        cached = self.work.spectra(pair.name)
+        if cached is None:
+            plan = plan_tensor(self.pairing, pair, self.method, self.spectrum, self.device)
+            if isinstance(plan, Compressible):
+                self.work.keep_spectra(plan)
+            return plan
+        shape, dtype = self.pairing.finetuned.shape(pair.name), self.pairing.finetuned.dtype(pair.name)
+        base_rows = self.pairing.base.shape(pair.base_name)[0]
+        added = self.pairing.finetuned.load(pair.name)[base_rows:].contiguous() if pair.added_rows else None
+        kind = "experts" if len(cached) > 1 or len(shape) == 3 and shape[0] == 1 else "factors"
+        return Compressible(pair, shape, dtype, kind, cached, added, [None] * len(cached))
+
+    def _ranks(self, asked: float) -> list[int]:
+        """Ranks of all matrices, in the order of ``where``."""
+        plans = {name: plan for name, plan in self.plans.items() if isinstance(plan, Compressible)}
+        if self.how == "rank_fraction":
+            return [k for plan in plans.values() for k in plan.fraction_ranks(asked, self.method)]
+        curves = [m.curve(self.method, limit) for plan in plans.values()
+                  for m, limit in zip(plan.matrices, plan.limits)]  # fmt: skip
+        if self.how == "nbytes":
+            total = lambda ranks: measured(self.config, self._assemble(ranks, self._planned), self.base_digests)  # noqa: E731
+            return budgets.allocate_exactly(curves, asked, total)
+        norms = [plan.norm for plan in self.plans.values()]
+        target = asked * sum(norm**2 for norm in norms)  # of the norm-keeping error; the curves' is the best scale's
+        return budgets.allocate(curves, target=target * (1 - asked / 4) if self.method == "residual" else target)
+
+    def _assemble(self, ranks: list[int], make) -> dict[str, Entry]:
+        chosen: dict[str, list[int]] = {}
+        for (name, _), rank in zip(self.where, ranks, strict=True):
+            chosen.setdefault(name, []).append(rank)
+        entries, dropped = {}, {}
+        for name, plan in self.plans.items():
+            entry = make(plan, chosen[name]) if isinstance(plan, Compressible) else plan
+            if isinstance(plan, Compressible) and plan.norm and not any(chosen[name]):
+                dropped[name] = number(plan.norm)
+            if entry is not None:
+                entries[name] = entry
+        self.config["dropped"] = dropped
+        return entries
+
+    def _planned(self, plan: Compressible, ranks: list[int]) -> Entry | None:
+        return plan.entry([m.planned(rank, self.method) for m, rank in zip(plan.matrices, ranks)])
+
+    def _compressed(self, plan: Compressible, ranks: list[int]) -> Entry | None:
+        name = plan.pair.name
+        self._step(name)
+        found = self.work.entry(name, ranks)
+        if found is None:
+            factors = [None] * len(ranks)
+            if any(ranks):
+                deltas = matrices_of(name, shared_delta(self.pairing, plan.pair))
+                factors = [compress_tensor(delta, self.method, rank=rank, name=name, device=self.device, seed=self.seed)
+                           if rank else None for delta, rank in zip(deltas, ranks)]  # fmt: skip
+            entry = plan.entry(factors)
+            found = None if entry is None else self.work.keep(entry, ranks)
+        kept = [None] * len(ranks) if found is None else found.factors if plan.kind == "experts" else [found.factors]
+        for i, (factors, rank) in enumerate(zip(kept, ranks)):
+            if factors is not None and factors.rank < rank:
+                plan.limits[i] = factors.rank
+        return found
+
+    def _room(self, ranks: list[int]) -> bool:
+        """Could any matrix still get more components than these?"""
+        plans = [(self.plans[name], i) for name, i in self.where]
+        return any(rank < plan.matrices[i].curve(self.method, plan.limits[i]).ranks[-1]
+                   for (plan, i), rank in zip(plans, ranks))  # fmt: skip
+
+    def _step(self, name: str) -> None:
+        self.progress(min(self.done, self.total), self.total, name)
+        self.done += self.sizes[name]
+
+
+def _nbytes(checkpoint: Checkpoint, name: str) -> int:
+    return torch.Size(checkpoint.shape(name)).numel() * checkpoint.dtype(name).itemsize
+
+
+def _about_base(base: Checkpoint, base_digests: dict[str, str]) -> dict:
+    return {
+        "name": _source_name(base), "revision": base.revision, "dtype": short(base.main_dtype),
+        "bytes_per_element": base.main_dtype.itemsize, "parameters": base.parameters,
+        "fingerprint": fingerprint(base, base_digests),
+    }  # fmt: skip
+
+
+def _about_finetuned(pairing: Pairing) -> dict:
+    """How the fine-tune's names and dtypes follow from the base's; exceptions one by one."""
+    base, finetuned = pairing.base, pairing.finetuned
+    main, base_main = finetuned.main_dtype, base.main_dtype
+    dtypes = {
+        p.name: short(finetuned.dtype(p.name)) for p in pairing.pairs.values()
+        if p.base_name and not p.tied_to
+        and finetuned.dtype(p.name) != (main if base.dtype(p.base_name) == base_main else base.dtype(p.base_name))
+    }  # fmt: skip
+    return {"name": _source_name(finetuned), "dtype": short(main), "base_prefix": pairing.base_prefix,
+            "prefix": pairing.finetuned_prefix, "renamed": pairing.renamed, "base_only": pairing.base_only,
+            "dtypes": dtypes}  # fmt: skip
+
+
+def _source_name(checkpoint: Checkpoint) -> str:
+    """A hub id, or the last part of a path."""
+    path = Path(checkpoint.source)
+    return checkpoint.source if checkpoint.revision or not path.exists() else path.resolve().name
+
+
+def _class_names(config: dict | None) -> list[str] | None:
+    """The labels a config names, unless they are only LABEL_0, LABEL_1, ..."""
+    labels = {int(i): label for i, label in ((config or {}).get("id2label") or {}).items()}
+    names = [labels[i] for i in sorted(labels)]
+    return names if names and not all(name == f"LABEL_{i}" for i, name in enumerate(names)) else None

@@ -1,0 +1,176 @@
+"""What each tensor of a fine-tune becomes, and what it would cost, before anything is compressed."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dts.adapter.budget import BLOCK, Curve
+from dts.adapter.entries import Entry
+from dts.adapter.format import factors_tensors, whole_error
+from dts.adapter.truncate import HEADER_BYTES
+from dts.checkpoint import Pair, Pairing
+from dts.codec import Factors, Part, predicted_error, singular_values
+from dts.codec.compress import RANK_LIMIT, checked, compacted
+from dts_kernels.layout import PackedFactors, packed_width
+
+SMALL = 16  # rows or columns: below, low rank saves little and such matrices (heads, routers) matter much
+
+
+def shared_delta(pairing: Pairing, pair: Pair) -> Tensor:
+    """finetuned - base, float32, on the rows both have."""
+    finetuned, base = pairing.finetuned.load(pair.name), pairing.base.load(pair.base_name)
+    return finetuned[: base.shape[0]].float() - base.float() if pair.added_rows else finetuned.float() - base.float()
+
+
+def is_matrix(shape: tuple[int, ...], method: str) -> bool:
+    """Is a tensor of this shape compressed as matrices?  "paper" takes every matrix, as published."""
+    if len(shape) < 2:
+        return False
+    smaller = min(shape[-2:]) if len(shape) == 3 and shape[0] == 1 else min(shape[0], torch.Size(shape[1:]).numel())
+    return smaller > (1 if method == "paper" else SMALL)
+
+
+def has_experts(name: str, shape: tuple[int, ...]) -> bool:
+    """Is it a stack of matrices [E, m, n] rather than a convolution?"""
+    return len(shape) == 3 and ("expert" in name or shape[0] == 1)
+
+
+def matrices_of(name: str, delta: Tensor) -> list[Tensor]:
+    """The matrices a delta is compressed as."""
+    return list(delta) if has_experts(name, tuple(delta.shape)) else [delta.flatten(1)]
+
+
+@dataclass
+class Matrix:
+    """What a budget needs to know of one delta [m, n]: which rows and columns are not zero, its norm, and (if asked
+    for) its singular values, float64."""
+
+    shape: tuple[int, int]
+    rows: Tensor | None
+    columns: Tensor | None
+    norm: float
+    singular: Tensor | None = None
+
+    @classmethod
+    def of(cls, delta: Tensor, name: str, spectrum: bool, device=None) -> "Matrix":
+        """Raises Unencodable for NaN or infinite elements."""
+        rows, columns, compact = compacted(checked(delta, name, device))
+        norm = compact.double().norm().item()
+        values = singular_values(compact).cpu() if spectrum and norm else None
+        return cls(tuple(delta.shape), rows, columns, norm, values)
+
+    @property
+    def compact_shape(self) -> tuple[int, int]:
+        return tuple(size if kept is None else len(kept)
+                     for kept, size in zip((self.rows, self.columns), self.shape))  # fmt: skip
+
+    def planned(self, rank: int, method: str) -> Factors | None:
+        """Factors of this rank without content: right in every shape, with the predicted error."""
+        if not rank or not self.norm:
+            return None
+        m, n = self.compact_shape
+        byte = torch.zeros((), dtype=torch.uint8)
+        packed = PackedFactors(
+            byte.expand(m, packed_width(rank)),
+            byte.expand(n, packed_width(rank)),
+            torch.zeros(()).expand(rank),
+            torch.zeros(2, 4) if method == "paper" else None,
+        )
+        error = 0.5 if self.singular is None else predicted_error(self.singular, [rank], method).item()
+        return Factors(packed, self.shape, self.rows, self.columns, (Part(method, rank),), self.norm, error)
+
+    def curve(self, method: str, limit: int | None = None) -> Curve:
+        """Bytes and error left at every rank worth having, at most ``limit``."""
+        if not self.norm:
+            return Curve(np.zeros(1, int), np.zeros(1, int), np.zeros(1))
+        m, n = self.compact_shape
+        most = RANK_LIMIT[method] * min(m, n)
+        most = most if limit is None else min(most, limit)
+        ranks = np.unique(np.append(np.arange(0, most, BLOCK), most))
+        errors = predicted_error(self.singular, ranks, method).numpy()
+        if method == "residual":
+            errors = 1 - (1 - errors / 2) ** 2
+        errors[0] = 1.0
+        tensors = factors_tensors(self.planned(BLOCK, method))
+        fixed = sum(t.nbytes for key, t in tensors.items() if key not in ("u", "v", "sigma")) + HEADER_BYTES
+        nbytes = (m + n) * ((ranks + 3) // 4) + 4 * ranks + np.where(ranks > 0, fixed, 0)
+        return Curve(ranks, nbytes, errors * self.norm**2)
+
+
+@dataclass
+class Compressible:
+    """A tensor that is compressed as one or more matrices."""
+
+    pair: Pair
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    kind: str  # factors | experts
+    matrices: list[Matrix]
+    added_rows: Tensor | None = None
+    limits: list[int | None] = field(default_factory=list)  # ranks the codec was seen not to exceed
+
+    @property
+    def norm(self) -> float:
+        return sum(m.norm**2 for m in self.matrices) ** 0.5
+
+    def entry(self, factors: list[Factors | None]) -> Entry | None:
+        """None if nothing is stored of it."""
+        if all(f is None for f in factors) and self.added_rows is None:
+            return None
+        return Entry(
+            self.pair.name,
+            self.pair.base_name,
+            self.shape,
+            self.kind,
+            self.dtype,
+            factors=factors if self.kind == "experts" else factors[0],
+            added_rows=self.added_rows,
+            norm=self.norm,
+            squared_error=whole_error(self.norm, factors),
+        )
+
+    def fraction_ranks(self, rank_fraction: float, method: str) -> list[int]:
+        """int(rank_fraction * min(m, n)), at least 1, of every matrix that changed."""
+        ranks = [max(1, int(rank_fraction * min(m.shape))) for m in self.matrices]
+        return [min(k, RANK_LIMIT[method] * min(m.compact_shape)) if m.norm else 0
+                for k, m in zip(ranks, self.matrices)]  # fmt: skip
+
+
+def plan_tensor(pairing: Pairing, pair: Pair, method: str, spectrum: bool, device=None) -> Entry | Compressible | None:
+    """An entry if the tensor is stored as it is, a `Compressible` if as factors, None if it is the base's."""
+    finetuned = pairing.finetuned
+    shape, dtype = finetuned.shape(pair.name), finetuned.dtype(pair.name)
+    if pair.tied_to:
+        return Entry(pair.name, pair.base_name, shape, "tied", dtype, tied_to=pair.tied_to)
+    if pair.base_name is None:
+        value = finetuned.load(pair.name)
+        return Entry(pair.name, None, shape, "value", dtype, tensor=value, task_only=True)
+    base_shape = pairing.base.shape(pair.base_name)
+    added = finetuned.load(pair.name)[base_shape[0] :].contiguous() if pair.added_rows else None
+    if not dtype.is_floating_point or not is_matrix(base_shape, method) and added is None:
+        return _raw(pairing, pair, dtype)
+    delta = shared_delta(pairing, pair)
+    parts = [Matrix.of(part, pair.name, spectrum, device) for part in matrices_of(pair.name, delta)]
+    kind = "experts" if has_experts(pair.name, base_shape) else "factors"
+    if added is None and not any(m.norm for m in parts):
+        return None
+    return Compressible(pair, shape, dtype, kind, parts, added, [None] * len(parts))
+
+
+def _raw(pairing: Pairing, pair: Pair, dtype: torch.dtype) -> Entry | None:
+    """The difference in the fine-tune's dtype if it gives the value back exactly, else the value; None if equal."""
+    value, base = pairing.finetuned.load(pair.name), pairing.base.load(pair.base_name)
+    wide = torch.float64 if base.dtype == torch.float64 else torch.float32
+    if torch.equal(value, base.to(dtype)):
+        return None
+    shape = tuple(value.shape)
+    if not dtype.is_floating_point:
+        return Entry(pair.name, pair.base_name, shape, "value", dtype, tensor=value)
+    delta = value.to(wide) - base.to(wide)
+    norm = delta.double().norm().item()
+    entry = Entry(pair.name, pair.base_name, shape, "delta", dtype, tensor=delta.to(dtype), norm=norm)
+    if torch.equal(entry.apply(base), value):
+        return entry
+    return Entry(pair.name, pair.base_name, shape, "value", dtype, tensor=value, norm=norm)

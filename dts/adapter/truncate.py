@@ -1,0 +1,97 @@
+"""A smaller adapter from a larger one, without the fine-tune: a prefix of every matrix's components."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from dts.adapter import format
+from dts.adapter.budget import BLOCK, Curve, allocate_exactly
+from dts.adapter.entries import Entry
+from dts.checkpoint.safetensors_file import layout_of
+from dts.codec import Factors
+from dts.codec.spectrum import PAPER_KEPT
+
+HEADER_BYTES = 400  # of one matrix's header entries and row, nearly
+
+
+def prefix_curve(factors: Factors) -> Curve:
+    """Bytes and remaining error of every prefix of whole blocks (and of all components)."""
+    rank = factors.rank
+    ranks = np.unique(np.append(np.arange(0, rank, BLOCK), rank))
+    if factors.method == "residual":
+        norm_kept = factors.prefix_errors().numpy()[ranks]
+        errors = 1 - (1 - norm_kept / 2) ** 2
+        errors[0] = 1.0
+    else:
+        energy = np.concatenate([[0.0], factors.packed.sigma.double().square().cumsum(0).numpy()])[ranks]
+        errors = 1 - PAPER_KEPT * energy / factors.norm**2
+    m, n = factors.packed.shape
+    fixed = sum(t.nbytes for key, t in format.factors_tensors(factors).items() if key not in ("u", "v", "sigma"))
+    nbytes = (m + n) * ((ranks + 3) // 4) + 4 * ranks + np.where(ranks > 0, fixed + HEADER_BYTES, 0)
+    return Curve(ranks, nbytes, errors * factors.norm**2)
+
+
+def cut(entry: Entry, ranks: list[int]) -> Entry | None:
+    """The entry with its matrices' first components; None if nothing is left of it."""
+    factors = [None if f is None or not k else f.prefix(k) for f, k in zip(format.matrices(entry), ranks, strict=True)]
+    if all(f is None for f in factors) and entry.added_rows is None:
+        return None
+    error = format.whole_error(entry.norm, factors)
+    return replace(entry, factors=factors if entry.kind == "experts" else factors[0], squared_error=error)
+
+
+def truncated(adapter, nbytes: int):
+    """The adapter cut to at most ``nbytes``; changes the adapter given, not its entries."""
+    config, whole = adapter.config, adapter.entries
+    where = [(name, i) for name, entry in whole.items() for i, f in enumerate(format.matrices(entry)) if f is not None]
+    curves = [prefix_curve(format.matrices(whole[name])[i]) for name, i in where]
+    base_digests = {name: row.get("base") for name, row in config["tensors"].items()}
+    dropped = dict(config["dropped"])
+
+    def entries(ranks: list[int]) -> dict[str, Entry]:
+        chosen = {name: [0] * len(format.matrices(entry)) for name, entry in whole.items()}
+        for (name, i), rank in zip(where, ranks):
+            chosen[name][i] = rank
+        kept = {name: cut(entry, chosen[name]) if chosen[name] else entry for name, entry in whole.items()}
+        config["dropped"] = dropped | {
+            name: format.number(whole[name].norm) for name, entry in kept.items()
+            if whole[name].norm and (entry is None or format.matrices(entry) == [None])
+        }  # fmt: skip
+        return {name: entry for name, entry in kept.items() if entry is not None}
+
+    def total(ranks: list[int]) -> int:
+        return measured(config, entries(ranks), base_digests)
+
+    adapter.entries = entries(allocate_exactly(curves, nbytes, total))
+    measured(config, adapter.entries, base_digests)
+    return adapter
+
+
+def measured(config: dict, entries: dict[str, Entry], base_digests: dict, sha256=None) -> int:
+    """Bytes of an adapter folder with these entries; brings ``config`` up to date.
+
+    sha256: tensors of an entry -> digest, 16 hex digits; without it zeros of the same length.
+    """
+    dtype = getattr(torch, config["finetuned"]["dtype"])
+    config["tensors"], sizes = {}, {}
+    for entry in entries.values():
+        own = format.entry_tensors(entry)
+        layout = layout_of(own.items())
+        digest = sha256(own) if sha256 else "0" * 16
+        config["tensors"][entry.name] = format.entry_row(entry, dtype, base_digests.get(entry.name), layout, digest)
+        sizes |= layout
+    config["squared_error"] = overall_error(config, entries)
+    return format.total_bytes(config, sizes)[2]
+
+
+def overall_error(config: dict, entries: dict[str, Entry]) -> float | None:
+    """Squared relative error of the whole difference; None if a tensor does not know its own."""
+    factored = [e for e in entries.values() if e.kind in ("factors", "experts") and e.name not in config["dropped"]]
+    if any(e.squared_error is None for e in factored):
+        return None
+    lost = sum(norm**2 for norm in config["dropped"].values())
+    lost += sum(e.squared_error * e.norm**2 for e in factored)
+    whole = sum(e.norm**2 for e in entries.values() if e.name not in config["dropped"])
+    whole += sum(norm**2 for norm in config["dropped"].values())
+    return format.number(lost / whole) if whole else 0.0

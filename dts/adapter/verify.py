@@ -1,0 +1,66 @@
+"""Is an adapter whole, for this base, and as exact as it says?"""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from dts.adapter import format
+from dts.adapter.apply import base_mismatches
+from dts.checkpoint import Checkpoint
+
+TOLERANCE = 1e-3  # of a squared relative error: float32 sums in another order
+
+
+@dataclass
+class Report:
+    """problems: a line each, with the tensor's name, empty if all is well;  errors: {name: (recorded, measured)}
+    squared relative error of every tensor both models have, if the fine-tune was given."""
+
+    problems: list[str] = field(default_factory=list)
+    errors: dict[str, tuple[float | None, float]] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+
+def verify(adapter, base: Checkpoint, finetuned: Checkpoint | None = None) -> Report:
+    """Digests of all stored tensors, the base's fingerprint and, with the fine-tune, the errors measured again."""
+    report = Report([f"base: {line}" for line in base_mismatches(adapter, base)])
+    rows = adapter.config["tensors"]
+    for name, entry in adapter.entries.items():
+        if entry.kind != "tied" and format.digest(format.entry_tensors(entry)) != rows[name]["sha256"]:
+            report.problems.append(f"{name}: its stored bytes were altered")
+    if report.problems or finetuned is None:
+        return report
+    model = adapter.on(base, check=False)
+    absent = [name for name in finetuned.names if name not in model.tensors]
+    report.problems += [f"{name}: the fine-tune has it, the adapter does not give it" for name in absent]
+    for name in model.names:
+        _compare(adapter, base, finetuned, model, name, report)
+    return report
+
+
+def _compare(adapter, base, finetuned, model, name: str, report: Report) -> None:
+    if name not in finetuned.tensors or finetuned.shape(name) != model.shape(name):
+        report.problems.append(f"{name}: not in the fine-tune with shape {list(model.shape(name))}")
+        return
+    entry, ours = adapter.entries.get(name), finetuned.load(name)
+    if entry is None and name not in adapter.config["dropped"] or entry and entry.kind in ("delta", "value"):
+        if not torch.equal(model.load(name), ours):
+            report.problems.append(f"{name}: not the fine-tune's value")
+        return
+    if entry is None:
+        report.errors[name] = (1.0, 1.0)
+        return
+    if entry.kind == "tied":
+        return
+    rows = entry.base_shape[0]
+    if entry.added_rows is not None and not torch.equal(model.load(name)[rows:], ours[rows:]):
+        report.problems.append(f"{name}: added rows are not the fine-tune's")
+    delta = ours[:rows].float() - base.load(entry.base_name).float()
+    energy = delta.double().square().sum().item()
+    error = (delta - entry.delta()).double().square().sum().item() / energy if energy else 0.0
+    report.errors[name] = (entry.squared_error, error)
+    if entry.squared_error is not None and abs(error - entry.squared_error) > TOLERANCE:
+        report.problems.append(f"{name}: squared error {error:.4f}, recorded {entry.squared_error:.4f}")

@@ -1,0 +1,99 @@
+"""Finished tensors of a run that may be interrupted."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from torch import Tensor
+
+from dts.adapter.entries import Entry
+from dts.adapter.format import digest, entry_from, entry_row, entry_tensors
+from dts.adapter.plan import Compressible, Matrix
+from dts.checkpoint import SafetensorsFile, write_safetensors
+from dts.checkpoint.safetensors_file import layout_of
+
+OPTIONS = "options.json"
+
+
+class Work:
+    """Entries and spectra by tensor: in memory, or in files of a folder so that a run can be continued.
+
+    options: everything the result depends on; a folder of a run with other options is refused.
+    """
+
+    def __init__(self, folder: Path | None, options: dict, config: dict, resume: bool):
+        self.folder, self.config = folder, config
+        self._entries: dict[str, Entry] = {}
+        if folder is None:
+            return
+        file = folder / OPTIONS
+        if resume and file.is_file():
+            theirs = json.loads(file.read_text("utf-8"))
+            wrong = [f"{k}: {theirs.get(k)!r} then, {options.get(k)!r} now"
+                     for k in sorted({*theirs, *options}) if theirs.get(k) != options.get(k)]  # fmt: skip
+            if wrong:
+                raise ValueError("the interrupted run was another one, and cannot be continued: " + "; ".join(wrong))
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        file.write_text(json.dumps(options), "utf-8")
+
+    def entry(self, name: str, ranks: list[int]) -> Entry | None:
+        """The finished entry of these ranks, if there is one."""
+        if self.folder is None:
+            found = self._entries.get(name)
+            return found if found is not None and found[0] == ranks else None
+        found = self._read("entry", name)
+        if found is None or json.loads(found.metadata["ranks"]) != ranks:
+            return None
+        load = lambda key: found.load(key) if key in found.tensors else None  # noqa: E731
+        return entry_from(name, json.loads(found.metadata["row"]), self.config, load)
+
+    def keep(self, entry: Entry, ranks: list[int]) -> Entry:
+        """Stores a finished entry; gives it back, from the file if there is one."""
+        if self.folder is None:
+            self._entries[entry.name] = ranks, entry
+            return entry
+        tensors = entry_tensors(entry)
+        row = entry_row(entry, None, None, layout_of(tensors.items()), digest(tensors))
+        self._write("entry", entry.name, tensors, {"row": json.dumps(row), "ranks": json.dumps(ranks)})
+        return self.entry(entry.name, ranks)
+
+    def spectra(self, name: str) -> list[Matrix] | None:
+        """The measured matrices of a tensor, if there are any."""
+        found = self._read("spectrum", name) if self.folder is not None else None
+        if found is None:
+            return None
+        load = lambda key: found.load(key) if key in found.tensors else None  # noqa: E731
+        return [
+            Matrix(tuple(shape), load(f"{i}.rows"), load(f"{i}.columns"), norm, load(f"{i}.singular"))
+            for i, (shape, norm) in enumerate(json.loads(found.metadata["matrices"]))
+        ]
+
+    def keep_spectra(self, plan: Compressible) -> None:
+        if self.folder is None:
+            return
+        tensors = {
+            f"{i}.{key}": getattr(m, key)
+            for i, m in enumerate(plan.matrices) for key in ("rows", "columns", "singular")
+            if getattr(m, key) is not None
+        }  # fmt: skip
+        about = json.dumps([[m.shape, m.norm] for m in plan.matrices])
+        self._write("spectrum", plan.pair.name, tensors, {"matrices": about})
+
+    def clear(self) -> None:
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, stage: str, name: str) -> Path:
+        return self.folder / f"{stage}.{name.replace('/', '_')}.safetensors"
+
+    def _read(self, stage: str, name: str) -> SafetensorsFile | None:
+        path = self._path(stage, name)
+        return SafetensorsFile(path) if path.is_file() else None
+
+    def _write(self, stage: str, name: str, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+        path = self._path(stage, name)
+        write_safetensors(path.with_suffix(".new"), layout_of(tensors.items()), tensors.__getitem__, metadata)
+        os.replace(path.with_suffix(".new"), path)
