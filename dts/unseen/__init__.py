@@ -1,6 +1,10 @@
-"""Tasks never seen, and inputs of no known task: mixtures from the meaning of class names."""
+"""Tasks never seen, and inputs of no known task: mixtures from the meaning of class names, routers."""
 
+from .baselines import NameRouter, ProbeRouter
+from .choice import Choice, choose
 from .encoders import Encoder, open_encoder
+from .router import EnergyRouter
 from .weights import OpaqueNames, TaskWeights, task_embeddings, task_weights
 
-__all__ = ["Encoder", "OpaqueNames", "TaskWeights", "open_encoder", "task_embeddings", "task_weights"]
+__all__ = ["Choice", "Encoder", "EnergyRouter", "NameRouter", "OpaqueNames", "ProbeRouter", "TaskWeights", "choose",
+           "open_encoder", "task_embeddings", "task_weights"]  # fmt: skip

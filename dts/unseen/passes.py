@@ -1,0 +1,44 @@
+"""What a model's early layers are given, by running it no further than that."""
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+
+class _Enough(Exception):
+    """All inputs that were asked for have been seen."""
+
+
+@torch.inference_mode()
+def layer_inputs(model: nn.Module, modules: Mapping[str, nn.Module], batch: Mapping) -> dict[str, Tensor]:
+    """The first input of each of these modules when ``model(**batch)`` runs on the base weights.
+
+    The pass ends at the last of them. model: the base, or a ``DTSModel``, whose tasks are off meanwhile.
+    Raises RuntimeError naming the modules that never ran.
+    """
+    seen: dict[str, Tensor] = {}
+
+    def keep(name):
+        def hook(module, args, kwargs):
+            value = args[0] if args else next(iter(kwargs.values()))
+            seen.setdefault(name, value)
+            if len(seen) == len(modules):
+                raise _Enough
+
+        return hook
+
+    handles = [module.register_forward_pre_hook(keep(name), with_kwargs=True) for name, module in modules.items()]
+    base = getattr(model, "disable_tasks", nullcontext)
+    try:
+        with base():
+            model(**batch)
+    except _Enough:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    if missing := sorted(set(modules) - set(seen)):
+        raise RuntimeError(f"these layers did not run: {', '.join(missing)}; the pass cannot tell tasks apart by them")
+    return seen

@@ -1,0 +1,163 @@
+"""Which task an input belongs to, from what the adapters already hold: no training, no bytes.
+
+A fine-tune's delta is a sum of outer products of output gradients and inputs, so the rows of V span the inputs of its
+task. With s_k = sigma_k ||u_k|| the energy of an input x of layer l in the subspace of task t is
+
+    e_tl(x) = ||s_tl o (V_tl x)||^2 / (||diag(s_tl) V_tl||_F^2 ||x||^2 / n)
+
+which is 1 on average for x of random direction, whatever the size of the delta. An embedding's delta has no input x:
+there the energy of a token is that of its row of U, over the mean of all rows. A row of the batch has the mean over its
+tokens; its score for a task is the mean of log e over layers, less what inputs of no task have (`calibrate`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from dts_kernels.reference import factor_values
+
+from .choice import Choice, choose
+from .passes import layer_inputs
+
+TINY = 1e-6  # energy, relative to the mean one, below which nothing is told apart
+
+
+@dataclass
+class Subspaces:
+    """One layer's subspaces of all tasks.
+
+    table: float32 [tasks, rank, n], rows s_k v_k scaled so that the mean energy of a random direction is 1 (zero for a
+    task that leaves the layer alone); for a lookup [tasks, ids], the energy of every id. absent: bool [tasks].
+    """
+
+    table: Tensor
+    lookup: bool
+    absent: Tensor
+
+    def energies(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Log of the mean energy of each row.
+
+        x: [rows, ..., n], or ids [rows, ...]; mask: [rows, ...] of what counts. Returns float32 [rows, tasks].
+        """
+        rows = x.shape[0]
+        if self.lookup:
+            energy = self.table[:, x.reshape(rows, -1)].permute(1, 2, 0)  # [rows, tokens, tasks]
+        else:
+            x = nn.functional.normalize(x.reshape(rows, -1, x.shape[-1]).float(), dim=-1)
+            tasks, rank, n = self.table.shape
+            energy = (x @ self.table.view(tasks * rank, n).T).square().unflatten(-1, (tasks, rank)).sum(-1)
+        if mask is not None and mask.numel() == energy.shape[0] * energy.shape[1]:
+            weight = mask.reshape(rows, -1, 1).to(energy.dtype)
+            mean = (energy * weight).sum(1) / weight.sum(1).clamp(min=1)
+        else:
+            mean = energy.mean(1)
+        return (mean + TINY).log().masked_fill(self.absent, 0.0)
+
+
+@dataclass
+class EnergyRouter:
+    """Routes rows by their energy in each task's subspace at a few early layers.
+
+    names: the tasks; layers: tensor name -> its subspaces; modules: the same names -> modules of the model;
+    centre: tensor name -> float32 [tasks], log energies of inputs of no task in particular.
+    """
+
+    names: list[str]
+    layers: dict[str, Subspaces]
+    modules: dict[str, nn.Module] = field(repr=False)
+    centre: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    sharpness: float = 1.0
+
+    @classmethod
+    def of(cls, model: nn.Module, adapters: Mapping, blocks: int = 1, rank: int = 16, layers=None,
+           sharpness: float = 8.0) -> "EnergyRouter":
+        """A router for a base (or a ``DTSModel``) and adapters {task: Adapter}.
+
+        blocks: how many of the first numbered blocks are looked at, besides what comes before them; layers: a function
+        of a layer's name that says whether to use it, instead; rank: components of each task; sharpness: what scores
+        are multiplied by before the softmax that gives the confidence.
+        """
+        model = getattr(model, "model", model) if hasattr(model, "disable_tasks") else model
+        wanted = layers or (lambda name: _block(name) < blocks)
+        found: dict[str, dict[str, object]] = {}
+        for task, adapter in adapters.items():
+            for entry in adapter.entries.values():
+                if entry.kind == "factors" and entry.factors is not None and entry.base_name and len(entry.shape) == 2:
+                    found.setdefault(entry.base_name, {})[task] = entry.factors
+        modules = _modules(model, [name for name in found if wanted(name)])
+        if not modules:
+            raise ValueError(f"no compressed matrix of the adapters is in the first {blocks} blocks of the model")
+        names = list(adapters)
+        subspaces = {name: _subspaces(module, found[name], names, rank) for name, module in modules.items()}
+        return cls(names, subspaces, modules, sharpness=sharpness)
+
+    def energies(self, inputs: Mapping[str, Tensor], mask: Tensor | None = None) -> dict[str, Tensor]:
+        """Log energies [rows, tasks] of each layer, from the layers' inputs."""
+        return {name: layer.energies(inputs[name], mask) for name, layer in self.layers.items()}
+
+    def calibrate(self, model: nn.Module, batch: Mapping) -> "EnergyRouter":
+        """Take these rows, of no task in particular (random tokens, or unlabelled inputs of all tasks), as zero."""
+        energies = self.energies(layer_inputs(model, self.modules, batch), batch.get("attention_mask"))
+        self.centre = {name: energy.mean(0) for name, energy in energies.items()}
+        return self
+
+    def scores(self, inputs: Mapping[str, Tensor], mask: Tensor | None = None) -> Tensor:
+        """float32 [rows, tasks] from the layers' inputs."""
+        energies = self.energies(inputs, mask)
+        relative = [energy - self.centre.get(name, 0.0) for name, energy in energies.items()]
+        return self.sharpness * torch.stack(relative).mean(0)
+
+    def route(self, model: nn.Module, batch: Mapping, floor: float = 0.0) -> Choice:
+        """The task of every row of ``model``'s keyword inputs, at the cost of a pass through the early layers."""
+        inputs = layer_inputs(model, self.modules, batch)
+        return choose(self.scores(inputs, batch.get("attention_mask")), self.names, floor)
+
+
+def _block(name: str) -> int:
+    """The first number among a name's parts: the block it is in; -1 for what comes before all blocks."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), -1)
+
+
+def _modules(model: nn.Module, names: list[str]) -> dict[str, nn.Module]:
+    """The modules whose weight a checkpoint calls so, with any prefix more or less; heads and others are left out."""
+    weights = {f"{name}.weight": module for name, module in model.named_modules() if hasattr(module, "weight")}
+    found = {}
+    for name in names:
+        module = weights.get(name) or next(
+            (m for known, m in weights.items() if known.endswith(f".{name}") or name.endswith(f".{known}")), None
+        )
+        if module is not None:
+            found[name] = module
+    return found
+
+
+def _subspaces(module: nn.Module, factors: Mapping, names: list[str], rank: int) -> Subspaces:
+    lookup = isinstance(module, nn.Embedding)
+    transposed = type(module).__name__.endswith("Conv1D")  # stores its weight as [in, out]
+    tables = {task: _table(f, rank, lookup, transposed) for task, f in factors.items()}
+    shape = next(iter(tables.values())).shape
+    width = max(t.shape[0] for t in tables.values()) if not lookup else 0
+    rows = []
+    for task in names:
+        table = tables.get(task, torch.zeros(shape))
+        rows.append(table if lookup else nn.functional.pad(table, (0, 0, 0, width - table.shape[0])))
+    table = torch.stack(rows).to(module.weight.device)
+    return Subspaces(table, lookup, torch.tensor([task not in tables for task in names], device=table.device))
+
+
+def _table(factors, rank: int, lookup: bool, transposed: bool) -> Tensor:
+    """Scaled subspace [rank, n] of one task, or the energy [ids] of every id of a lookup."""
+    factors = factors.prefix(min(rank, factors.rank))
+    u, v = factor_values(factors.packed)
+    rows, columns = (factors.rows, factors.columns)
+    if lookup or transposed:
+        u, v, rows, columns = v, u, columns, rows
+    weighted = (v * factors.packed.sigma * u.norm(dim=0)).T  # [rank, n']
+    full = weighted.new_zeros(weighted.shape[0], factors.shape[0 if lookup or transposed else 1])
+    full[:, slice(None) if columns is None else columns] = weighted
+    mean = full.square().sum() / full.shape[1]
+    if lookup:
+        return full.square().sum(0) / mean
+    return full / mean.sqrt().clamp(min=1e-30)
