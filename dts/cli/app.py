@@ -1,0 +1,91 @@
+"""`dts <verb>`: the list of verbs, and what becomes of errors."""
+
+import json
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+from rich.panel import Panel
+from typer.core import TyperGroup
+
+from dts import __version__
+from dts.cli import apply, compress, demo, diff, doctor, inspect, merge, truncate, verify
+from dts.cli.common import BAD_INPUT, UNEXPECTED, errors
+
+EPILOG = (
+    "Sizes are written 1%, 0.5MB or 200KiB.  Exit codes: 0 done, 1 a check failed, 2 bad input, 3 unexpected error.  "
+    "--traceback, after any verb, shows where an error came from."
+)
+_BAD_INPUT = (ValueError, LookupError, OSError, ImportError, NotImplementedError)
+
+
+class Verbs(TyperGroup):
+    """Turns an exception into one readable panel on stderr (and JSON on stdout where asked) and an exit code."""
+
+    def main(self, args=None, **rest):
+        args = list(sys.argv[1:] if args is None else args)
+        self.traceback = "--traceback" in args
+        self.json = "--json" in args
+        return super().main([a for a in args if a != "--traceback"], **rest)
+
+    def invoke(self, context):
+        try:
+            return super().invoke(context)
+        except (BrokenPipeError, typer.Abort):
+            raise
+        except Exception as error:
+            if hasattr(error, "exit_code"):  # typer's own: Exit, wrong usage
+                raise
+            self._report(error, BAD_INPUT if isinstance(error, _BAD_INPUT) else UNEXPECTED)
+
+    def _report(self, error: Exception, code: int):
+        message = message_of(error)
+        if self.traceback:
+            traceback.print_exc()
+        title = "Error" if code == BAD_INPUT else f"Unexpected {type(error).__name__} (--traceback shows where)"
+        errors.print(Panel(message, title=title, title_align="left", border_style="red"))
+        if self.json:
+            print(json.dumps({"error": message, "exit_code": code}))
+        raise typer.Exit(code) from error
+
+
+def message_of(error: Exception) -> str:
+    """An exception's own words (a KeyError's str() would be quoted)."""
+    if isinstance(error, KeyError) and len(error.args) == 1:
+        return str(error.args[0])
+    return str(error) or type(error).__name__
+
+
+app = typer.Typer(
+    cls=Verbs,
+    name="dts",
+    help="One base model, many fine-tunes: each stored as a 2-bit difference of about 1 % of its size.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool):
+    if asked:
+        print(f"dts {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+):
+    pass
+
+
+for verb in (compress, inspect, verify, diff, apply, truncate, merge, doctor, demo):
+    name = verb.__name__.rpartition(".")[2]
+    app.command(name)(getattr(verb, name))
+
+
+def main():
+    """The `dts` script."""
+    app(prog_name="dts")

@@ -1,0 +1,32 @@
+"""`dts apply`: base + adapter -> a full checkpoint that transformers loads."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dts.cli.common import DryRun, Json, Overwrite, bytes_text, emit, output, progress_bar
+
+
+def apply(
+    base: Annotated[str, typer.Argument(help="Folder, file or hub id of the base model.", show_default=False)],
+    adapter: Annotated[str, typer.Argument(help="Folder of the adapter.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the full model.", show_default=False)],
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+):
+    """Write the reconstructed fine-tune as a full model, one tensor in memory at a time."""
+    import dts
+    from dts.adapter import write_checkpoint
+
+    loaded = dts.Adapter.load(adapter)
+    model = loaded.on(base)
+    if not dry_run:
+        with progress_bar(f"Writing {out}", in_bytes=True) as progress:
+            write_checkpoint(base, loaded, out, overwrite=overwrite, progress=progress)
+    result = {"out": str(out), "adapter": loaded.name, "tensors": len(model.names), "parameters": model.parameters,
+              "bytes": model.nbytes, "written": not dry_run}  # fmt: skip
+    done = "Would write" if dry_run else "Wrote"
+    emit(result, as_json, lambda: output.print(
+        f"{done} {out}: {loaded.name}, {model.parameters:,} parameters, {bytes_text(model.nbytes)}", soft_wrap=True))

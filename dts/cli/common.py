@@ -1,0 +1,111 @@
+"""What verbs share: options, sizes as people write them, tables, progress, JSON."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+OK, CHECK_FAILED, BAD_INPUT, UNEXPECTED = 0, 1, 2, 3
+
+output = Console(markup=False, highlight=False)  # names and paths may hold brackets
+errors = Console(stderr=True, markup=False, highlight=False)
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out already holds.")]
+
+_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
+_SIZE = re.compile(r"(\d+\.?\d*|\.\d+)\s*(%|[kmg]i?b?|b)?", re.IGNORECASE)
+
+
+def parse_size(text: str) -> dict[str, float]:
+    """``1%`` or ``0.01`` -> {"budget": 0.01}, a fraction of the base in fp32;  ``5MB`` -> {"nbytes": 5000000}."""
+    match = _SIZE.fullmatch(text.strip())
+    if not match:
+        raise ValueError(f"size {text!r} is not understood: write 1% (of the base in fp32), 500KB, 5MB or 2MiB")
+    number, unit = float(match[1]), (match[2] or "").lower()
+    if unit == "%":
+        return {"budget": number / 100}
+    if not unit and number >= 1:
+        raise ValueError(f"size {text!r} has no unit: write {text}% of the base, or {text}MB, {text}KB or {text}B")
+    if not unit:
+        return {"budget": number}
+    return {"nbytes": int(number * _UNITS[unit.removesuffix("b")])}
+
+
+def parse_fraction(text: str) -> float:
+    """``0.3`` or ``30%`` -> 0.3."""
+    try:
+        value = float(text.strip().removesuffix("%")) / (100 if text.strip().endswith("%") else 1)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a fraction: write 0.3 or 30%") from None
+    if not 0 < value <= 1:
+        raise ValueError(f"{text!r} is not between 0 and 1 (0% and 100%)")
+    return value
+
+
+def bytes_text(count: int) -> str:
+    """1234567 -> ``1.23 MB``."""
+    value = float(count)
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            return f"{count} B" if unit == "B" else f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {unit}"
+        value /= 1000
+    raise AssertionError
+
+
+def percent(value: float | None, digits: int = 2) -> str:
+    """0.01234 -> ``1.23 %``; None -> a dash."""
+    return "–" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def list_of(text: str | None) -> list[str] | None:
+    """``a, b,c`` -> [a, b, c];  ``@file`` -> its lines."""
+    if text is None:
+        return None
+    items = Path(text[1:]).read_text().splitlines() if text.startswith("@") else text.split(",")
+    return [item.strip() for item in items if item.strip()]
+
+
+def emit(result: Any, as_json: bool, show: Callable[[], None]) -> None:
+    """The result as JSON, or shown to a person."""
+    if as_json:
+        print(json.dumps(result, indent=2, ensure_ascii=False))
+    else:
+        show()
+
+
+def pairs(title: str, rows: dict[str, Any]) -> Table:
+    """A table of two columns: what, and its value."""
+    table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, str(value))
+    return table
+
+
+@contextmanager
+def progress_bar(what: str, in_bytes: bool = False) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar with the time left, on stderr; yields ``progress(done, total, name)``."""
+    count = DownloadColumn() if in_bytes else MofNCompleteColumn()
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), count, TimeElapsedColumn(),
+               TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[name]}", style="dim", markup=False))
+    with Progress(*columns, console=errors, transient=True) as bar:
+        task = bar.add_task(what, total=None, name="")
+        yield lambda done, total, name="": bar.update(task, completed=done, total=total, name=name)

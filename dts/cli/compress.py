@@ -1,0 +1,94 @@
+"""`dts compress`: a base and full fine-tunes of it in, an adapter each out."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from dts.cli.common import (
+    DryRun, Json, Overwrite, bytes_text, emit, list_of, output, parse_fraction, parse_size, percent, progress_bar,
+)  # fmt: skip
+from dts.cli.inspect import summary, summary_table
+
+DEFAULT_SIZE = "1%"
+
+
+class Method(StrEnum):
+    residual = "residual"
+    paper = "paper"
+
+
+class Kind(StrEnum):
+    task = "task"
+    difference = "difference"
+
+
+def compress(
+    base: Annotated[str, typer.Argument(help="Folder, file or hub id of the base model.", show_default=False)],
+    finetuned: Annotated[list[str], typer.Argument(help="One or more full fine-tunes of it.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the adapter goes; with several fine-tunes, the "
+                                      "folder of all of them.", show_default=False)],
+    size: Annotated[str | None, typer.Option("--size", "-s", help="Bytes of the whole adapter: 1% (of the base in "
+                    f"fp32), 500KB, 5MB.  Default {DEFAULT_SIZE}.", show_default=False)] = None,
+    rank_fraction: Annotated[str | None, typer.Option(help="Instead of a size: the same share of the rank of every "
+                             "matrix, 0.3 or 30%.", show_default=False)] = None,
+    target_error: Annotated[str | None, typer.Option(help="Instead of a size: the squared relative error to reach, "
+                            "0.1 or 10%.", show_default=False)] = None,
+    method: Annotated[Method, typer.Option(help="residual: less error at any size.  paper: as published.")]
+        = Method.residual,
+    kind: Annotated[Kind, typer.Option(help="task: the base is the pretrained model.  difference: it is a merged one.")]
+        = Kind.task,
+    name: Annotated[str | None, typer.Option(help="Name of the task; default the fine-tune's folder name.",
+                                             show_default=False)] = None,
+    class_names: Annotated[str | None, typer.Option(help="Names of its classes, 'a, b, c' or @file with one a line; "
+                           "default from its config.", show_default=False)] = None,
+    description: Annotated[str | None, typer.Option(help="A sentence on what it does.", show_default=False)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+):
+    """Turn full fine-tunes into adapters of about 1 % of the model."""
+    import dts
+
+    asked = {"size": size, "rank-fraction": rank_fraction, "target-error": target_error}
+    given = [f"--{option}" for option, value in asked.items() if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} say the size twice: keep one")
+    if rank_fraction is not None:
+        how = {"rank_fraction": parse_fraction(rank_fraction)}
+    elif target_error is not None:
+        how = {"target_error": parse_fraction(target_error)}
+    else:
+        how = parse_size(size or DEFAULT_SIZE)
+    if len(finetuned) > 1 and (name or class_names or description):
+        raise ValueError("--name, --class-names and --description are of one task: compress the fine-tunes one by one")
+
+    results = []
+    for source in finetuned:
+        folder = out / Path(source.rstrip("/")).stem if len(finetuned) > 1 else out
+        with progress_bar(f"{'Predicting' if dry_run else 'Compressing'} {source}", in_bytes=True) as progress:
+            adapter = dts.compress(
+                base, source, out=folder, method=method.value, kind=kind.value, name=name,
+                class_names=list_of(class_names), description=description, resume=resume, overwrite=overwrite,
+                dry_run=dry_run, progress=progress, **how,
+            )
+        results.append(summary(adapter) | {"folder": str(folder), "written": not dry_run})
+    emit(results[0] if len(results) == 1 else results, as_json, lambda: _show(results))
+
+
+def _show(results: list[dict]):
+    if len(results) == 1:
+        output.print(summary_table(results[0], "Wrote" if results[0]["written"] else "Would write"))
+        return
+    table = Table()
+    table.add_column("adapter")
+    for column in ("bytes", "AMR", "squared error"):
+        table.add_column(column, justify="right")
+    table.add_column("folder", overflow="fold")
+    for row in results:
+        error = "" if row["squared_error"] is None else f"{row['squared_error']:.3f}"
+        table.add_row(row["name"], bytes_text(row["bytes"]), percent(row["amr"]), error, row["folder"])
+    output.print(table)

@@ -1,0 +1,84 @@
+"""`dts demo`: the main job on real input, from fine-tuning to a batch of many tasks."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from dts.cli.common import Json, bytes_text, emit, list_of, output, percent
+
+
+def demo(
+    data: Annotated[Path | None, typer.Option(help="A folder of data sets (info.json and <task>.tsv.gz) instead of "
+                                              "those that arrive with pip.", show_default=False)] = None,
+    tasks: Annotated[str | None, typer.Option(help="Which tasks: 'a, b, c'.", show_default=False)] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for adapters, report and plot.")] = Path("demo"),
+    as_json: Json = False,
+):
+    """Fine-tune a real encoder on real tasks, compress, load one base with all of them, and answer."""
+    try:
+        from dts.demo.run import run
+    except ImportError as error:
+        raise ImportError(f"the demo needs {error.name}: pip install 'dts-merge[demo]'") from error
+
+    report = run(data=data, names=list_of(tasks), out=out)
+    emit(report, as_json, lambda: _show(report))
+
+
+def _show(report: dict):
+    output.print()
+    output.print(_table(report))
+    output.print(_sentence(report))
+    output.print()
+    output.print(_answers(report))
+    output.print(f"\nWritten: {', '.join(report['written'])}; {report['seconds']:.0f} s", soft_wrap=True)
+
+
+def _table(report: dict) -> Table:
+    from dts.demo.run import SHOWN
+
+    table = Table(title="Accuracy on the test sets, and what an adapter costs", title_justify="left")
+    table.add_column("task")
+    for column in ("classes", "fine-tuned", "base"):
+        table.add_column(column, justify="right")
+    table.add_column("adapter")
+    for column in ("accuracy", "bytes", "AMR", "ADR", "KL"):
+        table.add_column(column, justify="right")
+    for row in [*report["tasks"], {"name": "mean", "class_names": None, **report["mean"]}]:
+        first = (row["name"], str(len(row["class_names"])) if row["class_names"] else "",
+                 percent(row["accuracy_finetuned"], 1), percent(row["accuracy_base"], 1))
+        for adapter in (a for a in row["adapters"] if a["adapter"] in SHOWN):
+            table.add_row(
+                *first, f"{adapter['method']} {adapter['size']}", percent(adapter["accuracy"], 1),
+                bytes_text(round(adapter["bytes"])), percent(adapter["amr"]), percent(adapter["adr"]),
+                f"{adapter['kl']:.4f}",
+            )  # fmt: skip
+            first = ("", "", "", "")
+        table.add_section()
+    return table
+
+
+def _sentence(report: dict) -> str:
+    memory = report["memory"]
+    return (
+        f"{len(report['tasks'])} tasks: {bytes_text(memory['base'])} base + {bytes_text(memory['adapters'])} of "
+        f"packed adapters in memory, instead of {bytes_text(memory['full_finetunes'])} of full fine-tunes.\n"
+        "base: the pretrained encoder under the task's own head.  AMR: bytes of the adapter / bytes of the base in "
+        "fp32.  ADR: accuracy lost / accuracy fine-tuned.  KL: to the fine-tune's answers, in nats."
+    )
+
+
+def _answers(report: dict) -> Table:
+    table = Table(title="One batch, another task in every row, one forward pass", title_justify="left")
+    table.add_column("task")
+    table.add_column("text", max_width=60, overflow="ellipsis", no_wrap=True)
+    table.add_column("answer", overflow="fold")
+    table.add_column("fine-tune says", overflow="fold")
+    for row in report["mixed_batch"]:
+        text = row["text"] if isinstance(row["text"], str) else " / ".join(row["text"])
+        right = ("right", "green") if row["answer"] == row["truth"] else (f"truth: {row['truth']}", "red")
+        same = "the same" if row["answer"] == row["finetuned"] else row["finetuned"]
+        table.add_row(row["task"], text, Text.assemble(row["answer"], " (", right, ")"), same)
+    return table

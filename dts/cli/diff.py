@@ -1,0 +1,90 @@
+"""`dts diff`: what a fine-tune changed, tensor by tensor, before anything is compressed."""
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from dts.cli.common import Json, emit, output, percent, progress_bar
+
+
+def diff(
+    base: Annotated[str, typer.Argument(help="Folder, file or hub id of the base model.", show_default=False)],
+    finetuned: Annotated[str, typer.Argument(help="The full fine-tune to compare.", show_default=False)],
+    top: Annotated[int, typer.Option(help="Tensors to list, largest change first; 0 lists all.")] = 20,
+    as_json: Json = False,
+):
+    """Show what a fine-tune changed: which tensors, by how much, and what only one of the two has."""
+    result = compare(base, finetuned)
+    emit(result, as_json, lambda: _show(result, top))
+
+
+def compare(base: str, finetuned: str) -> dict:
+    """What `dts diff` says, as plain data: ``changed`` is sorted by the norm of the change, largest first."""
+    from dts.checkpoint import open_checkpoint, pair
+
+    pairing = pair(open_checkpoint(base), open_checkpoint(finetuned))
+    changed, unchanged, only_finetuned, tied = [], [], [], {}
+    with progress_bar("Comparing") as progress:
+        for done, p in enumerate(pairing.pairs.values()):
+            progress(done, len(pairing.pairs), p.name)
+            if p.tied_to:
+                tied[p.name] = p.tied_to
+            elif p.base_name is None:
+                only_finetuned.append({"name": p.name, "shape": list(pairing.finetuned.shape(p.name))})
+            else:
+                row = _change(pairing, p)
+                (changed if row["norm"] or p.added_rows else unchanged).append(row)
+    changed.sort(key=lambda row: -row["norm"])
+    return {
+        "base": pairing.base.source, "finetuned": pairing.finetuned.source, "changed": changed,
+        "unchanged": [row["name"] for row in unchanged], "only_finetuned": only_finetuned,
+        "only_base": pairing.base_only, "tied": tied,
+        "relative": _relative(changed, changed + unchanged),
+    }  # fmt: skip
+
+
+def _change(pairing, p) -> dict:
+    """Norms of one tensor's change, and how many of its rows changed at all."""
+    before = pairing.base.load(p.base_name).double()
+    after = pairing.finetuned.load(p.name)[: before.shape[0] if p.added_rows else None].double()
+    delta = after - before
+    rows = delta.flatten(1).any(1).sum().item() if delta.dim() > 1 else None
+    return {"name": p.name, "shape": list(pairing.finetuned.shape(p.name)), "norm": delta.norm().item(),
+            "base_norm": before.norm().item(), "changed_rows": rows, "added_rows": p.added_rows}  # fmt: skip
+
+
+def _relative(changed: list[dict], shared: list[dict]) -> float:
+    """||finetuned - base|| / ||base|| over all tensors both have."""
+    base = sum(row["base_norm"] ** 2 for row in shared)
+    return (sum(row["norm"] ** 2 for row in changed) / base) ** 0.5 if base else 0.0
+
+
+def _show(result: dict, top: int):
+    total = sum(row["norm"] ** 2 for row in result["changed"]) or 1.0
+    listed = result["changed"][: top or None]
+    table = Table(title=f"{result['finetuned']} - {result['base']}", title_justify="left")
+    table.add_column("tensor", overflow="fold")
+    for column in ("shape", "change / base", "share of the change", "rows changed"):
+        table.add_column(column, justify="right")
+    for row in listed:
+        rows = "" if row["changed_rows"] is None else str(row["changed_rows"])
+        rows += f" + {row['added_rows']} added" if row["added_rows"] else ""
+        table.add_row(
+            row["name"], " x ".join(map(str, row["shape"])),
+            percent(row["norm"] / row["base_norm"] if row["base_norm"] else None), percent(row["norm"] ** 2 / total, 1),
+            rows,
+        )  # fmt: skip
+    if listed:
+        output.print(table)
+    if len(listed) < len(result["changed"]):
+        output.print(f"and {len(result['changed']) - len(listed)} more (--top 0 lists all)")
+    output.print(f"{len(result['changed'])} tensors changed, {len(result['unchanged'])} did not; "
+                 f"the whole model moved by {percent(result['relative'])} of its norm")
+    for what, names in (
+        ("Only in the fine-tune", [row["name"] for row in result["only_finetuned"]]),
+        ("Only in the base", result["only_base"]),
+        ("Tied", [f"{name} = {other}" for name, other in result["tied"].items()]),
+    ):
+        if names:
+            output.print(f"{what}: {', '.join(names)}", soft_wrap=True)

@@ -1,0 +1,105 @@
+"""`dts inspect`: what is in an adapter."""
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from dts.cli.common import Json, bytes_text, emit, output, pairs, percent
+
+
+def inspect(
+    adapter: Annotated[str, typer.Argument(help="Folder of the adapter.", show_default=False)],
+    tensors: Annotated[bool, typer.Option("--tensors", "-t", help="List every tensor, in the file's order.")] = False,
+    as_json: Json = False,
+):
+    """Show what an adapter holds: its task, its base, its bytes, and its tensors with ranks and errors."""
+    import dts
+
+    loaded = dts.Adapter.load(adapter)
+    result = summary(loaded) | {"tensors": tensors_of(loaded)}
+    emit(result, as_json, lambda: _show(result, tensors))
+
+
+def summary(adapter) -> dict:
+    """What every verb that ends in an adapter says of it."""
+    return {
+        "name": adapter.name, "description": adapter.description, "class_names": adapter.class_names,
+        "folder": str(adapter.folder) if adapter.folder else None, "kind": adapter.kind, "method": adapter.method,
+        "bytes": adapter.nbytes, "amr": adapter.amr, "squared_error": adapter.config.get("squared_error"), "base": adapter.config["base"],
+        "created": adapter.config.get("created"),
+    }  # fmt: skip
+
+
+def tensors_of(adapter) -> list[dict]:
+    """One row a tensor; ``squared_error`` is ||delta - delta_hat||^2 / ||delta||^2."""
+    stored = adapter.config["tensors"]
+    return [
+        {"name": entry.name, "kind": "task only" if entry.task_only else entry.kind, "shape": list(entry.shape),
+         "rank": entry.rank, "bytes": stored.get(entry.name, {}).get("bytes"), "norm": entry.norm,
+         "squared_error": entry.squared_error, "tied_to": entry.tied_to}
+        for entry in adapter.entries.values()
+    ]  # fmt: skip
+
+
+def summary_table(result: dict, title: str | None = None):
+    """The two columns a person reads of `summary`."""
+    base, names = result["base"], result["class_names"]
+    rows = {
+        "task": result["name"] + (f": {result['description']}" if result["description"] else ""),
+        "classes": f"{len(names)}: {', '.join(names)}" if names else "not named",
+        "kind, method": f"{result['kind']}, {result['method']}",
+        "bytes": f"{result['bytes']:,} ({bytes_text(result['bytes'])})",
+        "of the base": rate_text(result),
+        "squared error": None if result["squared_error"] is None else f"{result['squared_error']:.3f} of the difference",
+        "base": f"{base.get('name')}, {base['parameters']:,} parameters, {base.get('dtype')}",
+        "fingerprint": base.get("fingerprint"),
+        "folder": result["folder"],
+    }
+    return pairs(title, {name: value for name, value in rows.items() if value})
+
+
+def rate_text(result: dict) -> str:
+    """AMR, and the rate against the stored dtype beside it."""
+    text = f"{percent(result['amr'])} in fp32 (AMR)"
+    dtype = str(result["base"].get("dtype", ""))
+    if dtype in ("float16", "bfloat16"):
+        text += f", {percent(2 * result['amr'])} in {dtype}, as stored"
+    return text
+
+
+def _show(result: dict, all_tensors: bool):
+    output.print(summary_table(result))
+    output.print()
+    if not all_tensors:
+        output.print(_by_kind(result["tensors"]))
+        output.print("--tensors lists every tensor")
+        return
+    table = Table()
+    table.add_column("tensor", overflow="fold")
+    for column in ("kind", "shape", "rank", "bytes", "norm", "squared error"):
+        table.add_column(column, justify="right")
+    for row in result["tensors"]:
+        table.add_row(
+            row["name"], row["tied_to"] or row["kind"], " x ".join(map(str, row["shape"])), str(row["rank"] or ""),
+            f"{row['bytes']:,}" if row["bytes"] is not None else "", f"{row['norm']:.3g}" if row["norm"] else "",
+            f"{row['squared_error']:.3f}" if row["rank"] and row["squared_error"] is not None else "",
+        )  # fmt: skip
+    output.print(table)
+
+
+def _by_kind(tensors: list[dict]) -> Table:
+    table = Table()
+    for column in ("stored as", "tensors", "bytes", "ranks", "squared error"):
+        table.add_column(column, justify="left" if column == "stored as" else "right")
+    for kind in dict.fromkeys(row["kind"] for row in tensors):
+        rows = [row for row in tensors if row["kind"] == kind]
+        ranks = [row["rank"] for row in rows if row["rank"]]
+        known = [row for row in rows if row["rank"] and row["squared_error"] is not None]
+        energy = sum(row["norm"] ** 2 for row in known)
+        error = sum(row["squared_error"] * row["norm"] ** 2 for row in known) / energy if energy else None
+        table.add_row(
+            kind, str(len(rows)), f"{sum(row['bytes'] or 0 for row in rows):,}",
+            f"{min(ranks)} to {max(ranks)}" if ranks else "", f"{error:.3f}" if error is not None else "",
+        )  # fmt: skip
+    return table

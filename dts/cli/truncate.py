@@ -1,0 +1,30 @@
+"""`dts truncate`: a smaller adapter from a larger one, without the fine-tune."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dts.cli.common import DryRun, Json, Overwrite, emit, output, parse_size
+from dts.cli.inspect import summary, summary_table
+
+
+def truncate(
+    adapter: Annotated[str, typer.Argument(help="Folder of the adapter.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the smaller one.", show_default=False)],
+    size: Annotated[str, typer.Option("--size", "-s", help="Bytes of the whole adapter: 0.5% (of the base in fp32), "
+                                      "500KB.", show_default=False)],
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+):
+    """Keep the leading components of every matrix: any smaller size from one adapter."""
+    import dts
+
+    whole = dts.Adapter.load(adapter)
+    smaller = whole.truncate(**parse_size(size))
+    if not dry_run:
+        smaller.save(out, overwrite=overwrite)
+    result = summary(smaller) | {"folder": str(out), "from_bytes": whole.nbytes, "written": not dry_run}
+    title = "Would write" if dry_run else "Wrote"
+    emit(result, as_json, lambda: output.print(summary_table(result, title)))

@@ -1,0 +1,41 @@
+"""`dts verify`: is an adapter whole, for this base, and as exact as it says?"""
+
+from typing import Annotated
+
+import typer
+
+from dts.cli.common import CHECK_FAILED, Json, emit, output
+
+
+def verify(
+    adapter: Annotated[str, typer.Argument(help="Folder of the adapter.", show_default=False)],
+    base: Annotated[str, typer.Argument(help="The base it should belong to.", show_default=False)],
+    finetuned: Annotated[str | None, typer.Argument(help="Its fine-tune: measures the errors again.",
+                                                    show_default=False)] = None,
+    as_json: Json = False,
+):
+    """Check an adapter's bytes, its base and, with the fine-tune, its errors; exit code 1 if anything is wrong."""
+    import dts
+
+    loaded = dts.Adapter.load(adapter)
+    report = loaded.verify(base, finetuned)
+    errors = {name: {"recorded": recorded, "measured": measured}
+              for name, (recorded, measured) in report.errors.items()}  # fmt: skip
+    result = {"adapter": adapter, "ok": report.ok, "problems": report.problems, "squared_errors": errors}
+    emit(result, as_json, lambda: _show(loaded, report, base, finetuned))
+    if not report.ok:
+        raise typer.Exit(CHECK_FAILED)
+
+
+def _show(adapter, report, base: str, finetuned: str | None):
+    if not report.ok:
+        output.print(f"{adapter.name}: {len(report.problems)} problems", style="red")
+        for line in report.problems:
+            output.print(f"  {line}", soft_wrap=True)
+        return
+    output.print(f"{adapter.name}: whole, and made for {base}", style="green")
+    if finetuned is None:
+        output.print("Give the fine-tune as well to measure the errors again.")
+    else:
+        output.print(f"{len(report.errors)} tensors are as close to {finetuned} as recorded; all others equal it.",
+                     soft_wrap=True)  # fmt: skip

@@ -1,0 +1,116 @@
+"""compress, inspect, verify, apply, truncate on tiny checkpoints."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+
+@pytest.fixture
+def adapter(dts, models, tmp_path):
+    """An adapter of ``one`` in ./a, at rank fraction .5."""
+    made = dts("compress", models / "base", models / "one", "--out", "a", "--rank-fraction", "50%")
+    assert made.exit_code == 0, made.stderr
+    return tmp_path / "a"
+
+
+def test_compress_says_what_it_wrote(dts, models, tmp_path):
+    result = json.loads(dts("compress", models / "base", models / "one", "-o", "a", "-s", "40%", "--description",
+                            "tells moods", "--json").stdout)  # fmt: skip
+    assert result["bytes"] == sum(file.stat().st_size for file in (tmp_path / "a").iterdir())
+    assert result["amr"] == pytest.approx(result["bytes"] / (4 * (2 * 96 * 64 + 96))) and result["amr"] <= 0.4
+    assert result["name"] == "one" and result["class_names"] == ["negative", "positive", "neutral"]
+    assert result["description"] == "tells moods" and result["written"]
+
+
+def test_dry_run_predicts_the_bytes_and_writes_nothing(dts, models, tmp_path):
+    words = ("compress", models / "base", models / "one", "-o", "a", "-s", "30%", "--json")
+    predicted = json.loads(dts(*words, "--dry-run").stdout)
+    assert not list(tmp_path.iterdir()) and predicted["written"] is False
+    assert predicted["bytes"] == pytest.approx(json.loads(dts(*words).stdout)["bytes"], rel=0.01)
+
+
+def test_several_fine_tunes_go_into_one_folder(dts, models, tmp_path):
+    shown = dts("compress", models / "base", models / "one", models / "two", "-o", "all", "-s", "40%")
+    assert shown.exit_code == 0, shown.stderr
+    assert sorted(p.name for p in (tmp_path / "all").iterdir()) == ["one", "two"]
+    assert "one" in shown.stdout and "two" in shown.stdout
+
+
+@pytest.mark.parametrize(("words", "reason"), [
+    (["-s", "5"], "5MB"), (["-s", "1%", "--rank-fraction", "0.1"], "twice"), (["-s", "100B"], "smallest"),
+    (["--method", "papr"], "paper"), (["--rank-fraction", "3"], "between"),
+])  # fmt: skip
+def test_sizes_that_cannot_be_are_refused_with_what_can(dts, models, tmp_path, words, reason):
+    wrong = dts("compress", models / "base", models / "one", "-o", "a", *words)
+    assert wrong.exit_code == 2 and reason in wrong.stderr and not (tmp_path / "a").exists()
+
+
+def test_nothing_is_overwritten_unasked(dts, models, adapter):
+    before = {file.name: file.read_bytes() for file in adapter.iterdir()}
+    words = ("compress", models / "base", models / "two", "-o", "a", "-s", "40%")
+    assert dts(*words).exit_code == 2 and before == {file.name: file.read_bytes() for file in adapter.iterdir()}
+    assert dts(*words, "--overwrite").exit_code == 0
+    assert json.loads(dts("inspect", "a", "--json").stdout)["name"] == "two"
+
+
+def test_inspect_shows_tensors_and_bytes(dts, adapter):
+    result = json.loads(dts("inspect", adapter, "--json").stdout)
+    rows = {row["name"]: row for row in result["tensors"]}
+    assert rows["layer.0.weight"]["rank"] == 32 and rows["classifier.weight"]["kind"] == "task only"
+    assert 0 < rows["layer.0.weight"]["squared_error"] < 0.6
+    assert sum(row["bytes"] for row in result["tensors"]) < result["bytes"]
+    assert "layer.1.weight" in dts("inspect", adapter, "--tensors").stdout
+    assert "layer.1.weight" not in dts("inspect", adapter).stdout
+
+
+def test_verify_passes_and_fails(dts, models, adapter):
+    whole = dts("verify", adapter, models / "base", models / "one", "--json")
+    assert whole.exit_code == 0 and json.loads(whole.stdout)["ok"]
+    assert json.loads(whole.stdout)["squared_errors"]["layer.0.weight"]["measured"] > 0
+    assert dts("verify", adapter, models / "base", models / "two").exit_code == 1
+    wrong = dts("verify", adapter, models / "two")
+    assert wrong.exit_code == 1 and "layer.0.weight" in wrong.stdout and "layer.1.weight" in wrong.stdout
+    content = bytearray((adapter / "dts_model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (adapter / "dts_model.safetensors").write_bytes(content)
+    altered = dts("verify", adapter, models / "base", "--json")
+    assert altered.exit_code == 1 and "altered" in " ".join(json.loads(altered.stdout)["problems"])
+
+
+def test_a_cut_off_file_is_refused(dts, models, adapter):
+    file = adapter / "dts_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    assert dts("inspect", adapter).exit_code == 2
+
+
+def test_apply_writes_the_full_model(dts, models, adapter, tmp_path):
+    import dts as package
+
+    words = ("apply", models / "base", adapter, "-o", "full", "--json")
+    predicted = json.loads(dts(*words, "--dry-run").stdout)
+    assert not (tmp_path / "full").exists()
+    assert json.loads(dts(*words).stdout) == predicted | {"written": True}
+    written = load_file(tmp_path / "full" / "model.safetensors")
+    expected = dict(package.Adapter.load(adapter).apply(models / "base"))
+    assert written.keys() == expected.keys() and all(torch.equal(written[k], expected[k]) for k in written)
+    assert dts("apply", models / "base", adapter, "-o", "full").exit_code == 2
+
+
+def test_apply_refuses_another_base_with_every_mismatch(dts, adapter, other, tmp_path):
+    wrong = dts("apply", other, adapter, "-o", "full")
+    assert wrong.exit_code == 2 and not (tmp_path / "full").exists()
+    assert all(name in wrong.stderr for name in ("layer.0.weight", "layer.1.weight", "layer.0.bias"))
+
+
+def test_truncate_makes_a_smaller_adapter(dts, models, adapter, tmp_path):
+    whole = json.loads(dts("inspect", adapter, "--json").stdout)
+    asked = whole["bytes"] - 1000
+    words = ("truncate", adapter, "-o", "small", "-s", f"{asked}B", "--json")
+    predicted = json.loads(dts(*words, "--dry-run").stdout)
+    assert not (tmp_path / "small").exists()
+    made = json.loads(dts(*words).stdout)
+    assert made["bytes"] == predicted["bytes"] <= asked and made["from_bytes"] == whole["bytes"]
+    assert made["bytes"] == sum(file.stat().st_size for file in (tmp_path / "small").iterdir())
+    assert dts("verify", "small", models / "base", models / "one").exit_code == 0

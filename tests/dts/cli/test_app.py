@@ -1,0 +1,56 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+import dts as package
+from dts.cli.app import app
+
+
+def test_every_verb_has_help_and_json(dts):
+    verbs = [command.name for command in app.registered_commands]
+    assert {"compress", "inspect", "verify", "diff", "apply", "truncate", "doctor", "demo"} <= set(verbs)
+    for verb in verbs:
+        shown = dts(verb, "--help")
+        assert shown.exit_code == 0 and "--json" in shown.stdout, verb
+
+
+def test_help_documents_exit_codes_and_version(dts):
+    assert "1 a check failed, 2 bad input" in " ".join(dts("--help").stdout.split())
+    assert dts("--version").stdout.strip() == f"dts {package.__version__}"
+
+
+def test_a_typo_gets_a_suggestion(dts):
+    wrong = dts("inspekt", "x")
+    assert wrong.exit_code == 2 and "inspect" in wrong.stderr
+    wrong = dts("doctor", "--jsno")
+    assert wrong.exit_code == 2 and "--json" in wrong.stderr
+
+
+def test_bad_input_is_one_panel_without_a_traceback(dts):
+    wrong = dts("diff", "no-such-folder/a", "no-such-folder/b", "--json")
+    assert wrong.exit_code == 2
+    assert "no-such-folder" in wrong.stderr and "Traceback" not in wrong.stderr
+    assert json.loads(wrong.stdout)["exit_code"] == 2 and "no-such-folder" in json.loads(wrong.stdout)["error"]
+
+
+def test_traceback_on_request(dts):
+    wrong = dts("diff", "no-such-folder/a", "no-such-folder/b", "--traceback")
+    assert wrong.exit_code == 2 and "Traceback" in wrong.stderr
+
+
+def test_an_unexpected_error_says_so(dts, monkeypatch):
+    monkeypatch.setattr("dts.cli.doctor.examine", lambda: 1 / 0)
+    wrong = dts("doctor")
+    assert wrong.exit_code == 3 and "Unexpected ZeroDivisionError" in wrong.stderr and "--traceback" in wrong.stderr
+
+
+@pytest.mark.parametrize("start", [["-m", "dts"], ["-c", "from dts.cli.app import main; main()"]])
+def test_it_starts_without_torch(start):
+    """`dts --help` answers at once: nothing heavy is imported before a verb runs."""
+    code = [sys.executable, "-X", "importtime", *start, "--help"]
+    shown = subprocess.run(code, capture_output=True, text=True, timeout=60)
+    assert shown.returncode == 0 and "compress" in shown.stdout
+    imported = {line.rpartition("|")[2].strip() for line in shown.stderr.splitlines()}
+    assert "typer" in imported and not imported & {"torch", "transformers", "triton", "numpy"}

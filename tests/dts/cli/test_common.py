@@ -1,0 +1,39 @@
+import pytest
+
+from dts.cli.common import bytes_text, list_of, parse_fraction, parse_size, percent
+
+
+@pytest.mark.parametrize(("text", "parsed"), [
+    ("1%", {"budget": 0.01}), (" 0.5 % ", {"budget": 0.005}), ("0.02", {"budget": 0.02}), (".5%", {"budget": 0.005}),
+    ("5MB", {"nbytes": 5_000_000}), ("5m", {"nbytes": 5_000_000}), ("2MiB", {"nbytes": 2 * 1024**2}),
+    ("500 KB", {"nbytes": 500_000}), ("1.5GB", {"nbytes": 1_500_000_000}), ("1024B", {"nbytes": 1024}),
+])  # fmt: skip
+def test_sizes_as_people_write_them(text, parsed):
+    assert parse_size(text) == pytest.approx(parsed)
+
+
+@pytest.mark.parametrize("text", ["5", "", "1 percent", "-1%", "1%%", "5TB", "MB"])
+def test_a_size_that_could_mean_anything_is_refused_with_examples(text):
+    with pytest.raises(ValueError, match="write"):
+        parse_size(text)
+
+
+def test_fractions():
+    assert parse_fraction("0.3") == parse_fraction("30%") == pytest.approx(0.3)
+    for wrong in ("0", "130%", "a", "-1"):
+        with pytest.raises(ValueError, match="fraction|between"):
+            parse_fraction(wrong)
+
+
+def test_bytes_and_rates_read_well():
+    assert [bytes_text(n) for n in (0, 999, 1_000, 12_345, 1_234_567, 90_864_192, 5 * 10**12)] == [
+        "0 B", "999 B", "1.00 KB", "12.3 KB", "1.23 MB", "90.9 MB", "5.00 TB",
+    ]  # fmt: skip
+    assert percent(0.01234) == "1.23 %" and percent(None) == "–"
+
+
+def test_lists_from_text_and_files(tmp_path):
+    (tmp_path / "names").write_text("polka dots\nstripes\n\n")
+    assert list_of("a, b c,,d") == ["a", "b c", "d"]
+    assert list_of(f"@{tmp_path / 'names'}") == ["polka dots", "stripes"]
+    assert list_of(None) is None

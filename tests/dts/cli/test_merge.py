@@ -1,0 +1,31 @@
+import json
+
+import pytest
+from safetensors.torch import load_file
+
+
+def test_merge_writes_a_model(dts, models, tmp_path):
+    words = (models / "one", models / "two", "--base", models / "base", "-m", "task_arithmetic", "-o", "merged")
+    predicted = json.loads(dts("merge", *words, "--option", "scale=0.5", "--dry-run", "--json").stdout)
+    assert not (tmp_path / "merged").exists() and predicted["written"] is False
+    done = json.loads(dts("merge", *words, "--option", "scale=0.5", "--json").stdout)
+    assert done["options"] == {"scale": 0.5} and done["bytes"] == pytest.approx(predicted["bytes"], abs=4096)
+    base, one, two = (load_file(models / m / "model.safetensors")["layer.0.weight"] for m in ("base", "one", "two"))
+    merged = load_file(tmp_path / "merged" / "model.safetensors")["layer.0.weight"]
+    assert merged.allclose(base + 0.5 * (one - base) + 0.5 * (two - base), atol=1e-6)
+
+
+def test_the_methods_are_listed(dts):
+    from dts.merge import METHODS
+
+    assert [m["name"] for m in json.loads(dts("merge", "--methods", "--json").stdout)] == list(METHODS)
+    assert "ties" in dts("merge", "--methods").stdout
+
+
+@pytest.mark.parametrize(("words", "reason"), [
+    (["-m", "tis", "-o", "m"], "ties"), (["-m", "ties", "-o", "m", "--option", "densty=1"], "density"),
+    (["-o", "m", "--option", "scale"], "name=value"), ([], "--out"),
+])  # fmt: skip
+def test_wrong_words_name_the_right_ones(dts, models, tmp_path, words, reason):
+    wrong = dts("merge", models / "one", "--base", models / "base", *words)
+    assert wrong.exit_code == 2 and reason in wrong.stderr and not (tmp_path / "m").exists()
