@@ -1,0 +1,53 @@
+"""The published rounding (arXiv 2512.01461): four groups, each at its root mean square.
+
+Of all elements together: the positive ones, by size, are split into a larger and a smaller half, and so are
+the negative ones.  Each group's elements become the group's RMS with the group's sign.
+"""
+
+import torch
+from torch import Tensor
+
+from dts_kernels.layout import PackedFactors, pack
+from dts_kernels.reference import reconstruct
+
+from .svd import significant
+
+
+def four_group(x: Tensor) -> Tensor:
+    """x, of any shape, rounded to four values; exact zeros stay zero.  Same shape and dtype."""
+    codes, levels = four_group_codes(x)
+    return torch.where(x == 0, x, levels.to(x.dtype)[codes.int()])
+
+
+def four_group_codes(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(codes uint8 of x's shape, levels float32 [4] = the values of codes 0..3).
+
+    Two bits hold no zero: an exact zero gets the small positive code.
+    """
+    flat = x.reshape(-1)
+    codes = torch.zeros(flat.shape, dtype=torch.uint8, device=x.device)
+    levels = torch.zeros(4, device=x.device)
+    for sign, small in ((1, 0), (-1, 2)):
+        index = (flat * sign > 0).nonzero()[:, 0]
+        size = flat[index].double().abs()
+        order = size.argsort(descending=True, stable=True)
+        half = len(index) // 2
+        for code, group in ((small + 1, order[:half]), (small, order[half:])):
+            codes[index[group]] = code
+            if len(group):
+                levels[code] = sign * size[group].square().mean().sqrt()
+    return codes.view(x.shape), levels
+
+
+def encode(delta: Tensor, rank: int) -> tuple[PackedFactors, float]:
+    """U diag(S) V of the largest ``rank`` singular triplets, U and V rounded each on its own, S not rounded.
+
+    delta: float32 [m, n] without zero rows or columns.  Returns at most ``rank`` components (those that are below
+    float32's rounding of delta are left out) and the squared relative error.
+    """
+    u, s, vh = torch.linalg.svd(delta, full_matrices=False)
+    rank = min(rank, significant(s, delta.shape))
+    u, s, vh = u[:, :rank], s[:rank], vh[:rank]
+    (u_codes, u_levels), (v_codes, v_levels) = four_group_codes(u), four_group_codes(vh)
+    packed = PackedFactors(pack(u_codes), pack(v_codes.T), s, torch.stack([u_levels, v_levels]))
+    return packed, ((delta - reconstruct(packed)).norm() / delta.norm()).square().item()
