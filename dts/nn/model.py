@@ -52,6 +52,7 @@ class DTSModel(nn.Module):
         self.model = model
         self._state = RoutingState(next((p.device for p in model.parameters()), torch.device("cpu")))
         self._loaded: dict[str, Loaded] = {}
+        self._layers: dict[str, Layer] = {}  # by their names in the model
         self._layouts: dict[tuple, Layout] = {}
         self._last: list[Task] = [None]
 
@@ -105,7 +106,8 @@ class DTSModel(nn.Module):
             layer.load(slot, parts)
             if head:
                 deltas.heads.add(slot)
-        for layer_name, layer in self._layers().items():
+        self._layers = {key: module for key, module in self.model.named_modules() if isinstance(module, Layer)}
+        for layer_name, layer in self._layers.items():
             layer.dts.name = layer_name
         self._loaded[name] = Loaded(slot, adapter if isinstance(adapter, Adapter) else None)
         self._state.missing = self._missing(self._state.mixtures)
@@ -117,7 +119,7 @@ class DTSModel(nn.Module):
         slot = self._loaded[self._known([name])[0]].slot
         if any(slot in mixture for mixture in self._state.mixtures):
             self.set_task(None)
-        for layer in self._layers().values():
+        for layer in self._layers.values():
             layer.remove(slot)
             layer.dts.heads.discard(slot)
         del self._loaded[name]
@@ -167,12 +169,11 @@ class DTSModel(nn.Module):
         if all(mixture == mixtures[0] for mixture in mixtures):
             with self._state.using(mixtures[:1], self._missing(mixtures[:1])):
                 return run(*args, **kwargs)
-        layers = self._layers()
-        layout = self._layout(method, layers, args, kwargs, len(mixtures))
+        layout = self._layout(method, args, kwargs, len(mixtures))
         used = {slot for mixture in mixtures for slot in mixture}
-        if layout.coupled or any(layers[name].dts.slots & used for name in layout.unroutable):
+        if layout.coupled or any(self._layers[name].dts.slots & used for name in layout.unroutable):
             return run_grouped(run, method, args, kwargs, mixtures, layout, self._uniform)
-        layout.use(layers)
+        layout.use(self._layers)
         with self._state.using(mixtures, self._missing(mixtures)):
             return run(*args, **kwargs)
 
@@ -194,7 +195,7 @@ class DTSModel(nn.Module):
     def _width(self, task: Task, widest: int) -> int:
         """Outputs a task has of ``widest``: those of its own head or enlarged vocabulary."""
         names = _names(task)
-        for layer in self._layers().values():
+        for layer in self._layers.values():
             weight = layer.dts.get("weight")
             if not isinstance(layer, LinearLayer) or weight is None:
                 continue
@@ -213,7 +214,7 @@ class DTSModel(nn.Module):
         with self._state.using([mixture], self._missing([mixture])):
             yield
 
-    def _layout(self, method: str, layers: dict[str, Layer], args, kwargs, rows: int) -> Layout:
+    def _layout(self, method: str, args, kwargs, rows: int) -> Layout:
         plain = {k: v for k, v in kwargs.items() if isinstance(v, (bool, int, float, str))}
         tensors = sorted(k for k, v in kwargs.items() if isinstance(v, Tensor))
         key = (method, len(args), *tensors, *sorted(plain.items()))
@@ -226,7 +227,7 @@ class DTSModel(nn.Module):
             for take in ([0], [0, 1]):
                 some = lambda v, take=take: _rows_of(v, take, rows)  # noqa: E731
                 probes.append(([some(v) for v in args], {k: some(v) for k, v in kept.items()}))
-            self._layouts[key] = find_rows(self.model, layers, self._state, getattr(self.model, method), *probes)
+            self._layouts[key] = find_rows(self.model, self._layers, self._state, getattr(self.model, method), *probes)
         return self._layouts[key]
 
     # ---- leaving -----------------------------------------------------------------------------------------------
@@ -239,12 +240,12 @@ class DTSModel(nn.Module):
         mixture = self._mixture(task)
         routing = RoutingState(self._state.routing.slots.device)
         routing.set([mixture])
-        merge(self._layers(), routing)
+        merge(self._layers, routing)
         for module in self.model.modules():
             release(module)
         _fast_path_again(self.model)
-        self._loaded.clear()
-        self._layouts.clear()
+        for found in (self._loaded, self._layers, self._layouts):
+            found.clear()
         self._state.set([{}])
         return self.model
 
@@ -253,7 +254,7 @@ class DTSModel(nn.Module):
     def status(self) -> dict:
         """What is loaded and how it runs: tasks and their bytes in memory, the current task, layers by class, and the
         layers that force batches of several tasks to run once a task (``grouped``), with the reason."""
-        layers = self._layers()
+        layers = self._layers
         kinds: dict[str, int] = {}
         for layer in layers.values():
             kinds[type(layer).__name__] = kinds.get(type(layer).__name__, 0) + 1
@@ -291,9 +292,6 @@ class DTSModel(nn.Module):
 
     # ---- inside ------------------------------------------------------------------------------------------------
 
-    def _layers(self) -> dict[str, Layer]:
-        return {name: module for name, module in self.model.named_modules() if isinstance(module, Layer)}
-
     def _known(self, names: list[str]) -> list[str]:
         unknown = sorted({name for name in names if name not in self._loaded})
         if unknown:
@@ -307,7 +305,7 @@ class DTSModel(nn.Module):
     def _missing(self, mixtures: list[Mixture]) -> dict[str, str]:
         """Heads that some row's task does not have, with what to say if they run."""
         missing, names = {}, {loaded.slot: name for name, loaded in self._loaded.items()}
-        for name, layer in self._layers().items():
+        for name, layer in self._layers.items():
             heads = layer.dts.heads
             if not heads:
                 continue
