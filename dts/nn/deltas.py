@@ -107,7 +107,7 @@ class MatrixDelta:
     def _add_blocks(self, x: Tensor, y: Tensor, routing: Routing) -> Tensor:
         for block in self._all_blocks():
             part = delta_linear(x if block.columns is None else x.index_select(-1, block.columns), block.bank, routing)
-            y = y + part if block.rows is None else y.index_add(-1, block.rows, part)
+            y = y + part if block.rows is None else y.index_add_(-1, block.rows, part)
         return y
 
     def embedding(self, ids: Tensor, routing: Routing, dtype: torch.dtype) -> Tensor | None:

@@ -152,7 +152,8 @@ class DTSModel(nn.Module):
         """Any method of the base model.
 
         tasks: a list with one item a row of the batch, or one item for all rows; an item is a task's name, a mixture
-        {name: weight}, or None for the base.  Without ``tasks``, what `set_task` chose.
+        {name: weight}, or None for the base.  Without ``tasks``, what `set_task` chose.  A key-value cache belongs to
+        the tasks it was made with: give the same again.
 
         Rows of several tasks go through the model together.  Where a layer that they change cannot tell the rows of its
         input apart, or outputs mix the rows of the batch, the model runs once a task instead; `status` says why.
@@ -342,16 +343,24 @@ def layer_class(module: nn.Module, pieces: dict[str, list[Piece]]) -> type[Layer
     base = base_class(module)
     if base.__name__ == "Conv1D" and hasattr(module, "nf"):
         choice = DTSConv1D
-    elif issubclass(base, nn.Linear):
+    elif issubclass(base, nn.Linear) and base.forward is nn.Linear.forward:
         choice = DTSLinear
-    elif hasattr(module, "in_features") and hasattr(module, "out_features") and hasattr(module, "weight"):
-        choice = LinearLayer  # a quantised linear layer of its own class
+    elif "weight" in pieces and _quantised(module):
+        choice = LinearLayer
     elif issubclass(base, nn.MultiheadAttention):
         choice = DTSMultiheadAttention
     else:
         plain = {nn.Embedding: DTSEmbedding, nn.Conv2d: DTSConv2d, nn.LayerNorm: DTSLayerNorm}
         choice = plain.get(base, DTSNorm)
     return choice if choice.supports(module, pieces) else Owner
+
+
+def _quantised(module: nn.Module) -> bool:
+    """Whether a module is a linear layer whose weight is stored in some other form."""
+    if not (hasattr(module, "in_features") and hasattr(module, "out_features")):
+        return False
+    weight = module.weight
+    return not weight.is_floating_point() or tuple(weight.shape) != (module.out_features, module.in_features)
 
 
 def _adapter(given: Adapter | str | Path) -> Adapter:

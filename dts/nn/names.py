@@ -68,7 +68,7 @@ def place(model: nn.Module, entries: dict[str, Entry], rename: Callable[[str], T
     placed: dict[tuple[int, str], tuple[Site, list[Piece], bool]] = {}
     for name, target in targets.items():
         site, entry = known[target.name], own[name]
-        pieces = _pieces(entry, target, site.shape, wrong)
+        pieces = _pieces(entry, target, site, wrong)
         _, there, _ = placed.setdefault((id(site.module), site.parameter), (site, [], entry.task_only))
         there += pieces
     if not untied:
@@ -143,10 +143,20 @@ def _changed(target: Target, change: tuple[str, str]) -> Target:
     return Target(name, target.expert, target.part, target.parts)
 
 
-def _pieces(entry: Entry, target: Target, shape: tuple[int, ...], wrong: list[str]) -> list[Piece]:
+def _whole(entry: Entry, target: Target, site: Site, row: int | None, wrong: list[str]) -> Piece:
+    """A whole value of a tensor that the base has too: as a difference where mixing must make sense (floats)."""
+    if target.expert is not None or row is not None:
+        wrong.append(f"{entry.name}: a whole value cannot be a part of the fused {target.name}")
+    if site.tensor.is_floating_point() and entry.tensor.is_floating_point():
+        wide = torch.float64 if site.tensor.dtype == torch.float64 else torch.float32
+        return Piece("raw", entry.delta(site.tensor.detach(), wide))
+    return Piece("value", entry.tensor)
+
+
+def _pieces(entry: Entry, target: Target, site: Site, wrong: list[str]) -> list[Piece]:
     if entry.task_only:
         return [Piece("value", entry.tensor)]
-    expected = shape if target.expert is None else shape[1:]
+    expected = site.shape if target.expert is None else site.shape[1:]
     row = None
     if target.parts > 1:
         expected = (expected[0] // target.parts, *expected[1:])
@@ -159,10 +169,10 @@ def _pieces(entry: Entry, target: Target, shape: tuple[int, ...], wrong: list[st
         pieces += [Piece("factors", f, e, row) for e, f in enumerate(entry.factors) if f is not None]
     elif entry.kind == "factors" and entry.factors is not None:
         pieces.append(Piece("factors", entry.factors, target.expert, row))
-    elif entry.kind in ("delta", "value"):
-        if entry.kind == "value" and (target.expert is not None or row is not None):
-            wrong.append(f"{entry.name}: a whole value cannot be a part of the fused {target.name}")
-        pieces.append(Piece("raw" if entry.kind == "delta" else "value", entry.tensor, target.expert, row))
+    elif entry.kind == "delta":
+        pieces.append(Piece("raw", entry.tensor, target.expert, row))
+    elif entry.kind == "value":
+        pieces.append(_whole(entry, target, site, row, wrong))
     if entry.added_rows is not None:
         pieces.append(Piece("added", entry.added_rows))
     return pieces

@@ -46,6 +46,11 @@ class Owner(Layer):
             return self._run(args, kwargs)
         leaves, spec = tree_flatten((args, kwargs))
         tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        if dts.axes is not None and len(dts.axes) != len(tensors):
+            raise RuntimeError(
+                f"{dts.name} got {len(tensors)} tensors where it got {len(dts.axes)} when the rows of the batch were "
+                f"located; give rows of one task at a time"
+            )
         axes = dict(zip(tensors, dts.axes or [self._guess(leaves[i]) for i in tensors]))
         results, places = [], []
         for mixture, rows in groups(dts.state.mixtures):

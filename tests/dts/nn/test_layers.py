@@ -289,6 +289,37 @@ def test_a_base_layer_that_computes_in_its_own_way(maker):
     torch.testing.assert_close(model(x), base(x), rtol=0, atol=0)
 
 
+def test_a_linear_layer_of_another_kind_is_not_taken_for_one(maker, dense_twin):
+    """A subclass of `nn.Linear` that computes something else runs its own forward."""
+
+    class Cosine(nn.Linear):
+        def forward(self, x):
+            normalise = nn.functional.normalize
+            return nn.functional.linear(normalise(x, dim=-1), normalise(self.weight, dim=-1))
+
+    check(Cosine(9, 6), Owner, maker, dense_twin, maker.randn(4, 9, scale=1.0))
+
+
+def test_whole_values_of_tensors_that_the_base_has(maker):
+    """They mix as differences do; integers are the task's own."""
+    base = nn.Sequential(nn.Linear(9, 6), nn.LayerNorm(6)).double()
+    base.register_buffer("steps", torch.tensor([3]))
+    whole = {n: maker.randn(*p.shape, scale=1.0) for n, p in base.named_parameters() if n in ("0.bias", "1.weight")}
+    entries = {n: Entry(n, n, tuple(t.shape), "value", tensor=t) for n, t in whole.items()}
+    entries["steps"] = Entry("steps", "steps", (1,), "value", dtype=torch.int64, tensor=torch.tensor([5]))
+    model = DTSModel(copy.deepcopy(base))
+    model.load_task("a", entries)
+    x = maker.randn(3, 9, scale=1.0)
+    found = model(x, tasks=["a", None, {"a": 0.25}])
+    for i, gamma in enumerate((1, 0, 0.25)):
+        twin = copy.deepcopy(base)
+        with torch.no_grad():
+            for name, tensor in whole.items():
+                twin.get_parameter(name).lerp_(tensor, gamma)
+        torch.testing.assert_close(found[i], twin(x[i]), rtol=1e-9, atol=1e-9)
+    assert model.merge_and_unload("a").steps == 5
+
+
 def test_autocast(maker):
     base = nn.Linear(9, 6)
     layer = DTSLinear.from_linear(base)
