@@ -6,9 +6,9 @@ from pathlib import Path
 from .merge import merge
 
 
-def compress_difference(base, finetunes, method: str = "average", out: str | Path = "", *, options: dict | None = None,
-                        seed: int = 0, progress=None, class_names: Mapping | None = None,
-                        descriptions: Mapping | None = None, **compress):
+def compress_difference(base, finetunes: Mapping, method: str = "average", out: str | Path | None = None, *,
+                        options: dict | None = None, seed: int = 0, progress=None, class_names: Mapping | None = None,
+                        descriptions: Mapping | None = None, **compress):  # fmt: skip
     """Merge fine-tunes into a base theta_m and compress each against it.
 
     finetunes: {task name: model}; base: the pretrained model or None (method "average"); options: of the merging
@@ -20,7 +20,7 @@ def compress_difference(base, finetunes, method: str = "average", out: str | Pat
 
     if not isinstance(finetunes, Mapping):
         raise TypeError("finetunes must be {task name: model}: the names become the adapters'")
-    if not str(out):
+    if out is None:
         raise ValueError("out is needed: the folder for the merged base and the adapters")
     out = Path(out)
     if "codec" in compress:

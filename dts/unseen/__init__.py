@@ -3,8 +3,9 @@
 from .baselines import NameRouter, ProbeRouter
 from .choice import Choice, choose
 from .encoders import Encoder, open_encoder
+from .mix import NotExact, mix
 from .router import EnergyRouter
 from .weights import OpaqueNames, TaskWeights, task_embeddings, task_weights
 
-__all__ = ["Choice", "Encoder", "EnergyRouter", "NameRouter", "OpaqueNames", "ProbeRouter", "TaskWeights", "choose",
-           "open_encoder", "task_embeddings", "task_weights"]  # fmt: skip
+__all__ = ["Choice", "Encoder", "EnergyRouter", "NameRouter", "NotExact", "OpaqueNames", "ProbeRouter",
+           "TaskWeights", "choose", "mix", "open_encoder", "task_embeddings", "task_weights"]  # fmt: skip

@@ -1,0 +1,132 @@
+"""A mixture of adapters as one adapter: theta_u = theta + sum_n gamma_n Delta_n (DESIGN 3.4)."""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+from dts import __version__
+from dts.adapter import Adapter, Entry, compress
+from dts.adapter.format import complete
+
+from .concatenate import mixed_factors
+
+
+class NotExact(UserWarning):
+    """Tensors whose mixture could not be written without encoding it anew."""
+
+
+def mix(adapters: Mapping, weights: Mapping[str, float], out: str | Path | None = None, *, name: str = "mixture",
+        class_names: list[str] | None = None, description: str | None = None, base=None, budget: float | None = None,
+        nbytes: int | None = None, overwrite: bool = False, progress=None) -> Adapter:
+    """One adapter of a weighted sum of adapters of one base.
+
+    adapters: {task: Adapter or its folder}; weights: {task: gamma}, of some of them (see `task_weights`);
+    out: its folder, None keeps it in memory; name, class_names, description: of the new task.
+    budget (a fraction of the base in fp32) or nbytes: encode the mixture anew into that size; with ``base`` (anything
+    ``open_checkpoint`` takes) from its dense sum, without from a prefix of the exact mixture, which is worse.
+
+    Without a size the mixture is exact and as large as its parts together: factors stand side by side, raw deltas are
+    summed. Exceptions, each encoded anew at the sum of its ranks and named in a `NotExact` warning: matrices of which
+    the adapters have other zero rows or columns, and method "paper", whose levels differ from adapter to adapter.
+    What only a fine-tune has (heads, added vocabulary) and whole integer values are left out.
+    Raises ValueError for unknown tasks and for adapters of different bases or kinds.
+    """
+    members = _members(adapters, weights)
+    if budget is not None and nbytes is not None:
+        raise ValueError("give at most one of budget= and nbytes=")
+    entries, digests, inexact = {}, {}, []
+    for base_name in sorted({e.base_name for _, a in members for e in a.entries.values() if _mixable(e)}):
+        found = [(gamma, a, e) for gamma, a in members for e in a.entries.values()
+                 if e.base_name == base_name and _mixable(e)]  # fmt: skip
+        entries[base_name] = _entry(base_name, [(gamma, e) for gamma, _, e in found], base, inexact)
+        digests[base_name] = {"base": found[0][1].config["tensors"][found[0][2].name].get("base")}
+    if inexact and budget is None and nbytes is None:
+        warnings.warn(f"encoded anew, not exact: {', '.join(inexact)}", NotExact, stacklevel=2)
+    mixture = Adapter.of(_config(members, weights, name, class_names, description, digests), entries)
+    complete(mixture)
+    size = {"budget": budget} if budget is not None else {"nbytes": nbytes} if nbytes is not None else {}
+    if size and base is not None:
+        return compress(base, mixture.on(base), out, **size, kind=mixture.kind, name=name, class_names=class_names,
+                        description=description, overwrite=overwrite, progress=progress)  # fmt: skip
+    mixture = mixture.truncate(**size) if size else mixture
+    if out is not None:
+        mixture.save(out, overwrite)
+    return mixture
+
+
+def _members(adapters: Mapping, weights: Mapping[str, float]) -> list[tuple[float, Adapter]]:
+    unknown = sorted(set(weights) - set(adapters))
+    if unknown:
+        raise ValueError(f"no adapter {', '.join(unknown)}; there are {', '.join(adapters)}")
+    chosen = {task: float(gamma) for task, gamma in weights.items() if gamma}
+    if not chosen:
+        raise ValueError("nothing to mix: no task has a weight; the mixture is the base itself")
+    opened = {t: a if isinstance(a, Adapter) else Adapter.load(a) for t, a in adapters.items() if t in chosen}
+    wrong = []
+    for what, of in (("base", lambda a: a.config["base"]["fingerprint"]), ("kind", lambda a: a.kind)):
+        values = {task: of(adapter) for task, adapter in opened.items()}
+        if len(set(values.values())) > 1:
+            wrong.append(f"they differ in their {what}: {values}")
+    if wrong:
+        raise ValueError("these adapters cannot be mixed: " + "; ".join(wrong))
+    return [(gamma, opened[task]) for task, gamma in chosen.items()]
+
+
+def _mixable(entry: Entry) -> bool:
+    """Whether an entry changes a tensor of the base by a difference that can be weighted."""
+    return entry.base_name is not None and entry.kind != "tied" and entry.dtype.is_floating_point
+
+
+def _entry(name: str, members: list[tuple[float, Entry]], base, inexact: list[str]) -> Entry:
+    shape, dtype = members[0][1].base_shape, members[0][1].dtype
+    kinds = {entry.kind for _, entry in members}
+    if kinds == {"factors"}:
+        parts = [(gamma, e.factors) for gamma, e in members if e.factors is not None]
+        if not parts:
+            return Entry(name, name, shape, "factors", dtype)
+        factors, exact = mixed_factors(parts, name)
+        inexact += [] if exact else [name]
+        return Entry(name, name, shape, "factors", dtype, factors, norm=factors.norm,
+                     squared_error=factors.squared_error)  # fmt: skip
+    if kinds == {"experts"}:
+        return _experts(name, shape, dtype, members, inexact)
+    if "value" in kinds and base is None:
+        raise ValueError(f"{name} is stored as a whole value: give base=, its difference is needed to weight it")
+    from dts.checkpoint import open_checkpoint
+
+    value = open_checkpoint(base).load(name) if "value" in kinds else None
+    delta = sum(gamma * entry.delta(value) for gamma, entry in members)
+    return Entry(name, name, shape, "delta", dtype, tensor=delta, norm=delta.norm().item())
+
+
+def _experts(name: str, shape, dtype, members: list[tuple[float, Entry]], inexact: list[str]) -> Entry:
+    factors, norms, exact = [], 0.0, True
+    for experts in zip(*(e.factors for _, e in members), strict=True):
+        parts = [(gamma, f) for (gamma, _), f in zip(members, experts) if f is not None]
+        mixed, kept = mixed_factors(parts, name) if parts else (None, True)
+        factors.append(mixed)
+        exact &= kept
+        norms += mixed.norm**2 if mixed else 0.0
+    inexact += [] if exact else [name]
+    lost = sum(f.squared_error * f.norm**2 for f in factors if f)
+    return Entry(name, name, shape, "experts", dtype, factors, norm=norms**0.5,
+                 squared_error=lost / norms if norms else 0.0)  # fmt: skip
+
+
+def _config(members, weights, name, class_names, description, digests) -> dict:
+    """A config whose tensors are named as the base's; `complete` adds what follows from the entries."""
+    first = members[0][1].config
+    shown = " + ".join(f"{weights[t]:.4g} {t}" for t in weights)
+    return {
+        "format_version": first["format_version"],
+        "method": "residual",
+        "kind": first["kind"],
+        "base": first["base"],
+        "finetuned": {"name": name, "dtype": first["base"]["dtype"], "base_prefix": "", "prefix": "", "renamed": {},
+                      "base_only": [], "dtypes": {}},
+        "task": {"name": name, "class_names": class_names, "description": description},
+        "squared_error": 0.0, "bytes": 0, "amr": 0.0,
+        "created": {"package": "dts-merge", "version": __version__, "command": f"mix {shown}"},
+        "dropped": {}, "files": {}, "model_config": None,
+        "tensors": digests,
+    }  # fmt: skip
