@@ -1,0 +1,176 @@
+"""What the kernels' machine code is, compiled without a GPU: registers, spills, shared memory, instructions a code.
+
+    python -m benchmarks.kernels.sass [--json] [--kernel shrink] [--arch 90] [--dtype bfloat16]
+
+instructions_per_code counts the packed main loop (lane instructions for every 2-bit code it reads); null for kernels
+whose loop is not the packed product alone.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import tempfile
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+ARCHITECTURES = (80, 87, 89, 90, 120)
+DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
+KERNELS = ("shrink", "expand", "base_expand", "dequantise", "reconstruct")
+CONFIG = {"BLOCK_T": 16, "BLOCK_N": 128, "SPLIT": 1, "GROUPED": True, "ENTRIES": 16}
+
+
+@dataclass(frozen=True)
+class Report:
+    """One compiled kernel.  registers a thread; stack, local and shared in bytes; levels: "4:1" or "any four"."""
+
+    kernel: str
+    arch: int
+    dtype: str
+    levels: str
+    registers: int
+    stack: int
+    local: int
+    shared: int
+    instructions_per_code: float | None
+
+
+def signature(kernel: str, dtype: str, levels: bool, **overrides) -> tuple[dict, dict, dict]:
+    """(argument types, constants, options) that a launch of `gpu.products` gives a kernel of an LLM's sizes."""
+    import triton.language as tl
+
+    pointer = "*" + DTYPES[dtype]
+    integers = dict.fromkeys(("tasks", "rows", "entries", "per_entry", "places"), "i32")
+    operands = {"words": "*i32", "scalars": "*fp32", "table": "*i64", "slots": "*i32"}
+    options = {"num_warps": 4, "num_stages": 3}
+    constants = CONFIG | {"LEVELS": levels}
+    if kernel == "shrink":
+        arguments = {"x": pointer, **operands, "weights": "*fp32", "t": pointer, **integers, "in_features": "i32",
+                     "width": "i32"}
+        constants |= {"PDL": False}
+    elif kernel == "expand":
+        arguments = {"t": pointer, **operands, "y": pointer, "out": pointer, **integers, "width": "i32",
+                     "out_features": "i32", "out_columns": "i32"}
+        constants |= {"ADD": True}
+    elif kernel == "base_expand":
+        arguments = {"x": pointer, "weight": pointer, "bias": pointer, "t": pointer, **operands, "out": pointer,
+                     **integers, "width": "i32", "in_features": "i32", "out_features": "i32", "out_columns": "i32"}
+        constants |= {"BLOCK_N": 32, "BLOCK_K": 128, "BIAS": True, "PDL": False}
+        options["num_stages"] = 4
+    elif kernel == "dequantise":
+        arguments = {**operands, "place": "i32", "out": pointer, "tasks": "i32", "contracted": "i32",
+                     "columns": "i32", "width": "i32"}
+        constants = {"U": True, "BLOCK_N": 64, "LEVELS": levels}
+        options["num_warps"] = 8
+    else:
+        arguments = {**operands, "gamma": "*fp32", "base": pointer, "out": pointer, "tasks": "i32", "places": "i32",
+                     "in_features": "i32", "out_features": "i32", "out_columns": "i32"}
+        wide = levels or dtype == "float32"
+        constants = {"BLOCK_M": 64, "LEVELS": levels, "ADD": True, "D": tl.float32 if wide else tl.dtype(DTYPES[dtype])}
+        options |= {"num_warps": 8, "num_stages": 1}
+    options |= {k: overrides.pop(k) for k in ("num_warps", "num_stages") if k in overrides}
+    return arguments, constants | overrides, options
+
+
+def compile_kernel(kernel: str, arch: int, dtype: str, levels: bool, **overrides):
+    """(Triton's compiled kernel, its constants and options)."""
+    import importlib
+
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    function = getattr(importlib.import_module(f"dts_kernels.gpu.{kernel}"), kernel)
+    arguments, constants, options = signature(kernel, dtype, levels, **overrides)
+    names = function.arg_names
+    types = {name: arguments.get(name, "constexpr") for name in names}
+    # what the launcher knows of an LLM's sizes: pointers and lengths are multiples of 16
+    aligned = [n for n in arguments if arguments[n][0] == "*" or n in
+               ("in_features", "out_features", "out_columns", "width", "contracted", "columns")]
+    attributes = {(names.index(n),): [["tt.divisibility", 16]] for n in aligned}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import triton
+
+        compiled = triton.compile(ASTSource(function, types, constants, attributes),
+                                  target=GPUTarget("cuda", arch, 32), options=options)
+    return compiled, constants, options
+
+
+def disassemble(cubin: bytes) -> tuple[str, str]:
+    """(resource usage, machine code) of a cubin, by the tools in Triton's wheel."""
+    import triton
+
+    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin", delete=False) as file:
+        file.write(cubin)
+    try:
+        run = lambda *command: subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: E731
+        usage = run(tools / "cuobjdump", "-res-usage", file.name)
+        return usage.stdout + usage.stderr, run(tools / "nvdisasm", "-c", file.name).stdout
+    finally:
+        os.unlink(file.name)
+
+
+def loops(sass: str) -> list[list[str]]:
+    """The instructions of every loop (a backward branch and what it encloses)."""
+    labels, lines, found = {}, [], []
+    for line in sass.splitlines():
+        if label := re.match(r"\s*(\.L_x_\d+):", line):
+            labels[label[1]] = len(lines)
+        elif re.match(r"\s+/\*[0-9a-f]{4,}\*/", line):
+            lines.append(line)
+            if (target := re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", line)) and target[1] in labels:
+                found.append(lines[labels[target[1]] :])
+    return found
+
+
+def instructions_per_code(sass: str, block_t: int, block_n: int, warps: int, dots: int) -> float:
+    """Of the packed main loop: the innermost loop with the most tensor-core instructions.
+
+    How many blocks of 128 codes an iteration holds follows from those, so unrolling does not flatter it.
+    """
+    body = max(loops(sass), key=lambda lines: sum("HMMA" in line for line in lines))
+    products = sum("HMMA" in line for line in body)
+    a_block = (block_t // 16) * 8 * max(block_n // 8 // warps, 1) * dots  # m16n8k16 products a warp
+    return len(body) * warps * 32 / (128 * block_n * products / a_block)
+
+
+def report(kernel: str, arch: int, dtype: str, levels: bool, **overrides) -> Report:
+    compiled, constants, options = compile_kernel(kernel, arch, dtype, levels, **overrides)
+    usage, sass = disassemble(compiled.asm["cubin"])
+    registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+).*LOCAL:(\d+)", usage).groups())
+    counted = None
+    if kernel in ("shrink", "expand") and dtype != "float32":
+        counted = instructions_per_code(sass, constants["BLOCK_T"], constants["BLOCK_N"], options["num_warps"],
+                                        3 if levels else 1)
+    return Report(kernel, arch, dtype, "any four" if levels else "4:1", registers, stack, local,
+                  compiled.metadata.shared, None if counted is None else round(counted, 2))
+
+
+def table(kernels=KERNELS, architectures=ARCHITECTURES, dtypes=("float16", "bfloat16")) -> list[Report]:
+    return [report(kernel, arch, dtype, levels) for kernel in kernels for arch in architectures for dtype in dtypes
+            for levels in (False, True)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--kernel", choices=KERNELS, action="append")
+    parser.add_argument("--arch", type=int, action="append")
+    parser.add_argument("--dtype", choices=DTYPES, action="append")
+    options = parser.parse_args()
+    rows = table(options.kernel or KERNELS, options.arch or ARCHITECTURES, options.dtype or ("float16", "bfloat16"))
+    if options.json:
+        print(json.dumps([asdict(r) for r in rows], indent=1))
+        return
+    print(f"{'kernel':12} {'arch':6} {'dtype':9} {'levels':9} registers  stack  local  shared  instructions a code")
+    for r in rows:
+        count = "" if r.instructions_per_code is None else f"{r.instructions_per_code:.2f}"
+        print(f"{r.kernel:12} sm_{r.arch:<3} {r.dtype:9} {r.levels:9} {r.registers:9} {r.stack:6} {r.local:6} "
+              f"{r.shared:7}  {count:>19}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""Measure methods x sizes x fine-tunes of one suite, into a file of JSON lines that an interrupted run continues.
+
+A row holds: suite, task, seed (of the fine-tune), draw (of the method's randomness), method, size (asked, share of the
+matrices' fp32 bytes; null where the method has its own), share (got), published_share (as the method's paper counts),
+shared (share kept once for all tasks), accuracy, finetuned_accuracy, adr, agreement, kl (nats), seconds (to encode).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import dts.codec
+from benchmarks.quality.peers import PEERS, SIZES, Deltas, Encoded, Peer, fp32_bits
+from dts import metrics
+
+
+@dataclass
+class Subject:
+    """One fine-tune: its matrices' deltas, and the model's logits with any other deltas in their place.
+
+    forward(deltas): logits [N, classes] of base + deltas, everything else the fine-tune's; labels: int64 [N];
+    identity: changes whenever the fine-tune does.
+    """
+
+    task: str
+    seed: int
+    identity: str
+    deltas: Deltas
+    forward: Callable[[Deltas], Tensor]
+    labels: Tensor
+
+    @cached_property
+    def reference(self) -> Tensor:
+        return self.forward(self.deltas)
+
+
+def residual(tasks: list[Deltas], fraction: float, seed: int) -> list[Encoded]:
+    """`compress_tensor(method="residual")` with one rank fraction for all matrices: no budget over layers."""
+    out = []
+    for deltas in tasks:
+        ranks = _uniform_ranks(deltas, fraction)
+        factors = {n: dts.codec.compress_tensor(d, rank=ranks[n], name=n, seed=seed) for n, d in deltas.items()}
+        bits = 8 * sum(f.nbytes for f in factors.values())
+        out.append(Encoded({name: f.reconstruct() for name, f in factors.items()}, bits, bits))
+    return out
+
+
+def _uniform_ranks(deltas: Deltas, fraction: float) -> dict[str, int]:
+    """rank = r min(m, n) with the largest r that fits; a component costs ceil(k / 4) (m + n) + 4 k bytes."""
+    allowed, r = fraction * fp32_bits(deltas) / 8, 4.0
+
+    def ranks(r: float) -> dict[str, int]:
+        return {name: max(1, int(r * min(delta.shape))) for name, delta in deltas.items()}
+
+    def nbytes(ranks: dict[str, int]) -> int:
+        return sum(math.ceil(k / 4) * sum(deltas[name].shape) + 4 * k for name, k in ranks.items())
+
+    while nbytes(ranks(r)) > allowed and r > 1e-4:
+        r *= 0.995
+    return ranks(r)
+
+
+OURS: dict[str, Peer] = {"residual": Peer(residual, SIZES, "this project")}
+METHODS: dict[str, Peer] = OURS | PEERS
+
+
+def codec_digest() -> str:
+    """Changes whenever the codec's source does."""
+    folder = Path(dts.codec.__file__).parent
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))).hexdigest()[:12]
+
+
+def measure(
+    suite: str,
+    subjects: list[Subject],
+    path: Path,
+    methods: Iterable[str],
+    sizes: Iterable[float] | None = None,
+    draws: Iterable[int] = (0,),
+) -> list[dict]:
+    """The rows of every method at every size (default: the method's own sizes), measured or found in `path`.
+
+    All methods see the same subjects; those with `whole_suite` see all tasks of one seed at once.
+    """
+    known = {row["key"]: row for row in read(path)}
+    rows = []
+    for method in methods:
+        peer = METHODS[method]
+        own = method in OURS
+        for size in (None,) if peer.sizes is None else sizes or peer.sizes:
+            for draw in draws:
+                for group in _groups(subjects, peer.whole_suite):
+                    names = [s.identity for s in group] if peer.whole_suite else []
+                    keys = [
+                        json.dumps(
+                            [suite, method, size, draw, s.identity, len(s.labels), names, own and codec_digest()]
+                        )
+                        for s in group
+                    ]
+                    if any(key not in known for key in keys):
+                        start = time.perf_counter()
+                        encoded = peer.encode([s.deltas for s in group], size, draw)
+                        seconds = (time.perf_counter() - start) / len(group)
+                        for key, subject, result in zip(keys, group, encoded):
+                            known[key] = {"key": key, "suite": suite, "method": method, "size": size, "draw": draw}
+                            known[key] |= _row(subject, result) | {"seconds": seconds}
+                            _append(path, known[key])
+                    for key in keys:
+                        rows.append(known[key])
+                _tell(rows[-len(subjects) :])
+    return rows
+
+
+def _groups(subjects: list[Subject], whole_suite: bool) -> list[list[Subject]]:
+    if not whole_suite:
+        return [[subject] for subject in subjects]
+    return [[s for s in subjects if s.seed == seed] for seed in sorted({s.seed for s in subjects})]
+
+
+def _row(subject: Subject, encoded: Encoded) -> dict:
+    total = fp32_bits(subject.deltas)
+    logits = subject.forward(encoded.deltas)
+    accuracy, finetuned = ((x.argmax(-1) == subject.labels).double().mean().item() for x in (logits, subject.reference))
+    return {
+        "task": subject.task,
+        "seed": subject.seed,
+        "share": encoded.bits / total,
+        "published_share": encoded.published_bits / total,
+        "shared": encoded.shared_bits / total,
+        "accuracy": accuracy,
+        "finetuned_accuracy": finetuned,
+        "adr": metrics.adr(finetuned, accuracy),
+        "agreement": metrics.agreement(logits, subject.reference),
+        "kl": metrics.kl(logits, subject.reference),
+        "squared_error": _squared_error(subject.deltas, encoded.deltas),
+    }
+
+
+def _squared_error(deltas: Deltas, other: Deltas) -> float:
+    error = sum((delta - other[name]).square().sum().item() for name, delta in deltas.items())
+    return error / sum(delta.square().sum().item() for delta in deltas.values())
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def _append(path: Path, row: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def summary(rows: list[dict]) -> list[dict]:
+    """One row a method and size: means over tasks, seeds and draws, the worst task, and the deviation of the mean KL
+    over (seed, draw)."""
+    cells: dict[tuple, list[dict]] = {}
+    for row in rows:
+        cells.setdefault((row["suite"], row["method"], row["size"]), []).append(row)
+    return [
+        {"suite": suite, "method": method, "size": size, "runs": len(cell)}
+        | {name: _mean(row[name] for row in cell) for name in MEANS}
+        | {"worst_adr": max(row["adr"] for row in cell), "worst_kl": max(row["kl"] for row in cell)}
+        | {"kl_deviation": _deviation(cell)}
+        for (suite, method, size), cell in cells.items()
+    ]
+
+
+MEANS = ("share", "published_share", "shared", "accuracy", "finetuned_accuracy", "adr", "agreement", "kl", "seconds")
+
+
+def _mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def _deviation(cell: list[dict]) -> float | None:
+    runs: dict[tuple, list[float]] = {}
+    for row in cell:
+        runs.setdefault((row["seed"], row["draw"]), []).append(row["kl"])
+    means = torch.tensor([_mean(run) for run in runs.values()])
+    return means.std().item() if len(means) > 1 else None
+
+
+def _tell(rows: list[dict]) -> None:
+    one = summary(rows)[0]
+    print(
+        f"{one['method']:>16} {100 * one['share']:6.3f} % of fp32   accuracy {100 * one['accuracy']:5.2f} %   "
+        f"drop {100 * one['adr']:6.3f} %   agreement {100 * one['agreement']:6.2f} %   KL {one['kl']:.5f}   "
+        f"worst KL {one['worst_kl']:.4f}   {one['seconds']:.1f} s",
+        flush=True,
+    )
