@@ -14,8 +14,8 @@ from dts.nn.routing import Mixture, groups
 def run_grouped(run, method: str, args, kwargs, mixtures: list[Mixture], layout: Layout, uniform):
     """Run once a distinct mixture and put the rows' outputs together in the batch's order.
 
-    uniform: a context in which every row uses one mixture.  Outputs that rows share (a loss, a cache) have no value of
-    their own here: tensors must agree between the tasks, anything else is None.
+    uniform: a context in which every row uses one mixture.  Outputs without a row for each of the batch (a loss, a
+    cache, the features of shared texts) are None unless all tasks agree on them.
     """
     rows, results, places = len(mixtures), [], []
     for mixture, chosen in groups(mixtures):
@@ -29,7 +29,7 @@ def run_grouped(run, method: str, args, kwargs, mixtures: list[Mixture], layout:
     if method == "generate":
         return _join_sequences(results, places, kwargs, run)
     axes = None if layout.coupled else layout.out_axes
-    return join_rows([_without_state(result) for result in results], places, axes)
+    return join_rows([_without_state(result) for result in results], places, axes, drop=True)
 
 
 def _take(value, rows: list[int], count: int):

@@ -217,8 +217,9 @@ class DTSModel(nn.Module):
 
     def _layout(self, method: str, args, kwargs, rows: int) -> Layout:
         plain = {k: v for k, v in kwargs.items() if isinstance(v, (bool, int, float, str))}
-        tensors = sorted(k for k, v in kwargs.items() if isinstance(v, Tensor))
-        key = (method, len(args), *tensors, *sorted(plain.items()))
+        given = {**dict(enumerate(args)), **kwargs}.items()
+        tensors = [(str(k), v.dim(), v.dim() and v.shape[0] == rows) for k, v in given if isinstance(v, Tensor)]
+        key = (method, len(args), *sorted(tensors), *sorted(plain.items()))
         if key not in self._layouts:
             kept = plain | {k: v for k, v in kwargs.items() if isinstance(v, Tensor)}
             if method == "generate":

@@ -83,11 +83,12 @@ def take_rows(tensor: Tensor, axis: int, rows: list[int], count: int) -> Tensor:
     return blocks.index_select(axis, torch.tensor(rows, device=tensor.device)).flatten(axis, axis + 1)
 
 
-def join_rows(results: list, places: list[int], axes: list[int] | None):
+def join_rows(results: list, places: list[int], axes: list[int] | None, drop: bool = False):
     """Put the outputs of groups of rows together in the batch's order.
 
     results: one nested output a group;  places: the row of each output row, group after group;
-    axes: the batch axis of each tensor in an output, -1 where it has none (default: 0 everywhere).
+    axes: the batch axis of each tensor in an output, -1 where it has none (default: 0 everywhere);
+    drop: None, instead of an error, for a tensor that has no batch axis and differs between the groups.
     """
     flat = [tree_flatten(result) for result in results]
     order = torch.tensor(places).argsort()
@@ -99,7 +100,10 @@ def join_rows(results: list, places: list[int], axes: list[int] | None):
         tensor += 1
         parts = [leaves[i] for leaves, _ in flat]
         if axis < 0:
-            if not all(part.shape == leaf.shape and torch.equal(part, leaf) for part in parts):
+            if all(part.shape == leaf.shape and torch.equal(part, leaf) for part in parts):
+                continue
+            joined[i] = None
+            if not drop:
                 raise RuntimeError(f"an output {list(leaf.shape)} without a batch axis depends on the task")
             continue
         whole = torch.cat(parts, axis)

@@ -18,7 +18,7 @@ class Maker:
         self.generator = torch.Generator().manual_seed(seed)
 
     def randn(self, *shape, dtype=torch.float64, scale=0.1):
-        return torch.randn(*shape, generator=self.generator, dtype=torch.float64).to(dtype) * scale
+        return torch.randn(shape, generator=self.generator, dtype=torch.float64).to(dtype) * scale
 
     def factors(self, m, n, rank=3, rows=None, columns=None, levels=False, scale=0.03) -> Factors:
         """Random factors [m, n]; rows, columns: how many are kept, None = all."""

@@ -122,3 +122,57 @@ def test_set_task_mixture_and_merge(name, maker, dense_twin):
         assert type(merged) is type(base) and {type(m) for m in merged.modules()} == {type(m) for m in base.modules()}
         close(merged(**batch).logits, expected)
     assert merged.state_dict().keys() == base.state_dict().keys()
+
+
+def test_switching_a_compiled_model_does_not_recompile(maker):
+    base = build("llama")
+    model, _ = loaded(base, maker)
+    batch, programs = inputs("llama", 2), 0
+
+    def count(graph, example_inputs):
+        nonlocal programs
+        programs += 1
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend=count)
+    with torch.no_grad():
+        for task in ("a", None, "b"):
+            model.set_task(task)
+            close(compiled(**batch).logits, model(**batch).logits)
+    assert programs == 1
+
+
+def test_clip_compares_each_image_with_the_texts_of_its_own_task(maker, dense_twin):
+    """Image and text towers meet in the logits: rows are those of each fine-tune, with all texts."""
+    torch.manual_seed(0)
+    base = transformers.CLIPModel(transformers.CLIPConfig(**CLIP)).double().eval()
+    model, tasks = loaded(base, maker, skip=0)
+    images = inputs("vit", len(TASKS))["pixel_values"]
+    for texts in (3, len(TASKS)):
+        ids = torch.randint(3, 50, (texts, 4), generator=torch.Generator().manual_seed(texts))
+        with torch.no_grad():
+            found = model(pixel_values=images, input_ids=ids, tasks=TASKS).logits_per_image
+            for i, task in enumerate(TASKS):
+                expected = dense_twin(base, weights(task, tasks))(pixel_values=images, input_ids=ids).logits_per_image
+                close(found[i], expected[i])
+    with torch.no_grad():
+        features = model.call("get_image_features", pixel_values=images, tasks=TASKS)
+        features = getattr(features, "pooler_output", features)
+        for i, task in enumerate(TASKS):
+            expected = dense_twin(base, weights(task, tasks)).get_image_features(pixel_values=images[i : i + 1])
+            close(features[i : i + 1], getattr(expected, "pooler_output", expected))
+
+
+@pytest.mark.parametrize("name", ["bert", "mixtral", "vit"])
+def test_in_single_precision(name, maker, dense_twin, monkeypatch):
+    """float32 through the implementations that transformers chooses by itself."""
+    monkeypatch.setitem(MODELS, "mixtral", (*MODELS["mixtral"][:2], DECODER | dict(num_local_experts=4)))
+    base = build(name).float()
+    model, tasks = loaded(base, maker)
+    batch = {k: v.float() if v.is_floating_point() else v for k, v in inputs(name, len(TASKS)).items()}
+    with torch.no_grad():
+        logits = model(**batch, tasks=TASKS).logits
+        for i, task in enumerate(TASKS):
+            expected = dense_twin(base, weights(task, tasks))(**row(batch, i)).logits
+            torch.testing.assert_close(logits[i : i + 1], expected, rtol=1e-4, atol=1e-4)
