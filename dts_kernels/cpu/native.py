@@ -1,0 +1,177 @@
+"""The compiled library: found, built if need be, and bound with ctypes (which releases the GIL around each call)."""
+
+import ctypes
+import functools
+import os
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .build import build, library_name
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as in kernels.h
+MOST_PLACES = 256  # tasks a row may mix
+
+
+class Task(ctypes.Structure):
+    """One task of a bank, where it lies: the struct of kernels.h."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ("u", "v", "sigma", "levels")] + [
+        (name, ctypes.c_int64) for name in ("u_stride", "v_stride", "rank")
+    ]
+
+
+class Tasks:
+    """All tasks of a bank as an array that C reads, and the tensors it points into."""
+
+    def __init__(self, packed: list[Tensor], table: Tensor):
+        rows = table.tolist()
+        self.first = packed[0] if packed else None
+        self.array = (Task * max(len(rows), 1))()
+        self.kept = []
+        self.exact = False
+        for task, (u, v, sigma, levels, rank, _) in zip(self.array, rows):
+            if u < 0 or not rank:
+                continue
+            factors = [t if t.stride(1) == 1 else t.contiguous() for t in (packed[u], packed[v])]
+            numbers = [packed[sigma].contiguous(), packed[levels].contiguous() if levels >= 0 else None]
+            self.kept += factors + numbers
+            task.u, task.v = (t.data_ptr() for t in factors)
+            task.u_stride, task.v_stride = (t.stride(0) for t in factors)
+            task.sigma, task.levels = (None if t is None else t.data_ptr() for t in numbers)
+            task.rank = rank
+        self.pointer = ctypes.addressof(self.array)
+        self.count = len(rows)
+
+    @classmethod
+    def of(cls, packed: list[Tensor], table: Tensor) -> "Tasks":
+        """The array of a bank's table, made once a table."""
+        tasks = getattr(table, "_dts_tasks", None)
+        if tasks is None or tasks.first is not (packed[0] if packed else None):
+            tasks = table._dts_tasks = cls(packed, table)
+        return tasks
+
+
+def cache_folder() -> Path:
+    """Where a checkout that was never installed keeps its build."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dts"
+
+
+def _bind(path: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(path))
+    pointer, i32, i64, text = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_char_p
+    library.dts_variant.argtypes, library.dts_variant.restype = [i32], text
+    library.dts_delta_linear.argtypes = [
+        text, i32, i32, i32, pointer, i32, i64, i64, i64, pointer, i64, pointer, i64, i64, pointer, i64, pointer, pointer,
+        i64, i64,
+    ]
+    library.dts_reconstruct.argtypes = [
+        text, i32, i32, pointer, i64, pointer, pointer, i64, pointer, i64, i32, i64, i64,
+    ]
+    library.dts_unpack.argtypes = [text, i32, pointer, i64, i64, i64, pointer, pointer, i64, i32]
+    return library
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The library beside this file, in the cache, or built into the cache now; None (said once) without a compiler.
+
+    DTS_NATIVE=0 in the environment turns it off.
+    """
+    if os.environ.get("DTS_NATIVE", "1") == "0":
+        return None
+    name, problem = library_name(), None
+    for folder in (Path(__file__).parent, cache_folder()):
+        try:
+            if (folder / name).exists():
+                return _bind(folder / name)
+        except OSError as error:
+            problem = error
+    try:
+        return _bind(build(cache_folder()))
+    except (RuntimeError, OSError) as error:
+        warnings.warn(
+            f"the compiled CPU kernels are not available, products with packed factors run as much slower PyTorch "
+            f"operations: {problem or error}", RuntimeWarning, stacklevel=2,
+        )
+    return None
+
+
+@functools.cache
+def variants() -> tuple[str, ...]:
+    """The instruction sets that this machine can run, fastest first; empty without the library.
+
+    DTS_VARIANT in the environment keeps only the one it names.
+    """
+    found = library()
+    if found is None:
+        return ()
+    names = []
+    while (name := found.dts_variant(len(names))) is not None:
+        names.append(name.decode())
+    only = os.environ.get("DTS_VARIANT")
+    if only and only not in names:
+        raise ValueError(f"DTS_VARIANT={only} is not one of this machine's {names}")
+    return (only,) if only else tuple(names)
+
+
+def variant() -> str:
+    """The instruction set in use, "" without the library."""
+    return variants()[0] if variants() else ""
+
+
+def _check(code: int, what: str) -> None:
+    if code:
+        raise MemoryError(f"{what}: no memory") if code == 1 else RuntimeError(f"{what}: this machine cannot run it")
+
+
+def delta_linear(x: Tensor, y: Tensor | None, tasks: Tasks, slots: Tensor, weights: Tensor, out_features: int,
+                 transposed: bool, exact: bool, name: str | None = None, out: Tensor | None = None) -> Tensor:
+    """y + the delta of every row; x [rows..., n] and y in fp32, bf16 or fp16; ``out`` may be y.
+
+    exact: float32 products instead of two 8-bit digits.
+    """
+    n = x.shape[-1]
+    rows = x.numel() // n if n else x.shape[:-1].numel()
+    if not x.is_contiguous():
+        x = x.contiguous()
+    if y is not None and not y.is_contiguous():
+        y = y.contiguous()
+    if out is None:
+        out = x.new_empty(x.shape[:-1] + (out_features,))
+    size = x.element_size()
+    _check(library().dts_delta_linear(
+        (name or variant()).encode(), torch.get_num_threads(), exact, transposed, x.data_ptr(), DTYPES[x.dtype], n * size,
+        rows, n, None if y is None else y.data_ptr(), out_features * size, out.data_ptr(), out_features * size,
+        out_features, tasks.pointer, tasks.count, slots.data_ptr(), weights.data_ptr(), slots.shape[0], slots.shape[1],
+    ), "delta_linear")
+    return out
+
+
+def reconstruct(tasks: Tasks, gamma: Tensor, base: Tensor | None, shape: tuple[int, int], dtype: torch.dtype,
+                exact: bool, name: str | None = None) -> Tensor:
+    """base + sum of gamma U diag(sigma) V^T, dense [m, n] in fp32, bf16 or fp16."""
+    out = torch.empty(shape, dtype=dtype)
+    if base is not None:
+        base = base.to(dtype).contiguous()
+    stride = shape[1] * out.element_size()
+    gamma = gamma.to(torch.float32).contiguous()
+    _check(library().dts_reconstruct(
+        (name or variant()).encode(), torch.get_num_threads(), exact, tasks.pointer, tasks.count, gamma.data_ptr(),
+        None if base is None else base.data_ptr(), stride, out.data_ptr(), stride, DTYPES[dtype], *shape,
+    ), "reconstruct")
+    return out
+
+
+def unpack(packed: Tensor, levels: Tensor | None, dtype: torch.dtype, name: str | None = None) -> Tensor:
+    """Values of disk bytes [rows, width]: dtype [rows, 4 * width], the last byte's pad ranks included."""
+    packed = packed if packed.stride(1) == 1 else packed.contiguous()
+    out = torch.empty(packed.shape[0], 4 * packed.shape[1], dtype=dtype)
+    levels = None if levels is None else levels.contiguous()
+    _check(library().dts_unpack(
+        (name or variant()).encode(), torch.get_num_threads(), packed.data_ptr(), packed.stride(0), *packed.shape,
+        None if levels is None else levels.data_ptr(), out.data_ptr(), out.shape[1] * out.element_size(), DTYPES[dtype],
+    ), "unpack")
+    return out

@@ -1,0 +1,549 @@
+/* Products with packed factors: which rows meet which task, tiles over threads, and the two-digit arithmetic.
+ *
+ * A pair is a row of x and a task it uses.  Per call: digits of every row, t = x V per pair, digits of
+ * t * sigma * gamma, then y += t U^T, tile by tile of outputs over all pairs of the tile's rows.
+ */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels.h"
+#include "parallel.h"
+#ifdef __aarch64__
+#ifdef __linux__
+#include <sys/auxv.h>
+#endif
+#endif
+
+enum {
+    CHUNK = 512,        /* quads of a decoded tile: 128 KiB, inside a second-level cache */
+    MOST_PAIRS = 256,   /* of one sweep over the factors; more rows sweep again */
+    NEAR = 64,          /* rows of V that stay in the first-level cache while all their bytes are used */
+    NARROW = 16,        /* bytes a row below which a decoded tile beats horizontal sums */
+    SERIAL = 1 << 19,   /* codes x rows below which starting threads costs more than they save */
+};
+
+#define DECLARE(name) extern const Kernels dts_##name;
+#define ADDRESS(name) &dts_##name,
+VARIANTS(DECLARE)
+static const Kernels *const variants[] = {VARIANTS(ADDRESS)};
+
+static int supported(const char *name) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_cpu_init();
+    int avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                 __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+    if (!strcmp(name, "avx512vbmi")) return avx512 && __builtin_cpu_supports("avx512vbmi");
+    if (!strcmp(name, "avx512")) return avx512;
+    if (!strcmp(name, "avx2")) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#elif defined(__aarch64__) && defined(__linux__)
+    if (!strcmp(name, "neondot")) return getauxval(AT_HWCAP) >> 20 & 1; /* HWCAP_ASIMDDP */
+    if (!strcmp(name, "neon")) return 1;
+#elif defined(__aarch64__) && defined(__APPLE__)
+    if (!strncmp(name, "neon", 4)) return 1;
+#endif
+    return !strcmp(name, "portable");
+}
+
+/* The i-th variant that this machine can run, fastest first, or NULL. */
+const char *dts_variant(int i) {
+    for (size_t k = 0; k < sizeof variants / sizeof *variants; k++)
+        if (supported(variants[k]->name) && i-- == 0) return variants[k]->name;
+    return NULL;
+}
+
+static const Kernels *find(const char *name) {
+    for (size_t k = 0; k < sizeof variants / sizeof *variants; k++)
+        if (!strcmp(variants[k]->name, name) && supported(name)) return variants[k];
+    return NULL;
+}
+
+static int64_t round_up(int64_t a, int64_t to) { return (a + to - 1) / to * to; }
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* Digits so large that a sum over `count` products with values up to 4 fits 32 bits. */
+static int digit_limit(int64_t count) { return count <= 16384 ? 32512 : (int)(32512 * 16384 / count); }
+
+typedef struct {
+    int32_t row, task;
+    float gamma;
+    Digits digits;          /* of t * sigma * gamma: in rank order, or [4][plane] for rows done directly */
+    float *t;               /* float path: [4][plane] */
+    uint32_t *sums;         /* [groups][tile] */
+} Pair;
+
+typedef struct {            /* the pairs of one task, beside each other */
+    int64_t first, count;
+    const Task *task;
+    const uint8_t *u, *v;
+    int64_t u_stride, v_stride, width, groups, plane;
+    float u_values[4], v_values[4];
+    int exact, direct;
+} Segment;
+
+typedef struct Block { struct Block *next; } Block;
+
+typedef struct {
+    const Kernels *k;
+    int exact, threads, x_type, y_type;
+    int64_t n, m, first_row, rows;
+    const char *x, *y;
+    char *out;
+    int64_t x_stride, y_stride, out_stride; /* bytes */
+    Segment *segments;
+    int64_t segment_count;
+    Pair *pairs;
+    int64_t pair_count;
+    Digits *inputs;         /* of the rows of x */
+    float *input_floats;    /* [rows, n] for the float path */
+    int64_t *work;          /* shrink: segment, part, parts, first pair, pairs of every item */
+    char *scratch;          /* scratch_size bytes a thread */
+    int64_t scratch_size;
+    Block *blocks;
+    int failed;
+} Call;
+
+static void fill_values(const float *levels, float *values) {
+    static const float fixed[4] = {1, 4, -1, -4};
+    memcpy(values, levels ? levels : fixed, sizeof fixed);
+}
+
+static Segment segment_of(const Call *call, const Task *task, int transposed, int64_t first, int64_t count) {
+    Segment s = {.first = first, .count = count, .task = task};
+    int lanes = call->k->lanes;
+    s.u = transposed ? task->v : task->u, s.u_stride = transposed ? task->v_stride : task->u_stride;
+    s.v = transposed ? task->u : task->v, s.v_stride = transposed ? task->u_stride : task->v_stride;
+    s.width = (task->rank + 3) / 4;
+    s.groups = (s.width + lanes - 1) / lanes;
+    s.plane = round_up(s.width, 64);
+    fill_values(task->levels ? task->levels + (transposed ? 4 : 0) : NULL, s.u_values);
+    fill_values(task->levels ? task->levels + (transposed ? 0 : 4) : NULL, s.v_values);
+    s.exact = call->exact || task->levels;
+    s.direct = count <= call->k->direct_rows && s.width >= NARROW;
+    return s;
+}
+
+/* ---- x to digits ------------------------------------------------------------------------------------------------- */
+
+static void prepare_row(void *context, int64_t row, int worker) {
+    Call *call = context;
+    float *x = call->input_floats ? call->input_floats + row * call->n
+                                  : (float *)(call->scratch + worker * call->scratch_size);
+    const char *from = call->x + (call->first_row + row) * call->x_stride;
+    if (call->x_type == FLOAT32 && !call->input_floats) x = (float *)(uintptr_t)from;
+    else call->k->widen(from, call->x_type, call->n, x);
+    if (call->inputs)
+        call->k->quantise(x, call->n, round_up(call->n, 4), digit_limit(call->n), &call->inputs[row]);
+}
+
+/* ---- t = x V ----------------------------------------------------------------------------------------------------- */
+
+static void shrink_item(void *context, int64_t item, int worker) {
+    Call *call = context;
+    const Kernels *k = call->k;
+    const int64_t *work = call->work + 5 * item;
+    const Segment *s = &call->segments[work[0]];
+    int64_t begin = s->groups * work[1] / work[2], end = s->groups * (work[1] + 1) / work[2], tile = 4 * k->lanes;
+    Pair *pairs = call->pairs + work[3];
+    int64_t count = work[4];
+    if (begin == end) return;
+    if (s->exact) {
+        int64_t at = begin * k->lanes, bytes = least(end * k->lanes, s->width) - at;
+        for (int64_t p = 0; p < count; p++)
+            k->shrink_float(call->input_floats + pairs[p].row * call->n, s->v + at, s->v_stride, call->n, bytes,
+                            s->v_values, pairs[p].t + at, s->plane);
+        return;
+    }
+    const int8_t *digits[2 * MOST_PAIRS];
+    uint32_t *sums[MOST_PAIRS];
+    uint8_t *decoded = (uint8_t *)call->scratch + worker * call->scratch_size;
+    int64_t step = s->direct ? NEAR : 4 * CHUNK;
+    for (int64_t n0 = 0; n0 < call->n; n0 += step) {
+        int64_t rows = least(step, call->n - n0);
+        const uint8_t *v = s->v + n0 * s->v_stride;
+        if (s->direct)
+            for (int64_t row = rows; row < rows + NEAR && n0 + row < call->n; row++)
+                for (int64_t at = begin * k->lanes; at < end * k->lanes; at += 64)
+                    __builtin_prefetch(v + row * s->v_stride + at);
+        for (int64_t p = 0; p < count; p++) {
+            digits[2 * p] = call->inputs[pairs[p].row].high + n0;
+            digits[2 * p + 1] = call->inputs[pairs[p].row].low + n0;
+        }
+        for (int64_t g = begin; g < end; g++) {
+            int bytes = (int)least(k->lanes, s->width - g * k->lanes);
+            for (int64_t p = 0; p < count; p++) sums[p] = pairs[p].sums + g * tile;
+            if (s->direct) {
+                k->shrink((int)count, v + g * k->lanes, s->v_stride, rows, bytes, digits, sums);
+            } else {
+                k->decode_v(v + g * k->lanes, s->v_stride, rows, bytes, decoded);
+                k->multiply(count, (rows + 3) / 4, decoded, digits, sums);
+            }
+        }
+    }
+}
+
+/* t * sigma * gamma of one pair, as floats in planes or as digits. */
+static void scale_item(void *context, int64_t item, int worker) {
+    Call *call = context;
+    const Kernels *k = call->k;
+    Pair *pair = &call->pairs[item];
+    const Segment *s = NULL;
+    for (int64_t i = 0; i < call->segment_count; i++)
+        if (item >= call->segments[i].first && item < call->segments[i].first + call->segments[i].count)
+            s = &call->segments[i];
+    const float *sigma = s->task->sigma;
+    int64_t rank = s->task->rank;
+    if (s->exact) {
+        for (int i = 0; i < 4; i++)
+            for (int64_t j = 0; j < s->plane; j++)
+                pair->t[i * s->plane + j] *= 4 * j + i < rank ? sigma[4 * j + i] * pair->gamma : 0.0f;
+        return;
+    }
+    float *t = (float *)(call->scratch + worker * call->scratch_size);
+    const Digits *x = &call->inputs[pair->row];
+    float scale = x->scale * pair->gamma;
+    uint32_t offset = 4 * x->sum;
+    for (int64_t g = 0; g < s->groups; g++)
+        for (int i = 0; i < 4; i++) {
+            const uint32_t *sums = pair->sums + (4 * g + i) * k->lanes;
+            float *to = t + 4 * g * k->lanes + i;
+            for (int j = 0; j < k->lanes; j++) to[4 * j] = (float)(int32_t)(sums[j] - offset);
+        }
+    for (int64_t r = 0; r < rank; r++) t[r] *= sigma[r] * scale;
+    if (!s->direct) {
+        k->quantise(t, rank, 4 * s->width, digit_limit(rank), &pair->digits);
+        return;
+    }
+    Digits flat = {(int8_t *)(t + 4 * s->plane), (int8_t *)(t + 4 * s->plane) + 4 * s->plane, 0, 0};
+    k->quantise(t, rank, 4 * s->plane, digit_limit(rank), &flat);
+    for (int i = 0; i < 4; i++)
+        for (int64_t j = 0; j < s->plane; j++) {
+            pair->digits.high[i * s->plane + j] = flat.high[4 * j + i];
+            pair->digits.low[i * s->plane + j] = flat.low[4 * j + i];
+        }
+    pair->digits.scale = flat.scale;
+    pair->digits.sum = flat.sum;
+}
+
+/* ---- y += t U^T --------------------------------------------------------------------------------------------------- */
+
+static void expand_exact(const Call *call, const Segment *s, int64_t o0, int64_t columns, float *y, int64_t tile) {
+    for (int64_t o = 0; o < columns; o++)
+        for (int64_t p = s->first; p < s->first + s->count; p++)
+            y[call->pairs[p].row * tile + o] += call->k->expand_float(
+                s->u + (o0 + o) * s->u_stride, s->width, s->u_values, call->pairs[p].t, s->plane);
+}
+
+static void expand_direct(const Call *call, const Segment *s, int64_t o0, int64_t columns, float *y, int64_t tile) {
+    const Pair *pairs = call->pairs + s->first;
+    const int8_t *digits[2 * MAX_ROWS];
+    for (int64_t p = 0; p < s->count; p++)
+        digits[2 * p] = pairs[p].digits.high, digits[2 * p + 1] = pairs[p].digits.low;
+    for (int64_t o = 0; o < columns; o += 4) {
+        const uint8_t *u[4];
+        uint32_t sums[MAX_ROWS][4];
+        for (int i = 0; i < 4; i++) u[i] = s->u + (o0 + least(o + i, columns - 1)) * s->u_stride;
+        call->k->expand4((int)s->count, u, s->width, digits, s->plane, sums);
+        for (int64_t p = 0; p < s->count; p++)
+            for (int i = 0; i < 4 && o + i < columns; i++)
+                y[pairs[p].row * tile + o + i] += pairs[p].digits.scale * (float)(int32_t)(sums[p][i] - 4 * pairs[p].digits.sum);
+    }
+}
+
+static void expand_tile(const Call *call, const Segment *s, int64_t o0, int64_t columns, float *y, int64_t tile,
+                        uint8_t *decoded, uint32_t *totals) {
+    const Pair *pairs = call->pairs + s->first;
+    const int8_t *digits[2 * MOST_PAIRS];
+    uint32_t *sums[MOST_PAIRS];
+    memset(totals, 0, (size_t)(s->count * tile) * sizeof *totals);
+    for (int64_t p = 0; p < s->count; p++) sums[p] = totals + p * tile;
+    for (int64_t j = 0; j < s->width; j += CHUNK) {
+        int64_t quads = least(CHUNK, s->width - j);
+        for (int64_t p = 0; p < s->count; p++)
+            digits[2 * p] = pairs[p].digits.high + 4 * j, digits[2 * p + 1] = pairs[p].digits.low + 4 * j;
+        call->k->decode_u(s->u + o0 * s->u_stride + j, s->u_stride, columns, quads, decoded);
+        call->k->multiply(s->count, quads, decoded, digits, sums);
+    }
+    for (int64_t p = 0; p < s->count; p++) {
+        float scale = pairs[p].digits.scale, *to = y + pairs[p].row * tile;
+        uint32_t offset = 4 * pairs[p].digits.sum;
+        for (int64_t c = 0; c < columns; c++) to[c] += scale * (float)(int32_t)(sums[p][c] - offset);
+    }
+}
+
+static int64_t size_of(int type) { return type == FLOAT32 ? 4 : 2; }
+
+static void expand_item(void *context, int64_t item, int worker) {
+    Call *call = context;
+    int64_t tile = 4 * call->k->lanes, o0 = item * tile, columns = least(tile, call->m - o0);
+    char *scratch = call->scratch + worker * call->scratch_size;
+    uint8_t *decoded = (uint8_t *)scratch;
+    float *y = (float *)(scratch + CHUNK * 4 * tile);
+    uint32_t *totals = (uint32_t *)(y + call->rows * tile);
+    memset(y, 0, (size_t)(call->rows * tile) * sizeof *y);
+    for (int64_t i = 0; i < call->segment_count; i++) {
+        const Segment *s = &call->segments[i];
+        if (s->exact) expand_exact(call, s, o0, columns, y, tile);
+        else if (s->direct) expand_direct(call, s, o0, columns, y, tile);
+        else expand_tile(call, s, o0, columns, y, tile, decoded, totals);
+    }
+    for (int64_t r = 0; r < call->rows; r++) {
+        int64_t row = call->first_row + r, at = o0 * size_of(call->y_type);
+        call->k->narrow(y + r * tile, call->y ? call->y + row * call->y_stride + at : NULL,
+                        call->out + row * call->out_stride + at, call->y_type, columns);
+    }
+}
+
+/* ---- one sweep: at most MOST_PAIRS pairs -------------------------------------------------------------------------- */
+
+
+/* Memory that lives as long as the call.  NULL (and call->failed) when there is none. */
+static void *take(Call *call, int64_t size) {
+    Block *block = NULL;
+    if (posix_memalign((void **)&block, 64, (size_t)(64 + round_up(size, 64)))) {
+        call->failed = 1;
+        return NULL;
+    }
+    block->next = call->blocks;
+    call->blocks = block;
+    return (char *)block + 64;
+}
+
+static void give_back(Call *call) {
+    while (call->blocks) {
+        Block *next = call->blocks->next;
+        free(call->blocks);
+        call->blocks = next;
+    }
+}
+
+/* Memory of every pair's sums and digits (or float t). */
+static void take_pairs(Call *call, const Segment *s, int with_sums) {
+    int64_t tile = 4 * call->k->lanes, sums = s->groups * tile * 4, digits = round_up(4 * s->plane, 64);
+    int64_t each = s->exact ? 16 * s->plane : (with_sums ? sums : 0) + 2 * digits;
+    char *at = take(call, each * s->count);
+    for (int64_t p = s->first; at && p < s->first + s->count; p++, at += each) {
+        Pair *pair = &call->pairs[p];
+        if (s->exact) {
+            pair->t = memset(at, 0, (size_t)each);
+            continue;
+        }
+        pair->digits.high = (int8_t *)at, pair->digits.low = (int8_t *)at + digits;
+        if (with_sums) pair->sums = memset(at + 2 * digits, 0, (size_t)sums);
+    }
+}
+
+static void take_scratch(Call *call) {
+    int64_t tile = 4 * call->k->lanes, widest = 0, most = 0;
+    for (int64_t i = 0; i < call->segment_count; i++) {
+        if (call->segments[i].plane > widest) widest = call->segments[i].plane;
+        if (call->segments[i].count > most) most = call->segments[i].count;
+    }
+    int64_t decoded = CHUNK * 4 * tile, expand = decoded + (call->rows + most) * tile * 4;
+    int64_t needs[] = {call->n * 4, 4 * CHUNK * tile, expand, (widest + tile) * 24};
+    call->scratch_size = 0;
+    for (int i = 0; i < 4; i++)
+        if (needs[i] > call->scratch_size) call->scratch_size = round_up(needs[i], 64);
+    call->scratch = take(call, call->scratch_size * call->threads);
+}
+
+static int64_t codes(const Call *call) {
+    int64_t sum = 0;
+    for (int64_t i = 0; i < call->segment_count; i++)
+        sum += call->segments[i].task->rank * call->segments[i].count * (call->n + call->m);
+    return sum;
+}
+
+static int64_t plan_shrink(Call *call) {
+    int64_t blocks = 0, items = 0;
+    enum { BLOCK = 96 };  /* pairs that use a decoded tile before it is decoded again */
+    for (int64_t i = 0; i < call->segment_count; i++) blocks += (call->segments[i].count + BLOCK - 1) / BLOCK;
+    int64_t most = 0;
+    for (int64_t i = 0; i < call->segment_count; i++) most += call->segments[i].groups * blocks;
+    call->work = take(call, 5 * 8 * (most ? most : 1));
+    for (int64_t i = 0; call->work && i < call->segment_count; i++) {
+        const Segment *s = &call->segments[i];
+        /* one task: its ranks are split over the threads; many: a task a thread, every byte read once, in order */
+        int64_t parts = blocks >= 4 * call->threads ? 1 : s->direct ? call->threads : 4 * call->threads;
+        for (int64_t p = 0; p < s->count; p += BLOCK)
+            for (int64_t part = 0; part < least(parts, s->groups); part++) {
+                int64_t item[] = {i, part, least(parts, s->groups), s->first + p, least(BLOCK, s->count - p)};
+                memcpy(call->work + 5 * items++, item, sizeof item);
+            }
+    }
+    return items;
+}
+
+static int64_t size_of_row(const Call *call) { return round_up(call->n, 64); }
+
+/* y = or += the delta of the rows and pairs that the call holds. */
+static void sweep(Call *call) {
+    int exact = 0, digits = 0;
+    for (int64_t i = 0; i < call->segment_count; i++)
+        if (call->segments[i].exact) exact = 1;
+        else digits = 1;
+    if (codes(call) < SERIAL) call->threads = 1;
+    call->inputs = NULL, call->input_floats = NULL;
+    if (exact) call->input_floats = take(call, call->rows * call->n * 4);
+    if (digits) {
+        call->inputs = take(call, call->rows * (int64_t)sizeof(Digits));
+        int8_t *at = take(call, 2 * size_of_row(call) * call->rows);
+        for (int64_t r = 0; !call->failed && r < call->rows; r++, at += 2 * size_of_row(call))
+            call->inputs[r].high = at, call->inputs[r].low = at + size_of_row(call);
+    }
+    for (int64_t i = 0; i < call->segment_count; i++) take_pairs(call, &call->segments[i], 1);
+    int64_t items = plan_shrink(call), tile = 4 * call->k->lanes;
+    take_scratch(call);
+    if (call->failed) return;
+    if (call->segment_count) dts_parallel(call->rows > 1 ? call->threads : 1, call->rows, prepare_row, call);
+    dts_parallel(call->threads, items, shrink_item, call);
+    dts_parallel(call->threads, call->pair_count, scale_item, call);
+    dts_parallel(call->threads, (call->m + tile - 1) / tile, expand_item, call);
+}
+
+/* out = y + the delta of every row.
+ *
+ * x [rows, n], y and out [rows, m] (y NULL: zeros; y may be out); strides in bytes, dtypes of kernels.h.
+ * Row i uses entry i / (rows / entries) of slots and weights [entries, places]; a slot outside the tasks, or a task
+ * of rank 0, adds nothing.  exact: float32 products instead of digits.  Returns 0, 1 without memory, 2 for a variant
+ * that this machine cannot run.
+ */
+int dts_delta_linear(const char *variant, int threads, int exact, int transposed, const void *x, int x_type,
+                     int64_t x_stride, int64_t rows, int64_t n, const void *y, int64_t y_stride, void *out,
+                     int64_t out_stride, int64_t m, const Task *tasks, int64_t task_count, const int32_t *slots,
+                     const float *weights, int64_t entries, int64_t places) {
+    Call call = {.k = find(variant), .exact = exact, .x_type = x_type, .y_type = x_type, .n = n, .m = m, .x = x,
+                 .y = y, .out = out, .x_stride = x_stride, .y_stride = y_stride, .out_stride = out_stride};
+    if (!call.k) return 2;
+    int64_t step = MOST_PAIRS / places > 0 ? MOST_PAIRS / places : 1, each = entries ? rows / entries : 1;
+    for (int64_t first = 0; first < rows && !call.failed; first += step) {
+        call.threads = threads > 0 ? threads : 1;
+        call.first_row = first;
+        call.rows = least(step, rows - first);
+        int64_t *counts = take(&call, (task_count + 1) * 8);
+        call.pairs = take(&call, call.rows * places * (int64_t)sizeof(Pair));
+        call.segments = take(&call, least(task_count, call.rows * places) * (int64_t)sizeof(Segment));
+        if (!call.failed) {
+            memset(counts, 0, (size_t)(task_count + 1) * 8);
+            memset(call.pairs, 0, (size_t)(call.rows * places) * sizeof(Pair));
+            for (int64_t i = 0; i < call.rows * places; i++) {
+                int64_t slot = slots[(first + i / places) / each * places + i % places];
+                if (slot >= 0 && slot < task_count) counts[slot]++;
+            }
+            call.pair_count = call.segment_count = 0;
+            for (int64_t slot = 0; slot < task_count; slot++) {
+                int64_t count = tasks[slot].rank ? counts[slot] : 0;
+                if (count) call.segments[call.segment_count++] = segment_of(&call, &tasks[slot], transposed, call.pair_count, count);
+                counts[slot] = count ? call.pair_count : -1;
+                call.pair_count += count;
+            }
+            for (int64_t i = 0; i < call.rows * places; i++) {
+                int64_t at = (first + i / places) / each * places + i % places, slot = slots[at];
+                if (slot < 0 || slot >= task_count || counts[slot] < 0) continue;
+                Pair *pair = &call.pairs[counts[slot]++];
+                pair->row = (int32_t)(i / places);
+                pair->gamma = weights[at];
+            }
+            sweep(&call);
+        }
+        give_back(&call);
+    }
+    return call.failed;
+}
+
+/* ---- dense ------------------------------------------------------------------------------------------------------- */
+
+static void decode_row(const uint8_t *row, int64_t rank, const float *values, const float *sigma, float gamma, float *t) {
+    for (int64_t r = 0; r < rank; r++) t[r] = values[row[r / 4] >> 2 * (r % 4) & 3] * (sigma[r] * gamma);
+}
+
+/* Rows of the dense matrix are products of t = sigma * gamma * u with V. */
+static void rows_item(void *context, int64_t item, int worker) {
+    Call *call = context;
+    Pair *pair = &call->pairs[item];
+    const Segment *s = &call->segments[pair->task];
+    const uint8_t *row = s->v + (call->first_row + pair->row) * s->v_stride;
+    float *t = (float *)(call->scratch + worker * call->scratch_size);
+    decode_row(row, s->task->rank, s->v_values, s->task->sigma, pair->gamma, t);
+    if (!s->exact) {
+        call->k->quantise(t, s->task->rank, 4 * s->width, digit_limit(s->task->rank), &pair->digits);
+        return;
+    }
+    for (int64_t r = 0; r < s->task->rank; r++) pair->t[r % 4 * s->plane + r / 4] = t[r];
+}
+
+/* out [m, n] = base (NULL: zeros) + sum over tasks of gamma U diag(sigma) V^T, in one dtype; strides in bytes. */
+int dts_reconstruct(const char *variant, int threads, int exact, const Task *tasks, int64_t task_count,
+                    const float *gamma, const void *base, int64_t base_stride, void *out, int64_t out_stride, int type,
+                    int64_t m, int64_t n) {
+    Call call = {.k = find(variant), .exact = exact, .y_type = type, .n = 0, .m = n, .y = base, .out = out,
+                 .y_stride = base_stride, .out_stride = out_stride};
+    if (!call.k) return 2;
+    int64_t used = 0, tile = 4 * call.k->lanes;
+    for (int64_t i = 0; i < task_count; i++) used += tasks[i].rank && gamma[i] != 0;
+    int64_t step = used ? MOST_PAIRS / used > 8 ? MOST_PAIRS / used : 8 : MOST_PAIRS;
+    for (int64_t first = 0; first < m && !call.failed; first += step) {
+        call.threads = threads > 0 ? threads : 1;
+        call.first_row = first;
+        call.rows = least(step, m - first);
+        call.segments = take(&call, used * (int64_t)sizeof(Segment));
+        call.pairs = take(&call, used * call.rows * (int64_t)sizeof(Pair));
+        call.segment_count = call.pair_count = 0;
+        for (int64_t i = 0; !call.failed && i < task_count; i++) {
+            if (!tasks[i].rank || gamma[i] == 0) continue;
+            Segment *s = &call.segments[call.segment_count];
+            *s = segment_of(&call, &tasks[i], 1, call.pair_count, call.rows); /* V's rows are the outputs */
+            s->direct = 0;
+            for (int64_t r = 0; r < call.rows; r++)
+                call.pairs[call.pair_count++] = (Pair){.row = (int32_t)r, .task = (int32_t)call.segment_count, .gamma = gamma[i]};
+            take_pairs(&call, s, 0);
+            call.segment_count++;
+        }
+        take_scratch(&call);
+        if (!call.failed) {
+            dts_parallel(call.threads, call.pair_count, rows_item, &call);
+            dts_parallel(call.threads, (n + tile - 1) / tile, expand_item, &call);
+        }
+        give_back(&call);
+    }
+    return call.failed;
+}
+
+/* ---- unpacking for the library's products --------------------------------------------------------------------------- */
+
+typedef struct {
+    const uint8_t *packed;
+    char *out;
+    int64_t stride, rows, bytes, out_stride;
+    int type;
+    uint32_t table[256][4]; /* four numbers a byte, 16 or 8 bytes of them */
+} Unpack;
+
+static void unpack_item(void *context, int64_t item, int worker) {
+    Unpack *u = context;
+    (void)worker;
+    for (int64_t row = item * NEAR; row < least(u->rows, (item + 1) * NEAR); row++) {
+        const uint8_t *from = u->packed + row * u->stride;
+        char *to = u->out + row * u->out_stride;
+        if (u->type == FLOAT32) for (int64_t j = 0; j < u->bytes; j++) memcpy(to + 16 * j, u->table[from[j]], 16);
+        else for (int64_t j = 0; j < u->bytes; j++) memcpy(to + 8 * j, u->table[from[j]], 8);
+    }
+}
+
+/* Values of codes, [rows, 4 * bytes] in a dtype; levels: four values or NULL; strides in bytes. */
+int dts_unpack(const char *variant, int threads, const uint8_t *packed, int64_t stride, int64_t rows, int64_t bytes,
+               const float *levels, void *out, int64_t out_stride, int type) {
+    const Kernels *k = find(variant);
+    if (!k) return 2;
+    Unpack unpack = {.packed = packed, .out = out, .stride = stride, .rows = rows, .bytes = bytes,
+                     .out_stride = out_stride, .type = type};
+    float values[4];
+    fill_values(levels, values);
+    for (int b = 0; b < 256; b++) {
+        float four[4];
+        for (int i = 0; i < 4; i++) four[i] = values[b >> 2 * i & 3];
+        k->narrow(four, NULL, unpack.table[b], type, 4);
+    }
+    dts_parallel(threads, (rows + NEAR - 1) / NEAR, unpack_item, &unpack);
+    return 0;
+}

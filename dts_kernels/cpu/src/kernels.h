@@ -1,0 +1,51 @@
+/* What one instruction set offers (the table every variant fills) and what a bank's task looks like in memory. */
+#ifndef DTS_KERNELS_H
+#define DTS_KERNELS_H
+#include <stdint.h>
+
+typedef struct {
+    const uint8_t *u, *v;           /* codes of [m, rank] and [n, rank], four ranks a byte, any alignment */
+    const float *sigma;             /* [rank] */
+    const float *levels;            /* [2, 4]: values of codes 0..3 in u and in v; NULL: +1, +4, -1, -4 */
+    int64_t u_stride, v_stride;     /* bytes from row to row */
+    int64_t rank;
+} Task;
+
+enum { FLOAT32, BFLOAT16, FLOAT16 };
+enum { MAX_ROWS = 3 };              /* rows of one task that a product keeps in registers at once */
+
+/* A row of numbers as  scale * (256 * high + low):  16 bits in two digits of 8, exact in integer products. */
+typedef struct {
+    int8_t *high, *low;
+    float scale;
+    uint32_t sum;                   /* of 256 * high + low, modulo 2^32 */
+} Digits;
+
+typedef struct {
+    const char *name;
+    int lanes;                      /* int32 lanes of a register: 16, 8 or 4; a tile has 4 * lanes columns */
+    int direct_rows;                /* up to this many rows of a task, codes are expanded in registers for each pass */
+    /* dtype conversion; out may not alias */
+    void (*widen)(const void *in, int dtype, int64_t count, float *out);
+    void (*narrow)(const float *in, const void *add, void *out, int dtype, int64_t count);
+    /* digits of x[count], zero up to `padded`; |256 high + low| <= limit */
+    void (*quantise)(const float *x, int64_t count, int64_t padded, int limit, Digits *out);
+    /* sums[r][plane * lanes + j] += sum over n of (value + 4) of rank 4j + plane, for `bytes` <= lanes bytes a row */
+    void (*shrink)(int rows, const uint8_t *v, int64_t stride, int64_t n, int bytes, const int8_t *const *digits,
+                   uint32_t *const *sums);
+    /* sums[r][o] = sum over ranks of (value + 4) of row o of u, four rows; digits in four planes of `plane` bytes */
+    void (*expand4)(int rows, const uint8_t *const *u, int64_t bytes, const int8_t *const *digits, int64_t plane,
+                    uint32_t sums[][4]);
+    /* value + 4 as bytes [quads][tile][4]: four rows of v (or four ranks of a byte of u) beside each other */
+    void (*decode_v)(const uint8_t *v, int64_t stride, int64_t n, int bytes, uint8_t *tile);
+    void (*decode_u)(const uint8_t *u, int64_t stride, int64_t rows, int64_t bytes, uint8_t *tile);
+    /* sums[r][column] += digits[r] . tile[.][column] */
+    void (*multiply)(int64_t rows, int64_t quads, const uint8_t *tile, const int8_t *const *digits,
+                     uint32_t *const *sums);
+    /* the same two products in float32, exact for any four values; t is [4][plane] */
+    void (*shrink_float)(const float *x, const uint8_t *v, int64_t stride, int64_t n, int64_t bytes,
+                         const float *values, float *t, int64_t plane);
+    float (*expand_float)(const uint8_t *u, int64_t bytes, const float *values, const float *t, int64_t plane);
+} Kernels;
+
+#endif

@@ -1,0 +1,250 @@
+/* The inner loops, written once over the few operations a SIMD header defines and compiled once a variant.
+ *
+ * Codes become the unsigned numbers value + 4 = {5, 8, 3, 0}; the products with the digits of x (or t) are exact
+ * integers modulo 2^32, and whoever uses them takes 4 * sum(digits) off again.  So the order of summing, the number
+ * of threads and the rows that share a pass never change a result.
+ */
+#include <math.h>
+#include <string.h>
+
+#include "kernels.h"
+
+#define INLINE static inline __attribute__((always_inline))
+#include SIMD_HEADER
+
+enum { BYTES = 4 * LANES, TILE = 4 * LANES, AHEAD = 64 };
+
+#if LANES != 16 /* no masked loads: copy a ragged end */
+INLINE vec quad_part(const uint8_t *a, const uint8_t *b, const uint8_t *c, const uint8_t *d, int count) {
+    uint8_t rows[4][LANES] = {{0}};
+    memcpy(rows[0], a, (size_t)count); memcpy(rows[1], b, (size_t)count);
+    memcpy(rows[2], c, (size_t)count); memcpy(rows[3], d, (size_t)count);
+    return load_quad(rows[0], rows[1], rows[2], rows[3]);
+}
+INLINE acc codes_part(const uint8_t *p, int count) {
+    uint8_t whole[LANES] = {0};
+    memcpy(whole, p, (size_t)count);
+    return load_codes(whole);
+}
+#endif
+
+/* ---- numbers -------------------------------------------------------------------------------------------------- */
+
+INLINE float from_bits(uint32_t bits) { float f; memcpy(&f, &bits, 4); return f; }
+INLINE uint32_t to_bits(float f) { uint32_t bits; memcpy(&bits, &f, 4); return bits; }
+
+INLINE float half_to_float(uint16_t h) {
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = h & 0x7fff;
+    float small = from_bits(rest << 13) * 0x1p112f; /* rebias; right for subnormals too */
+    return from_bits(sign | (rest >= 0x7c00 ? 0x7f800000u | (rest & 0x3ff) << 13 : to_bits(small)));
+}
+INLINE uint16_t float_to_half(float f) {
+    uint32_t bits = to_bits(f), sign = bits >> 16 & 0x8000, rest = bits & 0x7fffffff;
+    if (rest > 0x7f800000) return (uint16_t)(sign | 0x7e00);
+    if (rest >= 0x477ff000) return (uint16_t)(sign | 0x7c00);
+    if (rest < 0x38800000) /* subnormal: let the adder round at 2^-24 */
+        return (uint16_t)(sign | (to_bits(from_bits(rest) + 0.5f) - 0x3f000000u));
+    return (uint16_t)(sign | (rest + 0xfff + (rest >> 13 & 1) - 0x38000000u) >> 13);
+}
+INLINE uint16_t float_to_bfloat(float f) {
+    uint32_t bits = to_bits(f);
+    uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16, nan = bits >> 16 | 0x40;
+    return (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? nan : rounded);
+}
+
+static void widen(const void *in, int dtype, int64_t count, float *out) {
+    if (dtype == FLOAT32) memcpy(out, in, (size_t)count * 4);
+    else if (dtype == BFLOAT16) for (int64_t i = 0; i < count; i++) out[i] = from_bits((uint32_t)((const uint16_t *)in)[i] << 16);
+    else for (int64_t i = 0; i < count; i++) out[i] = half_to_float(((const uint16_t *)in)[i]);
+}
+
+static void narrow(const float *in, const void *add, void *out, int dtype, int64_t count) {
+    if (dtype == FLOAT32)
+        for (int64_t i = 0; i < count; i++) ((float *)out)[i] = (add ? ((const float *)add)[i] : 0.0f) + in[i];
+    else if (dtype == BFLOAT16)
+        for (int64_t i = 0; i < count; i++)
+            ((uint16_t *)out)[i] = float_to_bfloat((add ? from_bits((uint32_t)((const uint16_t *)add)[i] << 16) : 0.0f) + in[i]);
+    else
+        for (int64_t i = 0; i < count; i++)
+            ((uint16_t *)out)[i] = float_to_half((add ? half_to_float(((const uint16_t *)add)[i]) : 0.0f) + in[i]);
+}
+
+static void quantise(const float *x, int64_t count, int64_t padded, int limit, Digits *out) {
+    uint32_t largest = 0; /* as integers, so that an infinity or NaN is larger than every number */
+    for (int64_t i = 0; i < count; i++) {
+        uint32_t size = to_bits(x[i]) & 0x7fffffff;
+        largest = size > largest ? size : largest;
+    }
+    memset(out->high + count, 0, (size_t)(padded - count));
+    memset(out->low + count, 0, (size_t)(padded - count));
+    float size = from_bits(largest), inverse = (float)limit / size;
+    out->sum = 0;
+    if (largest >= 0x7f800000 || !(inverse <= 3e38f)) { /* not finite: all of the row's result is NaN; or nothing */
+        out->scale = largest >= 0x7f800000 ? NAN : 0.0f;
+        memset(out->high, 0, (size_t)count);
+        memset(out->low, 0, (size_t)count);
+        return;
+    }
+    uint32_t sum = 0;
+    for (int64_t i = 0; i < count; i++) { /* adding 1.5 * 2^23 rounds to an integer in the low bits */
+        int32_t q = (int32_t)(to_bits(x[i] * inverse + 12582912.0f) - 0x4b400000u);
+        sum += (uint32_t)q;
+        out->high[i] = (int8_t)((q + 128) >> 8);
+        out->low[i] = (int8_t)(((q + 128) & 255) - 128);
+    }
+    out->scale = size / (float)limit;
+    out->sum = sum;
+}
+
+/* ---- integer products straight from the bytes ----------------------------------------------------------------- */
+
+INLINE void shrink_rows(int rows, int whole, const uint8_t *v, int64_t stride, int64_t n, int bytes,
+                        const int8_t *const *digits, uint32_t *const *sums) {
+    acc a[2 * DIRECT_ROWS][4];
+    for (int d = 0; d < 2 * rows; d++)
+        for (int i = 0; i < 4; i++) a[d][i] = zero();
+    for (int64_t q = 0; q < n; q += 4) {
+        const uint8_t *r0 = v + q * stride, *r1 = q + 1 < n ? r0 + stride : r0, *r2 = q + 2 < n ? r1 + stride : r0,
+                      *r3 = q + 3 < n ? r2 + stride : r0; /* rows past the end meet digits that are zero */
+        vec c[4];
+        decode4(whole ? load_quad(r0, r1, r2, r3) : quad_part(r0, r1, r2, r3, bytes), c);
+        for (int d = 0; d < 2 * rows; d++) {
+            vec x = broadcast(digits[d] + q);
+            for (int i = 0; i < 4; i++) a[d][i] = dot(a[d][i], c[i], x);
+        }
+    }
+    for (int r = 0; r < rows; r++)
+        for (int i = 0; i < 4; i++) add_store(sums[r] + i * LANES, combine(a[2 * r][i], a[2 * r + 1][i]));
+}
+
+static void shrink(int rows, const uint8_t *v, int64_t stride, int64_t n, int bytes, const int8_t *const *digits,
+                   uint32_t *const *sums) {
+    if (rows == 1 && bytes == LANES) shrink_rows(1, 1, v, stride, n, bytes, digits, sums);
+    else if (rows == 1) shrink_rows(1, 0, v, stride, n, bytes, digits, sums);
+#if DIRECT_ROWS > 1
+    else if (bytes == LANES) shrink_rows(2, 1, v, stride, n, bytes, digits, sums);
+    else shrink_rows(2, 0, v, stride, n, bytes, digits, sums);
+#endif
+}
+
+INLINE void expand_rows(int rows, const uint8_t *const *u, int64_t bytes, const int8_t *const *digits, int64_t plane,
+                        uint32_t sums[][4]) {
+    acc a[2 * DIRECT_ROWS][4];
+    for (int d = 0; d < 2 * rows; d++)
+        for (int o = 0; o < 4; o++) a[d][o] = zero();
+    for (int64_t at = 0; at < bytes; at += BYTES) {
+        vec c[4][4];
+        for (int o = 0; o < 4; o++)
+            decode4(at + BYTES <= bytes ? load_bytes(u[o] + at) : load_part(u[o] + at, bytes - at), c[o]);
+        for (int i = 0; i < 4; i++)
+            for (int d = 0; d < 2 * rows; d++) {
+                vec t = load_bytes(digits[d] + i * plane + at);
+                for (int o = 0; o < 4; o++) a[d][o] = dot(a[d][o], c[o][i], t);
+            }
+    }
+    for (int r = 0; r < rows; r++) {
+        acc both[4];
+        for (int o = 0; o < 4; o++) both[o] = combine(a[2 * r][o], a[2 * r + 1][o]);
+        sum4(both, sums[r]);
+    }
+}
+
+static void expand4(int rows, const uint8_t *const *u, int64_t bytes, const int8_t *const *digits, int64_t plane,
+                    uint32_t sums[][4]) {
+    if (rows == 1) expand_rows(1, u, bytes, digits, plane, sums);
+#if DIRECT_ROWS > 1
+    else expand_rows(2, u, bytes, digits, plane, sums);
+#endif
+}
+
+/* ---- integer products of many rows: decode a tile once, multiply it with all --------------------------------------- */
+
+static void decode_v(const uint8_t *v, int64_t stride, int64_t n, int bytes, uint8_t *tile) {
+    for (int64_t q = 0; q < n; q += 4, tile += 4 * BYTES) {
+        const uint8_t *r0 = v + q * stride, *r1 = q + 1 < n ? r0 + stride : r0, *r2 = q + 2 < n ? r1 + stride : r0,
+                      *r3 = q + 3 < n ? r2 + stride : r0;
+        vec c[4];
+        decode4(bytes == LANES ? load_quad(r0, r1, r2, r3) : quad_part(r0, r1, r2, r3, bytes), c);
+        memcpy(tile, c, 4 * BYTES);
+    }
+}
+
+static void decode_u(const uint8_t *u, int64_t stride, int64_t rows, int64_t bytes, uint8_t *tile) {
+    static const uint8_t number[4] = {5, 8, 3, 0};
+    uint8_t table[256][4]; /* a byte's four ranks are a lane's four bytes */
+    for (int b = 0; b < 256; b++)
+        for (int i = 0; i < 4; i++) table[b][i] = number[b >> 2 * i & 3];
+    for (int64_t o = 0; o < TILE; o++) { /* columns past the last row repeat it; nobody reads them */
+        const uint8_t *row = u + (o < rows ? o : rows - 1) * stride;
+        for (int64_t j = 0; j < bytes; j++) memcpy(tile + (j * TILE + o) * 4, table[row[j]], 4);
+    }
+}
+
+INLINE void multiply_rows(int rows, int64_t quads, const uint8_t *tile, const int8_t *const *digits,
+                          uint32_t *const *sums) {
+    acc a[2 * MAX_ROWS][4];
+    for (int d = 0; d < 2 * rows; d++)
+        for (int i = 0; i < 4; i++) a[d][i] = zero();
+    for (int64_t q = 0; q < quads; q++, tile += 4 * BYTES) {
+        vec c[4];
+        for (int i = 0; i < 4; i++) c[i] = load_bytes(tile + i * BYTES);
+        for (int d = 0; d < 2 * rows; d++) {
+            vec x = broadcast(digits[d] + 4 * q);
+            for (int i = 0; i < 4; i++) a[d][i] = dot(a[d][i], c[i], x);
+        }
+    }
+    for (int r = 0; r < rows; r++)
+        for (int i = 0; i < 4; i++) add_store(sums[r] + i * LANES, combine(a[2 * r][i], a[2 * r + 1][i]));
+}
+
+static void multiply(int64_t rows, int64_t quads, const uint8_t *tile, const int8_t *const *digits,
+                     uint32_t *const *sums) {
+#if WIDE_REGISTERS
+    for (; rows >= 3; rows -= 3, digits += 6, sums += 3) multiply_rows(3, quads, tile, digits, sums);
+    if (rows == 2) multiply_rows(2, quads, tile, digits, sums), rows = 0;
+#endif
+    for (; rows > 0; rows--, digits += 2, sums++) multiply_rows(1, quads, tile, digits, sums);
+}
+
+/* ---- float32 products ------------------------------------------------------------------------------------------- */
+
+static void shrink_float(const float *x, const uint8_t *v, int64_t stride, int64_t n, int64_t bytes,
+                         const float *values, float *t, int64_t plane) {
+    fvec table = load_values(values);
+    for (int64_t first = 0; first < n; first += AHEAD) {
+        int64_t last = first + AHEAD < n ? first + AHEAD : n;
+        for (int64_t at = 0; at < bytes; at += LANES) {
+            fvec a[4];
+            int part = bytes - at < LANES ? (int)(bytes - at) : LANES;
+            for (int i = 0; i < 4; i++) a[i] = fload(t + i * plane + at);
+            for (int64_t row = first; row < last; row++) {
+                const uint8_t *p = v + row * stride + at;
+                acc codes = part == LANES ? load_codes(p) : codes_part(p, part);
+                for (int i = 0; i < 4; i++) a[i] = fma4(value(codes, i, table), fset(x[row]), a[i]);
+            }
+            for (int i = 0; i < 4; i++) fstore(t + i * plane + at, a[i]);
+        }
+    }
+}
+
+static float expand_float(const uint8_t *u, int64_t bytes, const float *values, const float *t, int64_t plane) {
+    fvec table = load_values(values), a[4] = {fset(0), fset(0), fset(0), fset(0)};
+    for (int64_t at = 0; at < bytes; at += LANES) {
+        acc codes = at + LANES <= bytes ? load_codes(u + at) : codes_part(u + at, (int)(bytes - at));
+        for (int i = 0; i < 4; i++) a[i] = fma4(value(codes, i, table), fload(t + i * plane + at), a[i]);
+    }
+    float lanes[LANES];
+    fstore(lanes, fadd(fadd(a[0], a[1]), fadd(a[2], a[3])));
+    for (int width = LANES / 2; width; width /= 2)
+        for (int i = 0; i < width; i++) lanes[i] += lanes[i + width];
+    return lanes[0];
+}
+
+#define NAME2(v) dts_##v
+#define NAME(v) NAME2(v)
+#define TEXT2(v) #v
+#define TEXT(v) TEXT2(v)
+const Kernels NAME(VARIANT) = {
+    TEXT(VARIANT), LANES, DIRECT_ROWS, widen, narrow, quantise, shrink, expand4, decode_v, decode_u, multiply,
+    shrink_float, expand_float,
+};
