@@ -6,8 +6,8 @@ task. With s_k = sigma_k ||u_k|| the energy of an input x of layer l in the subs
     e_tl(x) = ||s_tl o (V_tl x)||^2 / (||diag(s_tl) V_tl||_F^2 ||x||^2 / n)
 
 which is 1 on average for x of random direction, whatever the size of the delta. An embedding's delta has no input x:
-there the energy of a token is that of its row of U, over the mean of all rows. A row of the batch has the mean over its
-tokens; its score for a task is the mean of log e over layers, less what inputs of no task have (`calibrate`).
+there the energy of a token is that of its row of U, over the mean of all rows. The score of a row of the batch for a
+task is the mean of log e over its tokens and over layers, less what inputs of no task have (`calibrate`).
 """
 
 from collections.abc import Mapping
@@ -22,6 +22,7 @@ from .choice import Choice, choose
 from .passes import layer_inputs
 
 TINY = 1e-6  # energy, relative to the mean one, below which nothing is told apart
+UNSEEN = 0.1  # the same for a token: one that no text of the task had says no more than that
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Subspaces:
     absent: Tensor
 
     def energies(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Log of the mean energy of each row.
+        """Mean over tokens of the log energy.
 
         x: [rows, ..., n], or ids [rows, ...]; mask: [rows, ...] of what counts. Returns float32 [rows, tasks].
         """
@@ -48,12 +49,13 @@ class Subspaces:
             x = nn.functional.normalize(x.reshape(rows, -1, x.shape[-1]).float(), dim=-1)
             tasks, rank, n = self.table.shape
             energy = (x @ self.table.view(tasks * rank, n).T).square().unflatten(-1, (tasks, rank)).sum(-1)
-        if mask is not None and mask.numel() == energy.shape[0] * energy.shape[1]:
-            weight = mask.reshape(rows, -1, 1).to(energy.dtype)
-            mean = (energy * weight).sum(1) / weight.sum(1).clamp(min=1)
+        logs = (energy + (UNSEEN if self.lookup else TINY)).log()
+        if mask is not None and mask.numel() == logs.shape[0] * logs.shape[1]:
+            weight = mask.reshape(rows, -1, 1).to(logs.dtype)
+            mean = (logs * weight).sum(1) / weight.sum(1).clamp(min=1)
         else:
-            mean = energy.mean(1)
-        return (mean + TINY).log().masked_fill(self.absent, 0.0)
+            mean = logs.mean(1)
+        return mean.masked_fill(self.absent, 0.0)
 
 
 @dataclass
@@ -71,7 +73,7 @@ class EnergyRouter:
     sharpness: float = 1.0
 
     @classmethod
-    def of(cls, model: nn.Module, adapters: Mapping, blocks: int = 1, rank: int = 16, layers=None,
+    def of(cls, model: nn.Module, adapters: Mapping, blocks: int = 1, rank: int = 32, layers=None,
            sharpness: float = 8.0) -> "EnergyRouter":
         """A router for a base (or a ``DTSModel``) and adapters {task: Adapter}.
 
@@ -98,7 +100,7 @@ class EnergyRouter:
         return {name: layer.energies(inputs[name], mask) for name, layer in self.layers.items()}
 
     def calibrate(self, model: nn.Module, batch: Mapping) -> "EnergyRouter":
-        """Take these rows, of no task in particular (random tokens, or unlabelled inputs of all tasks), as zero."""
+        """Take these rows, of no task in particular, as zero: `scrambled` inputs, or unlabelled ones of all tasks."""
         energies = self.energies(layer_inputs(model, self.modules, batch), batch.get("attention_mask"))
         self.centre = {name: energy.mean(0) for name, energy in energies.items()}
         return self
@@ -113,6 +115,27 @@ class EnergyRouter:
         """The task of every row of ``model``'s keyword inputs, at the cost of a pass through the early layers."""
         inputs = layer_inputs(model, self.modules, batch)
         return choose(self.scores(inputs, batch.get("attention_mask")), self.names, floor)
+
+
+def scrambled(batch: Mapping, vocabulary: int, seed: int = 0) -> dict:
+    """Inputs like these that mean nothing, to calibrate on without data.
+
+    Token ids become random ones below ``vocabulary``, except each row's first and last (the markers of its start and
+    end); of floating-point inputs the elements of each row change places. Masks stay.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    mask, out = batch.get("attention_mask"), dict(batch)
+    for name, value in batch.items():
+        if name == "input_ids":
+            ids = torch.randint(vocabulary, value.shape, generator=generator).to(value.device)
+            used = torch.ones_like(value, dtype=torch.bool) if mask is None else mask.bool()
+            before, after = (used.long().cumsum(1), used.long().flip(1).cumsum(1).flip(1))
+            out[name] = ids.where(used & (before > 1) & (after > 1), value)
+        elif value.is_floating_point():
+            flat = value.reshape(len(value), -1)
+            order = torch.rand(flat.shape, generator=generator).argsort(1).to(value.device)
+            out[name] = flat.gather(1, order).view_as(value)
+    return out
 
 
 def _block(name: str) -> int:

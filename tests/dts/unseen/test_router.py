@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dts.codec import compress_tensor
-from dts.unseen import EnergyRouter, NameRouter, ProbeRouter, choose
+from dts.unseen import EnergyRouter, NameRouter, ProbeRouter, choose, scrambled
 from dts.unseen.passes import layer_inputs
 from dts.unseen.router import TINY, Subspaces
 from dts_kernels.layout import unpack
@@ -69,8 +69,8 @@ def test_energy_equals_its_formula(routed):
             tokens = [x[row, j] for j in range(5) if mask[row, j]]
             s = packed.sigma * u.norm(dim=0)
             total = (s * v).square().sum()
-            mean = sum((s * (token @ v)).square().sum() * 12 / total / token.square().sum() for token in tokens)
-            expected = (mean / len(tokens) + TINY).log().item()
+            relative = [(s * (token @ v)).square().sum() * 12 / total / token.square().sum() for token in tokens]
+            expected = sum((e + TINY).log() for e in relative).item() / len(tokens)
             assert energies[row, t].item() == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
@@ -78,7 +78,8 @@ def test_energy_of_random_directions_is_one():
     table = torch.randn(2, 3, 40) * torch.tensor([1.0, 30.0])[:, None, None]
     table /= (table.square().sum((1, 2), keepdim=True) / 40).sqrt()
     layer = Subspaces(table, False, torch.zeros(2, dtype=torch.bool))
-    assert layer.energies(torch.randn(1, 20_000, 40), None).exp().flatten().tolist() == pytest.approx([1, 1], rel=0.05)
+    energies = layer.energies(torch.randn(20_000, 1, 40), None).exp()
+    assert energies.mean(0).tolist() == pytest.approx([1, 1], rel=0.05)
 
 
 def test_routes_inputs_to_the_task_they_are_of(routed):
@@ -124,6 +125,18 @@ def test_calibration_takes_a_tasks_general_loudness_away(routed):
     router = EnergyRouter.of(model, common).calibrate(model, everything)
     scores = router.scores(layer_inputs(model, router.modules, everything))
     assert scores.mean(0).abs().max() < 1e-4
+
+
+def test_scrambled_inputs_keep_markers_padding_and_values():
+    ids = torch.tensor([[101, 7, 8, 9, 102, 0], [101, 5, 102, 0, 0, 0]])
+    mask = torch.tensor([[1, 1, 1, 1, 1, 0], [1, 1, 1, 0, 0, 0]])
+    pixels = torch.randn(2, 3, 4)
+    out = scrambled({"input_ids": ids, "attention_mask": mask, "pixel_values": pixels}, 1_000_000)
+    changed = torch.tensor([[0, 1, 1, 1, 0, 0], [0, 1, 0, 0, 0, 0]], dtype=torch.bool)
+    assert torch.equal(out["input_ids"] != ids, changed) and torch.equal(out["attention_mask"], mask)
+    for before, after in zip(pixels, out["pixel_values"]):
+        assert torch.equal(before.flatten().sort().values, after.flatten().sort().values)
+    assert not torch.equal(pixels, out["pixel_values"])
 
 
 def test_embeddings_route_by_token(routed):
