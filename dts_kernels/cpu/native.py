@@ -54,6 +54,10 @@ class Tasks:
         return tasks
 
 
+def _package_folder() -> Path:
+    return Path(__file__).parent
+
+
 def cache_folder() -> Path:
     """Where a checkout that was never installed keeps its build."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dts"
@@ -83,7 +87,7 @@ def library() -> ctypes.CDLL | None:
     if os.environ.get("DTS_NATIVE", "1") == "0":
         return None
     name, problem = library_name(), None
-    for folder in (Path(__file__).parent, cache_folder()):
+    for folder in (_package_folder(), cache_folder()):
         try:
             if (folder / name).exists():
                 return _bind(folder / name)

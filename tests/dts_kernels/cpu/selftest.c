@@ -1,0 +1,99 @@
+/* The library against a plain double product, for machines and builds without Python: sanitizers, emulated Arm.
+ * Every buffer has exactly the bytes it needs, so that a sanitizer sees any read past an end. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels.h"
+
+const char *dts_variant(int i);
+int dts_delta_linear(const char *variant, int threads, int exact, int transposed, const void *x, int x_type,
+                     int64_t x_stride, int64_t rows, int64_t n, const void *y, int64_t y_stride, void *out,
+                     int64_t out_stride, int64_t m, const Task *tasks, int64_t task_count, const int32_t *slots,
+                     const float *weights, int64_t entries, int64_t places);
+int dts_reconstruct(const char *variant, int threads, int exact, const Task *tasks, int64_t task_count,
+                    const float *gamma, const void *base, int64_t base_stride, void *out, int64_t out_stride, int type,
+                    int64_t m, int64_t n);
+int dts_unpack(const char *variant, int threads, const uint8_t *packed, int64_t stride, int64_t rows, int64_t bytes,
+               const float *levels, void *out, int64_t out_stride, int type);
+
+static uint64_t state = 88172645463325252ull;
+static uint32_t any(void) { state ^= state << 13; state ^= state >> 7; state ^= state << 17; return (uint32_t)(state >> 16); }
+static float number(void) { return (float)(any() % 20001) / 10000.0f - 1.0f; }
+static void *exactly(int64_t size) { return malloc((size_t)(size ? size : 1)); }
+
+static int value_at(const uint8_t *row, int64_t rank) {
+    static const int values[4] = {1, 4, -1, -4};
+    return values[row[rank / 4] >> 2 * (rank % 4) & 3];
+}
+static double level_at(const uint8_t *row, int64_t rank, const float *levels) {
+    return levels ? levels[row[rank / 4] >> 2 * (rank % 4) & 3] : value_at(row, rank);
+}
+
+static int check(const char *variant, int64_t m, int64_t n, int64_t rank, int64_t rows, int with_levels, int exact) {
+    int64_t width = (rank + 3) / 4;
+    static float levels[8] = {0.5f, 2.0f, -0.75f, -3.0f, 0.25f, 1.5f, -0.5f, -2.5f};
+    uint8_t *u = exactly(m * width), *v = exactly(n * width);
+    float *sigma = exactly(rank * 4), *x = exactly(rows * n * 4), *out = exactly(rows * m * 4), *dense = exactly(m * n * 4);
+    for (int64_t i = 0; i < m * width; i++) u[i] = (uint8_t)any();
+    for (int64_t i = 0; i < n * width; i++) v[i] = (uint8_t)any();
+    for (int64_t i = 0; i < rank; i++) sigma[i] = 1.0f + number() / 2;
+    for (int64_t i = 0; i < rows * n; i++) x[i] = number();
+    for (int64_t i = 0; i < rows * m; i++) out[i] = NAN;
+    Task task = {u, v, sigma, with_levels ? levels : NULL, width, width, rank};
+    int32_t slot = 0;
+    float gamma = 0.5f;
+    int failed = dts_delta_linear(variant, 2, exact, 0, x, FLOAT32, n * 4, rows, n, NULL, 0, out, m * 4, m, &task, 1,
+                                  &slot, &gamma, 1, 1);
+    failed |= dts_reconstruct(variant, 2, exact, &task, 1, &gamma, NULL, 0, dense, n * 4, FLOAT32, m, n);
+    double wrong = 0, all = 0, dense_wrong = 0, dense_all = 0;
+    double *t = exactly(rank * 8);
+    for (int64_t r = 0; r < rows; r++) {
+        for (int64_t k = 0; k < rank; k++) {
+            t[k] = 0;
+            for (int64_t i = 0; i < n; i++) t[k] += x[r * n + i] * level_at(v + i * width, k, with_levels ? levels + 4 : NULL);
+            t[k] *= sigma[k] * gamma;
+        }
+        for (int64_t o = 0; o < m; o++) {
+            double y = 0;
+            for (int64_t k = 0; k < rank; k++) y += t[k] * level_at(u + o * width, k, with_levels ? levels : NULL);
+            wrong += (y - out[r * m + o]) * (y - out[r * m + o]);
+            all += y * y;
+        }
+    }
+    for (int64_t o = 0; o < m; o += 7)
+        for (int64_t i = 0; i < n; i += 5) {
+            double w = 0;
+            for (int64_t k = 0; k < rank; k++)
+                w += gamma * sigma[k] * level_at(u + o * width, k, with_levels ? levels : NULL) *
+                     level_at(v + i * width, k, with_levels ? levels + 4 : NULL);
+            dense_wrong += (w - dense[o * n + i]) * (w - dense[o * n + i]);
+            dense_all += w * w;
+        }
+    float *numbers = exactly(n * width * 16);
+    failed |= dts_unpack(variant, 2, v, width, n, width, NULL, numbers, width * 16, FLOAT32);
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t k = 0; k < 4 * width; k++) failed |= numbers[i * 4 * width + k] != (float)value_at(v + i * width, k);
+    failed |= !(wrong <= 1e-7 * all) || !(dense_wrong <= 1e-7 * dense_all);
+    if (failed)
+        printf("FAILED %s m=%ld n=%ld rank=%ld rows=%ld levels=%d exact=%d: %g, %g\n", variant, (long)m, (long)n, (long)rank,
+               (long)rows, with_levels, exact, sqrt(wrong / all), sqrt(dense_wrong / dense_all));
+    free(u), free(v), free(sigma), free(x), free(out), free(dense), free(t), free(numbers);
+    return failed;
+}
+
+int main(void) {
+    static const int64_t sizes[][3] = {{1, 1, 1}, {3, 5, 2}, {33, 40, 64}, {100, 77, 7}, {65, 257, 130}, {130, 66, 261}, {9, 2053, 5}};
+    static const int64_t rows[] = {1, 2, 5};
+    int failed = 0;
+    const char *variant;
+    for (int v = 0; (variant = dts_variant(v)); v++) {
+        for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
+            for (size_t r = 0; r < sizeof rows / sizeof *rows; r++)
+                for (int kind = 0; kind < 3; kind++)
+                    failed |= check(variant, sizes[s][0], sizes[s][1], sizes[s][2], rows[r], kind == 1, kind == 2);
+        printf("%s done\n", variant);
+    }
+    return failed;
+}
