@@ -77,18 +77,20 @@ class EnergyRouter:
            sharpness: float = 8.0) -> "EnergyRouter":
         """A router for a base (or a ``DTSModel``) and adapters {task: Adapter}.
 
-        blocks: how many of the first numbered blocks are looked at, besides what comes before them; layers: a function
-        of a layer's name that says whether to use it, instead; rank: components of each task; sharpness: what scores
+        blocks: how many of the first numbered blocks are looked at, besides embeddings; layers: a function of a tensor's
+        name that says whether to use it, instead; rank: components of each task; sharpness: what scores
         are multiplied by before the softmax that gives the confidence.
         """
         model = getattr(model, "model", model) if hasattr(model, "disable_tasks") else model
-        wanted = layers or (lambda name: _block(name) < blocks)
+        wanted = layers or (lambda name: (block := _block(name)) is None or block < blocks)
         found: dict[str, dict[str, object]] = {}
         for task, adapter in adapters.items():
             for entry in adapter.entries.values():
                 if entry.kind == "factors" and entry.factors is not None and entry.base_name and len(entry.shape) == 2:
                     found.setdefault(entry.base_name, {})[task] = entry.factors
         modules = _modules(model, [name for name in found if wanted(name)])
+        if not layers:  # what is outside the blocks and no embedding comes after them: a pooler, a head
+            modules = {n: m for n, m in modules.items() if _block(n) is not None or isinstance(m, nn.Embedding)}
         if not modules:
             raise ValueError(f"no compressed matrix of the adapters is in the first {blocks} blocks of the model")
         names = list(adapters)
@@ -138,9 +140,9 @@ def scrambled(batch: Mapping, vocabulary: int, seed: int = 0) -> dict:
     return out
 
 
-def _block(name: str) -> int:
-    """The first number among a name's parts: the block it is in; -1 for what comes before all blocks."""
-    return next((int(part) for part in name.split(".") if part.isdigit()), -1)
+def _block(name: str) -> int | None:
+    """The first number among a name's parts: the block it is in."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), None)
 
 
 def _modules(model: nn.Module, names: list[str]) -> dict[str, nn.Module]:

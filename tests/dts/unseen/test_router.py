@@ -167,6 +167,15 @@ def test_no_layer_to_look_at():
         EnergyRouter.of(Model(), {"a": adapter(blocks__1__weight=torch.randn(12, 12))})
 
 
+def test_a_pooler_behind_the_blocks_is_not_waited_for(routed):
+    model, adapters, _ = routed
+    model.pooler = nn.Linear(12, 12)
+    with_pooler = adapter(blocks__0__weight=torch.randn(12, 12), pooler__weight=torch.randn(12, 12))
+    assert list(EnergyRouter.of(model, {"a": with_pooler}).modules) == ["blocks.0.weight"]
+    assert set(EnergyRouter.of(model, {"a": with_pooler}, layers=lambda name: True).modules) == {
+        "blocks.0.weight", "pooler.weight"}  # fmt: skip
+
+
 def test_a_layer_that_does_not_run_is_named(routed):
     model, _, _ = routed
     with pytest.raises(RuntimeError, match="aside"):
