@@ -15,7 +15,7 @@ Disk bytes: the rank axis is packed, four ranks a byte, rank 4j+i in bits 2i and
 Both factors are packed along the rank axis, so a slice of rows (a tensor-parallel shard, one of a
 fused q/k/v) and a prefix of the ranks are plain slices of the bytes.
 
-Kernel words: int32 [8 ceil(K/128), N], the contraction axis K packed, 16 codes a word.  Word (8 b + p, n)
+Kernel words: int32 [ceil(K/128), N, 8], the contraction axis K packed, 16 codes a word.  Word (b, n, p)
 holds the codes at k = 128 b + 16 i + 2 p + h for planes i = 0..7 and halves h = 0, 1:
 
     negative at bit (15 + 2 i + 16 h) mod 32,   large at bit (8 + 2 i + 16 h) mod 32
@@ -36,8 +36,8 @@ import torch
 from torch import Tensor
 
 VALUES = (1.0, 4.0, -1.0, -4.0)
-WORD_BLOCK = 128  # codes of the contraction axis that 8 rows of words hold
-COLUMN_BLOCK = 16  # words are stored in rows of a multiple of this, so that every row starts at 64 bytes
+WORD_BLOCK = 128  # codes of the contraction axis that the 8 words of a column hold
+COLUMN_BLOCK = 16  # columns are padded to a multiple of this, so that every block starts at 512 bytes
 VALUES_RMS = 2.5  # of a factor whose codes are rounded from a normal distribution, near enough for ranges
 
 
@@ -137,26 +137,26 @@ def round_up(size: int, block: int) -> int:
     return -(-size // block) * block
 
 
-def words_shape(contracted: int, columns: int) -> tuple[int, int]:
+def words_shape(contracted: int, columns: int) -> tuple[int, int, int]:
     """Shape of the words of a [contracted, columns] matrix of codes."""
-    return round_up(contracted, WORD_BLOCK) // 16, round_up(columns, COLUMN_BLOCK)
+    return round_up(contracted, WORD_BLOCK) // WORD_BLOCK, round_up(columns, COLUMN_BLOCK), 8
 
 
 def _bit_positions(device) -> tuple[Tensor, Tensor]:
-    """(negative, large) bit of the code of plane i and half h: int64 [8, 1, 2, 1] each."""
-    plane, half = torch.arange(8, device=device).view(8, 1, 1, 1), torch.arange(2, device=device).view(1, 1, 2, 1)
+    """(negative, large) bit of the code of plane i and half h: int64 [8, 1, 2] each."""
+    plane, half = torch.arange(8, device=device).view(8, 1, 1), torch.arange(2, device=device).view(1, 1, 2)
     return (15 + 2 * plane + 16 * half) % 32, (8 + 2 * plane + 16 * half) % 32
 
 
 def codes_to_words(codes: Tensor) -> Tensor:
-    """uint8 codes [K, N], K the contraction axis, to int32 kernel words [8 ceil(K/128), 16 ceil(N/16)]."""
+    """uint8 codes [K, N], K the contraction axis, to int32 kernel words [ceil(K/128), 16 ceil(N/16), 8]."""
     contracted, columns = codes.shape
-    height, width = words_shape(contracted, columns)
-    padded = torch.nn.functional.pad(codes, (0, width - columns, 0, 16 * height - contracted))
-    planes = padded.view(height // 8, 8, 8, 2, width).to(torch.int64)  # [b, i, p, h, n]
+    blocks, width, _ = words_shape(contracted, columns)
+    padded = torch.nn.functional.pad(codes, (0, width - columns, 0, WORD_BLOCK * blocks - contracted))
+    planes = padded.view(blocks, 8, 8, 2, width).permute(0, 4, 1, 2, 3).to(torch.int64)  # [b, n, i, p, h]
     negative, large = _bit_positions(codes.device)
-    words = ((planes >> 1) << negative | (planes & 1) << large).sum((1, 3))  # every code has its own bits
-    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32).view(height, width)
+    words = ((planes >> 1) << negative | (planes & 1) << large).sum((2, 4))  # every code has its own bits
+    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
 
 
 def words_to_codes(words: Tensor, contracted: int, columns: int) -> Tensor:
@@ -166,18 +166,18 @@ def words_to_codes(words: Tensor, contracted: int, columns: int) -> Tensor:
             f"words of [{contracted}, {columns}] codes must be int32 {list(words_shape(contracted, columns))}, "
             f"not {words.dtype} {list(words.shape)}"
         )
-    height, width = words.shape
-    wide = words.view(height // 8, 1, 8, 1, width).to(torch.int64)
+    blocks, width, _ = words.shape
+    wide = words.view(blocks, width, 1, 8, 1).to(torch.int64)
     negative, large = _bit_positions(words.device)
-    codes = (wide >> negative & 1) << 1 | wide >> large & 1
-    return codes.to(torch.uint8).reshape(16 * height, width)[:contracted, :columns].contiguous()
+    codes = ((wide >> negative & 1) << 1 | wide >> large & 1).to(torch.uint8)  # [b, n, i, p, h]
+    return codes.permute(0, 2, 3, 4, 1).reshape(WORD_BLOCK * blocks, width)[:contracted, :columns].contiguous()
 
 
 @dataclass(frozen=True)
 class KernelFactors:
     """`PackedFactors` in kernel words: derived at load, never stored on disk.
 
-    u: int32 [8 ceil(k/128), 16 ceil(m/16)];  v: int32 [8 ceil(n/128), 16 ceil(k/16)];
+    u: int32 [ceil(k/128), 16 ceil(m/16), 8];  v: int32 [ceil(n/128), 16 ceil(k/16), 8];
     sigma: float32 [k];  levels: float32 [2, 4] or None;  shape: (m, n).
     """
 

@@ -16,6 +16,10 @@ import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+
+from dts_kernels.gpu.products import registers
+
 ARCHITECTURES = (80, 87, 89, 90, 120)
 DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 KERNELS = ("shrink", "expand", "base_expand", "dequantise", "reconstruct")
@@ -50,6 +54,7 @@ def signature(kernel: str, dtype: str, levels: bool, **overrides) -> tuple[dict,
         arguments = {"x": pointer, **operands, "weights": "*fp32", "t": pointer, **integers, "in_features": "i32",
                      "width": "i32"}
         constants |= {"PDL": False}
+        options |= registers(getattr(torch, dtype))
     elif kernel == "expand":
         arguments = {"t": pointer, **operands, "y": pointer, "out": pointer, **integers, "width": "i32",
                      "out_features": "i32", "out_columns": "i32"}
@@ -68,7 +73,8 @@ def signature(kernel: str, dtype: str, levels: bool, **overrides) -> tuple[dict,
         arguments = {**operands, "gamma": "*fp32", "base": pointer, "out": pointer, "tasks": "i32", "places": "i32",
                      "in_features": "i32", "out_features": "i32", "out_columns": "i32"}
         wide = levels or dtype == "float32"
-        constants = {"BLOCK_M": 64, "LEVELS": levels, "ADD": True, "D": tl.float32 if wide else tl.dtype(DTYPES[dtype])}
+        constants = {"BLOCK_M": 64, "LEVELS": levels, "ADD": True, "D": tl.float32 if wide else tl.dtype(DTYPES[dtype]),
+                     "PRECISION": "ieee" if dtype == "float32" else "tf32"}
         options |= {"num_warps": 8, "num_stages": 1}
     options |= {k: overrides.pop(k) for k in ("num_warps", "num_stages") if k in overrides}
     return arguments, constants | overrides, options

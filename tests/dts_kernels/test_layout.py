@@ -24,7 +24,8 @@ def codes(*shape, seed=0):
 
 
 def factors(m, n, k, levels=False):
-    return PackedFactors(pack(codes(m, k)), pack(codes(n, k, seed=1)), torch.rand(k), torch.randn(2, 4) if levels else None)
+    u, v = pack(codes(m, k)), pack(codes(n, k, seed=1))
+    return PackedFactors(u, v, torch.rand(k), torch.randn(2, 4) if levels else None)
 
 
 @pytest.mark.parametrize("rank", SIZES)
@@ -71,16 +72,17 @@ def test_every_code_sits_at_its_documented_bits():
         for code, bit in ((2, (15 + 2 * plane + 16 * half) % 32), (1, (8 + 2 * plane + 16 * half) % 32)):
             one[k, 5] = code
             words = codes_to_words(one)
-            assert words[pair, 5].item() & 0xFFFFFFFF == 1 << bit
+            assert words[0, 5, pair].item() & 0xFFFFFFFF == 1 << bit
             assert (words != 0).sum() == 1
 
 
 def test_a_turned_word_is_two_bf16_numbers():
     """All 65,536 half words: AND and OR give code values / 4 in bf16, in fp16 after moving the large bits once."""
-    given_codes = (torch.arange(65536)[None] >> (2 * torch.arange(8))[:, None] & 3).to(torch.uint8)  # [plane, half word]
+    half_words, shifts = torch.arange(65536)[None], 2 * torch.arange(8)[:, None]
+    given_codes = (half_words >> shifts & 3).to(torch.uint8)  # [plane, half word]
     tile = torch.zeros(8, 8, 2, 65536, dtype=torch.uint8)  # [plane, p, h, n]
     tile[:, 0, 0], tile[:, 0, 1] = given_codes, 3 - given_codes
-    word = codes_to_words(tile.view(128, -1))[0].to(torch.int64) & 0xFFFFFFFF
+    word = codes_to_words(tile.view(128, -1))[0, :, 0].to(torch.int64) & 0xFFFFFFFF
     turn = lambda w, by: (w >> by | w << (32 - by)) & 0xFFFFFFFF  # noqa: E731
     moved = turn(word, 29)
     low, high = word & 0x82828282 | moved & 0x7D7D7D7D, word & 0x28282828 | moved & 0xD7D7D7D7
@@ -109,15 +111,17 @@ def test_kernel_layout_is_an_exact_inverse(m, n, k, levels):
 
 
 def test_words_of_another_shape_are_refused_with_both_shapes():
-    with pytest.raises(TypeError, match=r"\[8, 16\].*\[16, 16\]"):
+    with pytest.raises(TypeError, match=r"\[1, 16, 8\].*\[16, 16\]"):
         words_to_codes(torch.zeros(16, 16, dtype=torch.int32), 100, 10)
 
 
-@pytest.mark.parametrize("levels", [None, torch.tensor([0.011, 0.043, -0.009, -0.05]), torch.tensor([1.0, 1.0, 1.0, 2.0])])
+@pytest.mark.parametrize("levels", [None, [0.011, 0.043, -0.009, -0.05], [1.0, 1.0, 1.0, 2.0]])
 def test_level_coefficients_span_any_four_values(levels):
+    levels = None if levels is None else torch.tensor(levels)
     f, g, b, one = level_coefficients(levels)
     values = [f * s * size + g * s * (1.25 - size) + b * size + one for s in (1, -1) for size in (0.25, 1)]
-    torch.testing.assert_close(torch.tensor(values), torch.tensor(VALUES) if levels is None else levels, rtol=1e-6, atol=1e-7)
+    wanted = torch.tensor(VALUES) if levels is None else levels
+    torch.testing.assert_close(torch.tensor(values), wanted, rtol=1e-6, atol=1e-7)
 
 
 def test_factors_that_do_not_fit_say_everything_at_once():

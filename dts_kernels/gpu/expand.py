@@ -1,0 +1,58 @@
+"""expand: y += 2^-e t U^T, summed over the places of each row's routing entry."""
+
+import triton
+import triton.language as tl
+
+from .decode import combine, find_task, load_words, packed_dot, select_rows
+
+
+@triton.jit
+def expanded(t, words, scalars, table, slots, tasks, rows, places, width, out_columns, row, real, entry, n,
+             D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, LEVELS: tl.constexpr):
+    """float32 [BLOCK_T, BLOCK_N]: sum over places of 2^-e t U^T for rows ``row`` and columns ``n``."""
+    total = tl.zeros((BLOCK_T, BLOCK_N), tl.float32)
+    k = tl.arange(0, 128)
+    any_row = tl.sum(real.to(tl.int32), 0) > 0
+    for place in range(places):
+        _, u, scalar, rank = find_task(table, tasks, tl.load(slots + entry.to(tl.int64) * places + place))
+        written = tl.multiple_of(tl.cdiv(rank, 16) * 16, 16)
+        f = tl.zeros((BLOCK_T, BLOCK_N), tl.float32)
+        g = tl.zeros((BLOCK_T, BLOCK_N), tl.float32)
+        b = tl.zeros((BLOCK_T, BLOCK_N), tl.float32)
+        one = tl.zeros((BLOCK_T, 128), tl.float32)
+        at = t + ((place * rows + row) * width)[:, None]
+        for block in range(0, tl.where(any_row, tl.cdiv(rank, 128), 0)):
+            word = load_words(words + u, block, out_columns, n, n < out_columns)
+            inside = block * 128 + k
+            mask = real[:, None] & (inside < written)[None, :]
+            tile = tl.load(at + inside[None, :], mask=mask, other=0.0)
+            for part in tl.static_range(1, SPLIT):
+                offset = (part * places).to(tl.int64) * rows * width
+                tile += tl.load(at + offset + inside[None, :], mask=mask, other=0.0)
+            f, g, b, one = packed_dot(tile.to(D), word, f, g, b, one, LEVELS)
+        scale = tl.load(scalars + scalar, mask=rank > 0, other=0.0)
+        if LEVELS:  # an empty slot has no header: its offset is another task's, and its sums are 0
+            total += scale * combine(f, g, b, one, scalars + scalar + 5, LEVELS)
+        else:
+            total += scale * combine(f, g, b, one, scalars, LEVELS)
+    return total
+
+
+@triton.jit
+def expand(t, words, scalars, table, slots, y, out, tasks, rows, entries, per_entry, places, width, out_features,
+           out_columns, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, GROUPED: tl.constexpr,
+           ENTRIES: tl.constexpr, LEVELS: tl.constexpr, ADD: tl.constexpr):
+    """t [SPLIT, places, rows, width] of `shrink`; out [rows, out_features] = y (if ADD) + the product, in out's dtype.
+
+    out_columns: out_features rounded up to 16, the row length of U's words.
+    Grid: (ceil(out_features / BLOCK_N), row blocks).
+    """
+    row, real, entry = select_rows(slots, tl.program_id(1), entries, per_entry, places, BLOCK_T, GROUPED, ENTRIES)
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    total = expanded(t, words, scalars, table, slots, tasks, rows, places, width, out_columns, row, real, entry, n,
+                     out.dtype.element_ty, BLOCK_T, BLOCK_N, SPLIT, LEVELS)
+    at = row[:, None] * out_features + n[None, :]
+    mask = real[:, None] & (n < out_features)[None, :]
+    if ADD:
+        total += tl.load(y + at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + at, total.to(out.dtype.element_ty), mask=mask)
