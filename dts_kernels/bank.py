@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .dispatch import bank_layout
 from .layout import PackedFactors
+from .planar import PlanarStore, planar_factors
 from .reference import range_exponent
 
 TABLE_FIELDS = 6  # u, v, sigma, levels: where in `packed` (-1: none); rank; range exponent
@@ -54,15 +56,16 @@ class Routing:
 class Bank:
     """Packed factors of every loaded task of one [out_features, in_features] layer.
 
-    Tensors are kept as given (a memory-mapped file stays one: nothing is copied on the CPU).
+    layout: "disk" keeps tensors as given (a memory-mapped file stays one: nothing is copied on the CPU); "planar"
+    keeps kernel words in arenas (`planar.py`), which is what the GPU kernels read.  None takes what the device needs.
     """
 
-    layout = "disk"
-
-    def __init__(self, in_features: int, out_features: int, device="cpu"):
+    def __init__(self, in_features: int, out_features: int, device="cpu", layout: str | None = None):
         self.in_features, self.out_features = in_features, out_features
         self.device = torch.device(device)
+        self.layout = layout or bank_layout(self.device)
         self._factors: dict[int, PackedFactors] = {}
+        self._store = None if self.layout == "disk" else PlanarStore(in_features, out_features, self.device)
         self._refresh()
 
     def add(self, slot: int, factors: PackedFactors) -> None:
@@ -74,34 +77,43 @@ class Bank:
                 f"factors of shape {list(factors.shape)} do not fit a layer of "
                 f"[{self.out_features}, {self.in_features}] = [out_features, in_features]"
             )
-        self._factors[slot] = factors.to(self.device)
+        if self._store is None:
+            self._factors[slot] = factors.to(self.device)
+        else:
+            self._store.add(slot, factors.to(self.device))
         self._refresh()
 
     def remove(self, slot: int) -> None:
         """Empty a slot; rows routed to it get no delta."""
-        self._factors.pop(slot, None)
+        if self._store is None:
+            self._factors.pop(slot, None)
+        else:
+            self._store.remove(slot)
         self._refresh()
 
     def factors(self, slot: int) -> PackedFactors:
-        return self._factors[slot]
+        return self._factors[slot] if self._store is None else self._store.factors(slot)
 
     @property
     def slots(self) -> list[int]:
-        return sorted(self._factors)
+        return sorted(self._factors if self._store is None else self._store.levels)
 
     @property
     def nbytes(self) -> int:
-        return sum(f.nbytes for f in self._factors.values())
+        return sum(f.nbytes for f in self._factors.values()) if self._store is None else self._store.nbytes
 
     def to(self, device) -> "Bank":
         moved = Bank(self.in_features, self.out_features, device)
-        for slot, factors in self._factors.items():
-            moved._factors[slot] = factors.to(device)
-        moved._refresh()
+        for slot in self.slots:
+            moved.add(slot, self.factors(slot))
         return moved
 
     def _refresh(self) -> None:
         """Derive what the ops take: a flat list of tensors and the table that points into it."""
+        if self._store is not None:
+            self.packed = [self._store.words.tensor, self._store.scalars.tensor]
+            self.table, self.max_rank, self.layout = self._store.table, self._store.max_rank, self._store.layout
+            return
         self.packed: list[Tensor] = []
         rows = [[-1, -1, -1, -1, 0, 0] for _ in range(max(self._factors, default=-1) + 1)]
         for slot, f in sorted(self._factors.items()):
@@ -112,12 +124,21 @@ class Bank:
         self.max_rank = max((f.rank for f in self._factors.values()), default=0)
 
 
-def factors_of(packed: list[Tensor], table: Tensor, transposed=False) -> tuple[dict[int, PackedFactors], dict[int, int]]:
-    """The inverse of a disk-layout bank's table: (slot -> factors, slot -> range exponent)."""
+def factors_of(packed: list[Tensor], table: Tensor, in_features: int, out_features: int,
+               transposed=False) -> tuple[dict[int, PackedFactors], dict[int, int]]:
+    """The inverse of a bank's table: (slot -> factors, slot -> range exponent).
+
+    in_features, out_features: of the factors as stored, which ``transposed`` exchanges in what is returned.
+    """
     factors, exponents = {}, {}
-    for slot, (u, v, sigma, levels, rank, exponent) in enumerate(table.tolist()):
-        if u >= 0:
-            f = PackedFactors(packed[u], packed[v], packed[sigma], packed[levels] if levels >= 0 else None)
-            factors[slot] = f.transpose() if transposed else f
-            exponents[slot] = range_exponent(factors[slot]) if transposed else exponent
+    if table.shape[1] != TABLE_FIELDS:
+        factors, exponents = planar_factors(packed, table, in_features, out_features)
+    else:
+        for slot, (u, v, sigma, levels, _, exponent) in enumerate(table.tolist()):
+            if u >= 0:
+                factors[slot] = PackedFactors(packed[u], packed[v], packed[sigma], packed[levels] if levels >= 0 else None)
+                exponents[slot] = exponent
+    if transposed:
+        factors = {slot: f.transpose() for slot, f in factors.items()}
+        exponents = {slot: range_exponent(f) for slot, f in factors.items()}
     return factors, exponents

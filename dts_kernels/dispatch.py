@@ -1,7 +1,16 @@
 """Which path computes a product: a pure function of device, shapes, dtype and rows, and a count of what ran."""
 
+import importlib.util
+import os
+import warnings
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from .cpu import rules
 
 ran: Counter = Counter()  # (op, path) -> calls, shown by `dts doctor` and asserted by tests
 
@@ -10,8 +19,8 @@ ran: Counter = Counter()  # (op, path) -> calls, shown by `dts doctor` and asser
 class Problem:
     """Everything the choice may depend on."""
 
-    op: str  # "delta_linear" | "linear" | "reconstruct"
-    device: str  # "cpu" | "cuda"
+    op: str  # "delta_linear" | "linear" | "reconstruct" | "delta_embedding"
+    device: str  # "cpu" | "cuda" | "interpreter" (Triton's, on the CPU)
     dtype: str  # "float16" | "bfloat16" | "float32" | "float64"
     rows: int
     in_features: int
@@ -20,10 +29,94 @@ class Problem:
     entries: int = 1
     places: int = 1
     tasks: int = 1
-    layout: str = "disk"
+    layout: str = "disk"  # "disk" | "planar" | "planar_levels"
     transposed: bool = False
+    exact: bool = False  # float32 products on the CPU, not two 8-bit digits (`exact_products`)
+    variant: str | None = None  # the CPU's instruction set as in `cpu.native.variants`; None: this machine's
 
 
 def choose(problem: Problem) -> str:
     """Name of the path for a problem."""
-    return "reference"
+    if problem.layout != "disk":
+        return _choose_planar(problem)
+    return _choose_disk(problem)
+
+
+# ---- CPU -------------------------------------------------------------------------------------------------------
+
+_exact = False
+
+
+@contextmanager
+def exact_products(exact: bool = True):
+    """CPU products inside use float32 throughout instead of 16-bit x and t (see `cpu.native.delta_linear`)."""
+    global _exact
+    before, _exact = _exact, exact
+    try:
+        yield
+    finally:
+        _exact = before
+
+
+def exact() -> bool:
+    """Whether `exact_products` is on."""
+    return _exact
+
+
+def _choose_disk(p: Problem) -> str:
+    if p.device not in ("cpu", "interpreter"):
+        return "reference"
+    return rules.choose(p.op, p.dtype, p.rows, p.entries, p.places, p.exact, p.variant)
+
+
+# ---- GPU -------------------------------------------------------------------------------------------------------
+
+OLDEST = (8, 0)  # bf16 tensor cores and asynchronous copies to shared memory
+DEQUANTISE_ROWS = 256  # from here two library products with dequantised factors; crossover modelled, not measured
+
+
+def _choose_planar(p: Problem) -> str:
+    kernels = p.device in ("cuda", "interpreter") and p.dtype in ("float16", "bfloat16", "float32")
+    if not kernels or p.op == "delta_embedding" or p.rows == 0 or p.max_rank == 0:
+        return "reference"
+    levels = "_levels" if p.layout == "planar_levels" else ""
+    if p.op == "reconstruct":
+        return "triton" + levels
+    # levels in 16 bits would be rounded values instead of exact codes, so they stay packed
+    exact = not levels or p.dtype == "float32"
+    many = p.entries == 1 and p.rows >= DEQUANTISE_ROWS and exact
+    return ("dequantise" if p.transposed or many else "triton") + levels
+
+
+def device_kind(device: str) -> str:
+    """`Problem.device` of a torch device type."""
+    return "interpreter" if device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1" else device
+
+
+def layout_for(device: str, capability: tuple[int, int] | None, has_triton: bool) -> tuple[str, str | None]:
+    """(layout of a bank, why it is the slow one or None) for a device type and a CUDA compute capability."""
+    if device != "cuda":
+        return "disk", None
+    if capability is None:
+        return "disk", "this GPU is not a CUDA device"
+    if capability < OLDEST:
+        return "disk", f"this GPU is sm_{capability[0]}{capability[1]} and the kernels need sm_80 or newer"
+    if not has_triton:
+        return "disk", "Triton is not installed (pip install triton)"
+    return "planar", None
+
+
+def bank_layout(device: torch.device) -> str:
+    """Layout of a bank on a device; a slow fallback warns once."""
+    if device.type != "cuda":
+        return "disk"
+    capability = None if torch.version.hip else torch.cuda.get_device_capability(device)
+    layout, reason = layout_for("cuda", capability, importlib.util.find_spec("triton") is not None)
+    if reason:
+        _warn_once(f"deltas run through plain PyTorch, many times slower than the packed kernels: {reason}")
+    return layout
+
+
+@cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=4)

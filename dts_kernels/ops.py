@@ -5,12 +5,16 @@ name in the namespace ``dts``, which has a fake (shapes without data), autograd 
 constants) and an implementation for every device.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from . import dispatch, reference
 from .bank import Bank, Routing, factors_of
+from .cpu import paths as cpu_paths
 from .dispatch import Problem
+from .gpu import products
 
 _library = torch.library.Library("dts", "DEF")
 _BANK = "Tensor[] packed, Tensor table, Tensor slots, Tensor weights, int out_features, int max_rank, str layout"
@@ -21,7 +25,7 @@ _library.define(
     "int max_rank, str layout, ScalarType dtype) -> Tensor"
 )
 
-_library.define(f"delta_embedding(Tensor ids, {_BANK}, ScalarType dtype) -> Tensor")
+_library.define(f"delta_embedding(Tensor ids, {_BANK}, int in_features, ScalarType dtype) -> Tensor")
 
 # path name -> implementation; the fast paths add theirs when they are imported
 DELTA_LINEAR, LINEAR, RECONSTRUCT, DELTA_EMBEDDING = {}, {}, {}, {}
@@ -67,7 +71,8 @@ def delta_embedding(ids: Tensor, bank: Bank, routing: Routing, dtype=torch.float
     if entries == 0 and rows or entries and rows % entries:
         raise ValueError(f"{rows} ids {list(ids.shape)} are no multiple of the routing's {entries} entries")
     return torch.ops.dts.delta_embedding(
-        ids, bank.packed, bank.table, routing.slots, routing.weights, bank.in_features, bank.max_rank, bank.layout, dtype
+        ids, bank.packed, bank.table, routing.slots, routing.weights, bank.out_features, bank.max_rank, bank.layout,
+        bank.in_features, dtype,
     )
 
 
@@ -82,7 +87,7 @@ def reconstruct(bank: Bank, gamma: dict[int, float] | Tensor, base: Tensor | Non
         unknown = [s for s in gamma if s not in bank.slots]
         if unknown:
             raise KeyError(f"no task in slot {unknown}; the bank's slots are {bank.slots}")
-        gamma = torch.tensor([gamma.get(s, 0.0) for s in range(bank.table.shape[0])], dtype=torch.float32)
+        gamma = torch.tensor([gamma.get(s, 0.0) for s in range(bank.table.shape[0])], device=bank.table.device)
     dtype = dtype or (base.dtype if base is not None else torch.float32)
     return torch.ops.dts.reconstruct(
         bank.packed, bank.table, gamma, base, bank.out_features, bank.in_features, bank.max_rank, bank.layout, dtype
@@ -109,9 +114,10 @@ def _check(x: Tensor, bank: Bank, routing: Routing, y: Tensor | None) -> None:
 def _problem(op: str, x: Tensor, slots: Tensor, table: Tensor, out_features: int, max_rank: int, layout: str,
              transposed=False) -> Problem:
     return Problem(
-        op=op, device=x.device.type, dtype=str(x.dtype).removeprefix("torch."), rows=x.shape[:-1].numel(),
+        op=op, device=dispatch.device_kind(x.device.type), dtype=str(x.dtype).removeprefix("torch."), rows=x.shape[:-1].numel(),
         in_features=x.shape[-1], out_features=out_features, max_rank=max_rank, entries=slots.shape[0],
         places=slots.shape[1], tasks=table.shape[0], layout=layout, transposed=transposed,
+        exact=dispatch.exact(),
     )
 
 
@@ -136,13 +142,14 @@ def _linear(x, weight, bias, packed, table, slots, weights, out_features, max_ra
 
 def _reconstruct(packed, table, gamma, base, out_features, in_features, max_rank, layout, dtype):
     device = packed[0].device.type if packed else "cpu"
-    problem = Problem("reconstruct", device, str(dtype).removeprefix("torch."), out_features, in_features,
-                      out_features, max_rank, tasks=table.shape[0], layout=layout)
+    problem = Problem("reconstruct", dispatch.device_kind(device), str(dtype).removeprefix("torch."), out_features, in_features,
+                      out_features, max_rank, tasks=table.shape[0], layout=layout, exact=dispatch.exact())
     return _run(RECONSTRUCT, problem, packed, table, gamma, base, out_features, in_features, max_rank, dtype)
 
 
 def _delta_linear_reference(x, y, packed, table, slots, weights, out_features, max_rank, transposed):
-    factors, exponents = factors_of(packed, table, transposed)
+    sizes = (out_features, x.shape[-1]) if transposed else (x.shape[-1], out_features)
+    factors, exponents = factors_of(packed, table, *sizes, transposed)
     out = reference.delta_linear(x.flatten(0, -2) if x.dim() > 1 else x[None], factors, slots, weights, out_features,
                                  exponents)
     out = out.reshape(x.shape[:-1] + (out_features,))
@@ -158,20 +165,21 @@ def _reconstruct_reference(packed, table, gamma, base, out_features, in_features
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     device = base.device if base is not None else packed[0].device if packed else None
     out = torch.zeros(out_features, in_features, dtype=wide, device=device) if base is None else base.to(wide, copy=True)
-    for slot, factors in factors_of(packed, table)[0].items():
+    for slot, factors in factors_of(packed, table, in_features, out_features)[0].items():
         if gamma[slot]:
             out += gamma[slot] * reference.reconstruct(factors, wide)
     return out.to(dtype)
 
 
-def _delta_embedding(ids, packed, table, slots, weights, in_features, max_rank, layout, dtype):
+def _delta_embedding(ids, packed, table, slots, weights, out_features, max_rank, layout, in_features, dtype):
     problem = Problem("delta_embedding", ids.device.type, str(dtype).removeprefix("torch."), ids.numel(), in_features,
-                      in_features, max_rank, slots.shape[0], slots.shape[1], table.shape[0], layout)
-    return _run(DELTA_EMBEDDING, problem, ids, packed, table, slots, weights, in_features, dtype)
+                      out_features, max_rank, slots.shape[0], slots.shape[1], table.shape[0], layout)
+    return _run(DELTA_EMBEDDING, problem, ids, packed, table, slots, weights, out_features, in_features, dtype)
 
 
-def _delta_embedding_reference(ids, packed, table, slots, weights, in_features, dtype):
-    out = reference.delta_embedding(ids.flatten(), factors_of(packed, table)[0], slots, weights, in_features,
+def _delta_embedding_reference(ids, packed, table, slots, weights, out_features, in_features, dtype):
+    factors = factors_of(packed, table, in_features, out_features)[0]
+    out = reference.delta_embedding(ids.flatten(), factors, slots, weights, in_features,
                                     torch.float64 if dtype == torch.float64 else torch.float32)
     return out.reshape(*ids.shape, in_features).to(dtype)
 
@@ -180,6 +188,16 @@ DELTA_EMBEDDING["reference"] = _delta_embedding_reference
 DELTA_LINEAR["reference"] = _delta_linear_reference
 LINEAR["reference"] = _linear_reference
 RECONSTRUCT["reference"] = _reconstruct_reference
+DELTA_LINEAR.update(cpu_paths.DELTA_LINEAR)
+LINEAR.update(cpu_paths.LINEAR)
+RECONSTRUCT.update(cpu_paths.RECONSTRUCT)
+
+for paths, name, path in (
+    (DELTA_LINEAR, "triton", products.delta_linear), (DELTA_LINEAR, "dequantise", products.dequantised_delta_linear),
+    (LINEAR, "triton", products.linear), (LINEAR, "dequantise", products.dequantised_linear),
+    (RECONSTRUCT, "triton", products.reconstruct),
+):
+    paths[name], paths[name + "_levels"] = path, partial(path, levels=True)
 
 _library.impl("delta_linear", _delta_linear, "CompositeExplicitAutograd")
 _library.impl("linear", _linear, "CompositeExplicitAutograd")
@@ -201,7 +219,7 @@ def _(x, weight, bias, packed, table, slots, weights, out_features, max_rank, la
 
 
 @torch.library.register_fake("dts::delta_embedding")
-def _(ids, packed, table, slots, weights, in_features, max_rank, layout, dtype):
+def _(ids, packed, table, slots, weights, out_features, max_rank, layout, in_features, dtype):
     return ids.new_empty((*ids.shape, in_features), dtype=dtype)
 
 
