@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+TRIALS = 12
+CLOSE = 64  # bytes of a budget that may stay unused
 BLOCK = 4  # ranks that share a byte of a packed factor
 
 
@@ -108,13 +110,21 @@ def allocate_exactly(curves: list[Curve], nbytes: int, total) -> list[int]:
             f"{nbytes:,} bytes are not enough: what cannot shrink (heads, biases, norms, added rows, headers, "
             f"tokenizer files) takes {smallest:,} bytes, the smallest possible size"
         )
-    best, capacity = ([0] * len(curves), smallest), nbytes - smallest
-    for _ in range(8):  # curves know the bytes of headers only nearly
+    best, best_size = [0] * len(curves), smallest
+    low, high = 0, sum(int(curve.bytes.max()) for curve in curves)
+    capacity = min(nbytes - smallest, high)
+    for _ in range(TRIALS):  # curves know the bytes of headers only nearly
         ranks = allocate(curves, capacity)
         size = total(ranks)
-        if best[1] < size <= nbytes:
-            best = ranks, size
-        if size == nbytes or abs(nbytes - size) < 64 and size <= nbytes:
-            break
+        if size > nbytes:
+            high = capacity
+        else:
+            low = capacity
+            if size > best_size:
+                best, best_size = ranks, size
+            if nbytes - size < CLOSE or low >= high:
+                break
         capacity += nbytes - size
-    return best[0]
+        if not low < capacity < high:
+            capacity = (low + high) // 2
+    return best

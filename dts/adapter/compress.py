@@ -15,7 +15,7 @@ from dts.adapter import budget as budgets
 from dts.adapter.adapter import Adapter
 from dts.adapter.entries import Entry
 from dts.adapter.format import FORMAT_VERSION, check_out, digest, number, short, write
-from dts.adapter.plan import Compressible, matrices_of, plan_tensor, shared_delta
+from dts.adapter.plan import Compressible, has_experts, matrices_of, plan_tensor, shared_delta
 from dts.adapter.tokenizer import differing_files
 from dts.adapter.truncate import measured
 from dts.adapter.work import Work
@@ -84,7 +84,8 @@ def compress(
     pairing = pair(open_checkpoint(base), open_checkpoint(finetuned))
     base_digests = digests(pairing.base)
     files = differing_files(pairing.base.folder, pairing.finetuned.folder)
-    shown = " ".join(f"{key}={value}" for key, value in asked.items())
+    # without the bytes asked for: the text's length would change what they have to hold
+    shown = " ".join(f"{key}={value}" for key, value in asked.items() if key in ("rank_fraction", "target_error"))
     config = {
         "format_version": FORMAT_VERSION,
         "method": method,
@@ -97,7 +98,7 @@ def compress(
             "description": description,
         },
         "squared_error": 0.0, "bytes": 0, "amr": 0.0,
-        "created": {"package": "dts-merge", "version": __version__, "command": command or f"compress {shown}"},
+        "created": {"package": "dts-merge", "version": __version__, "command": command or f"compress {shown}".strip()},
         "dropped": {},
         "files": {name: path.stat().st_size for name, path in files.items()},
         "model_config": pairing.finetuned.config,
@@ -178,7 +179,7 @@ class _Run:
         shape, dtype = self.pairing.finetuned.shape(pair.name), self.pairing.finetuned.dtype(pair.name)
         base_rows = self.pairing.base.shape(pair.base_name)[0]
         added = self.pairing.finetuned.load(pair.name)[base_rows:].contiguous() if pair.added_rows else None
-        kind = "experts" if len(cached) > 1 or len(shape) == 3 and shape[0] == 1 else "factors"
+        kind = "experts" if has_experts(pair.name, shape) else "factors"
         return Compressible(pair, shape, dtype, kind, cached, added, [None] * len(cached))
 
     def _ranks(self, asked: float) -> list[int]:

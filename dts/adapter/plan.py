@@ -24,11 +24,11 @@ def shared_delta(pairing: Pairing, pair: Pair) -> Tensor:
     return finetuned[: base.shape[0]].float() - base.float() if pair.added_rows else finetuned.float() - base.float()
 
 
-def is_matrix(shape: tuple[int, ...], method: str) -> bool:
+def is_matrix(name: str, shape: tuple[int, ...], method: str) -> bool:
     """Is a tensor of this shape compressed as matrices?  "paper" takes every matrix, as published."""
     if len(shape) < 2:
         return False
-    smaller = min(shape[-2:]) if len(shape) == 3 and shape[0] == 1 else min(shape[0], torch.Size(shape[1:]).numel())
+    smaller = min(shape[-2:]) if has_experts(name, shape) else min(shape[0], torch.Size(shape[1:]).numel())
     return smaller > (1 if method == "paper" else SMALL)
 
 
@@ -149,7 +149,7 @@ def plan_tensor(pairing: Pairing, pair: Pair, method: str, spectrum: bool, devic
         return Entry(pair.name, None, shape, "value", dtype, tensor=value, task_only=True)
     base_shape = pairing.base.shape(pair.base_name)
     added = finetuned.load(pair.name)[base_shape[0] :].contiguous() if pair.added_rows else None
-    if not dtype.is_floating_point or not is_matrix(base_shape, method) and added is None:
+    if not dtype.is_floating_point or not is_matrix(pair.name, base_shape, method) and added is None:
         return _raw(pairing, pair, dtype)
     delta = shared_delta(pairing, pair)
     parts = [Matrix.of(part, pair.name, spectrum, device) for part in matrices_of(pair.name, delta)]

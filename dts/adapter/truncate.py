@@ -64,7 +64,7 @@ def truncated(adapter, nbytes: int):
         return measured(config, entries(ranks), base_digests)
 
     adapter.entries = entries(allocate_exactly(curves, nbytes, total))
-    measured(config, adapter.entries, base_digests)
+    measured(config, adapter.entries, base_digests, format.digest)
     return adapter
 
 

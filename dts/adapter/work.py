@@ -24,7 +24,7 @@ class Work:
 
     def __init__(self, folder: Path | None, options: dict, config: dict, resume: bool):
         self.folder, self.config = folder, config
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, tuple[list[int], Entry]] = {}
         if folder is None:
             return
         file = folder / OPTIONS
@@ -37,13 +37,14 @@ class Work:
             return
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        file.write_text(json.dumps(options), "utf-8")
+        file.with_suffix(".new").write_text(json.dumps(options), "utf-8")
+        os.replace(file.with_suffix(".new"), file)
 
     def entry(self, name: str, ranks: list[int]) -> Entry | None:
         """The finished entry of these ranks, if there is one."""
         if self.folder is None:
             found = self._entries.get(name)
-            return found if found is not None and found[0] == ranks else None
+            return found[1] if found is not None and found[0] == ranks else None
         found = self._read("entry", name)
         if found is None or json.loads(found.metadata["ranks"]) != ranks:
             return None

@@ -1,0 +1,174 @@
+"""Interrupted runs, full disks, damaged files."""
+
+import errno
+import json
+import shutil
+
+import pytest
+import torch
+
+import dts
+from dts.adapter import AdapterError, compress
+from dts.checkpoint import safetensors_file
+from dts.checkpoint.safetensors_file import SafetensorsFile
+
+SIZE = dict(nbytes=32_000)
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.fixture
+def compressed(monkeypatch):
+    """Names of the tensors compressed so far; set ``limit`` to be killed there."""
+    import sys
+
+    compress_module = sys.modules["dts.adapter.compress"]
+    real, calls = compress_module.compress_tensor, []
+
+    def counted(delta, *args, name, **options):
+        if len(calls) == counted.limit:
+            raise Killed
+        calls.append(name)
+        return real(delta, *args, name=name, **options)
+
+    counted.limit, counted.calls = None, calls
+    monkeypatch.setattr(compress_module, "compress_tensor", counted)
+    return counted
+
+
+def same_files(ours, theirs) -> bool:
+    names = sorted(p.name for p in ours.iterdir())
+    return names == sorted(p.name for p in theirs.iterdir()) and all(
+        (ours / n).read_bytes() == (theirs / n).read_bytes() for n in names
+    )
+
+
+def test_a_killed_run_is_continued_to_the_same_bytes(bert_folders, tmp_path, compressed):
+    compress(*bert_folders, out=tmp_path / "whole", **SIZE)
+    whole, compressed.limit = len(compressed.calls), 5
+    compressed.calls.clear()
+    with pytest.raises(Killed):
+        compress(*bert_folders, out=tmp_path / "cut", **SIZE)
+    assert not (tmp_path / "cut").exists()
+    compressed.limit = None
+    compress(*bert_folders, out=tmp_path / "cut", resume=True, **SIZE)
+    assert len(compressed.calls) == whole  # five before, the others after, none twice
+    assert same_files(tmp_path / "whole", tmp_path / "cut")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cut", "whole"]
+
+
+def test_only_the_same_run_is_continued(bert_folders, tmp_path, compressed):
+    compressed.limit = 3
+    with pytest.raises(Killed):
+        compress(*bert_folders, out=tmp_path / "a", **SIZE)
+    compressed.limit = None
+    with pytest.raises(ValueError, match="nbytes: 32000 then, 30000 now"):
+        compress(*bert_folders, out=tmp_path / "a", nbytes=30_000, resume=True)
+    compress(*bert_folders, out=tmp_path / "a", nbytes=30_000)  # without resume it starts afresh
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("failing", ["entry", "dts_model"])
+def test_a_full_disk_leaves_nothing_half_written(bert_folders, tmp_path, monkeypatch, failing):
+    import sys
+
+    real = safetensors_file.write_safetensors
+
+    def full(path, *args, **options):
+        if path.name.startswith(failing):
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, *args, **options)
+
+    with monkeypatch.context() as patch:
+        for name in ("format", "work"):
+            patch.setattr(sys.modules[f"dts.adapter.{name}"], "write_safetensors", full)
+        with pytest.raises(OSError, match="no space left while writing .*resume"):
+            compress(*bert_folders, out=tmp_path / "a", **SIZE)
+    assert not (tmp_path / "a").exists()
+    compress(*bert_folders, out=tmp_path / "a", resume=True, **SIZE)
+    assert dts.Adapter.load(tmp_path / "a").verify(*bert_folders).problems == []
+
+
+@pytest.fixture
+def adapter_folder(bert_folders, tmp_path):
+    compress(*bert_folders, out=tmp_path / "a", **SIZE)
+    return tmp_path / "a"
+
+
+def test_every_flipped_bit_is_found_by_the_tensors_name(bert_folders, adapter_folder):
+    file = SafetensorsFile(adapter_folder / "dts_model.safetensors")
+    content = (adapter_folder / "dts_model.safetensors").read_bytes()
+    for name, stored in list(file.tensors.items())[::5]:
+        altered = bytearray(content)
+        altered[(stored.start + stored.stop) // 2] ^= 8
+        (adapter_folder / "dts_model.safetensors").write_bytes(altered)
+        problems = dts.Adapter.load(adapter_folder).verify(bert_folders[0]).problems
+        assert len(problems) == 1 and problems[0].split(":")[0] == name.rpartition(".")[0]
+
+
+def test_a_truncated_file_is_refused_by_the_tensors_it_lost(adapter_folder):
+    path = adapter_folder / "dts_model.safetensors"
+    file, content = SafetensorsFile(path), path.read_bytes()
+    last = max(file.tensors, key=lambda name: file.tensors[name].stop)
+    path.write_bytes(content[:-1])
+    with pytest.raises(AdapterError, match=last.replace("[", r"\[")):
+        dts.Adapter.load(adapter_folder)
+    for size in (0, 4, 100):
+        path.write_bytes(content[:size])
+        with pytest.raises(AdapterError, match="cut off"):
+            dts.Adapter.load(adapter_folder)
+    path.write_bytes(content + b"more")
+    with pytest.raises(AdapterError, match="more than its header"):
+        dts.Adapter.load(adapter_folder)
+
+
+def test_configuration_and_tensors_that_disagree_are_refused_by_name(adapter_folder):
+    path = adapter_folder / "dts_config.json"
+    text = path.read_text()
+    config = json.loads(text)
+    name = next(n for n, row in config["tensors"].items() if row["kind"] == "factors")
+    config["tensors"][name]["parts"][0]["rank"] += 1
+    other = next(n for n, row in config["tensors"].items() if row["kind"] == "delta")
+    config["tensors"][other]["shape"] = [1, 2, 3]
+    path.write_text(json.dumps(config))
+    with pytest.raises(AdapterError) as error:
+        dts.Adapter.load(adapter_folder)
+    assert name in str(error.value) and other in str(error.value)
+    path.write_text(text[: len(text) // 2])
+    with pytest.raises(AdapterError, match="damaged"):
+        dts.Adapter.load(adapter_folder)
+    path.write_text(text.replace('"format_version": 1', '"format_version": 99'))
+    with pytest.raises(AdapterError, match="format 99"):
+        dts.Adapter.load(adapter_folder)
+
+
+def test_saving_elsewhere_and_cutting(bert_folders, adapter_folder, tmp_path):
+    adapter = dts.Adapter.load(adapter_folder)
+    adapter.save(tmp_path / "copy")
+    assert same_files(adapter_folder, tmp_path / "copy")
+    small = adapter.truncate(nbytes=25_000)
+    small.save(tmp_path / "small")
+    assert 0.99 * 25_000 <= small.nbytes <= 25_000
+    assert small.nbytes == sum(p.stat().st_size for p in (tmp_path / "small").iterdir())
+    assert adapter.nbytes > 31_000 and small.config["squared_error"] > adapter.config["squared_error"]
+    for loaded in (small, dts.Adapter.load(tmp_path / "small")):
+        assert loaded.verify(*bert_folders).problems == []
+    budget = 25_000 / (4 * adapter.config["base"]["parameters"])
+    loaded = dts.Adapter.load(adapter_folder, budget=budget)
+    ours, theirs = dict(loaded.apply(bert_folders[0])), dict(small.apply(bert_folders[0]))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_cut_adapter_is_about_as_good_as_one_made_so(bert_folders, adapter_folder):
+    cut = dts.Adapter.load(adapter_folder).truncate(nbytes=25_000)
+    made = compress(*bert_folders, nbytes=25_000)
+    assert cut.config["squared_error"] < 1.25 * made.config["squared_error"]
+
+
+def test_tensors_are_views_on_the_file(adapter_folder, tmp_path):
+    adapter = dts.Adapter.load(adapter_folder)
+    shutil.rmtree(adapter_folder)  # the mapping outlives the name
+    assert all(torch.isfinite(e.factors.packed.sigma).all() for e in adapter.entries.values() if e.kind == "factors")
