@@ -8,7 +8,17 @@ import typer
 from rich.table import Table
 
 from dts.cli.common import (
-    DryRun, Json, Overwrite, bytes_text, emit, list_of, output, parse_fraction, parse_size, percent, progress_bar,
+    DryRun,
+    Json,
+    Overwrite,
+    bytes_text,
+    emit,
+    list_of,
+    output,
+    parse_fraction,
+    parse_size,
+    percent,
+    progress_bar,
 )  # fmt: skip
 from dts.cli.inspect import summary, summary_table
 

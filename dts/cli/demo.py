@@ -7,7 +7,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from dts.cli.common import Json, bytes_text, emit, list_of, output, percent
+from dts.cli.common import Json, bytes_text, emit, list_of, output
+
+TEXT_WIDTH = 64  # characters shown of a text
 
 
 def demo(
@@ -39,24 +41,24 @@ def _show(report: dict):
 def _table(report: dict) -> Table:
     from dts.demo.run import SHOWN
 
-    table = Table(title="Accuracy on the test sets, and what an adapter costs", title_justify="left")
-    table.add_column("task")
-    for column in ("classes", "fine-tuned", "base"):
-        table.add_column(column, justify="right")
-    table.add_column("adapter")
-    for column in ("accuracy", "bytes", "AMR", "ADR", "KL"):
-        table.add_column(column, justify="right")
-    for row in [*report["tasks"], {"name": "mean", "class_names": None, **report["mean"]}]:
-        first = (row["name"], str(len(row["class_names"])) if row["class_names"] else "",
-                 percent(row["accuracy_finetuned"], 1), percent(row["accuracy_base"], 1))
+    table = Table(title="Accuracy on the test sets (%), and what an adapter costs", title_justify="left", box=None,
+                  padding=(0, 1, 0, 0))  # fmt: skip
+    table.add_column("task (classes)")
+    table.add_column("fine-\ntuned", justify="right")
+    table.add_column("base", justify="right")
+    table.add_column("adapter", no_wrap=True)
+    for column in ("accuracy", "bytes", "AMR %", "ADR %", "KL"):
+        table.add_column(column, justify="right", no_wrap=True)
+    rows = [(f"{row['name']} ({len(row['class_names'])})", row) for row in report["tasks"]]
+    for title, row in [*rows, ("mean", report["mean"])]:
+        first = (title, f"{100 * row['accuracy_finetuned']:.1f}", f"{100 * row['accuracy_base']:.1f}")
         for adapter in (a for a in row["adapters"] if a["adapter"] in SHOWN):
             table.add_row(
-                *first, f"{adapter['method']} {adapter['size']}", percent(adapter["accuracy"], 1),
-                bytes_text(round(adapter["bytes"])), percent(adapter["amr"]), percent(adapter["adr"]),
+                *first, f"{adapter['method']} {adapter['size']}", f"{100 * adapter['accuracy']:.1f}",
+                bytes_text(round(adapter["bytes"])), f"{100 * adapter['amr']:.2f}", f"{100 * adapter['adr']:.2f}",
                 f"{adapter['kl']:.4f}",
             )  # fmt: skip
-            first = ("", "", "", "")
-        table.add_section()
+            first = ("", "", "")
     return table
 
 
@@ -71,14 +73,14 @@ def _sentence(report: dict) -> str:
 
 
 def _answers(report: dict) -> Table:
-    table = Table(title="One batch, another task in every row, one forward pass", title_justify="left")
-    table.add_column("task")
-    table.add_column("text", max_width=60, overflow="ellipsis", no_wrap=True)
-    table.add_column("answer", overflow="fold")
-    table.add_column("fine-tune says", overflow="fold")
+    table = Table(title="One batch, another task in every row, one forward pass", title_justify="left", box=None,
+                  show_header=False, padding=(0, 2, 0, 0))  # fmt: skip
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
     for row in report["mixed_batch"]:
         text = row["text"] if isinstance(row["text"], str) else " / ".join(row["text"])
-        right = ("right", "green") if row["answer"] == row["truth"] else (f"truth: {row['truth']}", "red")
-        same = "the same" if row["answer"] == row["finetuned"] else row["finetuned"]
-        table.add_row(row["task"], text, Text.assemble(row["answer"], " (", right, ")"), same)
+        text = text if len(text) <= TEXT_WIDTH else text[: TEXT_WIDTH - 1] + "…"
+        right = ("right", "green") if row["answer"] == row["truth"] else (f"wrong: {row['truth']}", "red")
+        same = "as the fine-tune" if row["answer"] == row["finetuned"] else f"the fine-tune: {row['finetuned']}"
+        table.add_row(row["task"], Text.assemble(text, "\n→ ", row["answer"], "  (", right, f"; {same})"))
     return table

@@ -26,7 +26,8 @@ def summary(adapter) -> dict:
     return {
         "name": adapter.name, "description": adapter.description, "class_names": adapter.class_names,
         "folder": str(adapter.folder) if adapter.folder else None, "kind": adapter.kind, "method": adapter.method,
-        "bytes": adapter.nbytes, "amr": adapter.amr, "squared_error": adapter.config.get("squared_error"), "base": adapter.config["base"],
+        "bytes": adapter.nbytes, "amr": adapter.amr, "squared_error": adapter.config.get("squared_error"),
+        "base": adapter.config["base"],
         "created": adapter.config.get("created"),
     }  # fmt: skip
 
@@ -44,14 +45,14 @@ def tensors_of(adapter) -> list[dict]:
 
 def summary_table(result: dict, title: str | None = None):
     """The two columns a person reads of `summary`."""
-    base, names = result["base"], result["class_names"]
+    base, names, error = result["base"], result["class_names"], result["squared_error"]
     rows = {
         "task": result["name"] + (f": {result['description']}" if result["description"] else ""),
         "classes": f"{len(names)}: {', '.join(names)}" if names else "not named",
         "kind, method": f"{result['kind']}, {result['method']}",
         "bytes": f"{result['bytes']:,} ({bytes_text(result['bytes'])})",
         "of the base": rate_text(result),
-        "squared error": None if result["squared_error"] is None else f"{result['squared_error']:.3f} of the difference",
+        "squared error": error and f"{error:.3f} of the difference",
         "base": f"{base.get('name')}, {base['parameters']:,} parameters, {base.get('dtype')}",
         "fingerprint": base.get("fingerprint"),
         "folder": result["folder"],

@@ -7,7 +7,8 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from dts.demo.finetune import Recipe, base_folder, checkpoint_path, finetune
 from dts.demo.tasks import Task, demo_tasks, folder_tasks
 
 DATA_TASKS = ("trec6", "sst2", "stackoverflow20", "tweet_emotion")  # of a data folder, where none are named
+LINE_SECONDS = 10  # between lines of progress where there is no terminal
 MIXED_ROWS = 2  # of each task in the batch of many tasks
 
 
@@ -35,17 +37,16 @@ class Size:
 
     @property
     def slug(self) -> str:
-        return f"{self.method}-{self.label.replace(' ', '').replace('%', 'pct')}"
+        return f"{self.method}-{self.label.replace('%', 'pct')}"
 
 
 SIZES = (
-    Size("paper", "r = .03", {"rank_fraction": 0.03}),
-    Size("paper", "r = .1", {"rank_fraction": 0.1}),
-    Size("paper", "r = .3", {"rank_fraction": 0.3}),
-    Size("residual", "0.25 %", {"budget": 0.0025}),
-    Size("residual", "0.5 %", {"budget": 0.005}),
-    Size("residual", "1 %", {"budget": 0.01}),
-    Size("residual", "2 %", {"budget": 0.02}),
+    Size("paper", "r=.03", {"rank_fraction": 0.03}),
+    Size("paper", "r=.1", {"rank_fraction": 0.1}),
+    Size("paper", "r=.3", {"rank_fraction": 0.3}),
+    Size("residual", "0.25%", {"budget": 0.0025}),
+    Size("residual", "0.5%", {"budget": 0.005}),
+    Size("residual", "1%", {"budget": 0.01}),
 )
 SHOWN = ("paper-r=.3", "residual-0.5pct")  # in the table: the published setting, and ours at less than half its bytes
 SERVED = "residual-0.5pct"  # answers the batch of many tasks
@@ -61,13 +62,13 @@ def run(data: str | Path | None = None, names: list[str] | None = None, out: str
     What an earlier run already made, from the same data, recipe and code, is used again.
     """
     console = console or Console(stderr=True, markup=False, highlight=False)
+    _quiet()
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     tasks = _tasks(data, names)
     base = base_folder()
-    say = console.print
-    say(f"One base, {len(tasks)} tasks: MiniLM-L6 from {base.parent.name}, and {', '.join(t.name for t in tasks)}")
+    console.print(f"One base, MiniLM-L6, and {len(tasks)} tasks: {', '.join(task.name for task in tasks)}")
 
     folders = _finetunes(tasks, base, cache, console)
     rows = [_measured(task, folders[task.name], base, out, console) for task in tasks]
@@ -221,7 +222,7 @@ def _mixed_batch(tasks: list[Task], rows: list[dict], base: Path, console: Conso
     """Loads the base once with the served adapter of each task, and answers one batch of all tasks, row by row."""
     from transformers import AutoTokenizer
 
-    console.print(f"  load the base once with {len(rows)} adapters, and answer a batch in which every row is another task")
+    console.print(f"  load the base once with {len(rows)} adapters, answer a batch in which every row is another task")
     served = {row["name"]: _result(row, SERVED)["folder"] for row in rows}
     model = dts.DTSModel.from_pretrained(base, adapters=served)
     tokenizer = AutoTokenizer.from_pretrained(rows[0]["finetuned"])
@@ -273,22 +274,40 @@ def _mean(rows: list[dict]) -> dict:
 # ---- helpers ---------------------------------------------------------------------------------------------------
 
 
-class _bar:
-    """A bar with the time left on a terminal; yields ``step(done, total, note)``."""
+def _quiet() -> None:
+    """The demo shows its own progress: transformers' bars and its news of a new head would come between."""
+    import transformers
 
-    def __init__(self, console: Console, title: str):
-        columns = (TextColumn("  {task.description}", markup=False), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
-                   TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), 
-                   TextColumn("{task.fields[note]}", style="dim", markup=False))
-        self.progress = Progress(*columns, console=console, transient=True)
-        self.task = self.progress.add_task(title, total=None, note="")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
 
-    def __enter__(self):
-        self.progress.start()
-        return lambda done, total, note="": self.progress.update(self.task, completed=done, total=total, note=note)
 
-    def __exit__(self, *_):
-        self.progress.stop()
+@contextmanager
+def _bar(console: Console, title: str) -> Iterator[Callable]:
+    """Yields ``step(done, total, note)``: a bar with the time left on a terminal, now and then a line elsewhere."""
+    if not console.is_terminal:
+        yield _lines(console, title)
+        return
+    columns = (TextColumn("  {task.description}", markup=False), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
+               TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+               TextColumn("{task.fields[note]}", style="dim", markup=False))  # fmt: skip
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(title, total=None, note="")
+        yield lambda done, total, note="": progress.update(task, completed=done, total=total, note=note)
+
+
+def _lines(console: Console, title: str) -> Callable:
+    start = last = time.monotonic()
+
+    def step(done: int, total: int, note: str = ""):
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= LINE_SECONDS and done:
+            last = now
+            left = (now - start) / done * (total - done)
+            console.print(f"  {title}: {100 * done / total:.0f} %, {left:.0f} s left, {note}", soft_wrap=True)
+
+    return step
 
 
 def _write(path: Path, text: str) -> None:
