@@ -26,12 +26,16 @@ SIZES = [(384, 384), (3072, 768), (4096, 1024), (4096, 4096), (11008, 4096)]
 RANK_FRACTIONS = [0.05, 0.1, 0.3]
 ROWS = [1, 4, 16, 64, 512]
 TARGETS = {  # (m, n, r, rows, tasks, dtype) -> (largest ratio to nn.Linear, what issue 5 asks)
-    (4096, 4096, 0.3, 1, 1, "float32"): 1.20, (4096, 4096, 0.3, 1, 1, "bfloat16"): 1.40,
-    (4096, 4096, 0.05, 1, 1, "float32"): 1.05, (4096, 4096, 0.05, 1, 1, "bfloat16"): 1.10,
-    (4096, 4096, 0.3, 16, 16, "float32"): 2.0, (4096, 4096, 0.3, 512, 1, "float32"): 1.7,
+    (4096, 4096, 0.3, 1, 1, "float32"): 1.20,
+    (4096, 4096, 0.3, 1, 1, "bfloat16"): 1.40,
+    (4096, 4096, 0.05, 1, 1, "float32"): 1.05,
+    (4096, 4096, 0.05, 1, 1, "bfloat16"): 1.10,
+    (4096, 4096, 0.3, 16, 16, "float32"): 2.0,
+    (4096, 4096, 0.3, 512, 1, "float32"): 1.7,
 }
 QUICK = [(4096, 4096, r, rows, tasks, dtype) for m, n, r, rows, tasks, dtype in TARGETS] + [
-    (384, 384, 0.05, 1, 1, "float32"), (384, 384, 0.05, 16, 1, "float32"),
+    (384, 384, 0.05, 1, 1, "float32"),
+    (384, 384, 0.05, 16, 1, "float32"),
 ]
 FLUSH_BYTES = 64 << 20
 
@@ -41,7 +45,10 @@ def problems(quick: bool) -> list[tuple]:
         return QUICK
     every = [
         (m, n, r, rows, tasks, dtype)
-        for m, n in SIZES for r in RANK_FRACTIONS for rows in ROWS for tasks in (1, 16)
+        for m, n in SIZES
+        for r in RANK_FRACTIONS
+        for rows in ROWS
+        for tasks in (1, 16)
         for dtype in ("float32", "bfloat16")
         if rows >= tasks and (tasks == 1 or rows == 16)
     ]
@@ -79,8 +86,9 @@ class Competitors:
             return functional.linear(functional.linear(x, lora[0][0]), lora[0][1])
 
         def fallback():
-            return paths.LINEAR["table"](x, weight, None, bank.packed, bank.table, routing.slots, routing.weights, m,
-                                         bank.max_rank)
+            return paths.LINEAR["table"](
+                x, weight, None, bank.packed, bank.table, routing.slots, routing.weights, m, bank.max_rank
+            )
 
         self.functions = {
             "nn.Linear": lambda: functional.linear(x, weight),
@@ -94,9 +102,9 @@ class Competitors:
             if peft is not None:
                 self.functions["peft"] = lambda: peft(x)
         else:
-            self.functions["dense models"] = lambda: torch.cat([
-                functional.linear(x[i * each : (i + 1) * each], w) for i, w in enumerate(dense)
-            ])
+            self.functions["dense models"] = lambda: torch.cat(
+                [functional.linear(x[i * each : (i + 1) * each], w) for i, w in enumerate(dense)]
+            )
 
     def right(self) -> bool:
         """Whether the delta of the first row agrees with its float64 definition."""
@@ -120,7 +128,9 @@ def peft_layer(m: int, n: int, rank: int, weight: torch.Tensor):
         return None
     base = torch.nn.Linear(n, m, bias=False)
     base.weight.data = weight
-    layer = Linear(base, "default", config=LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0), r=rank, lora_alpha=rank)
+    layer = Linear(
+        base, "default", config=LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0), r=rank, lora_alpha=rank
+    )
     return layer.to(weight.dtype).eval()
 
 
@@ -138,8 +148,12 @@ def measure(functions: dict, seconds: float) -> dict[str, dict]:
             function()
             times[name].append((time.perf_counter() - start) * 1e3)
     return {
-        name: {"median": statistics.median(t), "p10": sorted(t)[len(t) // 10], "p90": sorted(t)[-1 - len(t) // 10],
-               "turns": len(t)}
+        name: {
+            "median": statistics.median(t),
+            "p10": sorted(t)[len(t) // 10],
+            "p90": sorted(t)[-1 - len(t) // 10],
+            "turns": len(t),
+        }
         for name, t in times.items()
     }
 
@@ -156,8 +170,17 @@ def run(problem: tuple, seconds: float) -> dict | None:
     times = measure(competitors.functions, seconds)
     base = times["nn.Linear"]["median"]
     return {
-        "m": m, "n": n, "r": r, "rank": competitors.bank.max_rank, "rows": rows, "tasks": tasks, "dtype": dtype,
-        "path": path, "packed_bytes": competitors.bank.nbytes, "times": times, "target": TARGETS.get(problem),
+        "m": m,
+        "n": n,
+        "r": r,
+        "rank": competitors.bank.max_rank,
+        "rows": rows,
+        "tasks": tasks,
+        "dtype": dtype,
+        "path": path,
+        "packed_bytes": competitors.bank.nbytes,
+        "times": times,
+        "target": TARGETS.get(problem),
         "ratio": {name: t["median"] / base for name, t in times.items()},
     }
 
@@ -198,8 +221,13 @@ def plot(results: list[dict], path: Path) -> None:
     for fraction in sorted({r["r"] for r in chosen}):
         points = sorted((r["rows"], r["ratio"]["dts"], r["ratio"]["lora"]) for r in chosen if r["r"] == fraction)
         drawn = axes.plot([p[0] for p in points], [p[1] for p in points], "o-", label=f"DTS, r = {fraction}")
-        axes.plot([p[0] for p in points], [p[2] for p in points], "x--", color=drawn[0].get_color(),
-                  label=f"LoRA of the same rank, r = {fraction}")
+        axes.plot(
+            [p[0] for p in points],
+            [p[2] for p in points],
+            "x--",
+            color=drawn[0].get_color(),
+            label=f"LoRA of the same rank, r = {fraction}",
+        )
     axes.set(xscale="log", xlabel="rows", ylabel="time / nn.Linear", title=f"4096 x 4096, fp32, {cpu_name()}")
     axes.axhline(1, color="grey", linewidth=0.8)
     axes.legend()
@@ -208,8 +236,11 @@ def plot(results: list[dict], path: Path) -> None:
 
 def cpu_name() -> str:
     info = Path("/proc/cpuinfo")
-    names = [row.split(":", 1)[1].strip() for row in info.read_text().splitlines() if row.startswith("model name")] \
-        if info.exists() else []
+    names = (
+        [row.split(":", 1)[1].strip() for row in info.read_text().splitlines() if row.startswith("model name")]
+        if info.exists()
+        else []
+    )
     return names[0] if names else platform.processor() or platform.machine()
 
 
@@ -220,15 +251,28 @@ def crossover(seconds: float) -> None:
         for rows in (16, 32, 64, 128, 256, 512):
             c = Competitors(4096, 1024, 0.3, rows, 1, dtype)
             tasks = native.Tasks.of(c.bank.packed, c.bank.table)
-            arguments = (c.x, None, c.bank.packed, c.bank.table, c.routing.slots, c.routing.weights, 4096, c.bank.max_rank)
+            arguments = (
+                c.x,
+                None,
+                c.bank.packed,
+                c.bank.table,
+                c.routing.slots,
+                c.routing.weights,
+                4096,
+                c.bank.max_rank,
+            )
             functions = {"nn.Linear": lambda a=arguments: paths.DELTA_LINEAR["unpack"](*a, False)}
             for name in native.variants():
                 functions[name] = lambda a=arguments, t=tasks, name=name: native.delta_linear(
-                    a[0], None, t, a[4], a[5], 4096, False, False, name)
+                    a[0], None, t, a[4], a[5], 4096, False, False, name
+                )
             times = measure(functions, seconds)
             for name in native.variants():
-                print(f"{name:>11} {str(dtype)[6:]:<9} {rows:>5} {times[name]['median']:10.3f} "
-                      f"{times['nn.Linear']['median']:10.3f}", flush=True)
+                print(
+                    f"{name:>11} {str(dtype)[6:]:<9} {rows:>5} {times[name]['median']:10.3f} "
+                    f"{times['nn.Linear']['median']:10.3f}",
+                    flush=True,
+                )
 
 
 def main() -> None:
@@ -242,8 +286,10 @@ def main() -> None:
     with torch.inference_mode():
         if options.crossover:
             return crossover(options.seconds)
-        print(f"{cpu_name()}, {torch.get_num_threads()} threads, {native.variant() or 'no compiled kernels'}, "
-              f"torch {torch.__version__}\n{HEADER}")
+        print(
+            f"{cpu_name()}, {torch.get_num_threads()} threads, {native.variant() or 'no compiled kernels'}, "
+            f"torch {torch.__version__}\n{HEADER}"
+        )
         results = []
         for problem in problems(options.quick):
             result = run(problem, options.seconds)
@@ -252,8 +298,14 @@ def main() -> None:
                 print(line(result), flush=True)
     folder = options.out or Path(__file__).parents[1] / "results" / cpu_name().lower().replace(" ", "-")
     folder.mkdir(parents=True, exist_ok=True)
-    record = {"cpu": cpu_name(), "threads": torch.get_num_threads(), "variant": native.variant(),
-              "torch": torch.__version__, "date": datetime.now(UTC).isoformat(timespec="seconds"), "results": results}
+    record = {
+        "cpu": cpu_name(),
+        "threads": torch.get_num_threads(),
+        "variant": native.variant(),
+        "torch": torch.__version__,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "results": results,
+    }
     name = "cpu-quick" if options.quick else "cpu"
     (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     plot(results, folder / f"{name}.png")

@@ -51,30 +51,77 @@ def signature(kernel: str, dtype: str, levels: bool, **overrides) -> tuple[dict,
     options = {"num_warps": 4, "num_stages": 3}
     constants = CONFIG | {"LEVELS": levels}
     if kernel == "shrink":
-        arguments = {"x": pointer, **operands, "weights": "*fp32", "t": pointer, **integers, "in_features": "i32",
-                     "width": "i32"}
+        arguments = {
+            "x": pointer,
+            **operands,
+            "weights": "*fp32",
+            "t": pointer,
+            **integers,
+            "in_features": "i32",
+            "width": "i32",
+        }
         constants |= {"PDL": False}
         options |= registers(getattr(torch, dtype))
     elif kernel == "expand":
-        arguments = {"t": pointer, **operands, "y": pointer, "out": pointer, **integers, "width": "i32",
-                     "out_features": "i32", "out_columns": "i32"}
+        arguments = {
+            "t": pointer,
+            **operands,
+            "y": pointer,
+            "out": pointer,
+            **integers,
+            "width": "i32",
+            "out_features": "i32",
+            "out_columns": "i32",
+        }
         constants |= {"ADD": True}
     elif kernel == "base_expand":
-        arguments = {"x": pointer, "weight": pointer, "bias": pointer, "t": pointer, **operands, "out": pointer,
-                     **integers, "width": "i32", "in_features": "i32", "out_features": "i32", "out_columns": "i32"}
+        arguments = {
+            "x": pointer,
+            "weight": pointer,
+            "bias": pointer,
+            "t": pointer,
+            **operands,
+            "out": pointer,
+            **integers,
+            "width": "i32",
+            "in_features": "i32",
+            "out_features": "i32",
+            "out_columns": "i32",
+        }
         constants |= {"BLOCK_N": 32, "BLOCK_K": 128, "BIAS": True, "PDL": False}
         options["num_stages"] = 4
     elif kernel == "dequantise":
-        arguments = {**operands, "place": "i32", "out": pointer, "tasks": "i32", "contracted": "i32",
-                     "columns": "i32", "width": "i32"}
+        arguments = {
+            **operands,
+            "place": "i32",
+            "out": pointer,
+            "tasks": "i32",
+            "contracted": "i32",
+            "columns": "i32",
+            "width": "i32",
+        }
         constants = {"U": True, "BLOCK_N": 64, "LEVELS": levels}
         options["num_warps"] = 8
     else:
-        arguments = {**operands, "gamma": "*fp32", "base": pointer, "out": pointer, "tasks": "i32", "places": "i32",
-                     "in_features": "i32", "out_features": "i32", "out_columns": "i32"}
+        arguments = {
+            **operands,
+            "gamma": "*fp32",
+            "base": pointer,
+            "out": pointer,
+            "tasks": "i32",
+            "places": "i32",
+            "in_features": "i32",
+            "out_features": "i32",
+            "out_columns": "i32",
+        }
         wide = levels or dtype == "float32"
-        constants = {"BLOCK_M": 64, "LEVELS": levels, "ADD": True, "D": tl.float32 if wide else tl.dtype(DTYPES[dtype]),
-                     "PRECISION": "ieee" if dtype == "float32" else "tf32"}
+        constants = {
+            "BLOCK_M": 64,
+            "LEVELS": levels,
+            "ADD": True,
+            "D": tl.float32 if wide else tl.dtype(DTYPES[dtype]),
+            "PRECISION": "ieee" if dtype == "float32" else "tf32",
+        }
         options |= {"num_warps": 8, "num_stages": 1}
     options |= {k: overrides.pop(k) for k in ("num_warps", "num_stages") if k in overrides}
     return arguments, constants | overrides, options
@@ -92,15 +139,20 @@ def compile_kernel(kernel: str, arch: int, dtype: str, levels: bool, **overrides
     names = function.arg_names
     types = {name: arguments.get(name, "constexpr") for name in names}
     # what the launcher knows of an LLM's sizes: pointers and lengths are multiples of 16
-    aligned = [n for n in arguments if arguments[n][0] == "*" or n in
-               ("in_features", "out_features", "out_columns", "width", "contracted", "columns")]
+    aligned = [
+        n
+        for n in arguments
+        if arguments[n][0] == "*"
+        or n in ("in_features", "out_features", "out_columns", "width", "contracted", "columns")
+    ]
     attributes = {(names.index(n),): [["tt.divisibility", 16]] for n in aligned}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import triton
 
-        compiled = triton.compile(ASTSource(function, types, constants, attributes),
-                                  target=GPUTarget("cuda", arch, 32), options=options)
+        compiled = triton.compile(
+            ASTSource(function, types, constants, attributes), target=GPUTarget("cuda", arch, 32), options=options
+        )
     return compiled, constants, options
 
 
@@ -149,15 +201,30 @@ def report(kernel: str, arch: int, dtype: str, levels: bool, **overrides) -> Rep
     registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+).*LOCAL:(\d+)", usage).groups())
     counted = None
     if kernel in ("shrink", "expand") and dtype != "float32":
-        counted = instructions_per_code(sass, constants["BLOCK_T"], constants["BLOCK_N"], options["num_warps"],
-                                        3 if levels else 1)
-    return Report(kernel, arch, dtype, "any four" if levels else "4:1", registers, stack, local,
-                  compiled.metadata.shared, None if counted is None else round(counted, 2))
+        counted = instructions_per_code(
+            sass, constants["BLOCK_T"], constants["BLOCK_N"], options["num_warps"], 3 if levels else 1
+        )
+    return Report(
+        kernel,
+        arch,
+        dtype,
+        "any four" if levels else "4:1",
+        registers,
+        stack,
+        local,
+        compiled.metadata.shared,
+        None if counted is None else round(counted, 2),
+    )
 
 
 def table(kernels=KERNELS, architectures=ARCHITECTURES, dtypes=("float16", "bfloat16")) -> list[Report]:
-    return [report(kernel, arch, dtype, levels) for kernel in kernels for arch in architectures for dtype in dtypes
-            for levels in (False, True)]
+    return [
+        report(kernel, arch, dtype, levels)
+        for kernel in kernels
+        for arch in architectures
+        for dtype in dtypes
+        for levels in (False, True)
+    ]
 
 
 def main() -> None:
@@ -174,8 +241,10 @@ def main() -> None:
     print(f"{'kernel':12} {'arch':6} {'dtype':9} {'levels':9} registers  stack  local  shared  instructions a code")
     for r in rows:
         count = "" if r.instructions_per_code is None else f"{r.instructions_per_code:.2f}"
-        print(f"{r.kernel:12} sm_{r.arch:<3} {r.dtype:9} {r.levels:9} {r.registers:9} {r.stack:6} {r.local:6} "
-              f"{r.shared:7}  {count:>19}")
+        print(
+            f"{r.kernel:12} sm_{r.arch:<3} {r.dtype:9} {r.levels:9} {r.registers:9} {r.stack:6} {r.local:6} "
+            f"{r.shared:7}  {count:>19}"
+        )
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ class BudgetError(ValueError):
 class Curve:
     """Choices for one matrix: int64 ranks (0 first, ascending), bytes at each, and squared error at each (absolute).
 
-    ``errors`` are of the best scale (least squares), not of the norm-keeping one: keeping the norm makes models better
-    although it adds Frobenius error, at small ranks more than it removes.
+    ``errors`` are of the best scale (least squares), not of the codec's, which makes models better although it adds
+    Frobenius error, at small ranks more than it removes.
     """
 
     ranks: np.ndarray

@@ -193,8 +193,8 @@ class _Run:
             total = lambda ranks: measured(self.config, self._assemble(ranks, self._planned), self.base_digests)  # noqa: E731
             return budgets.allocate_exactly(curves, asked, total)
         norms = [plan.norm for plan in self.plans.values()]
-        target = asked * sum(norm**2 for norm in norms)  # of the norm-keeping error; the curves' is the best scale's
-        return budgets.allocate(curves, target=target * (1 - asked / 4) if self.method == "residual" else target)
+        target = asked * sum(norm**2 for norm in norms)  # at the codec's scale; the curves' is at the best
+        return budgets.allocate(curves, target=target * (1 - asked / 16) if self.method == "residual" else target)
 
     def _assemble(self, ranks: list[int], make) -> dict[str, Entry]:
         chosen: dict[str, list[int]] = {}

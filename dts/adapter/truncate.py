@@ -20,9 +20,7 @@ def prefix_curve(factors: Factors) -> Curve:
     rank = factors.rank
     ranks = np.unique(np.append(np.arange(0, rank, BLOCK), rank))
     if factors.method == "residual":
-        norm_kept = factors.prefix_errors().numpy()[ranks]
-        errors = 1 - (1 - norm_kept / 2) ** 2
-        errors[0] = 1.0
+        errors = 1 - factors.prefix_shares().numpy()[ranks]
     else:
         energy = np.concatenate([[0.0], factors.packed.sigma.double().square().cumsum(0).numpy()])[ranks]
         errors = 1 - PAPER_KEPT * energy / factors.norm**2

@@ -35,7 +35,7 @@ def compress_tensor(
     rank_fraction: rank = int(rank_fraction * min(m, n)), at least 1
     rank: at most this many components, fewer where they would be of no use; "residual" takes up to
         4 min(m, n), the components beyond the delta's rank correct the rounding of the others, "paper" min(m, n)
-    target_error: squared relative error ||delta - delta_hat||^2 / ||delta||^2 (of the norm-keeping reconstruction)
+    target_error: squared relative error ||delta - delta_hat||^2 / ||delta||^2 of the reconstruction,
         not to exceed with as few components as a short search finds; where even the largest rank misses it,
         that rank is returned and its ``squared_error`` says so.  Method "residual" only
     name: for messages; device: where to compute (default: delta's own); seed: of all random choices, so that

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dts_kernels.layout import PackedFactors, pack
 
-from .factors import least_squares
+from .factors import GAIN, error_of, least_squares
 from .svd import leading_svd
 
 RMS = 2.7  # of the codes that fit a normal distribution best, near enough for a start
@@ -35,7 +35,7 @@ NEGLIGIBLE = 1e-12  # share of the energy that no further component is spent on
 
 
 def encode(delta: Tensor, rank: int, seed: int = 0) -> tuple[PackedFactors, float]:
-    """At most ``rank`` components of delta, largest first, scaled so that the norm is kept.
+    """At most ``rank`` components of delta, largest first, at the scale of `factors`.
 
     delta: float32 [m, n], not zero, elements of order 1.  Returns the factors and the squared relative error,
     2 - 2 sqrt(share), where share of ||delta||^2 is what the least squares components explain.
@@ -56,7 +56,7 @@ def encode(delta: Tensor, rank: int, seed: int = 0) -> tuple[PackedFactors, floa
     share = min(1.0, explained / delta.norm().square().item())
     order = (sigma * u.norm(dim=1) * v.norm(dim=1)).argsort(descending=True, stable=True)
     codes = lambda x: pack(((x < 0) * 2 + (x.abs() > THRESHOLD)).byte()[order].T)  # noqa: E731
-    return PackedFactors(codes(u), codes(v), sigma[order] * share**-0.5), 2 - 2 * share**0.5
+    return PackedFactors(codes(u), codes(v), sigma[order] * share**-GAIN), error_of(share)
 
 
 def affordable(m: int, n: int, rank: int) -> int:

@@ -15,18 +15,19 @@ v^ and the error of v beside u^, and one of energy e (1 - rho^2)^2; later compon
 three again.  So the energies on offer are s_i^2 and all their descendants, the k largest are taken, and each gives
 rho^4 of itself:
 
-    share(k) = rho^4 sum of the k largest / ||Delta||^2,        error(k) = 2 - 2 sqrt(share(k))   (norm kept)
+    share(k) = rho^4 sum of the k largest / ||Delta||^2,        error(k) = 1 - 2 share(k)^(3/4) + share(k)^(1/2)
 
 The codec rounds all components together, which makes it a vector quantiser of 2 bits an element.  The best one of a
 normal source has rho^2 = 1 - 2^-4 = 0.9375 (Shannon's rate-distortion function), and that is the prediction.
 Rounding element by element to +-1 and +-4 times the best scale has rho^2 = 0.8795: the upper bound for vectors
 that are close to normal (spiky ones, with a few large elements, err more).  The lower bound is rho = 1 without
-descendants, 2 - 2 sqrt(h): the truncated SVD's with its norm kept (Eckart and Young).
+descendants: the truncated SVD's at the same scale (Eckart and Young).
 """
 
 import torch
 from torch import Tensor
 
+from .factors import error_of
 from .svd import gram
 
 PAPER_KEPT = 0.7204  # 2 rho^2 - 1, rho = 0.9275
@@ -53,14 +54,14 @@ def predicted_error(singular_values: Tensor, ranks, method: str = "residual") ->
     energies = sorted_energies(singular_values)
     if method == "paper":
         return 1 - PAPER_KEPT * head_share(energies, ranks)
-    return 2 - 2 * residual_share(energies, ranks, SHANNON_KEPT).sqrt()
+    return error_of(residual_share(energies, ranks, SHANNON_KEPT))
 
 
 def error_bounds(singular_values: Tensor, ranks) -> tuple[Tensor, Tensor]:
     """(lower, upper) of method "residual"'s squared relative error at each rank, as `predicted_error`."""
     energies = sorted_energies(singular_values)
     least, most = residual_share(energies, ranks, SCALAR_KEPT), head_share(energies, ranks).clamp(max=1)
-    return 2 - 2 * most.sqrt(), 2 - 2 * least.sqrt()
+    return error_of(most), error_of(least)
 
 
 def sorted_energies(singular_values: Tensor) -> Tensor:
