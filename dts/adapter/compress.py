@@ -15,11 +15,11 @@ from dts.adapter import budget as budgets
 from dts.adapter.adapter import Adapter
 from dts.adapter.entries import Entry
 from dts.adapter.format import FORMAT_VERSION, check_out, digest, number, short, write
-from dts.adapter.plan import Compressible, has_experts, matrices_of, plan_tensor, shared_delta
+from dts.adapter.plan import Compressible, compressible, matrices_of, plan_tensor, shared_delta
 from dts.adapter.tokenizer import differing_files
 from dts.adapter.truncate import measured
 from dts.adapter.work import Work
-from dts.checkpoint import Checkpoint, Pairing, digests, fingerprint, open_checkpoint, pair
+from dts.checkpoint import Checkpoint, Pair, Pairing, digests, fingerprint, open_checkpoint, pair
 from dts.codec import compress_tensor
 from dts.codec.compress import METHODS
 
@@ -142,11 +142,11 @@ class _Run:
     def entries(self) -> dict[str, Entry]:
         """The adapter's entries; ``config`` describes them afterwards."""
         self.plans = {}
-        for pair in self.pairing.pairs.values():
-            self._step(pair.name)
-            plan = self._plan(pair)
+        for name, origin in self.pairing.pairs.items():
+            self._step(name)
+            plan = self._plan(origin)
             if plan is not None:
-                self.plans[pair.name] = plan
+                self.plans[name] = plan
         self.where = [(name, i) for name, plan in self.plans.items() if isinstance(plan, Compressible)
                       for i in range(len(plan.matrices))]  # fmt: skip
         asked = self.asked
@@ -169,18 +169,15 @@ class _Run:
         self.progress(self.total, self.total, "")
         return entries
 
-    def _plan(self, pair):
-        cached = self.work.spectra(pair.name)
+    def _plan(self, origin: Pair) -> Entry | Compressible | None:
+        """`plan_tensor`, from the spectra of an interrupted run where it has them."""
+        cached = self.work.spectra(origin.name)
         if cached is None:
-            plan = plan_tensor(self.pairing, pair, self.method, self.spectrum, self.device)
+            plan = plan_tensor(self.pairing, origin, self.method, self.spectrum, self.device)
             if isinstance(plan, Compressible):
                 self.work.keep_spectra(plan)
             return plan
-        shape, dtype = self.pairing.finetuned.shape(pair.name), self.pairing.finetuned.dtype(pair.name)
-        base_rows = self.pairing.base.shape(pair.base_name)[0]
-        added = self.pairing.finetuned.load(pair.name)[base_rows:].contiguous() if pair.added_rows else None
-        kind = "experts" if has_experts(pair.name, shape) else "factors"
-        return Compressible(pair, shape, dtype, kind, cached, added, [None] * len(cached))
+        return compressible(self.pairing, origin, cached)
 
     def _ranks(self, asked: float) -> list[int]:
         """Ranks of all matrices, in the order of ``where``."""

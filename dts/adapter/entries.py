@@ -68,7 +68,8 @@ class Entry:
         base: the base's tensor; only kind "value" needs it.  Not defined for "tied" and ``task_only`` entries.
         """
         if self.kind == "tied" or self.task_only:
-            raise ValueError(f"{self.name} has no difference of its own: it is {self.tied_to or 'only the fine-tune'}'s")
+            owner = self.tied_to or "only the fine-tune"
+            raise ValueError(f"{self.name} has no difference of its own: it is {owner}'s")
         if self.kind == "value":
             if base is None:
                 raise ValueError(f"{self.name} is stored as a whole value: its difference needs the base's tensor")

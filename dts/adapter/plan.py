@@ -148,15 +148,22 @@ def plan_tensor(pairing: Pairing, pair: Pair, method: str, spectrum: bool, devic
         value = finetuned.load(pair.name)
         return Entry(pair.name, None, shape, "value", dtype, tensor=value, task_only=True)
     base_shape = pairing.base.shape(pair.base_name)
-    added = finetuned.load(pair.name)[base_shape[0] :].contiguous() if pair.added_rows else None
-    if not dtype.is_floating_point or not is_matrix(pair.name, base_shape, method) and added is None:
+    if not dtype.is_floating_point or not is_matrix(pair.name, base_shape, method) and not pair.added_rows:
         return _raw(pairing, pair, dtype)
     delta = shared_delta(pairing, pair)
     parts = [Matrix.of(part, pair.name, spectrum, device) for part in matrices_of(pair.name, delta)]
-    kind = "experts" if has_experts(pair.name, base_shape) else "factors"
-    if added is None and not any(m.norm for m in parts):
+    if not pair.added_rows and not any(m.norm for m in parts):
         return None
-    return Compressible(pair, shape, dtype, kind, parts, added, [None] * len(parts))
+    return compressible(pairing, pair, parts)
+
+
+def compressible(pairing: Pairing, pair: Pair, matrices: list[Matrix]) -> Compressible:
+    """A tensor of these matrices, with its added rows."""
+    shape, base_rows = pairing.finetuned.shape(pair.name), pairing.base.shape(pair.base_name)[0]
+    added = pairing.finetuned.load(pair.name)[base_rows:].contiguous() if pair.added_rows else None
+    kind = "experts" if has_experts(pair.name, shape) else "factors"
+    dtype = pairing.finetuned.dtype(pair.name)
+    return Compressible(pair, shape, dtype, kind, matrices, added, [None] * len(matrices))
 
 
 def _raw(pairing: Pairing, pair: Pair, dtype: torch.dtype) -> Entry | None:

@@ -105,7 +105,7 @@ def open_checkpoint(source, revision: str | None = None) -> Checkpoint:
         return _from_folder(path)
     if path.is_file():
         return _from_file(path)
-    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(source)) and not path.suffix.lower() in (".safetensors", *PICKLES):
+    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(source)) and path.suffix.lower() not in (".safetensors", *PICKLES):
         return _from_hub(str(source), revision)
     raise CheckpointError(f"there is no checkpoint at {source}")
 
@@ -116,7 +116,7 @@ def _from_tensors(state: Mapping, source: str) -> Checkpoint:
         wrong_kind = f"values that are not tensors: {', '.join(wrong[:10])}" if state else "no tensors at all"
         raise CheckpointError(f"{source} has {wrong_kind}")
     if wrong:  # {"state_dict": {...}, "epoch": ...}, as trainers write it
-        inner = [v for v in state.values() if isinstance(v, Mapping) and v and isinstance(next(iter(v.values())), Tensor)]
+        inner = [v for v in state.values() if isinstance(v, Mapping) and any(isinstance(t, Tensor) for t in v.values())]
         if len(inner) != 1:
             raise CheckpointError(f"{source} is no state dict: its keys are {', '.join(wrong[:10])}")
         return _from_tensors(inner[0], source)

@@ -130,7 +130,11 @@ def _compare(base, finetuned, name: str, base_name: str, in_body: bool, wrong: l
 
 def _related(base, finetuned, name: str, base_name: str) -> bool:
     """Is the difference on the rows both have smaller than the rows?  It is where a vocabulary grew; where a head was
-    replaced it is larger, by a factor of about sqrt(2)."""
+    replaced it is larger, by a factor of about sqrt(2).  A bias goes with its weight."""
+    if name.endswith(".bias") and base_name.endswith(".bias"):
+        weight, base_weight = (n.removesuffix("bias") + "weight" for n in (name, base_name))
+        if weight in finetuned.tensors and base_weight in base.tensors:
+            return _related(base, finetuned, weight, base_weight)
     rows = min(finetuned.shape(name)[0], base.shape(base_name)[0])
     before = base.load(base_name)[:rows].float()
     return bool((finetuned.load(name)[:rows].float() - before).norm() < before.norm())

@@ -29,7 +29,7 @@ def test_whole_folder_takes_the_bytes_asked_for(bert_folders, tmp_path, method, 
     assert not list(tmp_path.iterdir())
     adapter = compress(base, finetuned, out=tmp_path / "a", nbytes=nbytes, method=method)
     assert 0.99 * nbytes <= adapter.nbytes <= nbytes
-    assert adapter.nbytes == on_disk(tmp_path / "a") == json.loads((tmp_path / "a/dts_config.json").read_text())["bytes"]
+    assert adapter.nbytes == on_disk(tmp_path / "a") == dts.Adapter.load(tmp_path / "a").nbytes
     assert abs(planned.nbytes - adapter.nbytes) <= 0.01 * nbytes
     assert planned.config["squared_error"] == pytest.approx(adapter.config["squared_error"], abs=0.1)
     assert not hidden(tmp_path)

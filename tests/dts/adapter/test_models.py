@@ -124,7 +124,8 @@ def test_vision_model_with_convolution_and_3d_positions(finetune, tmp_path):
 
 
 def test_integers_and_booleans_that_differ_are_stored_whole():
-    base = {"w": torch.zeros(32, 32), "steps": torch.tensor([1, 2]), "mask": torch.tensor([True]), "same": torch.ones(3).int()}
+    base = {"w": torch.zeros(32, 32), "steps": torch.tensor([1, 2]), "mask": torch.tensor([True]),
+            "same": torch.ones(3).int()}  # fmt: skip
     tuned = dict(base) | {"steps": torch.tensor([1, 5]), "mask": torch.tensor([False])}
     adapter = compress(base, tuned, nbytes=4000)
     assert {name: entry.kind for name, entry in adapter.entries.items()} == {"steps": "value", "mask": "value"}
