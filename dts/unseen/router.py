@@ -77,7 +77,7 @@ class EnergyRouter:
            sharpness: float = 8.0) -> "EnergyRouter":
         """A router for a base (or a ``DTSModel``) and adapters {task: Adapter}.
 
-        blocks: how many of the first numbered blocks are looked at, besides embeddings; layers: a function of a tensor's
+        blocks: how many of the first numbered blocks are used, besides embeddings; layers: a function of a tensor's
         name that says whether to use it, instead; rank: components of each task; sharpness: what scores
         are multiplied by before the softmax that gives the confidence.
         """
