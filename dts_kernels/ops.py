@@ -5,7 +5,8 @@ name in the namespace ``dts``, which has a fake (shapes without data), autograd 
 constants) and an implementation for every device.
 """
 
-from functools import partial
+import math
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -39,7 +40,8 @@ def delta_linear(x: Tensor, bank: Bank, routing: Routing, y: Tensor | None = Non
     Raises ValueError with all sizes if they do not fit.
     """
     _check(x, bank, routing, y)
-    return torch.ops.dts.delta_linear(
+    op = _delta_linear if _direct(x, y) else torch.ops.dts.delta_linear
+    return op(
         x, y, bank.packed, bank.table, routing.slots, routing.weights, bank.out_features, bank.max_rank, bank.layout,
         False,
     )
@@ -55,7 +57,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, bank: Bank, routing: 
             f"weight {list(weight.shape)} does not fit the bank's [{bank.out_features}, {bank.in_features}]"
         )
     _check(x, bank, routing, None)
-    return torch.ops.dts.linear(
+    op = _linear if _direct(x, weight, bias) else torch.ops.dts.linear
+    return op(
         x, weight, bias, bank.packed, bank.table, routing.slots, routing.weights, bank.out_features, bank.max_rank,
         bank.layout,
     )
@@ -111,19 +114,37 @@ def _check(x: Tensor, bank: Bank, routing: Routing, y: Tensor | None) -> None:
         raise ValueError("; ".join(wrong))
 
 
-def _problem(op: str, x: Tensor, slots: Tensor, table: Tensor, out_features: int, max_rank: int, layout: str,
-             transposed=False) -> Problem:
-    return Problem(
-        op=op, device=dispatch.device_kind(x.device.type), dtype=str(x.dtype).removeprefix("torch."), rows=x.shape[:-1].numel(),
-        in_features=x.shape[-1], out_features=out_features, max_rank=max_rank, entries=slots.shape[0],
-        places=slots.shape[1], tasks=table.shape[0], layout=layout, transposed=transposed,
-        exact=dispatch.exact(),
+def _direct(*tensors: Tensor | None) -> bool:
+    """Whether the dispatcher has nothing to add: plain tensors on the CPU, no gradient, nobody tracing.
+
+    It costs as much as the product of a small layer.
+    """
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state():
+        return False
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    grad = torch.is_grad_enabled()
+    return all(
+        t is None or type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu" and not (grad and t.requires_grad)
+        for t in tensors
     )
 
 
-def _run(paths: dict, problem: Problem, *arguments):
-    path = dispatch.choose(problem)
-    dispatch.ran[problem.op, path] += 1
+@lru_cache(maxsize=4096)
+def _path(op: str, device: str, dtype: torch.dtype, rows: int, in_features: int, out_features: int, max_rank: int,
+          entries: int, places: int, tasks: int, layout: str, transposed: bool, exact: bool) -> str:
+    return dispatch.choose(Problem(op, device, str(dtype).removeprefix("torch."), rows, in_features, out_features, max_rank,
+                                   entries, places, tasks, layout, transposed, exact))
+
+
+def _run(paths: dict, op: str, x: Tensor, slots: Tensor, table: Tensor, out_features: int, max_rank: int, layout: str,
+         transposed: bool, *arguments):
+    *rows, in_features = x.shape
+    device = x.device.type if layout == "disk" else dispatch.device_kind(x.device.type)
+    entries, places = slots.shape
+    path = _path(op, device, x.dtype, math.prod(rows), in_features, out_features, max_rank, entries, places, table.shape[0],
+                 layout, transposed, dispatch.exact())
+    dispatch.ran[op, path] += 1
     return paths[path](*arguments)
 
 
@@ -131,20 +152,21 @@ def _run(paths: dict, problem: Problem, *arguments):
 
 
 def _delta_linear(x, y, packed, table, slots, weights, out_features, max_rank, layout, transposed):
-    problem = _problem("delta_linear", x, slots, table, out_features, max_rank, layout, transposed)
-    return _run(DELTA_LINEAR, problem, x, y, packed, table, slots, weights, out_features, max_rank, transposed)
+    return _run(DELTA_LINEAR, "delta_linear", x, slots, table, out_features, max_rank, layout, transposed,
+                x, y, packed, table, slots, weights, out_features, max_rank, transposed)
 
 
 def _linear(x, weight, bias, packed, table, slots, weights, out_features, max_rank, layout):
-    problem = _problem("linear", x, slots, table, out_features, max_rank, layout)
-    return _run(LINEAR, problem, x, weight, bias, packed, table, slots, weights, out_features, max_rank)
+    return _run(LINEAR, "linear", x, slots, table, out_features, max_rank, layout, False,
+                x, weight, bias, packed, table, slots, weights, out_features, max_rank)
 
 
 def _reconstruct(packed, table, gamma, base, out_features, in_features, max_rank, layout, dtype):
     device = packed[0].device.type if packed else "cpu"
-    problem = Problem("reconstruct", dispatch.device_kind(device), str(dtype).removeprefix("torch."), out_features, in_features,
-                      out_features, max_rank, tasks=table.shape[0], layout=layout, exact=dispatch.exact())
-    return _run(RECONSTRUCT, problem, packed, table, gamma, base, out_features, in_features, max_rank, dtype)
+    path = _path("reconstruct", dispatch.device_kind(device) if layout != "disk" else device, dtype, out_features,
+                 in_features, out_features, max_rank, 1, 1, table.shape[0], layout, False, dispatch.exact())
+    dispatch.ran["reconstruct", path] += 1
+    return RECONSTRUCT[path](packed, table, gamma, base, out_features, in_features, max_rank, dtype)
 
 
 def _delta_linear_reference(x, y, packed, table, slots, weights, out_features, max_rank, transposed):
@@ -172,9 +194,10 @@ def _reconstruct_reference(packed, table, gamma, base, out_features, in_features
 
 
 def _delta_embedding(ids, packed, table, slots, weights, out_features, max_rank, layout, in_features, dtype):
-    problem = Problem("delta_embedding", ids.device.type, str(dtype).removeprefix("torch."), ids.numel(), in_features,
-                      out_features, max_rank, slots.shape[0], slots.shape[1], table.shape[0], layout)
-    return _run(DELTA_EMBEDDING, problem, ids, packed, table, slots, weights, out_features, in_features, dtype)
+    path = _path("delta_embedding", ids.device.type, dtype, ids.numel(), in_features, out_features, max_rank,
+                 *slots.shape, table.shape[0], layout, False, dispatch.exact())
+    dispatch.ran["delta_embedding", path] += 1
+    return DELTA_EMBEDDING[path](ids, packed, table, slots, weights, out_features, in_features, dtype)
 
 
 def _delta_embedding_reference(ids, packed, table, slots, weights, out_features, in_features, dtype):

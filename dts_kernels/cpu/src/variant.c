@@ -12,6 +12,12 @@
 #define INLINE static inline __attribute__((always_inline))
 #include SIMD_HEADER
 
+#ifdef __clang__ /* element i of the result needs element i of the operands only, which may be the same memory */
+#define ELEMENTWISE _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define ELEMENTWISE _Pragma("GCC ivdep")
+#endif
+
 enum { BYTES = 4 * LANES, TILE = 4 * LANES, AHEAD = 64 };
 
 #if LANES != 16 /* no masked loads: copy a ragged end */
@@ -59,14 +65,24 @@ static void widen(const void *in, int dtype, int64_t count, float *out) {
 }
 
 static void narrow(const float *in, const void *add, void *out, int dtype, int64_t count) {
-    if (dtype == FLOAT32)
-        for (int64_t i = 0; i < count; i++) ((float *)out)[i] = (add ? ((const float *)add)[i] : 0.0f) + in[i];
-    else if (dtype == BFLOAT16)
-        for (int64_t i = 0; i < count; i++)
-            ((uint16_t *)out)[i] = float_to_bfloat((add ? from_bits((uint32_t)((const uint16_t *)add)[i] << 16) : 0.0f) + in[i]);
-    else
-        for (int64_t i = 0; i < count; i++)
-            ((uint16_t *)out)[i] = float_to_half((add ? half_to_float(((const uint16_t *)add)[i]) : 0.0f) + in[i]);
+    const float *add32 = add;
+    const uint16_t *add16 = add;
+    float *out32 = out;
+    uint16_t *out16 = out;
+    if (dtype == FLOAT32 && add) {
+        ELEMENTWISE for (int64_t i = 0; i < count; i++) out32[i] = add32[i] + in[i];
+    } else if (dtype == FLOAT32) {
+        memcpy(out, in, (size_t)count * 4);
+    } else if (dtype == BFLOAT16 && add) {
+        ELEMENTWISE for (int64_t i = 0; i < count; i++)
+            out16[i] = float_to_bfloat(from_bits((uint32_t)add16[i] << 16) + in[i]);
+    } else if (dtype == BFLOAT16) {
+        ELEMENTWISE for (int64_t i = 0; i < count; i++) out16[i] = float_to_bfloat(in[i]);
+    } else if (add) {
+        ELEMENTWISE for (int64_t i = 0; i < count; i++) out16[i] = float_to_half(half_to_float(add16[i]) + in[i]);
+    } else {
+        ELEMENTWISE for (int64_t i = 0; i < count; i++) out16[i] = float_to_half(in[i]);
+    }
 }
 
 static void quantise(const float *x, int64_t count, int64_t padded, int limit, Digits *out) {
@@ -86,11 +102,12 @@ static void quantise(const float *x, int64_t count, int64_t padded, int limit, D
         return;
     }
     uint32_t sum = 0;
-    for (int64_t i = 0; i < count; i++) { /* adding 1.5 * 2^23 rounds to an integer in the low bits */
+    int8_t *high = out->high, *low = out->low; /* bytes may alias anything, *out too */
+    ELEMENTWISE for (int64_t i = 0; i < count; i++) { /* adding 1.5 * 2^23 rounds to an integer in the low bits */
         int32_t q = (int32_t)(to_bits(x[i] * inverse + 12582912.0f) - 0x4b400000u);
         sum += (uint32_t)q;
-        out->high[i] = (int8_t)((q + 128) >> 8);
-        out->low[i] = (int8_t)(((q + 128) & 255) - 128);
+        high[i] = (int8_t)((q + 128) >> 8);
+        low[i] = (int8_t)(((q + 128) & 255) - 128);
     }
     out->scale = size / (float)limit;
     out->sum = sum;
