@@ -3,6 +3,7 @@
 import json
 import sys
 import traceback
+import warnings
 from typing import Annotated
 
 import typer
@@ -10,7 +11,7 @@ from rich.panel import Panel
 from typer.core import TyperGroup
 
 from dts import __version__
-from dts.cli import apply, compress, demo, diff, doctor, inspect, merge, truncate, verify
+from dts.cli import apply, compress, demo, diff, doctor, inspect, merge, mix, truncate, verify
 from dts.cli.common import BAD_INPUT, UNEXPECTED, errors
 
 EPILOG = (
@@ -31,7 +32,9 @@ class Verbs(TyperGroup):
 
     def invoke(self, context):
         try:
-            return super().invoke(context)
+            with warnings.catch_warnings():
+                warnings.showwarning = lambda message, *_: errors.print(f"Warning: {message}", soft_wrap=True)
+                return super().invoke(context)
         except (BrokenPipeError, typer.Abort):
             raise
         except Exception as error:
@@ -81,7 +84,7 @@ def _options(
     pass
 
 
-for verb in (compress, inspect, verify, diff, apply, truncate, merge, doctor, demo):
+for verb in (compress, inspect, verify, diff, apply, truncate, merge, mix, doctor, demo):
     name = verb.__name__.rpartition(".")[2]
     app.command(name)(getattr(verb, name))
 

@@ -1,0 +1,95 @@
+"""`dts mix`: adapters of seen tasks into one for a task never seen."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from dts.cli.common import DryRun, Json, Overwrite, emit, list_of, output, parse_size, progress_bar
+from dts.cli.inspect import summary, summary_table
+
+
+def mix(
+    adapters: Annotated[list[str], typer.Argument(help="Folders of adapters of one base.", show_default=False)],
+    classes: Annotated[str | None, typer.Option(help="The new task's class names: 'a, b, c' or @file with one a line.",
+                                                show_default=False)] = None,
+    description: Annotated[str | None, typer.Option(help="What the new task is; weighs by it where there are no "
+                                                    "--classes.", show_default=False)] = None,
+    weight: Annotated[list[str] | None, typer.Option(help="Instead of names: task=0.7, once for each task.",
+                                                     show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the mixture as an adapter; without, only the "
+                                             "weights are shown.", show_default=False)] = None,
+    name: Annotated[str, typer.Option(help="Of the new task.")] = "mixture",
+    size: Annotated[str | None, typer.Option("--size", "-s", help="Encode it anew into 1% (of the base in fp32) or "
+                                             "500KB; without, exact and as large as its parts.", show_default=False)]
+        = None,
+    base: Annotated[str | None, typer.Option("--base", "-b", help="The base model; makes --size better.",
+                                             show_default=False)] = None,
+    encoder: Annotated[str, typer.Option(help="'default', or a sentence-transformers folder or hub id.")] = "default",
+    temperature: Annotated[float | None, typer.Option(help="Softmax of the similarities at this temperature.",
+                                                      show_default=False)] = None,
+    top_k: Annotated[int | None, typer.Option(help="Only the most similar tasks.", show_default=False)] = None,
+    floor: Annotated[float | None, typer.Option(help="Only tasks at least this similar.", show_default=False)] = None,
+    negative: Annotated[bool, typer.Option("--negative", help="Let unlike tasks count against.")] = False,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+):  # fmt: skip
+    """Mix adapters by the meaning of a new task's class names, and show why."""
+    import dts
+
+    opened = {adapter.name: adapter for adapter in map(dts.Adapter.load, adapters)}
+    if len(opened) < len(adapters):
+        raise ValueError(f"two adapters have the same name; there are {', '.join(opened)}")
+    new = list_of(classes) or description
+    if bool(new) == bool(weight):
+        raise ValueError("say what the new task is by --classes or --description, or give every --weight task=0.7")
+    if weight:
+        weights, rows = weights_of(weight), []
+    else:
+        weights = dts.unseen.task_weights(new, opened, encoder=encoder, temperature=temperature, top_k=top_k,
+                                          floor=floor, negative=negative)  # fmt: skip
+        rows = weights.rows()
+    result = {"weights": dict(weights), "similarities": rows, "written": out is not None and not dry_run}
+    if out is not None:
+        with progress_bar("Mixing", in_bytes=True) as progress:
+            mixture = dts.unseen.mix(
+                opened, weights, None if dry_run else out, name=name, class_names=list_of(classes),
+                description=description, base=base, overwrite=overwrite, progress=progress,
+                **(parse_size(size) if size else {}),
+            )  # fmt: skip
+        result["adapter"] = summary(mixture) | {"folder": str(out)}
+    emit(result, as_json, lambda: _show(result))
+
+
+def weights_of(given: list[str]) -> dict[str, float]:
+    """``["sst2=0.7", "trec=0.3"]`` -> {"sst2": 0.7, "trec": 0.3}."""
+    weights = {}
+    for item in given:
+        task, _, value = item.rpartition("=")
+        try:
+            weights[task] = float(value)
+        except ValueError:
+            task = ""
+        if not task:
+            raise ValueError(f"--weight {item!r} is not task=number, as in sst2=0.7")
+    return weights
+
+
+def _show(result: dict):
+    table = Table(title="What the mixture is made of", title_justify="left")
+    table.add_column("task")
+    for column in ("similarity", "weight"):
+        table.add_column(column, justify="right")
+    table.add_column("nearest classes", overflow="fold")
+    for row in result["similarities"]:
+        nearest = f"{row['class']} ~ {row['nearest']} ({row['nearest_similarity']:.2f})"
+        table.add_row(row["task"], f"{row['similarity']:.3f}", f"{row['weight']:.3f}", nearest)
+    for task, value in result["weights"].items() if not result["similarities"] else ():
+        table.add_row(task, "", f"{value:.3f}", "")
+    output.print(table)
+    if not result["weights"]:
+        output.print("No task is similar enough: the mixture is the base itself.")
+    if "adapter" in result:
+        output.print(summary_table(result["adapter"], "Wrote" if result["written"] else "Would write"))

@@ -1,0 +1,54 @@
+import json
+import math
+
+import pytest
+import torch
+
+import dts as package
+
+
+class Letters:
+    """An encoder without a model: counts of letters."""
+
+    def __call__(self, texts):
+        return torch.tensor([[float(text.count(letter)) for letter in "abcdefghijklmnopqrstuvwxyz"] for text in texts])
+
+
+@pytest.fixture
+def adapters(dts, models, monkeypatch):
+    monkeypatch.setattr("dts.unseen.weights.open_encoder", lambda encoder: Letters())
+    for name, classes in (("one", "sad, glad"), ("two", "quartz, onyx")):
+        words = (models / "base", models / name, "-o", name, "--rank-fraction", "30%", "--class-names", classes)
+        assert dts("compress", *words).exit_code == 0
+    return ("one", "two")
+
+
+def test_weights_follow_the_names(dts, adapters, tmp_path):
+    result = json.loads(dts("mix", *adapters, "--classes", "glad, sad", "--json").stdout)
+    assert result["weights"]["one"] > result["weights"].get("two", 0) and not result["written"]
+    assert result["similarities"][0]["task"] == "one" and math.isclose(
+        result["similarities"][0]["similarity"], 1, rel_tol=1e-5
+    )
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "two"]
+    assert "glad" in dts("mix", *adapters, "--classes", "glad, sad").stdout
+
+
+def test_given_weights_make_an_exact_adapter(dts, models, adapters, tmp_path):
+    words = ("mix", *adapters, "--weight", "one=0.25", "--weight", "two=0.75", "-o", "mixed", "--json")
+    predicted = json.loads(dts(*words, "--dry-run").stdout)
+    assert not (tmp_path / "mixed").exists()
+    made = json.loads(dts(*words).stdout)
+    assert made["adapter"]["bytes"] == predicted["adapter"]["bytes"]
+    state = lambda folder: dict(package.Adapter.load(folder).apply(models / "base"))  # noqa: E731
+    mixed, one, two = state("mixed"), state("one"), state("two")
+    expected = 0.25 * one["layer.0.weight"] + 0.75 * two["layer.0.weight"]
+    torch.testing.assert_close(mixed["layer.0.weight"], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("words", "reason"), [
+    ([], "--classes"), (["--weight", "one"], "sst2=0.7"), (["--weight", "oen=1", "-o", "m"], "two"),
+    (["--classes", "a, b", "--weight", "one=1"], "--weight"),
+])  # fmt: skip
+def test_wrong_words_are_refused(dts, adapters, tmp_path, words, reason):
+    wrong = dts("mix", *adapters, *words)
+    assert wrong.exit_code == 2 and reason in wrong.stderr and not (tmp_path / "m").exists()
