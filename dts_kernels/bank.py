@@ -83,6 +83,12 @@ class Bank:
             self._store.add(slot, factors.to(self.device))
         self._refresh()
 
+    def reserve(self, tasks: int, rank: int) -> None:
+        """Room for ``tasks`` tasks of up to ``rank`` ranks: adding them then moves nothing a CUDA graph holds on to."""
+        if self._store is not None:
+            self._store.reserve(tasks, rank)
+            self._refresh()
+
     def remove(self, slot: int) -> None:
         """Empty a slot; rows routed to it get no delta."""
         if self._store is None:

@@ -31,6 +31,12 @@ FIELDS, HEADER = 4, 16  # as in gpu/decode.py
 RANK_BLOCK = 128  # ranks a bank's capacity grows by
 
 
+def _grown(tensor: Tensor, size: int) -> Tensor:
+    larger = tensor.new_zeros(size, *tensor.shape[1:])
+    larger[: tensor.shape[0]] = tensor
+    return larger
+
+
 class _Arena:
     """A tensor of slots of any size: first fit into the gaps, twice the size when none fits."""
 
@@ -46,9 +52,7 @@ class _Arena:
                 break
             start = taken_stop
         if start + size > self.tensor.numel():
-            grown = self.tensor.new_zeros(max(2 * self.tensor.numel(), start + size))
-            grown[: self.tensor.numel()] = self.tensor
-            self.tensor = grown
+            self.tensor = _grown(self.tensor, max(2 * self.tensor.numel(), start + size))
         self.tensor[start : start + values.numel()] = values
         self.taken[slot] = (start, start + size)
         return start
@@ -73,9 +77,7 @@ class PlanarStore:
     def add(self, slot: int, factors: PackedFactors) -> None:
         self.remove(slot)
         if slot >= self.table.shape[0]:
-            grown = self.table.new_zeros(max(2 * self.table.shape[0], slot + 1), FIELDS)
-            grown[: self.table.shape[0]] = self.table
-            self.table = grown
+            self.table = _grown(self.table, max(2 * self.table.shape[0], slot + 1))
         words, exponent = to_kernel_layout(factors), range_exponent(factors)
         u_levels, v_levels = (None, None) if factors.levels is None else factors.levels.cpu()
         header = [2.0**-exponent, *level_coefficients(v_levels), *level_coefficients(u_levels)]
@@ -88,6 +90,17 @@ class PlanarStore:
         self.levels[slot] = None if factors.levels is None else factors.levels.cpu()
         self.exponents[slot] = exponent
         self.max_rank = max(self.max_rank, round_up(factors.rank, RANK_BLOCK))
+
+    def reserve(self, tasks: int, rank: int) -> None:
+        """Make room for ``tasks`` tasks of up to ``rank`` ranks in slots below ``tasks``."""
+        words = math.prod(words_shape(rank, self.out_features)) + math.prod(words_shape(self.in_features, rank))
+        for arena, size in ((self.words, words), (self.scalars, HEADER + round_up(rank, COLUMN_BLOCK))):
+            wanted = max([stop for _, stop in arena.taken.values()], default=0) + tasks * size
+            if wanted > arena.tensor.numel():
+                arena.tensor = _grown(arena.tensor, wanted)
+        if tasks > self.table.shape[0]:
+            self.table = _grown(self.table, tasks)
+        self.max_rank = max(self.max_rank, round_up(rank, RANK_BLOCK))
 
     def remove(self, slot: int) -> None:
         """max_rank stays, so that nothing that was compiled or captured changes."""

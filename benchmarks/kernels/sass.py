@@ -61,7 +61,7 @@ def signature(kernel: str, dtype: str, levels: bool, **overrides) -> tuple[dict,
             "width": "i32",
         }
         constants |= {"PDL": False}
-        options |= registers(getattr(torch, dtype))
+        options |= registers(getattr(torch, dtype), levels)
     elif kernel == "expand":
         arguments = {
             "t": pointer,

@@ -72,7 +72,7 @@ class Launch:
         shrink[(-(-self.width // c.block_n), self.row_blocks(c.block_t), self.places * c.split)](
             self.x, self.words, self.scalars, self.table, self.slots, self.weights, t, *self.sizes, self.in_features,
             self.width, BLOCK_T=c.block_t, BLOCK_N=c.block_n, SPLIT=c.split, PDL=pdl, **self.common,
-            num_warps=c.warps, num_stages=c.stages, **registers(self.x.dtype),
+            num_warps=c.warps, num_stages=c.stages, **registers(self.x.dtype, self.levels),
         )
         return t, c.split
 
@@ -103,9 +103,9 @@ class Launch:
         return out
 
 
-def registers(dtype: torch.dtype) -> dict:
+def registers(dtype: torch.dtype, levels: bool) -> dict:
     """Launch options of shrink: without a limit ptxas aims at 96 registers and spills (sm_90, fp16)."""
-    return {} if dtype == torch.float32 else {"maxnreg": 128}
+    return {} if dtype == torch.float32 or levels else {"maxnreg": 128}
 
 
 def _on(tensor: Tensor):

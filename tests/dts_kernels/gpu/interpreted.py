@@ -1,0 +1,213 @@
+"""Numerics of every kernel in Triton's interpreter, on the CPU.  Run by test_interpreter.py with TRITON_INTERPRET=1.
+
+bf16 is left out: the interpreter's bf16 products are wrong in some versions.
+"""
+
+from collections import Counter
+
+import pytest
+import torch
+
+import dts_kernels as kernels
+from dts_kernels import dispatch, ops, reference
+from dts_kernels.gpu import products
+from dts_kernels.gpu.config import Config
+
+IN, OUT = 150, 60  # neither a multiple of 16
+TOLERANCE = {torch.float32: 3e-6, torch.float16: 1e-3}
+MIXED = [2, None, 0, 2, 5, 0]  # 5 is an empty slot
+
+
+def factors(rank, levels=False, out_features=OUT, in_features=IN, seed=0, size=1e-3):
+    torch.manual_seed(seed)
+    u, v = (kernels.pack(torch.randint(0, 4, (rows, rank), dtype=torch.uint8)) for rows in (out_features, in_features))
+    return kernels.PackedFactors(u, v, torch.rand(rank) * size, torch.randn(2, 4) * 0.1 if levels else None)
+
+
+def bank(levels=False, **options):
+    made = kernels.Bank(IN, OUT, layout="planar")
+    for slot, rank in ((0, 7), (2, 130), (3, 1)):
+        made.add(slot, factors(rank, levels and slot == 2, seed=slot, **options))
+    return made
+
+
+def truth(x, made, routing, y=None):
+    """float64, from the factors that the words give back."""
+    known = {slot: made.factors(slot) for slot in made.slots}
+    out = reference.delta_linear(x.double(), known, routing.slots, routing.weights, OUT)
+    return out if y is None else out + y.double()
+
+
+def error(got, wanted):
+    assert torch.isfinite(got).all()
+    return ((got.double() - wanted).norm() / wanted.norm()).item()
+
+
+@pytest.fixture(autouse=True)
+def fill_with_nan(monkeypatch):
+    """Whatever a kernel forgets to write is NaN."""
+    for name in ("empty", "new_empty"):
+        owner = torch if name == "empty" else torch.Tensor
+        real = getattr(owner, name)
+
+        def full_of_nan(*args, real=real, **kwargs):
+            made = real(*args, **kwargs)
+            return made.fill_(float("nan")) if made.is_floating_point() else made
+
+        monkeypatch.setattr(owner, name, full_of_nan)
+
+
+@pytest.fixture(params=[torch.float32, torch.float16], ids=["fp32", "fp16"])
+def dtype(request):
+    return request.param
+
+
+@pytest.mark.parametrize("entries,levels", [
+    (MIXED, False), (MIXED, True), ([2], False), ([None], False), ([{0: 0.5, 2: -0.25}], False),
+    ([{0: 0.5, 2: 2.0}, {3: 1.0}], False), ([{0: 0.5, 2: 2.0}, {3: 1.0}], True),
+], ids=["rows", "rows-levels", "one", "none", "mixture", "mixtures", "mixtures-levels"])
+def test_delta_linear_and_linear(entries, levels, dtype):
+    made, routing = bank(levels), kernels.Routing.of(entries)
+    x, weight, bias = torch.randn(6, IN).to(dtype), (torch.randn(OUT, IN) / 12).to(dtype), torch.randn(OUT).to(dtype)
+    dispatch.ran.clear()
+    y = torch.randn(6, OUT).to(dtype)
+    assert error(kernels.delta_linear(x, made, routing, y), truth(x, made, routing, y)) < TOLERANCE[dtype]
+    base = x.double() @ weight.double().T
+    wanted = truth(x, made, routing, base + bias.double())
+    assert error(kernels.linear(x, weight, bias, made, routing), wanted) < TOLERANCE[dtype]
+    suffix = "_levels" if levels else ""
+    assert dispatch.ran == Counter({("delta_linear", "triton" + suffix): 1, ("linear", "triton" + suffix): 1})
+    if entries == [None]:
+        assert torch.equal(kernels.delta_linear(x, made, routing), torch.zeros(6, OUT, dtype=dtype))
+
+
+@pytest.mark.parametrize("rows,split", [(1, 2), (17, 1), (17, 2)])
+def test_row_blocks_and_split_contractions(rows, split, dtype):
+    made, routing = bank(), kernels.Routing.of([2])
+    x = torch.randn(rows, IN).to(dtype)
+    launch = products.Launch(x, made.packed, made.table, routing.slots, routing.weights, OUT, made.max_rank, False,
+                             {"shrink": Config(split=split, block_n=32), "expand": Config(block_n=32)})
+    t, parts = launch.shrink()
+    assert parts == split
+    assert error(launch.expand(t, parts, None), truth(x, made, routing)) < TOLERANCE[dtype]
+
+
+def test_one_program_gathers_the_rows_of_a_task_wherever_they_are():
+    """36 rows, 18 of them of one task: more than a row block holds."""
+    made, routing = bank(), kernels.Routing.of([0, 3] * 18)
+    dtype = torch.float16
+    x = torch.randn(36, IN).to(dtype)
+    assert error(kernels.delta_linear(x, made, routing), truth(x, made, routing)) < TOLERANCE[dtype]
+
+
+def test_several_rows_an_entry():
+    dtype = torch.float16
+    made, routing = bank(), kernels.Routing.of([2, None, 0])
+    x = torch.randn(3, 5, IN).to(dtype)
+    wanted = truth(x.flatten(0, 1), made, routing)
+    assert error(kernels.delta_linear(x, made, routing).flatten(0, 1), wanted) < TOLERANCE[dtype]
+
+
+def test_rows_do_not_depend_on_their_neighbours_bitwise():
+    made = bank()
+    dtype = torch.float16
+    x = torch.randn(6, IN).to(dtype)
+    together = kernels.delta_linear(x, made, kernels.Routing.of(MIXED))
+    for row in (0, 1, 5):
+        entries = [MIXED[row], 0, 3, 2]
+        others = torch.cat([x[row : row + 1], torch.full((3, IN), 7.0).to(dtype)])
+        assert torch.equal(kernels.delta_linear(others, made, kernels.Routing.of(entries))[0], together[row])
+
+
+def test_a_nan_stays_in_its_row():
+    made = bank()
+    x = torch.randn(6, IN)
+    x[3, 5] = float("nan")
+    out = kernels.delta_linear(x, made, kernels.Routing.of(MIXED))
+    assert out[3].isnan().all() and out[[0, 1, 2, 4, 5]].isfinite().all()
+
+
+@pytest.mark.parametrize("size", [1e-6, 10.0])
+def test_fp16_neither_overflows_nor_underflows(size):
+    made, routing = bank(size=size), kernels.Routing.of([2])
+    x = (torch.randn(4, IN) * (100 if size < 1 else 0.01)).half()
+    wanted = truth(x, made, routing)
+    if wanted.abs().max() < 6e-5:  # the output itself would be subnormal
+        pytest.fail("the case no longer tests what it says")
+    assert error(kernels.delta_linear(x, made, routing), wanted) < 2e-3
+
+
+@pytest.mark.parametrize("levels", [False, True], ids=["4:1", "levels"])
+@pytest.mark.parametrize("side", ["u", "v"])
+def test_dequantise_is_the_factor(side, levels):
+    made = bank(levels)
+    slots = torch.tensor([0, 2, 5, -1], dtype=torch.int32)
+    for place in range(4):
+        sizes = (made.max_rank, OUT) if side == "u" else (IN, made.max_rank)
+        got = products.dequantise(made.packed, made.table, slots, place, *sizes, side == "u", torch.float32, levels)
+        wanted = torch.zeros(sizes)
+        if slots[place] in (0, 2):
+            u, v = reference.factor_values(made.factors(int(slots[place])))
+            wanted[tuple(map(slice, (u.T if side == "u" else v).shape))] = u.T if side == "u" else v
+        torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("levels", [False, True], ids=["4:1", "levels"])
+def test_many_rows_use_dequantised_factors(levels, dtype):
+    made, routing = bank(levels), kernels.Routing.of([{2: 0.5, 0: 1.0}])
+    x = torch.randn(dispatch.DEQUANTISE_ROWS, IN).to(dtype)
+    dispatch.ran.clear()
+    got = kernels.delta_linear(x[None], made, routing)[0] if not levels or dtype == torch.float32 else None
+    if got is None:
+        got = products.dequantised_delta_linear(x, None, made.packed, made.table, routing.slots, routing.weights, OUT,
+                                                made.max_rank, False, levels=True)
+    else:
+        assert set(dispatch.ran) == {("delta_linear", "dequantise" + ("_levels" if levels else ""))}
+    assert error(got, truth(x, made, routing)) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("levels", [False, True], ids=["4:1", "levels"])
+def test_gradient_of_x(levels, dtype):
+    made, routing = bank(levels), kernels.Routing.of(MIXED)
+    x, upstream = torch.randn(6, IN).to(dtype).requires_grad_(), torch.randn(6, OUT).to(dtype)
+    (got,) = torch.autograd.grad(kernels.delta_linear(x, made, routing), x, upstream)
+    exact = x.detach().double().requires_grad_()
+    (wanted,) = torch.autograd.grad(truth(exact, made, routing), exact, upstream.double())
+    assert error(got, wanted) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("levels", [False, True], ids=["4:1", "levels"])
+@pytest.mark.parametrize("with_base", [False, True])
+def test_reconstruct(levels, with_base, dtype):
+    made = bank(levels)
+    base = torch.randn(OUT, IN).to(dtype) if with_base else None
+    delta = sum(g * reference.reconstruct(made.factors(s), torch.float64) for s, g in ((0, 0.5), (2, 0.25)))
+    got = kernels.reconstruct(made, {0: 0.5, 2: 0.25}, base, dtype)
+    assert got.dtype == dtype
+    assert error(got, delta if base is None else delta + base.double()) < TOLERANCE[dtype]
+
+
+def test_tasks_switch_in_place():
+    """What a captured graph holds on to stays where it is while tasks come and go within the capacity."""
+    made = bank()
+    made.reserve(tasks=8, rank=130)
+    held = [*made.packed, made.table]
+    x = torch.randn(3, IN)
+    for slot in (1, 4):
+        made.add(slot, factors(100, seed=9 + slot))
+    made.remove(2)
+    assert all(one is other for one, other in zip(held, [*made.packed, made.table]))
+    routing = kernels.Routing.of([1, 2, 4])
+    wanted = truth(x, made, routing)
+    got = torch.ops.dts.delta_linear(x, None, held[:2], held[2], routing.slots, routing.weights, OUT, made.max_rank,
+                                     made.layout, False)
+    assert error(got, wanted) < 3e-6 and not got[1].any()
+
+
+def test_opcheck():
+    made, routing = bank(), kernels.Routing.of([2, None])
+    arguments = (torch.randn(2, IN, requires_grad=True), None, made.packed, made.table, routing.slots, routing.weights,
+                 OUT, made.max_rank, made.layout, False)
+    utilities = ("test_schema", "test_autograd_registration", "test_faketensor")
+    assert set(torch.library.opcheck(ops.torch.ops.dts.delta_linear.default, arguments,
+                                     test_utils=utilities).values()) == {"SUCCESS"}

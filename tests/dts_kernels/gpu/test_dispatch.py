@@ -1,0 +1,60 @@
+"""Which path made-up devices and shapes take."""
+
+import warnings
+
+import pytest
+
+from dts_kernels import dispatch
+from dts_kernels.dispatch import Problem, choose, layout_for
+
+
+def problem(**changes):
+    return Problem(**{"op": "delta_linear", "device": "cuda", "dtype": "bfloat16", "rows": 16, "in_features": 4096,
+                      "out_features": 4096, "max_rank": 1280, "layout": "planar"} | changes)
+
+
+@pytest.mark.parametrize("changes,path", [
+    ({}, "triton"),
+    ({"op": "linear"}, "triton"),
+    ({"layout": "planar_levels"}, "triton_levels"),
+    ({"op": "reconstruct", "layout": "planar_levels"}, "triton_levels"),
+    ({"rows": 255}, "triton"),
+    ({"rows": 256}, "dequantise"),
+    ({"rows": 4096, "entries": 64}, "triton"),
+    ({"rows": 4096, "layout": "planar_levels"}, "triton_levels"),
+    ({"rows": 4096, "layout": "planar_levels", "dtype": "float32"}, "dequantise_levels"),
+    ({"transposed": True}, "dequantise"),
+    ({"device": "interpreter"}, "triton"),
+    ({"device": "cpu"}, "reference"),
+    ({"dtype": "float64"}, "reference"),
+    ({"rows": 0}, "reference"),
+    ({"max_rank": 0}, "reference"),
+    ({"op": "delta_embedding"}, "reference"),
+])
+def test_path(changes, path):
+    assert choose(problem(**changes)) == path
+
+
+@pytest.mark.parametrize("device,capability,triton,layout,reason", [
+    ("cpu", None, False, "disk", None),
+    ("cuda", (8, 0), True, "planar", None),
+    ("cuda", (12, 0), True, "planar", None),
+    ("cuda", (7, 5), True, "disk", "sm_75"),
+    ("cuda", (9, 0), False, "disk", "Triton"),
+    ("cuda", None, True, "disk", "CUDA"),
+])
+def test_layout_of_a_bank(device, capability, triton, layout, reason):
+    got, why = layout_for(device, capability, triton)
+    assert got == layout and (why is None if reason is None else reason in why)
+
+
+def test_an_old_gpu_falls_back_with_one_warning(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    dispatch._warn_once.cache_clear()
+    with pytest.warns(RuntimeWarning, match="sm_75.*sm_80"):
+        assert dispatch.bank_layout(torch.device("cuda")) == "disk"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert dispatch.bank_layout(torch.device("cuda")) == "disk"
