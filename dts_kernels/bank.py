@@ -142,7 +142,8 @@ def factors_of(packed: list[Tensor], table: Tensor, in_features: int, out_featur
     else:
         for slot, (u, v, sigma, levels, _, exponent) in enumerate(table.tolist()):
             if u >= 0:
-                factors[slot] = PackedFactors(packed[u], packed[v], packed[sigma], packed[levels] if levels >= 0 else None)
+                four = packed[levels] if levels >= 0 else None
+                factors[slot] = PackedFactors(packed[u], packed[v], packed[sigma], four)
                 exponents[slot] = exponent
     if transposed:
         factors = {slot: f.transpose() for slot, f in factors.items()}

@@ -94,7 +94,8 @@ class PackedFactors:
         for name, factor in (("u", self.u), ("v", self.v)):
             if factor.dtype != torch.uint8 or factor.dim() != 2 or rank >= 0 and factor.shape[1] != packed_width(rank):
                 wrong.append(
-                    f"{name} must be uint8 [rows, {packed_width(max(rank, 0))}], not {factor.dtype} {list(factor.shape)}"
+                    f"{name} must be uint8 [rows, {packed_width(max(rank, 0))}], "
+                    f"not {factor.dtype} {list(factor.shape)}"
                 )
         if self.levels is not None and (self.levels.dtype != torch.float32 or tuple(self.levels.shape) != (2, 4)):
             wrong.append(f"levels must be float32 [2, 4], not {self.levels.dtype} {list(self.levels.shape)}")

@@ -1,0 +1,130 @@
+"""What only a GPU can show: `make gpu`."""
+
+import pytest
+import torch
+
+import dts_kernels as kernels
+from dts_kernels import dispatch, reference
+from dts_kernels.gpu.tune import random_factors
+
+pytestmark = pytest.mark.gpu
+
+SIZES = [(768, 768), (3072, 1024), (2048, 2560), (4096, 4096), (5120, 3584), (14336, 4096), (4096, 11008),
+         (8192, 28672), (2049, 3424), (17, 5)]
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 1e-2}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def device():
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
+def bank(m, n, ranks):
+    made = kernels.Bank(n, m, "cuda")
+    for slot, rank in enumerate(ranks):
+        made.add(slot, random_factors(m, n, rank, slot, "cuda"))
+    return made
+
+
+def check(got, x, made, entries, y=None):
+    """Against float64 dense deltas, a task at a time."""
+    wanted = torch.zeros(got.shape, dtype=torch.float64, device="cuda") if y is None else y.double()
+    per_entry = x.shape[0] // len(entries)
+    mixtures = [e if isinstance(e, dict) else {} if e is None else {e: 1.0} for e in entries]
+    for slot in {s for mixture in mixtures for s in mixture}:
+        delta = reference.reconstruct(made.factors(slot), torch.float64)
+        gamma = torch.tensor([mixture.get(slot, 0.0) for mixture in mixtures], dtype=torch.float64, device="cuda")
+        wanted += gamma.repeat_interleave(per_entry)[:, None] * (x.double() @ delta.T)
+    error = got.double() - wanted
+    tolerance = TOLERANCE[x.dtype]
+    assert error.norm() <= tolerance * wanted.norm()
+    assert error.abs().max() <= 10 * tolerance * wanted.square().mean().sqrt()
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("m,n", SIZES)
+@pytest.mark.parametrize("rank", [1, 7, 409, 1228])
+def test_sizes_ranks_and_rows(m, n, rank, dtype):
+    if rank > min(m, n):
+        rank = min(m, n)
+    made = bank(m, n, [rank])
+    for rows in (1, 3, 16, 300):
+        x = torch.randn(rows, n, device="cuda", dtype=dtype)
+        check(kernels.delta_linear(x, made, kernels.Routing.of([0], "cuda")), x, made, [0])
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("tasks,rows", [(1, 4096), (4, 16), (16, 16), (64, 64), (3, 512)])
+def test_a_task_a_row(tasks, rows, dtype):
+    made = bank(1024, 768, [16 * (slot % 5) + 1 for slot in range(tasks)])
+    entries = [None if row % 7 == 6 else row % tasks for row in range(rows)]
+    x, weight = torch.randn(rows, 768, device="cuda", dtype=dtype), torch.randn(1024, 768, device="cuda", dtype=dtype)
+    routing = kernels.Routing.of(entries, "cuda")
+    dispatch.ran.clear()
+    check(kernels.delta_linear(x, made, routing), x, made, entries)
+    check(kernels.linear(x, weight, None, made, routing), x, made, entries, x.double() @ weight.double().T)
+    assert set(dispatch.ran) == {("delta_linear", "triton"), ("linear", "triton")}
+
+
+def test_mixtures_and_gradients():
+    made, entries = bank(512, 640, [30, 129, 64]), [{0: 0.5, 2: -1.0}, None, {1: 2.0}, {1: 0.1, 0: 0.9}]
+    routing = kernels.Routing.of(entries, "cuda")
+    x = torch.randn(20, 640, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    out = kernels.delta_linear(x, made, routing)
+    check(out.detach(), x.detach(), made, entries)
+    upstream = torch.randn_like(out)
+    (got,) = torch.autograd.grad(out, x, upstream)
+    deltas = [sum((g * reference.reconstruct(made.factors(s), torch.float64) for s, g in (e or {}).items()),
+                  torch.zeros(512, 640, dtype=torch.float64, device="cuda")) for e in entries]
+    wanted = torch.cat([upstream[5 * i : 5 * i + 5].double() @ delta for i, delta in enumerate(deltas)])
+    assert (got.double() - wanted).norm() <= 1e-2 * wanted.norm()
+
+
+def test_a_rows_result_is_the_same_bits_among_any_neighbours():
+    made, x = bank(1024, 1024, [64, 300, 7]), torch.randn(64, 1024, device="cuda", dtype=torch.bfloat16)
+    entries = [row % 3 for row in range(64)]
+    routing = kernels.Routing.of(entries, "cuda")
+    first = kernels.delta_linear(x, made, routing)
+    for _ in range(20):
+        assert torch.equal(kernels.delta_linear(x, made, routing), first)
+    shuffled = torch.randperm(64)
+    again = kernels.delta_linear(x[shuffled.cuda()], made, kernels.Routing.of([entries[i] for i in shuffled], "cuda"))
+    assert torch.equal(again, first[shuffled.cuda()])
+
+
+def test_a_captured_graph_follows_tasks_that_are_swapped():
+    made = bank(768, 768, [64, 100])
+    made.reserve(tasks=4, rank=128)
+    routing = kernels.Routing.of([0, 1, None, 1], "cuda")
+    x, weight = (torch.randn(s, 768, device="cuda", dtype=torch.float16) for s in (4, 768))
+    kernels.linear(x, weight, None, made, routing)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = kernels.linear(x, weight, None, made, routing)
+    for entries in ([1, 0, 1, None], [2, 2, 0, 3]):
+        if 2 in entries:
+            made.add(2, random_factors(768, 768, 77, 9, "cuda"))
+            made.add(3, random_factors(768, 768, 128, 8, "cuda"))
+        routing.slots.copy_(kernels.Routing.of(entries, "cuda").slots)
+        routing.weights.fill_(1.0)
+        graph.replay()
+        check(out, x, made, entries, x.double() @ weight.double().T)
+
+
+def test_compiled_equals_eager():
+    made, x = bank(768, 640, [64, 100]), torch.randn(4, 640, device="cuda", dtype=torch.float16)
+    step = torch.compile(lambda x, r: kernels.delta_linear(x, made, r), fullgraph=True)
+    for entries in ([0, 1, None, 1], [1, 1, 1, 1]):
+        routing = kernels.Routing.of(entries, "cuda")
+        assert torch.equal(step(x, routing), kernels.delta_linear(x, made, routing))
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_reconstruct(dtype):
+    made = bank(1000, 700, [64, 300])
+    base = torch.randn(1000, 700, device="cuda", dtype=dtype)
+    wanted = base.double() + sum(g * reference.reconstruct(made.factors(s), torch.float64)
+                                 for s, g in ((0, 0.5), (1, 2.0)))
+    got = kernels.reconstruct(made, {0: 0.5, 1: 2.0}, base)
+    assert (got.double() - wanted).norm() <= TOLERANCE[dtype] * wanted.norm()
