@@ -24,6 +24,7 @@ import time
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -79,10 +80,16 @@ class Tested:
         self.own = {n: v.clone() for n, v in self.model.state_dict().items()}
 
     def accuracy(self, encoder: dict[str, Tensor] | None) -> float:
-        """With this encoder (names as the base's; None: the fine-tune's own) under the task's own head."""
+        return self.right(encoder).double().mean().item()
+
+    def right(self, encoder: dict[str, Tensor] | None) -> Tensor:
+        """Which answers are right (bool) with this encoder, named as the base, under the task's own head.
+
+        None: the fine-tune's own encoder.
+        """
         state = self.own | {f"bert.{n}": v for n, v in (encoder or {}).items() if f"bert.{n}" in self.own}
         logits = evaluate.logits(evaluate.with_tensors(self.model, state), self.tokenizer, self.texts)
-        return (logits.argmax(-1) == self.labels).double().mean().item()
+        return logits.argmax(-1) == self.labels
 
 
 class Rows:
@@ -111,7 +118,7 @@ def sources_digest() -> str:
     """Changes whenever the code that these figures depend on does."""
     root = Path(dts.__file__).parent
     files = sorted(f for part in ("codec", "merge", "unseen", "adapter") for f in (root / part).rglob("*.py"))
-    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:12]
+    return hashlib.sha256(b"".join(f.read_bytes() for f in [*files, Path(__file__)])).hexdigest()[:12]
 
 
 class Study:
@@ -204,7 +211,7 @@ class Study:
                 weights = task_weights(text, adapters, self.encode(), **rule)
                 if not len(weights):
                     return dict(state_of(self.base))
-                return encoder_of(mix(adapters, weights), self.base)
+                return encoder_of(mix(adapters, weights, base=self.base), self.base)
 
         for rule, options in UNSEEN_RULES.items():
             encoders[f"mixture {rule}"] = lambda options=options: mixture(options, about["names"])
@@ -227,6 +234,13 @@ class Study:
         for t in self.tested:
             texts += t.texts[:samples]
             gold += [t.task.name] * len(t.texts[:samples])
+
+        @cache
+        def right() -> list[bool]:
+            """Which rows their own task's adapter answers right."""
+            rows = [t.right(encoder_of(adapters[t.task.name], self.base))[:samples] for t in self.tested]
+            return torch.cat(rows).tolist()
+
         pools = {t.task.name: t.task.split("train")[0][:PROBE_SAMPLES] for t in self.tested}
         model, tokenizer = load_encoder()
         batch = dict(tokenize(tokenizer, [flat(text) for text in texts]))
@@ -239,17 +253,17 @@ class Study:
                 router.calibrate(model, rows)
             choice, seconds = timed(lambda: router.route(model, batch))
             _, whole = timed(lambda: encode_all(model, batch))
-            return {"share_of_a_pass": seconds / whole, **routed(choice.tasks, gold, names)}
+            return {"share_of_a_pass": seconds / whole, **routed(choice.tasks, gold, names, right())}
 
         def nearest() -> dict:
             choice, seconds = timed(lambda: NameRouter(adapters, self.encode()).route([flat(x) for x in texts]))
-            return {"seconds": seconds, **routed(choice.tasks, gold, names)}
+            return {"seconds": seconds, **routed(choice.tasks, gold, names, right())}
 
         def probe() -> dict:
             features = {name: self.encode()([flat(x) for x in pool]) for name, pool in pools.items()}
             fitted = ProbeRouter.fit(features)
             choice, seconds = timed(lambda: fitted.route(self.encode()([flat(x) for x in texts])))
-            return {"seconds": seconds, **routed(choice.tasks, gold, names)}
+            return {"seconds": seconds, **routed(choice.tasks, gold, names, right())}
 
         out = [self.measure("routing", {"router": f"energy, {blocks} blocks, {how}", "budget": budget, "rows": samples},
                             lambda blocks=blocks, how=how: energy(blocks, how))
@@ -275,9 +289,8 @@ def state_of(checkpoint) -> Iterable[tuple[str, Tensor]]:
 
 def encoder_of(adapter: dts.Adapter, base) -> dict[str, Tensor]:
     """Base + adapter under the base's names."""
-    return {
-        name.removeprefix("bert."): value for name, value in adapter.apply(base) if not name.startswith("classifier")
-    }
+    tensors = adapter.apply(base, check=False)
+    return {name.removeprefix("bert."): value for name, value in tensors if not name.startswith("classifier")}
 
 
 def load_encoder():
@@ -312,14 +325,20 @@ def zero_shot(target: Tested, encoder: dict[str, Tensor] | None) -> float:
     return (best == target.labels).double().mean().item()
 
 
-def routed(chosen: list[str | None], gold: list[str], names: list[str]) -> dict:
-    """Share of rows routed right a task, and the wrong destinations of each."""
-    right, wrong = {}, {}
+def routed(chosen: list[str | None], gold: list[str], names: list[str], right: list[bool]) -> dict:
+    """Of each task: share of rows routed right, where the others went, accuracy with the true task and as routed.
+
+    An answer of another task's head counts as wrong.
+    """
+    figures = {"routed": {}, "wrong": {}, "accuracy": {}, "accuracy_routed": {}}
     for name in names:
-        found = [c for c, g in zip(chosen, gold) if g == name]
-        right[name] = found.count(name) / len(found)
-        wrong[name] = {other: found.count(other) for other in names if other != name and other in found}
-    return {"routed": right, "wrong": wrong}
+        found = [(c, ok) for c, g, ok in zip(chosen, gold, right) if g == name]
+        tasks = [c for c, _ in found]
+        figures["routed"][name] = tasks.count(name) / len(found)
+        figures["wrong"][name] = {str(other): tasks.count(other) for other in set(tasks) - {name}}
+        figures["accuracy"][name] = mean(ok for _, ok in found)
+        figures["accuracy_routed"][name] = mean(ok and c == name for c, ok in found)
+    return figures
 
 
 def timed(function):
@@ -364,42 +383,43 @@ def by(rows: list[dict], name, value) -> list[tuple[str, list[float]]]:
 
 
 def tables(rows: list[dict]) -> str:
-    part = lambda name: [row for row in rows if row["part"] == name]  # noqa: E731
-    of_tasks = lambda row: mean(row["accuracy"].values())  # noqa: E731
+    part = {name: [row for row in rows if row["part"] == name] for name in PARTS}
     out = []
-    if part("bases"):
-        out.append(
-            table("Merged models alone, own heads: mean accuracy", by(part("bases"), lambda r: r["method"], of_tasks))
-        )
-    if part("adapters"):
-        label = lambda r: f"{100 * r['budget']:.2f} %  DTS-{'T' if r['base'] == 'pretrained' else 'D on ' + r['base']}"  # noqa: E731
-        out.append(table("Adapters at equal bytes: mean accuracy", by(part("adapters"), label, of_tasks)))
-    if part("unseen"):
-        single = [r for r in part("unseen") if r["encoder"].startswith("single ")]
-        best: dict[tuple, dict] = {}
-        for r in single:
-            at = (r["seed"], r["task"])
-            best[at] = max(r, best.get(at, r), key=lambda row: row["accuracy"])
-        shown = [r for r in part("unseen") if not r["encoder"].startswith("single ")]
-        shown += [r | {"encoder": "best single task (chosen on the test set)"} for r in best.values()]
-        out.append(
-            table(
-                "Tasks never seen, own heads: mean accuracy", by(shown, lambda r: r["encoder"], lambda r: r["accuracy"])
-            )
-        )
-        out.append(
-            table(
-                "Tasks never seen, zero-shot by class names",
-                by(shown, lambda r: r["encoder"], lambda r: r["zero_shot"]),
-            )
-        )
-    if part("routing"):
-        out.append(table("Routing: rows sent to the right task", by(part("routing"), lambda r: r["router"],
-                                                                    lambda r: mean(r["routed"].values()))))  # fmt: skip
-        timed_rows = [r for r in part("routing") if "share_of_a_pass" in r]
-        out.append(table("Routing: time, of one pass of the base", by(timed_rows, lambda r: r["router"],
-                                                                      lambda r: r["share_of_a_pass"])))  # fmt: skip
+    if part["bases"]:
+        out.append(table("Merged models alone, own heads: mean accuracy",
+                         by(part["bases"], lambda r: r["method"], lambda r: mean(r["accuracy"].values()))))  # fmt: skip
+    if part["adapters"]:
+        out.append(table("Adapters at equal bytes: mean accuracy",
+                         by(part["adapters"], adapter_label, lambda r: mean(r["accuracy"].values()))))  # fmt: skip
+    if part["unseen"]:
+        shown = with_best_single(part["unseen"])
+        for title, figure in (("own heads: mean accuracy", "accuracy"), ("zero-shot by class names", "zero_shot")):
+            out.append(table(f"Tasks never seen, {title}",
+                             by(shown, lambda r: r["encoder"], lambda r, figure=figure: r[figure])))  # fmt: skip
+    if part["routing"]:
+        for title, figure in (("rows sent to the right task", "routed"), ("accuracy with the true task", "accuracy"),
+                              ("accuracy where each row goes as routed", "accuracy_routed")):  # fmt: skip
+            values = by(part["routing"], lambda r: r["router"], lambda r, figure=figure: mean(r[figure].values()))
+            out.append(table(f"Routing: {title}", values if figure != "accuracy" else [("adapters", values[0][1])]))
+        by_energy = [row for row in part["routing"] if "share_of_a_pass" in row]
+        out.append(table("Routing: time, of one pass of the base",
+                         by(by_energy, lambda r: r["router"], lambda r: r["share_of_a_pass"])))  # fmt: skip
     return "\n\n".join(out)
+
+
+def adapter_label(row: dict) -> str:
+    return f"{100 * row['budget']:.2f} %  DTS-" + ("T" if row["base"] == "pretrained" else f"D on {row['base']}")
+
+
+def with_best_single(rows: list[dict]) -> list[dict]:
+    """The rows, with those of single tasks replaced by the best of each seed and unseen task."""
+    best: dict[tuple, dict] = {}
+    for row in rows:
+        if row["encoder"].startswith("single "):
+            at = row["seed"], row["task"]
+            best[at] = max(row, best.get(at, row), key=lambda r: r["accuracy"])
+    kept = [row for row in rows if not row["encoder"].startswith("single ")]
+    return kept + [row | {"encoder": "best single task (chosen on the test set)"} for row in best.values()]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -420,10 +440,10 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     methods = split(options.methods) or (QUICK_METHODS if options.quick else METHODS)
     samples = options.samples or (100 if options.quick else 500)
-    rows, cache = [], Rows(ROWS)
+    rows, known = [], Rows(ROWS)
     for seed in map(int, split(options.seeds)):
         trained = finetunes(split(options.tasks) or (QUICK_TASKS if options.quick else SUITE), [seed])
-        study = Study([Tested(task, folder, samples) for task, _, folder in trained], seed, cache, methods)
+        study = Study([Tested(task, folder, samples) for task, _, folder in trained], seed, known, methods)
         if "bases" in parts:
             rows += study.bases()
         if "adapters" in parts:
