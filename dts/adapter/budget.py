@@ -112,7 +112,7 @@ def allocate_exactly(curves: list[Curve], nbytes: int, total) -> list[int]:
         )
     best, best_size = [0] * len(curves), smallest
     low, high = 0, sum(int(curve.bytes.max()) for curve in curves)
-    capacity = min(nbytes - smallest, high)
+    capacity, last = min(nbytes - smallest, high), None
     for _ in range(TRIALS):  # curves know the bytes of headers only nearly
         ranks = allocate(curves, capacity)
         size = total(ranks)
@@ -125,6 +125,7 @@ def allocate_exactly(curves: list[Curve], nbytes: int, total) -> list[int]:
             if nbytes - size < CLOSE or low >= high:
                 break
         capacity += nbytes - size
-        if not low < capacity < high:
+        if size == last or not low < capacity < high:  # too small a step to change any rank
             capacity = (low + high) // 2
+        last = size
     return best

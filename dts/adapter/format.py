@@ -7,7 +7,7 @@
 ``dts_config.json`` holds beside: ``finetuned`` (how its names and dtypes follow from the base's), ``dropped``
 (tensors the budget left at the base, with the norm of what is missing), ``files`` (tokenizer files that differ from
 the base's) and ``model_config`` (the fine-tune's config.json).  A row's ``sha256`` is over the tensor's stored
-bytes, its ``base`` is the sampled digest of the base's tensor.
+bytes and the rest of the row, its ``base`` is the sampled digest of the base's tensor.
 """
 
 import hashlib
@@ -28,6 +28,12 @@ from dts.codec import Factors, Part, index_from_disk, index_to_disk
 from dts_kernels.layout import PackedFactors
 
 FORMAT_VERSION = 1
+SECTIONS = {
+    "method": (), "kind": (), "squared_error": (), "bytes": (), "amr": (), "created": (), "dropped": (), "files": (),
+    "model_config": (), "tensors": (), "task": ("name", "class_names", "description"),
+    "base": ("name", "revision", "dtype", "bytes_per_element", "parameters", "fingerprint"),
+    "finetuned": ("name", "dtype", "base_prefix", "prefix", "renamed", "base_only", "dtypes"),
+}  # fmt: skip
 CONFIG, MODEL, CARD = "dts_config.json", "dts_model.safetensors", "README.md"
 
 
@@ -66,9 +72,9 @@ def entry_tensors(entry: Entry) -> dict[str, Tensor]:
     return tensors
 
 
-def digest(tensors: dict[str, Tensor]) -> str:
-    """16 hex digits over the bytes of an entry's tensors."""
-    total = hashlib.sha256()
+def digest(tensors: dict[str, Tensor], row: dict) -> str:
+    """16 hex digits over the bytes of an entry's tensors and its row."""
+    total = hashlib.sha256(json.dumps({k: v for k, v in row.items() if k != "sha256"}, sort_keys=True).encode())
     for name in sorted(tensors):
         total.update(tensor_bytes(tensors[name]))
     return total.hexdigest()[:16]
@@ -83,8 +89,11 @@ def number(x: float | None) -> float | None:
     return None if x is None else float(f"{x:.7g}")
 
 
-def entry_row(entry: Entry, dtype: torch.dtype, base_digest: str | None, sizes: Layout, sha256: str) -> dict:
-    """An entry's row of ``tensors``.  dtype: the fine-tune's main one, rows name theirs only where it differs."""
+def entry_row(entry: Entry, dtype: torch.dtype, base_digest: str | None, sizes: Layout) -> dict:
+    """An entry's row of ``tensors``, but for its ``sha256``.
+
+    dtype: the fine-tune's main one, rows name theirs only where it differs.
+    """
     row = {"shape": list(entry.shape), "kind": entry.kind}
     if entry.kind == "tied":
         return row | {"tied_to": entry.tied_to}
@@ -104,7 +113,7 @@ def entry_row(entry: Entry, dtype: torch.dtype, base_digest: str | None, sizes: 
         row["task_only"] = True
     if entry.dtype != dtype:
         row["dtype"] = short(entry.dtype)
-    return row | {"sha256": sha256}
+    return row
 
 
 def entry_from(name: str, row: dict, config: dict, load: Callable[[str], Tensor | None]) -> Entry:
@@ -202,7 +211,8 @@ def complete(adapter) -> tuple[dict[str, Tensor], str, str]:
     for entry in adapter.entries.values():
         own = entry_tensors(entry)
         base_digest = config["tensors"].get(entry.name, {}).get("base")
-        rows[entry.name] = entry_row(entry, dtype, base_digest, layout_of(own.items()), digest(own))
+        row = rows[entry.name] = entry_row(entry, dtype, base_digest, layout_of(own.items()))
+        row["sha256"] = digest(own, row)
         tensors |= own
     config["tensors"] = rows
     config["files"] = {name: path.stat().st_size for name, path in adapter.files.items()}
@@ -258,13 +268,7 @@ def read(folder: Path) -> tuple[dict, dict[str, Entry]]:
     absent = [name for name in (CONFIG, MODEL) if not (folder / name).is_file()]
     if absent:
         raise AdapterError(f"{folder} is not an adapter: it has no {' and no '.join(absent)}")
-    try:
-        config = json.loads((folder / CONFIG).read_text("utf-8"))
-        version = config["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise AdapterError(f"{folder / CONFIG} is damaged: {error!r}") from error
-    if version != FORMAT_VERSION:
-        raise AdapterError(f"{folder} has format {version}; this version reads {FORMAT_VERSION}")
+    config = read_config(folder / CONFIG)
     try:
         file = SafetensorsFile(folder / MODEL)
     except Damaged as error:
@@ -279,12 +283,30 @@ def read(folder: Path) -> tuple[dict, dict[str, Entry]]:
     for name, row in config["tensors"].items():
         try:
             entries[name] = entry_from(name, row, config, load)
-        except (AdapterError, KeyError, TypeError, RuntimeError) as error:
+        except (AdapterError, AttributeError, IndexError, KeyError, TypeError, RuntimeError) as error:
             wrong.append(str(error) if isinstance(error, AdapterError) else f"{name}: {error!r}")
     wrong += [f"{name}: not in {CONFIG}" for name in sorted(set(file.tensors) - used)]
     if wrong:
         raise AdapterError(f"{folder} is damaged:\n  " + "\n  ".join(wrong))
     return config, entries
+
+
+def read_config(path: Path) -> dict:
+    """``dts_config.json``, with every section that is read later."""
+    try:
+        config = json.loads(path.read_text("utf-8"))
+        version = config["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise AdapterError(f"{path} is damaged: {error!r}") from error
+    if version != FORMAT_VERSION:
+        raise AdapterError(f"{path} has format {version}; this version reads {FORMAT_VERSION}")
+    absent = [key for key in SECTIONS if key not in config]
+    absent += [f"{section}.{key}" for section, keys in SECTIONS.items() if section in config
+               for key in keys if key not in config[section]]  # fmt: skip
+    absent += [f"{name}: sha256" for name, row in config.get("tensors", {}).items() if "sha256" not in row]
+    if absent:
+        raise AdapterError(f"{path} is damaged: it has no {', '.join(absent)}")
+    return config
 
 
 def matrices(entry: Entry) -> list[Factors | None]:

@@ -69,15 +69,15 @@ def truncated(adapter, nbytes: int):
 def measured(config: dict, entries: dict[str, Entry], base_digests: dict, sha256=None) -> int:
     """Bytes of an adapter folder with these entries; brings ``config`` up to date.
 
-    sha256: tensors of an entry -> digest, 16 hex digits; without it zeros of the same length.
+    sha256: `format.digest`; without it zeros of the same length.
     """
     dtype = getattr(torch, config["finetuned"]["dtype"])
     config["tensors"], sizes = {}, {}
     for entry in entries.values():
         own = format.entry_tensors(entry)
         layout = layout_of(own.items())
-        digest = sha256(own) if sha256 else "0" * 16
-        config["tensors"][entry.name] = format.entry_row(entry, dtype, base_digests.get(entry.name), layout, digest)
+        row = config["tensors"][entry.name] = format.entry_row(entry, dtype, base_digests.get(entry.name), layout)
+        row["sha256"] = sha256(own, row) if sha256 else "0" * 16
         sizes |= layout
     config["squared_error"] = overall_error(config, entries)
     return format.total_bytes(config, sizes)[2]

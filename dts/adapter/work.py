@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from dts.adapter.entries import Entry
-from dts.adapter.format import digest, entry_from, entry_row, entry_tensors
+from dts.adapter.format import entry_from, entry_row, entry_tensors
 from dts.adapter.plan import Compressible, Matrix
 from dts.checkpoint import SafetensorsFile, write_safetensors
 from dts.checkpoint.safetensors_file import layout_of
@@ -57,7 +57,7 @@ class Work:
             self._entries[entry.name] = ranks, entry
             return entry
         tensors = entry_tensors(entry)
-        row = entry_row(entry, None, None, layout_of(tensors.items()), digest(tensors))
+        row = entry_row(entry, None, None, layout_of(tensors.items()))
         self._write("entry", entry.name, tensors, {"row": json.dumps(row), "ranks": json.dumps(ranks)})
         return self.entry(entry.name, ranks)
 

@@ -67,12 +67,11 @@ def _read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
         try:
             header = json.loads(file.read(length))
             metadata = header.pop("__metadata__", {})
-            tensors = {
-                name: Stored(
-                    DTYPES[row["dtype"]], tuple(row["shape"]), *(8 + length + at for at in row["data_offsets"])
-                )
-                for name, row in header.items()
-            }
+            tensors = {}
+            for name, row in header.items():
+                start, stop = row["data_offsets"]
+                shape = tuple(torch.Size(row["shape"]))
+                tensors[name] = Stored(DTYPES[row["dtype"]], shape, 8 + length + start, 8 + length + stop)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise Damaged(f"{path} has an unreadable header: {error!r}") from error
     wrong = [

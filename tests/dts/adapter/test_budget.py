@@ -59,3 +59,13 @@ def test_exact_total_is_kept_although_curves_know_it_only_nearly(curves, nbytes,
 def test_hull_skips_a_first_block_that_pays_for_headers():
     curve = Curve(np.array([0, 4, 8, 12]), np.array([0, 500, 600, 700]), np.array([10.0, 9.5, 2.0, 1.0]))
     assert hull(curve) == [0, 2, 3]
+
+
+def test_a_search_whose_step_is_smaller_than_a_block_goes_on():
+    """The curves lack 20 bytes a matrix, a block has 800: asking for 20 less changes no rank."""
+    n = 40
+    ranks = 4 * np.arange(n + 1)
+    curve = Curve(ranks, 800 * np.arange(n + 1), 100.0 * 0.9 ** np.arange(n + 1))
+    total = lambda ranks: 1000 + sum(200 * k + 20 * (k > 0) for k in ranks)  # noqa: E731
+    for nbytes in (17_000, 17_010, 17_030, 25_810):
+        assert nbytes - total(allocate_exactly([curve], nbytes, total)) <= 800

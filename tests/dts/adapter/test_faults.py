@@ -2,7 +2,9 @@
 
 import errno
 import json
+import random
 import shutil
+import sys
 
 import pytest
 import torch
@@ -22,8 +24,6 @@ class Killed(BaseException):
 @pytest.fixture
 def compressed(monkeypatch):
     """Names of the tensors compressed so far; set ``limit`` to be killed there."""
-    import sys
-
     compress_module = sys.modules["dts.adapter.compress"]
     real, calls = compress_module.compress_tensor, []
 
@@ -72,8 +72,6 @@ def test_only_the_same_run_is_continued(bert_folders, tmp_path, compressed):
 
 @pytest.mark.parametrize("failing", ["entry", "dts_model"])
 def test_a_full_disk_leaves_nothing_half_written(bert_folders, tmp_path, monkeypatch, failing):
-    import sys
-
     real = safetensors_file.write_safetensors
 
     def full(path, *args, **options):
@@ -172,3 +170,27 @@ def test_tensors_are_views_on_the_file(adapter_folder, tmp_path):
     adapter = dts.Adapter.load(adapter_folder)
     shutil.rmtree(adapter_folder)  # the mapping outlives the name
     assert all(torch.isfinite(e.factors.packed.sigma).all() for e in adapter.entries.values() if e.kind == "factors")
+
+
+def test_any_altered_bit_is_refused_or_found_or_only_describes(bert_folders, adapter_folder):
+    """No flipped bit of a header or of the configuration ends in another error, or in other weights unnoticed."""
+    chosen, weights = random.Random(0), dict(dts.Adapter.load(adapter_folder).apply(bert_folders[0]))
+    for name in ("dts_config.json", "dts_model.safetensors"):
+        path = adapter_folder / name
+        content, outcomes = path.read_bytes(), set()
+        end = len(content) if name.endswith("json") else 8 + int.from_bytes(content[:8], "little")
+        for _ in range(60):
+            altered = bytearray(content)
+            altered[chosen.randrange(end)] ^= 1 << chosen.randrange(8)
+            path.write_bytes(altered)
+            try:
+                adapter = dts.Adapter.load(adapter_folder)
+                found = not adapter.verify(bert_folders[0]).ok
+            except AdapterError:
+                found = True
+            outcomes.add(found)
+            if not found:
+                ours = dict(adapter.apply(bert_folders[0]))
+                assert set(ours) == set(weights) and all(torch.equal(ours[key], weights[key]) for key in weights)
+        assert True in outcomes
+        path.write_bytes(content)
