@@ -192,9 +192,9 @@ class Table:
         return torch.where(gamma != 0, self.length[index], 0).amax(1)
 
     def _index(self, routing: Routing) -> tuple[Tensor, Tensor]:
-        none = (routing.slots < 0) | (routing.slots >= self.stack.shape[0])
-        index = torch.where(none, 0, routing.slots).long()
-        return index, torch.where(none | (self.length[index] == 0), 0.0, routing.weights)
+        """Rows of the stack and their gammas; a slot without a tensor has a row of zeros or is beyond the stack."""
+        index = routing.slots.clamp(0, self.stack.shape[0] - 1)
+        return index, torch.where(index == routing.slots, routing.weights, 0.0)
 
 
 class ParameterDelta:

@@ -62,7 +62,8 @@ def delta_linear(x: Tensor, y: Tensor | None, factors: dict[int, PackedFactors],
     """y + the delta of every row, with the arguments of `reference.delta_linear`."""
     rows = x.reshape(-1, x.shape[-1])
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    out = x.new_zeros(rows.shape[0], out_features, dtype=wide)
+    total = x.new_zeros(x.shape[:-1] + (out_features,), dtype=wide)
+    out = total.view(-1, out_features)
     if slots.shape[0] == 1:
         for slot, gamma in zip(slots[0].tolist(), weights[0].tolist()):
             if slot in factors:
@@ -76,8 +77,7 @@ def delta_linear(x: Tensor, y: Tensor | None, factors: dict[int, PackedFactors],
                     part = out[chosen]
                     product(rows[chosen], factors[slot], weights[chosen, place], decode, part)
                     out[chosen] = part
-    out = out.reshape(x.shape[:-1] + (out_features,))
-    return (out if y is None else out.add_(y)).to(x.dtype)
+    return (total if y is None else total.add_(y)).to(x.dtype)
 
 
 def reconstruct(factors: dict[int, PackedFactors], gamma: Tensor, base: Tensor | None, shape: tuple[int, int],

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import torch
 from torch.nn import functional
 
 from ..bank import factors_of
@@ -13,8 +14,21 @@ def _native_delta_linear(x, y, packed, table, slots, weights, out_features, max_
     return native.delta_linear(x, y, tasks, slots, weights, out_features, transposed, exact)
 
 
+def _base_product(x, weight, bias):
+    """x W^T + b in new memory: `functional.linear` of more than two dimensions returns a view, which no op may."""
+    if x.dim() == 2:
+        return functional.linear(x, weight, bias)
+    out = x.new_empty(x.shape[:-1] + weight.shape[:1])
+    rows, flat = x.reshape(-1, x.shape[-1]), out.view(-1, weight.shape[0])
+    if bias is None:
+        torch.mm(rows, weight.t(), out=flat)
+    else:
+        torch.addmm(bias, rows, weight.t(), out=flat)
+    return out
+
+
 def _native_linear(x, weight, bias, packed, table, slots, weights, out_features, max_rank, *, exact):
-    y = functional.linear(x, weight, bias)
+    y = _base_product(x, weight, bias)
     tasks = native.Tasks.of(packed, table)
     return native.delta_linear(x, y, tasks, slots, weights, out_features, False, exact, out=y)
 
@@ -30,7 +44,7 @@ def _library_delta_linear(x, y, packed, table, slots, weights, out_features, max
 
 
 def _library_linear(x, weight, bias, packed, table, slots, weights, out_features, max_rank, *, decode):
-    y = functional.linear(x, weight, bias)
+    y = _base_product(x, weight, bias)
     return _library_delta_linear(x, y, packed, table, slots, weights, out_features, max_rank, False, decode=decode)
 
 

@@ -5,14 +5,14 @@
     unpack         C writes the factors out in the product's dtype, tiles at a time, for the library's products
     table          the same with PyTorch's index_select; needs no compiler
 
-Crossovers are measured on 2 cores (`python -m benchmarks.kernels.cpu --crossover`): the integer products of AVX-512
-VNNI stay faster than the library's float32 ones at any number of rows, the others' do not.
+Crossovers are those of `python -m benchmarks.kernels.cpu --crossover` on a CPU with AVX-512 and its bf16 products (4096 x
+1024, r = .3); the Arm ones follow AVX2's and are not measured.
 """
 
 from . import native
 
-UNPACK_ROWS = {"avx512vbmi": None, "avx512": None, "avx2": 128, "neondot": None, "neon": 64, "portable": 32}
-UNPACK_ROWS_BFLOAT16 = {"avx512vbmi": 128, "avx512": 128, "avx2": 128, "neondot": None, "neon": 64, "portable": 32}
+UNPACK_ROWS = {"avx512vbmi": None, "avx512": None, "avx2": 256, "neondot": None, "neon": 64, "portable": 16}
+UNPACK_ROWS_BFLOAT16 = {"avx512vbmi": 64, "avx512": 64, "avx2": 32, "neondot": 64, "neon": 32, "portable": 16}
 UNPACK_ROWS_EXACT = 8  # the float32 loops decode for every row
 
 

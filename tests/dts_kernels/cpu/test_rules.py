@@ -80,3 +80,24 @@ def test_a_bank_that_changed_is_seen():
     want = x @ reconstruct(layer, {0: 1.0}).T
     assert (after - want).norm() < 3e-4 * want.norm()
     assert not torch.equal(before, after)
+
+
+@pytest.mark.parametrize("path", ["native", "native_exact", "unpack", "table"])
+@pytest.mark.parametrize("shape", [(50,), (3, 50), (2, 3, 50)], ids=str)
+def test_results_are_new_memory(path, shape):
+    """An op that returns a view would forbid the caller to change it in place where gradients are kept."""
+    from dts_kernels import ops
+
+    if path != "table" and not native.variants():
+        pytest.skip("needs a C compiler")
+    layer, routing, x = bank(), Routing.of([0]), torch.randn(shape)
+    weight, bias = torch.randn(30, 50), torch.randn(30)
+    held = (layer.packed, layer.table, routing.slots, routing.weights, 30, layer.max_rank)
+    delta = x @ reconstruct(layer, {0: 1.0}, dtype=torch.float64).float().T
+    for b in (None, bias):
+        got = ops.LINEAR[path](x, weight, b, *held)
+        assert not got._is_view()
+        want = torch.nn.functional.linear(x, weight, b) + delta
+        assert (got - want).norm() < 1e-4 * want.norm()
+    got = ops.DELTA_LINEAR[path](x, None, *held, False)
+    assert not got._is_view() and (got - delta).norm() < 3e-4 * delta.norm()
