@@ -46,6 +46,7 @@ def signature(kernel: str, dtype: str, levels: bool, **overrides) -> tuple[dict,
     import triton.language as tl
 
     pointer = "*" + DTYPES[dtype]
+    t = "*fp32" if overrides.get("SPLIT", 1) > 1 else pointer
     integers = dict.fromkeys(("tasks", "rows", "entries", "per_entry", "places"), "i32")
     operands = {"words": "*i32", "scalars": "*fp32", "table": "*i64", "slots": "*i32"}
     options = {"num_warps": 4, "num_stages": 3}
@@ -55,7 +56,7 @@ def signature(kernel: str, dtype: str, levels: bool, **overrides) -> tuple[dict,
             "x": pointer,
             **operands,
             "weights": "*fp32",
-            "t": pointer,
+            "t": t,
             **integers,
             "in_features": "i32",
             "width": "i32",
@@ -64,7 +65,7 @@ def signature(kernel: str, dtype: str, levels: bool, **overrides) -> tuple[dict,
         options |= registers(getattr(torch, dtype), levels)
     elif kernel == "expand":
         arguments = {
-            "t": pointer,
+            "t": t,
             **operands,
             "y": pointer,
             "out": pointer,
@@ -79,7 +80,7 @@ def signature(kernel: str, dtype: str, levels: bool, **overrides) -> tuple[dict,
             "x": pointer,
             "weight": pointer,
             "bias": pointer,
-            "t": pointer,
+            "t": t,
             **operands,
             "out": pointer,
             **integers,
@@ -128,7 +129,8 @@ def signature(kernel: str, dtype: str, levels: bool, **overrides) -> tuple[dict,
 
 
 def compile_kernel(kernel: str, arch: int, dtype: str, levels: bool, **overrides):
-    """(Triton's compiled kernel, its constants and options)."""
+    """(Triton's compiled kernel, its constants and options).  overrides: options, constants, or arguments made constant
+    as the launcher makes those that are 1."""
     import importlib
 
     from triton.backends.compiler import GPUTarget
@@ -137,7 +139,7 @@ def compile_kernel(kernel: str, arch: int, dtype: str, levels: bool, **overrides
     function = getattr(importlib.import_module(f"dts_kernels.gpu.{kernel}"), kernel)
     arguments, constants, options = signature(kernel, dtype, levels, **overrides)
     names = function.arg_names
-    types = {name: arguments.get(name, "constexpr") for name in names}
+    types = {name: "constexpr" if name in constants else arguments[name] for name in names}
     # what the launcher knows of an LLM's sizes: pointers and lengths are multiples of 16
     aligned = [
         n

@@ -13,6 +13,7 @@ def expanded(t, words, scalars, table, slots, tasks, rows, places, width, out_co
     total = tl.zeros((BLOCK_T, BLOCK_N), tl.float32)
     k = tl.arange(0, 128)
     any_row = tl.sum(real.to(tl.int32), 0) > 0
+    stride = tl.full((), 1, tl.int64) * places * rows * width  # between the parts of t
     for place in range(places):
         _, u, scalar, rank = find_task(table, tasks, tl.load(slots + entry.to(tl.int64) * places + place))
         written = tl.multiple_of(tl.cdiv(rank, 16) * 16, 16)
@@ -27,8 +28,7 @@ def expanded(t, words, scalars, table, slots, tasks, rows, places, width, out_co
             mask = real[:, None] & (inside < written)[None, :]
             tile = tl.load(at + inside[None, :], mask=mask, other=0.0)
             for part in tl.static_range(1, SPLIT):
-                offset = (part * places).to(tl.int64) * rows * width
-                tile += tl.load(at + offset + inside[None, :], mask=mask, other=0.0)
+                tile += tl.load(at + part * stride + inside[None, :], mask=mask, other=0.0)
             f, g, b, one = packed_dot(tile.to(D), word, f, g, b, one, LEVELS)
         scale = tl.load(scalars + scalar, mask=rank > 0, other=0.0)
         if LEVELS:  # an empty slot has no header: its offset is another task's, and its sums are 0

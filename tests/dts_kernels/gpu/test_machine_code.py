@@ -20,6 +20,14 @@ def test_no_spills_and_few_instructions(kernel, arch, dtype, levels):
         assert 1 < report.instructions_per_code <= BUDGET[report.levels]
 
 
+@pytest.mark.parametrize("kernel", ["shrink", "expand", "base_expand"])
+@pytest.mark.parametrize("ones,split", [({"rows": 1, "entries": 1, "per_entry": 1, "places": 1}, 2),
+                                        ({"entries": 1, "places": 1}, 1), ({"per_entry": 1}, 1)])
+def test_arguments_that_are_one_become_constants_and_still_compile(kernel, ones, split):
+    report = sass.report(kernel, 90, "bfloat16", False, GROUPED=False, ENTRIES=1, SPLIT=split, **ones)
+    assert report.stack == 0
+
+
 def test_dependent_launch_compiles_to_its_instructions():
     for kernel, instruction in (("shrink", "launch_dependents"), ("base_expand", "griddepcontrol.wait")):
         compiled, _, _ = sass.compile_kernel(kernel, 90, "bfloat16", False, PDL=True)
