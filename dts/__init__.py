@@ -8,16 +8,17 @@ import importlib
 
 __version__ = "0.1.0"
 
-_MODULES = ("adapter", "checkpoint", "codec", "integrations", "merge", "metrics", "nn", "serve", "unseen")
+_MODULES = ("adapter", "checkpoint", "codec", "integrations", "merge", "metrics", "nn", "unseen")
 
 _NAMES = {
     "dts.codec": ("Factors", "Part", "Unencodable", "compress_tensor"),
-    "dts.checkpoint": ("Checkpoint", "open_checkpoint"),
-    "dts.adapter": ("Adapter", "compress"),
+    "dts.checkpoint": ("Checkpoint", "CheckpointError", "Mismatch", "open_checkpoint"),
+    "dts.adapter": ("Adapter", "AdapterError", "BudgetError", "compress"),
     "dts.nn": (
         "DTSConv1D",
         "DTSConv2d",
         "DTSEmbedding",
+        "DTSLayerNorm",
         "DTSLinear",
         "DTSModel",
         "DTSMultiheadAttention",
