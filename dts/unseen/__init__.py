@@ -4,8 +4,9 @@ from .baselines import NameRouter, ProbeRouter
 from .choice import Choice, choose
 from .encoders import Encoder, open_encoder
 from .mix import NotExact, mix
-from .router import EnergyRouter, scrambled
+from .router import EnergyRouter, calibrated_router, scrambled
 from .weights import OpaqueNames, TaskWeights, task_embeddings, task_weights
 
 __all__ = ["Choice", "Encoder", "EnergyRouter", "NameRouter", "NotExact", "OpaqueNames", "ProbeRouter",
-           "TaskWeights", "choose", "mix", "open_encoder", "scrambled", "task_embeddings", "task_weights"]  # fmt: skip
+           "TaskWeights", "calibrated_router", "choose",
+           "mix", "open_encoder", "scrambled", "task_embeddings", "task_weights"]  # fmt: skip

@@ -77,20 +77,19 @@ class EnergyRouter:
            sharpness: float = 8.0) -> "EnergyRouter":
         """A router for a base (or a ``DTSModel``) and adapters {task: Adapter}.
 
-        blocks: how many of the first numbered blocks are used, besides embeddings; layers: a function of a tensor's
-        name that says whether to use it, instead; rank: components of each task; sharpness: what scores
-        are multiplied by before the softmax that gives the confidence.
+        blocks: how many of the first numbered blocks are looked at; layers: a function of a tensor's name that says
+        whether to use it, instead (embeddings tell tasks apart by their tokens, but not where the output layer shares
+        their weights: then the tokens a task never has move most); rank: components of each task; sharpness: what
+        scores are multiplied by before the softmax that gives the confidence.
         """
         model = getattr(model, "model", model) if hasattr(model, "disable_tasks") else model
-        wanted = layers or (lambda name: (block := _block(name)) is None or block < blocks)
+        wanted = layers or (lambda name: _block(name) is not None and _block(name) < blocks)
         found: dict[str, dict[str, object]] = {}
         for task, adapter in adapters.items():
             for entry in adapter.entries.values():
                 if entry.kind == "factors" and entry.factors is not None and entry.base_name and len(entry.shape) == 2:
                     found.setdefault(entry.base_name, {})[task] = entry.factors
         modules = _modules(model, [name for name in found if wanted(name)])
-        if not layers:  # what is outside the blocks and no embedding comes after them: a pooler, a head
-            modules = {n: m for n, m in modules.items() if _block(n) is not None or isinstance(m, nn.Embedding)}
         if not modules:
             raise ValueError(f"no compressed matrix of the adapters is in the first {blocks} blocks of the model")
         names = list(adapters)
@@ -117,6 +116,16 @@ class EnergyRouter:
         """The task of every row of ``model``'s keyword inputs, at the cost of a pass through the early layers."""
         inputs = layer_inputs(model, self.modules, batch)
         return choose(self.scores(inputs, batch.get("attention_mask")), self.names, floor)
+
+
+def calibrated_router(model: nn.Module, adapters: Mapping, batch: Mapping, **options) -> EnergyRouter:
+    """An `EnergyRouter` (with its options) for a base or a ``DTSModel``, calibrated without data.
+
+    batch: keyword inputs of the model, of any content: what is calibrated on is `scrambled` from it.
+    """
+    embeddings = model.get_input_embeddings() if "input_ids" in batch else None
+    vocabulary = embeddings.num_embeddings if embeddings is not None else 0
+    return EnergyRouter.of(model, adapters, **options).calibrate(model, scrambled(batch, vocabulary))
 
 
 def scrambled(batch: Mapping, vocabulary: int, seed: int = 0) -> dict:

@@ -146,7 +146,7 @@ def test_embeddings_route_by_token(routed):
         delta = torch.zeros(50, 12)
         delta[ids] = torch.randn(4, 12)
         adapters[task] = adapter(embed__weight=delta)
-    router = EnergyRouter.of(model, adapters)
+    router = EnergyRouter.of(model, adapters, layers=lambda name: name == "embed.weight")
     choice = router.route(model, {"input_ids": torch.tensor([[1, 2, 40], [26, 27, 41], [3, 0, 1]])})
     assert choice.tasks == ["low", "high", "low"]
 

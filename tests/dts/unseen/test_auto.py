@@ -1,0 +1,73 @@
+"""Routing in front of a real model: `DTSModel` over transformers, tasks chosen from the inputs alone."""
+
+import copy
+
+import pytest
+import torch
+
+import dts
+from dts.unseen import calibrated_router
+
+transformers = pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module", params=["bert", "gpt2"])
+def served(request):
+    """A base with two fine-tunes, each trained on its own half of the vocabulary to predict the other half."""
+    torch.manual_seed(0)
+    if request.param == "bert":
+        config = transformers.BertConfig(vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+                                         intermediate_size=64, max_position_embeddings=16)  # fmt: skip
+        base = transformers.BertForMaskedLM(config).eval()
+    else:
+        config = transformers.GPT2Config(vocab_size=60, n_embd=32, n_layer=2, n_head=2, n_positions=16)
+        base = transformers.GPT2LMHeadModel(config).eval()
+    halves = {"low": torch.arange(2, 30), "high": torch.arange(30, 60)}
+    adapters = {}
+    for task, ids in halves.items():
+        tuned = copy.deepcopy(base)
+        optimizer = torch.optim.Adam(tuned.parameters(), lr=3e-4)
+        for _ in range(60):
+            tokens = ids[torch.randint(len(ids), (8, 10))]
+            tuned(input_ids=tokens, labels=tokens.roll(1, 0)).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        adapters[task] = dts.compress(base, tuned, name=task, rank_fraction=0.3)
+    model = dts.DTSModel(copy.deepcopy(base))
+    for task, adapter in adapters.items():
+        model.load_task(task, adapter)
+    return model, base, adapters, halves
+
+
+def batch_of(halves, rows):
+    tokens = [ids[torch.randint(len(ids), (rows, 10))] for ids in halves.values()]
+    return {"input_ids": torch.cat(tokens), "attention_mask": torch.ones(2 * rows, 10, dtype=torch.long)}
+
+
+def test_routes_each_row_and_the_answers_are_its_tasks(served):
+    model, _, adapters, halves = served
+    batch = batch_of(halves, 20)
+    router = calibrated_router(model, adapters, batch)
+    choice = router.route(model, batch)
+    gold = ["low"] * 20 + ["high"] * 20
+    assert sum(a == b for a, b in zip(choice.tasks, gold)) >= 35
+    with torch.no_grad():
+        together = model(**batch, tasks=choice.tasks).logits
+        model.set_task("high")
+        alone = model(**batch).logits
+        model.set_task(None)
+    rows = [i for i, task in enumerate(choice.tasks) if task == "high"]
+    torch.testing.assert_close(together[rows], alone[rows], rtol=1e-4, atol=1e-4)
+
+
+def test_the_pass_is_the_bases_whatever_task_is_set(served):
+    model, base, adapters, halves = served
+    batch = batch_of(halves, 4)
+    router = calibrated_router(model, adapters, batch)
+    free = router.route(model, batch).scores
+    model.set_task("low")
+    torch.testing.assert_close(router.route(model, batch).scores, free)
+    assert model.status()["current"] == [{"low": 1.0}]
+    model.set_task(None)
+    plain = calibrated_router(base, adapters, batch).route(base, batch).scores
+    torch.testing.assert_close(plain, free, rtol=1e-3, atol=1e-3)
