@@ -4,6 +4,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import warnings
 
 from rich.table import Table
 
@@ -36,38 +37,57 @@ def examine() -> dict:
     """Everything `dts doctor` says, as plain data."""
     import torch
 
-    devices = {"cpu": {"name": _cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-                       "features": _cpu_features()}}
+    cpu = {"name": _cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+           "features": _cpu_features()}  # fmt: skip
+    devices = {"cpu": cpu}
     for i in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(i)
         devices[f"cuda:{i}"] = {"name": gpu.name, "memory": gpu.total_memory, "sm": f"{gpu.major}{gpu.minor}"}
-    extras = {module: importlib.util.find_spec(module) is not None for module in EXTRAS}
+    kernels = _kernels()
     report = {
         "versions": {"dts": __version__, "python": platform.python_version(), "torch": torch.__version__,
                      "triton": _version("triton"), "transformers": _version("transformers"),
                      "platform": platform.platform()},
         "devices": devices,
-        "extras": extras,
-        "paths": _paths(["cpu", *(["cuda"] if torch.cuda.is_available() else [])]),
-    }
+        "extras": {module: importlib.util.find_spec(module) is not None for module in EXTRAS},
+        "kernels": kernels,
+        "paths": [row for device in kernels for row in _paths(device, kernels[device].get("layout", "disk"))],
+    }  # fmt: skip
     report["advice"] = _advice(report)
     return report
 
 
-def _paths(kinds: list[str]) -> list[dict]:
-    """The path `dts_kernels` takes for each sample, each device and each dtype."""
+def _kernels() -> dict[str, dict]:
+    """For each kind of device here, what its kernels are and why they are not there, if they are not."""
+    import torch
+
+    from dts_kernels.cpu import native
+    from dts_kernels.dispatch import layout_for
+
+    with warnings.catch_warnings():  # the advice says it
+        warnings.simplefilter("ignore")
+        variants = native.variants()
+    found = {"cpu": {"compiled": bool(variants), "variants": list(variants), "in use": native.variant() or None}}
+    if torch.cuda.is_available():
+        capability = None if torch.version.hip else torch.cuda.get_device_capability()
+        layout, reason = layout_for("cuda", capability, importlib.util.find_spec("triton") is not None)
+        found["cuda"] = {"layout": layout, "why slow": reason}
+    return found
+
+
+def _paths(device: str, layout: str) -> list[dict]:
+    """The path `dts_kernels` takes for each sample and each dtype on a device."""
     import dts_kernels  # noqa: F401  registers the paths
     from dts_kernels.dispatch import Problem, choose
 
     rows = []
-    for device in kinds:
-        for what, count, in_features, out_features, rank, tasks in SAMPLES:
-            for dtype in ("float32", "bfloat16", "float16"):
-                problem = Problem("linear", device, dtype, count, in_features, out_features, rank,
-                                  entries=tasks, tasks=tasks)
-                rows.append({"device": device, "what": what, "rows": count, "in_features": in_features,
-                             "out_features": out_features, "rank": rank, "tasks": tasks, "dtype": dtype,
-                             "path": choose(problem)})
+    for what, count, in_features, out_features, rank, tasks in SAMPLES:
+        for dtype in ("float32", "bfloat16", "float16"):
+            problem = Problem("linear", device, dtype, count, in_features, out_features, rank, entries=tasks,
+                              tasks=tasks, layout=layout)  # fmt: skip
+            rows.append({"device": device, "what": what, "rows": count, "in_features": in_features,
+                         "out_features": out_features, "rank": rank, "tasks": tasks, "dtype": dtype,
+                         "path": choose(problem)})  # fmt: skip
     return rows
 
 
@@ -78,13 +98,13 @@ def _advice(report: dict) -> list[str]:
             extra, purpose = EXTRAS[module]
             missing.setdefault(extra, []).append(purpose)
     advice = [f"pip install 'dts-merge[{extra}]' for {', '.join(dict.fromkeys(purposes))}"
-              for extra, purposes in missing.items()]
-    slow = {p["device"] for p in report["paths"] if p["path"] == "reference"}
-    if "cpu" in slow:
-        advice.append("Products on the CPU take the reference path in plain PyTorch, which is right but slow: "
-                      "install a C compiler (gcc or clang) and reinstall this package to build the CPU kernels")
-    if "cuda" in slow:
-        advice.append("Products on the GPU take the reference path: install triton (pip install triton)")
+              for extra, purposes in missing.items()]  # fmt: skip
+    if not report["kernels"]["cpu"]["compiled"]:
+        advice.append("The CPU kernels are not compiled, so products run as slower PyTorch operations: install a C "
+                      "compiler (gcc or clang) and install this package again")  # fmt: skip
+    if report["kernels"].get("cuda", {}).get("why slow"):
+        advice.append(f"GPU products run through plain PyTorch, many times slower than the packed kernels: "
+                      f"{report['kernels']['cuda']['why slow']}")  # fmt: skip
     return advice
 
 
@@ -113,7 +133,8 @@ def _cpu_features() -> list[str]:
     """Those of the CPU's features that a kernel here may use."""
     info = _cpuinfo()
     flags = set((info.get("flags") or info.get("Features") or "").split())
-    wanted = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp")
+    wanted = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx_vnni",
+              "amx_int8", "asimd", "asimddp")
     return [name for name in wanted if name in flags]
 
 
@@ -124,6 +145,11 @@ def _show(report: dict):
                  else value for key, value in device.items()}
         output.print()
         output.print(pairs(name, shown))
+    output.print()
+    shown = {device: "; ".join(f"{key}: {', '.join(value) if isinstance(value, list) else value}"
+                               for key, value in found.items() if value) for device, found in report["kernels"].items()}
+    output.print(pairs("Kernels", shown))
+    output.print()
     table = Table(title="The path a layer's product takes (r = .3 of 4096 is rank 1228)", title_justify="left")
     for column in ("device", "product", "in x out, rank", "fp32", "bf16", "fp16"):
         table.add_column(column)
@@ -133,8 +159,8 @@ def _show(report: dict):
         grouped.setdefault(key, {})[p["dtype"]] = p["path"]
     for key, by_dtype in grouped.items():
         table.add_row(*key, by_dtype["float32"], by_dtype["bfloat16"], by_dtype["float16"])
-    output.print()
     output.print(table)
-    output.print()
+    output.print("native, triton: compiled kernels; unpack, dequantise: unpacked for a library product; "
+                 "reference: plain PyTorch\n")
     for line in report["advice"] or ["Nothing is missing."]:
         output.print(f"• {line}", soft_wrap=True)
