@@ -109,7 +109,9 @@ def _check(x: Tensor, bank: Bank, routing: Routing, y: Tensor | None) -> None:
         )
     rows = x.shape[:-1].numel() if x.dim() else 1
     if routing.slots.shape[0] == 0 and rows or routing.slots.shape[0] and rows % routing.slots.shape[0]:
-        wrong.append(f"{rows} rows of x {list(x.shape)} are no multiple of the routing's {routing.slots.shape[0]} entries")
+        wrong.append(
+            f"{rows} rows of x {list(x.shape)} are no multiple of the routing's {routing.slots.shape[0]} entries"
+        )
     if wrong:
         raise ValueError("; ".join(wrong))
 
@@ -125,7 +127,8 @@ def _direct(*tensors: Tensor | None) -> bool:
         return False
     grad = torch.is_grad_enabled()
     return all(
-        t is None or type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu" and not (grad and t.requires_grad)
+        t is None
+        or type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu" and not (grad and t.requires_grad)
         for t in tensors
     )
 
@@ -133,8 +136,9 @@ def _direct(*tensors: Tensor | None) -> bool:
 @lru_cache(maxsize=4096)
 def _path(op: str, device: str, dtype: torch.dtype, rows: int, in_features: int, out_features: int, max_rank: int,
           entries: int, places: int, tasks: int, layout: str, transposed: bool, exact: bool) -> str:
-    return dispatch.choose(Problem(op, device, str(dtype).removeprefix("torch."), rows, in_features, out_features, max_rank,
-                                   entries, places, tasks, layout, transposed, exact))
+    dtype = str(dtype).removeprefix("torch.")
+    return dispatch.choose(Problem(op, device, dtype, rows, in_features, out_features, max_rank, entries, places, tasks,
+                                   layout, transposed, exact))
 
 
 def _run(paths: dict, op: str, x: Tensor, slots: Tensor, table: Tensor, out_features: int, max_rank: int, layout: str,
@@ -142,8 +146,8 @@ def _run(paths: dict, op: str, x: Tensor, slots: Tensor, table: Tensor, out_feat
     *rows, in_features = x.shape
     device = x.device.type if layout == "disk" else dispatch.device_kind(x.device.type)
     entries, places = slots.shape
-    path = _path(op, device, x.dtype, math.prod(rows), in_features, out_features, max_rank, entries, places, table.shape[0],
-                 layout, transposed, dispatch.exact())
+    path = _path(op, device, x.dtype, math.prod(rows), in_features, out_features, max_rank, entries, places,
+                 table.shape[0], layout, transposed, dispatch.exact())
     dispatch.ran[op, path] += 1
     return paths[path](*arguments)
 
@@ -186,7 +190,8 @@ def _linear_reference(x, weight, bias, packed, table, slots, weights, out_featur
 def _reconstruct_reference(packed, table, gamma, base, out_features, in_features, max_rank, dtype):
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     device = base.device if base is not None else packed[0].device if packed else None
-    out = torch.zeros(out_features, in_features, dtype=wide, device=device) if base is None else base.to(wide, copy=True)
+    shape = (out_features, in_features)
+    out = torch.zeros(shape, dtype=wide, device=device) if base is None else base.to(wide, copy=True)
     for slot, factors in factors_of(packed, table, in_features, out_features)[0].items():
         if gamma[slot]:
             out += gamma[slot] * reference.reconstruct(factors, wide)

@@ -1,4 +1,4 @@
-"""Products through unpacked factors and the library's matrix products: long prefills, and machines without a compiler."""
+"""Products through unpacked factors and the library's: long prefills, and machines without a compiler."""
 
 import functools
 
@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from ..layout import VALUES, PackedFactors
-from . import native
 
 TILE_BYTES = 8 << 20  # unpacked V and U of one block of ranks: stays in a last-level cache
 

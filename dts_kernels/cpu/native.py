@@ -68,8 +68,8 @@ def _bind(path: Path) -> ctypes.CDLL:
     pointer, i32, i64, text = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_char_p
     library.dts_variant.argtypes, library.dts_variant.restype = [i32], text
     library.dts_delta_linear.argtypes = [
-        text, i32, i32, i32, pointer, i32, i64, i64, i64, pointer, i64, pointer, i64, i64, pointer, i64, pointer, pointer,
-        i64, i64,
+        text, i32, i32, i32, pointer, i32, i64, i64, i64, pointer, i64, pointer, i64, i64, pointer, i64, pointer,
+        pointer, i64, i64,
     ]
     library.dts_reconstruct.argtypes = [
         text, i32, i32, pointer, i64, pointer, pointer, i64, pointer, i64, i32, i64, i64,
@@ -147,9 +147,10 @@ def delta_linear(x: Tensor, y: Tensor | None, tasks: Tasks, slots: Tensor, weigh
         out = x.new_empty(x.shape[:-1] + (out_features,))
     size = x.element_size()
     _check(library().dts_delta_linear(
-        (name or variant()).encode(), torch.get_num_threads(), exact, transposed, x.data_ptr(), DTYPES[x.dtype], n * size,
-        rows, n, None if y is None else y.data_ptr(), out_features * size, out.data_ptr(), out_features * size,
-        out_features, tasks.pointer, tasks.count, slots.data_ptr(), weights.data_ptr(), slots.shape[0], slots.shape[1],
+        (name or variant()).encode(), torch.get_num_threads(), exact, transposed, x.data_ptr(), DTYPES[x.dtype],
+        n * size, rows, n, None if y is None else y.data_ptr(), out_features * size, out.data_ptr(),
+        out_features * size, out_features, tasks.pointer, tasks.count, slots.data_ptr(), weights.data_ptr(),
+        slots.shape[0], slots.shape[1],
     ), "delta_linear")
     return out
 

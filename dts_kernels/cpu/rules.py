@@ -5,8 +5,8 @@
     unpack         C writes the factors out in the product's dtype, tiles at a time, for the library's products
     table          the same with PyTorch's index_select; needs no compiler
 
-Crossovers are those of `python -m benchmarks.kernels.cpu --crossover` on a CPU with AVX-512 and its bf16 products (4096 x
-1024, r = .3); the Arm ones follow AVX2's and are not measured.
+Crossovers are those of `python -m benchmarks.kernels.cpu --crossover` on a CPU with AVX-512 and its bf16 products
+(4096 x 1024, r = .3); the Arm ones follow AVX2's and are not measured.
 """
 
 from . import native

@@ -62,8 +62,8 @@ static int check(const char *variant, int64_t m, int64_t n, int64_t rank, int64_
             all += y * y;
         }
     }
-    for (int64_t o = 0; o < m; o += 7)
-        for (int64_t i = 0; i < n; i += 5) {
+    for (int64_t o = 0; o < m; o++)
+        for (int64_t i = 0; i < n; i++) {
             double w = 0;
             for (int64_t k = 0; k < rank; k++)
                 w += gamma * sigma[k] * level_at(u + o * width, k, with_levels ? levels : NULL) *

@@ -44,7 +44,8 @@ def test_address_and_undefined_behaviour_sanitizers(tmp_path):
 
 
 @pytest.mark.skipif(
-    not (shutil.which("aarch64-linux-gnu-gcc") and (shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static"))),
+    not shutil.which("aarch64-linux-gnu-gcc")
+    or not (shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")),
     reason="needs aarch64-linux-gnu-gcc and qemu-user",
 )
 def test_arm_under_an_emulator(tmp_path):
@@ -75,7 +76,8 @@ def test_without_a_compiler_products_work_and_say_once_that_they_are_slow(tmp_pa
 @pytest.mark.skipif(build.compiler() is None, reason="needs a C compiler")
 def test_a_compiler_that_knows_no_vector_flags_leaves_portable_c(tmp_path):
     wrapper = tmp_path / "cc"
-    wrapper.write_text(f'#!/bin/sh\nfor a; do case "$a" in -mavx*|-march*|-DUSE_NEON) exit 1;; esac; done\nexec {build.compiler()[0]} "$@"\n')
+    refused = 'for a; do case "$a" in -mavx*|-march*|-DUSE_NEON) exit 1;; esac; done'
+    wrapper.write_text(f'#!/bin/sh\n{refused}\nexec {build.compiler()[0]} "$@"\n')
     wrapper.chmod(0o755)
     objects = build.compile_objects([str(wrapper)], tmp_path, platform.machine())
     assert sorted(Path(o).name for o in objects) == ["dts.c.o", "parallel.c.o", "portable.o"]
