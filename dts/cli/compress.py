@@ -23,6 +23,7 @@ from dts.cli.common import (
 from dts.cli.inspect import summary, summary_table
 
 DEFAULT_SIZE = "1%"
+MODEL_FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 
 class Method(StrEnum):
@@ -55,6 +56,9 @@ def compress(
     class_names: Annotated[str | None, typer.Option(help="Names of its classes, 'a, b, c' or @file with one a line; "
                            "default from its config.", show_default=False)] = None,
     description: Annotated[str | None, typer.Option(help="A sentence on what it does.", show_default=False)] = None,
+    merge: Annotated[str | None, typer.Option(help="With --kind difference: merge the fine-tunes by this method (see "
+                     "dts merge --methods) and write out/base and out/adapters; the base may then be 'none'.",
+                     show_default=False)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
@@ -63,22 +67,15 @@ def compress(
     """Turn full fine-tunes into adapters of about 1 % of the model."""
     import dts
 
-    asked = {"size": size, "rank-fraction": rank_fraction, "target-error": target_error}
-    given = [f"--{option}" for option, value in asked.items() if value is not None]
-    if len(given) > 1:
-        raise ValueError(f"{' and '.join(given)} say the size twice: keep one")
-    if rank_fraction is not None:
-        how = {"rank_fraction": parse_fraction(rank_fraction)}
-    elif target_error is not None:
-        how = {"target_error": parse_fraction(target_error)}
-    else:
-        how = parse_size(size or DEFAULT_SIZE)
+    how = _how(size, rank_fraction, target_error)
     if len(finetuned) > 1 and (name or class_names or description):
         raise ValueError("--name, --class-names and --description are of one task: compress the fine-tunes one by one")
-
+    if merge:
+        results = _merged(base, finetuned, out, merge, method, kind, how, resume or dry_run or overwrite)
+        return emit(results, as_json, lambda: _show(results))
     results = []
-    for source in finetuned:
-        folder = out / Path(source.rstrip("/")).stem if len(finetuned) > 1 else out
+    for task, source in named(finetuned).items():
+        folder = out / task if len(finetuned) > 1 else out
         with progress_bar(f"{'Predicting' if dry_run else 'Compressing'} {source}", in_bytes=True) as progress:
             adapter = dts.compress(
                 base, source, out=folder, method=method.value, kind=kind.value, name=name,
@@ -87,6 +84,43 @@ def compress(
             )
         results.append(summary(adapter) | {"folder": str(folder), "written": not dry_run})
     emit(results[0] if len(results) == 1 else results, as_json, lambda: _show(results))
+
+
+def _how(size: str | None, rank_fraction: str | None, target_error: str | None) -> dict[str, float]:
+    """The one size asked for, as a keyword of `dts.compress`."""
+    asked = {"size": size, "rank-fraction": rank_fraction, "target-error": target_error}
+    given = [f"--{option}" for option, value in asked.items() if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} say the size twice: keep one")
+    if rank_fraction is not None:
+        return {"rank_fraction": parse_fraction(rank_fraction)}
+    if target_error is not None:
+        return {"target_error": parse_fraction(target_error)}
+    return parse_size(size or DEFAULT_SIZE)
+
+
+def named(sources: list[str]) -> dict[str, str]:
+    """{task: source}, each named by its folder, or its file without the ending."""
+    paths = {source: Path(source) for source in sources}
+    names = {source: path.stem if path.suffix in MODEL_FILES else path.name for source, path in paths.items()}
+    if len(set(names.values())) < len(sources):
+        raise ValueError(f"fine-tunes must have names of their own, not {', '.join(names.values())}: rename a folder")
+    return {name: source for source, name in names.items()}
+
+
+def _merged(base, finetuned, out, merge, method, kind, how, other: bool) -> list[dict]:
+    """Merge, and compress each fine-tune's difference to the merged base."""
+    from dts.merge import compress_difference
+
+    if kind is not Kind.difference:
+        raise ValueError("--merge makes difference vectors: say --kind difference as well")
+    if other:
+        raise ValueError("--dry-run, --resume and --overwrite do not go with --merge: run dts merge, then dts compress "
+                         "--kind difference against the merged model")  # fmt: skip
+    with progress_bar(f"Merging by {merge}, compressing") as progress:
+        _, adapters = compress_difference(None if base.lower() == "none" else base, named(finetuned), merge, out,
+                                          progress=progress, codec=method.value, **how)  # fmt: skip
+    return [summary(adapter) | {"written": True} for adapter in adapters.values()]
 
 
 def _show(results: list[dict]):

@@ -38,6 +38,21 @@ def test_several_fine_tunes_go_into_one_folder(dts, models, tmp_path):
     assert "one" in shown.stdout and "two" in shown.stdout
 
 
+def test_difference_vectors_to_a_merged_base_in_one_command(dts, models, tmp_path):
+    words = ("compress", models / "base", models / "one", models / "two", "-o", "d", "--merge", "average", "-s", "40%")
+    assert dts(*words).exit_code == 2  # --kind difference must be said
+    made = dts(*words, "--kind", "difference", "--json")
+    assert made.exit_code == 0, made.stderr
+    assert [row["name"] for row in json.loads(made.stdout)] == ["one", "two"]
+    assert dts("verify", tmp_path / "d" / "adapters" / "two", tmp_path / "d" / "base", models / "two").exit_code == 0
+
+
+def test_fine_tunes_of_one_name_are_refused(dts, models, tmp_path):
+    (tmp_path / "one").symlink_to(models / "two")
+    wrong = dts("compress", models / "base", models / "one", "one", "-o", "all")
+    assert wrong.exit_code == 2 and "names of their own" in wrong.stderr
+
+
 @pytest.mark.parametrize(("words", "reason"), [
     (["-s", "5"], "5MB"), (["-s", "1%", "--rank-fraction", "0.1"], "twice"), (["-s", "100B"], "smallest"),
     (["--method", "papr"], "paper"), (["--rank-fraction", "3"], "between"),
