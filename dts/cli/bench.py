@@ -1,0 +1,75 @@
+"""`dts bench`: tune the GPU kernels, and the benchmark suites of a checkout."""
+
+import importlib.util
+import runpy
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dts.cli.common import Json, emit, errors, output
+
+bench = typer.Typer(no_args_is_help=True, help="Measure this machine: kernels, and quality against other methods.")
+
+SUITES = {  # name -> (module, its first words)
+    "quality": ("benchmarks.quality.text", "Accuracy, agreement and KL against bytes, beside other methods."),
+    "merging": ("benchmarks.quality.merging", "Merged bases, difference vectors, unseen tasks and routing."),
+    "cpu": ("benchmarks.kernels.cpu", "The CPU kernels beside nn.Linear, LoRA and dense models."),
+    "gpu": ("benchmarks.kernels.gpu", "The GPU kernels beside their alternatives."),
+    "machine-code": ("benchmarks.kernels.sass", "Registers, spills, instructions of the GPU kernels; needs no GPU."),
+}
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@bench.command("tune")
+def tune(
+    shape: Annotated[list[str], typer.Option(help="Layer and rank, OUTxINxRANK as in 4096x4096x1228; may be repeated.",
+                                             show_default=False)],
+    dtype: Annotated[list[str] | None, typer.Option(help="float16, bfloat16; default bfloat16.", show_default=False)]
+        = None,
+    as_json: Json = False,
+):  # fmt: skip
+    """Measure kernel configurations on this GPU and keep the best for later runs."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ValueError("tuning measures a CUDA device, and there is none here")
+    from dts_kernels.gpu.tune import tune as tune_kernels
+
+    path = tune_kernels([shape_of(text) for text in shape], dtypes=tuple(dtype or ["bfloat16"]), progress=errors.print)
+    emit({"written": str(path)}, as_json, lambda: output.print(f"Wrote {path}", soft_wrap=True))
+
+
+def shape_of(text: str) -> tuple[int, int, int]:
+    """``4096x11008x1228`` -> (4096, 11008, 1228)."""
+    numbers = text.lower().split("x")
+    if len(numbers) != 3 or not all(n.isdigit() and int(n) for n in numbers):
+        raise ValueError(f"shape {text!r} is not OUTxINxRANK, as in 4096x4096x1228")
+    return tuple(map(int, numbers))
+
+
+def _add(name: str, module: str, text: str):
+    @bench.command(name, help=f"{text}  More options: dts bench {name} --help", context_settings=PASS_ON)
+    def suite(context: typer.Context,
+              report: Annotated[Path | None, typer.Option(help="Folder of results and plots.", show_default=False)]
+              = None):  # fmt: skip
+        run(module, [*context.args, *(["--out", str(report)] if report else [])])
+
+
+def run(module: str, arguments: list[str]) -> None:
+    """A benchmark module as ``python -m`` would run it."""
+    if importlib.util.find_spec("benchmarks") is None:
+        raise ImportError("the suites are in the project's checkout, not in the installed package: run this there")
+    before, sys.argv = sys.argv, [module, *arguments]
+    try:
+        runpy.run_module(module, run_name="__main__")
+    except SystemExit as done:
+        if done.code:
+            raise typer.Exit(done.code if isinstance(done.code, int) else 1) from done
+    finally:
+        sys.argv = before
+
+
+for _name, (_module, _text) in SUITES.items():
+    _add(_name, _module, _text)
