@@ -26,6 +26,7 @@ from dts.nn.probe import Layout, find_rows
 from dts.nn.routing import Mixture, RoutingState
 
 Task = str | Mapping[str, float] | None  # a name, a mixture {name: weight}, or None for the base
+AUTO = "auto"  # tasks="auto": chosen for each row from the inputs
 
 
 @dataclass
@@ -55,6 +56,8 @@ class DTSModel(nn.Module):
         self._layers: dict[str, Layer] = {}  # by their names in the model
         self._layouts: dict[tuple, Layout] = {}
         self._last: list[Task] = [None]
+        self._router = None  # of tasks="auto", made when first asked for
+        self.choice = None  # its last answer
 
     @classmethod
     def from_pretrained(cls, path: str | Path, adapters: Mapping[str, str | Path | Adapter] | None = None,
@@ -85,6 +88,8 @@ class DTSModel(nn.Module):
         heads: False leaves out the tensors that only the fine-tune has.
         Raises ValueError that lists every tensor that does not fit; the model is then as before.
         """
+        if name == AUTO:
+            raise ValueError(f"{AUTO!r} asks for a task to be chosen: give this one another name")
         adapter = adapter if isinstance(adapter, Mapping) else _adapter(adapter)
         entries = dict(adapter if isinstance(adapter, Mapping) else adapter.entries)
         if not heads:
@@ -110,6 +115,7 @@ class DTSModel(nn.Module):
         for layer_name, layer in self._layers.items():
             layer.dts.name = layer_name
         self._loaded[name] = Loaded(slot, adapter if isinstance(adapter, Adapter) else None)
+        self._router = None
         self._state.missing = self._missing(self._state.mixtures)
         self._layouts.clear()
         _no_fast_path(self.model)
@@ -123,6 +129,7 @@ class DTSModel(nn.Module):
             layer.remove(slot)
             layer.dts.heads.discard(slot)
         del self._loaded[name]
+        self._router = None
         self._state.missing = self._missing(self._state.mixtures)
         self._layouts.clear()
 
@@ -153,7 +160,7 @@ class DTSModel(nn.Module):
 
         tasks: a list with one item a row of the batch, or one item for all rows; an item is a task's name, a mixture
         {name: weight}, or None for the base.  Without ``tasks``, what `set_task` chose.  A key-value cache belongs to
-        the tasks it was made with: give the same again.
+        the tasks it was made with: give the same again.  "auto" chooses a task for every row (see `choose_tasks`).
 
         Rows of several tasks go through the model together.  Where a layer that they change cannot tell the rows of its
         input apart, or outputs mix the rows of the batch, the model runs once a task instead; `status` says why.
@@ -161,6 +168,10 @@ class DTSModel(nn.Module):
         run = getattr(self.model, method)
         if tasks is None:
             return run(*args, **kwargs)
+        if isinstance(tasks, str) and tasks == AUTO:
+            if args:
+                raise ValueError('tasks="auto" takes the model\'s inputs by name: model(input_ids=..., tasks="auto")')
+            tasks = self.choose_tasks(kwargs).tasks
         rows = list(tasks) if isinstance(tasks, Sequence) and not isinstance(tasks, str) else None
         self._last = rows if rows is not None else [tasks]
         self._known([name for task in self._last for name in _names(task)])
@@ -177,6 +188,25 @@ class DTSModel(nn.Module):
         layout.use(self._layers)
         with self._state.using(mixtures, self._missing(mixtures)):
             return run(*args, **kwargs)
+
+    def choose_tasks(self, batch: Mapping, floor: float = 0.0):
+        """The task of every row of the model's keyword inputs, by their energy in each adapter's subspace.
+
+        Costs a pass through the first layers, and before the first answer one more on inputs of no meaning that are
+        made from ``batch``.  floor: rows whose confidence is below it get None, the base.
+        Returns a `dts.unseen.Choice`; it stays in ``choice``.  Tasks loaded from bare entries cannot be chosen from.
+        """
+        from dts.unseen import calibrated_router
+
+        adapters = {name: loaded.adapter for name, loaded in self._loaded.items()}
+        bare = [name for name, adapter in adapters.items() if adapter is None]
+        if bare or not adapters:
+            raise ValueError(f"to choose, every task must be loaded from an adapter; not so: {bare or 'none is loaded'}")
+        inputs = {key: value for key, value in batch.items() if isinstance(value, Tensor)}
+        if self._router is None:
+            self._router = calibrated_router(self, adapters, inputs)
+        self.choice = self._router.route(self, inputs, floor)
+        return self.choice
 
     def task_logits(self, logits, tasks: Task | Sequence[Task] = None) -> list[Tensor]:
         """Each row's logits over its own task's classes: in a mixed batch shorter rows end in -inf.

@@ -45,6 +45,9 @@ class Tasks:
         self.pointer = ctypes.addressof(self.array)
         self.count = len(rows)
 
+    def __reduce__(self):
+        return type(None), ()  # pointers mean nothing in a copy of the table: it makes its own
+
     @classmethod
     def of(cls, packed: list[Tensor], table: Tensor) -> "Tasks":
         """The array of a bank's table, made once a table."""

@@ -71,3 +71,19 @@ def test_the_pass_is_the_bases_whatever_task_is_set(served):
     model.set_task(None)
     plain = calibrated_router(base, adapters, batch).route(base, batch).scores
     torch.testing.assert_close(plain, free, rtol=1e-3, atol=1e-3)
+
+
+def test_auto_in_a_call(served):
+    model, _, adapters, halves = served
+    batch = batch_of(halves, 6)
+    with torch.no_grad():
+        chosen = model(**batch, tasks="auto").logits
+        torch.testing.assert_close(chosen, model(**batch, tasks=model.choice.tasks).logits)
+        with pytest.raises(ValueError, match="by name"):
+            model(batch["input_ids"], tasks="auto")
+    assert model.choice.confidence.shape == (12,)
+    with pytest.raises(ValueError, match="another name"):
+        model.load_task("auto", adapters["low"])
+    again = dts.DTSModel(copy.deepcopy(model.model))
+    with pytest.raises(ValueError, match="none is loaded"):
+        again.choose_tasks(batch)
