@@ -90,6 +90,15 @@ def emit(result: Any, as_json: bool, show: Callable[[], None]) -> None:
         show()
 
 
+def listing(title: str | None, first: str, *rest: str, text: tuple[str, ...] = ()) -> Table:
+    """A table without frames that fits a narrow terminal: ``first`` and ``text`` fold, the rest are numbers."""
+    table = Table(title=title, title_justify="left", title_style="italic", box=None, padding=(0, 2, 0, 0))
+    table.add_column(first, overflow="fold")
+    for column in rest:
+        table.add_column(column, justify="left" if column in text else "right", overflow="fold")
+    return table
+
+
 def pairs(title: str, rows: dict[str, Any]) -> Table:
     """A table of two columns: what, and its value."""
     table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from dts.cli.common import (
     DryRun,
@@ -14,6 +13,7 @@ from dts.cli.common import (
     bytes_text,
     emit,
     list_of,
+    listing,
     output,
     parse_fraction,
     parse_size,
@@ -127,11 +127,7 @@ def _show(results: list[dict]):
     if len(results) == 1:
         output.print(summary_table(results[0], "Wrote" if results[0]["written"] else "Would write"))
         return
-    table = Table()
-    table.add_column("adapter")
-    for column in ("bytes", "AMR", "squared error"):
-        table.add_column(column, justify="right")
-    table.add_column("folder", overflow="fold")
+    table = listing(None, "adapter", "bytes", "AMR", "squared error", "folder", text=("folder",))
     for row in results:
         error = "" if row["squared_error"] is None else f"{row['squared_error']:.3f}"
         table.add_row(row["name"], bytes_text(row["bytes"]), percent(row["amr"]), error, row["folder"])

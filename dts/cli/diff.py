@@ -3,9 +3,8 @@
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from dts.cli.common import Json, emit, output, percent, progress_bar
+from dts.cli.common import Json, emit, listing, output, percent, progress_bar
 
 
 def diff(
@@ -63,13 +62,11 @@ def _relative(changed: list[dict], shared: list[dict]) -> float:
 def _show(result: dict, top: int):
     total = sum(row["norm"] ** 2 for row in result["changed"]) or 1.0
     listed = result["changed"][: top or None]
-    table = Table(title=f"{result['finetuned']} - {result['base']}", title_justify="left")
-    table.add_column("tensor", overflow="fold")
-    for column in ("shape", "change / base", "share of the change", "rows changed"):
-        table.add_column(column, justify="right")
+    output.print(f"{result['finetuned']}\n  against {result['base']}\n", soft_wrap=True)
+    table = listing(None, "tensor", "shape", "change", "share", "rows", text=("rows",))
     for row in listed:
         rows = "" if row["changed_rows"] is None else str(row["changed_rows"])
-        rows += f" + {row['added_rows']} added" if row["added_rows"] else ""
+        rows += f" + {row['added_rows']} new" if row["added_rows"] else ""
         table.add_row(
             row["name"], " x ".join(map(str, row["shape"])),
             percent(row["norm"] / row["base_norm"] if row["base_norm"] else None), percent(row["norm"] ** 2 / total, 1),
@@ -78,9 +75,10 @@ def _show(result: dict, top: int):
     if listed:
         output.print(table)
     if len(listed) < len(result["changed"]):
-        output.print(f"and {len(result['changed']) - len(listed)} more (--top 0 lists all)")
-    output.print(f"{len(result['changed'])} tensors changed, {len(result['unchanged'])} did not; "
-                 f"the whole model moved by {percent(result['relative'])} of its norm")
+        output.print(f"… and {len(result['changed']) - len(listed)} more (--top 0 lists all)")
+    output.print(f"\n{len(result['changed'])} tensors changed, {len(result['unchanged'])} did not; "
+                 f"the whole model moved by {percent(result['relative'])} of its norm\n"
+                 "change: of the base tensor's norm; share: of all change, squared; rows: that changed at all")
     for what, names in (
         ("Only in the fine-tune", [row["name"] for row in result["only_finetuned"]]),
         ("Only in the base", result["only_base"]),

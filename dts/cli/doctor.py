@@ -6,10 +6,8 @@ import os
 import platform
 import warnings
 
-from rich.table import Table
-
 from dts import __version__
-from dts.cli.common import Json, bytes_text, emit, output, pairs
+from dts.cli.common import Json, bytes_text, emit, listing, output, pairs
 
 EXTRAS = {  # module -> (extra, what it is for)
     "transformers": ("hf", "models from folders and hub ids"),
@@ -150,9 +148,8 @@ def _show(report: dict):
                                for key, value in found.items() if value) for device, found in report["kernels"].items()}
     output.print(pairs("Kernels", shown))
     output.print()
-    table = Table(title="The path a layer's product takes (r = .3 of 4096 is rank 1228)", title_justify="left")
-    for column in ("device", "product", "in x out, rank", "fp32", "bf16", "fp16"):
-        table.add_column(column)
+    columns = ("product", "in x out, rank", "fp32", "bf16", "fp16")
+    table = listing("The path a layer's product takes (r = .3 of 4096 is rank 1228)", "device", *columns, text=columns)
     grouped: dict[tuple, dict] = {}
     for p in report["paths"]:
         key = (p["device"], p["what"], f"{p['in_features']} x {p['out_features']}, {p['rank']}")

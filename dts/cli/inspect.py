@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from dts.cli.common import Json, bytes_text, emit, output, pairs, percent
+from dts.cli.common import Json, bytes_text, emit, listing, output, pairs, percent
 
 
 def inspect(
@@ -76,10 +76,7 @@ def _show(result: dict, all_tensors: bool):
         output.print(_by_kind(result["tensors"]))
         output.print("--tensors lists every tensor")
         return
-    table = Table()
-    table.add_column("tensor", overflow="fold")
-    for column in ("kind", "shape", "rank", "bytes", "norm", "squared error"):
-        table.add_column(column, justify="right")
+    table = listing(None, "tensor", "kind", "shape", "rank", "bytes", "norm", "error²", text=("kind",))
     for row in result["tensors"]:
         table.add_row(
             row["name"], row["tied_to"] or row["kind"], " x ".join(map(str, row["shape"])), str(row["rank"] or ""),
@@ -90,9 +87,7 @@ def _show(result: dict, all_tensors: bool):
 
 
 def _by_kind(tensors: list[dict]) -> Table:
-    table = Table()
-    for column in ("stored as", "tensors", "bytes", "ranks", "squared error"):
-        table.add_column(column, justify="left" if column == "stored as" else "right")
+    table = listing(None, "stored as", "tensors", "bytes", "ranks", "squared error")
     for kind in dict.fromkeys(row["kind"] for row in tensors):
         rows = [row for row in tensors if row["kind"] == kind]
         ranks = [row["rank"] for row in rows if row["rank"]]

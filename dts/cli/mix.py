@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from dts.cli.common import DryRun, Json, Overwrite, emit, list_of, output, parse_size, progress_bar
+from dts.cli.common import DryRun, Json, Overwrite, emit, list_of, listing, output, parse_size, progress_bar
 from dts.cli.inspect import summary, summary_table
 
 
@@ -78,11 +77,8 @@ def weights_of(given: list[str]) -> dict[str, float]:
 
 
 def _show(result: dict):
-    table = Table(title="What the mixture is made of", title_justify="left")
-    table.add_column("task")
-    for column in ("similarity", "weight"):
-        table.add_column(column, justify="right")
-    table.add_column("nearest classes", overflow="fold")
+    table = listing("What the mixture is made of", "task", "similarity", "weight", "nearest classes",
+                    text=("nearest classes",))
     for row in result["similarities"]:
         nearest = f"{row['class']} ~ {row['nearest']} ({row['nearest_similarity']:.2f})"
         table.add_row(row["task"], f"{row['similarity']:.3f}", f"{row['weight']:.3f}", nearest)
