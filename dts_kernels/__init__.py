@@ -4,4 +4,6 @@ from .bank import Bank, Routing
 from .layout import PackedFactors, pack, unpack
 from .ops import delta_embedding, delta_linear, linear, reconstruct
 
-__all__ = ["Bank", "PackedFactors", "Routing", "delta_embedding", "delta_linear", "linear", "pack", "reconstruct", "unpack"]
+__all__ = [
+    "Bank", "PackedFactors", "Routing", "delta_embedding", "delta_linear", "linear", "pack", "reconstruct", "unpack",
+]  # fmt: skip

@@ -201,7 +201,7 @@ class DTSModel(nn.Module):
         adapters = {name: loaded.adapter for name, loaded in self._loaded.items()}
         bare = [name for name, adapter in adapters.items() if adapter is None]
         if bare or not adapters:
-            raise ValueError(f"to choose, every task must be loaded from an adapter; not so: {bare or 'none is loaded'}")
+            raise ValueError(f"to choose, tasks must be loaded from adapters; not so: {bare or 'none is loaded'}")
         inputs = {key: value for key, value in batch.items() if isinstance(value, Tensor)}
         if self._router is None:
             self._router = calibrated_router(self, adapters, inputs)
