@@ -20,7 +20,10 @@ enum {
     MOST_PAIRS = 256,   /* of one sweep over the factors; more rows sweep again */
     NEAR = 64,          /* rows of V that stay in the first-level cache while all their bytes are used */
     NARROW = 16,        /* bytes a row below which a decoded tile beats horizontal sums */
-    SERIAL = 1 << 19,   /* codes x rows below which starting threads costs more than they save */
+    SHARE = 1 << 20,    /* codes x rows that are worth a thread */
+    FEW = 4,            /* threads: so few cores are shared with other programs, and a join that waits for a worker
+                         * to be scheduled costs milliseconds, all of a small product's time many times over */
+    LARGE_SHARE = 1 << 23, /* worth a thread there: about 0.2 ms */
 };
 
 #define DECLARE(name) extern const Kernels dts_##name;
@@ -382,7 +385,8 @@ static void sweep(Call *call) {
     for (int64_t i = 0; i < call->segment_count; i++)
         if (call->segments[i].exact) exact = 1;
         else digits = 1;
-    if (codes(call) < SERIAL) call->threads = 1;
+    int64_t useful = codes(call) / (call->threads > FEW ? SHARE : LARGE_SHARE);
+    if (useful < call->threads) call->threads = useful > 1 ? (int)useful : 1;
     call->inputs = NULL, call->input_floats = NULL;
     if (exact) call->input_floats = take(call, call->rows * call->n * 4);
     if (digits) {
