@@ -41,8 +41,8 @@ def compress(
     finetuned: Annotated[list[str], typer.Argument(help="One or more full fine-tunes of it.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the adapter goes; with several fine-tunes, the "
                                       "folder of all of them.", show_default=False)],
-    size: Annotated[str | None, typer.Option("--size", "-s", help="Bytes of the whole adapter: 1% (of the base in "
-                    f"fp32), 500KB, 5MB.  Default {DEFAULT_SIZE}.", show_default=False)] = None,
+    size: Annotated[str | None, typer.Option("--budget", "-s", help="Bytes of the whole adapter: 1% (of the base "
+                    f"in fp32), 500KB, 5MB.  Default {DEFAULT_SIZE}.", show_default=False)] = None,
     rank_fraction: Annotated[str | None, typer.Option(help="Instead of a size: the same share of the rank of every "
                              "matrix, 0.3 or 30%.", show_default=False)] = None,
     target_error: Annotated[str | None, typer.Option(help="Instead of a size: the squared relative error to reach, "
@@ -88,7 +88,7 @@ def compress(
 
 def _how(size: str | None, rank_fraction: str | None, target_error: str | None) -> dict[str, float]:
     """The one size asked for, as a keyword of `dts.compress`."""
-    asked = {"size": size, "rank-fraction": rank_fraction, "target-error": target_error}
+    asked = {"budget": size, "rank-fraction": rank_fraction, "target-error": target_error}
     given = [f"--{option}" for option, value in asked.items() if value is not None]
     if len(given) > 1:
         raise ValueError(f"{' and '.join(given)} say the size twice: keep one")

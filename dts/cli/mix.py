@@ -20,11 +20,11 @@ def mix(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the mixture as an adapter; without, only the "
                                              "weights are shown.", show_default=False)] = None,
     name: Annotated[str, typer.Option(help="Of the new task.")] = "mixture",
-    size: Annotated[str | None, typer.Option("--size", "-s", help="Encode it anew into 1% (of the base in fp32) or "
+    size: Annotated[str | None, typer.Option("--budget", "-s", help="Encode it anew into 1% (of the base in fp32) or "
                                              "500KB; without, exact and as large as its parts.", show_default=False)]
         = None,
-    base: Annotated[str | None, typer.Option("--base", "-b", help="The base model; makes --size better.",
-                                             show_default=False)] = None,
+    base: Annotated[str | None, typer.Option("--base", "-b", help="The base model: needed where an adapter holds whole "
+                                             "tensors; makes --budget better.", show_default=False)] = None,
     encoder: Annotated[str, typer.Option(help="'default', or a sentence-transformers folder or hub id.")] = "default",
     temperature: Annotated[float | None, typer.Option(help="Softmax of the similarities at this temperature.",
                                                       show_default=False)] = None,
