@@ -1,8 +1,13 @@
 """Fixtures every test may use."""
 
+import os
 from pathlib import Path
 
-import pytest
+# before torch is imported: tests are many small products, and threads that wait for each other at every one of them
+# take several times as long as a single thread wherever another program runs
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """`dts <verb>`: the list of verbs, and what becomes of errors."""
 
 import json
+import os
 import sys
 import traceback
 import warnings
@@ -92,4 +93,7 @@ app.add_typer(bench.bench, name="bench")
 
 def main():
     """The `dts` script."""
+    # before torch is imported: threads that spin while they wait make compression several times slower as soon as
+    # another program uses a core
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     app(prog_name="dts")
