@@ -11,7 +11,8 @@ from .expand import expanded
 def base_expand(x, weight, bias, t, words, scalars, table, slots, out, tasks, rows, entries, per_entry, places, width,
                 in_features, out_features, out_columns, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr,
                 BLOCK_K: tl.constexpr, SPLIT: tl.constexpr, GROUPED: tl.constexpr, ENTRIES: tl.constexpr,
-                LEVELS: tl.constexpr, BIAS: tl.constexpr, PDL: tl.constexpr):
+                LEVELS: tl.constexpr, BIAS: tl.constexpr, PDL: tl.constexpr,
+                ASM: tl.constexpr):
     """x [rows, in_features], weight [out_features, in_features], bias [out_features], out [rows, out_features].
 
     t [SPLIT, places, rows, width] of `shrink`.  With PDL this starts while shrink runs and waits for it only after
@@ -34,6 +35,6 @@ def base_expand(x, weight, bias, t, words, scalars, table, slots, out, tasks, ro
     if PDL:
         tl.extra.cuda.gdc_wait()
     base += expanded(t, words, scalars, table, slots, tasks, rows, places, width, out_columns, row, real, entry, n,
-                     out.dtype.element_ty, BLOCK_T, BLOCK_N, SPLIT, LEVELS)
+                     out.dtype.element_ty, BLOCK_T, BLOCK_N, SPLIT, LEVELS, ASM)
     tl.store(out + row[:, None] * out_features + n[None, :], base.to(out.dtype.element_ty),
              mask=real[:, None] & (n < out_features)[None, :])

@@ -24,7 +24,9 @@ class Device:
 
 @dataclass(frozen=True)
 class Config:
-    """Launch parameters of one kernel.  split: programs that share a contraction; pdl: dependent launch (sm_90)."""
+    """Launch parameters of one kernel.  split: programs that share a contraction; pdl: dependent launch (sm_90);
+    asm: decode by inline assembly (fewer instructions; off until a GPU run has compared it with pure Triton).
+    """
 
     block_t: int = 16
     block_n: int = 64
@@ -33,6 +35,7 @@ class Config:
     split: int = 1
     block_k: int = 128
     pdl: bool = False
+    asm: bool = False
 
 
 def bucket(rows: int) -> int:

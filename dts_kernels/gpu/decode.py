@@ -7,19 +7,41 @@ FIELDS = tl.constexpr(4)  # of a table row: v words, u words, scalars (offsets),
 HEADER = tl.constexpr(16)  # floats before a task's sigma: 2^-e, 4 coefficients of V, 4 of U (see `planar.py`)
 
 
+# decode as machine instructions, which compilers of some architectures do not find: off until a GPU has proved it
+PICK_ASM = tl.constexpr("{ .reg .b32 w; shf.r.wrap.b32 w, $1, $1, $2; lop3.b32 $0, w, $3, $4, 0xEA; }")
+SELECT_ASM = tl.constexpr("lop3.b32 $0, $3, $1, $2, 0xCA;")
+
+
 @triton.jit
 def _turn(word, i: tl.constexpr):
     return ((word >> (2 * i)) | (word << (32 - 2 * i))) if i > 0 else word
 
 
 @triton.jit
-def _plane(word, i: tl.constexpr, KIND: tl.constexpr, D: tl.constexpr):
+def _pick(word, i: tl.constexpr, mask: tl.constexpr, bits: tl.constexpr, ASM: tl.constexpr):
+    """The word turned right by 2 i, only the bits of ``mask``, and ``bits`` set."""
+    if ASM:
+        return tl.inline_asm_elementwise(PICK_ASM, "=r,r,r,r,r", [word, 2 * i, mask, bits], dtype=tl.uint32,
+                                         is_pure=True, pack=1)
+    return (_turn(word, i) & mask) | bits
+
+
+@triton.jit
+def _select(mask: tl.constexpr, a, b, ASM: tl.constexpr):
+    """a's bits where the mask's are 1, else b's."""
+    if ASM:
+        return tl.inline_asm_elementwise(SELECT_ASM, "=r,r,r,r", [a, b, mask], dtype=tl.uint32, is_pure=True, pack=1)
+    return (a & mask) | (b & (mask ^ 0xFFFFFFFF))
+
+
+@triton.jit
+def _plane(word, i: tl.constexpr, KIND: tl.constexpr, D: tl.constexpr, ASM: tl.constexpr):
     """Words [8, N] to the numbers [8, N, 2] of plane i.  KIND: "f", "g" or "b" of `layout.level_coefficients`."""
     # constants only: one run-time scalar in this chain sends every decoded tile through shared memory
     if D == tl.float16:
-        bits = (_turn(word, i) & 0x88008800) | 0x34003400
+        bits = _pick(word, i, 0x88008800, 0x34003400, ASM)
     else:
-        bits = (_turn(word, i) & 0x81008100) | 0x3E803E80
+        bits = _pick(word, i, 0x81008100, 0x3E803E80, ASM)
     if KIND == "g":
         bits = bits ^ 0x08000800 if D == tl.float16 else bits ^ 0x01000100
     if KIND == "b":
@@ -32,33 +54,38 @@ def _plane(word, i: tl.constexpr, KIND: tl.constexpr, D: tl.constexpr):
 
 
 @triton.jit
-def decode(word, KIND: tl.constexpr, D: tl.constexpr):
-    """uint32 words [8, N] to the numbers D [128, N] they hold, the contraction axis first."""
+def decode(word, KIND: tl.constexpr, D: tl.constexpr, ASM: tl.constexpr = False):
+    """uint32 words [8, N] to the numbers D [128, N] they hold, the contraction axis first.
+
+    ASM: the same bits by inline assembly; without it, pure Triton, which the interpreter can run.
+    """
     if D == tl.float16:  # move the large bits to fp16's exponent; planes 2, 3, 6, 7 in one word, the rest in the other
         moved = (word << 3) | (word >> 29)
-        a = (word & 0x82828282) | (moved & 0x7D7D7D7D)
-        b = (word & 0x28282828) | (moved & 0xD7D7D7D7)
+        a = _select(0x82828282, word, moved, ASM)
+        b = _select(0x28282828, word, moved, ASM)
     else:
         a, b = word, word
     tile = tl.join(
         tl.join(
-            tl.join(_plane(a, 0, KIND, D), _plane(a, 4, KIND, D)), tl.join(_plane(b, 2, KIND, D), _plane(b, 6, KIND, D))
+            tl.join(_plane(a, 0, KIND, D, ASM), _plane(a, 4, KIND, D, ASM)),
+            tl.join(_plane(b, 2, KIND, D, ASM), _plane(b, 6, KIND, D, ASM)),
         ),
         tl.join(
-            tl.join(_plane(a, 1, KIND, D), _plane(a, 5, KIND, D)), tl.join(_plane(b, 3, KIND, D), _plane(b, 7, KIND, D))
+            tl.join(_plane(a, 1, KIND, D, ASM), _plane(a, 5, KIND, D, ASM)),
+            tl.join(_plane(b, 3, KIND, D, ASM), _plane(b, 7, KIND, D, ASM)),
         ),
     )  # [p, n, half, bit 2 of the plane, bit 1, bit 0]
     return tile.permute(3, 4, 5, 0, 2, 1).reshape(128, word.shape[1])
 
 
 @triton.jit
-def packed_dot(x, word, f, g, b, one, LEVELS: tl.constexpr):
+def packed_dot(x, word, f, g, b, one, LEVELS: tl.constexpr, ASM: tl.constexpr):
     """Adds x [T, 128] times each decode of words [8, N] to the accumulators f, g, b [T, N] and x to one [T, 128]."""
     D: tl.constexpr = x.dtype
-    f = tl.dot(x, decode(word, "f", D), f, input_precision="tf32x3")
+    f = tl.dot(x, decode(word, "f", D, ASM), f, input_precision="tf32x3")
     if LEVELS:
-        g = tl.dot(x, decode(word, "g", D), g, input_precision="tf32x3")
-        b = tl.dot(x, decode(word, "b", D), b, input_precision="tf32x3")
+        g = tl.dot(x, decode(word, "g", D, ASM), g, input_precision="tf32x3")
+        b = tl.dot(x, decode(word, "b", D, ASM), b, input_precision="tf32x3")
         one += x.to(tl.float32)
     return f, g, b, one
 

@@ -8,7 +8,8 @@ from .decode import combine, find_task, load_words, packed_dot, select_rows
 
 @triton.jit
 def expanded(t, words, scalars, table, slots, tasks, rows, places, width, out_columns, row, real, entry, n,
-             D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, LEVELS: tl.constexpr):
+             D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, LEVELS: tl.constexpr,
+             ASM: tl.constexpr):
     """float32 [BLOCK_T, BLOCK_N]: sum over places of 2^-e t U^T for rows ``row`` and columns ``n``."""
     total = tl.zeros((BLOCK_T, BLOCK_N), tl.float32)
     k = tl.arange(0, 128)
@@ -29,7 +30,7 @@ def expanded(t, words, scalars, table, slots, tasks, rows, places, width, out_co
             tile = tl.load(at + inside[None, :], mask=mask, other=0.0)
             for part in tl.static_range(1, SPLIT):
                 tile += tl.load(at + part * stride + inside[None, :], mask=mask, other=0.0)
-            f, g, b, one = packed_dot(tile.to(D), word, f, g, b, one, LEVELS)
+            f, g, b, one = packed_dot(tile.to(D), word, f, g, b, one, LEVELS, ASM)
         scale = tl.load(scalars + scalar, mask=rank > 0, other=0.0)
         if LEVELS:  # an empty slot has no header: its offset is another task's, and its sums are 0
             total += scale * combine(f, g, b, one, scalars + scalar + 5, LEVELS)
@@ -41,7 +42,8 @@ def expanded(t, words, scalars, table, slots, tasks, rows, places, width, out_co
 @triton.jit
 def expand(t, words, scalars, table, slots, y, out, tasks, rows, entries, per_entry, places, width, out_features,
            out_columns, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, GROUPED: tl.constexpr,
-           ENTRIES: tl.constexpr, LEVELS: tl.constexpr, ADD: tl.constexpr):
+           ENTRIES: tl.constexpr, LEVELS: tl.constexpr, ADD: tl.constexpr,
+           ASM: tl.constexpr):
     """t [SPLIT, places, rows, width] of `shrink`; out [rows, out_features] = y (if ADD) + the product, in out's dtype.
 
     out_columns: out_features rounded up to 16, the row length of U's words.
@@ -50,7 +52,7 @@ def expand(t, words, scalars, table, slots, y, out, tasks, rows, entries, per_en
     row, real, entry = select_rows(slots, tl.program_id(1), entries, per_entry, places, BLOCK_T, GROUPED, ENTRIES)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     total = expanded(t, words, scalars, table, slots, tasks, rows, places, width, out_columns, row, real, entry, n,
-                     out.dtype.element_ty, BLOCK_T, BLOCK_N, SPLIT, LEVELS)
+                     out.dtype.element_ty, BLOCK_T, BLOCK_N, SPLIT, LEVELS, ASM)
     at = row[:, None] * out_features + n[None, :]
     mask = real[:, None] & (n < out_features)[None, :]
     if ADD:

@@ -53,6 +53,9 @@ class Launch:
     def row_blocks(self, block_t: int) -> int:
         return self.entries if self.grouped else self.entries * -(-self.per_entry // block_t)
 
+    def asm(self, c: Config) -> bool:
+        return c.asm and not self.levels and self.x.is_cuda  # the interpreter runs no assembly
+
     @property
     def common(self) -> dict:
         return {"GROUPED": self.grouped, "LEVELS": self.levels,
@@ -71,7 +74,7 @@ class Launch:
         t = torch.empty(c.split, self.places, self.rows, self.width, dtype=dtype, device=self.x.device)
         shrink[(-(-self.width // c.block_n), self.row_blocks(c.block_t), self.places * c.split)](
             self.x, self.words, self.scalars, self.table, self.slots, self.weights, t, *self.sizes, self.in_features,
-            self.width, BLOCK_T=c.block_t, BLOCK_N=c.block_n, SPLIT=c.split, PDL=pdl, **self.common,
+            self.width, BLOCK_T=c.block_t, BLOCK_N=c.block_n, SPLIT=c.split, PDL=pdl, ASM=self.asm(c), **self.common,
             num_warps=c.warps, num_stages=c.stages, **registers(self.x.dtype, self.levels),
         )
         return t, c.split
@@ -84,7 +87,7 @@ class Launch:
         expand[(-(-self.out_features // c.block_n), self.row_blocks(c.block_t))](
             t, self.words, self.scalars, self.table, self.slots, out if y is None else y, out, *self.sizes, self.width,
             self.out_features, round_up(self.out_features, COLUMN_BLOCK), BLOCK_T=c.block_t, BLOCK_N=c.block_n,
-            SPLIT=parts, ADD=y is not None, **self.common, num_warps=c.warps, num_stages=c.stages,
+            SPLIT=parts, ADD=y is not None, ASM=self.asm(c), **self.common, num_warps=c.warps, num_stages=c.stages,
         )
         return out
 
@@ -98,7 +101,8 @@ class Launch:
             self.x, weight, weight if bias is None else bias, t, self.words, self.scalars, self.table, self.slots, out,
             *self.sizes, self.width, self.in_features, self.out_features, round_up(self.out_features, COLUMN_BLOCK),
             BLOCK_T=c.block_t, BLOCK_N=c.block_n, BLOCK_K=c.block_k, SPLIT=parts, BIAS=bias is not None, PDL=c.pdl,
-            **self.common, num_warps=c.warps, num_stages=c.stages, **({"launch_pdl": True} if c.pdl else {}),
+            ASM=self.asm(c), **self.common, num_warps=c.warps, num_stages=c.stages,
+            **({"launch_pdl": True} if c.pdl else {}),
         )
         return out
 

@@ -92,6 +92,13 @@ def test_row_blocks_and_split_contractions(rows, split, dtype):
     assert error(launch.expand(t, parts, None), truth(x, made, routing)) < TOLERANCE[dtype]
 
 
+def test_every_half_word_decodes_to_its_codes(every_half_word, dtype):
+    """The product with the identity is the decoded words: 65,536 of them, all low and all high halves."""
+    x, operands, wanted = every_half_word(dtype, "cpu")
+    t, _ = products.Launch(x, *operands, {"shrink": Config(block_t=128, block_n=1024)}).shrink()
+    assert torch.equal(t[0, 0].float(), wanted)
+
+
 def test_one_program_gathers_the_rows_of_a_task_wherever_they_are():
     """36 rows, 18 of them of one task: more than a row block holds."""
     made, routing = bank(), kernels.Routing.of([0, 3] * 18)

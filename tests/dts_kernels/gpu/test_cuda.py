@@ -5,6 +5,8 @@ import torch
 
 import dts_kernels as kernels
 from dts_kernels import dispatch, reference
+from dts_kernels.gpu import products
+from dts_kernels.gpu.config import Config
 from dts_kernels.gpu.tune import random_factors
 
 pytestmark = pytest.mark.gpu
@@ -65,6 +67,30 @@ def test_a_task_a_row(tasks, rows, dtype):
     check(kernels.delta_linear(x, made, routing), x, made, entries)
     check(kernels.linear(x, weight, None, made, routing), x, made, entries, x.double() @ weight.double().T)
     assert set(dispatch.ran) == {("delta_linear", "triton"), ("linear", "triton")}
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("asm", [False, True], ids=["pure", "asm"])
+def test_every_half_word_decodes_to_its_codes(every_half_word, dtype, asm):
+    x, operands, wanted = every_half_word(dtype, "cuda")
+    for block_n in (32, 64, 128):
+        t, _ = products.Launch(x, *operands, {"shrink": Config(block_n=block_n, asm=asm)}).shrink()
+        assert torch.equal(t[0, 0].float(), wanted)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("rows", [1, 16, 64])
+def test_assembly_gives_the_same_bits_as_its_pure_twin(dtype, rows):
+    made, routing = bank(1024, 768, [300]), kernels.Routing.of([0], "cuda")
+    x, weight = (torch.randn(size, 768, device="cuda", dtype=dtype) for size in (rows, 1024))
+    results = []
+    for asm in (False, True):
+        configs = {kernel: Config(asm=asm) for kernel in ("shrink", "expand")}
+        configs["base_expand"] = Config(block_n=32, block_k=32, stages=2, asm=asm)
+        launch = products.Launch(x, made.packed, made.table, routing.slots, routing.weights, 1024, made.max_rank, False,
+                                 configs)
+        results.append((launch.expand(*launch.shrink(), None), launch.base_expand(weight, None)))
+    assert all(torch.equal(pure, assembly) for pure, assembly in zip(*results))
 
 
 def test_mixtures_and_gradients():
