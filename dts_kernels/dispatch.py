@@ -77,6 +77,7 @@ DEQUANTISE_ROWS = 256  # from here two library products with dequantised factors
 
 def _choose_planar(p: Problem) -> str:
     kernels = p.device in ("cuda", "interpreter") and p.dtype in ("float16", "bfloat16", "float32")
+    # an embedding's rows have no kernel: the reference waits for the device and no CUDA graph can capture it
     if not kernels or p.op == "delta_embedding" or p.rows == 0 or p.max_rank == 0:
         return "reference"
     levels = "_levels" if p.layout == "planar_levels" else ""

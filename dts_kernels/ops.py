@@ -68,7 +68,8 @@ def delta_embedding(ids: Tensor, bank: Bank, routing: Routing, dtype=torch.float
     """Rows of the dense delta of each row's tasks: sum of gamma U[id] diag(sigma) V.
 
     ids: int64 [...], rows of the bank's matrix, -1 for none (zeros).  Returns ``dtype`` [..., bank.in_features].
-    Ids that no row has raise IndexError.
+    Ids that no row has raise IndexError.  On a GPU this reads ids and routing on the host: right, but it waits for the
+    device and cannot be captured in a CUDA graph.
     """
     rows, entries = ids.numel(), routing.slots.shape[0]
     if entries == 0 and rows or entries and rows % entries:
