@@ -11,6 +11,7 @@ def frontier(report: dict, path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import FixedLocator, NullLocator
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for method, colour in COLOURS.items():
@@ -24,7 +25,10 @@ def frontier(report: dict, path: Path) -> None:
     left.set(ylabel="mean accuracy, %", title="Accuracy kept")
     right.set(yscale="log", ylabel="KL(fine-tuned || adapter), nats", title="Distance from the fine-tune's answers")
     for axes in (left, right):
-        axes.set(xscale="log", xlabel="bytes of one adapter on disk")
+        axes.set(xscale="log", xlabel="one adapter on disk, KB")
+        axes.xaxis.set_major_locator(FixedLocator([200e3, 300e3, 500e3, 1e6, 2e6]))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:.0f}")
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.grid(alpha=0.3)
         axes.legend()
     figure.suptitle(f"One MiniLM base ({report['base']['bytes'] / 1e6:.0f} MB), {len(report['tasks'])} tasks")
