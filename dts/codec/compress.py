@@ -1,6 +1,7 @@
 """One delta to factors: checks, removal of zero rows and columns, size or error asked for, either method."""
 
 import math
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -16,6 +17,7 @@ from .spectrum import predicted_error, singular_values
 METHODS = ("residual", "paper")
 RANK_LIMIT = {"residual": 4, "paper": 1}  # times min(m, n) of the matrix without its zero rows and columns
 TRIALS = 6  # ranks tried for a target error
+THREADED = 1 << 21  # elements of a matrix from which its products gain more from threads than joining them can cost
 TINY = 1e-300  # stands for an error of 0 where logarithms are taken
 
 
@@ -60,16 +62,33 @@ def compress_tensor(
     scale = compact.abs().max().item()
     compact = compact / scale
     limit = RANK_LIMIT[method] * min(compact.shape)
-    if target_error is not None:
-        packed, error = encode_to_error(compact, target_error, limit, seed)
-    else:
-        rank = min(limit, rank or max(1, int(rank_fraction * min(shape))))
-        encode = partial(residual.encode, seed=seed) if method == "residual" else four_group.encode
-        packed, error = encode(compact, rank)
+    with one_thread(compact.numel() < THREADED):
+        if target_error is not None:
+            packed, error = encode_to_error(compact, target_error, limit, seed)
+        else:
+            rank = min(limit, rank or max(1, int(rank_fraction * min(shape))))
+            encode = partial(residual.encode, seed=seed) if method == "residual" else four_group.encode
+            packed, error = encode(compact, rank)
     sigma = packed.sigma.double() * scale
     packed = PackedFactors(packed.u, packed.v, sigma.float(), packed.levels).to("cpu")
     norm = compact.norm().item() * scale
     return Factors(packed, shape, rows, columns, (Part(method, packed.rank),), norm, error)
+
+
+@contextmanager
+def one_thread(wanted: bool):
+    """One CPU thread for torch meanwhile, if ``wanted``.
+
+    The sweeps are thousands of small products; where another program runs, a join of spinning threads at each of
+    them waits for a worker to be scheduled, and takes many times as long as the product.
+    """
+    before = torch.get_num_threads()
+    if wanted:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def checked(delta: Tensor, name: str | None, device) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from matrices import power_law, squared_error
 
-from dts.codec import Unencodable, compress_tensor
+from dts.codec import Unencodable, compress_tensor, residual
 
 METHODS = ["residual", "paper"]
 
@@ -126,3 +126,27 @@ def test_unknown_method_and_paper_with_a_target():
         compress_tensor(torch.ones(2, 2), method="best", rank=1)
     with pytest.raises(ValueError, match="residual"):
         compress_tensor(torch.ones(2, 2), method="paper", target_error=0.1)
+
+
+def test_threads_are_as_before_also_after_an_error(monkeypatch):
+    during = []
+    encode = residual.encode
+
+    def watched(*args, **options):
+        during.append(torch.get_num_threads())
+        if len(during) > 1:
+            raise RuntimeError("stop")
+        return encode(*args, **options)
+
+    monkeypatch.setattr(residual, "encode", watched)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        compress_tensor(torch.randn(8, 8), rank=2)
+        assert torch.get_num_threads() == 2
+        with pytest.raises(RuntimeError, match="stop"):
+            compress_tensor(torch.randn(8, 8), rank=2)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert during == [1, 1]
