@@ -130,8 +130,8 @@ def icd10() -> Task:
         "Which chapter of the ICD-10 does this diagnosis belong to?",
         ICD10_CHAPTERS,
         samples,
-        train=140,
-        test=40,
+        train=110,
+        test=24,
         source="simple-icd-10-cm: ICD-10-CM tabular list",
         licence="package MIT; the list is in the public domain",
     )
@@ -151,8 +151,8 @@ def language() -> Task:
         "Which language is this short text in?",
         list(LANGUAGES.values()),
         samples,
-        train=220,
-        test=60,
+        train=160,
+        test=36,
         source="emoji: names of emoji in Unicode CLDR",
         licence="package BSD-3-Clause; CLDR Unicode-3.0",
     )
