@@ -47,7 +47,7 @@ def _table(report: dict) -> Table:
     table.add_column("fine-\ntuned", justify="right")
     table.add_column("base", justify="right")
     table.add_column("adapter", no_wrap=True)
-    for column in ("accu-\nracy", "agree-\nment", "bytes", "AMR\n%", "ADR\n%", "KL"):
+    for column in ("accu-\nracy", "agree", "bytes", "AMR\n%", "ADR\n%", "KL"):
         table.add_column(column, justify="right", no_wrap=True)
     rows = [(f"{row['name']} ({len(row['class_names'])})", row) for row in report["tasks"]]
     for title, row in [*rows, ("mean", report["mean"])]:
@@ -69,7 +69,7 @@ def _sentence(report: dict) -> str:
         f"{len(report['tasks'])} tasks: {bytes_text(memory['base'])} base + {bytes_text(memory['adapters'])} of "
         f"packed adapters in memory, instead of {bytes_text(memory['full_finetunes'])} of full fine-tunes.\n"
         "base: the pretrained encoder under the task's own head.  AMR: bytes of the adapter / bytes of the base in "
-        "fp32.  ADR: accuracy lost / accuracy fine-tuned.  Agreement and KL (nats): with the fine-tune's own answers."
+        "fp32.  ADR: accuracy lost / accuracy fine-tuned.  Agree (%) and KL (nats): with the fine-tune's own answers."
     )
 
 
