@@ -41,4 +41,5 @@ def test_product(benchmark, path, shape, rows):
         "reference": lambda: reference.product(x, factors),
         "dispatched": lambda: delta_linear(x, bank, routing),
     }[path]
-    torch.testing.assert_close(benchmark(run), x @ dense.T, rtol=1e-3, atol=1e-3)
+    expected = x @ dense.T
+    assert (benchmark(run) - expected).norm() < 3e-4 * expected.norm()  # two 8-bit digits of x, see dts_kernels/cpu
