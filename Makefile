@@ -23,7 +23,7 @@ $(VENV)/.%-installed: pyproject.toml setup.py constraints.txt | $(VENV)/bin/pyth
 	$(PIP_INSTALL) -e '.[$*]'
 	@touch $@
 
-demo: $(VENV)/.demo-installed ## fine-tune, compress, load and answer on real data; about 8 minutes, then seconds
+demo: $(VENV)/.demo-installed ## fine-tune, compress, load and answer on real data; some minutes, then seconds
 	@$(RUN) -m dts demo $(ARGS)
 
 test: $(VENV)/.test-installed ## the whole test suite (what .ci/run runs)
