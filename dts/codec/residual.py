@@ -38,7 +38,7 @@ def encode(delta: Tensor, rank: int, seed: int = 0) -> tuple[PackedFactors, floa
     """At most ``rank`` components of delta, largest first, at the scale of `factors`.
 
     delta: float32 [m, n], not zero, elements of order 1.  Returns the factors and the squared relative error,
-    2 - 2 sqrt(share), where share of ||delta||^2 is what the least squares components explain.
+    `error_of` the share of ||delta||^2 that the least squares components explain.
     """
     u, sigma, v = start(delta, rank, seed)
     first, last = RELAXATION
