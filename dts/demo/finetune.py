@@ -112,7 +112,7 @@ def _train(model, tokenizer, task: Task, recipe: Recipe, progress) -> None:
     device = model.device
     texts, labels = task.split("train")
     steps = recipe.epochs * -(-len(texts) // recipe.batch_size)
-    optimizer = torch.optim.AdamW(_parameter_groups(model, recipe))
+    optimizer = torch.optim.AdamW(_parameter_groups(model, recipe), fused=True)
     warmup = max(1, round(recipe.warmup * steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))

@@ -16,7 +16,7 @@ import random
 import sysconfig
 import xml.etree.ElementTree
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 Text = str | tuple[str, str]
@@ -43,6 +43,14 @@ class Task:
         """Texts and labels of one split, in order."""
         chosen = [i for i, split in enumerate(self.splits) if split == name]
         return [self.texts[i] for i in chosen], [self.labels[i] for i in chosen]
+
+    def shortened(self, train: int) -> Task:
+        """The same task with at most ``train`` training samples, the same ones each time; other splits stay whole."""
+        rows = [i for i, split in enumerate(self.splits) if split == "train"]
+        dropped = set(random.Random(self.name).sample(rows, max(0, len(rows) - train)))
+        kept = [i for i in range(len(self.texts)) if i not in dropped]
+        texts, labels, splits = ([values[i] for i in kept] for values in (self.texts, self.labels, self.splits))
+        return replace(self, texts=texts, labels=labels, splits=splits)
 
     @property
     def digest(self) -> str:
