@@ -2,7 +2,8 @@
 
 A row holds: suite, task, seed (of the fine-tune), draw (of the method's randomness), method, size (asked, share of the
 matrices' fp32 bytes; null where the method has its own), share (got), published_share (as the method's paper counts),
-shared (share kept once for all tasks), accuracy, finetuned_accuracy, adr, agreement, kl (nats), seconds (to encode).
+shared (share kept once for all tasks), accuracy, finetuned_accuracy, adr, agreement, kl (nats), squared_error,
+seconds (to encode); of a language model also loss, finetuned_loss and base_loss.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import json
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,10 +27,9 @@ from dts import metrics
 
 
 @dataclass
-class Subject:
-    """One fine-tune: its matrices' deltas, and the model's logits with any other deltas in their place.
+class Subject(ABC):
+    """One fine-tune: its matrices' deltas, and how to score the model with any others in their place.
 
-    forward(deltas): logits [N, classes] of base + deltas, everything else the fine-tune's; labels: int64 [N];
     identity: changes whenever the fine-tune does.
     """
 
@@ -36,12 +37,51 @@ class Subject:
     seed: int
     identity: str
     deltas: Deltas
+
+    @property
+    @abstractmethod
+    def samples(self) -> int:
+        """How many test samples it is measured on."""
+
+    @abstractmethod
+    def score(self, deltas: Deltas) -> dict:
+        """accuracy, finetuned_accuracy, agreement and kl of base + deltas, everything else the fine-tune's; a suite
+        may add OPTIONAL_MEANS."""
+
+
+@dataclass
+class Classifier(Subject):
+    """forward(deltas): logits [N, classes] of base + deltas; labels: int64 [N]."""
+
     forward: Callable[[Deltas], Tensor]
     labels: Tensor
+
+    @property
+    def samples(self) -> int:
+        return len(self.labels)
 
     @cached_property
     def reference(self) -> Tensor:
         return self.forward(self.deltas)
+
+    def score(self, deltas: Deltas) -> dict:
+        logits = self.forward(deltas)
+        accuracy, finetuned = ((x.argmax(-1) == self.labels).double().mean().item() for x in (logits, self.reference))
+        return {
+            "accuracy": accuracy,
+            "finetuned_accuracy": finetuned,
+            "agreement": metrics.agreement(logits, self.reference),
+            "kl": metrics.kl(logits, self.reference),
+        }
+
+
+def matrix_deltas(bases: dict[str, Tensor], finetuned: dict[str, Tensor]) -> Deltas:
+    """From two state dicts: the deltas [out, rest] of the matrices and convolutions of the base that changed."""
+    return {
+        name: (tensor - bases[name]).flatten(1)
+        for name, tensor in finetuned.items()
+        if name in bases and tensor.dim() in (2, 4) and not torch.equal(tensor, bases[name])
+    }
 
 
 def residual(tasks: list[Deltas], fraction: float, seed: int) -> list[Encoded]:
@@ -103,7 +143,7 @@ def measure(
                     names = [s.identity for s in group] if peer.whole_suite else []
                     keys = [
                         json.dumps(
-                            [suite, method, size, draw, s.identity, len(s.labels), names, own and codec_digest()]
+                            [suite, method, size, draw, s.identity, s.samples, names, own and codec_digest()]
                         )
                         for s in group
                     ]
@@ -128,20 +168,15 @@ def _groups(subjects: list[Subject], whole_suite: bool) -> list[list[Subject]]:
 
 
 def _row(subject: Subject, encoded: Encoded) -> dict:
-    total = fp32_bits(subject.deltas)
-    logits = subject.forward(encoded.deltas)
-    accuracy, finetuned = ((x.argmax(-1) == subject.labels).double().mean().item() for x in (logits, subject.reference))
+    total, scores = fp32_bits(subject.deltas), subject.score(encoded.deltas)
     return {
         "task": subject.task,
         "seed": subject.seed,
         "share": encoded.bits / total,
         "published_share": encoded.published_bits / total,
         "shared": encoded.shared_bits / total,
-        "accuracy": accuracy,
-        "finetuned_accuracy": finetuned,
-        "adr": metrics.adr(finetuned, accuracy),
-        "agreement": metrics.agreement(logits, subject.reference),
-        "kl": metrics.kl(logits, subject.reference),
+        **scores,
+        "adr": metrics.adr(scores["finetuned_accuracy"], scores["accuracy"]),
         "squared_error": _squared_error(subject.deltas, encoded.deltas),
     }
 
@@ -170,6 +205,7 @@ def summary(rows: list[dict]) -> list[dict]:
     return [
         {"suite": suite, "method": method, "size": size, "runs": len(cell)}
         | {name: _mean(row[name] for row in cell) for name in MEANS}
+        | {name: _mean(row[name] for row in cell) for name in OPTIONAL_MEANS if all(name in row for row in cell)}
         | {"worst_adr": max(row["adr"] for row in cell), "worst_kl": max(row["kl"] for row in cell)}
         | {"kl_deviation": _deviation(cell)}
         for (suite, method, size), cell in cells.items()
@@ -177,6 +213,7 @@ def summary(rows: list[dict]) -> list[dict]:
 
 
 MEANS = ("share", "published_share", "shared", "accuracy", "finetuned_accuracy", "adr", "agreement", "kl", "seconds")
+OPTIONAL_MEANS = ("loss", "finetuned_loss", "base_loss")  # of language: nats a token on held-out text
 
 
 def _mean(values: Iterable[float]) -> float:

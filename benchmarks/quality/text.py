@@ -11,15 +11,14 @@ biases, norms and heads stay exact for every method.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.quality import report
-from benchmarks.quality.suite import METHODS, Subject, measure, summary
+from benchmarks.quality.command import CACHE, Suite, run
+from benchmarks.quality.suite import Classifier, Subject, matrix_deltas, measure
 from dts.demo import evaluate
 from dts.demo.finetune import Recipe, base_folder, finetune
 from dts.demo.tasks import Task, folder_tasks
@@ -32,13 +31,6 @@ TRAINING = {
     "clinc150": (6000, 4),
 }  # fmt: skip
 SUITE = list(TRAINING)[:12]
-QUICK_TASKS, QUICK_METHODS, QUICK_SIZES = (
-    ["trec6", "sst2", "cr"],
-    ["residual", "dts paper", "drop 4 bit"],
-    [0.006, 0.028],
-)
-TEST_SAMPLES = 1000  # at most, of a task
-CACHE = Path(__file__).resolve().parents[2] / ".cache" / "quality"
 
 
 def data_folder() -> Path:
@@ -60,26 +52,20 @@ def finetunes(names: list[str], seeds: list[int]) -> list[tuple[Task, int, Path]
     return found
 
 
-def subject(task: Task, seed: int, folder: Path, samples: int = TEST_SAMPLES) -> Subject:
+def subject(task: Task, seed: int, folder: Path, samples: int = 1000) -> Classifier:
     """The fine-tune in `folder`, measured on up to `samples` of its test set, spread evenly over it."""
-    base = load_file(base_folder() / "model.safetensors")
-    finetuned = load_file(folder / "model.safetensors")
     model, tokenizer = evaluate.load_finetuned(folder)
+    bases = {f"bert.{name}": tensor for name, tensor in load_file(base_folder() / "model.safetensors").items()}
+    deltas = matrix_deltas(bases, model.state_dict())
     texts, labels = task.split("test")
     step = max(1, -(-len(texts) // samples))
     texts, labels = texts[::step], torch.tensor(labels[::step])
-    bases = {f"bert.{name}": tensor for name, tensor in base.items()}
-    deltas = {
-        name: tensor - bases[name]
-        for name, tensor in finetuned.items()
-        if name in bases and tensor.dim() == 2 and not torch.equal(tensor, bases[name])
-    }
 
     def forward(deltas):
         evaluate.with_tensors(model, {name: bases[name] + delta for name, delta in deltas.items()})
         return evaluate.logits(model, tokenizer, texts)
 
-    return Subject(task.name, seed, folder.name, deltas, forward, labels)
+    return Classifier(task.name, seed, folder.name, deltas, forward, labels)
 
 
 def check(subjects: list[Subject]) -> bool:
@@ -96,34 +82,16 @@ def check(subjects: list[Subject]) -> bool:
     return passed
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--check", action="store_true")
-    parser.add_argument("--finetune", action="store_true")
-    parser.add_argument("--tasks", default="", help="names, by commas")
-    parser.add_argument("--methods", default="", help="names, by commas")
-    parser.add_argument("--sizes", default="", help="shares of fp32, by commas")
-    parser.add_argument("--seeds", default="0", help="of the fine-tunes, by commas")
-    parser.add_argument("--draws", default="0", help="of the methods' randomness, by commas")
-    parser.add_argument("--out", type=Path, default=CACHE / "report")
-    options = parser.parse_args(arguments)
-    split = lambda text, of=str: [of(part) for part in text.split(",") if part]  # noqa: E731
-
-    tasks = ["trec6", "sst2"] if options.check else QUICK_TASKS if options.quick else SUITE
-    trained = finetunes(split(options.tasks) or tasks, split(options.seeds, int))
-    if options.finetune:
-        return 0
-    subjects = [subject(*one, samples=300 if options.quick else TEST_SAMPLES) for one in trained]
-    if options.check:
-        return 0 if check(subjects) else 1
-    methods = split(options.methods) or (QUICK_METHODS if options.quick else list(METHODS))
-    sizes = split(options.sizes, float) or (QUICK_SIZES if options.quick else None)
-    rows = measure("text", subjects, CACHE / "text.jsonl", methods, sizes, split(options.draws, int))
-    report.write(options.out, "text", summary(rows), rows)
-    print(f"report: {options.out / 'index.html'}")
-    return 0
-
+COMMAND = Suite(
+    "text",
+    SUITE,
+    TRAINING,
+    finetunes,
+    subject,
+    quick_tasks=["trec6", "sst2", "cr"],
+    check=check,
+    check_tasks=["trec6", "sst2"],
+)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(COMMAND, __doc__))

@@ -10,8 +10,9 @@ import os
 import random
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,7 +33,7 @@ class Recipe:
     head_learning_rate: float = 1e-3
     weight_decay: float = 0.01
     warmup: float = 0.1  # share of all steps
-    max_length: int = 64  # tokens
+    max_length: int = 64  # tokens of a text
     train_embeddings: bool = False
     seed: int = 0
 
@@ -55,7 +56,7 @@ def checkpoint_path(
 ) -> Path:
     """Where the fine-tune of `task` by `recipe` is, or will be, cached: a name made of a hash of all it depends on."""
     base = base or base_folder()
-    content = [task.digest, dataclasses.asdict(recipe), _digest_of_file(base / "model.safetensors")]
+    content = [task.digest, dataclasses.asdict(recipe), digest_of_file(base / "model.safetensors")]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return (cache or cache_folder()) / "fine-tunes" / f"{task.name}-{digest[:16]}"
 
@@ -95,46 +96,76 @@ def finetune(
         model.base_model.embeddings.requires_grad_(recipe.train_embeddings)
         _train(model, tokenizer, task, recipe, progress)
 
+    def write(folder: Path) -> None:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    return write_whole(path, write)
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> Path:
+    """`write(folder)`, in a folder beside `path` that takes its name once it is whole: an interruption leaves nothing.
+
+    Of two runs that make the same folder at once, the first to be whole stays.  Returns `path`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
     try:
-        model.save_pretrained(unfinished)
-        tokenizer.save_pretrained(unfinished)
+        write(unfinished)
         unfinished.chmod(0o755)
         unfinished.rename(path)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(unfinished, ignore_errors=True)
-        raise
+        if not (isinstance(error, OSError) and path.is_dir()):
+            raise
     return path
 
 
 def _train(model, tokenizer, task: Task, recipe: Recipe, progress) -> None:
-    device = model.device
     texts, labels = task.split("train")
-    steps = recipe.epochs * -(-len(texts) // recipe.batch_size)
+    shuffle = random.Random(recipe.seed)
+
+    def batches() -> Iterator[list[int]]:
+        for _ in range(recipe.epochs):
+            yield from _batches(texts, recipe.batch_size, shuffle)
+
+    def loss(batch: list[int]) -> torch.Tensor:
+        inputs = tokenize(tokenizer, [texts[i] for i in batch]).to(model.device)
+        target = torch.tensor([labels[i] for i in batch], device=model.device)
+        with fast_autocast(model.device):
+            logits = model(**inputs).logits
+        return torch.nn.functional.cross_entropy(logits.float(), target)
+
+    optimise(model, batches(), recipe.epochs * -(-len(texts) // recipe.batch_size), loss, recipe, progress)
+
+
+def optimise(
+    model,
+    batches: Iterable[Any],
+    steps: int,
+    loss: Callable[[Any], torch.Tensor],
+    recipe: Recipe,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> None:
+    """Train `model` in place on `loss(batch)` of each of the `steps` batches, and leave it in eval mode.
+
+    AdamW with gradients clipped at norm 1; the rates rise over the warm-up and then fall linearly to 0.
+    """
     optimizer = torch.optim.AdamW(_parameter_groups(model, recipe), fused=True)
     warmup = max(1, round(recipe.warmup * steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
     )
-    shuffle = random.Random(recipe.seed)
     model.train()
-    step = 0
-    for _ in range(recipe.epochs):
-        for batch in _batches(texts, recipe.batch_size, shuffle):
-            inputs = tokenize(tokenizer, [texts[i] for i in batch]).to(device)
-            target = torch.tensor([labels[i] for i in batch], device=device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=_has_fast_bfloat16(device)):
-                logits = model(**inputs).logits
-            loss = torch.nn.functional.cross_entropy(logits.float(), target)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad(set_to_none=True)
-            step += 1
-            if progress:
-                progress(step, steps, loss.item())
+    for step, batch in enumerate(batches, 1):
+        value = loss(batch)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+        if progress:
+            progress(step, steps, value.item())
     model.eval()
 
 
@@ -168,12 +199,17 @@ def _batches(texts: list[Text], size: int, shuffle: random.Random) -> Iterator[l
     yield from batches
 
 
+def fast_autocast(device: torch.device) -> torch.autocast:
+    """bfloat16 autocast where the device computes it natively, and nothing elsewhere."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=_has_fast_bfloat16(device))
+
+
 def _has_fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def _digest_of_file(path: Path) -> str:
+def digest_of_file(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -18,7 +18,7 @@ def subjects():
         forward = lambda deltas: inputs @ (base + deltas["w"]).T @ head  # noqa: E731
         labels = forward(deltas).argmax(-1)
         labels[:10] = 0
-        return suite.Subject(task, 0, f"{task}-fine-tune", deltas, forward, labels)
+        return suite.Classifier(task, 0, f"{task}-fine-tune", deltas, forward, labels)
 
     return [subject("one"), subject("two")]
 

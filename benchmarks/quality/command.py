@@ -1,0 +1,112 @@
+"""The command of a suite: its options, and fine-tunes -> subjects -> rows -> report."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.quality import report
+from benchmarks.quality.suite import METHODS, Subject, measure, summary
+from dts.demo.tasks import MissingData
+
+CACHE = Path(__file__).resolve().parents[2] / ".cache" / "quality"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What one suite measures, by default and with --quick.
+
+    finetunes(names, seeds): (task, seed, checkpoint folder) of every task and seed, trained or cached;
+    subject(task, seed, folder, samples): one of them, measured on at most `samples` test samples;
+    check(subjects): whether the suite's promise holds, on the fine-tunes of `check_tasks`.
+    """
+
+    name: str
+    tasks: list[str]
+    known_tasks: Collection[str]
+    finetunes: Callable[[list[str], list[int]], list[tuple[Any, int, Path]]]
+    subject: Callable[[Any, int, Path, int], Subject]
+    methods: list[str] = field(default_factory=lambda: list(METHODS))
+    sizes: list[float] | None = None  # None: each method's own
+    samples: int = 1000
+    quick_tasks: list[str] = field(default_factory=list)
+    quick_methods: tuple[str, ...] = ("residual", "dts paper", "drop 4 bit")
+    quick_sizes: tuple[float, ...] = (0.006, 0.028)
+    quick_samples: int = 300
+    check: Callable[[list[Subject]], bool] | None = None
+    check_tasks: list[str] = field(default_factory=list)
+
+    @property
+    def rows(self) -> Path:
+        """The file of measured rows."""
+        return CACHE / f"{self.name}.jsonl"
+
+
+def run(suite: Suite, description: str, arguments: list[str] | None = None) -> int:
+    """The exit code of the suite's command: 0 done, 1 its check failed, 2 wrong options, or data or packages missing."""
+    parser = _parser(suite, description)
+    options = parser.parse_args(arguments)
+    checking, quick = getattr(options, "check", False), options.quick
+    tasks = options.tasks or (suite.check_tasks if checking else suite.quick_tasks if quick else suite.tasks)
+    unknown = [task for task in tasks if task not in suite.known_tasks]
+    if unknown:
+        parser.error(f"no task {', '.join(unknown)}; there are {', '.join(suite.known_tasks)}")
+    unknown = [method for method in options.methods if method not in METHODS]
+    if unknown:
+        parser.error(f"no method {', '.join(unknown)}; there are {', '.join(METHODS)}")
+    hush()
+    try:
+        trained = suite.finetunes(tasks, options.seeds)
+    except MissingData as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    if options.finetune:
+        return 0
+    subjects = [suite.subject(*one, suite.quick_samples if quick else suite.samples) for one in trained]
+    if checking:
+        return 0 if suite.check(subjects) else 1
+    methods = options.methods or (suite.quick_methods if quick else suite.methods)
+    sizes = options.sizes or (suite.quick_sizes if quick else suite.sizes)
+    rows = measure(suite.name, subjects, suite.rows, methods, sizes, options.draws)
+    report.write(options.out, suite.name, summary(rows), rows)
+    print(f"report: {options.out / 'index.html'}")
+    return 0
+
+
+def hush() -> None:
+    """No progress bars and reports of transformers between the suite's own lines."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _parser(suite: Suite, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.quality.{suite.name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--quick", action="store_true")
+    if suite.check:
+        parser.add_argument("--check", action="store_true")
+    parser.add_argument("--finetune", action="store_true")
+    parser.add_argument("--tasks", type=_list(str), default=[], help="names, by commas")
+    parser.add_argument("--methods", type=_list(str), default=[], help="names, by commas")
+    parser.add_argument("--sizes", type=_list(float), default=[], help="shares of fp32, by commas")
+    parser.add_argument("--seeds", type=_list(int), default=[0], help="of the fine-tunes, by commas")
+    parser.add_argument("--draws", type=_list(int), default=[0], help="of the methods' randomness, by commas")
+    parser.add_argument("--out", type=Path, default=CACHE / "report")
+    return parser
+
+
+def _list(of: type) -> Callable[[str], list]:
+    def values(text: str) -> list:
+        return [of(part) for part in text.split(",") if part]
+
+    values.__name__ = f"list of {of.__name__}"  # argparse names it in its errors
+    return values
