@@ -47,7 +47,7 @@ class Suite:
 
 
 def run(suite: Suite, description: str, arguments: list[str] | None = None) -> int:
-    """The exit code of the suite's command: 0 done, 1 its check failed, 2 wrong options, or data or packages missing."""
+    """The exit code of the command: 0 done, 1 its check failed, 2 wrong options, or data or packages missing."""
     parser = _parser(suite, description)
     options = parser.parse_args(arguments)
     checking, quick = getattr(options, "check", False), options.quick
