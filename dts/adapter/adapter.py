@@ -12,6 +12,7 @@ from torch import Tensor
 from dts.adapter import format
 from dts.adapter.apply import check_base, reconstructed
 from dts.adapter.entries import Entry
+from dts.adapter.predict import Prediction
 from dts.adapter.truncate import truncated
 from dts.adapter.verify import Report, verify
 from dts.checkpoint import open_checkpoint
@@ -23,7 +24,7 @@ class Adapter:
 
     config: the content of ``dts_config.json``;  model_config: the fine-tune's ``config.json`` if it had one;
     entries: by the fine-tune's tensor names;  folder: where it was loaded from or saved to;
-    files: tokenizer files that differ from the base's.
+    files: tokenizer files that differ from the base's;  prediction: of the errors, only after a dry run.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Adapter:
     model_config: dict | None = field(default=None, repr=False)
     folder: Path | None = None
     files: dict[str, Path] = field(default_factory=dict, repr=False)
+    prediction: Prediction | None = field(default=None, repr=False)
 
     @property
     def nbytes(self) -> int:

@@ -16,6 +16,7 @@ from dts.adapter.adapter import Adapter
 from dts.adapter.entries import Entry
 from dts.adapter.format import FORMAT_VERSION, check_out, digest, number, short, write
 from dts.adapter.plan import Compressible, compressible, matrices_of, plan_tensor, shared_delta
+from dts.adapter.predict import prediction
 from dts.adapter.tokenizer import differing_files
 from dts.adapter.truncate import measured
 from dts.adapter.work import Work
@@ -64,7 +65,8 @@ def compress(
     progress: called with (done, total, tensor's name), in bytes of the fine-tune read
     resume: continue an interrupted run of the same options into ``out``
     overwrite: replace an adapter at ``out``, once the new one is whole
-    dry_run: write nothing; the adapter returned has the planned ranks, bytes and predicted errors, no content
+    dry_run: write nothing; the adapter returned has the planned ranks, bytes and predicted errors, no content, and
+        its ``prediction`` the errors' bounds
     device: where to compute;  seed: of all random choices;  command: noted in the adapter
 
     Raises Mismatch (all that does not fit between the models), BudgetError (with the smallest possible size),
@@ -111,6 +113,7 @@ def compress(
         work = Work(partial, options, config, resume)
         run = _Run(pairing, config, base_digests, method, asked, work, progress, dry_run, device, seed)
         adapter = Adapter.of(config, run.entries(), files=files)
+        adapter.prediction = run.prediction
         if partial is not None:
             write(adapter, out, overwrite, partial / "whole")
             work.clear()
@@ -135,12 +138,13 @@ class _Run:
         if self.how == "budget":
             self.how, self.asked = "nbytes", int(self.asked * 4 * config["base"]["parameters"])
         self.spectrum = self.how != "rank_fraction" or dry_run
+        self.prediction = None
         sizes = {name: _nbytes(pairing.finetuned, name) for name in pairing.pairs}
         self.sizes, self.done, self.progress = sizes, 0, progress or (lambda done, total, name: None)
         self.total = sum(sizes.values()) * (1 if dry_run else 2)
 
     def entries(self) -> dict[str, Entry]:
-        """The adapter's entries; ``config`` describes them afterwards."""
+        """The adapter's entries; ``config`` describes them afterwards, and ``prediction`` those of a dry run."""
         self.plans = {}
         for name, origin in self.pairing.pairs.items():
             self._step(name)
@@ -166,6 +170,8 @@ class _Run:
                     break
                 asked += min(0, self.asked - size)
             self.total += sum(self.sizes.values())
+        if self.dry_run:
+            self.prediction = prediction(self.plans, ranks, self.method)
         self.progress(self.total, self.total, "")
         return entries
 

@@ -78,7 +78,7 @@ class Matrix:
             torch.zeros(()).expand(rank),
             torch.zeros(2, 4) if method == "paper" else None,
         )
-        error = 0.5 if self.singular is None else predicted_error(self.singular, [rank], method).item()
+        error = 0.5 if self.singular is None else predicted_error(self.singular, [rank], method, (m, n)).item()
         return Factors(packed, self.shape, self.rows, self.columns, (Part(method, rank),), self.norm, error)
 
     def curve(self, method: str, limit: int | None = None) -> Curve:
@@ -89,7 +89,7 @@ class Matrix:
         most = RANK_LIMIT[method] * min(m, n)
         most = most if limit is None else min(most, limit)
         ranks = np.unique(np.append(np.arange(0, most, BLOCK), most))
-        errors = predicted_error(self.singular, ranks, method).numpy()
+        errors = predicted_error(self.singular, ranks, method, (m, n)).numpy()
         if method == "residual":
             errors = 1 - (1 - errors / 2) ** 2
         errors[0] = 1.0

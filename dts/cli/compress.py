@@ -1,5 +1,6 @@
 """`dts compress`: a base and full fine-tunes of it in, an adapter each out."""
 
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +8,6 @@ from typing import Annotated
 import typer
 
 from dts.cli.common import (
-    DryRun,
     Json,
     Overwrite,
     bytes_text,
@@ -61,13 +61,18 @@ def compress(
                      show_default=False)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     overwrite: Overwrite = False,
-    dry_run: DryRun = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing: predict the bytes and the error, with its "
+                                          "bounds, from the singular values.")] = False,
+    tensors: Annotated[bool, typer.Option("--tensors", "-t", help="With --dry-run: list every compressed tensor.")]
+        = False,
     as_json: Json = False,
 ):
     """Turn full fine-tunes into adapters of about 1 % of the model."""
     import dts
 
     how = _how(size, rank_fraction, target_error)
+    if tensors and not dry_run:
+        raise ValueError("--tensors goes with --dry-run; of an adapter that is there, dts inspect --tensors lists them")
     if len(finetuned) > 1 and (name or class_names or description):
         raise ValueError("--name, --class-names and --description are of one task: compress the fine-tunes one by one")
     if merge:
@@ -83,7 +88,9 @@ def compress(
                 dry_run=dry_run, progress=progress, **how,
             )
         results.append(summary(adapter) | {"folder": str(folder), "written": not dry_run})
-    emit(results[0] if len(results) == 1 else results, as_json, lambda: _show(results))
+        if dry_run:
+            results[-1]["predicted"] = asdict(adapter.prediction)
+    emit(results[0] if len(results) == 1 else results, as_json, lambda: _show(results, tensors))
 
 
 def _how(size: str | None, rank_fraction: str | None, target_error: str | None) -> dict[str, float]:
@@ -123,12 +130,37 @@ def _merged(base, finetuned, out, merge, method, kind, how, other: bool) -> list
     return [summary(adapter) | {"written": True} for adapter in adapters.values()]
 
 
-def _show(results: list[dict]):
+def _show(results: list[dict], tensors: bool = False):
     if len(results) == 1:
         output.print(summary_table(results[0], "Wrote" if results[0]["written"] else "Would write"))
-        return
+    else:
+        _show_several(results)
+    for row in results:
+        if not row["written"]:
+            _show_predicted(row, tensors)
+
+
+def _show_several(results: list[dict]):
     table = listing(None, "adapter", "bytes", "AMR", "squared error", "folder", text=("folder",))
     for row in results:
         error = "" if row["squared_error"] is None else f"{row['squared_error']:.3f}"
         table.add_row(row["name"], bytes_text(row["bytes"]), percent(row["amr"]), error, row["folder"])
+    output.print(table)
+
+
+def _show_predicted(result: dict, tensors: bool):
+    predicted = result["predicted"]
+    output.print(f"\n{result['name']}: predicted squared error {predicted['squared_error']:.3f} of the difference, "
+                 f"bounds {predicted['lower']:.3f} to {predicted['upper']:.3f}")  # fmt: skip
+    if not tensors:
+        output.print("--tensors lists every compressed tensor")
+        return
+    table = listing(None, "tensor", "shape", "rank", "norm", "error²", "lower", "upper")
+    for row in predicted["tensors"]:
+        ranks = sorted(set(row["ranks"]))
+        table.add_row(
+            row["name"], " x ".join(map(str, row["shape"])),
+            str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}",
+            f"{row['norm']:.3g}", *(f"{row[key]:.3f}" for key in ("squared_error", "lower", "upper")),
+        )  # fmt: skip
     output.print(table)

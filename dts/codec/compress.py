@@ -122,7 +122,7 @@ def encode_to_error(delta: Tensor, target: float, limit: int, seed: int) -> tupl
     The first rank tried is the predicted one; until one rank misses the target and another meets it, the prediction
     is scaled by measured over predicted; then the logarithm of the error is interpolated between the two.
     """
-    predicted = predicted_error(singular_values(delta), range(limit + 1))
+    predicted = predicted_error(singular_values(delta), range(limit + 1), shape=delta.shape)
     best, low, high, ratio, errors = None, 0, limit + 1, 1.0, {}
     for _ in range(TRIALS):
         if low in errors and high in errors:

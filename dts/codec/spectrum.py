@@ -18,22 +18,45 @@ rho^4 of itself:
     share(k) = rho^4 sum of the k largest / ||Delta||^2,        error(k) = 1 - 2 share(k)^(3/4) + share(k)^(1/2)
 
 The codec rounds all components together, which makes it a vector quantiser of 2 bits an element.  The best one of a
-normal source has rho^2 = 1 - 2^-4 = 0.9375 (Shannon's rate-distortion function), and that is the prediction.
-Rounding element by element to +-1 and +-4 times the best scale has rho^2 = 0.8795: the upper bound for vectors
-that are close to normal (spiky ones, with a few large elements, err more).  The lower bound is rho = 1 without
-descendants: the truncated SVD's at the same scale (Eckart and Young).
+normal source with b bits a number has rho^2 = 1 - 2^(-2 b) (Shannon's rate-distortion function).  If j of the k
+components are singular vectors of Delta and not corrections, they have j (m + n - j) degrees of freedom, since they
+are orthogonal, and are written in elements enough for j (m + n); what an element need not tell helps the others.  So
+
+    b = 2 (1 - 0.8 / (k + 2)) ((m + n) / (m + n - j))^(3/4),          rho^2 = 1 - 2^(-2 b)
+
+*Measured*, as are both constants: the fewer components, the less there is to round together (0.8, 2), and not all
+of the redundancy is used (3/4; 1 would be all).  Over the 37 matrices of MiniLM fine-tuned on TREC, SST-2 and Snips,
+predicted over measured is 0.98 to 1.06 in the mean at r = .02, .05, .15 and .4, and differs from 1 by 2.6 % on
+average; with b = 2 it was 0.96 at r = .02 and 1.23 at r = .4.  No component
+keeps less than rounding its elements one by one does.  Without the matrix's shape the last factor is 1.
+
+**Bounds.**  Upper: rounding element by element to +-1 and +-4 times the best scale keeps rho^2 = 0.8795 of a vector
+of normal elements, and the codec, which goes on from there, keeps more.  Lower: rho = 1, the truncated SVD's at the
+same scale, which no matrix of rank k goes below (Eckart and Young); for k <= min(m, n) it assumes nothing, beyond it
+is 0.  The paper's lower bound is likewise 1 - h, of any rounding that keeps the norm; its upper bound is that of
+elements as heavy-tailed as Laplace's, with rho = 0.8603 and error 1 - 0.4803 h.
+
+**Where they fail.**  Predictions and upper bounds are of vectors whose elements are close to normal.  Kurtosis of the
+elements of kept vectors, measured on fine-tunes of MiniLM: 2.8 to 3.5 in the mean of a matrix (normal: 3).  Vectors
+with most of their energy in a few elements (a matrix with few large entries) err more than the upper bound at small
+ranks.  Where most components correct others (a rank beyond min(m, n), or beyond several times that of a matrix of
+low rank), the prediction is too low, several times at worst, while the error is a few per cent at most.
 """
 
 import torch
 from torch import Tensor
 
-from .factors import error_of
+from .factors import GAIN, error_of
 from .svd import gram
 
 PAPER_KEPT = 0.7204  # 2 rho^2 - 1, rho = 0.9275
+PAPER_KEPT_LAPLACE = 0.4803  # the same of elements with a Laplace distribution
 SHANNON_KEPT = 1 - 2**-4  # rho^2 of the best quantiser of 2 bits
+LONELY, COMPANY, REDUNDANCY = 0.8, 2, 0.75  # the constants of b
 SCALAR_KEPT = 0.8795  # rho^2 of values 1 and 4, threshold 2.5, best scale
 GENERATIONS = 4
+TURN = ((1 - 2 * GAIN) / (2 - 2 * GAIN)) ** (1 / GAIN)  # share where `error_of` is largest
+KNOTS = 12  # values of b between which shares are interpolated
 
 
 def singular_values(delta: Tensor) -> Tensor:
@@ -46,22 +69,61 @@ def singular_values(delta: Tensor) -> Tensor:
     return torch.linalg.eigvalsh(gram(x)).flip(0).clamp(min=0).sqrt()
 
 
-def predicted_error(singular_values: Tensor, ranks, method: str = "residual") -> Tensor:
+def predicted_error(singular_values: Tensor, ranks, method: str = "residual", shape=None) -> Tensor:
     """Predicted squared relative error at each rank, by the formulas above.
 
-    singular_values: [count], all of them, in any order; ranks: ints.  Returns float64 [len(ranks)].
+    singular_values: [count], all of them, in any order; ranks: ints; shape: (m, n) of the matrix without its zero
+    rows and columns.  Returns float64 [len(ranks)].
+    """
+    if method == "paper":
+        return 1 - PAPER_KEPT * head_share(sorted_energies(singular_values), ranks)
+    return error_of(predicted_share(singular_values, ranks, shape))
+
+
+def predicted_share(singular_values: Tensor, ranks, shape=None) -> Tensor:
+    """Share of the energy that method "residual" at its least squares scale explains; as `predicted_error`."""
+    energies, ranks = sorted_energies(singular_values), torch.as_tensor(ranks).flatten()
+    bits = bits_at(energies, ranks, shape)
+    low, high = bits.min().item(), bits.max().item()
+    if low == high:
+        return residual_share(energies, ranks, kept_by(low))
+    # shares are smooth in b, and each value of it costs a sort of all energies
+    knots = torch.linspace(low, high, KNOTS, dtype=torch.float64)
+    shares = torch.stack([residual_share(energies, ranks, kept_by(knot)) for knot in knots.tolist()])
+    at = (bits - low) / (high - low) * (KNOTS - 1)
+    left, each = at.long().clamp(max=KNOTS - 2), torch.arange(len(ranks))
+    return torch.lerp(shares[left, each], shares[left + 1, each], (at - left).to(shares.device))
+
+
+def kept_by(bits: float) -> float:
+    """rho^2 of ``bits`` a number."""
+    return max(SCALAR_KEPT, 1 - 2 ** (-2 * bits))
+
+
+def bits_at(energies: Tensor, ranks: Tensor, shape=None) -> Tensor:
+    """b above for each rank: float64 [len(ranks)]."""
+    bits = 2 * (1 - LONELY / (ranks.double() + COMPANY))
+    if shape is not None:
+        candidates, order = offers(energies, SHANNON_KEPT).sort(descending=True, stable=True)
+        taken = ((order < len(energies)) & (candidates > 0)).cumsum(0).cpu()
+        own = torch.cat([taken.new_zeros(1), taken])[ranks.clamp(0, len(taken))]
+        bits *= (sum(shape) / (sum(shape) - own.double())) ** REDUNDANCY
+    return bits
+
+
+def error_bounds(singular_values: Tensor, ranks, method: str = "residual") -> tuple[Tensor, Tensor]:
+    """(lower, upper) bounds of the squared relative error at each rank: float64 [len(ranks)] each.
+
+    The lower one holds for every matrix, the upper one for singular vectors whose elements are close to normal; see
+    **Bounds** and **Where they fail** above.  Arguments as in `predicted_error`.
     """
     energies = sorted_energies(singular_values)
+    most = head_share(energies, ranks).clamp(max=1)
     if method == "paper":
-        return 1 - PAPER_KEPT * head_share(energies, ranks)
-    return error_of(residual_share(energies, ranks, SHANNON_KEPT))
-
-
-def error_bounds(singular_values: Tensor, ranks) -> tuple[Tensor, Tensor]:
-    """(lower, upper) of method "residual"'s squared relative error at each rank, as `predicted_error`."""
-    energies = sorted_energies(singular_values)
-    least, most = residual_share(energies, ranks, SCALAR_KEPT), head_share(energies, ranks).clamp(max=1)
-    return error_of(most), error_of(least)
+        return 1 - most, 1 - PAPER_KEPT_LAPLACE * most
+    least = residual_share(energies, ranks, SCALAR_KEPT)
+    # below a share of TURN, the codec's scale adds more error than the components remove
+    return error_of(most).clamp(max=1), error_of(least.clamp(min=TURN))
 
 
 def sorted_energies(singular_values: Tensor) -> Tensor:
@@ -79,8 +141,13 @@ def head_share(energies: Tensor, ranks) -> Tensor:
 
 def residual_share(energies: Tensor, ranks, kept: float) -> Tensor:
     """share(k) above, with rho^2 = ``kept``."""
+    return (kept**2 * head_share(offers(energies, kept).sort(descending=True).values, ranks)).clamp(max=1)
+
+
+def offers(energies: Tensor, kept: float) -> Tensor:
+    """The energies of all components on offer: ``energies`` first, then their descendants."""
     generations = [energies]
     for _ in range(GENERATIONS - 1):
         parents = generations[-1]
         generations.append(torch.cat([parents * (kept * (1 - kept))] * 2 + [parents * (1 - kept) ** 2]))
-    return (kept**2 * head_share(torch.cat(generations).sort(descending=True).values, ranks)).clamp(max=1)
+    return torch.cat(generations)

@@ -31,6 +31,19 @@ def test_dry_run_predicts_the_bytes_and_writes_nothing(dts, models, tmp_path):
     assert predicted["bytes"] == pytest.approx(json.loads(dts(*words).stdout)["bytes"], rel=0.01)
 
 
+def test_dry_run_predicts_the_error_with_its_bounds(dts, models):
+    words = ("compress", models / "base", models / "one", "-o", "a", "--rank-fraction", "40%")
+    predicted = json.loads(dts(*words, "--json", "--dry-run").stdout)["predicted"]
+    measured = json.loads(dts(*words, "--json").stdout)["squared_error"]
+    assert predicted["squared_error"] == pytest.approx(measured, rel=0.15)
+    assert predicted["lower"] <= measured <= predicted["upper"]
+    assert [row["name"] for row in predicted["tensors"]] == ["layer.0.weight", "layer.1.weight"]
+    assert "bounds" in dts(*words, "--dry-run").stdout and "layer.1.weight" not in dts(*words, "--dry-run").stdout
+    assert "layer.1.weight" in dts(*words, "--dry-run", "--tensors").stdout
+    wrong = dts(*words, "--tensors", "--overwrite")
+    assert wrong.exit_code == 2 and "dts inspect" in wrong.stderr
+
+
 def test_several_fine_tunes_go_into_one_folder(dts, models, tmp_path):
     shown = dts("compress", models / "base", models / "one", models / "two", "-o", "all", "-s", "40%")
     assert shown.exit_code == 0, shown.stderr

@@ -1,0 +1,64 @@
+"""What a dry run says of the errors, from the spectra alone: see `dts.codec.spectrum` for formulas and assumptions."""
+
+from dataclasses import dataclass
+
+from dts.adapter.entries import Entry
+from dts.adapter.plan import Compressible, Matrix
+from dts.codec import error_bounds, predicted_error
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Squared relative error ||delta - delta_hat||^2 / ||delta||^2: the expected one, and the lower and upper bound.
+
+    The lower bound holds for every matrix, the upper one where elements of singular vectors are close to normal.
+    """
+
+    squared_error: float
+    lower: float
+    upper: float
+
+
+@dataclass(frozen=True)
+class TensorPrediction(Predicted):
+    """The same of one tensor; ranks: one a matrix (several for a stack of experts), 0 where it stays the base's;
+    norm: ||delta||_F."""
+
+    name: str
+    shape: tuple[int, ...]
+    ranks: tuple[int, ...]
+    norm: float
+
+
+@dataclass(frozen=True)
+class Prediction(Predicted):
+    """Of a whole adapter; what is stored exactly (biases, heads) errs by nothing.  tensors: the compressed ones."""
+
+    tensors: tuple[TensorPrediction, ...]
+
+
+def prediction(plans: dict[str, Entry | Compressible], ranks: list[int], method: str) -> Prediction:
+    """plans: of all tensors that differ; ranks: of all their matrices, in order.  The plans must know spectra."""
+    left, tensors = iter(ranks), []
+    for name, plan in plans.items():
+        if isinstance(plan, Compressible):
+            own = tuple(next(left) for _ in plan.matrices)
+            errors = [(m.norm**2, _matrix(m, rank, method)) for m, rank in zip(plan.matrices, own)]
+            tensors.append(TensorPrediction(*_mean(errors, plan.norm**2), name, plan.shape, own, plan.norm))
+    whole = sum(plan.norm**2 for plan in plans.values())
+    errors = [(t.norm**2, (t.squared_error, t.lower, t.upper)) for t in tensors]
+    return Prediction(*_mean(errors, whole), tuple(tensors))
+
+
+def _matrix(matrix: Matrix, rank: int, method: str) -> tuple[float, float, float]:
+    """(predicted, lower, upper) of one matrix."""
+    if not rank or not matrix.norm:
+        return 1.0, 1.0, 1.0
+    error = predicted_error(matrix.singular, [rank], method, matrix.compact_shape)
+    lower, upper = error_bounds(matrix.singular, [rank], method)
+    return error.item(), lower.item(), upper.item()
+
+
+def _mean(errors: list[tuple[float, tuple[float, ...]]], whole: float) -> tuple[float, float, float]:
+    """Means weighted by energy, where the energies need not sum to ``whole``."""
+    return tuple(sum(energy * each[i] for energy, each in errors) / whole if whole else 0.0 for i in range(3))
