@@ -13,6 +13,7 @@ from dts.adapter.truncate import HEADER_BYTES
 from dts.checkpoint import Pair, Pairing
 from dts.codec import Factors, Part, predicted_error, singular_values
 from dts.codec.compress import RANK_LIMIT, checked, compacted
+from dts.codec.spectrum import predicted_share
 from dts_kernels.layout import PackedFactors, packed_width
 
 SMALL = 16  # rows or columns: below, low rank saves little and such matrices (heads, routers) matter much
@@ -89,9 +90,10 @@ class Matrix:
         most = RANK_LIMIT[method] * min(m, n)
         most = most if limit is None else min(most, limit)
         ranks = np.unique(np.append(np.arange(0, most, BLOCK), most))
-        errors = predicted_error(self.singular, ranks, method, (m, n)).numpy()
         if method == "residual":
-            errors = 1 - (1 - errors / 2) ** 2
+            errors = 1 - predicted_share(self.singular, ranks, (m, n)).numpy()
+        else:
+            errors = predicted_error(self.singular, ranks, method).numpy()
         errors[0] = 1.0
         tensors = factors_tensors(self.planned(BLOCK, method))
         fixed = sum(t.nbytes for key, t in tensors.items() if key not in ("u", "v", "sigma")) + HEADER_BYTES
