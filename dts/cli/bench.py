@@ -13,12 +13,17 @@ from dts.cli.common import Json, emit, errors, output
 bench = typer.Typer(no_args_is_help=True, help="Measure this machine: kernels, and quality against other methods.")
 
 SUITES = {  # name -> (module, its first words)
-    "quality": ("benchmarks.quality.text", "Accuracy, agreement and KL against bytes, beside other methods."),
     "merging": ("benchmarks.quality.merging", "Merged bases, difference vectors, unseen tasks and routing."),
     "cpu": ("benchmarks.kernels.cpu", "The CPU kernels beside nn.Linear, LoRA and dense models."),
     "gpu": ("benchmarks.kernels.gpu", "The GPU kernels beside their alternatives."),
     "machine-code": ("benchmarks.kernels.sass", "Registers, spills, instructions of the GPU kernels; needs no GPU."),
 }
+QUALITY = {name: f"benchmarks.quality.{name}" for name in ("text", "images", "language")}
+QUALITY_HELP = """dts bench quality [--suite text|images|language] [--report FOLDER] [options of the suite]
+dts bench quality --results FILES --report FOLDER     the page only, from rows measured before
+
+--report FOLDER is the suite's own --out.  The suite's options:
+"""
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
@@ -47,6 +52,31 @@ def shape_of(text: str) -> tuple[int, int, int]:
     if len(numbers) != 3 or not all(n.isdigit() and int(n) for n in numbers):
         raise ValueError(f"shape {text!r} is not OUTxINxRANK, as in 4096x4096x1228")
     return tuple(map(int, numbers))
+
+
+@bench.command("quality", context_settings=PASS_ON)
+def quality(
+    context: typer.Context,
+    suite: Annotated[str, typer.Option(help="text, images, language, or several by commas.")] = "text",
+    report: Annotated[Path | None, typer.Option(help="Folder of the page over all suites, its plots and figures.",
+                                                show_default=False)] = None,
+    results: Annotated[str | None, typer.Option(help="Measure nothing: the page from these files or folders of rows, "
+                                                "by commas.", show_default=False)] = None,
+):  # fmt: skip
+    """Accuracy, agreement and KL against bytes, beside other methods.  More options: dts bench quality --help"""
+    if "--help" in context.args:
+        output.print(QUALITY_HELP)
+    where = ["--out", str(report)] if report else []
+    if results is not None:
+        if not report:
+            raise ValueError("--results makes a page: say where, as in --report out/")
+        return run("benchmarks.quality.report", ["--results", *results.split(","), *where, *context.args])
+    suites = suite.split(",")
+    unknown = [name for name in suites if name not in QUALITY]
+    if unknown:
+        raise ValueError(f"no suite {', '.join(unknown)}; there are {', '.join(QUALITY)}")
+    for name in suites:
+        run(QUALITY[name], [*context.args, *where])
 
 
 def _add(name: str, module: str, text: str):

@@ -2,18 +2,43 @@ import importlib.util
 
 import pytest
 
-from dts.cli.bench import SUITES, shape_of
+from dts.cli.bench import QUALITY, SUITES, shape_of
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The (module, words) that would have run."""
+    calls = []
+    monkeypatch.setattr("dts.cli.bench.run", lambda module, words: calls.append((module, words)))
+    return calls
 
 
 def test_every_suite_listed_is_there():
     assert all(importlib.util.find_spec(module) for module, _ in SUITES.values())
+    assert all(importlib.util.find_spec(module) for module in QUALITY.values())
 
 
-def test_words_go_on_to_the_suite(dts, monkeypatch):
-    seen = []
-    monkeypatch.setattr("dts.cli.bench.run", lambda module, words: seen.append((module, words)))
+def test_words_go_on_to_the_suite(dts, seen):
     assert dts("bench", "quality", "--quick", "--tasks", "a,b", "--report", "out").exit_code == 0
     assert seen == [("benchmarks.quality.text", ["--quick", "--tasks", "a,b", "--out", "out"])]
+
+
+def test_suites_of_quality_one_after_another(dts, seen):
+    assert dts("bench", "quality", "--suite", "images,language", "--quick").exit_code == 0
+    assert seen == [("benchmarks.quality.images", ["--quick"]), ("benchmarks.quality.language", ["--quick"])]
+    wrong = dts("bench", "quality", "--suite", "sounds")
+    assert wrong.exit_code == 2 and "text, images, language" in wrong.stderr
+
+
+def test_a_page_from_rows_measured_before(dts, seen):
+    assert dts("bench", "quality", "--results", "a.jsonl,b", "--report", "out").exit_code == 0
+    assert seen == [("benchmarks.quality.report", ["--results", "a.jsonl", "b", "--out", "out"])]
+    assert "--report" in dts("bench", "quality", "--results", "a").stderr
+
+
+def test_quality_explains_its_own_options_and_the_suites(dts):
+    shown = dts("bench", "quality", "--help")
+    assert shown.exit_code == 0 and "--suite" in shown.stdout and "--seeds" in shown.stdout
 
 
 def test_the_suites_own_help(dts, capfd):

@@ -1,0 +1,122 @@
+"""Rows of the suites (`suite.measure`) as the report uses them: compact files, and means over fine-tunes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import mean, stdev
+
+DROPPED = ("key", "identity")  # what only continues an interrupted run
+DIGITS = 5
+MEASURES = ("share", "published_share", "shared", "accuracy", "finetuned_accuracy", "adr", "agreement", "kl", "loss",
+            "finetuned_loss", "base_loss", "squared_error", "seconds")  # fmt: skip
+
+
+def pack(rows: list[dict]) -> dict:
+    """{"columns": [...], "rows": [[...], ...]}, numbers to 5 digits: a tenth of the rows' own JSON."""
+    columns = list(dict.fromkeys(name for row in rows for name in row if name not in DROPPED))
+    return {"columns": columns, "rows": [[_short(row.get(name)) for name in columns] for row in rows]}
+
+
+def unpack(content: dict) -> list[dict]:
+    return [{name: value for name, value in zip(content["columns"], row) if value is not None or name == "size"}
+            for row in content["rows"]]  # fmt: skip
+
+
+def _short(value):
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+
+
+def save(rows: list[dict], path: Path) -> None:
+    """A line a row, so that a change is a readable difference."""
+    packed = pack(rows)
+    lines = ",\n".join(json.dumps(row, separators=(",", ":")) for row in packed["rows"])
+    path.write_text(f'{{"columns":{json.dumps(packed["columns"])},\n"rows":[\n{lines}\n]}}\n')
+
+
+def load(paths: Iterable[Path]) -> dict[str, list[dict]]:
+    """{suite: rows} of compact files, of JSON lines, and of folders of them.  Rows with equal suite, task, seed, draw,
+    method, size and number of samples are one: the last counts, since a file of JSON lines keeps older versions."""
+    suites: dict[str, dict[tuple, dict]] = {}
+    for path in _files(paths):
+        for row in _read(path):
+            same = tuple(row.get(name) for name in ("task", "seed", "draw", "method", "size"))
+            suites.setdefault(row.get("suite", path.stem), {})[same] = row
+    return {suite: list(rows.values()) for suite, rows in sorted(suites.items())}
+
+
+def _files(paths: Iterable[Path]) -> list[Path]:
+    found = []
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"no results at {path}")
+        found += sorted(p for p in path.iterdir() if p.suffix in (".json", ".jsonl")) if path.is_dir() else [path]
+    return found
+
+
+def _read(path: Path) -> list[dict]:
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    content = json.loads(path.read_text())
+    return unpack(content) if isinstance(content, dict) and "columns" in content else []
+
+
+def cells(rows: list[dict]) -> list[dict]:
+    """One a method and size, by size: means over tasks, seeds and draws of what all its rows have, the worst task's
+    drop and KL, ``runs``, ``fine_tunes`` (tasks x seeds), and ``kl_deviation`` of the mean over (seed, draw)."""
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        groups.setdefault((row["method"], row["size"]), []).append(row)
+    out = []
+    for (method, size), cell in groups.items():
+        one = {"method": method, "size": size, "runs": len(cell)}
+        one["fine_tunes"] = len({(row["task"], row["seed"]) for row in cell})
+        for name in MEASURES:
+            if all(row.get(name) is not None for row in cell):
+                one[name] = mean(row[name] for row in cell)
+        one["worst_kl"] = max(row["kl"] for row in cell)
+        if "adr" in one:
+            one["worst_adr"] = max(row["adr"] for row in cell)
+        repeats: dict[tuple, list[float]] = {}
+        for row in cell:
+            repeats.setdefault((row["seed"], row.get("draw", 0)), []).append(row["kl"])
+        one["kl_deviation"] = stdev([mean(r) for r in repeats.values()]) if len(repeats) > 1 else None
+        out.append(one)
+    return sorted(out, key=lambda cell: cell["share"])
+
+
+def line(cells: list[dict], method: str, measure: str = "kl") -> list[tuple[float, float]]:
+    """(share, measure) of one method, by share."""
+    return [(cell["share"], cell[measure]) for cell in cells if cell["method"] == method and measure in cell]
+
+
+def at(points: list[tuple[float, float]], share: float, logarithmic: bool = True) -> float | None:
+    """The measure at ``share``: between the two sizes around it, linear in log share and, if ``logarithmic``, in log
+    measure.  Beyond the largest size its last value (bytes may be left unused); None below the smallest."""
+    if not points or share < points[0][0] * 0.999:
+        return None
+    for (x0, y0), (x1, y1) in zip(points, points[1:]):
+        if share <= x1:
+            t = math.log(share / x0) / math.log(x1 / x0) if x1 > x0 else 1.0
+            t = min(1.0, max(0.0, t))
+            if logarithmic and y0 > 0 and y1 > 0:
+                return math.exp((1 - t) * math.log(y0) + t * math.log(y1))
+            return (1 - t) * y0 + t * y1
+    return points[-1][1]
+
+
+def share_for(points: list[tuple[float, float]], value: float) -> tuple[float, bool] | None:
+    """(the least share at which the measure is ``value`` or less, whether it may be less still); None if never.
+
+    Between sizes as `at`.  It may be less if the smallest size measured is good enough."""
+    if not points:
+        return None
+    if points[0][1] <= value:
+        return points[0][0], True
+    for (x0, y0), (x1, y1) in zip(points, points[1:]):
+        if y1 <= value:
+            t = math.log(y0 / value) / math.log(y0 / y1) if y1 > 0 else 1.0
+            return math.exp((1 - t) * math.log(x0) + t * math.log(x1)), False
+    return None

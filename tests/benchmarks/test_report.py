@@ -1,0 +1,131 @@
+"""The report over made-up rows whose figures are known."""
+
+import json
+import re
+
+import pytest
+
+from benchmarks.quality import report, rows, targets
+from benchmarks.quality.style import spread
+
+SIZES = (0.001, 0.01, 0.04)
+
+
+def row(method, size, kl, task="one", seed=0, share=None, **more):
+    return {
+        "key": "k", "suite": "text", "task": task, "seed": seed, "draw": 0, "method": method, "size": size,
+        "share": share or size, "published_share": share or size, "shared": 0.0, "accuracy": 0.9 - kl,
+        "finetuned_accuracy": 0.9, "adr": kl / 0.9, "agreement": 1 - kl, "kl": kl, "squared_error": 0.1, "seconds": 1.0,
+    } | more  # fmt: skip
+
+
+@pytest.fixture
+def measured():
+    """Power laws: ours .001 at 1 %, a second of ours 1.5 times, the paper 4 times, UltraDelta 2.2; and BitDelta."""
+    out = []
+    for task, factor in (("one", 1), ("two", 3)):
+        for method, scale in (("residual", 1), ("dts whole", 1.5), ("dts paper", 4), ("ultradelta", 2.2)):
+            out += [row(method, size, scale * factor * 1e-5 / size / 2, task) for size in SIZES]
+        out.append(row("bitdelta", None, 0.1, task, share=0.031))
+    return out
+
+
+def test_compact_files_give_the_rows_back(measured, tmp_path):
+    rows.save(measured, tmp_path / "text.json")
+    back = rows.load([tmp_path])["text"]
+    assert len(back) == len(measured)
+    for one, other in zip(measured, back):
+        assert other.keys() == one.keys() - {"key"}
+        for key, value in other.items():
+            assert value == (pytest.approx(one[key], rel=1e-4) if isinstance(value, float) else one[key])
+    assert (tmp_path / "text.json").stat().st_size < 150 * len(measured)
+
+
+def test_lines_of_json_keep_the_last_of_rows_measured_again(measured, tmp_path):
+    older = measured[0] | {"kl": 9.0}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in (older, *measured)))
+    assert [r["kl"] for r in rows.load([tmp_path / "rows.jsonl"])["text"]] == [r["kl"] for r in measured]
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        rows.load([tmp_path / "nothing"])
+
+
+def test_cells_are_means_over_tasks_and_the_worst(measured):
+    cells = [cell for cell in rows.cells(measured) if cell["method"] == "residual"]
+    assert [cell["kl"] for cell in cells] == pytest.approx([1e-2, 1e-3, 2.5e-4])
+    assert cells[1]["worst_kl"] == pytest.approx(1.5e-3) and cells[1]["fine_tunes"] == cells[1]["runs"] == 2
+
+
+def test_a_loss_is_taken_where_every_row_has_one():
+    one, other = row("residual", 0.01, 0.1, loss=2.0), row("residual", 0.01, 0.1, "two", loss=4.0)
+    assert rows.cells([one, other])[0]["loss"] == 3 and "loss" not in rows.cells([one, row("residual", 0.01, 0.1)])[0]
+
+
+def test_between_sizes_lines_are_straight_in_logarithms():
+    points = [(0.001, 1e-2), (0.01, 1e-3)]
+    assert rows.at(points, 0.01**0.5 * 0.001**0.5) == pytest.approx(10**-2.5)
+    assert rows.at(points, 0.0005) is None and rows.at(points, 0.04) == 1e-3
+    assert rows.share_for(points, 10**-2.5) == (pytest.approx(10**-2.5), False)
+    assert rows.share_for(points, 0.1) == (0.001, True) and rows.share_for(points, 1e-4) is None
+
+
+def test_targets_are_computed_from_the_rows(measured):
+    cells = rows.cells(measured)
+    assert targets.best_peer(cells, 0.01) == ("ultradelta", pytest.approx(2.2e-3))
+    checks = targets.checks(cells)
+    drop, paper, every, ultradelta = (c for c in checks if c.method == "residual")
+    assert drop.met is False and drop.figures.endswith("%")  # .002 / .9 at 0.5 %
+    assert paper.met and "1 %: 0.25" in paper.figures and every.met and "1 %: 0.45 (ultradelta)" in every.figures
+    assert ultradelta.met is True and "its 4 %: 0.45" in ultradelta.figures
+    drop, paper, every, ultradelta = (c for c in checks if c.method == "dts whole")
+    assert paper.met and not every.met and not ultradelta.met
+    nothing = targets.checks(rows.cells([row("residual", 0.02, 0.1)]))
+    assert [check.met for check in nothing] == [None] * 4
+
+
+def test_ratios_to_the_best_peer(measured):
+    table = [r for r in targets.relative(rows.cells(measured)) if r["method"] == "residual"]
+    assert [r["ratio"] for r in table] == pytest.approx([1 / 2.2] * 3) and table[0]["best_peer"] == "ultradelta"
+    assert [r["paper_ratio"] for r in table] == pytest.approx([0.25] * 3)
+
+
+def test_one_page_over_all_suites_with_every_file_it_names(measured, tmp_path):
+    out = tmp_path / "out"
+    report.write(out, "text", [], measured)
+    language = [r | {"suite": "language", "loss": 2 + r["kl"], "finetuned_loss": 2.0} for r in measured]
+    text = report.write(out, "language", [], language).read_text()
+    assert text.count("<h2 id=") >= 3 and 'id="text"' in text and 'src="language-loss.svg"' in text
+    assert "<script" not in text and "✔ met" in text and "✘ not met" in text and 'src="text-loss.svg"' not in text
+    for name in re.findall(r'(?:src|href)="([^"#]+)"', text):
+        assert (out / name).stat().st_size > 100, name
+    assert (out / "headline.png").stat().st_size <= 100_000
+    assert json.loads((out / "figures.json").read_text())["text"]["checks"][0]["method"] == "residual"
+    again = report.main(["--results", str(out), "--out", str(tmp_path / "again"), "--keep", str(tmp_path / "kept")])
+    assert again == 0 and (tmp_path / "again" / "index.html").read_text() == text
+    assert {path.name for path in (tmp_path / "kept").iterdir()} == {"text.json", "language.json", "headline.png"}
+
+
+def test_theory_is_shown_with_predicted_and_measured(measured, tmp_path):
+    names = ["bert.encoder.layer.0.attention.self.query.weight", "bert.encoder.layer.1.output.dense.weight", "pooler.w"]
+    tensors = [[name, [64, 64], 8, 1.0, 0.2, 0.1, 0.3, 0.25] for name in names]
+    theory = {
+        "compared": [{"task": "trec", "method": "residual", "budget": 0.01, "bytes": 9, "predicted": 0.2, "lower": 0.1,
+                      "upper": 0.3, "measured": 0.25, "tensors": tensors}],
+        "spectra": [{"task": "trec", "name": name, "shape": [64, 64], "ranks": [1, 8, 32],
+                     "measured": {"residual": [0.9, 0.4, 0.1], "paper": [0.9, 0.5, 0.4]},
+                     "singular_values": [1 / i for i in range(1, 65)]} for name in names[:2]],
+        "ranks": [{"task": "trec", "budget": 0.01, "ranks": {name: [[64, 64], 8] for name in names}}],
+    }  # fmt: skip
+    rows.save(measured, tmp_path / "text.json")
+    (tmp_path / "theory.json").write_text(json.dumps(theory))
+    assert report.main(["--results", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    text = (tmp_path / "out" / "index.html").read_text()
+    assert "<td>0.2000</td><td>0.100 to 0.300</td><td>0.2500</td><td>0.80</td>" in text and "3 of 3" in text
+    assert all((tmp_path / "out" / f"theory-{n}.png").is_file() for n in ("spectra", "matrices", "ranks-trec"))
+
+
+def test_labels_keep_their_order_and_a_gap():
+    places = spread([0.5, 0.5, 0.1, 0.51, 0.99, 1.0], 0.06)
+    assert places[2] == pytest.approx(0.1)
+    ordered = sorted(places)
+    assert all(b - a >= 0.06 - 1e-9 for a, b in zip(ordered, ordered[1:])) and ordered[-1] <= 1
+    assert places[0] < places[3]
