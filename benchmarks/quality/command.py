@@ -32,7 +32,7 @@ class Suite:
     subject: Callable[[Any, int, Path, int], Subject]
     methods: list[str] = field(default_factory=lambda: list(METHODS))
     sizes: list[float] | None = None  # None: each method's own
-    samples: int = 1000
+    samples: int = 400
     quick_tasks: list[str] = field(default_factory=list)
     quick_methods: tuple[str, ...] = ("residual", "dts paper", "drop 4 bit")
     quick_sizes: tuple[float, ...] = (0.006, 0.028)

@@ -44,7 +44,7 @@ def finetunes(names: list[str], seeds: list[int]) -> list[tuple[ImageTask, int, 
     return found
 
 
-def subject(task: ImageTask, seed: int, folder: Path, samples: int = 1000) -> Classifier:
+def subject(task: ImageTask, seed: int, folder: Path, samples: int = 400) -> Classifier:
     """The fine-tune in `folder`, measured on up to `samples` of its test set, spread evenly over it."""
     from transformers import Dinov2ForImageClassification, Dinov2Model
 

@@ -340,12 +340,13 @@ def rice_bits_an_element(density: float) -> float:
     return min(1.0, min(density * (k + 1 + ratio / (1 - ratio)) for k, ratio in enumerate(ratios)))
 
 
-SIZES = (0.0017, 0.0025, 0.0046, 0.006, 0.0093, 0.0185, 0.028, 0.04)  # of fp32
+SIZES = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04)  # of fp32
+ABLATIONS = (0.005, 0.02)
 PEERS: dict[str, Peer] = {
     "dts paper": Peer(_low_rank(lambda x: grouped(x, 4), 2, 3, 256), SIZES, "arXiv 2512.01461"),
-    "dts 2 groups": Peer(_low_rank(lambda x: grouped(x, 2), 1, 1, 128), SIZES, "its ablation"),
-    "dts 8 groups": Peer(_low_rank(lambda x: grouped(x, 8), 3, 3, 512), SIZES, "its ablation"),
-    "dts no scaling": Peer(_low_rank(unscaled, 1, 1, 0), SIZES, "its ablation"),
+    "dts 2 groups": Peer(_low_rank(lambda x: grouped(x, 2), 1, 1, 128), ABLATIONS, "its ablation"),
+    "dts 8 groups": Peer(_low_rank(lambda x: grouped(x, 8), 3, 3, 512), ABLATIONS, "its ablation"),
+    "dts no scaling": Peer(_low_rank(unscaled, 1, 1, 0), ABLATIONS, "its ablation"),
     "svd fp16": Peer(_low_rank(lambda x: x.half().float(), 16, 16, 0), SIZES, "truncated SVD"),
     "delta-come": Peer(delta_come, SIZES, "arXiv 2406.08903"),
     "dare": Peer(dare, SIZES, "arXiv 2311.03099"),

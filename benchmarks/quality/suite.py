@@ -14,16 +14,20 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import dts.codec
-from benchmarks.quality.peers import PEERS, SIZES, Deltas, Encoded, Peer, fp32_bits
+from benchmarks.quality.peers import ABLATIONS, PEERS, SIZES, Deltas, Encoded, Peer, fp32_bits
 from dts import metrics
+from dts.adapter.budget import Curve, allocate
+from dts.adapter.plan import Matrix
+from dts.adapter.truncate import HEADER_BYTES
 
 
 @dataclass
@@ -85,14 +89,32 @@ def matrix_deltas(bases: dict[str, Tensor], finetuned: dict[str, Tensor]) -> Del
 
 
 def residual(tasks: list[Deltas], fraction: float, seed: int) -> list[Encoded]:
-    """`compress_tensor(method="residual")` with one rank fraction for all matrices: no budget over layers."""
-    out = []
-    for deltas in tasks:
-        ranks = _uniform_ranks(deltas, fraction)
-        factors = {n: dts.codec.compress_tensor(d, rank=ranks[n], name=n, seed=seed) for n, d in deltas.items()}
-        bits = 8 * sum(f.nbytes for f in factors.values())
-        out.append(Encoded({name: f.reconstruct() for name, f in factors.items()}, bits, bits))
-    return out
+    """What `dts.compress(budget=)` does with the matrices: ranks by `dts.adapter.budget` over the whole model."""
+    return [_encoded(deltas, _budgeted_ranks(deltas, fraction), seed) for deltas in tasks]
+
+
+def residual_uniform(tasks: list[Deltas], fraction: float, seed: int) -> list[Encoded]:
+    """The same codec with one rank fraction for all matrices."""
+    return [_encoded(deltas, _uniform_ranks(deltas, fraction), seed) for deltas in tasks]
+
+
+def _encoded(deltas: Deltas, ranks: dict[str, int], seed: int) -> Encoded:
+    factors = {n: dts.codec.compress_tensor(d, rank=ranks[n], name=n, seed=seed) for n, d in deltas.items() if ranks[n]}
+    bits = 8 * sum(f.nbytes for f in factors.values())
+    result = {n: factors[n].reconstruct() if ranks[n] else torch.zeros_like(d) for n, d in deltas.items()}
+    return Encoded(result, bits, bits)
+
+
+def _budgeted_ranks(deltas: Deltas, fraction: float) -> dict[str, int]:
+    curves = [_curve(delta) for delta in deltas.values()]
+    return dict(zip(deltas, allocate(curves, fraction * fp32_bits(deltas) / 8)))
+
+
+@lru_cache(maxsize=512)
+def _curve(delta: Tensor) -> Curve:  # tensors hash by identity
+    """Bytes without headers, which no method's bytes hold."""
+    curve = Matrix.of(delta, "", spectrum=True).curve("residual")
+    return replace(curve, bytes=curve.bytes - np.where(curve.ranks > 0, HEADER_BYTES, 0))
 
 
 def _uniform_ranks(deltas: Deltas, fraction: float) -> dict[str, int]:
@@ -110,14 +132,18 @@ def _uniform_ranks(deltas: Deltas, fraction: float) -> dict[str, int]:
     return ranks(r)
 
 
-OURS: dict[str, Peer] = {"residual": Peer(residual, SIZES, "this project")}
+OURS: dict[str, Peer] = {
+    "residual": Peer(residual, SIZES, "this project"),
+    "residual uniform": Peer(residual_uniform, ABLATIONS, "this project, no budget over layers"),
+}
 METHODS: dict[str, Peer] = OURS | PEERS
 
 
 def codec_digest() -> str:
-    """Changes whenever the codec's source does."""
-    folder = Path(dts.codec.__file__).parent
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))).hexdigest()[:12]
+    """Changes whenever the source of the codec, or of the budget over layers, does."""
+    root = Path(dts.codec.__file__).parents[1]
+    files = [*sorted((root / "codec").glob("*.py")), root / "adapter" / "budget.py"]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
 
 
 def measure(

@@ -52,7 +52,7 @@ def finetunes(names: list[str], seeds: list[int]) -> list[tuple[Task, int, Path]
     return found
 
 
-def subject(task: Task, seed: int, folder: Path, samples: int = 1000) -> Classifier:
+def subject(task: Task, seed: int, folder: Path, samples: int = 400) -> Classifier:
     """The fine-tune in `folder`, measured on up to `samples` of its test set, spread evenly over it."""
     model, tokenizer = evaluate.load_finetuned(folder)
     bases = {f"bert.{name}": tensor for name, tensor in load_file(base_folder() / "model.safetensors").items()}
