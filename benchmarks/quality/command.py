@@ -20,16 +20,16 @@ CACHE = Path(__file__).resolve().parents[2] / ".cache" / "quality"
 class Suite:
     """What one suite measures, by default and with --quick.
 
-    finetunes(names, seeds): (task, seed, checkpoint folder) of every task and seed, trained or cached;
-    subject(task, seed, folder, samples): one of them, measured on at most `samples` test samples;
+    finetunes(names, seeds): (task, seed, checkpoint) of every task and seed, trained, downloaded or cached;
+    subject(task, seed, checkpoint, samples): one of them, measured on at most `samples` test samples;
     check(subjects): whether the suite's promise holds, on the fine-tunes of `check_tasks`.
     """
 
     name: str
     tasks: list[str]
     known_tasks: Collection[str]
-    finetunes: Callable[[list[str], list[int]], list[tuple[Any, int, Path]]]
-    subject: Callable[[Any, int, Path, int], Subject]
+    finetunes: Callable[[list[str], list[int]], list[tuple[Any, int, Any]]]
+    subject: Callable[[Any, int, Any, int], Subject]
     methods: list[str] = field(default_factory=lambda: list(METHODS))
     sizes: list[float] | None = None  # None: each method's own
     samples: int = 400
@@ -37,6 +37,7 @@ class Suite:
     quick_methods: tuple[str, ...] = ("residual", "dts paper", "drop 4 bit")
     quick_sizes: tuple[float, ...] = (0.006, 0.028)
     quick_samples: int = 300
+    command: str = ""  # after `python -m benchmarks.quality.`; its name where empty
     check: Callable[[list[Subject]], bool] | None = None
     check_tasks: list[str] = field(default_factory=list)
 
@@ -52,12 +53,10 @@ def run(suite: Suite, description: str, arguments: list[str] | None = None) -> i
     options = parser.parse_args(arguments)
     checking, quick = getattr(options, "check", False), options.quick
     tasks = options.tasks or (suite.check_tasks if checking else suite.quick_tasks if quick else suite.tasks)
-    unknown = [task for task in tasks if task not in suite.known_tasks]
-    if unknown:
-        parser.error(f"no task {', '.join(unknown)}; there are {', '.join(suite.known_tasks)}")
-    unknown = [method for method in options.methods if method not in METHODS]
-    if unknown:
-        parser.error(f"no method {', '.join(unknown)}; there are {', '.join(METHODS)}")
+    for what, asked, known in (("task", tasks, suite.known_tasks), ("method", options.methods, METHODS)):
+        unknown = [name for name in asked if name not in known]
+        if unknown:
+            parser.error(f"no {what} {', '.join(unknown)}; there are {', '.join(known)}")
     hush()
     try:
         trained = suite.finetunes(tasks, options.seeds)
@@ -87,7 +86,7 @@ def hush() -> None:
 
 def _parser(suite: Suite, description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.quality.{suite.name}",
+        prog=f"python -m benchmarks.quality.{suite.command or suite.name}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

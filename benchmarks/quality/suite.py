@@ -168,9 +168,7 @@ def measure(
                 for group in _groups(subjects, peer.whole_suite):
                     names = [s.identity for s in group] if peer.whole_suite else []
                     keys = [
-                        json.dumps(
-                            [suite, method, size, draw, s.identity, s.samples, names, own and codec_digest()]
-                        )
+                        json.dumps([suite, method, size, draw, s.identity, s.samples, names, own and codec_digest()])
                         for s in group
                     ]
                     if any(key not in known for key in keys):

@@ -122,3 +122,23 @@ def test_pairs_of_texts_are_two_segments(trained):
     _, tokenizer = evaluate.load_finetuned(trained)
     inputs = finetune.tokenize(tokenizer, [("the sea", "a sky"), ("blood", "a rose")])
     assert inputs["token_type_ids"][0].tolist() == [0, 0, 0, 0, 1, 1, 1]
+
+
+def test_of_two_runs_that_write_one_folder_the_first_to_finish_stays(tmp_path):
+    def slow(folder):
+        (folder / "who").write_text("second")
+        finetune.write_whole(tmp_path / "made", lambda other: (other / "who").write_text("first"))
+
+    assert finetune.write_whole(tmp_path / "made", slow) == tmp_path / "made"
+    assert (tmp_path / "made" / "who").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_a_failure_leaves_nothing(tmp_path):
+    def fail(folder):
+        (folder / "half").write_text("")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        finetune.write_whole(tmp_path / "made", fail)
+    assert not list(tmp_path.iterdir())
