@@ -9,6 +9,7 @@
 
 #include "kernels.h"
 #include "parallel.h"
+#include "rowblocks.h"
 #ifdef __aarch64__
 #ifdef __linux__
 #include <sys/auxv.h>
@@ -24,6 +25,8 @@ enum {
     FEW = 4,            /* threads: so few cores are shared with other programs, and a join that waits for a worker
                          * to be scheduled costs milliseconds, all of a small product's time many times over */
     LARGE_SHARE = 1 << 23, /* worth a thread there: about 0.2 ms */
+    BLOCK_SHARE = 1 << 20, /* worth a thread in row blocks, which meet once: about 20 us */
+    BLOCK_FROM = 4,     /* rows a task, on average, from which row blocks beat passes over the packed codes */
 };
 
 #define DECLARE(name) extern const Kernels dts_##name;
@@ -63,9 +66,6 @@ static const Kernels *find(const char *name) {
 
 static int64_t round_up(int64_t a, int64_t to) { return (a + to - 1) / to * to; }
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
-/* Digits so large that a sum over `count` products with values up to 4 fits 32 bits. */
-static int digit_limit(int64_t count) { return count <= 16384 ? 32512 : (int)(32512 * 16384 / count); }
 
 typedef struct {
     int32_t row, task;
@@ -264,7 +264,7 @@ static void expand_tile(const Call *call, const Segment *s, int64_t o0, int64_t 
         int64_t quads = least(CHUNK, s->width - j);
         for (int64_t p = 0; p < s->count; p++)
             digits[2 * p] = pairs[p].digits.high + 4 * j, digits[2 * p + 1] = pairs[p].digits.low + 4 * j;
-        call->k->decode_u(s->u + o0 * s->u_stride + j, s->u_stride, columns, quads, decoded);
+        call->k->decode_columns(s->u + o0 * s->u_stride + j, s->u_stride, columns, quads, decoded);
         call->k->multiply(s->count, quads, decoded, digits, sums);
     }
     for (int64_t p = 0; p < s->count; p++) {
@@ -405,6 +405,59 @@ static void sweep(Call *call) {
     dts_parallel(call->threads, (call->m + tile - 1) / tile, expand_item, call);
 }
 
+/* Rows that use no task: y alone. */
+static void copy_row(const Call *call, int64_t row) {
+    size_t size = (size_t)(call->m * size_of(call->y_type));
+    char *to = call->out + row * call->out_stride;
+    const char *from = call->y ? call->y + row * call->y_stride : NULL;
+    if (!from) memset(to, 0, size);
+    else if (from != to) memcpy(to, from, size);
+}
+
+/* The whole call in row blocks (rowblocks.c) where each row has at most one task of fixed values and tasks have many
+ * rows.  Returns whether it was taken. */
+static int in_blocks(Call *call, int transposed, int64_t rows, const Task *tasks, int64_t task_count,
+                     const int32_t *slots, const float *weights, int64_t entries, int64_t places) {
+    if (call->exact || places != 1 || entries == 0 || rows < BLOCK_FROM) return 0;
+    int64_t each = rows / entries, used = 0, codes_rows = 0, covered = 0;
+    int64_t *counts = take(call, (task_count + 1) * 8);
+    if (!counts) return 1;
+    memset(counts, 0, (size_t)(task_count + 1) * 8);
+    for (int64_t e = 0; e < entries; e++)
+        if (slots[e] >= 0 && slots[e] < task_count && tasks[slots[e]].rank) counts[slots[e]] += each;
+    for (int64_t s = 0; s < task_count; s++) {
+        if (counts[s] && tasks[s].levels) return 0;
+        used += counts[s] > 0, covered += counts[s];
+        codes_rows += counts[s] * tasks[s].rank * (call->n + call->m);
+    }
+    int64_t useful = codes_rows / BLOCK_SHARE, threads = useful < 1 ? 1 : least(useful, call->threads);
+    /* few rows of large layers need all threads on every row */
+    if (!used || covered < BLOCK_FROM * used || covered < BLOCK_FROM * threads) return 0;
+    TaskRow *task_rows = take(call, covered * (int64_t)sizeof(TaskRow));
+    RowBlock *blocks = take(call, (covered / 3 + used + 1) * (int64_t)sizeof(RowBlock));
+    if (call->failed) return 1;
+    int64_t block_count = 0, at = 0;
+    for (int64_t s = 0; s < task_count; s++) {
+        int64_t count = counts[s];
+        counts[s] = at;
+        if (!count) continue;
+        int64_t share = (threads + used - 1) / used, step = dts_block_rows(call->k, (int)share, count, call->n, tasks[s].rank);
+        for (int64_t first = 0; first < count; first += step)
+            blocks[block_count++] = (RowBlock){&tasks[s], task_rows + at + first, least(step, count - first)};
+        at += count;
+    }
+    for (int64_t row = 0; row < rows; row++) {
+        int32_t slot = slots[row / each];
+        if (slot < 0 || slot >= task_count || !tasks[slot].rank) copy_row(call, row);
+        else task_rows[counts[slot]++] = (TaskRow){row, weights[row / each]};
+    }
+    RowBlocks work = {.k = call->k, .blocks = blocks, .transposed = transposed, .type = call->x_type, .n = call->n,
+                      .m = call->m, .x = call->x, .y = call->y, .out = call->out, .x_stride = call->x_stride,
+                      .y_stride = call->y_stride, .out_stride = call->out_stride};
+    call->failed = dts_row_blocks(&work, (int)threads, block_count);
+    return 1;
+}
+
 /* out = y + the delta of every row.
  *
  * x [rows, n], y and out [rows, m] (y NULL: zeros; y may be out); strides in bytes, dtypes of kernels.h.
@@ -419,6 +472,10 @@ int dts_delta_linear(const char *variant, int threads, int exact, int transposed
     Call call = {.k = find(variant), .exact = exact, .x_type = x_type, .y_type = x_type, .n = n, .m = m, .x = x,
                  .y = y, .out = out, .x_stride = x_stride, .y_stride = y_stride, .out_stride = out_stride};
     if (!call.k) return 2;
+    call.threads = threads > 0 ? threads : 1;
+    int taken = in_blocks(&call, transposed, rows, tasks, task_count, slots, weights, entries, places);
+    give_back(&call);
+    if (taken) return call.failed;
     int64_t step = MOST_PAIRS / places > 0 ? MOST_PAIRS / places : 1, each = entries ? rows / entries : 1;
     for (int64_t first = 0; first < rows && !call.failed; first += step) {
         call.threads = threads > 0 ? threads : 1;

@@ -67,8 +67,9 @@ SHAPES = [(64, 64, 16), (100, 77, 7), (130, 2049, 1), (2049, 130, 300), (50, 342
 def test_delta_linear(shape, dtype):
     bank = bank_of(*shape)
     for rows, routing in ((1, Routing.of([1])), (2, Routing.of([0])), (13, routing_of(13))):
-        x = torch.randn(rows, shape[1], generator=torch.Generator().manual_seed(rows)).to(dtype)
-        y = torch.randn(rows, shape[0]).to(dtype)
+        seeded = torch.Generator().manual_seed(rows)
+        x = torch.randn(rows, shape[1], generator=seeded).to(dtype)
+        y = torch.randn(rows, shape[0], generator=seeded).to(dtype)
         delta = expected(bank, x, routing)
         for variant in native.variants():
             for exact in (False, True):
