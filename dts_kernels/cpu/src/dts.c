@@ -25,8 +25,7 @@ enum {
     FEW = 4,            /* threads: so few cores are shared with other programs, and a join that waits for a worker
                          * to be scheduled costs milliseconds, all of a small product's time many times over */
     LARGE_SHARE = 1 << 23, /* worth a thread there: about 0.2 ms */
-    BLOCK_SHARE = 1 << 20, /* worth a thread in row blocks, which meet once: about 20 us */
-    BLOCK_FROM = 4,     /* rows a task, on average, from which row blocks beat passes over the packed codes */
+    BLOCK_FROM = 4,     /* rows a task and a thread, on average, from which row blocks beat passes over all codes */
 };
 
 #define DECLARE(name) extern const Kernels dts_##name;
@@ -93,6 +92,9 @@ typedef struct {
     const char *x, *y;
     char *out;
     int64_t x_stride, y_stride, out_stride; /* bytes */
+    const int32_t *slots;   /* [entries, places], `each` rows an entry; NULL: reconstruct */
+    const float *weights, *adds;
+    int64_t each, places, add_count;
     Segment *segments;
     int64_t segment_count;
     Pair *pairs;
@@ -276,6 +278,18 @@ static void expand_tile(const Call *call, const Segment *s, int64_t o0, int64_t 
 
 static int64_t size_of(int type) { return type == FLOAT32 ? 4 : 2; }
 
+/* y = the addends of each row's tasks, times their gammas. */
+static void start_tile(const Call *call, int64_t o0, int64_t columns, float *y, int64_t tile) {
+    memset(y, 0, (size_t)(call->rows * tile) * sizeof *y);
+    for (int64_t i = 0; call->adds && i < call->rows * call->places; i++) {
+        int64_t at = (call->first_row + i / call->places) / call->each * call->places + i % call->places;
+        if (call->slots[at] < 0 || call->slots[at] >= call->add_count) continue;
+        const float *add = call->adds + call->slots[at] * call->m + o0;
+        float *to = y + i / call->places * tile;
+        for (int64_t c = 0; c < columns; c++) to[c] += call->weights[at] * add[c];
+    }
+}
+
 static void expand_item(void *context, int64_t item, int worker) {
     Call *call = context;
     int64_t tile = 4 * call->k->lanes, o0 = item * tile, columns = least(tile, call->m - o0);
@@ -283,7 +297,7 @@ static void expand_item(void *context, int64_t item, int worker) {
     uint8_t *decoded = (uint8_t *)scratch;
     float *y = (float *)(scratch + CHUNK * 4 * tile);
     uint32_t *totals = (uint32_t *)(y + call->rows * tile);
-    memset(y, 0, (size_t)(call->rows * tile) * sizeof *y);
+    start_tile(call, o0, columns, y, tile);
     for (int64_t i = 0; i < call->segment_count; i++) {
         const Segment *s = &call->segments[i];
         if (s->exact) expand_exact(call, s, o0, columns, y, tile);
@@ -405,78 +419,53 @@ static void sweep(Call *call) {
     dts_parallel(call->threads, (call->m + tile - 1) / tile, expand_item, call);
 }
 
-/* Rows that use no task: y alone. */
-static void copy_row(const Call *call, int64_t row) {
-    size_t size = (size_t)(call->m * size_of(call->y_type));
-    char *to = call->out + row * call->out_stride;
-    const char *from = call->y ? call->y + row * call->y_stride : NULL;
-    if (!from) memset(to, 0, size);
-    else if (from != to) memcpy(to, from, size);
-}
-
-/* The whole call in row blocks (rowblocks.c) where each row has at most one task of fixed values and tasks have many
- * rows.  Returns whether it was taken. */
-static int in_blocks(Call *call, int transposed, int64_t rows, const Task *tasks, int64_t task_count,
-                     const int32_t *slots, const float *weights, int64_t entries, int64_t places) {
-    if (call->exact || places != 1 || entries == 0 || rows < BLOCK_FROM) return 0;
-    int64_t each = rows / entries, used = 0, codes_rows = 0, covered = 0;
-    int64_t *counts = take(call, (task_count + 1) * 8);
-    if (!counts) return 1;
-    memset(counts, 0, (size_t)(task_count + 1) * 8);
-    for (int64_t e = 0; e < entries; e++)
-        if (slots[e] >= 0 && slots[e] < task_count && tasks[slots[e]].rank) counts[slots[e]] += each;
-    for (int64_t s = 0; s < task_count; s++) {
-        if (counts[s] && tasks[s].levels) return 0;
-        used += counts[s] > 0, covered += counts[s];
-        codes_rows += counts[s] * tasks[s].rank * (call->n + call->m);
+/* The whole call in row blocks (rowblocks.c) where each row has at most one task of fixed values.  Returns whether it
+ * was taken. */
+static int in_blocks(Call *call, int transposed, int64_t rows, const Task *tasks, int64_t task_count) {
+    if (call->exact || rows < BLOCK_FROM) return 0;
+    TaskRow *list = take(call, rows * (int64_t)sizeof(TaskRow));
+    if (!list) return 1;
+    for (int64_t entry = 0; entry < rows / call->each; entry++) {
+        TaskRow one = {.slot = -1};
+        for (int64_t at = entry * call->places; at < (entry + 1) * call->places; at++) {
+            int32_t slot = call->slots[at];
+            int factors = slot >= 0 && slot < task_count && tasks[slot].rank;
+            if (!factors && !(call->adds && slot >= 0 && slot < call->add_count)) continue;
+            if (one.slot >= 0 || (factors && tasks[slot].levels)) return 0;
+            one.slot = slot, one.gamma = call->weights[at];
+        }
+        for (int64_t i = entry * call->each; i < (entry + 1) * call->each; i++) list[i] = one, list[i].row = i;
     }
-    int64_t useful = codes_rows / BLOCK_SHARE, threads = useful < 1 ? 1 : least(useful, call->threads);
-    /* few rows of large layers need all threads on every row */
-    if (!used || covered < BLOCK_FROM * used || covered < BLOCK_FROM * threads) return 0;
-    TaskRow *task_rows = take(call, covered * (int64_t)sizeof(TaskRow));
-    RowBlock *blocks = take(call, (covered / 3 + used + 1) * (int64_t)sizeof(RowBlock));
-    if (call->failed) return 1;
-    int64_t block_count = 0, at = 0;
-    for (int64_t s = 0; s < task_count; s++) {
-        int64_t count = counts[s];
-        counts[s] = at;
-        if (!count) continue;
-        int64_t share = (threads + used - 1) / used, step = dts_block_rows(call->k, (int)share, count, call->n, tasks[s].rank);
-        for (int64_t first = 0; first < count; first += step)
-            blocks[block_count++] = (RowBlock){&tasks[s], task_rows + at + first, least(step, count - first)};
-        at += count;
-    }
-    for (int64_t row = 0; row < rows; row++) {
-        int32_t slot = slots[row / each];
-        if (slot < 0 || slot >= task_count || !tasks[slot].rank) copy_row(call, row);
-        else task_rows[counts[slot]++] = (TaskRow){row, weights[row / each]};
-    }
-    RowBlocks work = {.k = call->k, .blocks = blocks, .transposed = transposed, .type = call->x_type, .n = call->n,
-                      .m = call->m, .x = call->x, .y = call->y, .out = call->out, .x_stride = call->x_stride,
-                      .y_stride = call->y_stride, .out_stride = call->out_stride};
-    call->failed = dts_row_blocks(&work, (int)threads, block_count);
-    return 1;
+    RowBlocks work = {.k = call->k, .transposed = transposed, .type = call->x_type, .n = call->n, .m = call->m,
+                      .x = call->x, .y = call->y, .out = call->out, .x_stride = call->x_stride,
+                      .y_stride = call->y_stride, .out_stride = call->out_stride, .tasks = tasks,
+                      .task_count = task_count, .adds = call->adds, .add_count = call->add_count};
+    int done = dts_row_blocks(&work, call->threads, list, rows, BLOCK_FROM);
+    call->failed = done < 0;
+    return done;
 }
 
 /* out = y + the delta of every row.
  *
  * x [rows, n], y and out [rows, m] (y NULL: zeros; y may be out); strides in bytes, dtypes of kernels.h.
  * Row i uses entry i / (rows / entries) of slots and weights [entries, places]; a slot outside the tasks, or a task
- * of rank 0, adds nothing.  exact: float32 products instead of digits.  Returns 0, 1 without memory, 2 for a variant
+ * of rank 0, adds nothing.  adds [add_count, m] or NULL: gamma times its row of the slot is added too.  exact: float32 products instead of digits.  Returns 0, 1 without memory, 2 for a variant
  * that this machine cannot run.
  */
 int dts_delta_linear(const char *variant, int threads, int exact, int transposed, const void *x, int x_type,
                      int64_t x_stride, int64_t rows, int64_t n, const void *y, int64_t y_stride, void *out,
                      int64_t out_stride, int64_t m, const Task *tasks, int64_t task_count, const int32_t *slots,
-                     const float *weights, int64_t entries, int64_t places) {
+                     const float *weights, int64_t entries, int64_t places, const float *adds, int64_t add_count) {
     Call call = {.k = find(variant), .exact = exact, .x_type = x_type, .y_type = x_type, .n = n, .m = m, .x = x,
-                 .y = y, .out = out, .x_stride = x_stride, .y_stride = y_stride, .out_stride = out_stride};
+                 .y = y, .out = out, .x_stride = x_stride, .y_stride = y_stride, .out_stride = out_stride,
+                 .slots = slots, .weights = weights, .adds = adds, .add_count = add_count, .places = places,
+                 .each = entries ? rows / entries : 1};
     if (!call.k) return 2;
     call.threads = threads > 0 ? threads : 1;
-    int taken = in_blocks(&call, transposed, rows, tasks, task_count, slots, weights, entries, places);
+    int taken = entries && in_blocks(&call, transposed, rows, tasks, task_count);
     give_back(&call);
     if (taken) return call.failed;
-    int64_t step = MOST_PAIRS / places > 0 ? MOST_PAIRS / places : 1, each = entries ? rows / entries : 1;
+    int64_t step = MOST_PAIRS / places > 0 ? MOST_PAIRS / places : 1, each = call.each;
     for (int64_t first = 0; first < rows && !call.failed; first += step) {
         call.threads = threads > 0 ? threads : 1;
         call.first_row = first;
@@ -512,9 +501,42 @@ int dts_delta_linear(const char *variant, int threads, int exact, int transposed
     return call.failed;
 }
 
+/* ---- embeddings ----------------------------------------------------------------------------------------------------- */
+
+/* out = y + rows `ids` of the dense delta of each row's task, in one dtype; the other arguments as in dts_delta_linear.
+ *
+ * ids [rows] below id_count, negative: none; a task's lookup says which row of its u that is.  n: columns of the matrix.
+ * slots, weights [entries]: one task a row, none of them with levels.  Returns 3 for an id that is too large.
+ */
+int dts_embedding(const char *variant, int threads, const int64_t *ids, int64_t rows, int64_t id_count, const void *y,
+                  void *out, int type, int64_t n, const Task *tasks, int64_t task_count, const int32_t *slots,
+                  const float *weights, int64_t entries) {
+    const Kernels *k = find(variant);
+    if (!k) return 2;
+    if (!rows) return 0;
+    TaskRow *list = malloc((size_t)rows * sizeof *list);
+    if (!list) return 1;
+    int64_t each = rows / entries, stride = n * size_of(type);
+    for (int64_t i = 0; i < rows; i++) {
+        int32_t slot = slots[i / each];
+        int some = ids[i] >= 0 && slot >= 0 && slot < task_count && tasks[slot].rank;
+        int64_t id = some && ids[i] < id_count && tasks[slot].lookup ? tasks[slot].lookup[ids[i]] : ids[i];
+        list[i] = (TaskRow){.row = i, .id = id, .slot = some && id >= 0 ? slot : -1, .gamma = weights[i / each]};
+        if (ids[i] >= id_count) {
+            free(list);
+            return 3;
+        }
+    }
+    RowBlocks work = {.k = k, .type = type, .m = n, .y = y, .out = out, .y_stride = stride, .out_stride = stride,
+                      .tasks = tasks, .task_count = task_count};
+    int done = dts_row_blocks(&work, threads, list, rows, 0);
+    free(list);
+    return done < 0;
+}
+
 /* ---- dense ------------------------------------------------------------------------------------------------------- */
 
-static void decode_row(const uint8_t *row, int64_t rank, const float *values, const float *sigma, float gamma, float *t) {
+void dts_decode_row(const uint8_t *row, int64_t rank, const float *values, const float *sigma, float gamma, float *t) {
     for (int64_t r = 0; r < rank; r++) t[r] = values[row[r / 4] >> 2 * (r % 4) & 3] * (sigma[r] * gamma);
 }
 
@@ -525,7 +547,7 @@ static void rows_item(void *context, int64_t item, int worker) {
     const Segment *s = &call->segments[pair->task];
     const uint8_t *row = s->v + (call->first_row + pair->row) * s->v_stride;
     float *t = (float *)(call->scratch + worker * call->scratch_size);
-    decode_row(row, s->task->rank, s->v_values, s->task->sigma, pair->gamma, t);
+    dts_decode_row(row, s->task->rank, s->v_values, s->task->sigma, pair->gamma, t);
     if (!s->exact) {
         call->k->quantise(t, s->task->rank, 4 * s->width, digit_limit(s->task->rank), &pair->digits);
         return;

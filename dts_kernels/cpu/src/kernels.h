@@ -9,6 +9,7 @@ typedef struct {
     const float *levels;            /* [2, 4]: values of codes 0..3 in u and in v; NULL: +1, +4, -1, -4 */
     int64_t u_stride, v_stride;     /* bytes from row to row */
     int64_t rank;
+    const int32_t *lookup;          /* embeddings: row of the matrix -> row of u or -1; NULL: the same */
 } Task;
 
 enum { FLOAT32, BFLOAT16, FLOAT16 };
@@ -20,6 +21,12 @@ typedef struct {
     float scale;
     uint32_t sum;                   /* of 256 * high + low, modulo 2^32 */
 } Digits;
+
+typedef struct {                    /* where a row of a block is in a tile of y and out (y NULL: zeros) */
+    const char *y;
+    char *out;
+    float gamma;
+} BlockRow;
 
 typedef struct {
     const char *name;
@@ -47,8 +54,9 @@ typedef struct {
                            uint32_t *const *sums);
     void (*scale_ranks)(const uint32_t *sums, uint32_t offset, const float *sigma, float scale, int64_t rank, float *t);
     void (*decode_columns)(const uint8_t *u, int64_t stride, int64_t rows, int64_t bytes, uint8_t *tile);
+    /* add: the task's addend of these columns, or NULL */
     void (*expand_block)(int64_t rows, int64_t quads, int64_t columns, const uint8_t *tile, const Digits *t,
-                         const char *const *y, char *const *out, int dtype);
+                         const BlockRow *row, const float *add, int dtype);
     /* the same two products in float32, exact for any four values; t is [4][plane] */
     void (*shrink_float)(const float *x, const uint8_t *v, int64_t stride, int64_t n, int64_t bytes,
                          const float *values, float *t, int64_t plane);

@@ -121,22 +121,28 @@ static void decode_columns(const uint8_t *u, int64_t stride, int64_t rows, int64
 }
 #endif
 
-/* Sums of a tile's columns times a row's scale, added to y in place of a separate pass. */
-INLINE void finish(acc a[4], const Digits *t, const void *y, void *out, int dtype, int64_t columns) {
-    fvec scale = fset(t->scale), part[4];
+/* Sums of a tile's columns times a row's scale, with the row's addend and y: no separate passes.  The order of the
+ * float operations is that of dts.c. */
+INLINE void finish(acc a[4], const Digits *t, const BlockRow *row, const float *add, int dtype, int64_t columns) {
+    fvec scale = fset(t->scale), gamma = fset(row->gamma), part[4];
     for (int i = 0; i < 4; i++) part[i] = fmul(to_float(a[i], 4 * t->sum), scale);
     if (dtype == FLOAT32 && columns == TILE) {
-        for (int i = 0; i < 4; i++)
-            fstore((float *)out + i * LANES, y ? fadd(fload((const float *)y + i * LANES), part[i]) : part[i]);
+        const float *y = (const float *)row->y;
+        for (int i = 0; i < 4; i++) {
+            if (add) part[i] = fadd(fmul(gamma, fload(add + i * LANES)), part[i]);
+            if (y) part[i] = fadd(fload(y + i * LANES), part[i]);
+            fstore((float *)row->out + i * LANES, part[i]);
+        }
         return;
     }
     float all[TILE];
     for (int i = 0; i < 4; i++) fstore(all + i * LANES, part[i]);
-    narrow(all, y, out, dtype, columns);
+    for (int64_t c = 0; add && c < columns; c++) all[c] = row->gamma * add[c] + all[c];
+    narrow(all, row->y, row->out, dtype, columns);
 }
 
 INLINE void expand_some(int rows, int64_t quads, int64_t columns, const uint8_t *tile, const Digits *t,
-                        const char *const *y, char *const *out, int dtype) {
+                        const BlockRow *row, const float *add, int dtype) {
     acc a[2 * MAX_ROWS][4];
     const int8_t *digits[2 * MAX_ROWS];
     for (int r = 0; r < rows; r++) digits[2 * r] = t[r].high, digits[2 * r + 1] = t[r].low;
@@ -144,14 +150,14 @@ INLINE void expand_some(int rows, int64_t quads, int64_t columns, const uint8_t 
     for (int r = 0; r < rows; r++) {
         acc both[4];
         for (int i = 0; i < 4; i++) both[i] = combine(a[2 * r][i], a[2 * r + 1][i]);
-        finish(both, &t[r], y[r], out[r], dtype, columns);
+        finish(both, &t[r], &row[r], add, dtype, columns);
     }
 }
 
 static void expand_block(int64_t rows, int64_t quads, int64_t columns, const uint8_t *tile, const Digits *t,
-                         const char *const *y, char *const *out, int dtype) {
+                         const BlockRow *row, const float *add, int dtype) {
 #if WIDE_REGISTERS
-    for (; rows >= 3; rows -= 3, t += 3, y += 3, out += 3) expand_some(3, quads, columns, tile, t, y, out, dtype);
+    for (; rows >= 3; rows -= 3, t += 3, row += 3) expand_some(3, quads, columns, tile, t, row, add, dtype);
 #endif
-    for (; rows > 0; rows--, t++, y++, out++) expand_some(1, quads, columns, tile, t, y, out, dtype);
+    for (; rows > 0; rows--, t++, row++) expand_some(1, quads, columns, tile, t, row, add, dtype);
 }
