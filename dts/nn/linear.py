@@ -11,6 +11,8 @@ from dts.nn.layer import Layer, beside, standalone
 from dts.nn.routing import gammas
 from dts_kernels import Routing
 
+_autocast = torch.is_autocast_enabled
+
 
 class LinearLayer(Layer):
     """The forward of `DTSLinear` and `DTSConv1D`."""
@@ -24,32 +26,39 @@ class LinearLayer(Layer):
         dts = self.dts
         if not dts.routed():
             return super().forward(x)
-        if dts.name in dts.state.missing:
+        if dts.state.missing and dts.name in dts.state.missing:
             raise ValueError(dts.state.missing[dts.name])
         x, routing = dts.enter(x)
         weight, bias = dts.get("weight"), dts.get("bias")
-        y = self._product(x, weight, routing)
-        if weight is not None and weight.raw.tensors:
-            y = y + per_task_product(x, weight.raw, routing).to(y.dtype)
-        if bias is not None and bias.raw.tensors:
-            y = y + beside(y, bias.raw.rows(routing, y.dtype))
-        if weight is not None and weight.added.tensors:
-            y = torch.cat([y, head(x, weight.added, bias and bias.added, routing, y.dtype, padding=True)], -1)
+        y = self._product(x, weight, bias, routing)
+        if weight is not None and weight.tabled:
+            if weight.raw.tensors:
+                y = y + per_task_product(x, weight.raw, routing).to(y.dtype)
+            if weight.added.tensors:
+                y = torch.cat([y, head(x, weight.added, bias and bias.added, routing, y.dtype, padding=True)], -1)
         if any(p is not None and p.values.tensors for p in (weight, bias)):
             y = self._whole_values(x, y, weight, bias, routing)
         return dts.leave(y)
 
-    def _product(self, x: Tensor, weight: ParameterDelta | None, routing: Routing) -> Tensor:
+    def _product(self, x: Tensor, weight: ParameterDelta | None, bias: ParameterDelta | None, routing) -> Tensor:
+        """Base, factors and the deltas of the bias."""
         plain = None if weight is None else weight.plain
-        if plain is None:
-            return super().forward(x)
-        if type(self.weight) is nn.Parameter and self.weight.dtype == x.dtype and not torch.is_autocast_enabled(
-            x.device.type
-        ):
+        raw = bias.raw if bias is not None and bias.raw.tensors else None
+        if plain is not None and self._in_dtype(x):
             matrix = self.weight.T if self.transposed else self.weight
-            return plain.linear(x, matrix, self.bias, routing)
-        y = super().forward(x)
-        return plain.add_product(x.to(y.dtype), y, routing)
+            # 16-bit numbers have their sum rounded once; wider ones than float32 stay as wide as they are
+            adds = None if raw is None or x.dtype == torch.float64 else raw.wide
+            y = plain.linear(x, matrix, self.bias, routing, adds)
+            raw = raw if adds is None else None
+        else:
+            y = super().forward(x)
+            if plain is not None:
+                y = plain.add_product(x.to(y.dtype), y, routing)
+        return y if raw is None else y + beside(y, raw.rows(routing, y.dtype))
+
+    def _in_dtype(self, x: Tensor) -> bool:
+        """Whether the base product is that of the weight as it is, with x as it is."""
+        return type(self.weight) is nn.Parameter and self.weight.dtype == x.dtype and not _autocast(x.device.type)
 
     def _whole_values(self, x, y, weight: ParameterDelta | None, bias: ParameterDelta | None, routing) -> Tensor:
         """Rows whose task has this layer whole (its own head) get that; shorter outputs end in -inf."""
