@@ -62,6 +62,7 @@ class Bank:
 
     def __init__(self, in_features: int, out_features: int, device="cpu", layout: str | None = None):
         self.in_features, self.out_features = in_features, out_features
+        self.shape = torch.Size((out_features, in_features))
         self.device = torch.device(device)
         self.layout = layout or bank_layout(self.device)
         self._factors: dict[int, PackedFactors] = {}
@@ -72,7 +73,7 @@ class Bank:
         """Put a task's factors, of shape [out_features, in_features], into a free or used slot."""
         if slot < 0:
             raise ValueError(f"slot must be 0 or more, not {slot}")
-        if factors.shape != (self.out_features, self.in_features):
+        if factors.shape != self.shape:
             raise ValueError(
                 f"factors of shape {list(factors.shape)} do not fit a layer of "
                 f"[{self.out_features}, {self.in_features}] = [out_features, in_features]"

@@ -42,7 +42,7 @@ def delta_linear(x: Tensor, bank: Bank, routing: Routing, y: Tensor | None = Non
     Raises ValueError with all sizes if they do not fit.
     """
     _check(x, bank, routing, y, adds)
-    if _direct(x, y, adds):
+    if direct(x, y, adds):
         return _delta_linear(*_flat(bank, routing, x, y), False, adds)
     out = torch.ops.dts.delta_linear(*_flat(bank, routing, x, y), False)
     return out if adds is None else add_rows(out, adds, routing)
@@ -54,12 +54,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, bank: Bank, routing: 
 
     weight: [out_features, in_features] and bias [out_features] in x's dtype.
     """
-    if weight.shape != (bank.out_features, bank.in_features):
+    if weight.shape != bank.shape:
         raise ValueError(
             f"weight {list(weight.shape)} does not fit the bank's [{bank.out_features}, {bank.in_features}]"
         )
     _check(x, bank, routing, None, adds)
-    if _direct(x, weight, bias, adds):
+    if direct(x, weight, bias, adds):
         return _linear(*_flat(bank, routing, x, weight, bias), adds)
     out = torch.ops.dts.linear(*_flat(bank, routing, x, weight, bias))
     return out if adds is None else add_rows(out, adds, routing)
@@ -100,7 +100,7 @@ def add_embedding(ids: Tensor, y: Tensor, parts: "EmbeddingParts", routing: Rout
     ids: int64 [...], rows of the whole matrix, -1 for none; y: [..., n].  May write into y, which is returned.
     """
     _check_ids(ids, routing)
-    if parts.native and _direct(ids, y, routing.slots) and y.dtype in native.DTYPES and y.is_contiguous():
+    if parts.native and direct(ids, y, routing.slots) and y.dtype in native.DTYPES and y.is_contiguous():
         tasks = parts.tasks()
         if tasks is not None:
             dispatch.ran["delta_embedding", "native"] += 1
@@ -183,7 +183,7 @@ def _check(x: Tensor, bank: Bank, routing: Routing, y: Tensor | None, adds: Tens
         raise ValueError("; ".join(wrong))
 
 
-def _direct(*tensors: Tensor | None) -> bool:
+def direct(*tensors: Tensor | None) -> bool:
     """Whether the dispatcher has nothing to add: plain tensors on the CPU, no gradient, nobody tracing.
 
     It costs as much as the product of a small layer.
@@ -214,9 +214,10 @@ def _path(op: str, device: str, dtype: torch.dtype, rows: int, in_features: int,
 
 def _run(paths: dict, op: str, x: Tensor, slots: Tensor, weights: Tensor, table: Tensor, out_features: int,
          max_rank: int, layout: str, transposed: bool, adds: Tensor | None, *arguments):
-    device = x.device.type if layout == "disk" else dispatch.device_kind(x.device.type)
-    entries, places = slots.shape
-    path = _path(op, device, x.dtype, x.shape[:-1].numel(), x.shape[-1], out_features, max_rank, entries, places,
+    device = "cpu" if x.is_cpu else x.device.type
+    device = device if layout == "disk" else dispatch.device_kind(device)
+    shape, (entries, places) = x.shape, slots.shape
+    path = _path(op, device, x.dtype, shape[:-1].numel(), shape[-1], out_features, max_rank, entries, places,
                  table.shape[0], layout, transposed, dispatch.exact())
     dispatch.ran[op, path] += 1
     if adds is None:

@@ -22,6 +22,7 @@ from dts_kernels import (
     linear,
     reconstruct,
 )
+from dts_kernels.ops import direct
 
 
 @dataclass
@@ -189,7 +190,7 @@ class Table:
 
     def _refresh(self) -> None:
         """stack: [slots, longest, ...];  length: int64 [slots], 0 = this slot has none."""
-        self._wide = None
+        self._wide = self._last = None
         self.longest = max((t.shape[0] if t.dim() else 1 for t in self.tensors.values()), default=0)
         if not self.tensors:
             self.stack = self.length = None
@@ -215,7 +216,23 @@ class Table:
         return self._wide
 
     def rows(self, routing: Routing, dtype: torch.dtype) -> Tensor:
-        """Sum of gamma * tensor over each entry's tasks: dtype [entries, longest, ...]."""
+        """Sum of gamma * tensor over each entry's tasks: dtype [entries, longest, ...]; not to be written into.
+
+        On a CPU the last answer is kept until the routing or the table changes: a norm needs less time than this.
+        """
+        slots, weights = routing.slots, routing.weights
+        if not direct(slots, weights, self.stack) or slots.is_inference() or weights.is_inference():
+            return self._sum(routing, dtype)
+        last = self._last
+        if last is not None and last[0] is slots and last[1] is weights and last[2] == (
+            slots._version, weights._version, dtype
+        ):
+            return last[3]
+        result = self._sum(routing, dtype)
+        self._last = slots, weights, (slots._version, weights._version, dtype), result
+        return result
+
+    def _sum(self, routing: Routing, dtype: torch.dtype) -> Tensor:
         index, gamma = self._index(routing)
         shape = (*index.shape, *[1] * (self.stack.dim() - 1))
         return (self.stack[index].to(dtype) * gamma.to(dtype).view(shape)).sum(1)

@@ -9,7 +9,7 @@ from dts.codec.factors import Factors
 from dts.nn.deltas import ParameterDelta, Piece, Table
 from dts.nn.layer import Layer, beside, standalone
 from dts.nn.routing import gammas
-from dts_kernels import Routing
+from dts_kernels import Routing, linear
 
 _autocast = torch.is_autocast_enabled
 
@@ -99,6 +99,26 @@ class LinearLayer(Layer):
 
 class DTSLinear(LinearLayer, nn.Linear):
     """An `nn.Linear` that adds each row's deltas straight from the packed bits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Straight to the kernel for the common case on a CPU, where every step beside it costs as much as a row of a
+        small layer; `LinearLayer.forward` for all else."""
+        dts = self.dts
+        state, weight = dts.state, self._parameters.get("weight")
+        routing, delta = state.routing, dts.parameters.get("weight")
+        slots = routing.slots
+        rows = slots.shape[0]
+        if (
+            delta is None or not x.is_cpu or state.missing or weight is None or delta.tabled
+            or type(weight) is not nn.Parameter or weight.dtype != x.dtype or _autocast("cpu")
+            or rows != 1 and (dts.axis != 0 or x.shape[0] % rows) or not slots.is_cpu or x.dtype == torch.float64
+        ):  # fmt: skip
+            return super().forward(x)
+        plain, bias = delta.matrices.get(None), dts.parameters.get("bias")
+        if plain is None or plain.blocks or not plain.main.max_rank or bias is not None and bias.values.tensors:
+            return super().forward(x)
+        adds = bias.raw.wide if bias is not None and bias.raw.tensors else None
+        return linear(x, weight, self._parameters["bias"], plain.main, routing, adds)
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> DTSLinear:

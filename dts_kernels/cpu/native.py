@@ -151,6 +151,12 @@ def variant() -> str:
     return variants()[0] if variants() else ""
 
 
+@functools.cache
+def _named(name: str | None) -> bytes:
+    """What C calls a variant; None: the one in use."""
+    return (name or variant()).encode()
+
+
 def _check(code: int, what: str) -> None:
     if code:
         raise MemoryError(f"{what}: no memory") if code == 1 else RuntimeError(f"{what}: this machine cannot run it")
@@ -163,22 +169,22 @@ def delta_linear(x: Tensor, y: Tensor | None, tasks: Tasks, slots: Tensor, weigh
 
     exact: float32 products instead of two 8-bit digits;  adds: float32 [slots, out_features], added like the deltas.
     """
-    n = x.shape[-1]
-    rows = x.numel() // n if n else x.shape[:-1].numel()
+    shape, size, (entries, places) = x.shape, x.element_size(), slots.shape
     if not x.is_contiguous():
         x = x.contiguous()
     if y is not None and not y.is_contiguous():
         y = y.contiguous()
     if out is None:
-        out = x.new_empty(x.shape[:-1] + (out_features,))
-    size = x.element_size()
-    _check(library().dts_delta_linear(
-        (name or variant()).encode(), torch.get_num_threads(), exact, transposed, x.data_ptr(), DTYPES[x.dtype],
-        n * size, rows, n, None if y is None else y.data_ptr(), out_features * size, out.data_ptr(),
-        out_features * size, out_features, tasks.pointer, tasks.count, slots.data_ptr(), weights.data_ptr(),
-        slots.shape[0], slots.shape[1], None if adds is None else adds.data_ptr(),
-        0 if adds is None else adds.shape[0],
-    ), "delta_linear")
+        out = x.new_empty(shape[:-1] + (out_features,))
+    stride, n = out_features * size, shape[-1]
+    code = library().dts_delta_linear(
+        _named(name), torch.get_num_threads(), exact, transposed, x.data_ptr(), DTYPES[x.dtype], n * size,
+        shape[:-1].numel(), n, None if y is None else y.data_ptr(), stride, out.data_ptr(), stride, out_features,
+        tasks.pointer, tasks.count, slots.data_ptr(), weights.data_ptr(), entries, places,
+        None if adds is None else adds.data_ptr(), 0 if adds is None else adds.shape[0],
+    )
+    if code:
+        _check(code, "delta_linear")
     return out
 
 
@@ -199,7 +205,7 @@ def embedding(ids: Tensor, y: Tensor | None, tasks: Tasks, slots: Tensor, weight
         y, in_place = y.contiguous(), True
     out = y if in_place and y is not None else torch.empty(*ids.shape, n, dtype=dtype)
     code = library().dts_embedding(
-        (name or variant()).encode(), torch.get_num_threads(), ids.data_ptr(), ids.numel(), id_count,
+        _named(name), torch.get_num_threads(), ids.data_ptr(), ids.numel(), id_count,
         None if y is None else y.data_ptr(), out.data_ptr(), DTYPES[dtype], n, tasks.pointer, tasks.count,
         slots.data_ptr(), weights.data_ptr(), slots.shape[0],
     )
@@ -218,7 +224,7 @@ def reconstruct(tasks: Tasks, gamma: Tensor, base: Tensor | None, shape: tuple[i
     stride = shape[1] * out.element_size()
     gamma = gamma.to(torch.float32).contiguous()
     _check(library().dts_reconstruct(
-        (name or variant()).encode(), torch.get_num_threads(), exact, tasks.pointer, tasks.count, gamma.data_ptr(),
+        _named(name), torch.get_num_threads(), exact, tasks.pointer, tasks.count, gamma.data_ptr(),
         None if base is None else base.data_ptr(), stride, out.data_ptr(), stride, DTYPES[dtype], *shape,
     ), "reconstruct")
     return out
@@ -230,7 +236,7 @@ def unpack(packed: Tensor, levels: Tensor | None, dtype: torch.dtype, name: str 
     out = torch.empty(packed.shape[0], 4 * packed.shape[1], dtype=dtype)
     levels = None if levels is None else levels.contiguous()
     _check(library().dts_unpack(
-        (name or variant()).encode(), torch.get_num_threads(), packed.data_ptr(), packed.stride(0), *packed.shape,
+        _named(name), torch.get_num_threads(), packed.data_ptr(), packed.stride(0), *packed.shape,
         None if levels is None else levels.data_ptr(), out.data_ptr(), out.shape[1] * out.element_size(), DTYPES[dtype],
     ), "unpack")
     return out

@@ -13,7 +13,7 @@
 enum {
     TILE_QUADS = 128,       /* of V a decoded tile, 32 KiB of 64-byte vectors */
     MOST_ROWS = 96,         /* of a block; decoding costs a few per cent of its products */
-    BLOCK_SHARE = 1 << 20,  /* codes x rows worth a thread, about 10 us */
+    BLOCK_SHARE = 1 << 19,  /* codes x rows worth a thread, about 10 us */
     NEAR_BYTES = 384 << 10, /* of digits and sums a block, beside the tiles in a second-level cache */
 };
 
