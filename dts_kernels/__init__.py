@@ -5,6 +5,6 @@ from .layout import PackedFactors, pack, unpack
 from .ops import EmbeddingParts, add_embedding, add_rows, delta_embedding, delta_linear, linear, reconstruct
 
 __all__ = [
-    "Bank", "EmbeddingParts", "PackedFactors", "Routing", "add_embedding", "add_rows", "delta_embedding", "delta_linear",
-    "linear", "pack", "reconstruct", "unpack",
+    "Bank", "EmbeddingParts", "PackedFactors", "Routing", "add_embedding", "add_rows", "delta_embedding",
+    "delta_linear", "linear", "pack", "reconstruct", "unpack",
 ]  # fmt: skip

@@ -231,8 +231,8 @@ def _run(paths: dict, op: str, x: Tensor, slots: Tensor, weights: Tensor, table:
 
 
 def _delta_linear(x, y, packed, table, slots, weights, out_features, max_rank, layout, transposed, adds=None):
-    return _run(DELTA_LINEAR, "delta_linear", x, slots, weights, table, out_features, max_rank, layout, transposed, adds,
-                x, y, packed, table, slots, weights, out_features, max_rank, transposed)
+    return _run(DELTA_LINEAR, "delta_linear", x, slots, weights, table, out_features, max_rank, layout, transposed,
+                adds, x, y, packed, table, slots, weights, out_features, max_rank, transposed)
 
 
 def _linear(x, weight, bias, packed, table, slots, weights, out_features, max_rank, layout, adds=None):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dts.nn.deltas import Piece
-from dts.nn.layer import Layer, beside, standalone
+from dts.nn.layer import Layer, standalone
 from dts.nn.owner import replaced
 
 
@@ -32,7 +32,7 @@ class DTSLayerNorm(Layer, nn.LayerNorm):
                                          self.eps)  # fmt: skip
         else:
             y = nn.functional.layer_norm(x, self.normalized_shape, eps=self.eps)
-            parts = y.view(routing.slots.shape[0], -1, *y.shape[1 : y.dim() - len(self.normalized_shape)], *weight.shape[1:])
+            parts = y.unflatten(0, (routing.slots.shape[0], -1))
             weight, bias = (t if t is None else t.view(-1, *[1] * (parts.dim() - t.dim()), *t.shape[1:])
                             for t in (weight, bias))  # fmt: skip
             y = (parts * weight if bias is None else torch.addcmul(bias, parts, weight)).view(y.shape)

@@ -10,7 +10,6 @@ from torch import Tensor
 from dts_kernels import Routing
 
 Mixture = dict[int, float]  # slot -> gamma; empty is the base
-KEPT = 16  # routings of past calls
 
 
 class RoutingState:
@@ -27,7 +26,6 @@ class RoutingState:
         self.mixtures: list[Mixture] = [{}]
         self.missing: dict[str, str] = {}
         self.probing = False
-        self._kept: dict[tuple, tuple[Routing, tuple[int, int]]] = {}  # of calls; written to since: not used again
 
     @property
     def rows(self) -> int:
@@ -39,8 +37,7 @@ class RoutingState:
         return self.routing if self.routing.slots.device == device else self.routing.to(device)
 
     def to(self, device) -> None:
-        with torch.inference_mode(False):
-            self.routing = self.routing.to(device)
+        self.routing = self.routing.to(device)
 
     def set(self, mixtures: list[Mixture], missing: dict[str, str] | None = None) -> None:
         """Switch.  Shapes that fit are written in place, so compiled programs and CUDA graphs stay valid."""
@@ -56,7 +53,7 @@ class RoutingState:
     def using(self, mixtures: list[Mixture], missing: dict[str, str] | None = None):
         """Other tasks for a while.  The tensors themselves are exchanged: a backward pass may still need these."""
         before = self.routing, self.mixtures, self.missing
-        self.routing = self._made(mixtures)
+        self.routing = _routing(mixtures, self.routing.slots.shape[1], self.routing.slots.device)
         self.mixtures, self.missing = mixtures, missing or {}
         try:
             yield
@@ -64,24 +61,8 @@ class RoutingState:
             self.routing, self.mixtures, self.missing = before
 
 
-    def _made(self, mixtures: list[Mixture]) -> Routing:
-        """A routing on this one's device, the same again for the same mixtures: what layers derived from it stays."""
-        places, device = self.routing.slots.shape[1], self.routing.slots.device
-        key = (places, device, *[tuple(mixture.items()) for mixture in mixtures])
-        routing, versions = self._kept.get(key, (None, None))
-        if routing is None or versions != (routing.slots._version, routing.weights._version):
-            routing = _routing(mixtures, places, device)
-            if len(self._kept) >= KEPT:
-                self._kept.pop(next(iter(self._kept)))
-            self._kept[key] = routing, (routing.slots._version, routing.weights._version)
-        return routing
-
-
 def _routing(mixtures: list[Mixture], places: int, device) -> Routing:
-    """Never fewer places than before: going back from a mixture to one task keeps the shape.
-
-    Not inference tensors, which do not count their changes (`Table.rows` asks).
-    """
+    """Never fewer places than before: going back from a mixture to one task keeps the shape."""
     with torch.inference_mode(False):
         routing = Routing.of(mixtures, device)
         missing = places - routing.slots.shape[1]

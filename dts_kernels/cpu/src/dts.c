@@ -20,6 +20,7 @@ enum {
     CHUNK = 512,        /* quads of a decoded tile: 128 KiB, inside a second-level cache */
     MOST_PAIRS = 256,   /* of one sweep over the factors; more rows sweep again */
     NEAR = 64,          /* rows of V that stay in the first-level cache while all their bytes are used */
+    FETCH = 16,         /* rows of U ahead */
     NARROW = 16,        /* bytes a row below which a decoded tile beats horizontal sums */
     SHARE = 1 << 20,    /* codes x rows that are worth a thread */
     FEW = 4,            /* threads: so few cores are shared with other programs, and a join that waits for a worker
@@ -166,10 +167,7 @@ static void shrink_item(void *context, int64_t item, int worker) {
     for (int64_t n0 = 0; n0 < call->n; n0 += step) {
         int64_t rows = least(step, call->n - n0);
         const uint8_t *v = s->v + n0 * s->v_stride;
-        if (s->direct)
-            for (int64_t row = rows; row < rows + NEAR && n0 + row < call->n; row++)
-                for (int64_t at = begin * k->lanes; at < end * k->lanes; at += 64)
-                    __builtin_prefetch(v + row * s->v_stride + at);
+        int64_t ahead = least(NEAR, call->n - n0 - rows); /* rows to fetch meanwhile, some for each group */
         for (int64_t p = 0; p < count; p++) {
             digits[2 * p] = call->inputs[pairs[p].row].high + n0;
             digits[2 * p + 1] = call->inputs[pairs[p].row].low + n0;
@@ -178,6 +176,10 @@ static void shrink_item(void *context, int64_t item, int worker) {
             int bytes = (int)least(k->lanes, s->width - g * k->lanes);
             for (int64_t p = 0; p < count; p++) sums[p] = pairs[p].sums + g * tile;
             if (s->direct) {
+                int64_t row = rows + ahead * (g - begin) / (end - begin), last = rows + ahead * (g - begin + 1) / (end - begin);
+                for (; row < last; row++)
+                    for (int64_t at = begin * k->lanes; at < end * k->lanes; at += 64)
+                        __builtin_prefetch(v + row * s->v_stride + at);
                 k->shrink((int)count, v + g * k->lanes, s->v_stride, rows, bytes, digits, sums);
             } else {
                 k->decode_v(v + g * k->lanes, s->v_stride, rows, bytes, decoded);
@@ -247,7 +249,11 @@ static void expand_direct(const Call *call, const Segment *s, int64_t o0, int64_
     for (int64_t o = 0; o < columns; o += 4) {
         const uint8_t *u[4];
         uint32_t sums[MAX_ROWS][4];
-        for (int i = 0; i < 4; i++) u[i] = s->u + (o0 + least(o + i, columns - 1)) * s->u_stride;
+        for (int i = 0; i < 4; i++) {
+            u[i] = s->u + (o0 + least(o + i, columns - 1)) * s->u_stride;
+            if (o0 + o + i + FETCH >= call->m) continue;
+            for (int64_t at = 0; at < s->width; at += 64) __builtin_prefetch(u[i] + FETCH * s->u_stride + at);
+        }
         call->k->expand4((int)s->count, u, s->width, digits, s->plane, sums);
         for (int64_t p = 0; p < s->count; p++)
             for (int i = 0; i < 4 && o + i < columns; i++)
