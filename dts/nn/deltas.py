@@ -22,6 +22,7 @@ from dts_kernels import (
     linear,
     reconstruct,
 )
+from dts_kernels.bank import EAGER
 from dts_kernels.ops import direct
 
 
@@ -189,24 +190,41 @@ class Table:
         self._refresh()
 
     def _refresh(self) -> None:
-        """stack: [slots, longest, ...];  length: int64 [slots], 0 = this slot has none."""
-        self._wide = None
+        """Make the stack again; beyond EAGER tasks on the CPU when first needed, see `Bank`."""
+        self._wide = self._stack = self._length = None
         self.longest = max((t.shape[0] if t.dim() else 1 for t in self.tensors.values()), default=0)
+        if self.device.type != "cpu" or len(self.tensors) <= EAGER:
+            self._make()
+
+    @property
+    def stack(self) -> Tensor | None:
+        """[slots, longest, ...]"""
+        if self._stack is None:
+            self._make()
+        return self._stack
+
+    @property
+    def length(self) -> Tensor | None:
+        """int64 [slots], 0 = this slot has none"""
+        if self._stack is None:
+            self._make()
+        return self._length
+
+    def _make(self) -> None:
         if not self.tensors:
-            self.stack = self.length = None
             return
         first = next(iter(self.tensors.values()))
         shape = (max(self.tensors) + 1, self.longest, *first.shape[1:]) if first.dim() else (max(self.tensors) + 1,)
         dtype = reduce(torch.promote_types, [t.dtype for t in self.tensors.values()])
-        self.stack = torch.zeros(shape, dtype=dtype, device=self.device)
-        self.length = torch.zeros(shape[0], dtype=torch.int64, device=self.device)
+        self._stack = torch.zeros(shape, dtype=dtype, device=self.device)
+        self._length = torch.zeros(shape[0], dtype=torch.int64, device=self.device)
         for slot, tensor in list(self.tensors.items()):
             if tensor.dim():
-                self.stack[slot, : tensor.shape[0]] = tensor
-                self.tensors[slot] = self.stack[slot, : tensor.shape[0]]  # a view: the stack is the only copy
+                self._stack[slot, : tensor.shape[0]] = tensor
+                self.tensors[slot] = self._stack[slot, : tensor.shape[0]]  # a view: the stack is the only copy
             else:
-                self.stack[slot] = tensor
-            self.length[slot] = self.longest if not tensor.dim() else tensor.shape[0]
+                self._stack[slot] = tensor
+            self._length[slot] = self.longest if not tensor.dim() else tensor.shape[0]
 
     @property
     def wide(self) -> Tensor:
