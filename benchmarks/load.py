@@ -91,7 +91,7 @@ def main() -> None:
         size = f"{packed / 1e6:.2f} MB ({packed / parameters / 4:.1%})"
         print(f"{parameters / 1e6:.0f} M parameters, {tasks} tasks of {size}")
         print(f"{seconds:.2f} s, {1e3 * seconds / tasks:.1f} ms a task; {answered:.2f} s until all have answered")
-        print(f"memory that no file backs: {grown / 1e6:.1f} MB, {grown / tasks / packed:.2f} of a task's bytes on disk")
+        print(f"memory no file backs: {grown / 1e6:.1f} MB, {grown / tasks / packed:.2f} of its bytes on disk a task")
 
 
 if __name__ == "__main__":
