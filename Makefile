@@ -36,7 +36,7 @@ gpu: $(VENV)/.test-installed ## tests and benchmarks that need a CUDA device
 bench: $(VENV)/.test-installed ## codec, packing, products, load and switch
 	$(RUN) -m pytest benchmarks --benchmark-enable --benchmark-only $(ARGS)
 
-bench-cpu: $(VENV)/.test-installed ## the CPU kernels beside nn.Linear, LoRA and dense models
+bench-cpu: $(VENV)/.test-installed ## the CPU kernels beside nn.Linear, LoRA and dense models; some minutes
 	$(RUN) -m benchmarks.kernels.cpu $(ARGS)
 
 lint: $(VENV)/.test-installed ## ruff

@@ -2,8 +2,9 @@
 
 from .bank import Bank, Routing
 from .layout import PackedFactors, pack, unpack
-from .ops import delta_embedding, delta_linear, linear, reconstruct
+from .ops import EmbeddingParts, add_embedding, add_rows, delta_embedding, delta_linear, linear, reconstruct
 
 __all__ = [
-    "Bank", "PackedFactors", "Routing", "delta_embedding", "delta_linear", "linear", "pack", "reconstruct", "unpack",
+    "Bank", "EmbeddingParts", "PackedFactors", "Routing", "add_embedding", "add_rows", "delta_embedding",
+    "delta_linear", "linear", "pack", "reconstruct", "unpack",
 ]  # fmt: skip

@@ -10,6 +10,7 @@ from .layout import PackedFactors
 from .planar import PlanarStore, planar_factors
 from .reference import range_exponent
 
+EAGER = 8
 TABLE_FIELDS = 6  # u, v, sigma, levels: where in `packed` (-1: none); rank; range exponent
 
 
@@ -62,6 +63,7 @@ class Bank:
 
     def __init__(self, in_features: int, out_features: int, device="cpu", layout: str | None = None):
         self.in_features, self.out_features = in_features, out_features
+        self.shape = torch.Size((out_features, in_features))
         self.device = torch.device(device)
         self.layout = layout or bank_layout(self.device)
         self._factors: dict[int, PackedFactors] = {}
@@ -72,7 +74,7 @@ class Bank:
         """Put a task's factors, of shape [out_features, in_features], into a free or used slot."""
         if slot < 0:
             raise ValueError(f"slot must be 0 or more, not {slot}")
-        if factors.shape != (self.out_features, self.in_features):
+        if factors.shape != self.shape:
             raise ValueError(
                 f"factors of shape {list(factors.shape)} do not fit a layer of "
                 f"[{self.out_features}, {self.in_features}] = [out_features, in_features]"
@@ -114,20 +116,43 @@ class Bank:
             moved.add(slot, self.factors(slot))
         return moved
 
+    @property
+    def packed(self) -> list[Tensor]:
+        """What the ops take: a flat list of tensors, and ``table`` that points into it."""
+        return self._derived()[0]
+
+    @property
+    def table(self) -> Tensor:
+        return self._derived()[1]
+
+    @property
+    def max_rank(self) -> int:
+        return self._derived()[2]
+
     def _refresh(self) -> None:
-        """Derive what the ops take: a flat list of tensors and the table that points into it."""
+        """Derive again what the ops take.  Beyond EAGER tasks on the CPU, when first needed: loading one task after
+        another would else go through all of them each time.  (A compiled program compiles again when that happens.)"""
+        self._ready = None
         if self._store is not None:
-            self.packed = [self._store.words.tensor, self._store.scalars.tensor]
-            self.table, self.max_rank, self.layout = self._store.table, self._store.max_rank, self._store.layout
-            return
-        self.packed: list[Tensor] = []
+            store, self.layout = self._store, self._store.layout
+            self._ready = [store.words.tensor, store.scalars.tensor], store.table, store.max_rank
+        elif len(self._factors) <= EAGER:
+            self._ready = self._derive()
+
+    def _derived(self) -> tuple[list[Tensor], Tensor, int]:
+        if self._ready is None:
+            self._ready = self._derive()
+        return self._ready
+
+    def _derive(self) -> tuple[list[Tensor], Tensor, int]:
+        packed: list[Tensor] = []
         rows = [[-1, -1, -1, -1, 0, 0] for _ in range(max(self._factors, default=-1) + 1)]
         for slot, f in sorted(self._factors.items()):
-            at = len(self.packed)
-            self.packed += [f.u, f.v, f.sigma] + ([] if f.levels is None else [f.levels])
+            at = len(packed)
+            packed += [f.u, f.v, f.sigma] + ([] if f.levels is None else [f.levels])
             rows[slot] = [at, at + 1, at + 2, at + 3 if f.levels is not None else -1, f.rank, range_exponent(f)]
-        self.table = torch.tensor(rows, dtype=torch.int64).reshape(-1, TABLE_FIELDS)
-        self.max_rank = max((f.rank for f in self._factors.values()), default=0)
+        table = torch.tensor(rows, dtype=torch.int64).reshape(-1, TABLE_FIELDS)
+        return packed, table, max((f.rank for f in self._factors.values()), default=0)
 
 
 def factors_of(packed: list[Tensor], table: Tensor, in_features: int, out_features: int,

@@ -5,7 +5,6 @@ name in the namespace ``dts``, which has a fake (shapes without data), autograd 
 constants) and an implementation for every device.
 """
 
-import math
 from functools import lru_cache, partial
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from . import dispatch, reference
 from .bank import Bank, Routing, factors_of
+from .cpu import native
 from .cpu import paths as cpu_paths
 from .dispatch import Problem
 from .gpu import products
@@ -32,36 +32,55 @@ _library.define(f"delta_embedding(Tensor ids, {_BANK}, int in_features, ScalarTy
 DELTA_LINEAR, LINEAR, RECONSTRUCT, DELTA_EMBEDDING = {}, {}, {}, {}
 
 
-def delta_linear(x: Tensor, bank: Bank, routing: Routing, y: Tensor | None = None) -> Tensor:
-    """y + sum over a row's tasks of gamma ((x V^T) o sigma) U^T.
+def delta_linear(x: Tensor, bank: Bank, routing: Routing, y: Tensor | None = None,
+                 adds: Tensor | None = None) -> Tensor:
+    """y + sum over a row's tasks of gamma (((x V^T) o sigma) U^T + adds[task]).
 
-    x: [..., in_features] fp16, bf16, fp32 or fp64; y: [..., out_features] or None for zeros.
+    x: [..., in_features] fp16, bf16, fp32 or fp64; y: [..., out_features] or None for zeros;
+    adds: float32 [slots, out_features] or None (biases that differ from task to task).
     Returns [..., out_features] in x's dtype; sums run in float32 (float64 for float64).
     Raises ValueError with all sizes if they do not fit.
     """
-    _check(x, bank, routing, y)
-    op = _delta_linear if _direct(x, y) else torch.ops.dts.delta_linear
-    return op(
-        x, y, bank.packed, bank.table, routing.slots, routing.weights, bank.out_features, bank.max_rank, bank.layout,
-        False,
-    )
+    _check(x, bank, routing, y, adds)
+    if direct(x, y, adds):
+        return _delta_linear(*_flat(bank, routing, x, y), False, adds)
+    out = torch.ops.dts.delta_linear(*_flat(bank, routing, x, y), False)
+    return out if adds is None else add_rows(out, adds, routing)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, bank: Bank, routing: Routing) -> Tensor:
-    """x W^T + b + the delta of each row's tasks, in one call.
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, bank: Bank, routing: Routing,
+           adds: Tensor | None = None) -> Tensor:
+    """x W^T + b + the delta (and ``adds``, as in `delta_linear`) of each row's tasks, in one call.
 
     weight: [out_features, in_features] and bias [out_features] in x's dtype.
     """
-    if tuple(weight.shape) != (bank.out_features, bank.in_features):
+    if weight.shape != bank.shape:
         raise ValueError(
             f"weight {list(weight.shape)} does not fit the bank's [{bank.out_features}, {bank.in_features}]"
         )
-    _check(x, bank, routing, None)
-    op = _linear if _direct(x, weight, bias) else torch.ops.dts.linear
-    return op(
-        x, weight, bias, bank.packed, bank.table, routing.slots, routing.weights, bank.out_features, bank.max_rank,
-        bank.layout,
-    )
+    _check(x, bank, routing, None, adds)
+    if direct(x, weight, bias, adds):
+        return _linear(*_flat(bank, routing, x, weight, bias), adds)
+    out = torch.ops.dts.linear(*_flat(bank, routing, x, weight, bias))
+    return out if adds is None else add_rows(out, adds, routing)
+
+
+def _flat(bank: Bank, routing: Routing, *tensors):
+    return (*tensors, bank.packed, bank.table, routing.slots, routing.weights, bank.out_features, bank.max_rank,
+            bank.layout)
+
+
+def add_rows(y: Tensor, adds: Tensor, routing: Routing) -> Tensor:
+    """y + each row's sum of gamma adds[slot]; a slot beyond the table adds nothing.
+
+    y: [..., m]; adds: [slots, m].
+    """
+    index = routing.slots.clamp(0, adds.shape[0] - 1)
+    gamma = torch.where(index == routing.slots, routing.weights, 0.0)
+    rows = (adds[index].to(y.dtype) * gamma[..., None].to(y.dtype)).sum(1)
+    if rows.shape[0] <= 1:
+        return y + rows.sum(0)
+    return (y.reshape(rows.shape[0], -1, rows.shape[1]) + rows[:, None]).view(y.shape)
 
 
 def delta_embedding(ids: Tensor, bank: Bank, routing: Routing, dtype=torch.float32) -> Tensor:
@@ -71,13 +90,54 @@ def delta_embedding(ids: Tensor, bank: Bank, routing: Routing, dtype=torch.float
     Ids that no row has raise IndexError.  On a GPU this reads ids and routing on the host: right, but it waits for the
     device and cannot be captured in a CUDA graph.
     """
+    _check_ids(ids, routing)
+    return torch.ops.dts.delta_embedding(*_flat(bank, routing, ids), bank.in_features, dtype)
+
+
+def add_embedding(ids: Tensor, y: Tensor, parts: "EmbeddingParts", routing: Routing) -> Tensor:
+    """y + what `delta_embedding` gives, for banks that each hold some rows of one matrix.
+
+    ids: int64 [...], rows of the whole matrix, -1 for none; y: [..., n].  May write into y, which is returned.
+    """
+    _check_ids(ids, routing)
+    if parts.native and direct(ids, y, routing.slots) and y.dtype in native.DTYPES and y.is_contiguous():
+        tasks = parts.tasks()
+        if tasks is not None:
+            dispatch.ran["delta_embedding", "native"] += 1
+            return native.embedding(ids, y, tasks, routing.slots, routing.weights, parts.rows, y.shape[-1], y.dtype,
+                                    in_place=True)
+    for bank, lookup in parts.banks:
+        where = ids if lookup is None else torch.where(ids < 0, -1, lookup[ids.clamp(min=0)].long())
+        y = y + delta_embedding(where, bank, routing, y.dtype)
+    return y
+
+
+class EmbeddingParts:
+    """Banks of one matrix [rows, n] for `add_embedding`, no slot in two of them.
+
+    banks: each with int32 [rows], the bank's row of every row of the matrix (-1: none), or None where it has all.
+    """
+
+    def __init__(self, banks: list[tuple[Bank, Tensor | None]], rows: int):
+        self.banks, self.rows = banks, rows
+        slots = [slot for bank, _ in banks for slot in bank.slots]
+        self.native = all(bank.layout == "disk" and bank.device.type == "cpu" for bank, _ in banks)
+        self.native &= len(slots) == len(set(slots))
+        self._tasks = None
+
+    def tasks(self) -> "native.Tasks | None":
+        """What C reads; None without the library or where a task has levels."""
+        if not native.variant():
+            return None
+        if self._tasks is None:
+            self._tasks = native.Tasks.join([(native.Tasks.of(b.packed, b.table), lookup) for b, lookup in self.banks])
+        return None if self._tasks.levels else self._tasks
+
+
+def _check_ids(ids: Tensor, routing: Routing) -> None:
     rows, entries = ids.numel(), routing.slots.shape[0]
     if entries == 0 and rows or entries and rows % entries:
         raise ValueError(f"{rows} ids {list(ids.shape)} are no multiple of the routing's {entries} entries")
-    return torch.ops.dts.delta_embedding(
-        ids, bank.packed, bank.table, routing.slots, routing.weights, bank.out_features, bank.max_rank, bank.layout,
-        bank.in_features, dtype,
-    )
 
 
 def reconstruct(bank: Bank, gamma: dict[int, float] | Tensor, base: Tensor | None = None,
@@ -98,7 +158,13 @@ def reconstruct(bank: Bank, gamma: dict[int, float] | Tensor, base: Tensor | Non
     )
 
 
-def _check(x: Tensor, bank: Bank, routing: Routing, y: Tensor | None) -> None:
+def _check(x: Tensor, bank: Bank, routing: Routing, y: Tensor | None, adds: Tensor | None) -> None:
+    shape, entries, width = x.shape, routing.slots.shape[0], bank.in_features
+    fits = len(shape) > 0 and shape[-1] == width and x.is_floating_point() and (y is None) and (adds is None or (
+        adds.dtype == torch.float32 and adds.dim() == 2 and adds.shape[1] == bank.out_features
+    ))
+    if fits and (entries == 1 or entries and width and x.numel() // width % entries == 0):
+        return  # nothing else to look at, and no strings made for nobody
     wrong = []
     if x.dim() < 1 or x.shape[-1] != bank.in_features:
         wrong.append(f"x {list(x.shape)} must end in in_features = {bank.in_features}")
@@ -108,30 +174,34 @@ def _check(x: Tensor, bank: Bank, routing: Routing, y: Tensor | None) -> None:
         wrong.append(
             f"y {list(y.shape)} {y.dtype} must be {[*x.shape[:-1], bank.out_features]} {x.dtype}, as x and the bank say"
         )
+    if adds is not None and (adds.dtype != torch.float32 or adds.dim() != 2 or adds.shape[1] != bank.out_features):
+        wrong.append(f"adds {list(adds.shape)} {adds.dtype} must be float32 [slots, {bank.out_features}]")
     rows = x.shape[:-1].numel() if x.dim() else 1
-    if routing.slots.shape[0] == 0 and rows or routing.slots.shape[0] and rows % routing.slots.shape[0]:
-        wrong.append(
-            f"{rows} rows of x {list(x.shape)} are no multiple of the routing's {routing.slots.shape[0]} entries"
-        )
+    if entries == 0 and rows or entries and rows % entries:
+        wrong.append(f"{rows} rows of x {list(x.shape)} are no multiple of the routing's {entries} entries")
     if wrong:
         raise ValueError("; ".join(wrong))
 
 
-def _direct(*tensors: Tensor | None) -> bool:
+def direct(*tensors: Tensor | None) -> bool:
     """Whether the dispatcher has nothing to add: plain tensors on the CPU, no gradient, nobody tracing.
 
     It costs as much as the product of a small layer.
     """
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state():
+    if torch.compiler.is_compiling() or _dispatch_modes() or _tracing():
         return False
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if _functorch_level() is not None:
         return False
     grad = torch.is_grad_enabled()
-    return all(
-        t is None
-        or type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu" and not (grad and t.requires_grad)
-        for t in tensors
-    )
+    for t in tensors:
+        if t is not None and (type(t) not in _PLAIN or not t.is_cpu or grad and t.requires_grad):
+            return False
+    return True
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+_dispatch_modes, _tracing = torch._C._len_torch_dispatch_stack, torch._C._get_tracing_state
+_functorch_level = torch._C._functorch.peek_interpreter_stack
 
 
 @lru_cache(maxsize=4096)
@@ -142,27 +212,31 @@ def _path(op: str, device: str, dtype: torch.dtype, rows: int, in_features: int,
                                    layout, transposed, exact))
 
 
-def _run(paths: dict, op: str, x: Tensor, slots: Tensor, table: Tensor, out_features: int, max_rank: int, layout: str,
-         transposed: bool, *arguments):
-    *rows, in_features = x.shape
-    device = x.device.type if layout == "disk" else dispatch.device_kind(x.device.type)
-    entries, places = slots.shape
-    path = _path(op, device, x.dtype, math.prod(rows), in_features, out_features, max_rank, entries, places,
+def _run(paths: dict, op: str, x: Tensor, slots: Tensor, weights: Tensor, table: Tensor, out_features: int,
+         max_rank: int, layout: str, transposed: bool, adds: Tensor | None, *arguments):
+    device = "cpu" if x.is_cpu else x.device.type
+    device = device if layout == "disk" else dispatch.device_kind(device)
+    shape, (entries, places) = x.shape, slots.shape
+    path = _path(op, device, x.dtype, shape[:-1].numel(), shape[-1], out_features, max_rank, entries, places,
                  table.shape[0], layout, transposed, dispatch.exact())
     dispatch.ran[op, path] += 1
-    return paths[path](*arguments)
+    if adds is None:
+        return paths[path](*arguments)
+    if path in cpu_paths.ADDS:
+        return paths[path](*arguments, adds=adds)
+    return add_rows(paths[path](*arguments), adds, Routing(slots, weights))
 
 
 # ---- implementations -------------------------------------------------------------------------------------------
 
 
-def _delta_linear(x, y, packed, table, slots, weights, out_features, max_rank, layout, transposed):
-    return _run(DELTA_LINEAR, "delta_linear", x, slots, table, out_features, max_rank, layout, transposed,
-                x, y, packed, table, slots, weights, out_features, max_rank, transposed)
+def _delta_linear(x, y, packed, table, slots, weights, out_features, max_rank, layout, transposed, adds=None):
+    return _run(DELTA_LINEAR, "delta_linear", x, slots, weights, table, out_features, max_rank, layout, transposed,
+                adds, x, y, packed, table, slots, weights, out_features, max_rank, transposed)
 
 
-def _linear(x, weight, bias, packed, table, slots, weights, out_features, max_rank, layout):
-    return _run(LINEAR, "linear", x, slots, table, out_features, max_rank, layout, False,
+def _linear(x, weight, bias, packed, table, slots, weights, out_features, max_rank, layout, adds=None):
+    return _run(LINEAR, "linear", x, slots, weights, table, out_features, max_rank, layout, False, adds,
                 x, weight, bias, packed, table, slots, weights, out_features, max_rank)
 
 

@@ -1,6 +1,6 @@
 """CPU products beside what else a user could run: a table, a JSON file and a plot.
 
-    python -m benchmarks.kernels.cpu [--quick] [--crossover] [--out FOLDER]
+    python -m benchmarks.kernels.cpu [--quick] [--crossover] [--out FOLDER]     (with --seconds 1: about 4 minutes)
 
 Each line is one problem.  Its competitors take turns inside one process, so noise of the machine meets all of them;
 times are medians with the 10th and 90th percentile, ratios are to `nn.Linear` in the same dtype.  Before each turn
@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
+from benchmarks.kernels import cpu_model
 from dts_kernels import Bank, PackedFactors, Routing, delta_linear, dispatch, linear, reconstruct
 from dts_kernels.bank import factors_of
 from dts_kernels.cpu import native, paths
@@ -41,6 +42,7 @@ FLUSH_BYTES = 64 << 20
 
 
 def problems(quick: bool) -> list[tuple]:
+    """Cells that tell something: all ranks at one row and at 4096 x 4096; else the largest; bf16 where a target is."""
     if quick:
         return QUICK
     every = [
@@ -50,9 +52,13 @@ def problems(quick: bool) -> list[tuple]:
         for rows in ROWS
         for tasks in (1, 16)
         for dtype in ("float32", "bfloat16")
-        if rows >= tasks and (tasks == 1 or rows == 16)
+        if (tasks == 1 or rows == 16) and (m * n < 32 << 20 or rows < 512)
     ]
-    return [p for p in every if p in TARGETS or p[5] == "float32" or p[0] == p[1] == 4096]
+    return [
+        p for p in every
+        if p in TARGETS or p[5] == "float32" and (p[2] == 0.3 or p[3] == 1 or p[0] == p[1] == 4096 and p[2] == 0.05)
+        or p[5] == "bfloat16" and p[0] == p[1] == 4096 and p[2] == 0.3
+    ]  # fmt: skip
 
 
 def random_factors(m: int, n: int, rank: int) -> PackedFactors:
@@ -94,8 +100,9 @@ class Competitors:
             "nn.Linear": lambda: functional.linear(x, weight),
             "dts": lambda: linear(x, weight, None, bank, routing),
             "lora": low_rank,
-            "fallback": fallback,
         }
+        if rows <= 16:  # with more rows it is the library's products and a copy of the factors
+            self.functions["fallback"] = fallback
         if tasks == 1:
             self.functions |= {"dts delta": lambda: delta_linear(x, bank, routing), "lora delta": low_rank_alone}
             peft = peft_layer(m, n, rank, self.weight)
@@ -290,12 +297,17 @@ def main() -> None:
             f"{cpu_name()}, {torch.get_num_threads()} threads, {native.variant() or 'no compiled kernels'}, "
             f"torch {torch.__version__}\n{HEADER}"
         )
+        try:
+            import peft  # noqa: F401
+        except ImportError:
+            print("no column of PEFT's own layer: peft is not installed")
         results = []
         for problem in problems(options.quick):
             result = run(problem, options.seconds)
             if result:
                 results.append(result)
                 print(line(result), flush=True)
+        whole = cpu_model.run(4 * options.seconds)
     folder = options.out or Path(__file__).parents[1] / "results" / cpu_name().lower().replace(" ", "-")
     folder.mkdir(parents=True, exist_ok=True)
     record = {
@@ -305,6 +317,7 @@ def main() -> None:
         "torch": torch.__version__,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "results": results,
+        "whole_model": whole,
     }
     name = "cpu-quick" if options.quick else "cpu"
     (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")

@@ -10,7 +10,20 @@ from torch import Tensor
 
 from dts.codec.factors import Factors
 from dts.nn.routing import gammas
-from dts_kernels import Bank, PackedFactors, Routing, delta_embedding, delta_linear, linear, reconstruct
+from dts_kernels import (
+    Bank,
+    EmbeddingParts,
+    PackedFactors,
+    Routing,
+    add_embedding,
+    add_rows,
+    delta_embedding,
+    delta_linear,
+    linear,
+    reconstruct,
+)
+from dts_kernels.bank import EAGER
+from dts_kernels.ops import direct
 
 
 @dataclass
@@ -48,12 +61,14 @@ class MatrixDelta:
         self.shape = shape
         self.main = Bank(shape[1], shape[0], device)
         self.blocks: dict[int, list[Block]] = {}  # slot -> its blocks
+        self._parts: EmbeddingParts | None = None  # of these banks, made when first needed
 
     def add(self, slot: int, factors: Factors, row: int = 0, transposed: bool = False) -> None:
         """Put factors into a slot; row: where their first row goes, for a part of a fused matrix."""
         packed, rows, columns, shape = factors.packed, factors.rows, factors.columns, factors.shape
         if factors.rank == 0:
             return
+        self._parts = None
         if transposed:
             packed, rows, columns, shape = packed.transpose(), columns, rows, shape[::-1]
         if rows is None and columns is None and shape == self.shape:
@@ -73,6 +88,7 @@ class MatrixDelta:
         return Block(bank, rows, columns, lookup).to(self.main.device)
 
     def remove(self, slot: int) -> None:
+        self._parts = None
         self.main.remove(slot)
         self.blocks.pop(slot, None)
 
@@ -89,14 +105,19 @@ class MatrixDelta:
         return [block for blocks in self.blocks.values() for block in blocks]
 
     def to(self, device) -> None:
+        self._parts = None
         self.main = self.main.to(device)
         self.blocks = {slot: [block.to(device) for block in blocks] for slot, blocks in self.blocks.items()}
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routing) -> Tensor:
-        """x W^T + b + the delta, base product and main bank in one call."""
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routing,
+               adds: Tensor | None = None) -> Tensor:  # fmt: skip
+        """x W^T + b + the delta + gamma adds[task], all but blocks in one call; adds: float32 [slots, m] or None."""
         if self.main.slots:
-            return self._add_blocks(x, linear(x, weight, bias, self.main, routing), routing)
-        return self._add_blocks(x, torch.nn.functional.linear(x, weight, bias), routing)
+            y = linear(x, weight, bias, self.main, routing, adds)
+        else:
+            y = torch.nn.functional.linear(x, weight, bias)
+            y = y if adds is None else add_rows(y, adds, routing)
+        return self._add_blocks(x, y, routing) if self.blocks else y
 
     def add_product(self, x: Tensor, y: Tensor, routing: Routing) -> Tensor:
         """y + x Delta^T of each row's tasks."""
@@ -110,18 +131,25 @@ class MatrixDelta:
             y = y + part if block.rows is None else y.index_add_(-1, block.rows, part)
         return y
 
-    def embedding(self, ids: Tensor, routing: Routing, dtype: torch.dtype) -> Tensor | None:
-        """Rows ``ids`` (int64 [...], -1 = zeros) of the delta: dtype [..., n], or None where there is no delta."""
-        out = delta_embedding(ids, self.main, routing, dtype) if self.main.slots else None
+    def add_embedding(self, ids: Tensor, y: Tensor, routing: Routing) -> Tensor:
+        """y + rows ``ids`` (int64 [...], -1 = none) of the delta; y [..., n] may be written into."""
+        if all(block.columns is None for block in self._all_blocks()):
+            if self._parts is None:
+                banks = [(self.main, None)] if self.main.slots else []
+                banks += [(block.bank, block.lookup) for block in self._all_blocks()]
+                self._parts = EmbeddingParts(banks, self.shape[0])
+            return add_embedding(ids, y, self._parts, routing)
+        if self.main.slots:
+            y = y + delta_embedding(ids, self.main, routing, y.dtype)
         for block in self._all_blocks():
             where = ids
             if block.lookup is not None:
                 where = torch.where(ids < 0, -1, block.lookup[ids.clamp(min=0)].long())
-            part = delta_embedding(where, block.bank, routing, dtype)
+            part = delta_embedding(where, block.bank, routing, y.dtype)
             if block.columns is not None:
                 part = part.new_zeros(*ids.shape, self.shape[1]).index_copy(-1, block.columns, part)
-            out = part if out is None else out + part
-        return out
+            y = y + part
+        return y
 
     def dense(self, base: Tensor, routing: Routing) -> Tensor:
         """base + the delta of the one mixture of ``routing`` (one entry), in base's dtype [m, n]."""
@@ -162,26 +190,57 @@ class Table:
         self._refresh()
 
     def _refresh(self) -> None:
-        """stack: [slots, longest, ...];  length: int64 [slots], 0 = this slot has none."""
+        """Make the stack again; beyond EAGER tasks on the CPU when first needed, see `Bank`."""
+        self._wide = self._stack = self._length = None
         self.longest = max((t.shape[0] if t.dim() else 1 for t in self.tensors.values()), default=0)
+        if self.device.type != "cpu" or len(self.tensors) <= EAGER:
+            self._make()
+
+    @property
+    def stack(self) -> Tensor | None:
+        """[slots, longest, ...]"""
+        if self._stack is None:
+            self._make()
+        return self._stack
+
+    @property
+    def length(self) -> Tensor | None:
+        """int64 [slots], 0 = this slot has none"""
+        if self._stack is None:
+            self._make()
+        return self._length
+
+    def _make(self) -> None:
         if not self.tensors:
-            self.stack = self.length = None
             return
         first = next(iter(self.tensors.values()))
         shape = (max(self.tensors) + 1, self.longest, *first.shape[1:]) if first.dim() else (max(self.tensors) + 1,)
         dtype = reduce(torch.promote_types, [t.dtype for t in self.tensors.values()])
-        self.stack = torch.zeros(shape, dtype=dtype, device=self.device)
-        self.length = torch.zeros(shape[0], dtype=torch.int64, device=self.device)
+        self._stack = torch.zeros(shape, dtype=dtype, device=self.device)
+        self._length = torch.zeros(shape[0], dtype=torch.int64, device=self.device)
         for slot, tensor in list(self.tensors.items()):
             if tensor.dim():
-                self.stack[slot, : tensor.shape[0]] = tensor
-                self.tensors[slot] = self.stack[slot, : tensor.shape[0]]  # a view: the stack is the only copy
+                self._stack[slot, : tensor.shape[0]] = tensor
+                self.tensors[slot] = self._stack[slot, : tensor.shape[0]]  # a view: the stack is the only copy
             else:
-                self.stack[slot] = tensor
-            self.length[slot] = self.longest if not tensor.dim() else tensor.shape[0]
+                self._stack[slot] = tensor
+            self._length[slot] = self.longest if not tensor.dim() else tensor.shape[0]
+
+    @property
+    def wide(self) -> Tensor:
+        """The stack in float32, as kernels add it."""
+        if self._wide is None:
+            self._wide = self.stack.to(torch.float32)
+        return self._wide
 
     def rows(self, routing: Routing, dtype: torch.dtype) -> Tensor:
-        """Sum of gamma * tensor over each entry's tasks: dtype [entries, longest, ...]."""
+        """Sum of gamma * tensor over each entry's tasks: dtype [entries, longest, ...]; not to be written into."""
+        if routing.slots.shape[0] == 1 and direct(routing.slots, routing.weights, self.stack):
+            # on a CPU, where a norm needs less time than the operations below: one task's row as it lies there
+            used = [(s, w) for s, w in zip(routing.slots[0].tolist(), routing.weights[0].tolist()) if s in self.tensors]
+            if len(used) == 1:
+                row = self.stack[used[0][0] : used[0][0] + 1].to(dtype)
+                return row if used[0][1] == 1 else row * used[0][1]
         index, gamma = self._index(routing)
         shape = (*index.shape, *[1] * (self.stack.dim() - 1))
         return (self.stack[index].to(dtype) * gamma.to(dtype).view(shape)).sum(1)
@@ -223,6 +282,11 @@ class ParameterDelta:
     def plain(self) -> MatrixDelta | None:
         """The delta of a parameter that is one matrix."""
         return self.matrices.get(None)
+
+    @property
+    def tabled(self) -> bool:
+        """Whether a task has more of this parameter than factors."""
+        return bool(self.raw.tensors or self.values.tensors or self.added.tensors)
 
     @property
     def slots(self) -> set[int]:

@@ -34,9 +34,8 @@ class DTSEmbedding(Layer, nn.Embedding):
         beyond = ids >= self.num_embeddings
         inside = torch.where(beyond, 0, ids) if delta.added.tensors else ids
         y = super().forward(inside)
-        rows = None if delta.plain is None else delta.plain.embedding(inside, routing, y.dtype)
-        if rows is not None:
-            y = y + rows
+        if delta.plain is not None:
+            y = delta.plain.add_embedding(inside, y, routing)
         if delta.raw.tensors:
             y = y + self._raw(inside, delta.raw, routing, y)
         if delta.added.tensors:

@@ -9,7 +9,9 @@ from dts.codec.factors import Factors
 from dts.nn.deltas import ParameterDelta, Piece, Table
 from dts.nn.layer import Layer, beside, standalone
 from dts.nn.routing import gammas
-from dts_kernels import Routing
+from dts_kernels import Routing, linear
+
+_autocast = torch.is_autocast_enabled
 
 
 class LinearLayer(Layer):
@@ -24,32 +26,39 @@ class LinearLayer(Layer):
         dts = self.dts
         if not dts.routed():
             return super().forward(x)
-        if dts.name in dts.state.missing:
+        if dts.state.missing and dts.name in dts.state.missing:
             raise ValueError(dts.state.missing[dts.name])
         x, routing = dts.enter(x)
         weight, bias = dts.get("weight"), dts.get("bias")
-        y = self._product(x, weight, routing)
-        if weight is not None and weight.raw.tensors:
-            y = y + per_task_product(x, weight.raw, routing).to(y.dtype)
-        if bias is not None and bias.raw.tensors:
-            y = y + beside(y, bias.raw.rows(routing, y.dtype))
-        if weight is not None and weight.added.tensors:
-            y = torch.cat([y, head(x, weight.added, bias and bias.added, routing, y.dtype, padding=True)], -1)
+        y = self._product(x, weight, bias, routing)
+        if weight is not None and weight.tabled:
+            if weight.raw.tensors:
+                y = y + per_task_product(x, weight.raw, routing).to(y.dtype)
+            if weight.added.tensors:
+                y = torch.cat([y, head(x, weight.added, bias and bias.added, routing, y.dtype, padding=True)], -1)
         if any(p is not None and p.values.tensors for p in (weight, bias)):
             y = self._whole_values(x, y, weight, bias, routing)
         return dts.leave(y)
 
-    def _product(self, x: Tensor, weight: ParameterDelta | None, routing: Routing) -> Tensor:
+    def _product(self, x: Tensor, weight: ParameterDelta | None, bias: ParameterDelta | None, routing) -> Tensor:
+        """Base, factors and the deltas of the bias."""
         plain = None if weight is None else weight.plain
-        if plain is None:
-            return super().forward(x)
-        if type(self.weight) is nn.Parameter and self.weight.dtype == x.dtype and not torch.is_autocast_enabled(
-            x.device.type
-        ):
+        raw = bias.raw if bias is not None and bias.raw.tensors else None
+        if plain is not None and self._in_dtype(x):
             matrix = self.weight.T if self.transposed else self.weight
-            return plain.linear(x, matrix, self.bias, routing)
-        y = super().forward(x)
-        return plain.add_product(x.to(y.dtype), y, routing)
+            # 16-bit numbers have their sum rounded once; wider ones than float32 stay as wide as they are
+            adds = None if raw is None or x.dtype == torch.float64 else raw.wide
+            y = plain.linear(x, matrix, self.bias, routing, adds)
+            raw = raw if adds is None else None
+        else:
+            y = super().forward(x)
+            if plain is not None:
+                y = plain.add_product(x.to(y.dtype), y, routing)
+        return y if raw is None else y + beside(y, raw.rows(routing, y.dtype))
+
+    def _in_dtype(self, x: Tensor) -> bool:
+        """Whether the base product is that of the weight as it is, with x as it is."""
+        return type(self.weight) is nn.Parameter and self.weight.dtype == x.dtype and not _autocast(x.device.type)
 
     def _whole_values(self, x, y, weight: ParameterDelta | None, bias: ParameterDelta | None, routing) -> Tensor:
         """Rows whose task has this layer whole (its own head) get that; shorter outputs end in -inf."""
@@ -90,6 +99,26 @@ class LinearLayer(Layer):
 
 class DTSLinear(LinearLayer, nn.Linear):
     """An `nn.Linear` that adds each row's deltas straight from the packed bits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Straight to the kernel for the common case on a CPU, where every step beside it costs as much as a row of a
+        small layer; `LinearLayer.forward` for all else."""
+        dts = self.dts
+        state, weight = dts.state, self._parameters.get("weight")
+        routing, delta = state.routing, dts.parameters.get("weight")
+        slots = routing.slots
+        rows = slots.shape[0]
+        if (
+            delta is None or not x.is_cpu or state.missing or weight is None or delta.tabled
+            or type(weight) is not nn.Parameter or weight.dtype != x.dtype or _autocast("cpu")
+            or rows != 1 and (dts.axis != 0 or x.shape[0] % rows) or not slots.is_cpu or x.dtype == torch.float64
+        ):  # fmt: skip
+            return super().forward(x)
+        plain, bias = delta.matrices.get(None), dts.parameters.get("bias")
+        if plain is None or plain.blocks or not plain.main.max_rank or bias is not None and bias.values.tensors:
+            return super().forward(x)
+        adds = bias.raw.wide if bias is not None and bias.raw.tensors else None
+        return linear(x, weight, self._parameters["bias"], plain.main, routing, adds)
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> DTSLinear:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dts.nn.deltas import Piece
-from dts.nn.layer import Layer, beside, standalone
+from dts.nn.layer import Layer, standalone
 from dts.nn.owner import replaced
 
 
@@ -32,8 +32,10 @@ class DTSLayerNorm(Layer, nn.LayerNorm):
                                          self.eps)  # fmt: skip
         else:
             y = nn.functional.layer_norm(x, self.normalized_shape, eps=self.eps)
-            y = y * beside(y, weight)
-            y = y if bias is None else y + beside(y, bias)
+            parts = y.unflatten(0, (routing.slots.shape[0], -1))
+            weight, bias = (t if t is None else t.view(-1, *[1] * (parts.dim() - t.dim()), *t.shape[1:])
+                            for t in (weight, bias))  # fmt: skip
+            y = (parts * weight if bias is None else torch.addcmul(bias, parts, weight)).view(y.shape)
         return self.dts.leave(y)
 
     def _rows(self, name: str, routing) -> Tensor | None:

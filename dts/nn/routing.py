@@ -22,7 +22,7 @@ class RoutingState:
     """
 
     def __init__(self, device="cpu"):
-        self.routing = Routing.of([None], device)
+        self.routing = _routing([{}], 1, device)
         self.mixtures: list[Mixture] = [{}]
         self.missing: dict[str, str] = {}
         self.probing = False

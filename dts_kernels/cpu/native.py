@@ -20,7 +20,7 @@ class Task(ctypes.Structure):
 
     _fields_ = [(name, ctypes.c_void_p) for name in ("u", "v", "sigma", "levels")] + [
         (name, ctypes.c_int64) for name in ("u_stride", "v_stride", "rank")
-    ]
+    ] + [("lookup", ctypes.c_void_p)]
 
 
 class Tasks:
@@ -31,8 +31,9 @@ class Tasks:
         self.first = packed[0] if packed else None
         self.array = (Task * max(len(rows), 1))()
         self.kept = []
-        self.exact = False
-        for task, (u, v, sigma, levels, rank, _) in zip(self.array, rows):
+        self.levels = False  # whether a task has its own
+        for task, row in zip(self.array, rows):
+            u, v, sigma, levels, rank, _ = row or (-1,) * 6
             if u < 0 or not rank:
                 continue
             factors = [t if t.stride(1) == 1 else t.contiguous() for t in (packed[u], packed[v])]
@@ -42,11 +43,29 @@ class Tasks:
             task.u_stride, task.v_stride = (t.stride(0) for t in factors)
             task.sigma, task.levels = (None if t is None else t.data_ptr() for t in numbers)
             task.rank = rank
+            self.levels |= levels >= 0
         self.pointer = ctypes.addressof(self.array)
         self.count = len(rows)
 
     def __reduce__(self):
         return type(None), ()  # pointers mean nothing in a copy of the table: it makes its own
+
+    @classmethod
+    def join(cls, parts: list[tuple["Tasks", Tensor | None]]) -> "Tasks":
+        """Tasks of several banks with the same columns, no slot in two of them.
+
+        Beside each bank int32 [rows of the whole matrix], which row of the bank that is, -1 for none; or None.
+        """
+        joined = cls([], torch.empty(max([tasks.count for tasks, _ in parts], default=0), 0))
+        for tasks, lookup in parts:
+            lookup = None if lookup is None else lookup.contiguous()
+            for slot in range(tasks.count):
+                if tasks.array[slot].rank:
+                    joined.array[slot] = tasks.array[slot]
+                    joined.array[slot].lookup = None if lookup is None else lookup.data_ptr()
+            joined.kept += [tasks, lookup]
+            joined.levels |= tasks.levels
+        return joined
 
     @classmethod
     def of(cls, packed: list[Tensor], table: Tensor) -> "Tasks":
@@ -72,7 +91,10 @@ def _bind(path: Path) -> ctypes.CDLL:
     library.dts_variant.argtypes, library.dts_variant.restype = [i32], text
     library.dts_delta_linear.argtypes = [
         text, i32, i32, i32, pointer, i32, i64, i64, i64, pointer, i64, pointer, i64, i64, pointer, i64, pointer,
-        pointer, i64, i64,
+        pointer, i64, i64, pointer, i64,
+    ]
+    library.dts_embedding.argtypes = [
+        text, i32, pointer, i64, i64, pointer, pointer, i32, i64, pointer, i64, pointer, pointer, i64,
     ]
     library.dts_reconstruct.argtypes = [
         text, i32, i32, pointer, i64, pointer, pointer, i64, pointer, i64, i32, i64, i64,
@@ -129,32 +151,67 @@ def variant() -> str:
     return variants()[0] if variants() else ""
 
 
+@functools.cache
+def _named(name: str | None) -> bytes:
+    """What C calls a variant; None: the one in use."""
+    return (name or variant()).encode()
+
+
 def _check(code: int, what: str) -> None:
     if code:
         raise MemoryError(f"{what}: no memory") if code == 1 else RuntimeError(f"{what}: this machine cannot run it")
 
 
 def delta_linear(x: Tensor, y: Tensor | None, tasks: Tasks, slots: Tensor, weights: Tensor, out_features: int,
-                 transposed: bool, exact: bool, name: str | None = None, out: Tensor | None = None) -> Tensor:
+                 transposed: bool, exact: bool, name: str | None = None, out: Tensor | None = None,
+                 adds: Tensor | None = None) -> Tensor:
     """y + the delta of every row; x [rows..., n] and y in fp32, bf16 or fp16; ``out`` may be y.
 
-    exact: float32 products instead of two 8-bit digits.
+    exact: float32 products instead of two 8-bit digits;  adds: float32 [slots, out_features], added like the deltas.
     """
-    n = x.shape[-1]
-    rows = x.numel() // n if n else x.shape[:-1].numel()
+    shape, size, (entries, places) = x.shape, x.element_size(), slots.shape
     if not x.is_contiguous():
         x = x.contiguous()
     if y is not None and not y.is_contiguous():
         y = y.contiguous()
     if out is None:
-        out = x.new_empty(x.shape[:-1] + (out_features,))
-    size = x.element_size()
-    _check(library().dts_delta_linear(
-        (name or variant()).encode(), torch.get_num_threads(), exact, transposed, x.data_ptr(), DTYPES[x.dtype],
-        n * size, rows, n, None if y is None else y.data_ptr(), out_features * size, out.data_ptr(),
-        out_features * size, out_features, tasks.pointer, tasks.count, slots.data_ptr(), weights.data_ptr(),
-        slots.shape[0], slots.shape[1],
-    ), "delta_linear")
+        out = x.new_empty(shape[:-1] + (out_features,))
+    stride, n = out_features * size, shape[-1]
+    code = library().dts_delta_linear(
+        _named(name), torch.get_num_threads(), exact, transposed, x.data_ptr(), DTYPES[x.dtype], n * size,
+        shape[:-1].numel(), n, None if y is None else y.data_ptr(), stride, out.data_ptr(), stride, out_features,
+        tasks.pointer, tasks.count, slots.data_ptr(), weights.data_ptr(), entries, places,
+        None if adds is None else adds.data_ptr(), 0 if adds is None else adds.shape[0],
+    )
+    if code:
+        _check(code, "delta_linear")
+    return out
+
+
+def embedding(ids: Tensor, y: Tensor | None, tasks: Tasks, slots: Tensor, weights: Tensor, id_count: int, n: int,
+              dtype: torch.dtype, name: str | None = None, in_place: bool = False) -> Tensor:
+    """y + rows ``ids`` (int64 [...], negative: zeros) of each row's tasks' dense deltas: dtype [..., n].
+
+    No task may have levels.  in_place: y's own memory takes the result.  Raises IndexError for an id from id_count on.
+    """
+    if slots.shape[1] > 1:  # a place at a time, rounded once
+        total = None
+        for place in range(slots.shape[1]):
+            one = slots[:, place].contiguous(), weights[:, place].contiguous()
+            total = embedding(ids, total, tasks, *(t[:, None] for t in one), id_count, n, torch.float32, name, True)
+        return total.to(dtype) if y is None else y.add_(total) if in_place else (y + total).to(dtype)
+    ids = ids.contiguous()
+    if y is not None and not y.is_contiguous():
+        y, in_place = y.contiguous(), True
+    out = y if in_place and y is not None else torch.empty(*ids.shape, n, dtype=dtype)
+    code = library().dts_embedding(
+        _named(name), torch.get_num_threads(), ids.data_ptr(), ids.numel(), id_count,
+        None if y is None else y.data_ptr(), out.data_ptr(), DTYPES[dtype], n, tasks.pointer, tasks.count,
+        slots.data_ptr(), weights.data_ptr(), slots.shape[0],
+    )
+    if code == 3:
+        raise IndexError(f"an id of {int(ids.max())} is beyond the matrix's {id_count} rows")
+    _check(code, "embedding")
     return out
 
 
@@ -167,7 +224,7 @@ def reconstruct(tasks: Tasks, gamma: Tensor, base: Tensor | None, shape: tuple[i
     stride = shape[1] * out.element_size()
     gamma = gamma.to(torch.float32).contiguous()
     _check(library().dts_reconstruct(
-        (name or variant()).encode(), torch.get_num_threads(), exact, tasks.pointer, tasks.count, gamma.data_ptr(),
+        _named(name), torch.get_num_threads(), exact, tasks.pointer, tasks.count, gamma.data_ptr(),
         None if base is None else base.data_ptr(), stride, out.data_ptr(), stride, DTYPES[dtype], *shape,
     ), "reconstruct")
     return out
@@ -179,7 +236,7 @@ def unpack(packed: Tensor, levels: Tensor | None, dtype: torch.dtype, name: str 
     out = torch.empty(packed.shape[0], 4 * packed.shape[1], dtype=dtype)
     levels = None if levels is None else levels.contiguous()
     _check(library().dts_unpack(
-        (name or variant()).encode(), torch.get_num_threads(), packed.data_ptr(), packed.stride(0), *packed.shape,
+        _named(name), torch.get_num_threads(), packed.data_ptr(), packed.stride(0), *packed.shape,
         None if levels is None else levels.data_ptr(), out.data_ptr(), out.shape[1] * out.element_size(), DTYPES[dtype],
     ), "unpack")
     return out

@@ -9,14 +9,16 @@ from ..bank import factors_of
 from . import library_products, native
 
 
-def _native_delta_linear(x, y, packed, table, slots, weights, out_features, max_rank, transposed, *, exact):
+def _native_delta_linear(x, y, packed, table, slots, weights, out_features, max_rank, transposed, *, exact,
+                         adds=None):
     tasks = native.Tasks.of(packed, table)
-    return native.delta_linear(x, y, tasks, slots, weights, out_features, transposed, exact)
+    return native.delta_linear(x, y, tasks, slots, weights, out_features, transposed, exact, adds=adds)
 
 
 def _base_product(x, weight, bias):
-    """x W^T + b in new memory: `functional.linear` of more than two dimensions returns a view, which no op may."""
-    if x.dim() == 2:
+    """x W^T + b in new memory: `functional.linear` of more than two dimensions returns a view, which no op may that
+    gradients go through."""
+    if x.dim() == 2 or not torch.is_grad_enabled():
         return functional.linear(x, weight, bias)
     out = x.new_empty(x.shape[:-1] + weight.shape[:1])
     rows, flat = x.reshape(-1, x.shape[-1]), out.view(-1, weight.shape[0])
@@ -27,10 +29,10 @@ def _base_product(x, weight, bias):
     return out
 
 
-def _native_linear(x, weight, bias, packed, table, slots, weights, out_features, max_rank, *, exact):
+def _native_linear(x, weight, bias, packed, table, slots, weights, out_features, max_rank, *, exact, adds=None):
     y = _base_product(x, weight, bias)
     tasks = native.Tasks.of(packed, table)
-    return native.delta_linear(x, y, tasks, slots, weights, out_features, False, exact, out=y)
+    return native.delta_linear(x, y, tasks, slots, weights, out_features, False, exact, out=y, adds=adds)
 
 
 def _native_reconstruct(packed, table, gamma, base, out_features, in_features, max_rank, dtype, *, exact):
@@ -53,6 +55,7 @@ def _library_reconstruct(packed, table, gamma, base, out_features, in_features, 
     return library_products.reconstruct(factors, gamma, base, (out_features, in_features), dtype)
 
 
+ADDS = ("native", "native_exact")  # paths that take the tasks' addends along
 _EXACT = {"native": False, "native_exact": True}
 _DECODE = {"unpack": native.unpack, "table": library_products.table_unpack}
 

@@ -6,13 +6,13 @@
     table          the same with PyTorch's index_select; needs no compiler
 
 Crossovers are those of `python -m benchmarks.kernels.cpu --crossover` on a CPU with AVX-512 and its bf16 products
-(4096 x 1024, r = .3); the Arm ones follow AVX2's and are not measured.
+(4096 x 1024, r = .3, up to 512 rows); the Arm ones follow AVX2's and are not measured.
 """
 
 from . import native
 
 UNPACK_ROWS = {"avx512vbmi": None, "avx512": None, "avx2": 256, "neondot": None, "neon": 64, "portable": 16}
-UNPACK_ROWS_BFLOAT16 = {"avx512vbmi": 64, "avx512": 64, "avx2": 32, "neondot": 64, "neon": 32, "portable": 16}
+UNPACK_ROWS_BFLOAT16 = {"avx512vbmi": 1024, "avx512": 1024, "avx2": 32, "neondot": 64, "neon": 32, "portable": 16}
 UNPACK_ROWS_EXACT = 8  # the float32 loops decode for every row
 
 

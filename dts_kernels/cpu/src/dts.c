@@ -9,6 +9,7 @@
 
 #include "kernels.h"
 #include "parallel.h"
+#include "rowblocks.h"
 #ifdef __aarch64__
 #ifdef __linux__
 #include <sys/auxv.h>
@@ -19,11 +20,13 @@ enum {
     CHUNK = 512,        /* quads of a decoded tile: 128 KiB, inside a second-level cache */
     MOST_PAIRS = 256,   /* of one sweep over the factors; more rows sweep again */
     NEAR = 64,          /* rows of V that stay in the first-level cache while all their bytes are used */
+    FETCH = 16,         /* rows of U ahead */
     NARROW = 16,        /* bytes a row below which a decoded tile beats horizontal sums */
     SHARE = 1 << 20,    /* codes x rows that are worth a thread */
     FEW = 4,            /* threads: so few cores are shared with other programs, and a join that waits for a worker
                          * to be scheduled costs milliseconds, all of a small product's time many times over */
     LARGE_SHARE = 1 << 23, /* worth a thread there: about 0.2 ms */
+    BLOCK_FROM = 4,     /* rows a task and a thread, on average, from which row blocks beat passes over all codes */
 };
 
 #define DECLARE(name) extern const Kernels dts_##name;
@@ -64,9 +67,6 @@ static const Kernels *find(const char *name) {
 static int64_t round_up(int64_t a, int64_t to) { return (a + to - 1) / to * to; }
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* Digits so large that a sum over `count` products with values up to 4 fits 32 bits. */
-static int digit_limit(int64_t count) { return count <= 16384 ? 32512 : (int)(32512 * 16384 / count); }
-
 typedef struct {
     int32_t row, task;
     float gamma;
@@ -93,6 +93,9 @@ typedef struct {
     const char *x, *y;
     char *out;
     int64_t x_stride, y_stride, out_stride; /* bytes */
+    const int32_t *slots;   /* [entries, places], `each` rows an entry; NULL: reconstruct */
+    const float *weights, *adds;
+    int64_t each, places, add_count;
     Segment *segments;
     int64_t segment_count;
     Pair *pairs;
@@ -164,10 +167,7 @@ static void shrink_item(void *context, int64_t item, int worker) {
     for (int64_t n0 = 0; n0 < call->n; n0 += step) {
         int64_t rows = least(step, call->n - n0);
         const uint8_t *v = s->v + n0 * s->v_stride;
-        if (s->direct)
-            for (int64_t row = rows; row < rows + NEAR && n0 + row < call->n; row++)
-                for (int64_t at = begin * k->lanes; at < end * k->lanes; at += 64)
-                    __builtin_prefetch(v + row * s->v_stride + at);
+        int64_t ahead = least(NEAR, call->n - n0 - rows); /* rows to fetch meanwhile, some for each group */
         for (int64_t p = 0; p < count; p++) {
             digits[2 * p] = call->inputs[pairs[p].row].high + n0;
             digits[2 * p + 1] = call->inputs[pairs[p].row].low + n0;
@@ -176,6 +176,10 @@ static void shrink_item(void *context, int64_t item, int worker) {
             int bytes = (int)least(k->lanes, s->width - g * k->lanes);
             for (int64_t p = 0; p < count; p++) sums[p] = pairs[p].sums + g * tile;
             if (s->direct) {
+                int64_t row = rows + ahead * (g - begin) / (end - begin), last = rows + ahead * (g - begin + 1) / (end - begin);
+                for (; row < last; row++)
+                    for (int64_t at = begin * k->lanes; at < end * k->lanes; at += 64)
+                        __builtin_prefetch(v + row * s->v_stride + at);
                 k->shrink((int)count, v + g * k->lanes, s->v_stride, rows, bytes, digits, sums);
             } else {
                 k->decode_v(v + g * k->lanes, s->v_stride, rows, bytes, decoded);
@@ -245,7 +249,11 @@ static void expand_direct(const Call *call, const Segment *s, int64_t o0, int64_
     for (int64_t o = 0; o < columns; o += 4) {
         const uint8_t *u[4];
         uint32_t sums[MAX_ROWS][4];
-        for (int i = 0; i < 4; i++) u[i] = s->u + (o0 + least(o + i, columns - 1)) * s->u_stride;
+        for (int i = 0; i < 4; i++) {
+            u[i] = s->u + (o0 + least(o + i, columns - 1)) * s->u_stride;
+            if (o0 + o + i + FETCH >= call->m) continue;
+            for (int64_t at = 0; at < s->width; at += 64) __builtin_prefetch(u[i] + FETCH * s->u_stride + at);
+        }
         call->k->expand4((int)s->count, u, s->width, digits, s->plane, sums);
         for (int64_t p = 0; p < s->count; p++)
             for (int i = 0; i < 4 && o + i < columns; i++)
@@ -264,7 +272,7 @@ static void expand_tile(const Call *call, const Segment *s, int64_t o0, int64_t 
         int64_t quads = least(CHUNK, s->width - j);
         for (int64_t p = 0; p < s->count; p++)
             digits[2 * p] = pairs[p].digits.high + 4 * j, digits[2 * p + 1] = pairs[p].digits.low + 4 * j;
-        call->k->decode_u(s->u + o0 * s->u_stride + j, s->u_stride, columns, quads, decoded);
+        call->k->decode_columns(s->u + o0 * s->u_stride + j, s->u_stride, columns, quads, decoded);
         call->k->multiply(s->count, quads, decoded, digits, sums);
     }
     for (int64_t p = 0; p < s->count; p++) {
@@ -276,6 +284,18 @@ static void expand_tile(const Call *call, const Segment *s, int64_t o0, int64_t 
 
 static int64_t size_of(int type) { return type == FLOAT32 ? 4 : 2; }
 
+/* y = the addends of each row's tasks, times their gammas. */
+static void start_tile(const Call *call, int64_t o0, int64_t columns, float *y, int64_t tile) {
+    memset(y, 0, (size_t)(call->rows * tile) * sizeof *y);
+    for (int64_t i = 0; call->adds && i < call->rows * call->places; i++) {
+        int64_t at = (call->first_row + i / call->places) / call->each * call->places + i % call->places;
+        if (call->slots[at] < 0 || call->slots[at] >= call->add_count) continue;
+        const float *add = call->adds + call->slots[at] * call->m + o0;
+        float *to = y + i / call->places * tile;
+        for (int64_t c = 0; c < columns; c++) to[c] += call->weights[at] * add[c];
+    }
+}
+
 static void expand_item(void *context, int64_t item, int worker) {
     Call *call = context;
     int64_t tile = 4 * call->k->lanes, o0 = item * tile, columns = least(tile, call->m - o0);
@@ -283,7 +303,7 @@ static void expand_item(void *context, int64_t item, int worker) {
     uint8_t *decoded = (uint8_t *)scratch;
     float *y = (float *)(scratch + CHUNK * 4 * tile);
     uint32_t *totals = (uint32_t *)(y + call->rows * tile);
-    memset(y, 0, (size_t)(call->rows * tile) * sizeof *y);
+    start_tile(call, o0, columns, y, tile);
     for (int64_t i = 0; i < call->segment_count; i++) {
         const Segment *s = &call->segments[i];
         if (s->exact) expand_exact(call, s, o0, columns, y, tile);
@@ -405,21 +425,53 @@ static void sweep(Call *call) {
     dts_parallel(call->threads, (call->m + tile - 1) / tile, expand_item, call);
 }
 
+/* The whole call in row blocks (rowblocks.c) where each row has at most one task of fixed values.  Returns whether it
+ * was taken. */
+static int in_blocks(Call *call, int transposed, int64_t rows, const Task *tasks, int64_t task_count) {
+    if (call->exact || rows < BLOCK_FROM) return 0;
+    TaskRow *list = take(call, rows * (int64_t)sizeof(TaskRow));
+    if (!list) return 1;
+    for (int64_t entry = 0; entry < rows / call->each; entry++) {
+        TaskRow one = {.slot = -1};
+        for (int64_t at = entry * call->places; at < (entry + 1) * call->places; at++) {
+            int32_t slot = call->slots[at];
+            int factors = slot >= 0 && slot < task_count && tasks[slot].rank;
+            if (!factors && !(call->adds && slot >= 0 && slot < call->add_count)) continue;
+            if (one.slot >= 0 || (factors && tasks[slot].levels)) return 0;
+            one.slot = slot, one.gamma = call->weights[at];
+        }
+        for (int64_t i = entry * call->each; i < (entry + 1) * call->each; i++) list[i] = one, list[i].row = i;
+    }
+    RowBlocks work = {.k = call->k, .transposed = transposed, .type = call->x_type, .n = call->n, .m = call->m,
+                      .x = call->x, .y = call->y, .out = call->out, .x_stride = call->x_stride,
+                      .y_stride = call->y_stride, .out_stride = call->out_stride, .tasks = tasks,
+                      .task_count = task_count, .adds = call->adds, .add_count = call->add_count};
+    int done = dts_row_blocks(&work, call->threads, list, rows, BLOCK_FROM);
+    call->failed = done < 0;
+    return done;
+}
+
 /* out = y + the delta of every row.
  *
  * x [rows, n], y and out [rows, m] (y NULL: zeros; y may be out); strides in bytes, dtypes of kernels.h.
  * Row i uses entry i / (rows / entries) of slots and weights [entries, places]; a slot outside the tasks, or a task
- * of rank 0, adds nothing.  exact: float32 products instead of digits.  Returns 0, 1 without memory, 2 for a variant
+ * of rank 0, adds nothing.  adds [add_count, m] or NULL: gamma times its row of the slot is added too.  exact: float32 products instead of digits.  Returns 0, 1 without memory, 2 for a variant
  * that this machine cannot run.
  */
 int dts_delta_linear(const char *variant, int threads, int exact, int transposed, const void *x, int x_type,
                      int64_t x_stride, int64_t rows, int64_t n, const void *y, int64_t y_stride, void *out,
                      int64_t out_stride, int64_t m, const Task *tasks, int64_t task_count, const int32_t *slots,
-                     const float *weights, int64_t entries, int64_t places) {
+                     const float *weights, int64_t entries, int64_t places, const float *adds, int64_t add_count) {
     Call call = {.k = find(variant), .exact = exact, .x_type = x_type, .y_type = x_type, .n = n, .m = m, .x = x,
-                 .y = y, .out = out, .x_stride = x_stride, .y_stride = y_stride, .out_stride = out_stride};
+                 .y = y, .out = out, .x_stride = x_stride, .y_stride = y_stride, .out_stride = out_stride,
+                 .slots = slots, .weights = weights, .adds = adds, .add_count = add_count, .places = places,
+                 .each = entries ? rows / entries : 1};
     if (!call.k) return 2;
-    int64_t step = MOST_PAIRS / places > 0 ? MOST_PAIRS / places : 1, each = entries ? rows / entries : 1;
+    call.threads = threads > 0 ? threads : 1;
+    int taken = entries && in_blocks(&call, transposed, rows, tasks, task_count);
+    give_back(&call);
+    if (taken) return call.failed;
+    int64_t step = MOST_PAIRS / places > 0 ? MOST_PAIRS / places : 1, each = call.each;
     for (int64_t first = 0; first < rows && !call.failed; first += step) {
         call.threads = threads > 0 ? threads : 1;
         call.first_row = first;
@@ -455,9 +507,42 @@ int dts_delta_linear(const char *variant, int threads, int exact, int transposed
     return call.failed;
 }
 
+/* ---- embeddings ----------------------------------------------------------------------------------------------------- */
+
+/* out = y + rows `ids` of the dense delta of each row's task, in one dtype; the other arguments as in dts_delta_linear.
+ *
+ * ids [rows] below id_count, negative: none; a task's lookup says which row of its u that is.  n: columns of the matrix.
+ * slots, weights [entries]: one task a row, none of them with levels.  Returns 3 for an id that is too large.
+ */
+int dts_embedding(const char *variant, int threads, const int64_t *ids, int64_t rows, int64_t id_count, const void *y,
+                  void *out, int type, int64_t n, const Task *tasks, int64_t task_count, const int32_t *slots,
+                  const float *weights, int64_t entries) {
+    const Kernels *k = find(variant);
+    if (!k) return 2;
+    if (!rows) return 0;
+    TaskRow *list = malloc((size_t)rows * sizeof *list);
+    if (!list) return 1;
+    int64_t each = rows / entries, stride = n * size_of(type);
+    for (int64_t i = 0; i < rows; i++) {
+        int32_t slot = slots[i / each];
+        int some = ids[i] >= 0 && slot >= 0 && slot < task_count && tasks[slot].rank;
+        int64_t id = some && ids[i] < id_count && tasks[slot].lookup ? tasks[slot].lookup[ids[i]] : ids[i];
+        list[i] = (TaskRow){.row = i, .id = id, .slot = some && id >= 0 ? slot : -1, .gamma = weights[i / each]};
+        if (ids[i] >= id_count) {
+            free(list);
+            return 3;
+        }
+    }
+    RowBlocks work = {.k = k, .type = type, .m = n, .y = y, .out = out, .y_stride = stride, .out_stride = stride,
+                      .tasks = tasks, .task_count = task_count};
+    int done = dts_row_blocks(&work, threads, list, rows, 0);
+    free(list);
+    return done < 0;
+}
+
 /* ---- dense ------------------------------------------------------------------------------------------------------- */
 
-static void decode_row(const uint8_t *row, int64_t rank, const float *values, const float *sigma, float gamma, float *t) {
+void dts_decode_row(const uint8_t *row, int64_t rank, const float *values, const float *sigma, float gamma, float *t) {
     for (int64_t r = 0; r < rank; r++) t[r] = values[row[r / 4] >> 2 * (r % 4) & 3] * (sigma[r] * gamma);
 }
 
@@ -468,7 +553,7 @@ static void rows_item(void *context, int64_t item, int worker) {
     const Segment *s = &call->segments[pair->task];
     const uint8_t *row = s->v + (call->first_row + pair->row) * s->v_stride;
     float *t = (float *)(call->scratch + worker * call->scratch_size);
-    decode_row(row, s->task->rank, s->v_values, s->task->sigma, pair->gamma, t);
+    dts_decode_row(row, s->task->rank, s->v_values, s->task->sigma, pair->gamma, t);
     if (!s->exact) {
         call->k->quantise(t, s->task->rank, 4 * s->width, digit_limit(s->task->rank), &pair->digits);
         return;

@@ -9,6 +9,7 @@ typedef struct {
     const float *levels;            /* [2, 4]: values of codes 0..3 in u and in v; NULL: +1, +4, -1, -4 */
     int64_t u_stride, v_stride;     /* bytes from row to row */
     int64_t rank;
+    const int32_t *lookup;          /* embeddings: row of the matrix -> row of u or -1; NULL: the same */
 } Task;
 
 enum { FLOAT32, BFLOAT16, FLOAT16 };
@@ -20,6 +21,12 @@ typedef struct {
     float scale;
     uint32_t sum;                   /* of 256 * high + low, modulo 2^32 */
 } Digits;
+
+typedef struct {                    /* where a row of a block is in a tile of y and out (y NULL: zeros) */
+    const char *y;
+    char *out;
+    float gamma;
+} BlockRow;
 
 typedef struct {
     const char *name;
@@ -36,16 +43,27 @@ typedef struct {
     /* sums[r][o] = sum over ranks of (value + 4) of row o of u, four rows; digits in four planes of `plane` bytes */
     void (*expand4)(int rows, const uint8_t *const *u, int64_t bytes, const int8_t *const *digits, int64_t plane,
                     uint32_t sums[][4]);
-    /* value + 4 as bytes [quads][tile][4]: four rows of v (or four ranks of a byte of u) beside each other */
+    /* value + 4 as bytes [quads][tile][4], four rows of v beside each other; the same for u, see below */
     void (*decode_v)(const uint8_t *v, int64_t stride, int64_t n, int bytes, uint8_t *tile);
-    void (*decode_u)(const uint8_t *u, int64_t stride, int64_t rows, int64_t bytes, uint8_t *tile);
     /* sums[r][column] += digits[r] . tile[.][column] */
     void (*multiply)(int64_t rows, int64_t quads, const uint8_t *tile, const int8_t *const *digits,
                      uint32_t *const *sums);
+    /* row blocks, see variant_blocks.h for their tiles: the same four steps over all rows of a block */
+    void (*decode_ranks)(const uint8_t *v, int64_t stride, int64_t n, int bytes, uint8_t *tile);
+    void (*multiply_ranks)(int64_t rows, int vectors, int64_t quads, const uint8_t *tile, const int8_t *const *digits,
+                           uint32_t *const *sums);
+    void (*scale_ranks)(const uint32_t *sums, uint32_t offset, const float *sigma, float scale, int64_t rank, float *t);
+    void (*decode_columns)(const uint8_t *u, int64_t stride, int64_t rows, int64_t bytes, uint8_t *tile);
+    /* add: the task's addend of these columns, or NULL */
+    void (*expand_block)(int64_t rows, int64_t quads, int64_t columns, const uint8_t *tile, const Digits *t,
+                         const BlockRow *row, const float *add, int dtype);
     /* the same two products in float32, exact for any four values; t is [4][plane] */
     void (*shrink_float)(const float *x, const uint8_t *v, int64_t stride, int64_t n, int64_t bytes,
                          const float *values, float *t, int64_t plane);
     float (*expand_float)(const uint8_t *u, int64_t bytes, const float *values, const float *t, int64_t plane);
 } Kernels;
+
+/* Digits so large that a sum over `count` products with values up to 4 fits 32 bits. */
+static inline int digit_limit(int64_t count) { return count <= 16384 ? 32512 : (int)(32512 * 16384 / count); }
 
 #endif

@@ -55,4 +55,8 @@ INLINE fvec fload(const float *p) { return _mm256_loadu_ps(p); }
 INLINE void fstore(float *p, fvec a) { _mm256_storeu_ps(p, a); }
 INLINE fvec fset(float a) { return _mm256_set1_ps(a); }
 INLINE fvec fma4(fvec a, fvec b, fvec sum) { return _mm256_fmadd_ps(a, b, sum); }
+INLINE fvec fmul(fvec a, fvec b) { return _mm256_mul_ps(a, b); }
+INLINE fvec to_float(acc a, uint32_t offset) {
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(a, _mm256_set1_epi32((int32_t)offset)));
+}
 INLINE fvec fadd(fvec a, fvec b) { return _mm256_add_ps(a, b); }

@@ -59,8 +59,36 @@ INLINE void decode4(vec v, vec c[4]) {
 #endif
 }
 
+/* c[plane] with a byte a lane -> vectors of 4 bytes each, their four planes beside each other */
+INLINE void compact(vec c[4]) {
+    vec low01 = _mm512_shuffle_i32x4(c[0], c[1], 0x44), low23 = _mm512_shuffle_i32x4(c[2], c[3], 0x44);
+    vec high01 = _mm512_shuffle_i32x4(c[0], c[1], 0xee), high23 = _mm512_shuffle_i32x4(c[2], c[3], 0xee);
+    c[0] = _mm512_shuffle_i32x4(low01, low23, 0x88);
+    c[1] = _mm512_shuffle_i32x4(low01, low23, 0xdd);
+    c[2] = _mm512_shuffle_i32x4(high01, high23, 0x88);
+    c[3] = _mm512_shuffle_i32x4(high01, high23, 0xdd);
+}
+
+/* 16 bytes -> 64 values + 4, a byte's four ranks in one lane */
+#define SPREADS 1
+INLINE vec spread(__m128i bytes) {
+    const __m512i table = _mm512_set1_epi32(0x00030805);
+    __m512i b = _mm512_cvtepu8_epi32(bytes);
+#ifdef __AVX512VBMI__
+    return _mm512_permutexvar_epi8(_mm512_multishift_epi64_epi8(_mm512_set1_epi64(0x2624222006040200), b), table);
+#else
+    __m512i some = _mm512_or_si512(b, _mm512_slli_epi32(b, 6));
+    __m512i all = _mm512_or_si512(some, _mm512_slli_epi32(some, 12));
+    return _mm512_shuffle_epi8(table, _mm512_and_si512(all, _mm512_set1_epi8(3)));
+#endif
+}
+
 INLINE acc zero(void) { return _mm512_setzero_si512(); }
-INLINE acc dot(acc sum, vec codes, vec digits) { return _mm512_dpbusd_epi32(sum, codes, digits); }
+INLINE acc dot(acc sum, vec codes, vec digits) {
+    /* as an intrinsic, gcc 12 copies every accumulator to another register and back, half the speed */
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(digits));
+    return sum;
+}
 INLINE vec broadcast(const int8_t *p) { int32_t q; memcpy(&q, p, 4); return _mm512_set1_epi32(q); }
 INLINE acc combine(acc high, acc low) { return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low); }
 INLINE void add_store(uint32_t *p, acc sum) {
@@ -87,4 +115,8 @@ INLINE fvec fload(const float *p) { return _mm512_loadu_ps(p); }
 INLINE void fstore(float *p, fvec a) { _mm512_storeu_ps(p, a); }
 INLINE fvec fset(float a) { return _mm512_set1_ps(a); }
 INLINE fvec fma4(fvec a, fvec b, fvec sum) { return _mm512_fmadd_ps(a, b, sum); }
+INLINE fvec fmul(fvec a, fvec b) { return _mm512_mul_ps(a, b); }
+INLINE fvec to_float(acc a, uint32_t offset) {
+    return _mm512_cvtepi32_ps(_mm512_sub_epi32(a, _mm512_set1_epi32((int32_t)offset)));
+}
 INLINE fvec fadd(fvec a, fvec b) { return _mm512_add_ps(a, b); }

@@ -81,4 +81,9 @@ INLINE fvec fload(const float *p) { fvec a; memcpy(&a, p, 16); return a; }
 INLINE void fstore(float *p, fvec a) { memcpy(p, &a, 16); }
 INLINE fvec fset(float a) { return (fvec){a, a, a, a}; }
 INLINE fvec fma4(fvec a, fvec b, fvec sum) { return sum + a * b; }
+INLINE fvec fmul(fvec a, fvec b) { return a * b; }
+INLINE fvec to_float(acc a, uint32_t offset) {
+    typedef int32_t signed32 __attribute__((vector_size(16)));
+    return __builtin_convertvector((signed32)(a - offset), fvec);
+}
 INLINE fvec fadd(fvec a, fvec b) { return a + b; }

@@ -186,17 +186,6 @@ static void decode_v(const uint8_t *v, int64_t stride, int64_t n, int bytes, uin
     }
 }
 
-static void decode_u(const uint8_t *u, int64_t stride, int64_t rows, int64_t bytes, uint8_t *tile) {
-    static const uint8_t number[4] = {5, 8, 3, 0};
-    uint8_t table[256][4]; /* a byte's four ranks are a lane's four bytes */
-    for (int b = 0; b < 256; b++)
-        for (int i = 0; i < 4; i++) table[b][i] = number[b >> 2 * i & 3];
-    for (int64_t o = 0; o < TILE; o++) { /* columns past the last row repeat it; nobody reads them */
-        const uint8_t *row = u + (o < rows ? o : rows - 1) * stride;
-        for (int64_t j = 0; j < bytes; j++) memcpy(tile + (j * TILE + o) * 4, table[row[j]], 4);
-    }
-}
-
 INLINE void multiply_rows(int rows, int64_t quads, const uint8_t *tile, const int8_t *const *digits,
                           uint32_t *const *sums) {
     acc a[2 * MAX_ROWS][4];
@@ -257,11 +246,13 @@ static float expand_float(const uint8_t *u, int64_t bytes, const float *values, 
     return lanes[0];
 }
 
+#include "variant_blocks.h"
+
 #define NAME2(v) dts_##v
 #define NAME(v) NAME2(v)
 #define TEXT2(v) #v
 #define TEXT(v) TEXT2(v)
 const Kernels NAME(VARIANT) = {
-    TEXT(VARIANT), LANES, DIRECT_ROWS, widen, narrow, quantise, shrink, expand4, decode_v, decode_u, multiply,
-    shrink_float, expand_float,
+    TEXT(VARIANT), LANES, DIRECT_ROWS, widen, narrow, quantise, shrink, expand4, decode_v, multiply,
+    decode_ranks, multiply_ranks, scale_ranks, decode_columns, expand_block, shrink_float, expand_float,
 };

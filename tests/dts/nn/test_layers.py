@@ -182,6 +182,49 @@ def test_layer_norm(shape, maker, dense_twin):
         check(norm, DTSLayerNorm, maker, dense_twin, maker.randn(4, 5, 6, scale=1.0))
 
 
+@pytest.mark.parametrize("parameter", ["weight", "bias"])
+def test_layer_norm_of_which_one_parameter_changed(parameter, maker):
+    layer = DTSLayerNorm.from_layer_norm(nn.LayerNorm(6))
+    delta = maker.randn(6, dtype=torch.float32)
+    layer.load(0, {parameter: [Piece("raw", delta)]})
+    layer.dts.state.set([{0: 1.0}, {}])
+    x = maker.randn(4, 5, 6, scale=1.0, dtype=torch.float32)
+    changed = {"weight": torch.ones(6), "bias": torch.zeros(6)}
+    changed[parameter] = changed[parameter] + delta
+    expected = torch.cat([nn.functional.layer_norm(x[:2], (6,), **changed), nn.functional.layer_norm(x[2:], (6,))])
+    torch.testing.assert_close(layer(x), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [1, 2, 4, 12])
+def test_linear_in_float32_follows_every_change(rows, maker):
+    """The short way to the CPU kernel: switches, other tasks, parameters written in place."""
+    linear = nn.Linear(20, 12)
+    layer = DTSLinear.from_linear(linear)
+    x = maker.randn(rows, 3, 20, scale=1.0, dtype=torch.float32)
+    made = {name: (maker.factors(12, 20, 7), maker.randn(12, dtype=torch.float32)) for name in "ab"}
+
+    def check(mixture):
+        want = linear(x)
+        for name, gamma in mixture.items():
+            factors, bias = made[name]
+            want = want + gamma * (x @ factors.reconstruct().float().T + bias)
+        torch.testing.assert_close(layer(x), want, rtol=1e-3, atol=1e-3 * want.abs().max().item())
+
+    for name, (factors, bias) in made.items():
+        layer.load_task(name, factors, bias)
+    check({})
+    for mixture in ({"a": 1.0}, {"b": 1.0}, {"a": 0.5, "b": -1.0}, {"b": 2.0}):
+        layer.set_task(mixture)
+        check(mixture)
+    linear.bias.add_(1)
+    linear.weight.data.mul_(2)
+    check({"b": 2.0})
+    made["b"] = maker.factors(12, 20, 3), maker.randn(12, dtype=torch.float32)
+    layer.load_task("b", *made["b"])
+    check({"b": 2.0})
+
+
 @pytest.mark.parametrize("norm", [nn.RMSNorm(6), nn.GroupNorm(2, 6), nn.PReLU(6)], ids=lambda m: type(m).__name__)
 def test_other_vectors(norm, maker, dense_twin):
     x = maker.randn(4, 6, 6, scale=1.0) if isinstance(norm, nn.RMSNorm) else maker.randn(4, 6, 5, scale=1.0)

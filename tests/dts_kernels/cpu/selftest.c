@@ -11,7 +11,10 @@ const char *dts_variant(int i);
 int dts_delta_linear(const char *variant, int threads, int exact, int transposed, const void *x, int x_type,
                      int64_t x_stride, int64_t rows, int64_t n, const void *y, int64_t y_stride, void *out,
                      int64_t out_stride, int64_t m, const Task *tasks, int64_t task_count, const int32_t *slots,
-                     const float *weights, int64_t entries, int64_t places);
+                     const float *weights, int64_t entries, int64_t places, const float *adds, int64_t add_count);
+int dts_embedding(const char *variant, int threads, const int64_t *ids, int64_t rows, int64_t id_count, const void *y,
+                  void *out, int type, int64_t n, const Task *tasks, int64_t task_count, const int32_t *slots,
+                  const float *weights, int64_t entries);
 int dts_reconstruct(const char *variant, int threads, int exact, const Task *tasks, int64_t task_count,
                     const float *gamma, const void *base, int64_t base_stride, void *out, int64_t out_stride, int type,
                     int64_t m, int64_t n);
@@ -41,11 +44,13 @@ static int check(const char *variant, int64_t m, int64_t n, int64_t rank, int64_
     for (int64_t i = 0; i < rank; i++) sigma[i] = 1.0f + number() / 2;
     for (int64_t i = 0; i < rows * n; i++) x[i] = number();
     for (int64_t i = 0; i < rows * m; i++) out[i] = NAN;
-    Task task = {u, v, sigma, with_levels ? levels : NULL, width, width, rank};
+    Task task = {u, v, sigma, with_levels ? levels : NULL, width, width, rank, NULL};
+    float *add = exactly(m * 4);
+    for (int64_t i = 0; i < m; i++) add[i] = number();
     int32_t slot = 0;
     float gamma = 0.5f;
     int failed = dts_delta_linear(variant, 2, exact, 0, x, FLOAT32, n * 4, rows, n, NULL, 0, out, m * 4, m, &task, 1,
-                                  &slot, &gamma, 1, 1);
+                                  &slot, &gamma, 1, 1, add, 1);
     failed |= dts_reconstruct(variant, 2, exact, &task, 1, &gamma, NULL, 0, dense, n * 4, FLOAT32, m, n);
     double wrong = 0, all = 0, dense_wrong = 0, dense_all = 0;
     double *t = exactly(rank * 8);
@@ -56,7 +61,7 @@ static int check(const char *variant, int64_t m, int64_t n, int64_t rank, int64_
             t[k] *= sigma[k] * gamma;
         }
         for (int64_t o = 0; o < m; o++) {
-            double y = 0;
+            double y = gamma * add[o];
             for (int64_t k = 0; k < rank; k++) y += t[k] * level_at(u + o * width, k, with_levels ? levels : NULL);
             wrong += (y - out[r * m + o]) * (y - out[r * m + o]);
             all += y * y;
@@ -71,6 +76,22 @@ static int check(const char *variant, int64_t m, int64_t n, int64_t rank, int64_
             dense_wrong += (w - dense[o * n + i]) * (w - dense[o * n + i]);
             dense_all += w * w;
         }
+    /* rows of the dense matrix through a lookup that turns them around, the last id meaning none */
+    int64_t *ids = exactly((m + 1) * 8);
+    int32_t *lookup = exactly((m + 1) * 4);
+    float *rows_of = exactly((m + 1) * n * 4);
+    for (int64_t o = 0; o <= m; o++) ids[o] = o, lookup[o] = o < m ? (int32_t)(m - 1 - o) : -1;
+    task.lookup = lookup;
+    if (!with_levels) {
+        failed |= dts_embedding(variant, 2, ids, m + 1, m + 1, NULL, rows_of, FLOAT32, n, &task, 1, &slot, &gamma, 1);
+        for (int64_t i = 0; i < n; i++) failed |= rows_of[m * n + i] != 0;
+        double off = 0;
+        for (int64_t o = 0; o < m; o++)
+            for (int64_t i = 0; i < n; i++) off += pow(rows_of[o * n + i] - dense[(m - 1 - o) * n + i], 2);
+        failed |= !(off <= 1e-7 * dense_all);
+        failed |= dts_embedding(variant, 2, ids, m + 1, m, NULL, rows_of, FLOAT32, n, &task, 1, &slot, &gamma, 1) != 3;
+    }
+    free(ids), free(lookup), free(rows_of), free(add);
     float *numbers = exactly(n * width * 16);
     failed |= dts_unpack(variant, 2, v, width, n, width, NULL, numbers, width * 16, FLOAT32);
     for (int64_t i = 0; i < n; i++)
@@ -85,7 +106,7 @@ static int check(const char *variant, int64_t m, int64_t n, int64_t rank, int64_
 
 int main(void) {
     static const int64_t sizes[][3] = {{1, 1, 1}, {3, 5, 2}, {33, 40, 64}, {100, 77, 7}, {65, 257, 130}, {130, 66, 261}, {9, 2053, 5}};
-    static const int64_t rows[] = {1, 2, 5};
+    static const int64_t rows[] = {1, 2, 5, 11};
     int failed = 0;
     const char *variant;
     for (int v = 0; (variant = dts_variant(v)); v++) {

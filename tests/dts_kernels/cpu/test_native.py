@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from dts_kernels import PackedFactors, delta_linear, pack, reference
+from dts_kernels import PackedFactors, add_rows, delta_linear, pack, reference
 from dts_kernels.bank import Bank, Routing
 from dts_kernels.cpu import library_products, native
 
@@ -67,8 +67,9 @@ SHAPES = [(64, 64, 16), (100, 77, 7), (130, 2049, 1), (2049, 130, 300), (50, 342
 def test_delta_linear(shape, dtype):
     bank = bank_of(*shape)
     for rows, routing in ((1, Routing.of([1])), (2, Routing.of([0])), (13, routing_of(13))):
-        x = torch.randn(rows, shape[1], generator=torch.Generator().manual_seed(rows)).to(dtype)
-        y = torch.randn(rows, shape[0]).to(dtype)
+        seeded = torch.Generator().manual_seed(rows)
+        x = torch.randn(rows, shape[1], generator=seeded).to(dtype)
+        y = torch.randn(rows, shape[0], generator=seeded).to(dtype)
         delta = expected(bank, x, routing)
         for variant in native.variants():
             for exact in (False, True):
@@ -218,6 +219,57 @@ def test_library_products(decode, dtype, monkeypatch):
         for routing in (Routing.of([0]), Routing.of([{0: 0.5, 2: 2.0}]), routing_of(rows)):
             got = library_products.delta_linear(x, y, stored, routing.slots, routing.weights, 90, function)
             assert error(got, expected(bank, x, routing, y)) < tolerance
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_addends_of_the_tasks(variant, dtype):
+    """Few and many rows, one and several places, ragged columns, tasks without factors or addend."""
+    for m, places in ((70, 1), (128, 1), (70, 2)):
+        bank = bank_of(m, 90, 33, with_levels=False)
+        tasks, adds = native.Tasks(bank.packed, bank.table), torch.randn(5, m)
+        adds[1] = 0
+        for rows in (1, 2, 24, 120):
+            mixtures = [(0, 1, 2, 4, None, {2: -0.5})[i % 6] if rows > 1 else 0 for i in range(min(rows, 12))]
+            if places == 2:
+                mixtures[0] = {0: 0.5, 4: 2.0}
+            routing = Routing.of(mixtures)
+            x, y = torch.randn(rows, 90).to(dtype), torch.randn(rows, m).to(dtype)
+            want = add_rows(expected(bank, x, routing, y), adds.double(), routing)
+            for exact in (False, True):
+                out = torch.full_like(y, torch.nan)
+                native.delta_linear(x, y, tasks, routing.slots, routing.weights, m, False, exact, variant, out, adds)
+                assert error(out, want) < TOLERANCE[dtype][exact], (m, rows, exact)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_embedding(variant, dtype):
+    """Banks of all rows and of some, rows without a task, an id without a row, mixtures."""
+    whole, part = Bank(70, 50), Bank(70, 9)
+    whole.add(0, factors(50, 70, 33))
+    part.add(2, factors(9, 70, 7, seed=2))
+    lookup = torch.full((50,), -1, dtype=torch.int32)
+    lookup[::6] = torch.arange(9, dtype=torch.int32)
+    tasks = native.Tasks.join([(native.Tasks(b.packed, b.table), at) for b, at in ((whole, None), (part, lookup))])
+    ids, y = torch.randint(0, 50, (12, 5)), torch.randn(12, 5, 70).to(dtype)
+    ids[3, 2] = -1
+    dense = {0: reference.reconstruct(whole.factors(0), torch.float64), 2: torch.zeros(50, 70, dtype=torch.float64)}
+    dense[2][::6] = reference.reconstruct(part.factors(2), torch.float64)
+    for mixtures in ([0] * 12, [2], [0, 2, None, {0: 0.5}], [{0: 0.5, 2: 2.0}, {2: 1.0}]):
+        routing, want = Routing.of(mixtures), y.double()
+        for row in range(12):
+            mixture = mixtures[row * len(mixtures) // 12]
+            mixture = mixture if isinstance(mixture, dict) else {} if mixture is None else {mixture: 1}
+            for slot, gamma in mixture.items():
+                want[row] += gamma * dense[slot][ids[row]] * (ids[row] >= 0)[:, None]
+        got = native.embedding(ids, y, tasks, routing.slots, routing.weights, 50, 70, dtype, variant)
+        assert error(got, want) < TOLERANCE[dtype][0]
+        into = y.clone()
+        native.embedding(ids, into, tasks, routing.slots, routing.weights, 50, 70, dtype, variant, in_place=True)
+        assert error(into, want) < TOLERANCE[dtype][0]
+    with pytest.raises(IndexError, match="beyond the matrix's 50 rows"):
+        native.embedding(ids + 45, y, tasks, routing.slots, routing.weights, 50, 70, dtype, variant)
 
 
 def test_a_copy_of_a_bank_that_has_run_stands_alone():

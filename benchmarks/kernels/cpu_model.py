@@ -1,0 +1,170 @@
+"""A whole encoder of MiniLM-L6's shape (22.7 M parameters, random weights) with eight tasks of 1 % each, on the CPU.
+
+    python -m benchmarks.kernels.cpu_model [--seconds S] [--tokens N] [--profile CASE]
+
+Plain model and DTSModel take turns in one process; ratios are of medians.  `benchmarks.kernels.cpu` runs it too.
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+
+from dts.adapter import Entry
+from dts.codec import Factors, Part
+from dts.nn import DTSModel
+from dts_kernels import PackedFactors, pack
+
+TASKS, BUDGET, TOUCHED = 8, 0.01, 2000  # TOUCHED: rows of the vocabulary that a fine-tune changes
+BATCHES = [1, 32]
+LIMIT = 1.25  # what issue 5 asks of each batch, one task and mixed rows
+
+
+def encoder():
+    """BERT of MiniLM-L6's shape, or None where transformers is not installed."""
+    try:
+        import transformers
+    except ImportError:
+        return None
+    config = transformers.BertConfig(vocab_size=30522, hidden_size=384, intermediate_size=1536, num_hidden_layers=6,
+                                     num_attention_heads=12)  # fmt: skip
+    return transformers.BertModel(config).eval()
+
+
+def random_task(model: torch.nn.Module, seed: int) -> dict[str, Entry]:
+    """Entries that take BUDGET of the model in fp32: raw vectors, and one rank for all matrices."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    matrices = {name: shape for name, shape in shapes.items() if len(shape) == 2}
+    rows = {name: torch.arange(min(shape[0], TOUCHED)) for name, shape in matrices.items() if "embeddings" in name}
+    raw = 4 * sum(shape[0] for shape in shapes.values() if len(shape) == 1)
+    left = 4 * BUDGET * sum(p.numel() for p in model.parameters()) - raw
+    sides = sum(len(rows[name]) + shape[1] if name in rows else sum(shape) for name, shape in matrices.items())
+    rank = int(left / (sides / 4 + 4 * len(matrices)))
+    entries = {}
+    for name, shape in shapes.items():
+        if len(shape) == 1:
+            entries[name] = Entry(name, name, shape, "delta", tensor=0.01 * torch.randn(shape, generator=generator))
+            continue
+        sizes = (len(rows[name]), shape[1]) if name in rows else shape
+        small = min(rank, *sizes)
+        codes = [torch.randint(0, 4, (size, small), generator=generator, dtype=torch.uint8) for size in sizes]
+        packed = PackedFactors(pack(codes[0]), pack(codes[1]), 1e-3 * torch.rand(small, generator=generator))
+        touched = rows.get(name) if sizes != shape else None
+        factors = Factors(packed, shape, touched, None, (Part("residual", small),), 1.0, 0.1)
+        entries[name] = Entry(name, name, shape, "factors", factors=factors)
+    return entries
+
+
+def models():
+    """(the plain model, a DTSModel of the same weights with TASKS tasks)."""
+    torch.manual_seed(0)
+    plain, base = encoder(), encoder()
+    base.load_state_dict(plain.state_dict())
+    ours = DTSModel(base)
+    for i in range(TASKS):
+        ours.load_task(f"task{i}", random_task(plain, i))
+    return plain, ours
+
+
+def cases(plain, ours, rows: int, tokens: int) -> dict:
+    """name -> forward of one batch; the mixed one has another task in each row (one row: a call with ``tasks=``)."""
+    batch = {"input_ids": torch.randint(0, TOUCHED, (rows, tokens), generator=torch.Generator().manual_seed(1))}
+    mixed = [f"task{i % TASKS}" for i in range(rows)]
+    return {
+        "plain": lambda: plain(**batch),
+        "set_task": lambda: ours(**batch),
+        "tasks=[...]": lambda: ours(**batch, tasks=mixed),
+    }
+
+
+def measure(functions: dict, seconds: float) -> dict[str, dict]:
+    """Milliseconds: median, p10, p90, the functions taking turns until the time is over."""
+    times = {name: [] for name in functions}
+    for function in [*functions.values()] * 3:
+        function()
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times["plain"]) < 5:
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            times[name].append((time.perf_counter() - start) * 1e3)
+    return {
+        name: {"median": statistics.median(t), "p10": sorted(t)[len(t) // 10], "p90": sorted(t)[-1 - len(t) // 10],
+               "turns": len(t)}
+        for name, t in times.items()
+    }  # fmt: skip
+
+
+def right(plain, ours) -> bool:
+    """Whether a task's outputs are those of its merged model, for rows alone and together."""
+    batch = torch.randint(0, TOUCHED, (3, 16))
+    merged = encoder()
+    merged.load_state_dict(plain.state_dict())
+    merged = DTSModel(merged)
+    merged.load_task("task1", random_task(plain, 1))
+    want = merged.merge_and_unload("task1")(batch).last_hidden_state
+    ours.set_task("task1")
+    alone = ours(batch).last_hidden_state
+    mixed = ours(batch, tasks=["task1", "task0", "task1"]).last_hidden_state
+    worst = max((alone - want).abs().max().item(), (mixed[::2] - want[::2]).abs().max().item())
+    return worst < 1e-2 * want.abs().max().item()
+
+
+def run(seconds: float, tokens: int = 32) -> list[dict]:
+    """Print and return a result for each batch size; none where the model is wrong or transformers is missing."""
+    if encoder() is None:
+        print("no whole model: transformers is not installed (the 'hf' extra)")
+        return []
+    plain, ours = models()
+    if not right(plain, ours):
+        print("WRONG RESULT of the whole model: not timed")
+        return []
+    ours.set_task("task1")
+    adapter = ours.status()["nbytes"] / TASKS / sum(4 * p.numel() for p in plain.parameters())
+    print(f"\nMiniLM-L6's shape, {TASKS} tasks of {adapter:.1%}, {tokens} tokens a row, fp32")
+    print(f"{'rows':>5} {'forward':<12} {'ms':>9} [p10, p90]         / plain")
+    results = []
+    for rows in BATCHES:
+        times = measure(cases(plain, ours, rows, tokens), seconds)
+        ratio = {name: t["median"] / times["plain"]["median"] for name, t in times.items()}
+        results.append({"rows": rows, "tokens": tokens, "tasks": TASKS, "times": times, "ratio": ratio, "limit": LIMIT})
+        for name, t in times.items():
+            verdict = "" if name == "plain" else f"  target {LIMIT}: {'met' if ratio[name] <= LIMIT else 'MISSED'}"
+            span = f"[{t['p10']:.2f}, {t['p90']:.2f}]".ljust(18)
+            print(f"{rows:>5} {name:<12} {t['median']:>9.2f} {span} {ratio[name]:>8.2f}{verdict}", flush=True)
+    return results
+
+
+def profile(name: str, rows: int, tokens: int) -> None:
+    """Where Python's time goes in one case."""
+    import cProfile
+    import pstats
+
+    plain, ours = models()
+    ours.set_task("task1")
+    function = cases(plain, ours, rows, tokens)[name]
+    for _ in range(5):
+        function()
+    profiler = cProfile.Profile()
+    profiler.runcall(lambda: [function() for _ in range(50)])
+    pstats.Stats(profiler).sort_stats("tottime").print_stats(30)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=6.0, help="for each batch size")
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--profile", choices=["plain", "set_task", "tasks=[...]"], help="show where Python's time goes")
+    parser.add_argument("--rows", type=int, default=1, help="of --profile")
+    options = parser.parse_args()
+    with torch.inference_mode():
+        if options.profile:
+            profile(options.profile, options.rows, options.tokens)
+        else:
+            run(options.seconds, options.tokens)
+
+
+if __name__ == "__main__":
+    main()

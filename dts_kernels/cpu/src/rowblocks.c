@@ -1,0 +1,205 @@
+/* Many rows of few tasks: a thread takes a block of rows of one task through the whole product.
+ *
+ * Digits, t and the decoded tiles of a block stay in its core's second-level cache, and the threads meet once a call
+ * instead of once a step.  Numbers are those of dts.c, bit for bit: integer sums, and the same float operations.
+ */
+#include "rowblocks.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "parallel.h"
+
+enum {
+    TILE_QUADS = 128,       /* of V a decoded tile, 32 KiB of 64-byte vectors */
+    MOST_ROWS = 96,         /* of a block; decoding costs a few per cent of its products */
+    BLOCK_SHARE = 1 << 19,  /* codes x rows worth a thread, about 10 us */
+    NEAR_BYTES = 384 << 10, /* of digits and sums a block, beside the tiles in a second-level cache */
+};
+
+typedef struct {            /* rows of one task of rank above 0 */
+    const Task *task;
+    const TaskRow *rows;
+    const float *add;
+    int64_t count;
+} RowBlock;
+
+typedef struct {
+    const RowBlocks *call;
+    const RowBlock *blocks;
+    int64_t tile_bytes, padded_n, padded_t, float_bytes, bytes; /* bytes: of scratch a thread */
+    char *scratch;
+} Plan;
+
+static int64_t up(int64_t a, int64_t to) { return (a + to - 1) / to * to; }
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static void *cut(char **at, int64_t size) {
+    char *piece = *at;
+    *at += up(size, 64);
+    return piece;
+}
+
+static const float fixed_values[4] = {1, 4, -1, -4};
+
+static void quantise_x(const RowBlocks *call, const RowBlock *block, float *floats, Digits *x) {
+    for (int64_t r = 0; r < block->count; r++) {
+        const char *from = call->x + block->rows[r].row * call->x_stride;
+        const float *row = (const float *)(const void *)from;
+        if (call->type != FLOAT32) call->k->widen(from, call->type, call->n, floats), row = floats;
+        call->k->quantise(row, call->n, up(call->n, 4), digit_limit(call->n), &x[r]);
+    }
+}
+
+/* sums[row][vector] = x V, in the order of decoded tiles. */
+static void shrink(const RowBlocks *call, const RowBlock *block, const Digits *x, uint32_t *sums, uint8_t *decoded) {
+    const Kernels *k = call->k;
+    const Task *task = block->task;
+    const uint8_t *v = call->transposed ? task->u : task->v;
+    int64_t stride = call->transposed ? task->u_stride : task->v_stride, lanes = k->lanes;
+    int64_t width = (task->rank + 3) / 4, vectors = (4 * width + lanes - 1) / lanes;
+    const int8_t *digits[2 * MOST_ROWS];
+    uint32_t *to[MOST_ROWS];
+    memset(sums, 0, (size_t)(4 * vectors * lanes * block->count));
+    for (int64_t n0 = 0; n0 < call->n; n0 += 4 * TILE_QUADS) {
+        int64_t some = least(4 * TILE_QUADS, call->n - n0);
+        for (int64_t r = 0; r < block->count; r++) digits[2 * r] = x[r].high + n0, digits[2 * r + 1] = x[r].low + n0;
+        for (int64_t b = 0; b < width; b += lanes) {
+            int bytes = (int)least(lanes, width - b);
+            k->decode_ranks(v + n0 * stride + b, stride, some, bytes, decoded);
+            for (int64_t r = 0; r < block->count; r++) to[r] = sums + r * vectors * lanes + 4 * b;
+            k->multiply_ranks(block->count, (int)((4 * bytes + lanes - 1) / lanes), (some + 3) / 4, decoded, digits, to);
+        }
+    }
+}
+
+static void block_item(void *context, int64_t item, int worker) {
+    const Plan *plan = context;
+    const RowBlocks *call = plan->call;
+    const Kernels *k = call->k;
+    const RowBlock *block = &plan->blocks[item];
+    const Task *task = block->task;
+    int64_t count = block->count, lanes = k->lanes, tile = 4 * lanes;
+    int64_t width = (task->rank + 3) / 4, vectors = (4 * width + lanes - 1) / lanes;
+    /* an embedding takes a row of u and expands it with v */
+    const uint8_t *u = call->transposed || !call->x ? task->v : task->u;
+    int64_t u_stride = call->transposed || !call->x ? task->v_stride : task->u_stride;
+
+    char *at = plan->scratch + worker * plan->bytes;
+    uint8_t *decoded = cut(&at, plan->tile_bytes);
+    float *floats = cut(&at, plan->float_bytes);
+    int8_t *x_digits = cut(&at, 2 * plan->padded_n * count), *t_digits = cut(&at, 2 * plan->padded_t * count);
+    uint32_t *sums = cut(&at, 4 * vectors * lanes * count);
+    Digits x[MOST_ROWS], t[MOST_ROWS];
+    BlockRow rows[MOST_ROWS];
+
+    for (int64_t r = 0; r < count; r++) {
+        x[r].high = x_digits + 2 * r * plan->padded_n, x[r].low = x[r].high + plan->padded_n;
+        t[r].high = t_digits + 2 * r * plan->padded_t, t[r].low = t[r].high + plan->padded_t;
+    }
+    if (call->x) {
+        quantise_x(call, block, floats, x);
+        shrink(call, block, x, sums, decoded);
+    }
+    for (int64_t r = 0; r < count; r++) {
+        float gamma = block->rows[r].gamma;
+        if (call->x)
+            k->scale_ranks(sums + r * vectors * lanes, 4 * x[r].sum, task->sigma, x[r].scale * gamma, task->rank, floats);
+        else
+            dts_decode_row(task->u + block->rows[r].id * task->u_stride, task->rank, fixed_values, task->sigma, gamma,
+                           floats);
+        k->quantise(floats, task->rank, 4 * width, digit_limit(task->rank), &t[r]);
+        rows[r].gamma = gamma;
+    }
+    for (int64_t o = 0; o < call->m; o += tile) {
+        int64_t columns = least(tile, call->m - o), size = call->type == FLOAT32 ? 4 : 2;
+        for (int64_t r = 0; r < count; r++) {
+            int64_t row = block->rows[r].row;
+            rows[r].y = call->y ? call->y + row * call->y_stride + o * size : NULL;
+            rows[r].out = call->out + row * call->out_stride + o * size;
+        }
+        k->decode_columns(u + o * u_stride, u_stride, columns, width, decoded);
+        k->expand_block(count, width, columns, decoded, t, rows, block->add ? block->add + o : NULL, call->type);
+    }
+}
+
+/* A row without factors: y and perhaps an addend. */
+static void plain_row(const RowBlocks *call, const TaskRow *row, const float *add) {
+    int64_t size = call->type == FLOAT32 ? 4 : 2;
+    char *to = call->out + row->row * call->out_stride;
+    const char *from = call->y ? call->y + row->row * call->y_stride : NULL;
+    if (!add) {
+        if (!from) memset(to, 0, (size_t)(call->m * size));
+        else if (from != to) memcpy(to, from, (size_t)(call->m * size));
+        return;
+    }
+    float part[256];
+    for (int64_t o = 0; o < call->m; o += 256) {
+        int64_t columns = least(256, call->m - o);
+        for (int64_t c = 0; c < columns; c++) part[c] = row->gamma * add[o + c];
+        call->k->narrow(part, from ? from + o * size : NULL, to + o * size, call->type, columns);
+    }
+}
+
+/* Rows of a block: as many as the cache holds, few enough that every thread has one. */
+static int64_t block_rows(const Kernels *k, int64_t threads, int64_t rows, int64_t n, int64_t rank) {
+    int64_t most = NEAR_BYTES / (2 * n + 6 * (rank + k->lanes) + 1) / 3 * 3;
+    most = most < 24 ? 24 : least(most, MOST_ROWS);
+    return least(most, up((rows + threads - 1) / threads, 3));
+}
+
+static int run_blocks(const RowBlocks *call, const RowBlock *blocks, int64_t count, int64_t threads) {
+    Plan plan = {.call = call, .blocks = blocks, .padded_n = up(call->n, 64)};
+    int64_t most_rows = 0, rank = 0, lanes = call->k->lanes;
+    for (int64_t i = 0; i < count; i++) {
+        if (blocks[i].count > most_rows) most_rows = blocks[i].count;
+        if (blocks[i].task->rank > rank) rank = blocks[i].task->rank;
+    }
+    int64_t width = (rank + 3) / 4, ranks = up(4 * width, lanes);
+    plan.padded_t = up(4 * width, 64);
+    plan.float_bytes = 4 * (call->n > ranks ? call->n : ranks);
+    plan.tile_bytes = 16 * lanes * (width > TILE_QUADS ? width : TILE_QUADS);
+    plan.bytes = up(plan.tile_bytes + plan.float_bytes + 256, 64) +
+                 most_rows * up(2 * plan.padded_n + 2 * plan.padded_t + 4 * ranks, 64);
+    threads = least(threads, count);
+    if (posix_memalign((void **)&plan.scratch, 64, (size_t)(plan.bytes * threads))) return -1;
+    dts_parallel((int)threads, count, block_item, &plan);
+    free(plan.scratch);
+    return 1;
+}
+
+/* Sort the rows by task, cut them into blocks, run those. */
+int dts_row_blocks(const RowBlocks *call, int threads, const TaskRow *list, int64_t rows, int64_t from) {
+    int64_t *first = calloc((size_t)call->task_count + 1, 8);
+    TaskRow *sorted = malloc((size_t)rows * sizeof *sorted);
+    int64_t used = 0, codes = 0, covered = 0, count = 0;
+    int done = first && sorted ? 1 : -1;
+    for (int64_t i = 0; done == 1 && i < rows; i++) {
+        int32_t slot = list[i].slot;
+        if (slot < 0 || slot >= call->task_count || !call->tasks[slot].rank) continue;
+        used += !first[slot]++, covered++;
+        codes += call->tasks[slot].rank * (call->n + call->m);
+    }
+    int64_t useful = least(threads, codes / BLOCK_SHARE);
+    if (useful < 1) useful = 1;
+    if (covered < from * used || covered < from * useful) done = 0; /* few rows of large layers: every thread on each */
+    RowBlock *blocks = done == 1 ? malloc((size_t)(covered / 3 + used + 1) * sizeof *blocks) : NULL;
+    if (done == 1 && !blocks) done = -1;
+    for (int64_t slot = 0, at = 0; done == 1 && slot < call->task_count; slot++) {
+        int64_t here = first[slot], share = used ? (useful + used - 1) / used : 1;
+        first[slot] = at;
+        int64_t step = here ? block_rows(call->k, share, here, call->n, call->tasks[slot].rank) : 1;
+        const float *add = call->adds && slot < call->add_count ? call->adds + slot * call->m : NULL;
+        for (int64_t r = 0; r < here; r += step)
+            blocks[count++] = (RowBlock){&call->tasks[slot], sorted + at + r, add, least(step, here - r)};
+        at += here;
+    }
+    for (int64_t i = 0; done == 1 && i < rows; i++) {
+        int32_t slot = list[i].slot;
+        if (slot >= 0 && slot < call->task_count && call->tasks[slot].rank) sorted[first[slot]++] = list[i];
+        else plain_row(call, &list[i], call->adds && slot >= 0 && slot < call->add_count ? call->adds + slot * call->m : NULL);
+    }
+    if (done == 1 && count) done = run_blocks(call, blocks, count, useful);
+    free(blocks), free(sorted), free(first);
+    return done;
+}

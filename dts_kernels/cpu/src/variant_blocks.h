@@ -1,0 +1,163 @@
+/* The inner loops of row blocks (rowblocks.c); included by variant.c after its SIMD header.
+ *
+ * A decoded tile of V is [quads of four rows of V][vectors][lane]: a vector holds LANES ranks, those of LANES / 4 bytes,
+ * plane by plane (rank 4 j + plane of its byte j in lane plane * LANES / 4 + j).  A tile of U is [bytes][4 vectors][lane],
+ * a column a lane, the byte's four ranks in the lane's four bytes.
+ */
+
+enum { VECTOR_BYTES = LANES / 4 };
+
+#ifndef SPREADS
+INLINE void compact(vec c[4]) {
+    uint8_t planes[4][4 * LANES], vectors[4][4 * LANES];
+    memcpy(planes, c, sizeof planes);
+    for (int s = 0; s < 4; s++)
+        for (int i = 0; i < 4; i++) memcpy(vectors[s] + i * LANES, planes[i] + s * LANES, LANES);
+    memcpy(c, vectors, sizeof vectors);
+}
+#endif
+
+static void decode_ranks(const uint8_t *v, int64_t stride, int64_t n, int bytes, uint8_t *tile) {
+    size_t size = (size_t)((bytes + VECTOR_BYTES - 1) / VECTOR_BYTES) * BYTES;
+    for (int64_t q = 0; q < n; q += 4, tile += size) {
+        const uint8_t *r0 = v + q * stride, *r1 = q + 1 < n ? r0 + stride : r0, *r2 = q + 2 < n ? r1 + stride : r0,
+                      *r3 = q + 3 < n ? r2 + stride : r0;
+        vec c[4];
+        decode4(bytes == LANES ? load_quad(r0, r1, r2, r3) : quad_part(r0, r1, r2, r3, bytes), c);
+        compact(c);
+        if (bytes == LANES) memcpy(tile, c, 4 * BYTES);
+        else memcpy(tile, c, size);
+    }
+}
+
+INLINE void sum_vectors(int rows, int vectors, int64_t quads, const uint8_t *tile, const int8_t *const *digits,
+                        acc a[2 * MAX_ROWS][4]) {
+    for (int d = 0; d < 2 * rows; d++)
+        for (int i = 0; i < vectors; i++) a[d][i] = zero();
+    for (int64_t q = 0; q < quads; q++, tile += vectors * BYTES) {
+        vec c[4];
+        for (int i = 0; i < vectors; i++) c[i] = load_bytes(tile + i * BYTES);
+        for (int d = 0; d < 2 * rows; d++) {
+            vec x = broadcast(digits[d] + 4 * q);
+            for (int i = 0; i < vectors; i++) a[d][i] = dot(a[d][i], c[i], x);
+        }
+    }
+}
+
+INLINE void multiply_some(int rows, int vectors, int64_t quads, const uint8_t *tile, const int8_t *const *digits,
+                          uint32_t *const *sums) {
+    acc a[2 * MAX_ROWS][4];
+    sum_vectors(rows, vectors, quads, tile, digits, a);
+    for (int r = 0; r < rows; r++)
+        for (int i = 0; i < vectors; i++) add_store(sums[r] + i * LANES, combine(a[2 * r][i], a[2 * r + 1][i]));
+}
+
+static void multiply_ranks(int64_t rows, int vectors, int64_t quads, const uint8_t *tile, const int8_t *const *digits,
+                           uint32_t *const *sums) {
+#if WIDE_REGISTERS
+    for (; rows >= 3; rows -= 3, digits += 6, sums += 3) {
+        if (vectors == 4) multiply_some(3, 4, quads, tile, digits, sums);
+        else if (vectors == 3) multiply_some(3, 3, quads, tile, digits, sums);
+        else if (vectors == 2) multiply_some(3, 2, quads, tile, digits, sums);
+        else multiply_some(3, 1, quads, tile, digits, sums);
+    }
+#endif
+    for (; rows > 0; rows--, digits += 2, sums++) {
+        if (vectors == 4) multiply_some(1, 4, quads, tile, digits, sums);
+        else if (vectors == 3) multiply_some(1, 3, quads, tile, digits, sums);
+        else if (vectors == 2) multiply_some(1, 2, quads, tile, digits, sums);
+        else multiply_some(1, 1, quads, tile, digits, sums);
+    }
+}
+
+/* t[rank] = (sums - offset) * (sigma * scale), from the order of the vectors to that of the ranks */
+static void scale_ranks(const uint32_t *sums, uint32_t offset, const float *sigma, float scale, int64_t rank, float *t) {
+    for (int64_t r = 0; r < rank; r += LANES)
+        for (int j = 0; j < VECTOR_BYTES; j++)
+            for (int i = 0; i < 4; i++) t[r + 4 * j + i] = (float)(int32_t)(sums[r + i * VECTOR_BYTES + j] - offset);
+    ELEMENTWISE for (int64_t r = 0; r < rank; r++) t[r] *= sigma[r] * scale;
+}
+
+#ifdef SPREADS
+INLINE void transpose16(__m128i r[16]) { /* bytes */
+    __m128i a[16];
+    for (int level = 0; level < 4; level++) {
+        for (int i = 0; i < 8; i++) {
+            a[2 * i] = _mm_unpacklo_epi8(r[i], r[i + 8]);
+            a[2 * i + 1] = _mm_unpackhi_epi8(r[i], r[i + 8]);
+        }
+        for (int i = 0; i < 16; i++) r[i] = a[i];
+    }
+}
+
+static void decode_columns(const uint8_t *u, int64_t stride, int64_t rows, int64_t bytes, uint8_t *tile) {
+    for (int c = 0; c < 4; c++)
+        for (int64_t at = 0; at < bytes; at += 16) {
+            int64_t count = bytes - at < 16 ? bytes - at : 16;
+            __mmask16 some = (__mmask16)((1u << count) - 1);
+            __m128i r[16];
+            for (int64_t o = 16 * c; o < 16 * c + 16; o++) /* columns past the last row repeat it; nobody reads them */
+                r[o - 16 * c] = _mm_maskz_loadu_epi8(some, u + (o < rows ? o : rows - 1) * stride + at);
+            transpose16(r);
+            if (count == 16)
+                for (int j = 0; j < 16; j++) _mm512_storeu_si512(tile + ((at + j) * 4 + c) * BYTES, spread(r[j]));
+            else {
+                __m128i kept[16];
+                memcpy(kept, r, sizeof kept);
+                for (int j = 0; j < count; j++) _mm512_storeu_si512(tile + ((at + j) * 4 + c) * BYTES, spread(kept[j]));
+            }
+        }
+}
+#else
+static void decode_columns(const uint8_t *u, int64_t stride, int64_t rows, int64_t bytes, uint8_t *tile) {
+    static const uint8_t number[4] = {5, 8, 3, 0};
+    uint8_t table[256][4]; /* a byte's four ranks are a lane's four bytes */
+    for (int b = 0; b < 256; b++)
+        for (int i = 0; i < 4; i++) table[b][i] = number[b >> 2 * i & 3];
+    for (int64_t o = 0; o < TILE; o++) { /* columns past the last row repeat it; nobody reads them */
+        const uint8_t *row = u + (o < rows ? o : rows - 1) * stride;
+        for (int64_t j = 0; j < bytes; j++) memcpy(tile + (j * TILE + o) * 4, table[row[j]], 4);
+    }
+}
+#endif
+
+/* Sums of a tile's columns times a row's scale, with the row's addend and y: no separate passes.  The order of the
+ * float operations is that of dts.c. */
+INLINE void finish(acc a[4], const Digits *t, const BlockRow *row, const float *add, int dtype, int64_t columns) {
+    fvec scale = fset(t->scale), gamma = fset(row->gamma), part[4];
+    for (int i = 0; i < 4; i++) part[i] = fmul(to_float(a[i], 4 * t->sum), scale);
+    if (dtype == FLOAT32 && columns == TILE) {
+        const float *y = (const float *)row->y;
+        for (int i = 0; i < 4; i++) {
+            if (add) part[i] = fadd(fmul(gamma, fload(add + i * LANES)), part[i]);
+            if (y) part[i] = fadd(fload(y + i * LANES), part[i]);
+            fstore((float *)row->out + i * LANES, part[i]);
+        }
+        return;
+    }
+    float all[TILE];
+    for (int i = 0; i < 4; i++) fstore(all + i * LANES, part[i]);
+    for (int64_t c = 0; add && c < columns; c++) all[c] = row->gamma * add[c] + all[c];
+    narrow(all, row->y, row->out, dtype, columns);
+}
+
+INLINE void expand_some(int rows, int64_t quads, int64_t columns, const uint8_t *tile, const Digits *t,
+                        const BlockRow *row, const float *add, int dtype) {
+    acc a[2 * MAX_ROWS][4];
+    const int8_t *digits[2 * MAX_ROWS];
+    for (int r = 0; r < rows; r++) digits[2 * r] = t[r].high, digits[2 * r + 1] = t[r].low;
+    sum_vectors(rows, 4, quads, tile, digits, a);
+    for (int r = 0; r < rows; r++) {
+        acc both[4];
+        for (int i = 0; i < 4; i++) both[i] = combine(a[2 * r][i], a[2 * r + 1][i]);
+        finish(both, &t[r], &row[r], add, dtype, columns);
+    }
+}
+
+static void expand_block(int64_t rows, int64_t quads, int64_t columns, const uint8_t *tile, const Digits *t,
+                         const BlockRow *row, const float *add, int dtype) {
+#if WIDE_REGISTERS
+    for (; rows >= 3; rows -= 3, t += 3, row += 3) expand_some(3, quads, columns, tile, t, row, add, dtype);
+#endif
+    for (; rows > 0; rows--, t++, row++) expand_some(1, quads, columns, tile, t, row, add, dtype);
+}
