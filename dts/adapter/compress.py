@@ -26,6 +26,7 @@ from dts.codec.compress import METHODS
 
 Progress = Callable[[int, int, str], None]
 KINDS = ("task", "difference")
+VECTORS = ("auto", "exact", "8bit")
 DEFAULT_BUDGET = 0.01
 ROUNDS = 4  # plans made until what the codec really did fits what was asked
 
@@ -39,6 +40,7 @@ def compress(
     nbytes: int | None = None,
     rank_fraction: float | None = None,
     target_error: float | None = None,
+    vectors: str = "auto",
     kind: str = "task",
     name: str | None = None,
     class_names: list[str] | None = None,
@@ -60,6 +62,8 @@ def compress(
         budget: at most this fraction of the bytes of the base in fp32;  nbytes: at most these bytes
         rank_fraction: rank int(r * min(m, n)) in every matrix
         target_error: squared relative error of the whole difference, with as few bytes as were found to do
+    vectors: of biases and norms, "exact" differences or "8bit" ones (`dts.adapter.vectors`); "auto" takes 8bit
+        where bytes are asked for and the method is "residual": they are better spent on the matrices
     kind: "task" if the base is what the fine-tune started from, "difference" if it is a merged model
     name, class_names, description: of the task; names default to the fine-tune's folder and its config's labels
     progress: called with (done, total, tensor's name), in bytes of the fine-tune read
@@ -76,10 +80,14 @@ def compress(
         raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
+    if vectors not in VECTORS:
+        raise ValueError(f"vectors must be one of {', '.join(VECTORS)}, not {vectors!r}")
     sizes = {"budget": budget, "nbytes": nbytes, "rank_fraction": rank_fraction, "target_error": target_error}
     asked = {key: value for key, value in sizes.items() if value is not None} or {"budget": DEFAULT_BUDGET}
     if len(asked) > 1 or not next(iter(asked.values())) > 0:
         raise ValueError(f"give one size above 0: budget=, nbytes=, rank_fraction= or target_error=; got {asked}")
+    if vectors == "auto":
+        vectors = "8bit" if method == "residual" and asked.keys() <= {"budget", "nbytes"} else "exact"
     out = None if out is None else Path(out)
     if out is not None and not dry_run:
         check_out(out, overwrite)
@@ -106,12 +114,13 @@ def compress(
         "model_config": pairing.finetuned.config,
         "tensors": {},
     }  # fmt: skip
-    options = asked | {"method": method, "seed": seed, "base": config["base"]["fingerprint"],
+    options = asked | {"method": method, "vectors": vectors, "seed": seed, "base": config["base"]["fingerprint"],
                        "finetuned": fingerprint(pairing.finetuned), "format_version": FORMAT_VERSION}  # fmt: skip
     partial = None if out is None or dry_run else out.with_name(f".{out.name}.partial")
     try:
         work = Work(partial, options, config, resume)
-        run = _Run(pairing, config, base_digests, method, asked, work, progress, dry_run, device, seed)
+        exact = vectors == "exact"
+        run = _Run(pairing, config, base_digests, method, asked, exact, work, progress, dry_run, device, seed)
         adapter = Adapter.of(config, run.entries(), files=files)
         adapter.prediction = run.prediction
         if partial is not None:
@@ -130,8 +139,9 @@ def compress(
 class _Run:
     """One compression: plan, compress, compare with what was asked, plan again."""
 
-    def __init__(self, pairing, config, base_digests, method, asked, work, progress, dry_run, device, seed):
-        self.pairing, self.config, self.method = pairing, config, method
+    def __init__(self, pairing, config, base_digests, method, asked, exact_vectors, work, progress, dry_run, device,
+                 seed):  # fmt: skip
+        self.pairing, self.config, self.method, self.exact_vectors = pairing, config, method, exact_vectors
         self.base_digests = {p.name: base_digests[p.base_name] for p in pairing.pairs.values() if p.base_name}
         self.work, self.dry_run, self.device, self.seed = work, dry_run, device, seed
         self.how, self.asked = next(iter(asked.items()))
@@ -153,9 +163,12 @@ class _Run:
                 self.plans[name] = plan
         self.where = [(name, i) for name, plan in self.plans.items() if isinstance(plan, Compressible)
                       for i in range(len(plan.matrices))]  # fmt: skip
-        asked = self.asked
+        asked, ranks = self.asked, None
         for attempt in range(ROUNDS):
-            ranks = self._ranks(asked)
+            last, ranks = ranks, self._ranks(asked)
+            while ranks == last and self.how == "target_error":  # a step too small to change any rank
+                asked *= 0.97
+                ranks = self._ranks(asked)
             entries = self._assemble(ranks, self._planned if self.dry_run else self._compressed)
             size = measured(self.config, entries, self.base_digests, None if self.dry_run else digest)
             if self.dry_run or self.how == "rank_fraction" or attempt == ROUNDS - 1:
@@ -179,7 +192,7 @@ class _Run:
         """`plan_tensor`, from the spectra of an interrupted run where it has them."""
         cached = self.work.spectra(origin.name)
         if cached is None:
-            plan = plan_tensor(self.pairing, origin, self.method, self.spectrum, self.device)
+            plan = plan_tensor(self.pairing, origin, self.method, self.spectrum, self.device, self.exact_vectors)
             if isinstance(plan, Compressible):
                 self.work.keep_spectra(plan)
             return plan

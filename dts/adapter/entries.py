@@ -26,7 +26,8 @@ class Entry:
     factors   ``factors``: one compressed matrix.  Its shape is the base tensor's, flattened to 2-D from the second
               dimension on (convolutions).  ``None`` if only ``added_rows`` are stored (the shared rows are the base's)
     experts   ``factors``: a list, one a matrix of a base tensor [E, m, n]; ``None`` for an expert left as it is
-    delta     ``tensor``: finetuned - base, raw (biases, norms); base + tensor is the fine-tune's value exactly
+    delta     ``tensor``: finetuned - base (biases, norms).  Raw, base + tensor is the fine-tune's value exactly; with a
+              ``scale`` it is int8, and the difference is scale * tensor, wrong by at most scale / 2 an element
     value     ``tensor``: the fine-tune's whole value, either because only the fine-tune has it (``task_only``) or
               because a difference would not give it back exactly (integers, booleans, coarse dtypes)
     tied      nothing: it is the tensor named ``tied_to``
@@ -48,6 +49,7 @@ class Entry:
     tied_to: str | None = None
     norm: float = 0.0
     squared_error: float = 0.0
+    scale: float | None = None
 
     @property
     def base_shape(self) -> tuple[int, ...]:
@@ -75,7 +77,7 @@ class Entry:
                 raise ValueError(f"{self.name} is stored as a whole value: its difference needs the base's tensor")
             return self.tensor.to(base.device, dtype) - base.to(dtype)
         if self.kind == "delta":
-            return self.tensor.to(dtype)
+            return self.tensor.to(dtype) if self.scale is None else self.tensor.to(dtype) * self.scale
         if self.kind == "experts":
             matrix = self.base_shape[1:]
             return torch.stack([torch.zeros(matrix, dtype=dtype) if f is None else f.reconstruct(dtype=dtype)

@@ -3,6 +3,7 @@
     <tensor>.added        rows beyond the base's vocabulary, whole, in the fine-tune's dtype
     <tensor>[e].u ...     factors of expert e of a tensor [E, m, n]
     .rows, .columns       as `dts.codec.index_to_disk` stores them
+    <tensor>.delta        int8 where the tensor's row has a ``scale``, its step
 
 ``dts_config.json`` holds beside: ``finetuned`` (how its names and dtypes follow from the base's), ``dropped``
 (tensors the budget left at the base, with the norm of what is missing), ``files`` (tokenizer files that differ from
@@ -27,7 +28,8 @@ from dts.checkpoint.safetensors_file import Layout, header_bytes, layout_of, ten
 from dts.codec import Factors, Part, index_from_disk, index_to_disk
 from dts_kernels.layout import PackedFactors
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no 8-bit vectors
+READABLE = (1, 2)
 SECTIONS = {
     "method": (), "kind": (), "squared_error": (), "bytes": (), "amr": (), "created": (), "dropped": (), "files": (),
     "model_config": (), "tensors": (), "task": ("name", "class_names", "description"),
@@ -105,8 +107,10 @@ def entry_row(entry: Entry, dtype: torch.dtype, base_digest: str | None, sizes: 
     elif entry.factors is not None:
         row["parts"] = [vars(p) for p in entry.factors.parts]
     row["bytes"] = sum(torch.Size(shape).numel() * dtype.itemsize for dtype, shape in sizes.values())
-    if entry.kind in ("factors", "experts"):
+    if entry.kind in ("factors", "experts") or entry.scale is not None:
         row["squared_error"] = number(entry.squared_error)
+    if entry.scale is not None:
+        row["scale"] = entry.scale
     if not entry.task_only:
         row |= {"norm": number(entry.norm), "base": base_digest}
     if entry.task_only:
@@ -133,11 +137,14 @@ def entry_from(name: str, row: dict, config: dict, load: Callable[[str], Tensor 
         norm=row.get("norm") or 0.0,
         squared_error=row.get("squared_error", 0.0),
         added_rows=load(f"{name}.added"),
+        scale=row.get("scale"),
     )
     if entry.kind in ("delta", "value"):
         entry.tensor = load(f"{name}.{entry.kind}")
         if entry.tensor is None or tuple(entry.tensor.shape) != shape:
             raise AdapterError(f"{name}: its {entry.kind} is missing or not {list(shape)}")
+        if (entry.scale is not None) != (entry.kind == "delta" and entry.tensor.dtype == torch.int8):
+            raise AdapterError(f"{name}: a scale belongs to an int8 delta, and the other way round")
     elif entry.kind == "experts":
         matrix = entry.base_shape[1:]
         entry.factors = [
@@ -298,8 +305,8 @@ def read_config(path: Path) -> dict:
         version = config["format_version"]
     except (ValueError, KeyError, TypeError) as error:
         raise AdapterError(f"{path} is damaged: {error!r}") from error
-    if version != FORMAT_VERSION:
-        raise AdapterError(f"{path} has format {version}; this version reads {FORMAT_VERSION}")
+    if version not in READABLE:
+        raise AdapterError(f"{path} has format {version}; this version reads {' and '.join(map(str, READABLE))}")
     absent = [key for key in SECTIONS if key not in config]
     absent += [f"{section}.{key}" for section, keys in SECTIONS.items() if section in config
                for key in keys if key not in config[section]]  # fmt: skip

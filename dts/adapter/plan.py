@@ -10,13 +10,14 @@ from dts.adapter.budget import BLOCK, Curve
 from dts.adapter.entries import Entry
 from dts.adapter.format import factors_tensors, whole_error
 from dts.adapter.truncate import HEADER_BYTES
+from dts.adapter.vectors import eight_bit
 from dts.checkpoint import Pair, Pairing
 from dts.codec import Factors, Part, predicted_error, singular_values
 from dts.codec.compress import RANK_LIMIT, checked, compacted
 from dts.codec.spectrum import predicted_share
 from dts_kernels.layout import PackedFactors, packed_width
 
-SMALL = 16  # rows or columns: below, low rank saves little and such matrices (heads, routers) matter much
+SMALL = 16  # rows or columns: up to here, low rank saves little and such matrices (heads, routers) matter much
 
 
 def shared_delta(pairing: Pairing, pair: Pair) -> Tensor:
@@ -140,8 +141,12 @@ class Compressible:
                 for k, m in zip(ranks, self.matrices)]  # fmt: skip
 
 
-def plan_tensor(pairing: Pairing, pair: Pair, method: str, spectrum: bool, device=None) -> Entry | Compressible | None:
-    """An entry if the tensor is stored as it is, a `Compressible` if as factors, None if it is the base's."""
+def plan_tensor(pairing: Pairing, pair: Pair, method: str, spectrum: bool, device=None,
+                exact_vectors: bool = True) -> Entry | Compressible | None:  # fmt: skip
+    """An entry if the tensor is stored as it is, a `Compressible` if as factors, None if it is the base's.
+
+    exact_vectors: else vectors (biases, norms) take 8 bits an element, see `dts.adapter.vectors`.
+    """
     finetuned = pairing.finetuned
     shape, dtype = finetuned.shape(pair.name), finetuned.dtype(pair.name)
     if pair.tied_to:
@@ -151,7 +156,10 @@ def plan_tensor(pairing: Pairing, pair: Pair, method: str, spectrum: bool, devic
         return Entry(pair.name, None, shape, "value", dtype, tensor=value, task_only=True)
     base_shape = pairing.base.shape(pair.base_name)
     if not dtype.is_floating_point or not is_matrix(pair.name, base_shape, method) and not pair.added_rows:
-        return _raw(pairing, pair, dtype)
+        entry = _raw(pairing, pair, dtype)
+        if exact_vectors or entry is None:
+            return entry
+        return eight_bit(entry, finetuned.load(pair.name).double() - pairing.base.load(pair.base_name).double())
     delta = shared_delta(pairing, pair)
     parts = [Matrix.of(part, pair.name, spectrum, device) for part in matrices_of(pair.name, delta)]
     if not pair.added_rows and not any(m.norm for m in parts):

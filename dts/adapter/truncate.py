@@ -1,4 +1,4 @@
-"""A smaller adapter from a larger one, without the fine-tune: a prefix of every matrix's components."""
+"""A smaller adapter from a larger one, without the fine-tune: a prefix of every matrix's components, 8-bit vectors."""
 
 from dataclasses import replace
 
@@ -8,6 +8,7 @@ import torch
 from dts.adapter import format
 from dts.adapter.budget import BLOCK, Curve, allocate_exactly
 from dts.adapter.entries import Entry
+from dts.adapter.vectors import eight_bit
 from dts.checkpoint.safetensors_file import layout_of
 from dts.codec import Factors
 from dts.codec.spectrum import PAPER_KEPT
@@ -39,9 +40,17 @@ def cut(entry: Entry, ranks: list[int]) -> Entry | None:
     return replace(entry, factors=factors if entry.kind == "experts" else factors[0], squared_error=error)
 
 
+def shortened(entry: Entry, method: str) -> Entry:
+    """An exact vector in 8 bits, as `dts.compress` has it where bytes are asked for; everything else as it is."""
+    if method != "residual" or entry.kind != "delta" or entry.scale is not None:
+        return entry
+    return eight_bit(entry, entry.tensor)
+
+
 def truncated(adapter, nbytes: int):
     """The adapter cut to at most ``nbytes``; changes the adapter given, not its entries."""
-    config, whole = adapter.config, adapter.entries
+    config = adapter.config
+    whole = {name: shortened(entry, adapter.method) for name, entry in adapter.entries.items()}
     where = [(name, i) for name, entry in whole.items() for i, f in enumerate(format.matrices(entry)) if f is not None]
     curves = [prefix_curve(format.matrices(whole[name])[i]) for name, i in where]
     base_digests = {name: row.get("base") for name, row in config["tensors"].items()}
@@ -85,11 +94,11 @@ def measured(config: dict, entries: dict[str, Entry], base_digests: dict, sha256
 
 def overall_error(config: dict, entries: dict[str, Entry]) -> float | None:
     """Squared relative error of the whole difference; None if a tensor does not know its own."""
-    factored = [e for e in entries.values() if e.kind in ("factors", "experts") and e.name not in config["dropped"]]
-    if any(e.squared_error is None for e in factored):
+    stored = [e for e in entries.values() if e.name not in config["dropped"]]
+    if any(e.squared_error is None for e in stored):
         return None
     lost = sum(norm**2 for norm in config["dropped"].values())
-    lost += sum(e.squared_error * e.norm**2 for e in factored)
+    lost += sum(e.squared_error * e.norm**2 for e in stored)
     whole = sum(e.norm**2 for e in entries.values() if e.name not in config["dropped"])
     whole += sum(norm**2 for norm in config["dropped"].values())
     return format.number(lost / whole) if whole else 0.0

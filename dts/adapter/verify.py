@@ -46,7 +46,8 @@ def _compare(adapter, base, finetuned, model, name: str, report: Report) -> None
         report.problems.append(f"{name}: not in the fine-tune with shape {list(model.shape(name))}")
         return
     entry, ours = adapter.entries.get(name), finetuned.load(name)
-    if entry is None and name not in adapter.config["dropped"] or entry and entry.kind in ("delta", "value"):
+    exact = entry is not None and entry.kind in ("delta", "value") and entry.scale is None
+    if exact or entry is None and name not in adapter.config["dropped"]:
         if not torch.equal(model.load(name), ours):
             report.problems.append(f"{name}: not the fine-tune's value")
         return

@@ -31,6 +31,12 @@ class Method(StrEnum):
     paper = "paper"
 
 
+class Vectors(StrEnum):
+    auto = "auto"
+    exact = "exact"
+    eight_bit = "8bit"
+
+
 class Kind(StrEnum):
     task = "task"
     difference = "difference"
@@ -49,6 +55,8 @@ def compress(
                             "0.1 or 10%.", show_default=False)] = None,
     method: Annotated[Method, typer.Option(help="residual: less error at any size.  paper: as published.")]
         = Method.residual,
+    vectors: Annotated[Vectors, typer.Option(help="Biases and norms: exact, or rounded to 8 bits.  auto: 8bit with a "
+                                             "--budget, whose bytes the matrices need more.")] = Vectors.auto,
     kind: Annotated[Kind, typer.Option(help="task: the base is the pretrained model.  difference: it is a merged one.")]
         = Kind.task,
     name: Annotated[str | None, typer.Option(help="Name of the task; default the fine-tune's folder name.",
@@ -76,14 +84,14 @@ def compress(
     if len(finetuned) > 1 and (name or class_names or description):
         raise ValueError("--name, --class-names and --description are of one task: compress the fine-tunes one by one")
     if merge:
-        results = _merged(base, finetuned, out, merge, method, kind, how, resume or dry_run or overwrite)
+        results = _merged(base, finetuned, out, merge, method, vectors, kind, how, resume or dry_run or overwrite)
         return emit(results, as_json, lambda: _show(results))
     results = []
     for task, source in named(finetuned).items():
         folder = out / task if len(finetuned) > 1 else out
         with progress_bar(f"{'Predicting' if dry_run else 'Compressing'} {source}", in_bytes=True) as progress:
             adapter = dts.compress(
-                base, source, out=folder, method=method.value, kind=kind.value, name=name,
+                base, source, out=folder, method=method.value, vectors=vectors.value, kind=kind.value, name=name,
                 class_names=list_of(class_names), description=description, resume=resume, overwrite=overwrite,
                 dry_run=dry_run, progress=progress, **how,
             )
@@ -115,7 +123,7 @@ def named(sources: list[str]) -> dict[str, str]:
     return {name: source for source, name in names.items()}
 
 
-def _merged(base, finetuned, out, merge, method, kind, how, other: bool) -> list[dict]:
+def _merged(base, finetuned, out, merge, method, vectors, kind, how, other: bool) -> list[dict]:
     """Merge, and compress each fine-tune's difference to the merged base."""
     from dts.merge import compress_difference
 
@@ -125,8 +133,10 @@ def _merged(base, finetuned, out, merge, method, kind, how, other: bool) -> list
         raise ValueError("--dry-run, --resume and --overwrite do not go with --merge: run dts merge, then dts compress "
                          "--kind difference against the merged model")  # fmt: skip
     with progress_bar(f"Merging by {merge}, compressing") as progress:
-        _, adapters = compress_difference(None if base.lower() == "none" else base, named(finetuned), merge, out,
-                                          progress=progress, codec=method.value, **how)  # fmt: skip
+        _, adapters = compress_difference(
+            None if base.lower() == "none" else base, named(finetuned), merge, out, progress=progress,
+            codec=method.value, vectors=vectors.value, **how,
+        )  # fmt: skip
     return [summary(adapter) | {"written": True} for adapter in adapters.values()]
 
 

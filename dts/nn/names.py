@@ -170,7 +170,7 @@ def _pieces(entry: Entry, target: Target, site: Site, wrong: list[str]) -> list[
     elif entry.kind == "factors" and entry.factors is not None:
         pieces.append(Piece("factors", entry.factors, target.expert, row))
     elif entry.kind == "delta":
-        pieces.append(Piece("raw", entry.tensor, target.expert, row))
+        pieces.append(Piece("raw", entry.tensor if entry.scale is None else entry.delta(), target.expert, row))
     elif entry.kind == "value":
         pieces.append(_whole(entry, target, site, row, wrong))
     if entry.added_rows is not None:

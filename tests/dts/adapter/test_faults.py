@@ -138,7 +138,7 @@ def test_configuration_and_tensors_that_disagree_are_refused_by_name(adapter_fol
     path.write_text(text[: len(text) // 2])
     with pytest.raises(AdapterError, match="damaged"):
         dts.Adapter.load(adapter_folder)
-    path.write_text(text.replace('"format_version": 1', '"format_version": 99'))
+    path.write_text(text.replace('"format_version": 2', '"format_version": 99'))
     with pytest.raises(AdapterError, match="format 99"):
         dts.Adapter.load(adapter_folder)
 
@@ -160,9 +160,9 @@ def test_saving_elsewhere_and_cutting(bert_folders, adapter_folder, tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_a_cut_adapter_is_about_as_good_as_one_made_so(bert_folders, adapter_folder):
-    cut = dts.Adapter.load(adapter_folder).truncate(nbytes=25_000)
-    made = compress(*bert_folders, nbytes=25_000)
+def test_a_cut_adapter_is_about_as_good_as_one_made_so(bert_folders):
+    cut = compress(*bert_folders, nbytes=26_500).truncate(nbytes=19_500)
+    made = compress(*bert_folders, nbytes=19_500)
     assert cut.config["squared_error"] < 1.25 * made.config["squared_error"]
 
 
