@@ -429,6 +429,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tasks", default="", help="names, by commas")
     parser.add_argument("--methods", default="", help="merging methods, by commas")
     parser.add_argument("--seeds", default="0", help="of the fine-tunes, by commas")
+    parser.add_argument("--budgets", default="", help="of the part adapters, shares of fp32, by commas")
     parser.add_argument("--budget", type=float, default=0.01, help="of adapters in the parts unseen and routing")
     parser.add_argument("--samples", type=int, default=0, help="test texts a task, at most")
     parser.add_argument("--out", type=Path, default=CACHE / "merging.json")
@@ -447,7 +448,8 @@ def main(arguments: list[str] | None = None) -> int:
         if "bases" in parts:
             rows += study.bases()
         if "adapters" in parts:
-            rows += study.adapters_table((0.01,) if options.quick else BUDGETS)
+            budgets = [float(part) for part in split(options.budgets)] or ((0.01,) if options.quick else BUDGETS)
+            rows += study.adapters_table(budgets)
         if "unseen" in parts:
             rows += study.unseen(groups_of_three([t.task.name for t in study.tested]), options.budget)
         if "routing" in parts:
