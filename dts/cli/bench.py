@@ -13,6 +13,7 @@ from dts.cli.common import Json, emit, errors, output
 bench = typer.Typer(no_args_is_help=True, help="Measure this machine: kernels, and quality against other methods.")
 
 SUITES = {  # name -> (module, its first words)
+    "published": ("benchmarks.quality.published", "The papers' benchmarks from hub ids: CLIP on images, GLUE on text."),
     "merging": ("benchmarks.quality.merging", "Merged bases, difference vectors, unseen tasks and routing."),
     "cpu": ("benchmarks.kernels.cpu", "The CPU kernels beside nn.Linear, LoRA and dense models."),
     "gpu": ("benchmarks.kernels.gpu", "The GPU kernels beside their alternatives."),
