@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections import Counter
 from pathlib import Path
 
 from benchmarks.quality import plots, targets, theory_page
@@ -29,7 +30,7 @@ def build(out: Path, suites: dict[str, list[dict]], theory: dict | None) -> tupl
         parts.append(_suite(out, suite, rows, means[suite]))
         figures[suite] = {
             "cells": means[suite], "relative": targets.relative(means[suite]),
-            "checks": [vars(check) for check in targets.checks(means[suite])],
+            "checks": [vars(check) | {"verdict": check.verdict} for check in targets.checks(means[suite])],
         }  # fmt: skip
     if theory:
         parts.append(theory_page.section(out, theory))
@@ -44,14 +45,15 @@ def build(out: Path, suites: dict[str, list[dict]], theory: dict | None) -> tupl
 
 def _suite(out: Path, suite: str, rows: list[dict], cells: list[dict]) -> str:
     tasks, seeds = sorted({row["task"] for row in rows}), sorted({row["seed"] for row in rows})
-    most = max(cell["fine_tunes"] for cell in cells)
+    samples = max((row.get("samples", 0) for row in rows), default=0)
     parts = [f'<h2 id="{suite}">{html.escape(suite.capitalize())}</h2>',
              f"<p>{len(tasks)} task{'s' * (len(tasks) > 1)} ({html.escape(', '.join(tasks))}), "
-             f"{len(seeds)} seed{'s' * (len(seeds) > 1)} of the fine-tunes.</p>"]  # fmt: skip
-    partial = sorted({label(cell["method"]) for cell in cells if cell["fine_tunes"] < most})
-    if partial:
-        parts.append(f"<p class=note>Not all {most} fine-tunes were measured with {html.escape(', '.join(partial))}: "
-                     "their means are of other tasks, and not to be compared.</p>")  # fmt: skip
+             f"{len(seeds)} seed{'s' * (len(seeds) > 1)} of the fine-tunes"
+             + (f", at most {samples} test samples a task.</p>" if samples else ".</p>")]  # fmt: skip
+    strange = _strange(rows)
+    if strange:
+        parts.append(f"<p class=note>Measured on other fine-tunes than the rest, and not to be compared with them: "
+                     f"{html.escape(', '.join(map(label, strange)))}.</p>")  # fmt: skip
     parts += ["<h3>Targets</h3>", _checks(targets.checks(cells)), "<h3>Frontier</h3>"]
     shown = [(m, title) for m, title in PLOTS.items() if plots.frontier(cells, m, out / f"{suite}-{m}")]
     parts += [image(f"{suite}-{m}", title) for m, title in shown[:1]]
@@ -65,11 +67,19 @@ def _suite(out: Path, suite: str, rows: list[dict], cells: list[dict]) -> str:
     return "\n".join(parts)
 
 
+def _strange(rows: list[dict]) -> list[str]:
+    """Methods that were not measured on the same fine-tunes as most are."""
+    seen: dict[str, set] = {}
+    for row in rows:
+        seen.setdefault(row["method"], set()).add((row["task"], row["seed"]))
+    usual = Counter(map(frozenset, seen.values())).most_common(1)[0][0]
+    return [method for method, fine_tunes in seen.items() if fine_tunes != usual]
+
+
 def _checks(checks: list[targets.Check]) -> str:
-    words = {True: "✔ met", False: "✘ not met", None: "– not measured"}
-    rows = [(html.escape(label(c.method)), html.escape(c.target), f"<b>{words[c.met]}</b>", html.escape(c.figures))
+    rows = [(html.escape(label(c.method)), html.escape(c.target), f"<b>{c.verdict}</b>", html.escape(c.figures))
             for c in checks]  # fmt: skip
-    kinds = ["met" if c.met else "open" for c in checks]
+    kinds = ["met" if c.met and c.complete else "open" for c in checks]
     return table(("method", "target", "", "figures"), rows, "words", kinds)
 
 
@@ -124,10 +134,11 @@ def _families() -> str:
 
 METHOD = """<h2 id="method">How it was measured</h2>
 <p>Each method at several sizes, in % of the compressed matrices in fp32; means over tasks, seeds and draws of a
-method's randomness, against the fine-tuned model.  Biases, norms and heads are exact for every method.  Peers are
-re-implemented with their published settings; their file headers, and masks that a seed regenerates, are counted as
-free.  A method is measured at the sizes it can have; EMR and TALL-mask keep a vector of all tasks on top.  Methods
-larger than 12 % of fp32 are in the tables only.</p>
+method's randomness, against the fine-tuned model.  Biases, norms and heads are exact for every method and not counted,
+except in rows of whole adapter folders, which count every byte.  Peers are re-implemented with their published
+settings; their file headers, and masks that a seed regenerates, are counted as free.  A method is measured at the sizes
+it can have; EMR and TALL-mask keep a vector of all tasks on top.  Methods larger than 12 % of fp32 are in the tables
+only.</p>
 <p>Families, by colour: {families}.</p>
 <p>Made by <code>python -m benchmarks.quality.report --results benchmarks/results/quality --out out/</code> from the
 rows that <code>dts bench quality --suite text</code>, <code>images</code> and <code>language</code> measure, and from

@@ -120,10 +120,11 @@ def by_task(rows: list[dict], cells: list[dict], path: Path, share: float, most:
     points = {(m, t): _task_line(rows, m, t) for m in methods for t in tasks}
     values = {key: at(line_, share) for key, line_ in points.items()}
     tasks.sort(key=lambda t: values.get((own[0] if own else methods[0], t)) or 0)
-    made, axes = figure(max(7.5, 2.2 + 0.95 * len(tasks)), 4.6)
+    inches = max(7.5, 2.2 + 0.95 * len(tasks))
+    made, axes = figure(inches, 4.8)
     width = 0.84 / len(methods)
     for i, method in enumerate(methods):
-        heights = [max(values[method, t] or FLOOR, FLOOR) for t in tasks]
+        heights = [max(values[method, t], FLOOR) if values[method, t] is not None else math.nan for t in tasks]
         look = style(method, own)
         axes.bar([x + (i + 0.5) * width for x in range(len(tasks))], heights, 0.92 * width, label=label(method),
                  color=look["color"], hatch=None if method in own else HATCHES[chosen.index(method) % len(HATCHES)],
@@ -136,7 +137,7 @@ def by_task(rows: list[dict], cells: list[dict], path: Path, share: float, most:
     axes.tick_params(axis="x", length=0)
     axes.grid(axis="y", color="#e4e4e4", linewidth=0.7)
     axes.set_axisbelow(True)
-    made.legend(fontsize=9.5, ncols=len(methods), frameon=False, loc="outside upper center")
+    made.legend(fontsize=9.5, ncols=int(inches / 1.8), frameon=False, loc="outside upper center")
     return save(made, path)
 
 

@@ -1,4 +1,8 @@
-"""Rows of the suites (`suite.measure`) as the report uses them: compact files, and means over fine-tunes."""
+"""Rows of the suites (`suite.measure`) as the report uses them: compact files, and means over fine-tunes.
+
+All methods of a suite are compared at the same ``share``: bytes over the fp32 bytes of the matrices that the suite
+compresses.  A row of a whole adapter folder counts all the folder's bytes over those same matrices.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 DROPPED = ("key", "identity")  # what only continues an interrupted run
+SAME = ("task", "seed", "draw", "method", "size")
 DIGITS = 5
 MEASURES = ("share", "published_share", "shared", "accuracy", "finetuned_accuracy", "adr", "agreement", "kl", "loss",
             "finetuned_loss", "base_loss", "squared_error", "seconds")  # fmt: skip
@@ -16,6 +21,7 @@ MEASURES = ("share", "published_share", "shared", "accuracy", "finetuned_accurac
 
 def pack(rows: list[dict]) -> dict:
     """{"columns": [...], "rows": [[...], ...]}, numbers to 5 digits: a tenth of the rows' own JSON."""
+    rows = [_told(row) for row in rows]
     columns = list(dict.fromkeys(name for row in rows for name in row if name not in DROPPED))
     return {"columns": columns, "rows": [[_short(row.get(name)) for name in columns] for row in rows]}
 
@@ -23,6 +29,14 @@ def pack(rows: list[dict]) -> dict:
 def unpack(content: dict) -> list[dict]:
     return [{name: value for name, value in zip(content["columns"], row) if value is not None or name == "size"}
             for row in content["rows"]]  # fmt: skip
+
+
+def _told(row: dict) -> dict:
+    """With the fine-tune's ``identity`` and the ``samples`` it was measured on, which a measured row has in its key."""
+    if "key" not in row:
+        return row
+    _, _, _, _, identity, samples, *_ = json.loads(row["key"])
+    return row | {"identity": identity, "samples": samples}
 
 
 def _short(value):
@@ -37,14 +51,27 @@ def save(rows: list[dict], path: Path) -> None:
 
 
 def load(paths: Iterable[Path]) -> dict[str, list[dict]]:
-    """{suite: rows} of compact files, of JSON lines, and of folders of them.  Rows with equal suite, task, seed, draw,
-    method, size and number of samples are one: the last counts, since a file of JSON lines keeps older versions."""
-    suites: dict[str, dict[tuple, dict]] = {}
+    """{suite: rows} of compact files, of JSON lines, and of folders of them.
+
+    A file of JSON lines keeps all that was ever measured.  Of each task and seed only the last fine-tune counts, and of
+    that what was measured on the most samples; of rows alike in method, size and draw the last."""
+    suites: dict[str, list[dict]] = {}
     for path in _files(paths):
         for row in _read(path):
-            same = tuple(row.get(name) for name in ("task", "seed", "draw", "method", "size"))
-            suites.setdefault(row.get("suite", path.stem), {})[same] = row
-    return {suite: list(rows.values()) for suite, rows in sorted(suites.items())}
+            suites.setdefault(row.get("suite", path.stem), []).append(_told(row))
+    return {suite: _current(rows) for suite, rows in sorted(suites.items())}
+
+
+def _current(rows: list[dict]) -> list[dict]:
+    """A row that does not say of which fine-tune it is, or on how many samples, is taken as it is."""
+    last = {(row["task"], row["seed"]): row["identity"] for row in rows if "identity" in row}
+    rows = [row for row in rows if row.get("identity") in (None, last.get((row["task"], row["seed"])))]
+    most: dict[tuple, int] = {}
+    for row in rows:
+        one = row["task"], row["seed"]
+        most[one] = max(most.get(one, 0), row.get("samples", 0))
+    rows = [row for row in rows if row.get("samples") in (None, most[row["task"], row["seed"]])]
+    return list({tuple(row.get(name) for name in SAME): row for row in rows}.values())
 
 
 def _files(paths: Iterable[Path]) -> list[Path]:

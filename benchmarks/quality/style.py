@@ -47,7 +47,7 @@ def style(method: str, ours: list[str]) -> dict:
             "linewidth": 1.9 if i == 0 else 1.3, "zorder": 3}  # fmt: skip
 
 
-def figure(width: float, height: float, columns: int = 1, **how):
+def figure(width: float, height: float, columns: int = 1, rows: int = 1, **how):
     """(figure, axes); without a global state or a display."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -56,7 +56,7 @@ def figure(width: float, height: float, columns: int = 1, **how):
     with rc_context(SETTINGS):
         made = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(made)
-        return made, made.subplots(1, columns, **how)
+        return made, made.subplots(rows, columns, **how)
 
 
 SETTINGS = {

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from benchmarks.quality.peers import PEERS
 from benchmarks.quality.rows import at, line, share_for
+from benchmarks.quality.style import label
 
 SIZES = (0.001, 0.0017, 0.0025, 0.005, 0.01, 0.02, 0.04)  # of fp32, 0.1 % to 4 %
 ADR, ADR_SIZE = 0.001, 0.005
@@ -15,12 +16,19 @@ PAPER, ULTRADELTA = "dts paper", "ultradelta"
 
 @dataclass(frozen=True)
 class Check:
-    """met: None where nothing was measured that could tell."""
+    """met: None where nothing was measured that could tell;  complete: whether every size it is about was measured."""
 
     target: str
     method: str
     met: bool | None
     figures: str
+    complete: bool = True
+
+    @property
+    def verdict(self) -> str:
+        if self.met is None:
+            return "– not measured"
+        return "✘ not met" if not self.met else "✔ met" if self.complete else "◐ met where measured"
 
 
 def ours(cells: list[dict]) -> list[str]:
@@ -74,22 +82,23 @@ def _drop(cells: list[dict], method: str) -> Check:
 
 def _against(cells: list[dict], method: str, target: str, peer_at) -> Check:
     """peer_at(share) -> (peer, KL or None)."""
-    own, figures, met = line(cells, method), [], []
+    own, figures, met, complete = line(cells, method), [], [], True
     for share in SIZES:
         kl, (name, other) = at(own, share), peer_at(share)
         if kl is None or share > 1.05 * own[-1][0]:
             figures.append(f"{100 * share:g} %: not measured")
+            complete = False
         elif other is None:
             figures.append(f"{100 * share:g} %: no peer so small")
         else:
             met.append(kl <= RATIO * other)
-            figures.append(f"{100 * share:g} %: {kl / other:.2f}" + (f" ({name})" if name != PAPER else ""))
-    return Check(target, method, all(met) if met else None, ", ".join(figures))
+            figures.append(f"{100 * share:g} %: {kl / other:.2f}" + (f" ({label(name)})" if name != PAPER else ""))
+    return Check(target, method, all(met) if met else None, ", ".join(figures), complete)
 
 
 def _ultradelta(cells: list[dict], method: str) -> Check:
     target = f"UltraDelta's KL at {RATIO:g} of its bytes or fewer"
-    figures, met = [], []
+    figures, met, complete = [], [], True
     for share, kl in line(cells, ULTRADELTA):
         found = share_for(line(cells, method), kl)
         if found is None:
@@ -99,7 +108,8 @@ def _ultradelta(cells: list[dict], method: str) -> Check:
         ratio, less = found[0] / share, found[1]
         if less and ratio > RATIO:  # the smallest size is already better: how much fewer bytes would do is not known
             figures.append(f"its {100 * share:.2g} %: ≤ {ratio:.2f}, our smallest size")
+            complete = False
             continue
         met.append(ratio <= RATIO)
         figures.append(f"its {100 * share:.2g} %: {'≤ ' if less else ''}{ratio:.2f}")
-    return Check(target, method, all(met) if met else None, ", ".join(figures) or "not measured")
+    return Check(target, method, all(met) if met else None, ", ".join(figures) or "not measured", complete)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.quality.style import OURS, figure, save
+from benchmarks.quality.style import OURS, figure, plain_numbers, save
 from dts.codec import error_bounds, predicted_error
 
 COLOURS = {"residual": OURS[0], "paper": "#1a1a1a"}
@@ -55,8 +55,11 @@ def ranks(chosen: dict, path: Path) -> Path:
 
 
 def spectra(rows: list[dict], path: Path) -> Path:
-    """Left the singular values of all; then a panel a matrix with predicted curves, bounds and measured points."""
-    made, axes = figure(4.6 * (len(rows) + 1), 4.2, len(rows) + 1)
+    """First the singular values of all; then a panel a matrix with predicted curves, bounds and measured points."""
+    made, grid = figure(10, 3.9 * -(-(len(rows) + 1) // 2), 2, -(-(len(rows) + 1) // 2), squeeze=False)
+    axes = grid.flatten()
+    for unused in axes[len(rows) + 1 :]:
+        unused.set_visible(False)
     for row, colour in zip(rows, ("#0072B2", "#009E73", "#A65AA6", "#7A7A7A")):
         values = torch.tensor(row["singular_values"])
         axes[0].plot(range(1, len(values) + 1), values / values[0], color=colour, linewidth=2,
@@ -66,20 +69,22 @@ def spectra(rows: list[dict], path: Path) -> Path:
     axes[0].legend(frameon=False, fontsize=9.5, loc="lower left")
     for panel, row in zip(axes[1:], rows):
         values, shape = torch.tensor(row["singular_values"], dtype=torch.float64), row["shape"]
-        grid = sorted({max(1, round(len(values) * 0.005 * 1.07**i)) for i in range(79)})
-        grid = [k for k in grid if k <= len(values)]
-        lower, upper = error_bounds(values, grid)
-        panel.fill_between(grid, lower, upper, color=COLOURS["residual"], alpha=0.13, linewidth=0, label="its bounds")
+        at = sorted({max(1, round(len(values) * 0.005 * 1.07**i)) for i in range(79)})
+        at = [k for k in at if k <= len(values)]
+        lower, upper = error_bounds(values, at)
+        panel.fill_between(at, lower, upper, color=COLOURS["residual"], alpha=0.13, linewidth=0, label="its bounds")
         for method in ("residual", "paper"):
-            predicted = predicted_error(values, grid, method, shape)
-            panel.plot(grid, predicted, color=COLOURS[method], linewidth=1.8, label=f"{method}, predicted")
+            predicted = predicted_error(values, at, method, shape)
+            panel.plot(at, predicted, color=COLOURS[method], linewidth=1.8, label=f"{method}, predicted")
             panel.plot(row["ranks"], row["measured"][method], MARKERS[method], color=COLOURS[method], markersize=7,
                        markerfacecolor="white", markeredgewidth=1.8, label=f"{method}, measured")  # fmt: skip
-        panel.set(xscale="log", yscale="log", xlabel="rank", title=f"{_short(row['name'])}, {shape[0]} x {shape[1]}")
+        panel.set(xscale="log", yscale="log", xlabel="rank", ylabel="squared relative error",
+                  title=f"{_short(row['name'])}, {shape[0]} x {shape[1]}")  # fmt: skip
         panel.set_ylim(bottom=0.5 * min(row["measured"]["residual"]))
-    axes[1].set_ylabel("squared relative error")
     axes[1].legend(frameon=False, fontsize=9.5, loc="lower left")
-    for panel in axes:
+    for panel in axes[: len(rows) + 1]:
+        plain_numbers(panel.xaxis)
+        plain_numbers(panel.yaxis)
         panel.grid(color="#e4e4e4", linewidth=0.7)
         panel.set_axisbelow(True)
     return save(made, path)
@@ -108,4 +113,5 @@ def _short(name: str) -> str:
     match = LAYER.match(name.removesuffix(".weight"))
     if not match:
         return name.removesuffix(".weight")
-    return f"{match[2]}.{match[3]}".replace("attention.", "").replace(".dense", "").replace("self.", "")
+    kind = match[3].replace("attention.self.", "").replace(".dense", "")
+    return f"layer {match[2]}, {kind}"

@@ -13,7 +13,7 @@ SIZES = (0.001, 0.01, 0.04)
 
 def row(method, size, kl, task="one", seed=0, share=None, **more):
     return {
-        "key": "k", "suite": "text", "task": task, "seed": seed, "draw": 0, "method": method, "size": size,
+        "suite": "text", "task": task, "seed": seed, "draw": 0, "method": method, "size": size,
         "share": share or size, "published_share": share or size, "shared": 0.0, "accuracy": 0.9 - kl,
         "finetuned_accuracy": 0.9, "adr": kl / 0.9, "agreement": 1 - kl, "kl": kl, "squared_error": 0.1, "seconds": 1.0,
     } | more  # fmt: skip
@@ -35,16 +35,23 @@ def test_compact_files_give_the_rows_back(measured, tmp_path):
     back = rows.load([tmp_path])["text"]
     assert len(back) == len(measured)
     for one, other in zip(measured, back):
-        assert other.keys() == one.keys() - {"key"}
+        assert other.keys() == one.keys()
         for key, value in other.items():
             assert value == (pytest.approx(one[key], rel=1e-4) if isinstance(value, float) else one[key])
     assert (tmp_path / "text.json").stat().st_size < 150 * len(measured)
 
 
-def test_lines_of_json_keep_the_last_of_rows_measured_again(measured, tmp_path):
+def test_of_lines_of_json_the_last_fine_tune_and_the_most_samples_count(measured, tmp_path):
     older = measured[0] | {"kl": 9.0}
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in (older, *measured)))
     assert [r["kl"] for r in rows.load([tmp_path / "rows.jsonl"])["text"]] == [r["kl"] for r in measured]
+    key = lambda identity, samples: {"key": json.dumps(["text", "m", 0.1, 0, identity, samples, [], False])}  # noqa: E731
+    runs = [("old", 900), ("new", 1000), ("new", 300)]  # then a quick run
+    lines = [row("residual", 0.01, kl) | key(*run) for kl, run in zip((0.1, 0.2, 0.3), runs)]
+    lines.append(row("added by hand", 0.01, 0.4))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = rows.load([tmp_path / "rows.jsonl"])["text"]
+    assert [(r["kl"], r.get("samples")) for r in found] == [(0.2, 1000), (0.4, None)]
     with pytest.raises(FileNotFoundError, match="nothing"):
         rows.load([tmp_path / "nothing"])
 
