@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import html
-from collections import Counter
 from pathlib import Path
 
 from benchmarks.quality import plots, targets, theory_page
 from benchmarks.quality.markup import image, kl_text, ratio_text, table
 from benchmarks.quality.peers import PEERS
 from benchmarks.quality.rows import cells as cells_of
+from benchmarks.quality.rows import comparable
 from benchmarks.quality.style import FAMILIES, label
 
 BARS = 0.005  # of fp32, of the bars by task
@@ -21,13 +21,14 @@ PLOTS = {
 
 def build(out: Path, suites: dict[str, list[dict]], theory: dict | None) -> tuple[str, dict]:
     """Draws every plot into ``out``.  Returns the page and the figures it shows, as JSON."""
-    means = {suite: cells_of(rows) for suite, rows in suites.items()}
+    compared = {suite: comparable(rows) for suite, rows in suites.items()}
+    means = {suite: cells_of(rows) for suite, (rows, _) in compared.items()}
     parts, figures = [], {}
     if plots.headline(means, out / "headline"):
         parts.append(image("headline", "KL against bytes", "Kullback-Leibler divergence of the answers from the "
                             "fine-tuned model's, mean over fine-tunes, against the bytes one fine-tune takes."))
-    for suite, rows in suites.items():
-        parts.append(_suite(out, suite, rows, means[suite]))
+    for suite, (rows, left) in compared.items():
+        parts.append(_suite(out, suite, rows, means[suite], left))
         figures[suite] = {
             "cells": means[suite], "relative": targets.relative(means[suite]),
             "checks": [vars(check) | {"verdict": check.verdict} for check in targets.checks(means[suite])],
@@ -43,17 +44,15 @@ def build(out: Path, suites: dict[str, list[dict]], theory: dict | None) -> tupl
 # --- a suite -----------------------------------------------------------------------------------------------------
 
 
-def _suite(out: Path, suite: str, rows: list[dict], cells: list[dict]) -> str:
+def _suite(out: Path, suite: str, rows: list[dict], cells: list[dict], left: list[str]) -> str:
     tasks, seeds = sorted({row["task"] for row in rows}), sorted({row["seed"] for row in rows})
     samples = max((row.get("samples", 0) for row in rows), default=0)
     parts = [f'<h2 id="{suite}">{html.escape(suite.capitalize())}</h2>',
              f"<p>{len(tasks)} task{'s' * (len(tasks) > 1)} ({html.escape(', '.join(tasks))}), "
              f"{len(seeds)} seed{'s' * (len(seeds) > 1)} of the fine-tunes"
              + (f", at most {samples} test samples a task.</p>" if samples else ".</p>")]  # fmt: skip
-    strange = _strange(rows)
-    if strange:
-        parts.append(f"<p class=note>Measured on other fine-tunes than the rest, and not to be compared with them: "
-                     f"{html.escape(', '.join(map(label, strange)))}.</p>")  # fmt: skip
+    if left:
+        parts.append(f"<p class=note>Left out, since not measured on all of these: {html.escape('; '.join(left))}.</p>")
     parts += ["<h3>Targets</h3>", _checks(targets.checks(cells)), "<h3>Frontier</h3>"]
     shown = [(m, title) for m, title in PLOTS.items() if plots.frontier(cells, m, out / f"{suite}-{m}")]
     parts += [image(f"{suite}-{m}", title) for m, title in shown[:1]]
@@ -65,15 +64,6 @@ def _suite(out: Path, suite: str, rows: list[dict], cells: list[dict]) -> str:
             "and the paper's; each between its own sizes, by interpolation.")]  # fmt: skip
     parts.append(f"<details><summary>All figures</summary>{_table(cells)}</details>")
     return "\n".join(parts)
-
-
-def _strange(rows: list[dict]) -> list[str]:
-    """Methods that were not measured on the same fine-tunes as most are."""
-    seen: dict[str, set] = {}
-    for row in rows:
-        seen.setdefault(row["method"], set()).add((row["task"], row["seed"]))
-    usual = Counter(map(frozenset, seen.values())).most_common(1)[0][0]
-    return [method for method, fine_tunes in seen.items() if fine_tunes != usual]
 
 
 def _checks(checks: list[targets.Check]) -> str:

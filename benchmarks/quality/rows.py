@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean, stdev
 
 DROPPED = ("key", "identity")  # what only continues an interrupted run
 SAME = ("task", "seed", "draw", "method", "size")
+FIRST = ("text", "images", "language")  # the order of the suites
 DIGITS = 5
 MEASURES = ("share", "published_share", "shared", "accuracy", "finetuned_accuracy", "adr", "agreement", "kl", "loss",
             "finetuned_loss", "base_loss", "squared_error", "seconds")  # fmt: skip
@@ -54,23 +56,26 @@ def load(paths: Iterable[Path]) -> dict[str, list[dict]]:
     """{suite: rows} of compact files, of JSON lines, and of folders of them.
 
     A file of JSON lines keeps all that was ever measured.  Of each task and seed only the last fine-tune counts, and of
-    that what was measured on the most samples; of rows alike in method, size and draw the last."""
+    that the number of samples with the most rows; of rows alike in method, size and draw the last."""
     suites: dict[str, list[dict]] = {}
     for path in _files(paths):
         for row in _read(path):
-            suites.setdefault(row.get("suite", path.stem), []).append(_told(row))
-    return {suite: _current(rows) for suite, rows in sorted(suites.items())}
+            row = {name: _short(value) for name, value in _told(row).items()}  # as a compact file has it
+            suites.setdefault(row.get("suite", path.stem), []).append(row)
+    order = sorted(suites, key=lambda suite: (FIRST.index(suite) if suite in FIRST else len(FIRST), suite))
+    return {suite: _current(suites[suite]) for suite in order}
 
 
 def _current(rows: list[dict]) -> list[dict]:
     """A row that does not say of which fine-tune it is, or on how many samples, is taken as it is."""
     last = {(row["task"], row["seed"]): row["identity"] for row in rows if "identity" in row}
     rows = [row for row in rows if row.get("identity") in (None, last.get((row["task"], row["seed"])))]
-    most: dict[tuple, int] = {}
+    counts: dict[tuple, Counter] = {}
     for row in rows:
-        one = row["task"], row["seed"]
-        most[one] = max(most.get(one, 0), row.get("samples", 0))
-    rows = [row for row in rows if row.get("samples") in (None, most[row["task"], row["seed"]])]
+        if "samples" in row:
+            counts.setdefault((row["task"], row["seed"]), Counter())[row["samples"]] += 1
+    usual = {one: max(count, key=lambda samples: (count[samples], samples)) for one, count in counts.items()}
+    rows = [row for row in rows if row.get("samples") in (None, usual.get((row["task"], row["seed"])))]
     return list({tuple(row.get(name) for name in SAME): row for row in rows}.values())
 
 
@@ -88,6 +93,22 @@ def _read(path: Path) -> list[dict]:
         return [json.loads(line) for line in path.read_text().splitlines()]
     content = json.loads(path.read_text())
     return unpack(content) if isinstance(content, dict) and "columns" in content else []
+
+
+def comparable(rows: list[dict]) -> tuple[list[dict], list[str]]:
+    """The rows of the fine-tunes that most methods and sizes were measured on, of those measured on all of them; and
+    the methods, with sizes, that were not.  Means over other fine-tunes could not be compared."""
+    seen: dict[tuple, set] = {}
+    for row in rows:
+        seen.setdefault((row["method"], row["size"]), set()).add((row["task"], row["seed"]))
+    counts = Counter(map(frozenset, seen.values()))
+    usual = max(counts, key=lambda fine_tunes: (counts[fine_tunes], len(fine_tunes)))
+    whole = {cell for cell, fine_tunes in seen.items() if fine_tunes >= usual}
+    kept = [r for r in rows if (r["method"], r["size"]) in whole and (r["task"], r["seed"]) in usual]
+    left: dict[str, list[str]] = {}
+    for method, size in seen.keys() - whole:
+        left.setdefault(method, []).append(f"{100 * size:g} %" if size else "its own size")
+    return kept, [f"{method} ({', '.join(sorted(sizes))})" for method, sizes in sorted(left.items())]
 
 
 def cells(rows: list[dict]) -> list[dict]:

@@ -32,7 +32,7 @@ class TensorPrediction(Predicted):
 
 @dataclass(frozen=True)
 class Prediction(Predicted):
-    """Of a whole adapter; what is stored exactly (biases, heads) errs by nothing.  tensors: the compressed ones."""
+    """Of a whole adapter; biases, norms and heads err by what is known of them.  tensors: the compressed ones."""
 
     tensors: tuple[TensorPrediction, ...]
 
@@ -47,6 +47,7 @@ def prediction(plans: dict[str, Entry | Compressible], ranks: list[int], method:
             tensors.append(TensorPrediction(*_mean(errors, plan.norm**2), name, plan.shape, own, plan.norm))
     whole = sum(plan.norm**2 for plan in plans.values())
     errors = [(t.norm**2, (t.squared_error, t.lower, t.upper)) for t in tensors]
+    errors += [(plan.norm**2, (plan.squared_error or 0.0,) * 3) for plan in plans.values() if isinstance(plan, Entry)]
     return Prediction(*_mean(errors, whole), tuple(tensors))
 
 

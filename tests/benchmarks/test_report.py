@@ -44,7 +44,8 @@ def test_compact_files_give_the_rows_back(measured, tmp_path):
 def test_of_lines_of_json_the_last_fine_tune_and_the_most_samples_count(measured, tmp_path):
     older = measured[0] | {"kl": 9.0}
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in (older, *measured)))
-    assert [r["kl"] for r in rows.load([tmp_path / "rows.jsonl"])["text"]] == [r["kl"] for r in measured]
+    found = [r["kl"] for r in rows.load([tmp_path / "rows.jsonl"])["text"]]
+    assert found == pytest.approx([r["kl"] for r in measured], rel=1e-4)
     key = lambda identity, samples: {"key": json.dumps(["text", "m", 0.1, 0, identity, samples, [], False])}  # noqa: E731
     runs = [("old", 900), ("new", 1000), ("new", 300)]  # then a quick run
     lines = [row("residual", 0.01, kl) | key(*run) for kl, run in zip((0.1, 0.2, 0.3), runs)]
@@ -60,6 +61,12 @@ def test_cells_are_means_over_tasks_and_the_worst(measured):
     cells = [cell for cell in rows.cells(measured) if cell["method"] == "residual"]
     assert [cell["kl"] for cell in cells] == pytest.approx([1e-2, 1e-3, 2.5e-4])
     assert cells[1]["worst_kl"] == pytest.approx(1.5e-3) and cells[1]["fine_tunes"] == cells[1]["runs"] == 2
+
+
+def test_what_was_measured_on_fewer_fine_tunes_is_left_out(measured):
+    more = [row("residual", 0.006, 9.0), row("tvq 2 bit", None, 9.0, "two"), row("residual", 0.01, 9.0, "three")]
+    kept, left = rows.comparable(measured + more)
+    assert kept == measured and left == ["residual (0.6 %)", "tvq 2 bit (its own size)"]
 
 
 def test_a_loss_is_taken_where_every_row_has_one():
@@ -81,7 +88,7 @@ def test_targets_are_computed_from_the_rows(measured):
     checks = targets.checks(cells)
     drop, paper, every, ultradelta = (c for c in checks if c.method == "residual")
     assert drop.met is False and drop.figures.endswith("%")  # .002 / .9 at 0.5 %
-    assert paper.met and "1 %: 0.25" in paper.figures and every.met and "1 %: 0.45 (ultradelta)" in every.figures
+    assert paper.met and "1 %: 0.25" in paper.figures and every.met and "1 %: 0.45 (UltraDelta)" in every.figures
     assert ultradelta.met is True and "its 4 %: 0.45" in ultradelta.figures
     drop, paper, every, ultradelta = (c for c in checks if c.method == "dts whole")
     assert paper.met and not every.met and not ultradelta.met

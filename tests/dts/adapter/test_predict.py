@@ -8,7 +8,9 @@ import dts
 @pytest.mark.parametrize("how", [{"budget": 0.06}, {"rank_fraction": 0.2}, {"target_error": 0.2}])
 def test_overall_and_by_tensor(bert_folders, how):
     base, finetuned = bert_folders
-    predicted = dts.compress(base, finetuned, dry_run=True, **how).prediction
+    dry = dts.compress(base, finetuned, dry_run=True, **how)
+    predicted = dry.prediction
+    assert predicted.squared_error == pytest.approx(dry.config["squared_error"], rel=1e-4)
     adapter = dts.compress(base, finetuned, **how)
     assert adapter.prediction is None
     measured = adapter.config["squared_error"]
