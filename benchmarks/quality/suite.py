@@ -25,7 +25,7 @@ from torch import Tensor
 import dts.codec
 from benchmarks.quality.peers import ABLATIONS, PEERS, SIZES, Deltas, Encoded, Peer, fp32_bits
 from dts import metrics
-from dts.adapter.budget import Curve, allocate
+from dts.adapter.budget import Curve, allocate, levelled
 from dts.adapter.plan import Matrix
 from dts.adapter.truncate import HEADER_BYTES
 
@@ -93,6 +93,11 @@ def residual(tasks: list[Deltas], fraction: float, seed: int) -> list[Encoded]:
     return [_encoded(deltas, _budgeted_ranks(deltas, fraction), seed) for deltas in tasks]
 
 
+def residual_frobenius(tasks: list[Deltas], fraction: float, seed: int) -> list[Encoded]:
+    """The same codec with a budget of plain squared errors, over all matrices together."""
+    return [_encoded(deltas, _budgeted_ranks(deltas, fraction, level=False), seed) for deltas in tasks]
+
+
 def residual_uniform(tasks: list[Deltas], fraction: float, seed: int) -> list[Encoded]:
     """The same codec with one rank fraction for all matrices."""
     return [_encoded(deltas, _uniform_ranks(deltas, fraction), seed) for deltas in tasks]
@@ -105,8 +110,10 @@ def _encoded(deltas: Deltas, ranks: dict[str, int], seed: int) -> Encoded:
     return Encoded(result, bits, bits)
 
 
-def _budgeted_ranks(deltas: Deltas, fraction: float) -> dict[str, int]:
+def _budgeted_ranks(deltas: Deltas, fraction: float, level: bool = True) -> dict[str, int]:
     curves = [_curve(delta) for delta in deltas.values()]
+    if level:
+        curves = levelled(curves, [delta.numel() for delta in deltas.values()])
     return dict(zip(deltas, allocate(curves, fraction * fp32_bits(deltas) / 8)))
 
 
@@ -134,6 +141,7 @@ def _uniform_ranks(deltas: Deltas, fraction: float) -> dict[str, int]:
 
 OURS: dict[str, Peer] = {
     "residual": Peer(residual, SIZES, "this project"),
+    "residual frobenius": Peer(residual_frobenius, SIZES, "this project, a budget of plain squared errors"),
     "residual uniform": Peer(residual_uniform, ABLATIONS, "this project, no budget over layers"),
 }
 METHODS: dict[str, Peer] = OURS | PEERS

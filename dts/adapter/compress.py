@@ -206,6 +206,8 @@ class _Run:
         curves = [m.curve(self.method, limit) for plan in plans.values()
                   for m, limit in zip(plan.matrices, plan.limits)]  # fmt: skip
         if self.how == "nbytes":
+            matrices = [m for plan in plans.values() for m in plan.matrices]
+            curves = budgets.levelled(curves, [m.elements for m in matrices])
             total = lambda ranks: measured(self.config, self._assemble(ranks, self._planned), self.base_digests)  # noqa: E731
             return budgets.allocate_exactly(curves, asked, total)
         norms = [plan.norm for plan in self.plans.values()]

@@ -1,5 +1,6 @@
 """What each tensor of a fine-tune becomes, and what it would cost, before anything is compressed."""
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -67,6 +68,11 @@ class Matrix:
     def compact_shape(self) -> tuple[int, int]:
         return tuple(size if kept is None else len(kept)
                      for kept, size in zip((self.rows, self.columns), self.shape))  # fmt: skip
+
+    @property
+    def elements(self) -> int:
+        """Elements without zero rows and columns."""
+        return math.prod(self.compact_shape)
 
     def planned(self, rank: int, method: str) -> Factors | None:
         """Factors of this rank without content: right in every shape, with the predicted error."""

@@ -1,12 +1,13 @@
 """A smaller adapter from a larger one, without the fine-tune: a prefix of every matrix's components, 8-bit vectors."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import torch
 
 from dts.adapter import format
-from dts.adapter.budget import BLOCK, Curve, allocate_exactly
+from dts.adapter.budget import BLOCK, Curve, allocate_exactly, levelled
 from dts.adapter.entries import Entry
 from dts.adapter.vectors import eight_bit
 from dts.checkpoint.safetensors_file import layout_of
@@ -52,7 +53,8 @@ def truncated(adapter, nbytes: int):
     config = adapter.config
     whole = {name: shortened(entry, adapter.method) for name, entry in adapter.entries.items()}
     where = [(name, i) for name, entry in whole.items() for i, f in enumerate(format.matrices(entry)) if f is not None]
-    curves = [prefix_curve(format.matrices(whole[name])[i]) for name, i in where]
+    factors = [format.matrices(whole[name])[i] for name, i in where]
+    curves = levelled([prefix_curve(f) for f in factors], [math.prod(f.packed.shape) for f in factors])
     base_digests = {name: row.get("base") for name, row in config["tensors"].items()}
     dropped = dict(config["dropped"])
 
