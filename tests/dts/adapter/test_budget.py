@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dts.adapter.budget import BudgetError, Curve, allocate, allocate_exactly, hull
+from dts.adapter.budget import BudgetError, Curve, allocate, allocate_exactly, hull, levelled
 
 
 @st.composite
@@ -67,3 +67,13 @@ def test_a_search_whose_step_is_smaller_than_a_block_goes_on():
     curve = Curve(ranks, 200 * ranks, 100.0 * 0.9 ** np.arange(41))
     total = lambda ranks: 1000 + sum(200 * k + 700 * (k > 0) for k in ranks)  # noqa: E731
     assert total(allocate_exactly([curve], 17_680, total)) == 1000 + 200 * 76 + 700
+
+
+def test_a_matrix_counts_for_its_elements_and_not_for_how_far_it_moved():
+    ranks = np.arange(0, 33, 4)
+    curve = lambda scale: Curve(ranks, 10 * ranks, scale * 0.9**ranks)  # noqa: E731
+    curves = [curve(1.0), curve(0.05), curve(1e-6)]  # the last holds rounding noise only
+    plain = allocate(curves, 400)
+    even = allocate(levelled(curves, [100, 100, 100]), 400)
+    assert plain[1] < plain[0] / 2
+    assert even[0] == even[1] and sum(even[:2]) == 40 and even[2] == 0
