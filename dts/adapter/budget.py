@@ -44,8 +44,8 @@ def levelled(curves: list[Curve], elements: list[int]) -> list[Curve]:
 
     elements: of each matrix, without zero rows and columns.  A patch projection that moved a little is needed as much
     as an MLP that moved ten times as far: against plain squared errors, this halves the KL of image fine-tunes or
-    better, and costs text a quarter to a half (benchmarks/quality/FINDINGS.md).  Mean squares below ``FLOOR`` of the model's
-    count as ``FLOOR``, so that a tensor which holds only rounding noise gets nothing.
+    better, and costs text a quarter to a half (benchmarks/quality/FINDINGS.md).  Mean squares below ``FLOOR`` of the
+    model's count as ``FLOOR``, so that a tensor which holds only rounding noise gets nothing.
     """
     squares = np.array([curve.errors[0] for curve in curves])
     floor = FLOOR * squares.sum() / max(1, sum(elements))
