@@ -43,7 +43,10 @@ def merge(base, finetunes, method: str = "average", out: str | Path | None = Non
         kept = dtypes[name]
         if name not in to_merge:
             return sources.reference.load(name).to(kept)
-        delta = chosen.function(sources.deltas(name), TensorInfo(name, seed, prepared), **options)
+        deltas = sources.deltas(name)
+        if sources.base is not None and not deltas.any():  # often the embeddings: half of a small model
+            return sources.base.load(name).to(kept)
+        delta = chosen.function(deltas, TensorInfo(name, seed, prepared), **options)
         return (delta if sources.base is None else delta + sources.base.load(name).to(delta.dtype)).to(kept)
 
     def loaded(name: str) -> Tensor:

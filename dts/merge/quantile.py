@@ -31,7 +31,10 @@ def stream_thresholds(stream, density: float) -> list[float]:
         if upper is None:
             upper = torch.zeros(len(deltas), _BUCKETS, dtype=torch.int64)
         for counts, delta in zip(upper, deltas, strict=True):
-            counts += torch.bincount(_bits(delta) >> 16, minlength=_BUCKETS)
+            if delta.any():
+                counts += torch.bincount(_bits(delta) >> 16, minlength=_BUCKETS)
+            else:  # counting zeros one by one is slow
+                counts[0] += delta.numel()
     if upper is None:
         return []
     wanted = [max(1, min(int(c.sum()), round(density * int(c.sum())))) for c in upper]
@@ -39,6 +42,9 @@ def stream_thresholds(stream, density: float) -> list[float]:
     lower = torch.zeros_like(upper)
     for _, deltas in stream():
         for counts, delta, (bucket, _) in zip(lower, deltas, found, strict=True):
+            if not delta.any():
+                counts[0] += delta.numel() if bucket == 0 else 0
+                continue
             bits = _bits(delta)
             counts += torch.bincount(bits[bits >> 16 == bucket] & _BUCKETS - 1, minlength=_BUCKETS)
     exact = [bucket << 16 | _bucket(counts, rank)[0] for counts, (bucket, rank) in zip(lower, found, strict=True)]

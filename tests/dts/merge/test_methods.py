@@ -13,7 +13,7 @@ from dts.merge.registry import METHODS, complete, method, table
 from dts.merge.tensor import TensorInfo
 
 MATRIX = TensorInfo("encoder.layer.0.dense.weight")
-SPECTRAL = ("regmean", "tsv_merge", "iso_c", "knots")
+SPECTRAL = ("regmean", "tsv_merge", "iso_c", "knots", "remainder")
 RANDOM = ("dare", "dare_ties")
 
 
@@ -112,6 +112,18 @@ def iso_twin(x):
     return polar * np.trace(polar.T @ total) / total.shape[1]
 
 
+def remainder_twin(x, kept):
+    """Leading right singular vectors from the Gram matrix, taken out one at a time."""
+    total = 0
+    for delta in x:
+        _, v = np.linalg.eigh(delta.T @ delta)
+        for c in range(kept):
+            leading = v[:, [-1 - c]]
+            delta = delta - delta @ leading @ leading.T
+        total = total + delta
+    return total / len(x)
+
+
 def knots_twin(x, density):
     """U from the Gram matrix sum_i tau_i tau_i^T; U^T tau_i is the aligned S V_i^T (signs of U cancel)."""
     _, u = np.linalg.eigh(sum(delta @ delta.T for delta in x))
@@ -133,6 +145,7 @@ TWINS = [
     ("tsv_merge", {"keep": 0.25}, lambda x: tsv_twin(x, 0.25)),
     ("iso_c", {"scale": 1.3}, lambda x: 1.3 * iso_twin(x)),
     ("knots", {"density": 0.6}, lambda x: knots_twin(x, 0.6)),
+    ("remainder", {"keep": 0.5}, lambda x: remainder_twin(x, 2)),
 ]  # fmt: skip
 
 
@@ -201,6 +214,14 @@ def test_tsv_keeps_tasks_apart_that_are_orthogonal():
     for i in range(3):
         x[i, i, 2 * i] = i + 1.0
     torch.testing.assert_close(run("tsv_merge", x, keep=1 / 6), x.sum(0))
+
+
+def test_differences_to_the_remainder_are_nearer_to_low_rank():
+    """Its promise: at any rank it was made for, no worse than the bound, and the bound no worse than the base."""
+    x = deltas(4, (20, 10), seed=5) + deltas(1, (20, 10), seed=6)
+    merged, tail = run("remainder", x, keep=0.3), lambda m: torch.linalg.svdvals(m)[..., 3:].square().sum()
+    bound = tail(x) - 4 * merged.square().sum()
+    assert tail(x - merged) <= bound <= tail(x)
 
 
 def test_iso_c_is_isotropic_in_the_subspace_of_the_sum():
