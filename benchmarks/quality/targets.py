@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from benchmarks.quality.peers import PEERS
 from benchmarks.quality.rows import at, line, share_for
 from benchmarks.quality.style import label
+from benchmarks.quality.suite import OURS
 
 SIZES = (0.001, 0.0017, 0.0025, 0.005, 0.01, 0.02, 0.04)  # of fp32, 0.1 % to 4 %
 ADR, ADR_SIZE = 0.001, 0.005
@@ -32,8 +33,10 @@ class Check:
 
 
 def ours(cells: list[dict]) -> list[str]:
-    """This project's methods, in the order of the cells: all that are not peers."""
-    return list(dict.fromkeys(cell["method"] for cell in cells if cell["method"] not in PEERS))
+    """This project's methods: all that are not peers.  In one order for every suite, so that each keeps its colour."""
+    found = dict.fromkeys(cell["method"] for cell in cells if cell["method"] not in PEERS)
+    known = list(OURS)
+    return sorted(found, key=lambda method: known.index(method) if method in known else len(known))
 
 
 def peers(cells: list[dict]) -> list[str]:

@@ -162,10 +162,7 @@ def plan_tensor(pairing: Pairing, pair: Pair, method: str, spectrum: bool, devic
         return Entry(pair.name, None, shape, "value", dtype, tensor=value, task_only=True)
     base_shape = pairing.base.shape(pair.base_name)
     if not dtype.is_floating_point or not is_matrix(pair.name, base_shape, method) and not pair.added_rows:
-        entry = _raw(pairing, pair, dtype)
-        if exact_vectors or entry is None:
-            return entry
-        return eight_bit(entry, finetuned.load(pair.name).double() - pairing.base.load(pair.base_name).double())
+        return _raw(pairing, pair, dtype, exact_vectors)
     delta = shared_delta(pairing, pair)
     parts = [Matrix.of(part, pair.name, spectrum, device) for part in matrices_of(pair.name, delta)]
     if not pair.added_rows and not any(m.norm for m in parts):
@@ -182,8 +179,11 @@ def compressible(pairing: Pairing, pair: Pair, matrices: list[Matrix]) -> Compre
     return Compressible(pair, shape, dtype, kind, matrices, added, [None] * len(matrices))
 
 
-def _raw(pairing: Pairing, pair: Pair, dtype: torch.dtype) -> Entry | None:
-    """The difference in the fine-tune's dtype if it gives the value back exactly, else the value; None if equal."""
+def _raw(pairing: Pairing, pair: Pair, dtype: torch.dtype, exact: bool) -> Entry | None:
+    """The difference in the fine-tune's dtype if it gives the value back exactly, else the value; None if equal.
+
+    exact: else `eight_bit` where it can.
+    """
     value, base = pairing.finetuned.load(pair.name), pairing.base.load(pair.base_name)
     wide = torch.float64 if base.dtype == torch.float64 else torch.float32
     if torch.equal(value, base.to(dtype)):
@@ -194,6 +194,7 @@ def _raw(pairing: Pairing, pair: Pair, dtype: torch.dtype) -> Entry | None:
     delta = value.to(wide) - base.to(wide)
     norm = delta.double().norm().item()
     entry = Entry(pair.name, pair.base_name, shape, "delta", dtype, tensor=delta.to(dtype), norm=norm)
-    if torch.equal(entry.apply(base), value):
-        return entry
+    rounded = entry if exact else eight_bit(entry, delta)
+    if rounded is not entry or torch.equal(entry.apply(base), value):
+        return rounded
     return Entry(pair.name, pair.base_name, shape, "value", dtype, tensor=value, norm=norm)

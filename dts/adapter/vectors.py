@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dts.adapter.entries import Entry
+from dts.adapter.format import number
 
 SHORT = 16  # elements: below, a scale costs about as much as it saves
 
@@ -23,7 +24,7 @@ def eight_bit(entry: Entry, delta: Tensor) -> Entry:
     if entry.task_only or not entry.dtype.is_floating_point or len(entry.shape) != 1 or entry.shape[0] < SHORT:
         return entry
     delta = delta.double()
-    scale = float(f"{delta.abs().max().item() / 127:.7g}")
+    scale = number(delta.abs().max().item() / 127)
     if not math.isfinite(scale) or scale < torch.finfo(torch.float32).tiny:
         return entry
     rounded = (delta / scale).round().clamp(-127, 127)

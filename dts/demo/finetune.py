@@ -88,9 +88,7 @@ def finetune(
         tokenizer = AutoTokenizer.from_pretrained(base, model_max_length=recipe.max_length)
         model = AutoModelForSequenceClassification.from_pretrained(
             base,
-            num_labels=len(task.class_names),
-            id2label=dict(enumerate(task.class_names)),
-            label2id={name: i for i, name in enumerate(task.class_names)},
+            **head_of(task.class_names),
             dtype=torch.float32,
         ).to(device)
         model.base_model.embeddings.requires_grad_(recipe.train_embeddings)
@@ -101,6 +99,15 @@ def finetune(
         tokenizer.save_pretrained(folder)
 
     return write_whole(path, write)
+
+
+def head_of(class_names: list[str]) -> dict:
+    """Keywords of `from_pretrained` for a new head over these classes."""
+    return {
+        "num_labels": len(class_names),
+        "id2label": dict(enumerate(class_names)),
+        "label2id": {name: i for i, name in enumerate(class_names)},
+    }
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> Path:

@@ -96,6 +96,11 @@ def test_targets_are_computed_from_the_rows(measured):
     assert [check.met for check in nothing] == [None] * 4
 
 
+def test_our_methods_come_in_one_order_whatever_was_measured_first():
+    cells = [{"method": name} for name in ("residual uniform", "dare", "another", "residual frobenius", "residual")]
+    assert targets.ours(cells) == ["residual", "residual frobenius", "residual uniform", "another"]
+
+
 def test_ratios_to_the_best_peer(measured):
     table = [r for r in targets.relative(rows.cells(measured)) if r["method"] == "residual"]
     assert [r["ratio"] for r in table] == pytest.approx([1 / 2.2] * 3) and table[0]["best_peer"] == "ultradelta"
