@@ -72,8 +72,22 @@ def test_a_search_whose_step_is_smaller_than_a_block_goes_on():
 def test_a_matrix_counts_for_its_elements_and_not_for_how_far_it_moved():
     ranks = np.arange(0, 33, 4)
     curve = lambda scale: Curve(ranks, 10 * ranks, scale * 0.9**ranks)  # noqa: E731
-    curves = [curve(1.0), curve(0.05), curve(1e-6)]  # the last holds rounding noise only
-    plain = allocate(curves, 400)
-    even = allocate(levelled(curves, [100, 100, 100]), 400)
-    assert plain[1] < plain[0] / 2
-    assert even[0] == even[1] and sum(even[:2]) == 40 and even[2] == 0
+    curves = [curve(1.0), curve(1.0), curve(1.0), curve(0.05), curve(1e-6)]  # the last holds rounding noise only
+    plain = allocate(curves, 640)
+    even = allocate(levelled(curves, [100] * 5), 640)
+    assert plain[3] < plain[0] / 2
+    assert even == [16, 16, 16, 16, 0]
+
+
+def test_a_matrix_that_moved_much_farther_than_the_others_counts_for_more():
+    ranks = np.arange(0, 65, 4)
+    curve = lambda scale: Curve(ranks, 10 * ranks, scale * 0.9**ranks)  # noqa: E731
+    near = allocate(levelled([curve(1.0), curve(1.0), curve(1.6)], [100] * 3), 480)
+    far = allocate(levelled([curve(1.0), curve(1.0), curve(6.0)], [100] * 3), 480)
+    assert near == [16, 16, 16]
+    assert far[2] > far[0] + 8
+
+
+def test_levelling_leaves_a_model_that_did_not_move():
+    still = Curve(np.zeros(1, int), np.zeros(1, int), np.zeros(1))
+    assert levelled([still, still], [10, 10]) == [still, still]
