@@ -20,6 +20,7 @@ import hashlib
 import json
 import statistics
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Iterable
@@ -50,10 +51,10 @@ from dts.unseen import (
 PARTS = ("bases", "adapters", "unseen", "routing")
 METHODS: dict[str, dict] = {
     "average": {}, "task_arithmetic": {}, "ties": {}, "dare": {}, "dare_ties": {}, "breadcrumbs": {},
-    "consensus_ta": {}, "fisher": {}, "regmean": {}, "tsv_merge": {}, "iso_c": {}, "knots": {},
+    "consensus_ta": {}, "fisher": {}, "regmean": {}, "tsv_merge": {}, "iso_c": {}, "knots": {}, "remainder": {},
 }  # fmt: skip
 QUICK_METHODS, QUICK_TASKS = ("average", "ties", "tsv_merge"), ["trec6", "sst2", "snips"]
-DIFFERENCE_BASES = ("average", "ties", "tsv_merge", "iso_c", "consensus_ta")
+DIFFERENCE_BASES = ("average", "ties", "tsv_merge", "remainder")
 BUDGETS = (0.0025, 0.005, 0.01)
 UNSEEN_RULES: dict[str, dict] = {
     "default": {}, "top 1": {"top_k": 1}, "top 3": {"top_k": 3}, "temperature 0.1": {"temperature": 0.1},
@@ -173,13 +174,18 @@ class Study:
             for on in ["pretrained", *(m for m in DIFFERENCE_BASES if m in self.methods)]:
 
                 def figures(on=on, budget=budget):
-                    base = self.base if on == "pretrained" else open_checkpoint(self.merged(on, self.tested))
                     accuracy, nbytes = {}, 0
-                    for t in self.tested:
-                        adapter = dts.compress(base, t.folder, budget=budget, name=t.task.name,
-                                               kind="task" if on == "pretrained" else "difference")  # fmt: skip
-                        accuracy[t.task.name] = t.accuracy(encoder_of(adapter, base))
-                        nbytes += adapter.nbytes
+                    with tempfile.TemporaryDirectory() as folder:  # a base in memory has no tokenizer to share
+                        base = self.base
+                        if on != "pretrained":
+                            finetuned = [t.folder for t in self.tested]
+                            dts.merge(self.base, finetuned, on, out=folder, seed=self.seed)
+                            base = open_checkpoint(folder)
+                        for t in self.tested:
+                            adapter = dts.compress(base, t.folder, budget=budget, name=t.task.name,
+                                                   kind="task" if on == "pretrained" else "difference")  # fmt: skip
+                            accuracy[t.task.name] = t.accuracy(encoder_of(adapter, base))
+                            nbytes += adapter.nbytes
                     return {"accuracy": accuracy, "nbytes": nbytes}
 
                 out.append(self.measure("adapters", {"base": on, "budget": budget}, figures))
@@ -246,7 +252,10 @@ class Study:
         batch = dict(tokenize(tokenizer, [flat(text) for text in texts]))
 
         def energy(blocks: int, calibration: str) -> dict:
-            router = EnergyRouter.of(model, adapters, blocks=blocks)
+            """blocks: 0 for the inputs of the first block alone."""
+            router = EnergyRouter.of(model, adapters, blocks=max(1, blocks))
+            if not blocks:
+                router = router.first_layers(model, batch)
             pooled = dict(tokenize(tokenizer, [flat(x) for pool in pools.values() for x in pool]))
             rows = {"none": None, "scrambled": scrambled(batch, tokenizer.vocab_size), "pool": pooled}[calibration]
             if rows is not None:
@@ -267,7 +276,7 @@ class Study:
 
         out = [self.measure("routing", {"router": f"energy, {blocks} blocks, {how}", "budget": budget, "rows": samples},
                             lambda blocks=blocks, how=how: energy(blocks, how))
-               for blocks in (1, 2, 4) for how in ("none", "scrambled", "pool")]  # fmt: skip
+               for blocks in (0, 1) for how in ("none", "scrambled", "pool")]  # fmt: skip
         for name, function in (("nearest class name", nearest), (f"probe, {PROBE_SAMPLES} samples a task", probe)):
             out.append(self.measure("routing", {"router": name, "budget": budget, "rows": samples}, function))
         return out

@@ -192,7 +192,7 @@ class DTSModel(nn.Module):
     def choose_tasks(self, batch: Mapping, floor: float = 0.0):
         """The task of every row of the model's keyword inputs, by their energy in each adapter's subspace.
 
-        Costs a pass through the first layers, and before the first answer one more on inputs of no meaning that are
+        Costs a pass to the first block's inputs, and before the first answer one more on inputs of no meaning that are
         made from ``batch``.  floor: rows whose confidence is below it get None, the base.
         Returns a `dts.unseen.Choice`; it stays in ``choice``.  Tasks loaded from bare entries cannot be chosen from.
         """

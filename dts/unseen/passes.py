@@ -42,3 +42,14 @@ def layer_inputs(model: nn.Module, modules: Mapping[str, nn.Module], batch: Mapp
     if missing := sorted(set(modules) - set(seen)):
         raise RuntimeError(f"these layers did not run: {', '.join(missing)}; the pass cannot tell tasks apart by them")
     return seen
+
+
+def fed_first(model: nn.Module, modules: Mapping[str, nn.Module], batch: Mapping) -> list[str]:
+    """Those of these modules that are given the very tensor that the first of them to run is given.
+
+    Their inputs cost nothing beyond the pass to that first one: in a transformer the queries, keys and values of the
+    first block, behind the embeddings alone.
+    """
+    inputs = layer_inputs(model, modules, batch)  # in the order they ran
+    first = next(iter(inputs.values()))
+    return [name for name, value in inputs.items() if value is first]

@@ -11,7 +11,7 @@ task is the mean of log e over its tokens and over layers, less what inputs of n
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dts_kernels.reference import factor_values
 
 from .choice import Choice, choose
-from .passes import layer_inputs
+from .passes import fed_first, layer_inputs
 
 TINY = 1e-6  # energy, relative to the mean one, below which nothing is told apart
 UNSEEN = 0.1  # the same for a token: one that no text of the task had says no more than that
@@ -96,6 +96,16 @@ class EnergyRouter:
         subspaces = {name: _subspaces(module, found[name], names, rank) for name, module in modules.items()}
         return cls(names, subspaces, modules, sharpness=sharpness)
 
+    def first_layers(self, model: nn.Module, batch: Mapping) -> "EnergyRouter":
+        """This router with only the layers that read what the first of its layers reads (`fed_first`).
+
+        Cheaper, and *measured* more often right than the whole first block (benchmarks/quality/MERGING.md): behind
+        attention and MLP the inputs of all tasks look alike.  batch: keyword inputs of any content.
+        """
+        names = fed_first(model, self.modules, batch)
+        return replace(self, layers={n: self.layers[n] for n in names}, modules={n: self.modules[n] for n in names},
+                       centre={})  # fmt: skip
+
     def energies(self, inputs: Mapping[str, Tensor], mask: Tensor | None = None) -> dict[str, Tensor]:
         """Log energies [rows, tasks] of each layer, from the layers' inputs."""
         return {name: layer.energies(inputs[name], mask) for name, layer in self.layers.items()}
@@ -119,13 +129,14 @@ class EnergyRouter:
 
 
 def calibrated_router(model: nn.Module, adapters: Mapping, batch: Mapping, **options) -> EnergyRouter:
-    """An `EnergyRouter` (with its options) for a base or a ``DTSModel``, calibrated without data.
+    """An `EnergyRouter` (with its options) of the first layers of a base or a ``DTSModel``, calibrated without data.
 
     batch: keyword inputs of the model, of any content: what is calibrated on is `scrambled` from it.
     """
     embeddings = model.get_input_embeddings() if "input_ids" in batch else None
     vocabulary = embeddings.num_embeddings if embeddings is not None else 0
-    return EnergyRouter.of(model, adapters, **options).calibrate(model, scrambled(batch, vocabulary))
+    router = EnergyRouter.of(model, adapters, **options).first_layers(model, batch)
+    return router.calibrate(model, scrambled(batch, vocabulary))
 
 
 def scrambled(batch: Mapping, vocabulary: int, seed: int = 0) -> dict:

@@ -6,14 +6,16 @@ import pytest
 import torch
 
 import dts
-from dts.unseen import calibrated_router
+from dts.unseen import EnergyRouter, calibrated_router
+from dts.unseen.passes import layer_inputs
 
 transformers = pytest.importorskip("transformers")
 
 
 @pytest.fixture(scope="module", params=["bert", "gpt2"])
 def served(request):
-    """A base with two fine-tunes, each trained on its own half of the vocabulary to predict the other half."""
+    """A base with two fine-tunes, each trained on its own half of the vocabulary to give the token before: a task of
+    its attention, whose queries, keys and values the router reads."""
     torch.manual_seed(0)
     if request.param == "bert":
         config = transformers.BertConfig(vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
@@ -29,7 +31,7 @@ def served(request):
         optimizer = torch.optim.Adam(tuned.parameters(), lr=3e-4)
         for _ in range(60):
             tokens = ids[torch.randint(len(ids), (8, 10))]
-            tuned(input_ids=tokens, labels=tokens.roll(1, 0)).loss.backward()
+            tuned(input_ids=tokens, labels=tokens.roll(1, 1)).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
         adapters[task] = dts.compress(base, tuned, name=task, rank_fraction=0.3)
@@ -87,3 +89,19 @@ def test_auto_in_a_call(served):
     again = dts.DTSModel(copy.deepcopy(model.model))
     with pytest.raises(ValueError, match="none is loaded"):
         again.choose_tasks(batch)
+
+
+def test_the_router_of_a_model_reads_no_further_than_the_first_blocks_inputs(served):
+    model, _, adapters, halves = served
+    batch = batch_of(halves, 4)
+    whole = EnergyRouter.of(model, adapters)
+    first = calibrated_router(model, adapters, batch)
+    assert set(first.layers) < set(whole.layers) and set(first.centre) == set(first.layers) == set(first.modules)
+    inputs = list(layer_inputs(model, first.modules, batch).values())
+    assert all(x is inputs[0] for x in inputs)
+    ran = []
+    after = next(m for n, m in whole.modules.items() if n not in first.modules)
+    handle = after.register_forward_hook(lambda *_: ran.append(1))
+    first.route(model, batch)
+    handle.remove()
+    assert not ran
