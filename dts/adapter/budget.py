@@ -47,10 +47,10 @@ def levelled(curves: list[Curve], elements: list[int]) -> list[Curve]:
 
     elements: of each matrix, without zero rows and columns.  With a = mean square / (``KNEE`` times the median of all
     mean squares), a whole matrix counts for its elements times max(1, a)^(3/2).  A patch projection that moved a
-    little is needed as much as an MLP that moved more; a pooler that moved three times as far as the rest, as in tasks
-    of many classes, carries the task.  *Measured* (benchmarks/quality/FINDINGS.md): plain squared errors are two to
-    three times worse on images, relative ones alone a quarter worse on text of many classes.  Mean squares below
-    ``FLOOR`` of the model's count as ``FLOOR``, so that a tensor which holds only rounding noise gets nothing.
+    little is needed as much as an MLP that moved more; in tasks of many classes a pooler moves nearly three times as
+    far as the rest, and counting that helps.  *Measured* (benchmarks/quality/FINDINGS.md): plain squared errors are
+    two to three times worse on images, relative ones alone a quarter worse on text of many classes.  Mean squares
+    below ``FLOOR`` of the model's count as ``FLOOR``, so that a tensor which holds only rounding noise gets nothing.
     """
     squares = np.array([curve.errors[0] for curve in curves])
     floor = FLOOR * squares.sum() / max(1, sum(elements))

@@ -99,8 +99,8 @@ class EnergyRouter:
     def first_layers(self, model: nn.Module, batch: Mapping) -> "EnergyRouter":
         """This router with only the layers that read what the first of its layers reads (`fed_first`).
 
-        Cheaper, and *measured* more often right than the whole first block (benchmarks/quality/MERGING.md): behind
-        attention and MLP the inputs of all tasks look alike.  batch: keyword inputs of any content.
+        Cheaper, and *measured* no less often right than the whole first block (benchmarks/quality/MERGING.md).
+        batch: keyword inputs of any content.
         """
         names = fed_first(model, self.modules, batch)
         return replace(self, layers={n: self.layers[n] for n in names}, modules={n: self.modules[n] for n in names},
