@@ -94,16 +94,16 @@ def _parser(suite: Suite, description: str) -> argparse.ArgumentParser:
     if suite.check:
         parser.add_argument("--check", action="store_true")
     parser.add_argument("--finetune", action="store_true")
-    parser.add_argument("--tasks", type=_list(str), default=[], help="names, by commas")
-    parser.add_argument("--methods", type=_list(str), default=[], help="names, by commas")
-    parser.add_argument("--sizes", type=_list(float), default=[], help="shares of fp32, by commas")
-    parser.add_argument("--seeds", type=_list(int), default=[0], help="of the fine-tunes, by commas")
-    parser.add_argument("--draws", type=_list(int), default=[0], help="of the methods' randomness, by commas")
+    parser.add_argument("--tasks", type=list_of(str), default=[], help="names, by commas")
+    parser.add_argument("--methods", type=list_of(str), default=[], help="names, by commas")
+    parser.add_argument("--sizes", type=list_of(float), default=[], help="shares of fp32, by commas")
+    parser.add_argument("--seeds", type=list_of(int), default=[0], help="of the fine-tunes, by commas")
+    parser.add_argument("--draws", type=list_of(int), default=[0], help="of the methods' randomness, by commas")
     parser.add_argument("--out", type=Path, default=CACHE / "report")
     return parser
 
 
-def _list(of: type) -> Callable[[str], list]:
+def list_of(of: type) -> Callable[[str], list]:
     def values(text: str) -> list:
         return [of(part) for part in text.split(",") if part]
 

@@ -1,0 +1,107 @@
+"""No task id: which task a text is of, and what answering by it costs in accuracy and in time."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from benchmarks.quality.merging.study import Study
+from benchmarks.quality.merging.tested import Tested, encoder_of, flat, spread
+from dts.demo.finetune import base_folder, tokenize
+from dts.unseen import EnergyRouter, NameRouter, ProbeRouter, scrambled
+
+POOL = 50  # training texts a task that the probe learns from, and that an energy router may take as zero
+NEAR_DUPLICATES = {"cr": "sst2", "hwu64": "snips"}  # both sentiment of reviews; both commands to the same assistants
+
+
+def routing(study: Study, budget: float) -> list[dict]:
+    """Every router among all tasks and, where that leaves fewer, among those that are not near-duplicates."""
+    names = {t.task.name for t in study.tested}
+    distinct = [t for t in study.tested if NEAR_DUPLICATES.get(t.task.name) not in names]
+    rows = _among("all", study, study.tested, budget)
+    return rows + (_among("distinct", study, distinct, budget) if 1 < len(distinct) < len(study.tested) else [])
+
+
+def _among(which: str, study: Study, tested: list[Tested], budget: float) -> list[dict]:
+    adapters = study.adapters(budget, tested)
+    names = list(adapters)
+    texts = [flat(text) for t in tested for text in t.texts]
+    gold = [t.task.name for t in tested for _ in t.texts]
+    pools = {t.task.name: [flat(text) for text in spread(t.task.split("train")[0], POOL)] for t in tested}
+    model, tokenizer = load_encoder()
+    batch = dict(tokenize(tokenizer, texts))
+
+    @cache
+    def right() -> list[bool]:
+        """Which rows their own task's adapter answers right."""
+        return torch.cat([t.right(encoder_of(adapters[t.task.name], study.base)) for t in tested]).tolist()
+
+    def energy(blocks: int, calibration: str) -> dict:
+        """blocks: 0 for the inputs of the first block alone."""
+        router = EnergyRouter.of(model, adapters, blocks=max(1, blocks))
+        if not blocks:
+            router = router.first_layers(model, batch)
+        if calibration == "scrambled":
+            router.calibrate(model, scrambled(batch, tokenizer.vocab_size))
+        elif calibration == "pool":
+            router.calibrate(model, dict(tokenize(tokenizer, [text for pool in pools.values() for text in pool])))
+        choice, seconds = timed(lambda: router.route(model, batch))
+        _, whole = timed(lambda: encode_all(model, batch))
+        return {"share_of_a_pass": seconds / whole, **routed(choice.tasks, gold, names, right())}
+
+    def nearest() -> dict:
+        choice, seconds = timed(lambda: NameRouter(adapters, study.encode).route(texts))
+        return {"seconds": seconds, **routed(choice.tasks, gold, names, right())}
+
+    def probe() -> dict:
+        fitted = ProbeRouter.fit({name: study.encode(pool) for name, pool in pools.items()})
+        choice, seconds = timed(lambda: fitted.route(study.encode(texts)))
+        return {"seconds": seconds, **routed(choice.tasks, gold, names, right())}
+
+    routers = {f"energy, {blocks} blocks, {how}": lambda blocks=blocks, how=how: energy(blocks, how)
+               for blocks in (0, 1) for how in ("none", "scrambled", "pool")}  # fmt: skip
+    routers |= {"nearest class name": nearest, f"probe, {POOL} samples a task": probe}
+    return [study.measure("routing", {"router": router, "budget": budget, "among": which}, function, tested)
+            for router, function in routers.items()]  # fmt: skip
+
+
+def load_encoder():
+    from transformers import AutoModel, AutoTokenizer
+
+    model = AutoModel.from_pretrained(base_folder()).eval()
+    return model, AutoTokenizer.from_pretrained(base_folder(), model_max_length=64)
+
+
+@torch.inference_mode()
+def encode_all(model, batch) -> Tensor:
+    return model(**batch).last_hidden_state
+
+
+def routed(chosen: list[str | None], gold: list[str], names: list[str], right: list[bool]) -> dict:
+    """Of each task: share of rows routed right, where the others went, accuracy with the true task and as routed.
+
+    An answer of another task's head counts as wrong.
+    """
+    figures = {"routed": {}, "wrong": {}, "accuracy": {}, "accuracy_routed": {}}
+    for name in names:
+        found = [(c, ok) for c, g, ok in zip(chosen, gold, right) if g == name]
+        tasks = [c for c, _ in found]
+        figures["routed"][name] = tasks.count(name) / len(found)
+        figures["wrong"][name] = {str(other): tasks.count(other) for other in sorted(set(tasks) - {name}, key=str)}
+        figures["accuracy"][name] = statistics.fmean(ok for _, ok in found)
+        figures["accuracy_routed"][name] = statistics.fmean(ok and c == name for c, ok in found)
+    return figures
+
+
+def timed(function):
+    """(result, seconds): the median of three."""
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        result = function()
+        seconds.append(time.perf_counter() - start)
+    return result, statistics.median(seconds)
