@@ -60,10 +60,13 @@ def _check_base(path: str | Path, adapters: list[Adapter]) -> None:
 
 
 def renamer(model: nn.Module) -> Callable[[str], Target]:
-    """How transformers' loader turns the names of a checkpoint into those of a model in memory.
+    """How the loader turns the names of a checkpoint into those of a model in memory.
 
-    It renames modules between versions and stacks experts' matrices; both are read off its own conversion tables.
+    That of transformers renames modules between versions and stacks experts' matrices; both are read off its own
+    conversion tables.  Names of any other model are those on disk.
     """
+    if not (hasattr(model, "config") and hasattr(model, "base_model_prefix")):
+        return Target
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter, WeightRenaming

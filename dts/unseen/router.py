@@ -128,15 +128,18 @@ class EnergyRouter:
         return choose(self.scores(inputs, batch.get("attention_mask")), self.names, floor)
 
 
-def calibrated_router(model: nn.Module, adapters: Mapping, batch: Mapping, **options) -> EnergyRouter:
-    """An `EnergyRouter` (with its options) of the first layers of a base or a ``DTSModel``, calibrated without data.
+def calibrated_router(model: nn.Module, adapters: Mapping, batch: Mapping, unlabelled: bool = False,
+                      **options) -> EnergyRouter:
+    """An `EnergyRouter` (with its options) of the first layers of a base or a ``DTSModel``, calibrated.
 
-    batch: keyword inputs of the model, of any content: what is calibrated on is `scrambled` from it.
+    batch: keyword inputs of the model.  Of any content: what is calibrated on is `scrambled` from them; with
+    ``unlabelled`` they are inputs of all tasks, in about equal parts, and calibrated on themselves.
     """
-    embeddings = model.get_input_embeddings() if "input_ids" in batch else None
-    vocabulary = embeddings.num_embeddings if embeddings is not None else 0
     router = EnergyRouter.of(model, adapters, **options).first_layers(model, batch)
-    return router.calibrate(model, scrambled(batch, vocabulary))
+    if unlabelled:
+        return router.calibrate(model, batch)
+    embeddings = model.get_input_embeddings() if "input_ids" in batch else None
+    return router.calibrate(model, scrambled(batch, embeddings.num_embeddings if embeddings is not None else 0))
 
 
 def scrambled(batch: Mapping, vocabulary: int, seed: int = 0) -> dict:
@@ -166,12 +169,16 @@ def _block(name: str) -> int | None:
 
 
 def _modules(model: nn.Module, names: list[str]) -> dict[str, nn.Module]:
-    """The modules whose weight a checkpoint calls so, with any prefix more or less; heads and others are left out."""
+    """The modules whose weight a checkpoint calls so, under the names the model's loader gives them, with any prefix
+    more or less; heads and others are left out."""
+    from dts.integrations.transformers import renamer
+
+    rename, found = renamer(model), {}
     weights = {f"{name}.weight": module for name, module in model.named_modules() if hasattr(module, "weight")}
-    found = {}
     for name in names:
-        module = weights.get(name) or next(
-            (m for known, m in weights.items() if known.endswith(f".{name}") or name.endswith(f".{known}")), None
+        own = rename(name).name
+        module = weights.get(own) or next(
+            (m for known, m in weights.items() if known.endswith(f".{own}") or own.endswith(f".{known}")), None
         )
         if module is not None:
             found[name] = module

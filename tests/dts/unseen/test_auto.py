@@ -105,3 +105,37 @@ def test_the_router_of_a_model_reads_no_further_than_the_first_blocks_inputs(ser
     first.route(model, batch)
     handle.remove()
     assert not ran
+
+
+def test_unlabelled_inputs_of_all_tasks_become_the_zero(served):
+    base, _, adapters, halves = served
+    model = dts.DTSModel(copy.deepcopy(base.model))
+    with pytest.raises(ValueError, match="none is loaded"):
+        model.calibrate_tasks(batch_of(halves, 2))
+    for task, adapter in adapters.items():
+        model.load_task(task, adapter)
+    pool, batch = batch_of(halves, 10), batch_of(halves, 6)
+    model.calibrate_tasks(pool)
+    torch.testing.assert_close(model.choose_tasks(pool).scores.mean(0), torch.zeros(2), atol=1e-4, rtol=0)
+    expected = EnergyRouter.of(base, adapters).first_layers(base, batch).calibrate(base, pool).route(base, batch)
+    torch.testing.assert_close(model.choose_tasks(batch).scores, expected.scores, rtol=1e-4, atol=1e-4)
+    model.delete_task("low")
+    assert model.choose_tasks(batch).names == ["high"]
+
+
+def test_layers_that_the_loader_renames_are_looked_at(tmp_path):
+    """Files of a DINOv2 hold the names of older releases; its queries, keys and values were passed over."""
+    config = transformers.Dinov2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28)
+    torch.manual_seed(0)
+    base = transformers.Dinov2Model(config)
+    base.save_pretrained(tmp_path / "base")
+    tuned = copy.deepcopy(base)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            parameter += 0.01 * torch.randn_like(parameter)
+    tuned.save_pretrained(tmp_path / "tuned")
+    adapter = dts.compress(tmp_path / "base", tmp_path / "tuned", rank_fraction=0.3)
+    batch = {"pixel_values": torch.randn(2, 3, 28, 28)}
+    for model in (base, dts.DTSModel.from_pretrained(tmp_path / "base", adapters={"a": adapter})):
+        layers = calibrated_router(model, {"a": adapter}, batch).layers
+        assert sorted(name.split(".")[-2] for name in layers) == ["key", "query", "value"]
