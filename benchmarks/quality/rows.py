@@ -96,13 +96,17 @@ def _read(path: Path) -> list[dict]:
 
 
 def comparable(rows: list[dict]) -> tuple[list[dict], list[str]]:
-    """The rows of the fine-tunes that most methods and sizes were measured on, of those measured on all of them; and
-    the methods, with sizes, that were not.  Means over other fine-tunes could not be compared."""
+    """The rows of the fine-tunes on which the most methods and sizes, times tasks, can be compared; and the methods,
+    with sizes, that were not measured on all of them.  Means over other fine-tunes could not be compared."""
     seen: dict[tuple, set] = {}
     for row in rows:
         seen.setdefault((row["method"], row["size"]), set()).add((row["task"], row["seed"]))
-    counts = Counter(map(frozenset, seen.values()))
-    usual = max(counts, key=lambda fine_tunes: (counts[fine_tunes], len(fine_tunes)))
+
+    def compared(fine_tunes: frozenset) -> tuple[int, int]:
+        covering = sum(measured >= fine_tunes for measured in seen.values())
+        return covering * len({task for task, _ in fine_tunes}), len(fine_tunes)
+
+    usual = max(map(frozenset, seen.values()), key=compared)
     whole = {cell for cell, fine_tunes in seen.items() if fine_tunes >= usual}
     kept = [r for r in rows if (r["method"], r["size"]) in whole and (r["task"], r["seed"]) in usual]
     left: dict[str, list[str]] = {}

@@ -263,9 +263,10 @@ def _deviation(cell: list[dict]) -> float | None:
 
 def _tell(rows: list[dict]) -> None:
     one = summary(rows)[0]
+    spread = "" if one["kl_deviation"] is None else f" ± {one['kl_deviation']:.5f} over seeds and draws"
     print(
         f"{one['method']:>16} {100 * one['share']:6.3f} % of fp32   accuracy {100 * one['accuracy']:5.2f} %   "
-        f"drop {100 * one['adr']:6.3f} %   agreement {100 * one['agreement']:6.2f} %   KL {one['kl']:.5f}   "
+        f"drop {100 * one['adr']:6.3f} %   agreement {100 * one['agreement']:6.2f} %   KL {one['kl']:.5f}{spread}   "
         f"worst KL {one['worst_kl']:.4f}   {one['seconds']:.1f} s",
         flush=True,
     )

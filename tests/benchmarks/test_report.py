@@ -69,6 +69,12 @@ def test_what_was_measured_on_fewer_fine_tunes_is_left_out(measured):
     assert kept == measured and left == ["residual (0.6 %)", "tvq 2 bit (its own size)"]
 
 
+def test_more_seeds_of_some_methods_leave_no_method_out(measured):
+    again = [row | {"seed": row["seed"] + 10} for row in measured if row["method"] == measured[0]["method"]]
+    kept, left = rows.comparable(measured + again)
+    assert kept == measured and not left
+
+
 def test_a_loss_is_taken_where_every_row_has_one():
     one, other = row("residual", 0.01, 0.1, loss=2.0), row("residual", 0.01, 0.1, "two", loss=4.0)
     assert rows.cells([one, other])[0]["loss"] == 3 and "loss" not in rows.cells([one, row("residual", 0.01, 0.1)])[0]
