@@ -133,7 +133,7 @@ COMMAND = Suite(
     TRAINING,
     finetunes,
     subject,
-    methods=["residual", "dts paper", "svd fp16", "drop 4 bit", "ultradelta", "bitdelta"],
+    methods=["residual", "sketch", "dts paper", "svd fp16", "drop 4 bit", "ultradelta", "bitdelta"],
     sizes=[0.0025, 0.01, 0.028],
     samples=40,
     quick_tasks=["gsm8k"],

@@ -93,6 +93,11 @@ def residual(tasks: list[Deltas], fraction: float, seed: int) -> list[Encoded]:
     return [_encoded(deltas, _budgeted_ranks(deltas, fraction), seed) for deltas in tasks]
 
 
+def sketched(tasks: list[Deltas], fraction: float, seed: int) -> list[Encoded]:
+    """What `dts.compress(budget=, method="sketch")` does with the matrices: the same budget, half for sketches."""
+    return [_encoded(deltas, _budgeted_ranks(deltas, fraction), seed, "sketch") for deltas in tasks]
+
+
 def residual_frobenius(tasks: list[Deltas], fraction: float, seed: int) -> list[Encoded]:
     """The same codec with a budget of plain squared errors, over all matrices together."""
     return [_encoded(deltas, _budgeted_ranks(deltas, fraction, level=False), seed) for deltas in tasks]
@@ -103,8 +108,9 @@ def residual_uniform(tasks: list[Deltas], fraction: float, seed: int) -> list[En
     return [_encoded(deltas, _uniform_ranks(deltas, fraction), seed) for deltas in tasks]
 
 
-def _encoded(deltas: Deltas, ranks: dict[str, int], seed: int) -> Encoded:
-    factors = {n: dts.codec.compress_tensor(d, rank=ranks[n], name=n, seed=seed) for n, d in deltas.items() if ranks[n]}
+def _encoded(deltas: Deltas, ranks: dict[str, int], seed: int, method: str = "residual") -> Encoded:
+    factors = {n: dts.codec.compress_tensor(d, method, rank=ranks[n], name=n, seed=seed)
+               for n, d in deltas.items() if ranks[n]}  # fmt: skip
     bits = 8 * sum(f.nbytes for f in factors.values())
     result = {n: factors[n].reconstruct() if ranks[n] else torch.zeros_like(d) for n, d in deltas.items()}
     return Encoded(result, bits, bits)
@@ -141,6 +147,7 @@ def _uniform_ranks(deltas: Deltas, fraction: float) -> dict[str, int]:
 
 OURS: dict[str, Peer] = {
     "residual": Peer(residual, SIZES, "this project"),
+    "sketch": Peer(sketched, SIZES, "this project, half of the bytes for an unbiased sketch"),
     "residual frobenius": Peer(residual_frobenius, SIZES, "this project, a budget of plain squared errors"),
     "residual uniform": Peer(residual_uniform, ABLATIONS, "this project, no budget over layers"),
 }

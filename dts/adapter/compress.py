@@ -57,13 +57,14 @@ def compress(
 
     base, finetuned: anything `open_checkpoint` takes
     out: the adapter's folder, written whole or not at all; None keeps the adapter in memory
-    method: "residual" or "paper" (DESIGN 3.1, 3.2)
+    method: "residual", "paper" (DESIGN 3.1, 3.2) or "sketch" (`dts.codec.sketch`)
     At most one size, of the whole folder, heads and headers included; by default budget=0.01:
         budget: at most this fraction of the bytes of the base in fp32;  nbytes: at most these bytes
-        rank_fraction: rank int(r * min(m, n)) in every matrix
-        target_error: squared relative error of the whole difference, with as few bytes as were found to do
+        rank_fraction: rank int(r * min(m, n)) in every matrix; of "sketch" the bytes of that rank
+        target_error: squared relative error of the whole difference, with as few bytes as were found to do; not of
+            "sketch", which is not about that error
     vectors: of biases and norms, "exact" differences or "8bit" ones (`dts.adapter.vectors`); "auto" takes 8bit
-        where bytes are asked for and the method is "residual": they are better spent on the matrices
+        where bytes are asked for and the method is not "paper": they are better spent on the matrices
     kind: "task" if the base is what the fine-tune started from, "difference" if it is a merged model
     name, class_names, description: of the task; names default to the fine-tune's folder and its config's labels
     progress: called with (done, total, tensor's name), in bytes of the fine-tune read
@@ -86,8 +87,11 @@ def compress(
     asked = {key: value for key, value in sizes.items() if value is not None} or {"budget": DEFAULT_BUDGET}
     if len(asked) > 1 or not next(iter(asked.values())) > 0:
         raise ValueError(f"give one size above 0: budget=, nbytes=, rank_fraction= or target_error=; got {asked}")
+    if method == "sketch" and target_error is not None:
+        raise ValueError('a sketch adds noise larger than the difference: give method="sketch" a budget=, nbytes= or '
+                         "rank_fraction=, not a target_error=")
     if vectors == "auto":
-        vectors = "8bit" if method == "residual" and asked.keys() <= {"budget", "nbytes"} else "exact"
+        vectors = "8bit" if method != "paper" and asked.keys() <= {"budget", "nbytes"} else "exact"
     out = None if out is None else Path(out)
     if out is not None and not dry_run:
         check_out(out, overwrite)
@@ -245,7 +249,7 @@ class _Run:
             found = None if entry is None else self.work.keep(entry, ranks)
         kept = [None] * len(ranks) if found is None else found.factors if plan.kind == "experts" else [found.factors]
         for i, (factors, rank) in enumerate(zip(kept, ranks)):
-            if factors is not None and factors.rank < rank:
+            if factors is not None and factors.rank < rank:  # a sketch has more components than its ``rank``
                 plan.limits[i] = factors.rank
         return found
 

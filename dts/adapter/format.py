@@ -3,6 +3,7 @@
     <tensor>.added        rows beyond the base's vocabulary, whole, in the fine-tune's dtype
     <tensor>[e].u ...     factors of expert e of a tensor [E, m, n]
     .rows, .columns       as `dts.codec.index_to_disk` stores them
+    .u or .v              of the longer side without a sketch's components, which its seed gives
     <tensor>.delta        int8 where the tensor's row has a ``scale``, its step
 
 ``dts_config.json`` holds beside: ``finetuned`` (how its names and dtypes follow from the base's), ``dropped``
@@ -26,10 +27,12 @@ from dts.checkpoint import Damaged, SafetensorsFile, write_safetensors
 from dts.checkpoint.pairing import swap_prefix
 from dts.checkpoint.safetensors_file import Layout, header_bytes, layout_of, tensor_bytes
 from dts.codec import Factors, Part, index_from_disk, index_to_disk
-from dts_kernels.layout import PackedFactors
+from dts.codec.factors import longer_side
+from dts.codec.sketch import directions
+from dts_kernels.layout import PackedFactors, pack
 
-FORMAT_VERSION = 2  # 1 had no 8-bit vectors
-READABLE = (1, 2)
+FORMAT_VERSION = 3  # 1 had no 8-bit vectors, 2 no sketches
+READABLE = (1, 2, 3)
 SECTIONS = {
     "method": (), "kind": (), "squared_error": (), "bytes": (), "amr": (), "created": (), "dropped": (), "files": (),
     "model_config": (), "tensors": (), "task": ("name", "class_names", "description"),
@@ -50,6 +53,9 @@ def factors_tensors(factors: Factors) -> dict[str, Tensor]:
     """Suffix -> tensor as stored."""
     packed = factors.packed
     tensors = {"u": packed.u, "v": packed.v, "sigma": packed.sigma}
+    side, start, _ = factors.sketch or (None, 0, None)
+    if side is not None:
+        tensors[side] = tensors[side][:, : start // 4].contiguous()
     if packed.levels is not None:
         tensors["levels"] = packed.levels
     for side, kept, size in zip(("rows", "columns"), (factors.rows, factors.columns), factors.shape):
@@ -159,21 +165,34 @@ def entry_from(name: str, row: dict, config: dict, load: Callable[[str], Tensor 
 
 def factors_from(name: str, shape, parts: list[dict], squared_error, norm: float, load) -> Factors:
     stored = {key: load(f"{name}.{key}") for key in ("u", "v", "sigma", "levels", "rows", "columns")}
+    parts = tuple(Part(**part) for part in parts)
     absent = [key for key in ("u", "v", "sigma") if stored[key] is None]
     if absent:
         raise AdapterError(f"{name}: its {', '.join(absent)} is missing")
     rows, columns = (None if stored[key] is None else index_from_disk(stored[key]) for key in ("rows", "columns"))
+    sizes = tuple(len(kept) if kept is not None else size for kept, size in zip((rows, columns), shape))
+    rank = sum(part.rank for part in parts)
+    if parts and parts[-1].seed is not None:
+        side = longer_side(sizes)
+        stored[side] = with_directions(name, stored[side], sizes["uv".index(side)], parts)
     try:
         packed = PackedFactors(stored["u"], stored["v"], stored["sigma"], stored["levels"])
     except ValueError as error:
         raise AdapterError(f"{name}: {error}") from error
-    sizes = tuple(len(kept) if kept is not None else size for kept, size in zip((rows, columns), shape))
-    if packed.shape != sizes or packed.rank != sum(part["rank"] for part in parts):
+    if packed.shape != sizes or packed.rank != rank:
         raise AdapterError(
-            f"{name}: factors of {list(packed.shape)}, rank {packed.rank}, where {list(sizes)}, "
-            f"rank {sum(part['rank'] for part in parts)} belongs"
+            f"{name}: factors of {list(packed.shape)}, rank {packed.rank}, where {list(sizes)}, rank {rank} belongs"
         )
-    return Factors(packed, tuple(shape), rows, columns, tuple(Part(**part) for part in parts), norm, squared_error)
+    return Factors(packed, tuple(shape), rows, columns, parts, norm, squared_error)
+
+
+def with_directions(name: str, stored: Tensor, size: int, parts: tuple[Part, ...]) -> Tensor:
+    """The codes of a sketch's longer side: those stored, of the components before it, and those its seed gives."""
+    first, last = sum(part.rank for part in parts[:-1]), parts[-1]
+    if first % 4 or tuple(stored.shape) != (size, first // 4):
+        raise AdapterError(f"{name}: codes of {list(stored.shape)} bytes beside a sketch, where "
+                           f"{[size, first / 4]} belong")
+    return torch.cat([stored, pack(directions(size, last.rank, last.seed))], dim=1)
 
 
 def base_name_of(name: str, finetuned: dict) -> str:

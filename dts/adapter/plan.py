@@ -15,6 +15,7 @@ from dts.adapter.vectors import eight_bit
 from dts.checkpoint import Pair, Pairing
 from dts.codec import Factors, Part, predicted_error, singular_values
 from dts.codec.compress import RANK_LIMIT, checked, compacted
+from dts.codec.sketch import split
 from dts.codec.spectrum import predicted_share
 from dts_kernels.layout import PackedFactors, packed_width
 
@@ -75,19 +76,27 @@ class Matrix:
         return math.prod(self.compact_shape)
 
     def planned(self, rank: int, method: str) -> Factors | None:
-        """Factors of this rank without content: right in every shape, with the predicted error."""
+        """Factors of this rank without content: right in every shape, with the predicted error.
+
+        rank: of method "sketch" the residual components that would take its bytes.
+        """
         if not rank or not self.norm:
             return None
         m, n = self.compact_shape
+        parts = (Part(method, rank),)
+        if method == "sketch":
+            first, count = split(rank, (m, n))
+            parts = (Part("residual", first), Part("sketch", count, 0))[: 2 if count else 1]
+        stored = sum(part.rank for part in parts)
         byte = torch.zeros((), dtype=torch.uint8)
         packed = PackedFactors(
-            byte.expand(m, packed_width(rank)),
-            byte.expand(n, packed_width(rank)),
-            torch.zeros(()).expand(rank),
+            byte.expand(m, packed_width(stored)),
+            byte.expand(n, packed_width(stored)),
+            torch.zeros(()).expand(stored),
             torch.zeros(2, 4) if method == "paper" else None,
         )
         error = 0.5 if self.singular is None else predicted_error(self.singular, [rank], method, (m, n)).item()
-        return Factors(packed, self.shape, self.rows, self.columns, (Part(method, rank),), self.norm, error)
+        return Factors(packed, self.shape, self.rows, self.columns, parts, self.norm, error)
 
     def curve(self, method: str, limit: int | None = None) -> Curve:
         """Bytes and error left at every rank worth having, at most ``limit``."""
@@ -97,7 +106,7 @@ class Matrix:
         most = RANK_LIMIT[method] * min(m, n)
         most = most if limit is None else min(most, limit)
         ranks = np.unique(np.append(np.arange(0, most, BLOCK), most))
-        if method == "residual":
+        if method != "paper":  # a sketch gains from bytes where its residual half does
             errors = 1 - predicted_share(self.singular, ranks, (m, n)).numpy()
         else:
             errors = predicted_error(self.singular, ranks, method).numpy()

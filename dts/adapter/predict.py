@@ -56,7 +56,7 @@ def _matrix(matrix: Matrix, rank: int, method: str) -> tuple[float, float, float
     if not rank or not matrix.norm:
         return 1.0, 1.0, 1.0
     error = predicted_error(matrix.singular, [rank], method, matrix.compact_shape)
-    lower, upper = error_bounds(matrix.singular, [rank], method)
+    lower, upper = error_bounds(matrix.singular, [rank], method, matrix.compact_shape)
     return error.item(), lower.item(), upper.item()
 
 

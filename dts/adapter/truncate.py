@@ -18,7 +18,14 @@ HEADER_BYTES = 400  # of one matrix's header entries and row, nearly
 
 
 def prefix_curve(factors: Factors) -> Curve:
-    """Bytes and remaining error of every prefix of whole blocks (and of all components)."""
+    """Bytes and remaining error of every prefix of whole blocks (and of all components).
+
+    A sketch stays whole or goes: as if it took as large a share of what it found as the components before it.
+    """
+    if factors.sketch is not None:
+        curve = prefix_curve(factors.residual())
+        return Curve(np.append(curve.ranks, factors.rank), np.append(curve.bytes, factors.nbytes + HEADER_BYTES),
+                     np.append(curve.errors, curve.errors[-1] ** 2 / factors.norm**2))
     rank = factors.rank
     ranks = np.unique(np.append(np.arange(0, rank, BLOCK), rank))
     if factors.method == "residual":
@@ -43,7 +50,7 @@ def cut(entry: Entry, ranks: list[int]) -> Entry | None:
 
 def shortened(entry: Entry, method: str) -> Entry:
     """An exact vector in 8 bits, as `dts.compress` has it where bytes are asked for; everything else as it is."""
-    if method != "residual" or entry.kind != "delta" or entry.scale is not None:
+    if method == "paper" or entry.kind != "delta" or entry.scale is not None:
         return entry
     return eight_bit(entry, entry.tensor)
 

@@ -29,6 +29,7 @@ MODEL_FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 class Method(StrEnum):
     residual = "residual"
     paper = "paper"
+    sketch = "sketch"
 
 
 class Vectors(StrEnum):
@@ -53,7 +54,8 @@ def compress(
                              "matrix, 0.3 or 30%.", show_default=False)] = None,
     target_error: Annotated[str | None, typer.Option(help="Instead of a size: the squared relative error to reach, "
                             "0.1 or 10%.", show_default=False)] = None,
-    method: Annotated[Method, typer.Option(help="residual: less error at any size.  paper: as published.")]
+    method: Annotated[Method, typer.Option(help="residual: less error at any size.  paper: as published.  "
+                                          "sketch: half of the bytes against bias, for deep models.")]
         = Method.residual,
     vectors: Annotated[Vectors, typer.Option(help="Biases and norms: exact, or rounded to 8 bits.  auto: 8bit with a "
                                              "--budget, whose bytes the matrices need more.")] = Vectors.auto,

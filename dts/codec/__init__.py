@@ -1,4 +1,4 @@
-"""One tensor to factors: the published algorithm ("paper") and the one this project adds ("residual")."""
+"""One tensor to factors: the published algorithm ("paper") and those this project adds ("residual", "sketch")."""
 
 from .compress import compress_tensor
 from .errors import Unencodable

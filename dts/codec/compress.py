@@ -2,20 +2,20 @@
 
 import math
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from dts_kernels.layout import PackedFactors
 
-from . import four_group, residual
+from . import four_group, residual, sketch
 from .errors import Unencodable
 from .factors import Factors, Part
 from .spectrum import predicted_error, singular_values
 
-METHODS = ("residual", "paper")
-RANK_LIMIT = {"residual": 4, "paper": 1}  # times min(m, n) of the matrix without its zero rows and columns
+ENCODERS = {"residual": residual, "paper": four_group, "sketch": sketch}
+METHODS = tuple(ENCODERS)
+RANK_LIMIT = {"residual": 4, "paper": 1, "sketch": 4}  # times min(m, n) of the matrix without its zero rows and columns
 TRIALS = 6  # ranks tried for a target error
 THREADED = 1 << 21  # elements of a matrix from which its products gain more from threads than joining them can cost
 TINY = 1e-300  # stands for an error of 0 where logarithms are taken
@@ -33,7 +33,9 @@ def compress_tensor(
 ) -> Factors:
     """Compress one delta [m, n] of any floating dtype; exactly one of the sizes is given.
 
-    method: "residual" (the default) or "paper" (exactly as published)
+    method: "residual" (the default), "paper" (exactly as published) or "sketch" (half of the bytes for an unbiased
+        estimate of what the other half leaves, `dts.codec.sketch`; any size counts the residual components that
+        would take its bytes)
     rank_fraction: rank = int(rank_fraction * min(m, n)), at least 1
     rank: at most this many components, fewer where they would be of no use; "residual" takes up to
         4 min(m, n), the components beyond the delta's rank correct the rounding of the others, "paper" min(m, n)
@@ -53,7 +55,7 @@ def compress_tensor(
         raise ValueError(f"give one of rank_fraction=, rank=, target_error=, above 0; got "
                          f"{rank_fraction=}, {rank=}, {target_error=}")
     if target_error is not None and method != "residual":
-        raise ValueError('target_error= needs method="residual"; give "paper" a rank_fraction= or rank=')
+        raise ValueError('target_error= needs method="residual"; give "paper" and "sketch" a rank_fraction= or rank=')
 
     shape, (rows, columns, compact) = tuple(delta.shape), compacted(checked(delta, name, device))
     if not compact.numel():
@@ -62,17 +64,18 @@ def compress_tensor(
     scale = compact.abs().max().item()
     compact = compact / scale
     limit = RANK_LIMIT[method] * min(compact.shape)
+    parts = None
     with one_thread(compact.numel() < THREADED):
         if target_error is not None:
             packed, error = encode_to_error(compact, target_error, limit, seed)
         else:
             rank = min(limit, rank or max(1, int(rank_fraction * min(shape))))
-            encode = partial(residual.encode, seed=seed) if method == "residual" else four_group.encode
-            packed, error = encode(compact, rank)
+            packed, error, *own = ENCODERS[method].encode(compact, rank, seed)
+            parts = own[0] if own else None
     sigma = packed.sigma.double() * scale
     packed = PackedFactors(packed.u, packed.v, sigma.float(), packed.levels).to("cpu")
     norm = compact.norm().item() * scale
-    return Factors(packed, shape, rows, columns, (Part(method, packed.rank),), norm, error)
+    return Factors(packed, shape, rows, columns, parts or (Part(method, packed.rank),), norm, error)
 
 
 @contextmanager

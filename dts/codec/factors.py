@@ -35,7 +35,8 @@ RIDGE = 1e-7  # of the mean diagonal: keeps the Gram of nearly equal components 
 class Part:
     """A run of ``rank`` components that were made in one way.
 
-    kind: "residual" | "paper" | "sketch"; seed: what regenerates the V side of a sketch, else None.
+    kind: "residual" | "paper" | "sketch", which follows residual components in whole bytes; seed: what regenerates the
+    longer side of a sketch (`dts.codec.sketch.directions`), else None: both sides are stored.
     """
 
     kind: str
@@ -67,16 +68,37 @@ class Factors:
 
     @property
     def method(self) -> str:
-        """"paper" or "residual", the kind of the first part."""
-        return self.parts[0].kind if self.parts else "residual"
+        """"paper", "residual" or "sketch", the kind of the last part."""
+        return self.parts[-1].kind if self.parts else "residual"
+
+    @property
+    def sketch(self) -> tuple[str | None, int, int | None] | None:
+        """(side that is regenerated, components before the sketch, seed); None without one.
+
+        A mixture's sketches are stored on both sides: no side, no seed.
+        """
+        if self.method != "sketch":
+            return None
+        *_, last = self.parts
+        return None if last.seed is None else longer_side(self.packed.shape), self.rank - last.rank, last.seed
+
+    def residual(self) -> "Factors":
+        """Without a sketch: the components before it."""
+        if self.sketch is None:
+            return self
+        kept = replace(self, packed=self.packed.prefix(self.sketch[1]), parts=self.parts[:-1], squared_error=None)
+        return replace(kept, squared_error=kept.prefix_errors()[-1].item())
 
     @property
     def nbytes(self) -> int:
         """Bytes of its tensors on disk, without file headers (what a seed regenerates is not stored)."""
         index = sum(index_to_disk(kept, size).nbytes
                     for kept, size in zip((self.rows, self.columns), self.shape) if kept is not None)
-        regenerated = sum((part.rank + 3) // 4 for part in self.parts if part.kind == "sketch")
-        return self.packed.nbytes + index - regenerated * self.packed.v.shape[0]
+        side, start, _ = self.sketch or (None, 0, None)
+        regenerated = 0
+        if side is not None:
+            regenerated = getattr(self.packed, side)[:, start // 4 :].numel()
+        return self.packed.nbytes + index - regenerated
 
     def reconstruct(self, rank: int | None = None, dtype=torch.float32) -> Tensor:
         """The dense delta [m, n], of the first ``rank`` components if given."""
@@ -95,7 +117,8 @@ class Factors:
         """The first ``rank`` components.
 
         "residual": sigma is the best of those components, scaled as the module's docstring says, and
-        ``squared_error`` is exact.  "paper": sigma as it was, ``squared_error`` None.
+        ``squared_error`` is exact.  "paper": sigma as it was, ``squared_error`` None.  "sketch": the residual
+        components first; then fewer columns of the sketch, which count for more each, ``squared_error`` None.
         """
         if rank < 0:
             raise ValueError(f"a prefix has a rank of 0 or more, not {rank}")
@@ -109,6 +132,13 @@ class Factors:
         packed = self.packed.prefix(rank)
         if rank == 0:
             return replace(self, packed=packed, parts=(), squared_error=1.0)
+        if self.sketch is not None:
+            first = self.sketch[1]
+            if rank <= first:
+                return self.residual().prefix(rank)
+            sigma = packed.sigma.clone()
+            sigma[first:] *= (self.rank - first) / (rank - first)
+            return replace(self, packed=replace(packed, sigma=sigma), parts=tuple(parts), squared_error=None)
         if any(part.kind != "residual" for part in self.parts):
             return replace(self, packed=packed, parts=tuple(parts), squared_error=None)
         gram, moments = self._normal_equations()
@@ -141,6 +171,11 @@ class Factors:
         moments = gram @ self.packed.sigma.double()
         share = ((self.packed.sigma.double() @ moments) / self.norm**2) ** (1 / (1 - 2 * GAIN))
         return gram, moments * share**GAIN
+
+
+def longer_side(shape: tuple[int, int]) -> str:
+    """The factor of a sketch whose codes a seed gives: "u" of a matrix [m, n] taller than wide, else "v"."""
+    return "u" if shape[0] > shape[1] else "v"
 
 
 def error_of(share):

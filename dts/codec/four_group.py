@@ -39,11 +39,11 @@ def four_group_codes(x: Tensor) -> tuple[Tensor, Tensor]:
     return codes.view(x.shape), levels
 
 
-def encode(delta: Tensor, rank: int) -> tuple[PackedFactors, float]:
+def encode(delta: Tensor, rank: int, seed: int = 0) -> tuple[PackedFactors, float]:
     """U diag(S) V of the largest ``rank`` singular triplets, U and V rounded each on its own, S not rounded.
 
     delta: float32 [m, n] without zero rows or columns.  Returns at most ``rank`` components (those that are below
-    float32's rounding of delta are left out) and the squared relative error.
+    float32's rounding of delta are left out; nothing is random, ``seed`` is not used) and the squared relative error.
     """
     u, s, vh = torch.linalg.svd(delta, full_matrices=False)
     rank = min(rank, significant(s, delta.shape))

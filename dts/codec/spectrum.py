@@ -46,6 +46,7 @@ low rank), the prediction is too low, several times at worst, while the error is
 import torch
 from torch import Tensor
 
+from . import sketch
 from .factors import GAIN, error_of
 from .svd import gram
 
@@ -73,10 +74,12 @@ def predicted_error(singular_values: Tensor, ranks, method: str = "residual", sh
     """Predicted squared relative error at each rank, by the formulas above.
 
     singular_values: [count], all of them, in any order; ranks: ints; shape: (m, n) of the matrix without its zero
-    rows and columns.  Returns float64 [len(ranks)].
+    rows and columns, needed for "sketch".  Returns float64 [len(ranks)].
     """
     if method == "paper":
         return 1 - PAPER_KEPT * head_share(sorted_energies(singular_values), ranks)
+    if method == "sketch":
+        return with_sketch(ranks, shape, lambda first: predicted_error(singular_values, first, shape=shape))
     return error_of(predicted_share(singular_values, ranks, shape))
 
 
@@ -111,12 +114,23 @@ def bits_at(energies: Tensor, ranks: Tensor, shape=None) -> Tensor:
     return bits
 
 
-def error_bounds(singular_values: Tensor, ranks, method: str = "residual") -> tuple[Tensor, Tensor]:
+def with_sketch(ranks, shape: tuple[int, int], error) -> Tensor:
+    """Errors of method "sketch" from ``error(ranks)`` of its residual halves."""
+    halves = [sketch.split(rank, shape) for rank in torch.as_tensor(ranks).flatten().tolist()]
+    left = error([first for first, _ in halves])
+    return torch.stack([sketch.expected_error(e, count, shape) for e, (_, count) in zip(left, halves)])
+
+
+def error_bounds(singular_values: Tensor, ranks, method: str = "residual", shape=None) -> tuple[Tensor, Tensor]:
     """(lower, upper) bounds of the squared relative error at each rank: float64 [len(ranks)] each.
 
     The lower one holds for every matrix, the upper one for singular vectors whose elements are close to normal; see
-    **Bounds** and **Where they fail** above.  Arguments as in `predicted_error`.
+    **Bounds** and **Where they fail** above.  Of "sketch" they are those of its residual half with the expected noise
+    of the other.  Arguments as in `predicted_error`.
     """
+    if method == "sketch":
+        own = [with_sketch(ranks, shape, lambda first, i=i: error_bounds(singular_values, first)[i]) for i in (0, 1)]
+        return own[0], own[1]
     energies = sorted_energies(singular_values)
     most = head_share(energies, ranks).clamp(max=1)
     if method == "paper":

@@ -11,7 +11,8 @@ from dts_kernels.reference import factor_values
 def concatenated(members: list[tuple[float, Factors]]) -> Factors:
     """The exact mixture of factors of equal shape, gamma scaled into sigma; components in order of their size.
 
-    ``norm`` is the mixture's own and ``squared_error`` 0, so that its prefixes are refitted to the mixture.
+    ``norm`` is the mixture's own and ``squared_error`` 0, so that its prefixes are refitted to the mixture.  Sketches
+    stand behind all residual components, which alone ``norm`` is then of.
     Raises ValueError unless `side_by_side`.
     """
     if not side_by_side(members):
@@ -20,17 +21,23 @@ def concatenated(members: list[tuple[float, Factors]]) -> Factors:
     u, v = (torch.cat([unpack(getattr(f.packed, side), f.rank) for _, f in members], dim=1) for side in "uv")
     sigma = torch.cat([gamma * f.packed.sigma for gamma, f in members])
     u_values, v_values = factor_values(PackedFactors(pack(u), pack(v), sigma))
+    starts = [f.rank if f.sketch is None else f.sketch[1] for _, f in members]
+    sketched = torch.cat([torch.arange(f.rank) >= start for (_, f), start in zip(members, starts)])
     order = (sigma.abs() * u_values.norm(dim=0) * v_values.norm(dim=0)).argsort(descending=True, stable=True)
-    wide = sigma.double()
+    order = torch.cat([order[~sketched[order]], order[sketched[order]]])
+    wide = sigma.double() * ~sketched
     norm = (wide @ code_gram(u_values, v_values) @ wide).clamp(min=0).sqrt().item()
     packed = PackedFactors(pack(u[:, order]), pack(v[:, order]), sigma[order].contiguous())
-    return Factors(packed, first.shape, first.rows, first.columns, (Part("residual", packed.rank),), norm, 0.0)
+    parts = (Part("residual", sum(starts)), Part("sketch", packed.rank - sum(starts)))[: 1 + sketched.any()]
+    return Factors(packed, first.shape, first.rows, first.columns, parts, norm, 0.0)
 
 
 def mixed_factors(members: list[tuple[float, Factors]], name: str | None = None) -> tuple[Factors, bool]:
-    """(factors of the mixture, whether they are exact); where they cannot be, encoded anew at the sum of the ranks."""
+    """(factors of the mixture, whether they are exact); where they cannot be, encoded anew at the sum of the ranks,
+    without sketches, whose noise would be all there is to encode."""
     if side_by_side(members):
         return concatenated(members), True
+    members = [(gamma, f.residual()) for gamma, f in members]
     dense = sum(gamma * f.reconstruct() for gamma, f in members)
     return compress_tensor(dense, rank=sum(f.rank for _, f in members), name=name), False
 
@@ -43,7 +50,7 @@ def side_by_side(members: list[tuple[float, Factors]]) -> bool:
     first = members[0][1]
     return all(
         f.shape == first.shape and _same(f.rows, first.rows) and _same(f.columns, first.columns)
-        and f.packed.levels is None and all(part.kind == "residual" for part in f.parts)
+        and f.packed.levels is None and f.method != "paper"
         for _, f in members
     )  # fmt: skip
 

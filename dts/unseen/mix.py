@@ -2,11 +2,12 @@
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from dts import __version__
 from dts.adapter import Adapter, Entry, compress
-from dts.adapter.format import complete
+from dts.adapter.format import complete, matrices
 
 from .concatenate import mixed_factors
 
@@ -46,6 +47,7 @@ def mix(adapters: Mapping, weights: Mapping[str, float], out: str | Path | None 
     complete(mixture)
     size = {"budget": budget} if budget is not None else {"nbytes": nbytes} if nbytes is not None else {}
     if size and base is not None:
+        mixture.entries = {name: _without_sketches(entry) for name, entry in mixture.entries.items()}
         return compress(base, mixture.on(base), out, **size, kind=mixture.kind, name=name, class_names=class_names,
                         description=description, overwrite=overwrite, progress=progress)  # fmt: skip
     mixture = mixture.truncate(**size) if size else mixture
@@ -75,6 +77,12 @@ def _members(adapters: Mapping, weights: Mapping[str, float]) -> list[tuple[floa
 def _mixable(entry: Entry) -> bool:
     """Whether an entry changes a tensor of the base by a difference that can be weighted."""
     return entry.base_name is not None and entry.kind != "tied" and entry.dtype.is_floating_point
+
+
+def _without_sketches(entry: Entry) -> Entry:
+    """Their noise, a few times the difference, would be what an encoder spends its bytes on."""
+    kept = [None if f is None else f.residual() for f in matrices(entry)]
+    return replace(entry, factors=kept if entry.kind == "experts" else kept[0]) if kept else entry
 
 
 def _entry(name: str, members: list[tuple[float, Entry]], base, inexact: list[str]) -> Entry:

@@ -138,7 +138,7 @@ def test_configuration_and_tensors_that_disagree_are_refused_by_name(adapter_fol
     path.write_text(text[: len(text) // 2])
     with pytest.raises(AdapterError, match="damaged"):
         dts.Adapter.load(adapter_folder)
-    path.write_text(text.replace('"format_version": 2', '"format_version": 99'))
+    path.write_text(text.replace('"format_version": 3', '"format_version": 99'))
     with pytest.raises(AdapterError, match="format 99"):
         dts.Adapter.load(adapter_folder)
 

@@ -68,7 +68,8 @@ def test_fine_tunes_of_one_name_are_refused(dts, models, tmp_path):
 
 @pytest.mark.parametrize(("words", "reason"), [
     (["-s", "5"], "5MB"), (["-s", "1%", "--rank-fraction", "0.1"], "twice"), (["-s", "100B"], "smallest"),
-    (["--method", "papr"], "paper"), (["--rank-fraction", "3"], "between"),
+    (["--method", "papr"], "paper"), (["--method", "sketch", "--target-error", "0.1"], "noise"),
+    (["--rank-fraction", "3"], "between"),
 ])  # fmt: skip
 def test_sizes_that_cannot_be_are_refused_with_what_can(dts, models, tmp_path, words, reason):
     wrong = dts("compress", models / "base", models / "one", "-o", "a", *words)

@@ -1,0 +1,117 @@
+"""Adapters of method "sketch": in a folder, in a model, cut, and mixed."""
+
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import dts
+from dts.adapter import AdapterError
+from dts.adapter.format import matrices
+from dts.unseen.router import EnergyRouter
+
+torch.manual_seed(0)
+BASE = {f"body.{i}.weight": torch.randn(96, 64 if i % 2 else 200) for i in range(3)}
+BASE["mlp.experts"] = torch.randn(2, 40, 64)
+
+
+def tuned(seed: int) -> dict[str, torch.Tensor]:
+    draw = partial(torch.randn, generator=torch.Generator().manual_seed(seed))
+    low = lambda *batch, m, n: draw(*batch, m, 8) @ draw(*batch, 8, n) / 8**0.5  # noqa: E731
+    return {name: value + 0.1 * (low(*value.shape[:-2], m=value.shape[-2], n=value.shape[-1]) + draw(value.shape) / 2)
+            for name, value in BASE.items()}  # fmt: skip
+
+
+def compressed(seed: int = 1, **options) -> dts.Adapter:
+    return dts.compress(BASE, tuned(seed), **{"budget": 0.06, "method": "sketch"} | options)
+
+
+def dense(adapter) -> dict[str, torch.Tensor]:
+    return {name: value - BASE[name] for name, value in adapter.apply(BASE)}
+
+
+def test_the_folder_holds_one_side_of_a_sketch_and_gives_it_back_whole(tmp_path):
+    adapter = compressed(out=tmp_path / "a", vectors="exact")
+    planned = compressed(dry_run=True)
+    assert adapter.nbytes == sum(path.stat().st_size for path in (tmp_path / "a").iterdir())
+    assert abs(planned.nbytes - adapter.nbytes) <= 0.02 * adapter.nbytes and adapter.amr <= 0.06
+    assert planned.prediction.squared_error == pytest.approx(adapter.config["squared_error"], rel=0.15)
+    assert planned.prediction.lower < adapter.config["squared_error"] < planned.prediction.upper
+    stored = load_file(tmp_path / "a" / "dts_model.safetensors")
+    loaded = dts.Adapter.load(tmp_path / "a")
+    for name in ("body.0.weight", "body.1.weight"):
+        factors = adapter.entries[name].factors
+        side, first, _ = factors.sketch
+        assert side == ("v" if name == "body.0.weight" else "u") and first
+        assert stored[f"{name}.{side}"].shape[1] == first // 4 < factors.packed.u.shape[1]
+        assert factors.nbytes == sum(stored[f"{name}.{key}"].nbytes for key in ("u", "v", "sigma"))
+        for key in ("u", "v", "sigma"):
+            assert torch.equal(getattr(loaded.entries[name].factors.packed, key), getattr(factors.packed, key))
+    assert loaded.verify(BASE, tuned(1)).problems == []
+    assert adapter.method == loaded.method == "sketch" and "sketch" in (tmp_path / "a" / "README.md").read_text()
+
+
+def test_a_side_of_wrong_size_is_refused(tmp_path):
+    compressed(out=tmp_path / "a")
+    path = tmp_path / "a" / "dts_model.safetensors"
+    stored = load_file(path)
+    stored["body.0.weight.v"] = torch.zeros(200, stored["body.0.weight.v"].shape[1] + 1, dtype=torch.uint8)
+    save_file(stored, path)
+    with pytest.raises(AdapterError, match="body.0.weight"):
+        dts.Adapter.load(tmp_path / "a")
+
+
+def test_a_model_computes_what_the_factors_say():
+    adapter = compressed()
+    for name in ("body.0.weight", "body.1.weight"):
+        model = torch.nn.Sequential(torch.nn.Linear(BASE[name].shape[1], 96, bias=False))
+        model[0].weight.data = BASE[name].clone()
+        model = dts.DTSModel(model)
+        model.load_task("one", {"0.weight": replace(adapter.entries[name], name="0.weight", base_name="0.weight")})
+        x = torch.randn(5, BASE[name].shape[1])
+        expected = x.double() @ (BASE[name] + dense(adapter)[name]).double().T
+        with torch.inference_mode():
+            got = model(x, tasks="one").double()
+        assert (got - expected).norm() < 1e-4 * expected.norm()
+
+
+def test_mixtures_of_sketches_are_exact_and_sized_ones_leave_the_noise_out(tmp_path):
+    adapters = {name: compressed(seed) for name, seed in (("a", 1), ("b", 2))}
+    weights = {"a": 0.6, "b": 0.3}
+    mixed = dts.unseen.mix(adapters, weights, tmp_path / "m")
+    parts = {name: dense(adapter) for name, adapter in adapters.items()}
+    for adapter in (mixed, dts.Adapter.load(tmp_path / "m")):
+        for name, value in dense(adapter).items():
+            torch.testing.assert_close(value, 0.6 * parts["a"][name] + 0.3 * parts["b"][name], rtol=0, atol=1e-5)
+    target = {name: 0.6 * tuned(1)[name] + 0.3 * tuned(2)[name] - 0.9 * BASE[name] for name in BASE}
+    error = lambda adapter: sum((d - target[n]).square().sum() for n, d in dense(adapter).items())  # noqa: E731
+    for base in (None, BASE):
+        sized = dts.unseen.mix(adapters, weights, budget=0.05, base=base)
+        assert sized.amr <= 0.05 and error(sized) < 0.9 * error(mixed)
+
+
+def test_cut_below_its_sketches_it_is_the_residual_components():
+    adapter = compressed()
+    small = compressed().truncate(nbytes=adapter.nbytes * 2 // 3)
+    assert small.nbytes <= adapter.nbytes * 2 // 3
+    assert small.entries.keys() == adapter.entries.keys()
+    assert any(f.sketch is None for entry in small.entries.values() for f in matrices(entry))
+    energy = lambda adapter: sum(d.square().sum() for d in dense(adapter).values())  # noqa: E731
+    assert energy(small) < energy(adapter)
+
+
+def test_a_target_error_is_refused():
+    with pytest.raises(ValueError, match="noise larger than the difference"):
+        dts.compress(BASE, tuned(1), method="sketch", target_error=0.1)
+
+
+def test_a_router_knows_a_task_by_the_residual_components():
+    name, model = "0.weight", torch.nn.Sequential(torch.nn.Linear(200, 96, bias=False))
+    entry = replace(compressed().entries["body.0.weight"], name=name, base_name=name)
+    half = replace(entry, factors=entry.factors.residual())
+    routers = [EnergyRouter.of(model, {"one": SimpleNamespace(entries={name: e})}) for e in (entry, half)]
+    tables = [router.layers[name].table for router in routers]
+    assert torch.equal(*tables) and tables[0].shape[1] == half.factors.rank
