@@ -19,7 +19,8 @@ def card(config: dict) -> str:
         f"- base: {base['name']}, {base['parameters']:,} parameters, {base['dtype']}, "
         f"fingerprint `{base['fingerprint']}`",
         f"- {config['bytes']:,} bytes: {config['amr']:.3%} of the base in fp32, {rate:.3%} of it in {base['dtype']}",
-        f"- method: {config['method']}; squared error of the whole difference: {show(config['squared_error'])}",
+        f"- method: {config['method']}; squared error of the whole difference: {show(config['squared_error'])}"
+        + note(config["method"]),
         f"- tensors: {', '.join(f'{count} {kind}' for kind, count in kinds.items()) or 'none'}; "
         f"{len(config['dropped'])} left at the base",
         f"- made by dts {__version__}", "",
@@ -27,6 +28,11 @@ def card(config: dict) -> str:
         f'model.load_task("{task["name"]}", "path/to/this/folder")', f'model.set_task("{task["name"]}")', "```",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def note(method: str) -> str:
+    """What explains an adapter's squared error."""
+    return ", mostly the sketch's noise" if method == "sketch" else ""
 
 
 def show(error: float | None) -> str:

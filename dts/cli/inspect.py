@@ -45,6 +45,8 @@ def tensors_of(adapter) -> list[dict]:
 
 def summary_table(result: dict, title: str | None = None):
     """The two columns a person reads of `summary`."""
+    from dts.adapter.card import note
+
     base, names, error = result["base"], result["class_names"], result["squared_error"]
     rows = {
         "task": result["name"] + (f": {result['description']}" if result["description"] else ""),
@@ -52,7 +54,7 @@ def summary_table(result: dict, title: str | None = None):
         "kind, method": f"{result['kind']}, {result['method']}",
         "bytes": f"{result['bytes']:,} ({bytes_text(result['bytes'])})",
         "of the base": rate_text(result),
-        "squared error": error and f"{error:.3f} of the difference",
+        "squared error": error and f"{error:.3f} of the difference" + note(result["method"]),
         "base": f"{base.get('name')}, {base['parameters']:,} parameters, {base.get('dtype')}",
         "fingerprint": base.get("fingerprint"),
         "folder": result["folder"],
