@@ -28,6 +28,7 @@ Progress = Callable[[int, int, str], None]
 KINDS = ("task", "difference")
 VECTORS = ("auto", "exact", "8bit")
 DEFAULT_BUDGET = 0.01
+SLACK = 32  # bytes of text more that a budget leaves each time it was exceeded
 ROUNDS = 4  # plans made until what the codec really did fits what was asked
 
 
@@ -185,7 +186,8 @@ class _Run:
             else:
                 if 0.99 * self.asked <= size <= self.asked or size < self.asked and not self._room(ranks):
                     break
-                asked += min(0, self.asked - size)
+                if size > self.asked:  # by a few bytes: a smaller step might change no rank
+                    asked -= size - self.asked + SLACK * (attempt + 1)
             self.total += sum(self.sizes.values())
         if self.dry_run:
             self.prediction = prediction(self.plans, ranks, self.method)

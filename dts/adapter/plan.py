@@ -19,6 +19,7 @@ from dts.codec.sketch import split
 from dts.codec.spectrum import predicted_share
 from dts_kernels.layout import PackedFactors, packed_width
 
+LONGEST_SEED = 2**32 - 1  # of a planned sketch: a row's text takes no fewer bytes than it will
 SMALL = 16  # rows or columns: up to here, low rank saves little and such matrices (heads, routers) matter much
 
 
@@ -86,7 +87,7 @@ class Matrix:
         parts = (Part(method, rank),)
         if method == "sketch":
             first, count = split(rank, (m, n))
-            parts = (Part("residual", first), Part("sketch", count, 0))[: 2 if count else 1]
+            parts = (Part("residual", first), Part("sketch", count, LONGEST_SEED))[: 2 if count else 1]
         stored = sum(part.rank for part in parts)
         byte = torch.zeros((), dtype=torch.uint8)
         packed = PackedFactors(

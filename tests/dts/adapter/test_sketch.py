@@ -116,3 +116,8 @@ def test_a_router_knows_a_task_by_the_residual_components():
     routers = [EnergyRouter.of(model, {"one": SimpleNamespace(entries={name: e})}) for e in (entry, half)]
     tables = [router.layers[name].table for router in routers]
     assert torch.equal(*tables) and tables[0].shape[1] == half.factors.rank
+
+
+@pytest.mark.parametrize("budget", [0.05, 0.055, 0.06, 0.065, 0.07, 0.08])
+def test_seeds_of_any_length_keep_the_budget(budget):
+    assert 0.97 * budget <= compressed(budget=budget).amr <= budget
