@@ -172,7 +172,7 @@ def factors_from(name: str, shape, parts: list[dict], squared_error, norm: float
     rows, columns = (None if stored[key] is None else index_from_disk(stored[key]) for key in ("rows", "columns"))
     sizes = tuple(len(kept) if kept is not None else size for kept, size in zip((rows, columns), shape))
     rank = sum(part.rank for part in parts)
-    if parts and parts[-1].seed is not None:
+    if parts and parts[-1].seed is not None and stored["sigma"].numel() == rank:  # else told below
         side = longer_side(sizes)
         stored[side] = with_directions(name, stored[side], sizes["uv".index(side)], parts)
     try:

@@ -1,5 +1,6 @@
 """Adapters of method "sketch": in a folder, in a model, cut, and mixed."""
 
+import json
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -61,6 +62,16 @@ def test_a_side_of_wrong_size_is_refused(tmp_path):
     stored = load_file(path)
     stored["body.0.weight.v"] = torch.zeros(200, stored["body.0.weight.v"].shape[1] + 1, dtype=torch.uint8)
     save_file(stored, path)
+    with pytest.raises(AdapterError, match="body.0.weight"):
+        dts.Adapter.load(tmp_path / "a")
+
+
+def test_a_rank_that_is_not_the_files_is_refused_before_anything_is_made_of_it(tmp_path):
+    compressed(out=tmp_path / "a")
+    path = tmp_path / "a" / "dts_config.json"
+    config = json.loads(path.read_text())
+    config["tensors"]["body.0.weight"]["parts"][-1]["rank"] = 10**12
+    path.write_text(json.dumps(config))
     with pytest.raises(AdapterError, match="body.0.weight"):
         dts.Adapter.load(tmp_path / "a")
 
