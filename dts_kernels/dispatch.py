@@ -89,6 +89,11 @@ def _choose_planar(p: Problem) -> str:
     return ("dequantise" if p.transposed or many else "triton") + levels
 
 
+def choose_samples(device: str, dtype: torch.dtype, rows: int, entries: int, transposed: bool, arena: bool) -> str:
+    """Name of the path for a product with sampled elements; arena: all codes are in one tensor, as off the CPU."""
+    return "reference"
+
+
 def device_kind(device: str) -> str:
     """`Problem.device` of a torch device type."""
     return "interpreter" if device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1" else device

@@ -1,0 +1,140 @@
+"""The public face of sampled elements: y + x D^T, rows of D and the whole of D, as torch.library ops.
+
+`add_samples`, `add_sampled_rows` and `add_dense_samples` take a `SampleBank` and a `Routing` and call the op of the
+same name in the namespace ``dts``.  D is the sum of a row's tasks' samples (`dts_kernels.samples`), gamma each.
+"""
+
+import torch
+from torch import Tensor
+
+from . import dispatch
+from .bank import Routing
+from .samples import SampleBank, dense, samples_of
+
+_library = torch.library.Library("dts", "FRAGMENT")
+_BANK = "Tensor[] codes, Tensor table, Tensor starts, Tensor scales"
+_library.define(f"add_samples(Tensor x, Tensor y, {_BANK}, Tensor slots, Tensor weights, bool transposed) -> Tensor")
+_library.define(f"add_sampled_rows(Tensor ids, Tensor y, {_BANK}, Tensor slots, Tensor weights, int rows) -> Tensor")
+_library.define(f"add_dense_samples(Tensor base, {_BANK}, Tensor gamma) -> Tensor")
+
+
+def add_samples(x: Tensor, y: Tensor, bank: SampleBank, routing: Routing) -> Tensor:
+    """y + sum over a row's tasks of gamma x D_task^T, a new tensor.
+
+    x: [..., in_features] fp16, bf16, fp32 or fp64; y: [..., out_features] in x's dtype.  Sums run in float32
+    (float64 for float64) and are rounded once.  Raises ValueError with all sizes if they do not fit.
+    """
+    wrong = []
+    if not x.dim() or x.shape[-1] != bank.in_features or not x.is_floating_point():
+        wrong.append(f"x {list(x.shape)} {x.dtype} must be floating point and end in {bank.in_features}")
+    elif y.shape != x.shape[:-1] + (bank.out_features,) or y.dtype != x.dtype:
+        wrong.append(f"y {list(y.shape)} {y.dtype} must be {[*x.shape[:-1], bank.out_features]} {x.dtype}")
+    elif x.shape[:-1].numel() % max(1, routing.slots.shape[0]):
+        wrong.append(f"{x.shape[:-1].numel()} rows of x are no multiple of the routing's {routing.slots.shape[0]}")
+    if wrong:
+        raise ValueError("; ".join(wrong))
+    return torch.ops.dts.add_samples(x, y, *bank.arguments, routing.slots, routing.weights, False)
+
+
+def add_sampled_rows(ids: Tensor, y: Tensor, bank: SampleBank, routing: Routing) -> Tensor:
+    """y + rows ``ids`` (int64 [...], -1 = none) of D; y: [..., in_features]."""
+    return torch.ops.dts.add_sampled_rows(ids, y, *bank.arguments, routing.slots, routing.weights, bank.out_features)
+
+
+def add_dense_samples(base: Tensor, bank: SampleBank, gamma: Tensor) -> Tensor:
+    """base [out_features, in_features] + the sum of gamma D; gamma: float32 [slots], missing ones 0."""
+    return torch.ops.dts.add_dense_samples(base, *bank.arguments, gamma)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _add_samples_reference(x, y, codes, table, starts, scales, slots, weights, transposed):
+    sizes = (y.shape[-1], x.shape[-1])
+    found = samples_of(codes, table, starts, scales, sizes[::-1] if transposed else sizes)
+    wide = _wide(x.dtype)
+    rows, out = x.reshape(-1, sizes[1]).to(wide), y.reshape(-1, sizes[0]).to(wide, copy=True)
+    each = rows.shape[0] // max(1, slots.shape[0])
+    for entry, (own, gammas) in enumerate(zip(slots.tolist(), weights)):
+        block = slice(entry * each, (entry + 1) * each)
+        for slot, gamma in zip(own, gammas):
+            for one in found.get(slot, ()):
+                matrix = dense(one, wide)
+                out[block] += gamma.to(wide) * (rows[block] @ (matrix if transposed else matrix.T))
+    return out.to(y.dtype).view(y.shape)
+
+
+def _add_sampled_rows_reference(ids, y, codes, table, starts, scales, slots, weights, rows):
+    if ids.numel() and int(ids.max()) >= rows:
+        raise IndexError(f"an id of {int(ids.max())} is beyond the matrix's {rows} rows")
+    found = samples_of(codes, table, starts, scales, (rows, y.shape[-1]))
+    wide, flat = _wide(y.dtype), ids.flatten()
+    out = y.reshape(-1, y.shape[-1]).to(wide, copy=True)
+    each = flat.shape[0] // max(1, slots.shape[0])
+    for entry, (own, gammas) in enumerate(zip(slots.tolist(), weights)):
+        chosen = (flat[entry * each : (entry + 1) * each] >= 0).nonzero()[:, 0] + entry * each
+        for slot, gamma in zip(own, gammas):
+            for one in found.get(slot, ()):
+                out[chosen] += gamma.to(wide) * dense(one, wide, flat[chosen])
+    return out.to(y.dtype).view(y.shape)
+
+
+def _add_dense_samples_reference(base, codes, table, starts, scales, gamma):
+    wide = _wide(base.dtype)
+    out = base.to(wide, copy=True)
+    for slot, own in samples_of(codes, table, starts, scales, tuple(base.shape)).items():
+        for one in own if slot < gamma.shape[0] and gamma[slot] else ():
+            out += gamma[slot].to(wide) * dense(one, wide)
+    return out.to(base.dtype)
+
+
+ADD_SAMPLES = {"reference": _add_samples_reference}
+
+
+def _add_samples(x, y, codes, table, starts, scales, slots, weights, transposed):
+    path = dispatch.choose_samples(x.device.type, x.dtype, x.shape[:-1].numel(), slots.shape[0], transposed,
+                                   bool(codes) and codes[0].dim() == 1)
+    dispatch.ran["add_samples", path] += 1
+    return ADD_SAMPLES[path](x, y, codes, table, starts, scales, slots, weights, transposed)
+
+
+_library.impl("add_samples", _add_samples, "CompositeExplicitAutograd")
+_library.impl("add_sampled_rows", _add_sampled_rows_reference, "CompositeExplicitAutograd")
+_library.impl("add_dense_samples", _add_dense_samples_reference, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("dts::add_samples")
+def _(x, y, codes, table, starts, scales, slots, weights, transposed):
+    return torch.empty_like(y, memory_format=torch.contiguous_format)
+
+
+@torch.library.register_fake("dts::add_sampled_rows")
+def _(ids, y, codes, table, starts, scales, slots, weights, rows):
+    return torch.empty_like(y, memory_format=torch.contiguous_format)
+
+
+@torch.library.register_fake("dts::add_dense_samples")
+def _(base, codes, table, starts, scales, gamma):
+    return torch.empty_like(base, memory_format=torch.contiguous_format)
+
+
+def _setup(ctx, inputs, output):
+    x, _, codes, *bank, transposed = inputs
+    if transposed:
+        raise RuntimeError("second derivatives of add_samples are not supported")
+    ctx.save_for_backward(*bank, *codes)
+    ctx.features, ctx.tensors = x.shape[-1], len(codes)
+
+
+def _backward(ctx, grad):
+    """dx = dy D: the same op with the matrix transposed; dy is y's own gradient."""
+    grad_x = None
+    if ctx.needs_input_grad[0]:
+        table, starts, scales, slots, weights, *codes = ctx.saved_tensors
+        zeros = grad.new_zeros(*grad.shape[:-1], ctx.features)
+        grad_x = torch.ops.dts.add_samples(grad, zeros, codes, table, starts, scales, slots, weights, True)
+    return grad_x, grad, [None] * ctx.tensors, *[None] * 6
+
+
+torch.library.register_autograd("dts::add_samples", _backward, setup_context=_setup)

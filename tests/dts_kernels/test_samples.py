@@ -1,0 +1,147 @@
+"""Sampled elements: where they are, and products with them, against dense float64 matrices."""
+
+import pytest
+import torch
+
+from dts_kernels import Routing, SampleBank, Samples, add_dense_samples, add_sampled_rows, add_samples, pack
+from dts_kernels.layout import VALUES, unpack
+from dts_kernels.samples import columns, dense, groups_of
+
+
+def samples(shape, stride, seed=7, scale=0.01):
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(4, (shape[0], groups_of(shape[1], stride)), dtype=torch.uint8, generator=generator)
+    return Samples(pack(codes), scale, stride, seed, shape)
+
+
+def mix(h):
+    """The hash of the module's docstring, in Python's integers."""
+    h ^= h >> 16
+    h = h * 0x85EBCA6B & 0xFFFFFFFF
+    h ^= h >> 13
+    h = h * 0xC2B2AE35 & 0xFFFFFFFF
+    return h ^ h >> 16
+
+
+def naive_dense(s: Samples) -> torch.Tensor:
+    out, codes = torch.zeros(s.shape, dtype=torch.float64), unpack(s.codes, s.groups)
+    scale = torch.tensor(s.scale).double()
+    for i in range(s.shape[0]):
+        for g in range(s.groups):
+            h = mix((s.seed + 0x9E3779B1 * (i // s.stride) + 0x85EBCA77 * g) & 0xFFFFFFFF)
+            column = g * s.stride + (i + ((h >> 16) * s.stride >> 16)) % s.stride
+            if column < s.shape[1]:
+                out[i, column] = VALUES[codes[i, g]] * scale
+    return out
+
+
+SHAPES = [((40, 64), 8), ((37, 50), 7), ((16, 16), 1), ((5, 33), 40), ((130, 96), 13)]
+
+
+@pytest.mark.parametrize("shape, stride", SHAPES)
+def test_dense_is_the_definition(shape, stride):
+    for seed in (0, 7, 2**32 - 1):
+        s = samples(shape, stride, seed=seed)
+        assert torch.equal(dense(s, torch.float64), naive_dense(s))
+
+
+def test_every_block_is_a_turned_diagonal_and_every_element_is_as_likely():
+    where = columns((48, 96), 12, 3)
+    kept = torch.zeros(48, 96).scatter_(1, where, 1.0)
+    blocks = kept.view(4, 12, 8, 12).permute(0, 2, 1, 3)
+    assert (blocks.sum(2) == 1).all() and (blocks.sum(3) == 1).all()
+    often = torch.zeros(12, 12)
+    for seed in range(1200):
+        often.scatter_add_(1, columns((12, 12), 12, seed), torch.ones(12, 1))
+    assert often.min() > 60 and often.max() < 145  # 100 expected, a deviation of 9.6
+
+
+def bank_of(*tasks, shape=(40, 64), device="cpu"):
+    bank = SampleBank(shape[1], shape[0], device)
+    for slot, own in enumerate(tasks):
+        if own is not None:
+            bank.add(slot, own)
+    return bank
+
+
+def dense_of(bank, slot):
+    return sum((dense(s, torch.float64) for s in bank.samples(slot)), torch.zeros(40, 64, dtype=torch.float64))
+
+
+@pytest.fixture
+def bank():
+    shape = (40, 64)
+    return bank_of((samples(shape, 8),), None, (samples(shape, 5, 1), samples(shape, 64, 2)), ())
+
+
+ROUTINGS = [[0], [2], [None], [1], [{0: 0.3, 2: -2.0}], [0, 2, None, {2: 0.5, 0: 1.0}, 3, 9]]
+
+
+@pytest.mark.parametrize("entries", ROUTINGS)
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 1e-2),
+                                              (torch.float16, 2e-3)])
+@pytest.mark.parametrize("each", [1, 3])
+def test_products_are_those_of_dense_matrices(bank, entries, dtype, tolerance, each):
+    rows = len(entries) * each
+    x, y = torch.randn(rows, 64).to(dtype), torch.randn(rows, 40).to(dtype)
+    wanted = y.to(torch.float64, copy=True)
+    for i, entry in enumerate(entries):
+        for slot, gamma in (entry if isinstance(entry, dict) else {} if entry is None else {entry: 1.0}).items():
+            if slot in bank.slots:
+                at = slice(i * each, (i + 1) * each)
+                wanted[at] += torch.tensor(gamma).double() * (x[at].double() @ dense_of(bank, slot).T)
+    before = y.clone()
+    out = add_samples(x, y, bank, Routing.of(entries))
+    assert out.dtype == dtype and torch.equal(y, before)
+    torch.testing.assert_close(out.double(), wanted, rtol=tolerance, atol=tolerance)
+
+
+def test_gradients(bank):
+    routing = Routing.of([0, {2: 0.5, 0: -1.0}])
+    x = torch.randn(4, 64, dtype=torch.float64, requires_grad=True)
+    y = torch.randn(4, 40, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, y: add_samples(x, y, bank, routing), (x, y))
+
+
+def test_the_op_is_well_behaved(bank):
+    routing = Routing.of([0, 2])
+    x, y = torch.randn(4, 64, requires_grad=True), torch.randn(4, 40)
+    torch.library.opcheck(torch.ops.dts.add_samples, (x, y, *bank.arguments, routing.slots, routing.weights, False))
+
+
+def test_rows_and_the_whole(bank):
+    ids = torch.tensor([[3, -1], [39, 0]])
+    y = torch.randn(2, 2, 64, dtype=torch.float64)
+    out = add_sampled_rows(ids, y, bank, Routing.of([0, {2: 0.5}]))
+    wanted = y.clone()
+    wanted[0, 0] += dense_of(bank, 0)[3]
+    wanted[1] += 0.5 * dense_of(bank, 2)[ids[1]]
+    torch.testing.assert_close(out, wanted)
+    base = torch.randn(40, 64, dtype=torch.float64)
+    whole = add_dense_samples(base, bank, torch.tensor([2.0, 1.0, 0.5]))
+    torch.testing.assert_close(whole, base + 2 * dense_of(bank, 0) + 0.5 * dense_of(bank, 2))
+    with pytest.raises(IndexError, match="40"):
+        add_sampled_rows(torch.tensor([40]), y[0, :1], bank, Routing.of([0]))
+
+
+def test_what_does_not_fit_is_refused(bank):
+    with pytest.raises(ValueError, match="stride.*seed"):
+        Samples(torch.zeros(4, 1, dtype=torch.uint8), 1.0, 0, -1, (4, 8))
+    with pytest.raises(ValueError, match=r"uint8 \[4, 1\]"):
+        Samples(torch.zeros(4, 2, dtype=torch.uint8), 1.0, 4, 0, (4, 8))
+    with pytest.raises(ValueError, match=r"\[40, 64\]"):
+        bank.add(1, (samples((40, 65), 8),))
+    x, y = torch.randn(3, 64), torch.randn(3, 40)
+    with pytest.raises(ValueError, match="end in 64"):
+        add_samples(x[:, :63], y, bank, Routing.of([0]))
+    with pytest.raises(ValueError, match=r"\[3, 40\]"):
+        add_samples(x, y[:2], bank, Routing.of([0]))
+    with pytest.raises(ValueError, match="multiple"):
+        add_samples(x, y, bank, Routing.of([0, 2]))
+
+
+def test_a_slot_can_be_emptied_and_moved(bank):
+    bank.remove(0)
+    x, y = torch.randn(2, 64), torch.randn(2, 40)
+    assert torch.equal(add_samples(x, y, bank, Routing.of([0])), y)
+    assert bank.to("cpu").slots == [2, 3]
