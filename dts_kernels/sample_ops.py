@@ -33,17 +33,20 @@ def add_samples(x: Tensor, y: Tensor, bank: SampleBank, routing: Routing) -> Ten
         wrong.append(f"{x.shape[:-1].numel()} rows of x are no multiple of the routing's {routing.slots.shape[0]}")
     if wrong:
         raise ValueError("; ".join(wrong))
-    return torch.ops.dts.add_samples(x, y, *bank.arguments, routing.slots, routing.weights, False)
+    return torch.ops.dts.add_samples(x, y, *bank.arguments, routing.slots, routing.weights, bank.transposed)
 
 
 def add_sampled_rows(ids: Tensor, y: Tensor, bank: SampleBank, routing: Routing) -> Tensor:
-    """y + rows ``ids`` (int64 [...], -1 = none) of D; y: [..., in_features]."""
+    """y + rows ``ids`` (int64 [...], -1 = none) of D; y: [..., in_features].  Not of transposed matrices."""
+    if bank.transposed:
+        raise ValueError("rows of transposed samples would be columns: not supported")
     return torch.ops.dts.add_sampled_rows(ids, y, *bank.arguments, routing.slots, routing.weights, bank.out_features)
 
 
 def add_dense_samples(base: Tensor, bank: SampleBank, gamma: Tensor) -> Tensor:
     """base [out_features, in_features] + the sum of gamma D; gamma: float32 [slots], missing ones 0."""
-    return torch.ops.dts.add_dense_samples(base, *bank.arguments, gamma)
+    full = torch.ops.dts.add_dense_samples(base.T if bank.transposed else base, *bank.arguments, gamma)
+    return full.T if bank.transposed else full
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -54,7 +57,8 @@ def _add_samples_reference(x, y, codes, table, starts, scales, slots, weights, t
     sizes = (y.shape[-1], x.shape[-1])
     found = samples_of(codes, table, starts, scales, sizes[::-1] if transposed else sizes)
     wide = _wide(x.dtype)
-    rows, out = x.reshape(-1, sizes[1]).to(wide), y.reshape(-1, sizes[0]).to(wide, copy=True)
+    rows, full = x.reshape(-1, sizes[1]).to(wide), y.to(wide, copy=True, memory_format=torch.contiguous_format)
+    out = full.view(-1, sizes[0])
     each = rows.shape[0] // max(1, slots.shape[0])
     for entry, (own, gammas) in enumerate(zip(slots.tolist(), weights)):
         block = slice(entry * each, (entry + 1) * each)
@@ -62,7 +66,7 @@ def _add_samples_reference(x, y, codes, table, starts, scales, slots, weights, t
             for one in found.get(slot, ()):
                 matrix = dense(one, wide)
                 out[block] += gamma.to(wide) * (rows[block] @ (matrix if transposed else matrix.T))
-    return out.to(y.dtype).view(y.shape)
+    return full.to(y.dtype)
 
 
 def _add_sampled_rows_reference(ids, y, codes, table, starts, scales, slots, weights, rows):
@@ -70,19 +74,20 @@ def _add_sampled_rows_reference(ids, y, codes, table, starts, scales, slots, wei
         raise IndexError(f"an id of {int(ids.max())} is beyond the matrix's {rows} rows")
     found = samples_of(codes, table, starts, scales, (rows, y.shape[-1]))
     wide, flat = _wide(y.dtype), ids.flatten()
-    out = y.reshape(-1, y.shape[-1]).to(wide, copy=True)
+    full = y.to(wide, copy=True, memory_format=torch.contiguous_format)
+    out = full.view(-1, y.shape[-1])
     each = flat.shape[0] // max(1, slots.shape[0])
     for entry, (own, gammas) in enumerate(zip(slots.tolist(), weights)):
         chosen = (flat[entry * each : (entry + 1) * each] >= 0).nonzero()[:, 0] + entry * each
         for slot, gamma in zip(own, gammas):
             for one in found.get(slot, ()):
                 out[chosen] += gamma.to(wide) * dense(one, wide, flat[chosen])
-    return out.to(y.dtype).view(y.shape)
+    return full.to(y.dtype)
 
 
 def _add_dense_samples_reference(base, codes, table, starts, scales, gamma):
     wide = _wide(base.dtype)
-    out = base.to(wide, copy=True)
+    out = base.to(wide, copy=True, memory_format=torch.contiguous_format)
     for slot, own in samples_of(codes, table, starts, scales, tuple(base.shape)).items():
         for one in own if slot < gamma.shape[0] and gamma[slot] else ():
             out += gamma[slot].to(wide) * dense(one, wide)
@@ -120,20 +125,19 @@ def _(base, codes, table, starts, scales, gamma):
 
 
 def _setup(ctx, inputs, output):
-    x, _, codes, *bank, transposed = inputs
-    if transposed:
-        raise RuntimeError("second derivatives of add_samples are not supported")
+    x, _, codes, *bank, ctx.transposed = inputs
     ctx.save_for_backward(*bank, *codes)
     ctx.features, ctx.tensors = x.shape[-1], len(codes)
 
 
 def _backward(ctx, grad):
-    """dx = dy D: the same op with the matrix transposed; dy is y's own gradient."""
+    """dx = dy D: the same op with the matrix the other way round; dy is y's own gradient."""
     grad_x = None
     if ctx.needs_input_grad[0]:
         table, starts, scales, slots, weights, *codes = ctx.saved_tensors
         zeros = grad.new_zeros(*grad.shape[:-1], ctx.features)
-        grad_x = torch.ops.dts.add_samples(grad, zeros, codes, table, starts, scales, slots, weights, True)
+        grad_x = torch.ops.dts.add_samples(grad, zeros, codes, table, starts, scales, slots, weights,
+                                           not ctx.transposed)
     return grad_x, grad, [None] * ctx.tensors, *[None] * 6
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .bank import EAGER
 from .layout import VALUES, packed_width, unpack
 
 STRIDES = range(1, 1 << 12)  # a shift's odds are even to stride / 2^16
@@ -92,28 +93,37 @@ def dense(samples: Samples, dtype=torch.float32, rows: Tensor | None = None) -> 
 class SampleBank:
     """Samples of every loaded task of one [out_features, in_features] layer.
 
+    transposed: they are of the [in_features, out_features] matrix (layers that store their weight so).
+
     What the ops take, all of it on the bank's device:
     codes: on the CPU a tensor a sample, as given (a memory-mapped file stays one); else one, all behind each other
     table: int64 [samples, 4], in the order of slots: slot, where its codes begin in that one tensor, stride, seed
     starts: int64 [slots + 1]: a slot's rows of the table are starts[slot] to starts[slot + 1];  scales: float32
     """
 
-    def __init__(self, in_features: int, out_features: int, device="cpu"):
+    def __init__(self, in_features: int, out_features: int, device="cpu", transposed: bool = False):
         self.in_features, self.out_features, self.device = in_features, out_features, torch.device(device)
+        self.transposed = transposed
         self._samples: dict[int, tuple[Samples, ...]] = {}
-        self._ready = None
+        self._refresh()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the matrices."""
+        shape = self.out_features, self.in_features
+        return shape[::-1] if self.transposed else shape
 
     def add(self, slot: int, samples: tuple[Samples, ...]) -> None:
-        """Put a task's samples, each of shape [out_features, in_features], into a free or used slot."""
+        """Put a task's samples, each of the bank's ``shape``, into a free or used slot."""
         for one in samples:
-            if one.shape != (self.out_features, self.in_features):
-                raise ValueError(f"samples of {list(one.shape)} do not fit a layer of "
-                                 f"{[self.out_features, self.in_features]} = [out_features, in_features]")
-        self._samples[slot], self._ready = tuple(one.to(self.device) for one in samples), None
+            if one.shape != self.shape:
+                raise ValueError(f"samples of {list(one.shape)} do not fit a layer's matrix of {list(self.shape)}")
+        self._samples[slot] = tuple(one.to(self.device) for one in samples)
+        self._refresh()
 
     def remove(self, slot: int) -> None:
         self._samples.pop(slot, None)
-        self._ready = None
+        self._refresh()
 
     def samples(self, slot: int) -> tuple[Samples, ...]:
         return self._samples[slot]
@@ -123,17 +133,21 @@ class SampleBank:
         return sorted(self._samples)
 
     def to(self, device) -> "SampleBank":
-        moved = SampleBank(self.in_features, self.out_features, device)
+        moved = SampleBank(self.in_features, self.out_features, device, self.transposed)
         for slot, samples in self._samples.items():
             moved.add(slot, samples)
         return moved
 
     @property
     def arguments(self) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
-        """(codes, table, starts, scales) of the class's docstring, made when first needed."""
+        """(codes, table, starts, scales) of the class's docstring."""
         if self._ready is None:
             self._ready = self._derive()
         return self._ready
+
+    def _refresh(self) -> None:
+        """Derive again what the ops take; beyond EAGER tasks when first needed, see `Bank`."""
+        self._ready = self._derive() if len(self._samples) <= EAGER else None
 
     def _derive(self) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
         found = [(slot, one) for slot in self.slots for one in self._samples[slot]]

@@ -251,8 +251,8 @@ class _Run:
             found = None if entry is None else self.work.keep(entry, ranks)
         kept = [None] * len(ranks) if found is None else found.factors if plan.kind == "experts" else [found.factors]
         for i, (factors, rank) in enumerate(zip(kept, ranks)):
-            if factors is not None and factors.rank < rank:  # a sketch has more components than its ``rank``
-                plan.limits[i] = factors.rank
+            if factors is not None and factors.rank < plan.matrices[i].components(rank, self.method):
+                plan.limits[i] = rank if self.method == "sketch" else factors.rank
         return found
 
     def _room(self, ranks: list[int]) -> bool:

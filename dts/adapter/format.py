@@ -3,7 +3,7 @@
     <tensor>.added        rows beyond the base's vocabulary, whole, in the fine-tune's dtype
     <tensor>[e].u ...     factors of expert e of a tensor [E, m, n]
     .rows, .columns       as `dts.codec.index_to_disk` stores them
-    .u or .v              of the longer side without a sketch's components, which its seed gives
+    <tensor>.samples      uint8 [rows, groups / 4], a sketch's elements; .samples1 ... those of a mixture's other members
     <tensor>.delta        int8 where the tensor's row has a ``scale``, its step
 
 ``dts_config.json`` holds beside: ``finetuned`` (how its names and dtypes follow from the base's), ``dropped``
@@ -14,6 +14,7 @@ bytes and the rest of the row, its ``base`` is the sampled digest of the base's 
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -27,9 +28,8 @@ from dts.checkpoint import Damaged, SafetensorsFile, write_safetensors
 from dts.checkpoint.pairing import swap_prefix
 from dts.checkpoint.safetensors_file import Layout, header_bytes, layout_of, tensor_bytes
 from dts.codec import Factors, Part, index_from_disk, index_to_disk
-from dts.codec.factors import longer_side
-from dts.codec.sketch import directions
-from dts_kernels.layout import PackedFactors, pack
+from dts_kernels.layout import PackedFactors
+from dts_kernels.samples import Samples
 
 FORMAT_VERSION = 3  # 1 had no 8-bit vectors, 2 no sketches
 READABLE = (1, 2, 3)
@@ -53,15 +53,17 @@ def factors_tensors(factors: Factors) -> dict[str, Tensor]:
     """Suffix -> tensor as stored."""
     packed = factors.packed
     tensors = {"u": packed.u, "v": packed.v, "sigma": packed.sigma}
-    side, start, _ = factors.sketch or (None, 0, None)
-    if side is not None:
-        tensors[side] = tensors[side][:, : start // 4].contiguous()
+    tensors |= {samples_key(i): one.codes for i, one in enumerate(factors.samples)}
     if packed.levels is not None:
         tensors["levels"] = packed.levels
     for side, kept, size in zip(("rows", "columns"), (factors.rows, factors.columns), factors.shape):
         if kept is not None:
             tensors[side] = index_to_disk(kept, size)
     return tensors
+
+
+def samples_key(i: int) -> str:
+    return f"samples{i or ''}"
 
 
 def entry_tensors(entry: Entry) -> dict[str, Tensor]:
@@ -107,11 +109,14 @@ def entry_row(entry: Entry, dtype: torch.dtype, base_digest: str | None, sizes: 
         return row | {"tied_to": entry.tied_to}
     if isinstance(entry.factors, list):
         row["experts"] = [
-            None if f is None else [[vars(p) for p in f.parts], number(f.squared_error), number(f.norm)]
+            None if f is None else
+            [[vars(p) for p in f.parts], number(f.squared_error), number(f.norm), *[s for s in [samples_row(f)] if s]]
             for f in entry.factors
         ]
     elif entry.factors is not None:
         row["parts"] = [vars(p) for p in entry.factors.parts]
+        if entry.factors.samples:
+            row["samples"] = samples_row(entry.factors)
     row["bytes"] = sum(torch.Size(shape).numel() * dtype.itemsize for dtype, shape in sizes.values())
     if entry.kind in ("factors", "experts") or entry.scale is not None:
         row["squared_error"] = number(entry.squared_error)
@@ -124,6 +129,11 @@ def entry_row(entry: Entry, dtype: torch.dtype, base_digest: str | None, sizes: 
     if entry.dtype != dtype:
         row["dtype"] = short(entry.dtype)
     return row
+
+
+def samples_row(factors: Factors) -> list[dict]:
+    """What the codes of samples do not say."""
+    return [{"stride": one.stride, "seed": one.seed, "scale": one.scale} for one in factors.samples]
 
 
 def entry_from(name: str, row: dict, config: dict, load: Callable[[str], Tensor | None]) -> Entry:
@@ -154,27 +164,25 @@ def entry_from(name: str, row: dict, config: dict, load: Callable[[str], Tensor 
     elif entry.kind == "experts":
         matrix = entry.base_shape[1:]
         entry.factors = [
-            None if e is None else factors_from(f"{name}[{i}]", matrix, e[0], e[1], e[2], load)
+            None if e is None else factors_from(f"{name}[{i}]", matrix, *e[:3], e[3] if len(e) > 3 else [], load)
             for i, e in enumerate(row["experts"])
         ]
     elif "parts" in row:
         matrix = entry.base_shape[0], torch.Size(entry.base_shape[1:]).numel()
-        entry.factors = factors_from(name, matrix, row["parts"], row["squared_error"], row["norm"], load)
+        entry.factors = factors_from(name, matrix, row["parts"], row["squared_error"], row["norm"],
+                                     row.get("samples", []), load)
     return entry
 
 
-def factors_from(name: str, shape, parts: list[dict], squared_error, norm: float, load) -> Factors:
+def factors_from(name: str, shape, parts: list[dict], squared_error, norm: float, samples: list[dict], load) -> Factors:
     stored = {key: load(f"{name}.{key}") for key in ("u", "v", "sigma", "levels", "rows", "columns")}
-    parts = tuple(Part(**part) for part in parts)
+    parts = tuple(Part(part["kind"], part["rank"]) for part in parts)
     absent = [key for key in ("u", "v", "sigma") if stored[key] is None]
     if absent:
         raise AdapterError(f"{name}: its {', '.join(absent)} is missing")
     rows, columns = (None if stored[key] is None else index_from_disk(stored[key]) for key in ("rows", "columns"))
     sizes = tuple(len(kept) if kept is not None else size for kept, size in zip((rows, columns), shape))
     rank = sum(part.rank for part in parts)
-    if parts and parts[-1].seed is not None and stored["sigma"].numel() == rank:  # else told below
-        side = longer_side(sizes)
-        stored[side] = with_directions(name, stored[side], sizes["uv".index(side)], parts)
     try:
         packed = PackedFactors(stored["u"], stored["v"], stored["sigma"], stored["levels"])
     except ValueError as error:
@@ -183,16 +191,20 @@ def factors_from(name: str, shape, parts: list[dict], squared_error, norm: float
         raise AdapterError(
             f"{name}: factors of {list(packed.shape)}, rank {packed.rank}, where {list(sizes)}, rank {rank} belongs"
         )
-    return Factors(packed, tuple(shape), rows, columns, parts, norm, squared_error)
+    own = tuple(samples_from(name, i, row, sizes, load) for i, row in enumerate(samples))
+    return Factors(packed, tuple(shape), rows, columns, parts, norm, squared_error, own)
 
 
-def with_directions(name: str, stored: Tensor, size: int, parts: tuple[Part, ...]) -> Tensor:
-    """The codes of a sketch's longer side: those stored, of the components before it, and those its seed gives."""
-    first, last = sum(part.rank for part in parts[:-1]), parts[-1]
-    if first % 4 or tuple(stored.shape) != (size, first // 4):
-        raise AdapterError(f"{name}: codes of {list(stored.shape)} bytes beside a sketch, where "
-                           f"{[size, first / 4]} belong")
-    return torch.cat([stored, pack(directions(size, last.rank, last.seed))], dim=1)
+def samples_from(name: str, i: int, row: dict, shape: tuple[int, int], load) -> Samples:
+    codes = load(f"{name}.{samples_key(i)}")
+    if codes is None:
+        raise AdapterError(f"{name}: its {samples_key(i)} is missing")
+    if not isinstance(row["scale"], float) or not math.isfinite(row["scale"]):
+        raise AdapterError(f"{name}: the scale of its {samples_key(i)} is {row['scale']!r}")
+    try:
+        return Samples(codes, row["scale"], row["stride"], row["seed"], shape)
+    except ValueError as error:
+        raise AdapterError(f"{name}: {error}") from error
 
 
 def base_name_of(name: str, finetuned: dict) -> str:

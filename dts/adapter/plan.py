@@ -18,8 +18,9 @@ from dts.codec.compress import RANK_LIMIT, checked, compacted
 from dts.codec.sketch import split
 from dts.codec.spectrum import predicted_share
 from dts_kernels.layout import PackedFactors, packed_width
+from dts_kernels.samples import Samples, groups_of
 
-LONGEST_SEED = 2**32 - 1  # of a planned sketch: a row's text takes no fewer bytes than it will
+LONGEST = -1.234567e-12, 2**32 - 1  # scale and seed of a planned sample: a row's text takes no fewer bytes than it will
 SMALL = 16  # rows or columns: up to here, low rank saves little and such matrices (heads, routers) matter much
 
 
@@ -76,6 +77,10 @@ class Matrix:
         """Elements without zero rows and columns."""
         return math.prod(self.compact_shape)
 
+    def components(self, rank: int, method: str) -> int:
+        """Residual components among what takes the bytes of ``rank`` of them."""
+        return split(rank, self.compact_shape)[0] if method == "sketch" else rank
+
     def planned(self, rank: int, method: str) -> Factors | None:
         """Factors of this rank without content: right in every shape, with the predicted error.
 
@@ -84,12 +89,12 @@ class Matrix:
         if not rank or not self.norm:
             return None
         m, n = self.compact_shape
-        parts = (Part(method, rank),)
+        stored, samples, byte = rank, (), torch.zeros((), dtype=torch.uint8)
         if method == "sketch":
-            first, count = split(rank, (m, n))
-            parts = (Part("residual", first), Part("sketch", count, LONGEST_SEED))[: 2 if count else 1]
-        stored = sum(part.rank for part in parts)
-        byte = torch.zeros((), dtype=torch.uint8)
+            stored, stride = split(rank, (m, n))
+            if stride is not None:
+                codes = byte.expand(m, packed_width(groups_of(n, stride)))
+                samples = (Samples(codes, LONGEST[0], stride, LONGEST[1], (m, n)),)
         packed = PackedFactors(
             byte.expand(m, packed_width(stored)),
             byte.expand(n, packed_width(stored)),
@@ -97,7 +102,8 @@ class Matrix:
             torch.zeros(2, 4) if method == "paper" else None,
         )
         error = 0.5 if self.singular is None else predicted_error(self.singular, [rank], method, (m, n)).item()
-        return Factors(packed, self.shape, self.rows, self.columns, parts, self.norm, error)
+        parts = (Part("paper" if method == "paper" else "residual", stored),)
+        return Factors(packed, self.shape, self.rows, self.columns, parts, self.norm, error, samples)
 
     def curve(self, method: str, limit: int | None = None) -> Curve:
         """Bytes and error left at every rank worth having, at most ``limit``."""

@@ -20,11 +20,12 @@ HEADER_BYTES = 400  # of one matrix's header entries and row, nearly
 def prefix_curve(factors: Factors) -> Curve:
     """Bytes and remaining error of every prefix of whole blocks (and of all components).
 
-    A sketch stays whole or goes: as if it took as large a share of what it found as the components before it.
+    Samples stay or go: with them counts as one rank more, and as if they took as large a share of what they found as
+    the components did.
     """
-    if factors.sketch is not None:
+    if factors.samples:
         curve = prefix_curve(factors.residual())
-        return Curve(np.append(curve.ranks, factors.rank), np.append(curve.bytes, factors.nbytes + HEADER_BYTES),
+        return Curve(np.append(curve.ranks, factors.rank + 1), np.append(curve.bytes, factors.nbytes + HEADER_BYTES),
                      np.append(curve.errors, curve.errors[-1] ** 2 / factors.norm**2))
     rank = factors.rank
     ranks = np.unique(np.append(np.arange(0, rank, BLOCK), rank))
@@ -40,8 +41,9 @@ def prefix_curve(factors: Factors) -> Curve:
 
 
 def cut(entry: Entry, ranks: list[int]) -> Entry | None:
-    """The entry with its matrices' first components; None if nothing is left of it."""
-    factors = [None if f is None or not k else f.prefix(k) for f, k in zip(format.matrices(entry), ranks, strict=True)]
+    """The entry with its matrices' first components (samples: one rank more); None if nothing is left of it."""
+    factors = [None if f is None or not k else f if k > f.rank else f.residual().prefix(k)
+               for f, k in zip(format.matrices(entry), ranks, strict=True)]  # fmt: skip
     if all(f is None for f in factors) and entry.added_rows is None:
         return None
     error = format.whole_error(entry.norm, factors)

@@ -2,11 +2,13 @@
 
 import math
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from dts_kernels.layout import PackedFactors
+from dts_kernels.samples import Samples
 
 from . import four_group, residual, sketch
 from .errors import Unencodable
@@ -64,18 +66,20 @@ def compress_tensor(
     scale = compact.abs().max().item()
     compact = compact / scale
     limit = RANK_LIMIT[method] * min(compact.shape)
-    parts = None
+    samples: tuple[Samples, ...] = ()
     with one_thread(compact.numel() < THREADED):
         if target_error is not None:
             packed, error = encode_to_error(compact, target_error, limit, seed)
         else:
             rank = min(limit, rank or max(1, int(rank_fraction * min(shape))))
             packed, error, *own = ENCODERS[method].encode(compact, rank, seed)
-            parts = own[0] if own else None
+            samples = own[0] if own else ()
     sigma = packed.sigma.double() * scale
     packed = PackedFactors(packed.u, packed.v, sigma.float(), packed.levels).to("cpu")
     norm = compact.norm().item() * scale
-    return Factors(packed, shape, rows, columns, parts or (Part(method, packed.rank),), norm, error)
+    samples = tuple(replace(one, scale=float(f"{one.scale * scale:.7g}")).to("cpu") for one in samples)
+    parts = (Part("paper" if method == "paper" else "residual", packed.rank),)
+    return Factors(packed, shape, rows, columns, parts, norm, error, samples)
 
 
 @contextmanager

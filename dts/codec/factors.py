@@ -26,6 +26,7 @@ from torch import Tensor
 
 from dts_kernels.layout import PackedFactors
 from dts_kernels.reference import factor_values, reconstruct
+from dts_kernels.samples import Samples, dense
 
 GAIN = 0.25  # sigma = least squares sigma / share^GAIN: 0 is least squares, 1/2 keeps the norm
 RIDGE = 1e-7  # of the mean diagonal: keeps the Gram of nearly equal components solvable
@@ -35,13 +36,11 @@ RIDGE = 1e-7  # of the mean diagonal: keeps the Gram of nearly equal components 
 class Part:
     """A run of ``rank`` components that were made in one way.
 
-    kind: "residual" | "paper" | "sketch", which follows residual components in whole bytes; seed: what regenerates the
-    longer side of a sketch (`dts.codec.sketch.directions`), else None: both sides are stored.
+    kind: "residual" | "paper"
     """
 
     kind: str
     rank: int
-    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,8 @@ class Factors:
     packed: of the compact [m', n'] matrix; all parts side by side along the rank axis
     shape: (m, n); rows, columns: int64 indices of the kept rows and columns, None = all
     parts: what the components are, in order; norm: ||delta||_F of the delta that was compressed
-    squared_error: ||delta - delta_hat||_F^2 / ||delta||_F^2 at this rank; None where it is not known
+    squared_error: ||delta - delta_hat||_F^2 / ||delta||_F^2 of all of it; None where it is not known
+    samples: of the compact matrix, added to the components (`dts.codec.sketch`); one, of a mixture one a member
     """
 
     packed: PackedFactors
@@ -61,6 +61,7 @@ class Factors:
     parts: tuple[Part, ...]
     norm: float
     squared_error: float | None
+    samples: tuple[Samples, ...] = ()
 
     @property
     def rank(self) -> int:
@@ -68,43 +69,30 @@ class Factors:
 
     @property
     def method(self) -> str:
-        """"paper", "residual" or "sketch", the kind of the last part."""
-        return self.parts[-1].kind if self.parts else "residual"
-
-    @property
-    def sketch(self) -> tuple[str | None, int, int | None] | None:
-        """(side that is regenerated, components before the sketch, seed); None without one.
-
-        A mixture's sketches are stored on both sides: no side, no seed.
-        """
-        if self.method != "sketch":
-            return None
-        *_, last = self.parts
-        return None if last.seed is None else longer_side(self.packed.shape), self.rank - last.rank, last.seed
+        """"sketch" if there are samples, else "paper" or "residual", the kind of the components."""
+        return "sketch" if self.samples else self.parts[-1].kind if self.parts else "residual"
 
     def residual(self) -> "Factors":
-        """Without a sketch: the components before it."""
-        if self.sketch is None:
+        """Without samples: the components alone."""
+        if not self.samples:
             return self
-        kept = replace(self, packed=self.packed.prefix(self.sketch[1]), parts=self.parts[:-1], squared_error=None)
+        kept = replace(self, samples=(), squared_error=None)
         return replace(kept, squared_error=kept.prefix_errors()[-1].item())
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its tensors on disk, without file headers (what a seed regenerates is not stored)."""
+        """Bytes of its tensors on disk, without file headers."""
         index = sum(index_to_disk(kept, size).nbytes
                     for kept, size in zip((self.rows, self.columns), self.shape) if kept is not None)
-        side, start, _ = self.sketch or (None, 0, None)
-        regenerated = 0
-        if side is not None:
-            regenerated = getattr(self.packed, side)[:, start // 4 :].numel()
-        return self.packed.nbytes + index - regenerated
+        return self.packed.nbytes + index + sum(one.nbytes for one in self.samples)
 
     def reconstruct(self, rank: int | None = None, dtype=torch.float32) -> Tensor:
         """The dense delta [m, n], of the first ``rank`` components if given."""
         if rank is not None and rank < self.rank:
             return self.prefix(rank).reconstruct(dtype=dtype)
         compact = reconstruct(self.packed, dtype)
+        for one in self.samples:
+            compact += dense(one, dtype)
         if self.rows is None and self.columns is None:
             return compact
         full = compact.new_zeros(self.shape)
@@ -114,11 +102,10 @@ class Factors:
         return full
 
     def prefix(self, rank: int) -> "Factors":
-        """The first ``rank`` components.
+        """The first ``rank`` components, without samples if those are fewer than there are.
 
         "residual": sigma is the best of those components, scaled as the module's docstring says, and
-        ``squared_error`` is exact.  "paper": sigma as it was, ``squared_error`` None.  "sketch": the residual
-        components first; then fewer columns of the sketch, which count for more each, ``squared_error`` None.
+        ``squared_error`` is exact.  "paper": sigma as it was, ``squared_error`` None.
         """
         if rank < 0:
             raise ValueError(f"a prefix has a rank of 0 or more, not {rank}")
@@ -131,14 +118,7 @@ class Factors:
                 left -= parts[-1].rank
         packed = self.packed.prefix(rank)
         if rank == 0:
-            return replace(self, packed=packed, parts=(), squared_error=1.0)
-        if self.sketch is not None:
-            first = self.sketch[1]
-            if rank <= first:
-                return self.residual().prefix(rank)
-            sigma = packed.sigma.clone()
-            sigma[first:] *= (self.rank - first) / (rank - first)
-            return replace(self, packed=replace(packed, sigma=sigma), parts=tuple(parts), squared_error=None)
+            return replace(self, packed=packed, parts=(), squared_error=1.0, samples=())
         if any(part.kind != "residual" for part in self.parts):
             return replace(self, packed=packed, parts=tuple(parts), squared_error=None)
         gram, moments = self._normal_equations()
@@ -146,7 +126,7 @@ class Factors:
         share = min(1.0, explained[-1].item() / self.norm**2)
         sigma *= share**-GAIN if share > 0 else 0.0
         packed = replace(packed, sigma=sigma.float())
-        return replace(self, packed=packed, parts=tuple(parts), squared_error=error_of(share))
+        return replace(self, packed=packed, parts=tuple(parts), squared_error=error_of(share), samples=())
 
     def prefix_errors(self) -> Tensor:
         """Squared relative error of every prefix: float64 [rank + 1], entry k for rank k.  Only for "residual"."""
@@ -171,11 +151,6 @@ class Factors:
         moments = gram @ self.packed.sigma.double()
         share = ((self.packed.sigma.double() @ moments) / self.norm**2) ** (1 / (1 - 2 * GAIN))
         return gram, moments * share**GAIN
-
-
-def longer_side(shape: tuple[int, int]) -> str:
-    """The factor of a sketch whose codes a seed gives: "u" of a matrix [m, n] taller than wide, else "v"."""
-    return "u" if shape[0] > shape[1] else "v"
 
 
 def error_of(share):

@@ -1,125 +1,91 @@
-"""Method "sketch": half of the bytes for residual components, half for an unbiased sketch of what they leave.
+"""Method "sketch": half of the bytes for residual components, half for an unbiased sample of what they leave.
 
 What residual components leave out is missing in every layer, and pulls the model's answers the same way in all of
-them; noise of equal size does not add up.  With T what the first half leaves and Omega [n, k] of random signs,
-E[Omega Omega^T] = k I,
+them; noise of equal size does not add up.  With T what the first half leaves, one element of T of every G is kept, at
+places that follow from a seed (`dts_kernels.samples`), G times as large:  E[sample] = T, an error that is noise alone
+and that other rows do not share.  Values are rounded to the codes, with one scale that keeps their norm.  SHRINK of the
+sample is added: between nothing, all bias, and all of it, all noise.
 
-    T  ~  (1/k) (T Omega) Omega^T
-
-errs by noise alone, k components for the bytes of one side: T Omega is stored, in the codes and with a sigma a column
-that keeps its norm; Omega follows from a seed.  The longer side of the matrix is the one that is not stored.  SHRINK
-of the sketch is added: between nothing, all bias, and all of it, all noise.
-
-The noise is several times the delta (``squared_error`` > 1), yet *measured* on a language model of 210 matrices the
-answers are closer to the fine-tune's than the residual method's at equal bytes; on encoders of 37 matrices they are
-not (benchmarks/quality/FINDINGS.md).  At run time it is more components: k is up to n / min(m, n) + 1 times what
-residual components of the same bytes would be.
-
-**Omega**, for any language to repeat: of SHAKE-256 over the ASCII text "dts sketch <seed> <n>", with N the least
-power of two >= n, the first 8 N bytes are N little-endian keys, whose stable ascending order begins with the columns
-c_1 ... c_k, and the lowest bits of the next n bytes are h_i;  Omega_ij = (-1)^(h_i + popcount(i and c_j)), rows of a
-subsampled randomised Hadamard matrix.
+The noise is several times the delta (``squared_error`` > 1), yet *measured*, the answers of language models and of text
+encoders are closer to the fine-tune's than the residual method's at equal bytes (benchmarks/quality/FINDINGS.md).
 """
 
 import hashlib
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from dts_kernels.layout import PackedFactors, pack
+from dts_kernels.layout import PackedFactors, pack, packed_width
 from dts_kernels.reference import reconstruct
+from dts_kernels.samples import STRIDES, Samples, columns, groups_of
 
 from . import residual
-from .factors import Part, longer_side
 
-SHRINK = 0.85  # of the sketch that is added
+SHRINK = 0.85  # of the sample that is added
 BLOCK = 4  # components that share a byte
-REFINEMENTS = 6  # of a column's scale and its codes in turn
-LOW = 256  # row numbers that share their higher bits
+REFINEMENTS = 6  # of the scale and the codes in turn
+KEPT = 0.8795  # of the energy of normal elements when rounded at the best scale; the cosine's square
 
 
-def split(rank: int, shape: tuple[int, int]) -> tuple[int, int]:
-    """(residual components, columns of the sketch) that take no more bytes than ``rank`` residual components.
+def split(rank: int, shape: tuple[int, int]) -> tuple[int, int | None]:
+    """(residual components, stride of the sample) that take no more bytes than ``rank`` residual components.
 
-    shape: (m, n) without zero rows and columns.  Few components are all residual; as many columns as Omega's order
-    are exact, and the most there are.
+    shape: (m, n) without zero rows and columns.  Stride None where there is no room for a sample.
     """
+    m, n = shape
+    component = sum(shape) / BLOCK + 4  # bytes
     first = min(rank, -(-rank // (2 * BLOCK)) * BLOCK)
-    left = (rank - first) * (sum(shape) / BLOCK + 4)
-    return first, min(BLOCK * int(left // (min(shape) + 4 * BLOCK)), order_of(max(shape)))
+    room = (rank - first) * component
+    if room < m:
+        return rank, None
+    stride = -(-n // (BLOCK * int(room // m)))
+    if stride not in STRIDES:
+        return rank, None
+    room -= m * packed_width(groups_of(n, stride))  # strides have gaps where they are small
+    return first + int(room // (BLOCK * component)) * BLOCK, stride
 
 
-def order_of(size: int) -> int:
-    """The order of the Hadamard matrix: the least power of two >= size."""
-    return 1 << (size - 1).bit_length()
-
-
-def directions(size: int, count: int, seed: int) -> Tensor:
-    """Codes (+1, -1) of Omega: uint8 [size, count]."""
-    order = order_of(size)
-    stream = hashlib.shake_256(f"dts sketch {seed} {size}".encode("ascii")).digest(8 * order + size)
-    columns = np.argsort(np.frombuffer(stream[: 8 * order], "<u8"), kind="stable")[:count]
-    flips = np.frombuffer(stream[8 * order :], np.uint8) & 1
-    # the parity of i and c is that of their higher bits plus that of their lower ones: two small tables
-    high = _parity(np.arange(-(-size // LOW))[:, None] & columns // LOW)
-    low = _parity(np.arange(min(LOW, order))[:, None] & columns % LOW)
-    negative = (high[:, None] ^ low).reshape(-1, count)[:size] ^ flips[:, None]
-    return torch.from_numpy(negative << 1)
-
-
-def _parity(x: np.ndarray) -> np.ndarray:
-    """Of the ones among the bits of x (below 2^32): uint8."""
-    for shift in (16, 8, 4, 2, 1):
-        x = x ^ x >> shift
-    return (x & 1).astype(np.uint8)
-
-
-def encode(delta: Tensor, rank: int, seed: int = 0) -> tuple[PackedFactors, float, tuple[Part, ...]]:
+def encode(delta: Tensor, rank: int, seed: int = 0) -> tuple[PackedFactors, float, tuple[Samples, ...]]:
     """Both halves, at the bytes of ``rank`` residual components.
 
-    delta: float32 [m, n], not zero, elements of order 1.  Returns the factors, the squared relative error,
-    and what they are made of.
+    delta: float32 [m, n], not zero, elements of order 1.  Returns the components, the squared relative error of both
+    halves together, and the sample (none where nothing is left or there is no room).
     """
-    first, count = split(rank, tuple(delta.shape))
+    shape = tuple(delta.shape)
+    first, stride = split(rank, shape)
     packed, error = residual.encode(delta, first, seed)
-    if packed.rank < first or not count:  # nothing is left, or there is no room
-        return packed, error, (Part("residual", packed.rank),)
-    # equal signs in two layers would make their noise alike
+    if packed.rank < first or stride is None:
+        return packed, error, ()
+    # equal places in two layers would make their noise alike
     content = f"{seed}".encode() + packed.sigma.cpu().numpy().tobytes()
     own = int.from_bytes(hashlib.sha256(content).digest()[:4], "little")
     missing = delta - reconstruct(packed)
-    tall = longer_side(tuple(delta.shape)) == "u"
-    signs = directions(max(delta.shape), count, own).to(delta.device)
-    columns = (missing.T if tall else missing) @ (1.0 - signs.float())
-    codes, sigma = rounded(columns)
-    stored, regenerated = pack(codes), pack(signs)
-    u, v = (regenerated, stored) if tall else (stored, regenerated)
-    both = PackedFactors(
-        torch.cat([packed.u, u], dim=1), torch.cat([packed.v, v], dim=1),
-        torch.cat([packed.sigma, sigma * (SHRINK / count)]),
-    )  # fmt: skip
-    error = ((delta - reconstruct(both)).norm() / delta.norm()).square().item()
-    return both, error, (Part("residual", first), Part("sketch", count, own))
+    at = columns(shape, stride, own, delta.device)
+    real = at < shape[1]
+    kept = missing.gather(1, at.clamp(max=shape[1] - 1)) * real
+    codes, scale = rounded(kept, real)
+    scale = float(f"{scale * SHRINK * stride:.7g}")
+    sample = Samples(pack(codes), scale, stride, own, shape)
+    values = (1 + 3 * (codes & 1).float()) * (1.0 - (codes & 2).float()) * scale * real
+    noise = missing.double().square().sum() + (values * (values - 2 * kept)).sum(dtype=torch.float64)
+    return packed, (noise / delta.double().square().sum()).item(), (sample,)
 
 
-def rounded(columns: Tensor) -> tuple[Tensor, Tensor]:
-    """(codes uint8 [rows, k], sigma [k] that keeps each column's norm) of columns [rows, k]."""
-    size = columns.abs()
-    scale = size.square().mean(0).sqrt() / residual.RMS
+def rounded(kept: Tensor, real: Tensor) -> tuple[Tensor, float]:
+    """(codes uint8, the scale that keeps the norm) of elements; those that are not ``real`` are zero and do not count."""
+    size = kept.abs()
+    scale = (size.square().sum() / real.sum()).sqrt() / residual.RMS
     for _ in range(REFINEMENTS):
         large = size > residual.THRESHOLD * scale
-        values = 1 + 3 * large.float()
-        scale = (size * values).sum(0) / values.square().sum(0)
-    return ((columns < 0) * 2 + large).byte(), columns.norm(dim=0) / values.norm(dim=0)
+        values = (1 + 3 * large.float()) * real
+        scale = (size * values).sum() / values.square().sum()
+    return ((kept < 0) * 2 + large).byte(), (kept.norm() / values.norm()).item()
 
 
-def expected_error(left, count: int, shape: tuple[int, int]):
+def expected_error(left, stride: int | None):
     """Squared relative error of both halves together, where the first half leaves ``left`` (float or tensor).
 
-    E || S - T ||^2 = ((1 - SHRINK)^2 + SHRINK^2 (n / k - n / N)) || T ||^2 of n the longer side, N Omega's order.
+    With q what an element t is rounded to, kept once in G:  E (SHRINK G q - t)^2 / G + (1 - 1 / G) t^2, summed, is
+    (1 - 2 SHRINK sqrt(KEPT) + SHRINK^2 G) || T ||^2.
     """
-    if not count:
-        return left
-    size = max(shape)
-    return left * ((1 - SHRINK) ** 2 + SHRINK**2 * (size / count - size / order_of(size)))
+    return left if stride is None else left * (1 - 2 * SHRINK * KEPT**0.5 + SHRINK**2 * stride)

@@ -118,7 +118,7 @@ def with_sketch(ranks, shape: tuple[int, int], error) -> Tensor:
     """Errors of method "sketch" from ``error(ranks)`` of its residual halves."""
     halves = [sketch.split(rank, shape) for rank in torch.as_tensor(ranks).flatten().tolist()]
     left = error([first for first, _ in halves])
-    return torch.stack([sketch.expected_error(e, count, shape) for e, (_, count) in zip(left, halves)])
+    return torch.stack([sketch.expected_error(e, stride) for e, (_, stride) in zip(left, halves)])
 
 
 def error_bounds(singular_values: Tensor, ranks, method: str = "residual", shape=None) -> tuple[Tensor, Tensor]:

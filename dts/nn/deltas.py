@@ -15,8 +15,13 @@ from dts_kernels import (
     EmbeddingParts,
     PackedFactors,
     Routing,
+    SampleBank,
+    Samples,
+    add_dense_samples,
     add_embedding,
     add_rows,
+    add_sampled_rows,
+    add_samples,
     delta_embedding,
     delta_linear,
     linear,
@@ -40,52 +45,105 @@ class Piece:
     row: int | None = None
 
 
+class Packed:
+    """Packed components and samples of tasks of one [m, n] matrix.
+
+    transposed: samples are of the [n, m] matrix; components have two sides to exchange instead.
+    """
+
+    def __init__(self, shape: tuple[int, int], device="cpu", transposed=False):
+        self.bank = Bank(shape[1], shape[0], device)
+        self.samples = SampleBank(shape[1], shape[0], device, transposed)
+
+    def add(self, slot: int, packed: PackedFactors, samples: tuple[Samples, ...]) -> None:
+        self.bank.add(slot, packed)
+        if samples:
+            self.samples.add(slot, samples)
+
+    def remove(self, slot: int) -> None:
+        self.bank.remove(slot)
+        self.samples.remove(slot)
+
+    def to(self, device) -> Packed:
+        moved = Packed(self.bank.shape, device, self.samples.transposed)
+        moved.bank, moved.samples = self.bank.to(device), self.samples.to(device)
+        return moved
+
+    def held(self) -> list[Tensor]:
+        return self.bank.packed + self.samples.arguments[0]
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routing, adds: Tensor | None) -> Tensor:
+        return self._sampled(x, linear(x, weight, bias, self.bank, routing, adds), routing)
+
+    def product(self, x: Tensor, routing: Routing, y: Tensor | None = None) -> Tensor:
+        """y (None: zeros) + x Delta^T of each row's tasks."""
+        return self._sampled(x, delta_linear(x, self.bank, routing, y), routing)
+
+    def _sampled(self, x: Tensor, y: Tensor, routing: Routing) -> Tensor:
+        return add_samples(x, y, self.samples, routing) if self.samples.slots else y
+
+    def rows(self, ids: Tensor, routing: Routing, dtype: torch.dtype) -> Tensor:
+        """Rows ``ids`` (int64 [...], -1 = none) of the delta: dtype [..., n]."""
+        return self.sampled_rows(ids, delta_embedding(ids, self.bank, routing, dtype), routing)
+
+    def sampled_rows(self, ids: Tensor, y: Tensor, routing: Routing) -> Tensor:
+        return add_sampled_rows(ids, y, self.samples, routing) if self.samples.slots else y
+
+    def dense(self, gamma: Tensor, base: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
+        full = reconstruct(self.bank, gamma, base, dtype)
+        return add_dense_samples(full, self.samples, gamma) if self.samples.slots else full
+
+
 @dataclass
 class Block:
     """A task's factors that cover only some rows or columns of the matrix (int64 indices; None = all)."""
 
-    bank: Bank
+    packed: Packed
     rows: Tensor | None
     columns: Tensor | None
-    lookup: Tensor | None  # int32 [all rows]: row of the matrix -> row of the bank, -1 = none
+    lookup: Tensor | None  # int32 [all rows]: row of the matrix -> row of the packed one, -1 = none
 
     def to(self, device) -> Block:
         move = lambda t: None if t is None else t.to(device)  # noqa: E731
-        return Block(self.bank.to(device), move(self.rows), move(self.columns), move(self.lookup))
+        return Block(self.packed.to(device), move(self.rows), move(self.columns), move(self.lookup))
+
+    def where(self, ids: Tensor) -> Tensor:
+        """Rows of the packed matrix for rows of the whole one."""
+        return ids if self.lookup is None else torch.where(ids < 0, -1, self.lookup[ids.clamp(min=0)].long())
 
 
 class MatrixDelta:
-    """Packed deltas of one [m, n] matrix: a bank that all tasks share, and blocks for factors with gaps."""
+    """Packed deltas of one [m, n] matrix: those that all tasks share, and blocks for factors with gaps."""
 
-    def __init__(self, shape: tuple[int, int], device="cpu"):
-        self.shape = shape
-        self.main = Bank(shape[1], shape[0], device)
+    def __init__(self, shape: tuple[int, int], device="cpu", transposed=False):
+        self.shape, self.transposed = shape, transposed
+        self.main = Packed(shape, device, transposed)
         self.blocks: dict[int, list[Block]] = {}  # slot -> its blocks
         self._parts: EmbeddingParts | None = None  # of these banks, made when first needed
 
-    def add(self, slot: int, factors: Factors, row: int = 0, transposed: bool = False) -> None:
+    def add(self, slot: int, factors: Factors, row: int = 0) -> None:
         """Put factors into a slot; row: where their first row goes, for a part of a fused matrix."""
         packed, rows, columns, shape = factors.packed, factors.rows, factors.columns, factors.shape
         if factors.rank == 0:
             return
         self._parts = None
-        if transposed:
+        if self.transposed:
             packed, rows, columns, shape = packed.transpose(), columns, rows, shape[::-1]
         if rows is None and columns is None and shape == self.shape:
-            self.main.add(slot, packed)
+            self.main.add(slot, packed, factors.samples)
             return
         if shape[0] != self.shape[0]:
             rows = (torch.arange(shape[0]) if rows is None else rows) + row
-        self.blocks.setdefault(slot, []).append(self._block(slot, packed, rows, columns))
+        own = Packed(packed.shape, transposed=self.transposed)
+        own.add(slot, packed, factors.samples)
+        self.blocks.setdefault(slot, []).append(self._block(own, rows, columns))
 
-    def _block(self, slot: int, packed: PackedFactors, rows: Tensor | None, columns: Tensor | None) -> Block:
-        bank = Bank(packed.shape[1], packed.shape[0], self.main.device)
-        bank.add(slot, packed)
+    def _block(self, packed: Packed, rows: Tensor | None, columns: Tensor | None) -> Block:
         lookup = None
         if rows is not None:
             lookup = torch.full((self.shape[0],), -1, dtype=torch.int32)
             lookup[rows] = torch.arange(len(rows), dtype=torch.int32)
-        return Block(bank, rows, columns, lookup).to(self.main.device)
+        return Block(packed, rows, columns, lookup).to(self.main.bank.device)
 
     def remove(self, slot: int) -> None:
         self._parts = None
@@ -94,12 +152,12 @@ class MatrixDelta:
 
     @property
     def slots(self) -> set[int]:
-        return set(self.main.slots) | set(self.blocks)
+        return set(self.main.bank.slots) | set(self.blocks)
 
     def held(self) -> list[Tensor]:
         """Everything it holds in memory."""
         indices = [t for b in self._all_blocks() for t in (b.rows, b.columns, b.lookup) if t is not None]
-        return indices + [t for bank in (self.main, *[b.bank for b in self._all_blocks()]) for t in bank.packed]
+        return indices + [t for packed in (self.main, *[b.packed for b in self._all_blocks()]) for t in packed.held()]
 
     def _all_blocks(self) -> list[Block]:
         return [block for blocks in self.blocks.values() for block in blocks]
@@ -112,8 +170,8 @@ class MatrixDelta:
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routing,
                adds: Tensor | None = None) -> Tensor:  # fmt: skip
         """x W^T + b + the delta + gamma adds[task], all but blocks in one call; adds: float32 [slots, m] or None."""
-        if self.main.slots:
-            y = linear(x, weight, bias, self.main, routing, adds)
+        if self.main.bank.slots:
+            y = self.main.linear(x, weight, bias, routing, adds)
         else:
             y = torch.nn.functional.linear(x, weight, bias)
             y = y if adds is None else add_rows(y, adds, routing)
@@ -121,13 +179,13 @@ class MatrixDelta:
 
     def add_product(self, x: Tensor, y: Tensor, routing: Routing) -> Tensor:
         """y + x Delta^T of each row's tasks."""
-        if self.main.slots:
-            y = delta_linear(x, self.main, routing, y)
+        if self.main.bank.slots:
+            y = self.main.product(x, routing, y)
         return self._add_blocks(x, y, routing)
 
     def _add_blocks(self, x: Tensor, y: Tensor, routing: Routing) -> Tensor:
         for block in self._all_blocks():
-            part = delta_linear(x if block.columns is None else x.index_select(-1, block.columns), block.bank, routing)
+            part = block.packed.product(x if block.columns is None else x.index_select(-1, block.columns), routing)
             y = y + part if block.rows is None else y.index_add_(-1, block.rows, part)
         return y
 
@@ -135,17 +193,18 @@ class MatrixDelta:
         """y + rows ``ids`` (int64 [...], -1 = none) of the delta; y [..., n] may be written into."""
         if all(block.columns is None for block in self._all_blocks()):
             if self._parts is None:
-                banks = [(self.main, None)] if self.main.slots else []
-                banks += [(block.bank, block.lookup) for block in self._all_blocks()]
+                banks = [(self.main.bank, None)] if self.main.bank.slots else []
+                banks += [(block.packed.bank, block.lookup) for block in self._all_blocks()]
                 self._parts = EmbeddingParts(banks, self.shape[0])
-            return add_embedding(ids, y, self._parts, routing)
-        if self.main.slots:
-            y = y + delta_embedding(ids, self.main, routing, y.dtype)
+            y = self.main.sampled_rows(ids, add_embedding(ids, y, self._parts, routing), routing)
+            for block in self._all_blocks():
+                if block.packed.samples.slots:
+                    y = block.packed.sampled_rows(block.where(ids), y, routing)
+            return y
+        if self.main.bank.slots:
+            y = y + self.main.rows(ids, routing, y.dtype)
         for block in self._all_blocks():
-            where = ids
-            if block.lookup is not None:
-                where = torch.where(ids < 0, -1, block.lookup[ids.clamp(min=0)].long())
-            part = delta_embedding(where, block.bank, routing, y.dtype)
+            part = block.packed.rows(block.where(ids), routing, y.dtype)
             if block.columns is not None:
                 part = part.new_zeros(*ids.shape, self.shape[1]).index_copy(-1, block.columns, part)
             y = y + part
@@ -153,15 +212,15 @@ class MatrixDelta:
 
     def dense(self, base: Tensor, routing: Routing) -> Tensor:
         """base + the delta of the one mixture of ``routing`` (one entry), in base's dtype [m, n]."""
-        blocks = [(block.bank, block.rows, block.columns) for block in self._all_blocks()]
-        for bank, rows, columns in [(self.main, None, None), *blocks]:
-            if not bank.slots:
+        blocks = [(block.packed, block.rows, block.columns) for block in self._all_blocks()]
+        for packed, rows, columns in [(self.main, None, None), *blocks]:
+            if not packed.bank.slots:
                 continue
-            gamma = gammas(routing, bank.table.shape[0])[0]
+            gamma = gammas(routing, packed.bank.table.shape[0])[0]
             if rows is None and columns is None:
-                base = reconstruct(bank, gamma, base)
+                base = packed.dense(gamma, base)
                 continue
-            part = reconstruct(bank, gamma, dtype=base.dtype)
+            part = packed.dense(gamma, dtype=base.dtype)
             if columns is not None:
                 part = part.new_zeros(part.shape[0], base.shape[1]).index_copy(1, columns, part)
             base = base + part if rows is None else base.index_add(0, rows, part)
@@ -275,7 +334,7 @@ class ParameterDelta:
         if expert not in self.matrices:
             shape = self.shape[1:] if expert is not None else self.shape
             flat = (shape[0], torch.Size(shape[1:]).numel())
-            self.matrices[expert] = MatrixDelta(flat[::-1] if self.transposed else flat, self.device)
+            self.matrices[expert] = MatrixDelta(flat[::-1] if self.transposed else flat, self.device, self.transposed)
         return self.matrices[expert]
 
     @property
@@ -301,7 +360,7 @@ class ParameterDelta:
 
     def add(self, slot: int, piece: Piece) -> None:
         if piece.kind == "factors":
-            self.matrix(piece.expert).add(slot, piece.data, piece.row or 0, self.transposed)
+            self.matrix(piece.expert).add(slot, piece.data, piece.row or 0)
         elif piece.kind == "raw":
             self.raw.add(slot, self._whole(slot, piece))
         else:

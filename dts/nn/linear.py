@@ -9,7 +9,7 @@ from dts.codec.factors import Factors
 from dts.nn.deltas import ParameterDelta, Piece, Table
 from dts.nn.layer import Layer, beside, standalone
 from dts.nn.routing import gammas
-from dts_kernels import Routing, linear
+from dts_kernels import Routing
 
 _autocast = torch.is_autocast_enabled
 
@@ -115,10 +115,10 @@ class DTSLinear(LinearLayer, nn.Linear):
         ):  # fmt: skip
             return super().forward(x)
         plain, bias = delta.matrices.get(None), dts.parameters.get("bias")
-        if plain is None or plain.blocks or not plain.main.max_rank or bias is not None and bias.values.tensors:
+        if plain is None or plain.blocks or not plain.main.bank.max_rank or bias is not None and bias.values.tensors:
             return super().forward(x)
         adds = bias.raw.wide if bias is not None and bias.raw.tensors else None
-        return linear(x, weight, self._parameters["bias"], plain.main, routing, adds)
+        return plain.main.linear(x, weight, self._parameters["bias"], routing, adds)
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> DTSLinear:

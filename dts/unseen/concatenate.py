@@ -1,5 +1,7 @@
 """Factors of a mixture: sum_i gamma_i U_i diag(sigma_i) V_i is one product of the factors side by side."""
 
+from dataclasses import replace
+
 import torch
 
 from dts.codec import Factors, Part, compress_tensor
@@ -11,8 +13,8 @@ from dts_kernels.reference import factor_values
 def concatenated(members: list[tuple[float, Factors]]) -> Factors:
     """The exact mixture of factors of equal shape, gamma scaled into sigma; components in order of their size.
 
-    ``norm`` is the mixture's own and ``squared_error`` 0, so that its prefixes are refitted to the mixture.  Sketches
-    stand behind all residual components, which alone ``norm`` is then of.
+    ``norm`` is the mixture's own (of the components, not the samples) and ``squared_error`` 0, so that its prefixes are
+    refitted to the mixture.
     Raises ValueError unless `side_by_side`.
     """
     if not side_by_side(members):
@@ -21,20 +23,18 @@ def concatenated(members: list[tuple[float, Factors]]) -> Factors:
     u, v = (torch.cat([unpack(getattr(f.packed, side), f.rank) for _, f in members], dim=1) for side in "uv")
     sigma = torch.cat([gamma * f.packed.sigma for gamma, f in members])
     u_values, v_values = factor_values(PackedFactors(pack(u), pack(v), sigma))
-    starts = [f.rank if f.sketch is None else f.sketch[1] for _, f in members]
-    sketched = torch.cat([torch.arange(f.rank) >= start for (_, f), start in zip(members, starts)])
     order = (sigma.abs() * u_values.norm(dim=0) * v_values.norm(dim=0)).argsort(descending=True, stable=True)
-    order = torch.cat([order[~sketched[order]], order[sketched[order]]])
-    wide = sigma.double() * ~sketched
+    wide = sigma.double()
     norm = (wide @ code_gram(u_values, v_values) @ wide).clamp(min=0).sqrt().item()
     packed = PackedFactors(pack(u[:, order]), pack(v[:, order]), sigma[order].contiguous())
-    parts = (Part("residual", sum(starts)), Part("sketch", packed.rank - sum(starts)))[: 1 + sketched.any()]
-    return Factors(packed, first.shape, first.rows, first.columns, parts, norm, 0.0)
+    samples = tuple(replace(s, scale=float(f"{gamma * s.scale:.7g}")) for gamma, f in members for s in f.samples)
+    parts = (Part("residual", packed.rank),)
+    return Factors(packed, first.shape, first.rows, first.columns, parts, norm, 0.0, samples)
 
 
 def mixed_factors(members: list[tuple[float, Factors]], name: str | None = None) -> tuple[Factors, bool]:
     """(factors of the mixture, whether they are exact); where they cannot be, encoded anew at the sum of the ranks,
-    without sketches, whose noise would be all there is to encode."""
+    without samples, whose noise would be all there is to encode."""
     if side_by_side(members):
         return concatenated(members), True
     members = [(gamma, f.residual()) for gamma, f in members]
@@ -50,7 +50,7 @@ def side_by_side(members: list[tuple[float, Factors]]) -> bool:
     first = members[0][1]
     return all(
         f.shape == first.shape and _same(f.rows, first.rows) and _same(f.columns, first.columns)
-        and f.packed.levels is None and f.method != "paper"
+        and f.packed.levels is None and all(part.kind == "residual" for part in f.parts)
         for _, f in members
     )  # fmt: skip
 

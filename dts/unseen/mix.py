@@ -47,7 +47,7 @@ def mix(adapters: Mapping, weights: Mapping[str, float], out: str | Path | None 
     complete(mixture)
     size = {"budget": budget} if budget is not None else {"nbytes": nbytes} if nbytes is not None else {}
     if size and base is not None:
-        mixture.entries = {name: _without_sketches(entry) for name, entry in mixture.entries.items()}
+        mixture.entries = {name: _without_samples(entry) for name, entry in mixture.entries.items()}
         return compress(base, mixture.on(base), out, **size, kind=mixture.kind, name=name, class_names=class_names,
                         description=description, overwrite=overwrite, progress=progress)  # fmt: skip
     mixture = mixture.truncate(**size) if size else mixture
@@ -79,7 +79,7 @@ def _mixable(entry: Entry) -> bool:
     return entry.base_name is not None and entry.kind != "tied" and entry.dtype.is_floating_point
 
 
-def _without_sketches(entry: Entry) -> Entry:
+def _without_samples(entry: Entry) -> Entry:
     """Their noise, a few times the difference, would be what an encoder spends its bytes on."""
     kept = [None if f is None else f.residual() for f in matrices(entry)]
     return replace(entry, factors=kept if entry.kind == "experts" else kept[0]) if kept else entry

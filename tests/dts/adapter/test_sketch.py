@@ -34,7 +34,7 @@ def dense(adapter) -> dict[str, torch.Tensor]:
     return {name: value - BASE[name] for name, value in adapter.apply(BASE)}
 
 
-def test_the_folder_holds_one_side_of_a_sketch_and_gives_it_back_whole(tmp_path):
+def test_the_folder_holds_samples_and_gives_them_back(tmp_path):
     adapter = compressed(out=tmp_path / "a", vectors="exact")
     planned = compressed(dry_run=True)
     assert adapter.nbytes == sum(path.stat().st_size for path in (tmp_path / "a").iterdir())
@@ -43,37 +43,52 @@ def test_the_folder_holds_one_side_of_a_sketch_and_gives_it_back_whole(tmp_path)
     assert planned.prediction.lower < adapter.config["squared_error"] < planned.prediction.upper
     stored = load_file(tmp_path / "a" / "dts_model.safetensors")
     loaded = dts.Adapter.load(tmp_path / "a")
-    for name in ("body.0.weight", "body.1.weight"):
-        factors = adapter.entries[name].factors
-        side, first, _ = factors.sketch
-        assert side == ("v" if name == "body.0.weight" else "u") and first
-        assert stored[f"{name}.{side}"].shape[1] == first // 4 < factors.packed.u.shape[1]
-        assert factors.nbytes == sum(stored[f"{name}.{key}"].nbytes for key in ("u", "v", "sigma"))
-        for key in ("u", "v", "sigma"):
-            assert torch.equal(getattr(loaded.entries[name].factors.packed, key), getattr(factors.packed, key))
+    for name, entry in adapter.entries.items():
+        for ours, theirs in zip(matrices(entry), matrices(loaded.entries[name])):
+            assert theirs.samples and all(torch.equal(a.codes, b.codes) for a, b in zip(ours.samples, theirs.samples))
+            about = [[(s.scale, s.stride, s.seed, s.shape) for s in f.samples] for f in (ours, theirs)]
+            assert about[0] == about[1]
+        if entry.kind == "factors":
+            assert torch.equal(stored[f"{name}.samples"], entry.factors.samples[0].codes)
+            assert entry.factors.nbytes == sum(stored[f"{name}.{key}"].nbytes for key in ("u", "v", "sigma", "samples"))
     assert loaded.verify(BASE, tuned(1)).problems == []
     assert adapter.method == loaded.method == "sketch"
     assert "mostly the sketch's noise" in (tmp_path / "a" / "README.md").read_text()
 
 
-def test_a_side_of_wrong_size_is_refused(tmp_path):
-    compressed(out=tmp_path / "a")
-    path = tmp_path / "a" / "dts_model.safetensors"
+def damaged(folder, change_config=None, change_tensors=None):
+    compressed(out=folder)
+    config, path = json.loads((folder / "dts_config.json").read_text()), folder / "dts_model.safetensors"
     stored = load_file(path)
-    stored["body.0.weight.v"] = torch.zeros(200, stored["body.0.weight.v"].shape[1] + 1, dtype=torch.uint8)
+    if change_config:
+        change_config(config["tensors"]["body.0.weight"])
+    if change_tensors:
+        change_tensors(stored)
+    (folder / "dts_config.json").write_text(json.dumps(config))
     save_file(stored, path)
+
+
+WRONG_ROWS = [
+    ("stride", 0), ("stride", 10**12), ("stride", 3), ("stride", "4"), ("seed", -1), ("seed", None),
+    ("scale", "1.0"), ("scale", float("nan")), ("scale", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), WRONG_ROWS)
+def test_a_row_that_cannot_be_is_refused(tmp_path, key, value):
+    damaged(tmp_path / "a", change_config=lambda row: row["samples"][0].update({key: value}))
     with pytest.raises(AdapterError, match="body.0.weight"):
         dts.Adapter.load(tmp_path / "a")
 
 
-def test_a_rank_that_is_not_the_files_is_refused_before_anything_is_made_of_it(tmp_path):
-    compressed(out=tmp_path / "a")
-    path = tmp_path / "a" / "dts_config.json"
-    config = json.loads(path.read_text())
-    config["tensors"]["body.0.weight"]["parts"][-1]["rank"] = 10**12
-    path.write_text(json.dumps(config))
-    with pytest.raises(AdapterError, match="body.0.weight"):
+def test_samples_that_are_missing_or_of_wrong_size_are_refused(tmp_path):
+    name = "body.0.weight.samples"
+    damaged(tmp_path / "a", change_tensors=lambda stored: stored.pop(name))
+    with pytest.raises(AdapterError, match="samples is missing"):
         dts.Adapter.load(tmp_path / "a")
+    damaged(tmp_path / "b", change_tensors=lambda stored: stored.update({name: stored[name][1:].clone()}))
+    with pytest.raises(AdapterError, match="body.0.weight.*codes must be"):
+        dts.Adapter.load(tmp_path / "b")
 
 
 def test_a_model_computes_what_the_factors_say():
@@ -90,7 +105,7 @@ def test_a_model_computes_what_the_factors_say():
         assert (got - expected).norm() < 1e-4 * expected.norm()
 
 
-def test_mixtures_of_sketches_are_exact_and_sized_ones_leave_the_noise_out(tmp_path):
+def test_mixtures_are_exact_and_sized_ones_leave_the_noise_out(tmp_path):
     adapters = {name: compressed(seed) for name, seed in (("a", 1), ("b", 2))}
     weights = {"a": 0.6, "b": 0.3}
     mixed = dts.unseen.mix(adapters, weights, tmp_path / "m")
@@ -105,12 +120,12 @@ def test_mixtures_of_sketches_are_exact_and_sized_ones_leave_the_noise_out(tmp_p
         assert sized.amr <= 0.05 and error(sized) < 0.9 * error(mixed)
 
 
-def test_cut_below_its_sketches_it_is_the_residual_components():
+def test_cut_below_its_samples_it_is_the_residual_components():
     adapter = compressed()
     small = compressed().truncate(nbytes=adapter.nbytes * 2 // 3)
     assert small.nbytes <= adapter.nbytes * 2 // 3
     assert small.entries.keys() == adapter.entries.keys()
-    assert any(f.sketch is None for entry in small.entries.values() for f in matrices(entry))
+    assert any(not f.samples for entry in small.entries.values() for f in matrices(entry))
     energy = lambda adapter: sum(d.square().sum() for d in dense(adapter).values())  # noqa: E731
     assert energy(small) < energy(adapter)
 
@@ -120,7 +135,7 @@ def test_a_target_error_is_refused():
         dts.compress(BASE, tuned(1), method="sketch", target_error=0.1)
 
 
-def test_a_router_knows_a_task_by_the_residual_components():
+def test_a_router_knows_a_task_by_the_components():
     name, model = "0.weight", torch.nn.Sequential(torch.nn.Linear(200, 96, bias=False))
     entry = replace(compressed().entries["body.0.weight"], name=name, base_name=name)
     half = replace(entry, factors=entry.factors.residual())
