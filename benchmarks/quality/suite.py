@@ -94,7 +94,7 @@ def residual(tasks: list[Deltas], fraction: float, seed: int) -> list[Encoded]:
 
 
 def sketched(tasks: list[Deltas], fraction: float, seed: int) -> list[Encoded]:
-    """What `dts.compress(budget=, method="sketch")` does with the matrices: the same budget, half for sketches."""
+    """What `dts.compress(budget=, method="sketch")` does with the matrices: the same budget, most of it for samples."""
     return [_encoded(deltas, _budgeted_ranks(deltas, fraction), seed, "sketch") for deltas in tasks]
 
 
@@ -147,7 +147,7 @@ def _uniform_ranks(deltas: Deltas, fraction: float) -> dict[str, int]:
 
 OURS: dict[str, Peer] = {
     "residual": Peer(residual, SIZES, "this project"),
-    "sketch": Peer(sketched, SIZES, "this project, half of the bytes for an unbiased sketch"),
+    "sketch": Peer(sketched, SIZES, "this project, three quarters of the bytes for an unbiased sample"),
     "residual frobenius": Peer(residual_frobenius, SIZES, "this project, a budget of plain squared errors"),
     "residual uniform": Peer(residual_uniform, ABLATIONS, "this project, no budget over layers"),
 }

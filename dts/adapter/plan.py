@@ -113,7 +113,7 @@ class Matrix:
         most = RANK_LIMIT[method] * min(m, n)
         most = most if limit is None else min(most, limit)
         ranks = np.unique(np.append(np.arange(0, most, BLOCK), most))
-        if method != "paper":  # a sketch gains from bytes where its residual half does
+        if method != "paper":  # a sketch gains from bytes where components do
             errors = 1 - predicted_share(self.singular, ranks, (m, n)).numpy()
         else:
             errors = predicted_error(self.singular, ranks, method).numpy()

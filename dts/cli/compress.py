@@ -55,7 +55,7 @@ def compress(
     target_error: Annotated[str | None, typer.Option(help="Instead of a size: the squared relative error to reach, "
                             "0.1 or 10%.", show_default=False)] = None,
     method: Annotated[Method, typer.Option(help="residual: less error at any size.  paper: as published.  "
-                                          "sketch: half of the bytes for a random sample of the rest, for text and "
+                                          "sketch: three quarters of the bytes for a random sample, for text and "
                                           "language.")]
         = Method.residual,
     vectors: Annotated[Vectors, typer.Option(help="Biases and norms: exact, or rounded to 8 bits.  auto: 8bit with a "

@@ -35,9 +35,9 @@ def compress_tensor(
 ) -> Factors:
     """Compress one delta [m, n] of any floating dtype; exactly one of the sizes is given.
 
-    method: "residual" (the default), "paper" (exactly as published) or "sketch" (half of the bytes for an unbiased
-        estimate of what the other half leaves, `dts.codec.sketch`; any size counts the residual components that
-        would take its bytes)
+    method: "residual" (the default), "paper" (exactly as published) or "sketch" (a quarter of the bytes for
+        components, the rest for an unbiased sample of what they leave, `dts.codec.sketch`; any size counts the residual
+        components that would take its bytes)
     rank_fraction: rank = int(rank_fraction * min(m, n)), at least 1
     rank: at most this many components, fewer where they would be of no use; "residual" takes up to
         4 min(m, n), the components beyond the delta's rank correct the rounding of the others, "paper" min(m, n)

@@ -1,10 +1,9 @@
-"""Method "sketch": half of the bytes for residual components, half for an unbiased sample of what they leave.
+"""Method "sketch": a quarter of the bytes for residual components, the rest for an unbiased sample of what they leave.
 
 What residual components leave out is missing in every layer, and pulls the model's answers the same way in all of
-them; noise of equal size does not add up.  With T what the first half leaves, one element of T of every G is kept, at
+them; noise of equal size does not add up.  With T what the components leave, one element of T of every G is kept, at
 places that follow from a seed (`dts_kernels.samples`), G times as large:  E[sample] = T, an error that is noise alone
-and that other rows do not share.  Values are rounded to the codes, with one scale that keeps their norm.  SHRINK of the
-sample is added: between nothing, all bias, and all of it, all noise.
+and that other rows do not share.  Values are rounded to the codes, with one scale that keeps their norm.
 
 The noise is several times the delta (``squared_error`` > 1), yet *measured*, the answers of language models and of text
 encoders are closer to the fine-tune's than the residual method's at equal bytes (benchmarks/quality/FINDINGS.md).
@@ -21,7 +20,7 @@ from dts_kernels.samples import STRIDES, Samples, columns, groups_of
 
 from . import residual
 
-SHRINK = 0.85  # of the sample that is added
+SHARE = 4  # the components have one in so many of the bytes
 BLOCK = 4  # components that share a byte
 REFINEMENTS = 6  # of the scale and the codes in turn
 KEPT = 0.8795  # of the energy of normal elements when rounded at the best scale; the cosine's square
@@ -34,7 +33,7 @@ def split(rank: int, shape: tuple[int, int]) -> tuple[int, int | None]:
     """
     m, n = shape
     component = sum(shape) / BLOCK + 4  # bytes
-    first = min(rank, -(-rank // (2 * BLOCK)) * BLOCK)
+    first = min(rank, max(1, round(rank / (SHARE * BLOCK))) * BLOCK)
     room = (rank - first) * component
     if room < m:
         return rank, None
@@ -46,10 +45,10 @@ def split(rank: int, shape: tuple[int, int]) -> tuple[int, int | None]:
 
 
 def encode(delta: Tensor, rank: int, seed: int = 0) -> tuple[PackedFactors, float, tuple[Samples, ...]]:
-    """Both halves, at the bytes of ``rank`` residual components.
+    """Components and sample, at the bytes of ``rank`` residual components.
 
     delta: float32 [m, n], not zero, elements of order 1.  Returns the components, the squared relative error of both
-    halves together, and the sample (none where nothing is left or there is no room).
+    together, and the sample (none where nothing is left or there is no room).
     """
     shape = tuple(delta.shape)
     first, stride = split(rank, shape)
@@ -64,7 +63,7 @@ def encode(delta: Tensor, rank: int, seed: int = 0) -> tuple[PackedFactors, floa
     real = at < shape[1]
     kept = missing.gather(1, at.clamp(max=shape[1] - 1)) * real
     codes, scale = rounded(kept, real)
-    scale = float(f"{scale * SHRINK * stride:.7g}")
+    scale = float(f"{scale * stride:.7g}")
     sample = Samples(pack(codes), scale, stride, own, shape)
     values = (1 + 3 * (codes & 1).float()) * (1.0 - (codes & 2).float()) * scale * real
     noise = missing.double().square().sum() + (values * (values - 2 * kept)).sum(dtype=torch.float64)
@@ -83,9 +82,9 @@ def rounded(kept: Tensor, real: Tensor) -> tuple[Tensor, float]:
 
 
 def expected_error(left, stride: int | None):
-    """Squared relative error of both halves together, where the first half leaves ``left`` (float or tensor).
+    """Squared relative error of both together, where the components leave ``left`` (float or tensor).
 
-    With q what an element t is rounded to, kept once in G:  E (SHRINK G q - t)^2 / G + (1 - 1 / G) t^2, summed, is
-    (1 - 2 SHRINK sqrt(KEPT) + SHRINK^2 G) || T ||^2.
+    With q what an element t is rounded to, kept once in G:  E (G q - t)^2 / G + (1 - 1 / G) t^2, summed, is
+    (1 + G - 2 sqrt(KEPT)) || T ||^2.
     """
-    return left if stride is None else left * (1 - 2 * SHRINK * KEPT**0.5 + SHRINK**2 * stride)
+    return left if stride is None else left * (1 + stride - 2 * KEPT**0.5)

@@ -115,7 +115,7 @@ def bits_at(energies: Tensor, ranks: Tensor, shape=None) -> Tensor:
 
 
 def with_sketch(ranks, shape: tuple[int, int], error) -> Tensor:
-    """Errors of method "sketch" from ``error(ranks)`` of its residual halves."""
+    """Errors of method "sketch" from ``error(ranks)`` of its components."""
     halves = [sketch.split(rank, shape) for rank in torch.as_tensor(ranks).flatten().tolist()]
     left = error([first for first, _ in halves])
     return torch.stack([sketch.expected_error(e, stride) for e, (_, stride) in zip(left, halves)])
@@ -125,8 +125,8 @@ def error_bounds(singular_values: Tensor, ranks, method: str = "residual", shape
     """(lower, upper) bounds of the squared relative error at each rank: float64 [len(ranks)] each.
 
     The lower one holds for every matrix, the upper one for singular vectors whose elements are close to normal; see
-    **Bounds** and **Where they fail** above.  Of "sketch" they are those of its residual half with the expected noise
-    of the other.  Arguments as in `predicted_error`.
+    **Bounds** and **Where they fail** above.  Of "sketch" they are those of its components with the expected noise
+    of its sample.  Arguments as in `predicted_error`.
     """
     if method == "sketch":
         own = [with_sketch(ranks, shape, lambda first, i=i: error_bounds(singular_values, first)[i]) for i in (0, 1)]

@@ -69,7 +69,7 @@ def damaged(folder, change_config=None, change_tensors=None):
 
 
 WRONG_ROWS = [
-    ("stride", 0), ("stride", 10**12), ("stride", 3), ("stride", "4"), ("seed", -1), ("seed", None),
+    ("stride", 0), ("stride", 10**12), ("stride", 1), ("stride", "4"), ("seed", -1), ("seed", None),
     ("scale", "1.0"), ("scale", float("nan")), ("scale", None),
 ]  # fmt: skip
 

@@ -39,22 +39,22 @@ def test_samples_are_the_rest_rounded_at_their_places():
     values = torch.tensor(VALUES)[unpack(sample.codes, sample.groups).long()][real]
     assert torch.equal(values.sign(), kept.sign())
     assert kept[values.abs() == 4].abs().min() >= kept[values.abs() == 1].abs().max()
-    # the scale: SHRINK times as many times as elements are left out, at the elements' own norm
-    wanted = sketch.SHRINK * sample.stride * kept.norm() / values.norm()
+    # the scale: as many times as elements are left out, at the elements' own norm
+    wanted = sample.stride * kept.norm() / values.norm()
     assert sample.scale == pytest.approx(wanted.item(), rel=1e-5)
     assert sample.scale == float(f"{sample.scale:.7g}")
     cosine = torch.nn.functional.cosine_similarity(values, kept, dim=0)
     assert cosine > sketch.KEPT**0.5 - 0.02
 
 
-def test_on_average_it_adds_shrink_of_the_rest():
+def test_on_average_it_adds_the_rest():
     matrix, mean = delta(40, 96), torch.zeros(40, 96)
     half = compress_tensor(matrix, "sketch", rank=16).residual().reconstruct()
     left = matrix - half
     for seed in range(200):
         mean += (compress_tensor(matrix, "sketch", rank=16, seed=seed).reconstruct() - half) / 200
     along = ((mean * left).sum() / left.square().sum()).item()
-    assert along == pytest.approx(sketch.SHRINK * sketch.KEPT**0.5, rel=0.05)
+    assert along == pytest.approx(sketch.KEPT**0.5, rel=0.05)
     assert (mean - along * left).norm() < 0.35 * left.norm()  # 200 draws of noise of several times the rest
 
 
