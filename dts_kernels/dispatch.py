@@ -10,7 +10,7 @@ from functools import cache
 
 import torch
 
-from .cpu import rules
+from .cpu import native, rules
 
 ran: Counter = Counter()  # (op, path) -> calls, shown by `dts doctor` and asserted by tests
 
@@ -91,6 +91,8 @@ def _choose_planar(p: Problem) -> str:
 
 def choose_samples(device: str, dtype: torch.dtype, rows: int, entries: int, transposed: bool, arena: bool) -> str:
     """Name of the path for a product with sampled elements; arena: all codes are in one tensor, as off the CPU."""
+    if device == "cpu" and not arena and rows and dtype in native.DTYPES and native.variant():
+        return "native"
     return "reference"
 
 

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from . import dispatch
 from .bank import Routing
+from .cpu import paths as cpu_paths
+from .ops import direct
 from .samples import SampleBank, dense, samples_of
 
 _library = torch.library.Library("dts", "FRAGMENT")
@@ -33,7 +35,8 @@ def add_samples(x: Tensor, y: Tensor, bank: SampleBank, routing: Routing) -> Ten
         wrong.append(f"{x.shape[:-1].numel()} rows of x are no multiple of the routing's {routing.slots.shape[0]}")
     if wrong:
         raise ValueError("; ".join(wrong))
-    return torch.ops.dts.add_samples(x, y, *bank.arguments, routing.slots, routing.weights, bank.transposed)
+    run = _add_samples if direct(x, y) else torch.ops.dts.add_samples
+    return run(x, y, *bank.arguments, routing.slots, routing.weights, bank.transposed)
 
 
 def add_sampled_rows(ids: Tensor, y: Tensor, bank: SampleBank, routing: Routing) -> Tensor:
@@ -94,7 +97,7 @@ def _add_dense_samples_reference(base, codes, table, starts, scales, gamma):
     return out.to(base.dtype)
 
 
-ADD_SAMPLES = {"reference": _add_samples_reference}
+ADD_SAMPLES = {"reference": _add_samples_reference} | cpu_paths.ADD_SAMPLES
 
 
 def _add_samples(x, y, codes, table, starts, scales, slots, weights, transposed):

@@ -22,12 +22,15 @@ from dts.adapter.truncate import measured
 from dts.adapter.work import Work
 from dts.checkpoint import Checkpoint, Pair, Pairing, digests, fingerprint, open_checkpoint, pair
 from dts.codec import compress_tensor
-from dts.codec.compress import METHODS
+from dts.codec.compress import METHODS, TINY
 
 Progress = Callable[[int, int, str], None]
 KINDS = ("task", "difference")
 VECTORS = ("auto", "exact", "8bit")
 DEFAULT_BUDGET = 0.01
+# A sketch's noise grows with the difference.  *Measured*: language models that moved by .004 of their weights and text
+# encoders that moved by .02 gain from it, image encoders that moved by .05 lose (benchmarks/quality/FINDINGS.md).
+NEAR = 0.03
 SLACK = 32  # bytes of text more that a budget leaves each time it was exceeded
 ROUNDS = 4  # plans made until what the codec really did fits what was asked
 
@@ -36,7 +39,7 @@ def compress(
     base,
     finetuned,
     out: str | Path | None = None,
-    method: str = "residual",
+    method: str = "auto",
     budget: float | None = None,
     nbytes: int | None = None,
     rank_fraction: float | None = None,
@@ -58,7 +61,8 @@ def compress(
 
     base, finetuned: anything `open_checkpoint` takes
     out: the adapter's folder, written whole or not at all; None keeps the adapter in memory
-    method: "residual", "paper" (DESIGN 3.1, 3.2) or "sketch" (`dts.codec.sketch`)
+    method: "residual", "paper" (DESIGN 3.1, 3.2), "sketch" (`dts.codec.sketch`), or "auto": "sketch" where bytes are
+        asked for and the fine-tune is near the base (NEAR), else "residual"
     At most one size, of the whole folder, heads and headers included; by default budget=0.01:
         budget: at most this fraction of the bytes of the base in fp32;  nbytes: at most these bytes
         rank_fraction: rank int(r * min(m, n)) in every matrix; of "sketch" the bytes of that rank
@@ -78,8 +82,8 @@ def compress(
     Raises Mismatch (all that does not fit between the models), BudgetError (with the smallest possible size),
     Unencodable (NaN and infinite elements, with the tensor's name), FileExistsError, OSError (no space left).
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+    if method not in ("auto", *METHODS):
+        raise ValueError(f"method must be one of auto, {', '.join(METHODS)}, not {method!r}")
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
     if vectors not in VECTORS:
@@ -91,8 +95,11 @@ def compress(
     if method == "sketch" and target_error is not None:
         raise ValueError('a sketch adds noise larger than the difference: give method="sketch" a budget=, nbytes= or '
                          "rank_fraction=, not a target_error=")
+    bytes_asked = asked.keys() <= {"budget", "nbytes"}
+    if method == "auto" and not bytes_asked:
+        method = "residual"
     if vectors == "auto":
-        vectors = "8bit" if method != "paper" and asked.keys() <= {"budget", "nbytes"} else "exact"
+        vectors = "8bit" if method != "paper" and bytes_asked else "exact"
     out = None if out is None else Path(out)
     if out is not None and not dry_run:
         check_out(out, overwrite)
@@ -168,6 +175,8 @@ class _Run:
                 self.plans[name] = plan
         self.where = [(name, i) for name, plan in self.plans.items() if isinstance(plan, Compressible)
                       for i in range(len(plan.matrices))]  # fmt: skip
+        if self.method == "auto":
+            self.method = self.config["method"] = "sketch" if self._moved() < NEAR else "residual"
         asked, ranks = self.asked, None
         for attempt in range(ROUNDS):
             last, ranks = ranks, self._ranks(asked)
@@ -193,6 +202,12 @@ class _Run:
             self.prediction = prediction(self.plans, ranks, self.method)
         self.progress(self.total, self.total, "")
         return entries
+
+    def _moved(self) -> float:
+        """|| finetuned - base || / || base || of all matrices together."""
+        plans = [plan for plan in self.plans.values() if isinstance(plan, Compressible)]
+        bases = (self.pairing.base.load(plan.pair.base_name).float().norm().item() for plan in plans)
+        return (sum(plan.norm**2 for plan in plans) / max(sum(norm**2 for norm in bases), TINY)) ** 0.5
 
     def _plan(self, origin: Pair) -> Entry | Compressible | None:
         """`plan_tensor`, from the spectra of an interrupted run where it has them."""

@@ -27,6 +27,7 @@ MODEL_FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 
 class Method(StrEnum):
+    auto = "auto"
     residual = "residual"
     paper = "paper"
     sketch = "sketch"
@@ -54,10 +55,11 @@ def compress(
                              "matrix, 0.3 or 30%.", show_default=False)] = None,
     target_error: Annotated[str | None, typer.Option(help="Instead of a size: the squared relative error to reach, "
                             "0.1 or 10%.", show_default=False)] = None,
-    method: Annotated[Method, typer.Option(help="residual: less error at any size.  paper: as published.  "
-                                          "sketch: three quarters of the bytes for a random sample, for text and "
-                                          "language.")]
-        = Method.residual,
+    method: Annotated[Method, typer.Option(help="residual: components alone.  sketch: three quarters of the "
+                                          "bytes for a random sample of the rest, whose noise costs less than what "
+                                          "is missing where the fine-tune is near its base.  auto: sketch there "
+                                          "(weights moved by less than 3 %), else residual.  paper: as published.")]
+        = Method.auto,
     vectors: Annotated[Vectors, typer.Option(help="Biases and norms: exact, or rounded to 8 bits.  auto: 8bit with a "
                                              "--budget, whose bytes the matrices need more.")] = Vectors.auto,
     kind: Annotated[Kind, typer.Option(help="task: the base is the pretrained model.  difference: it is a merged one.")]

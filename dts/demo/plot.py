@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-COLOURS = {"paper": "#c0504d", "residual": "#1f6fb4"}
+COLOURS = {"paper": "#c0504d", "auto": "#1f6fb4"}
 
 
 def frontier(report: dict, path: Path) -> None:

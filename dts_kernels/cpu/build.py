@@ -71,7 +71,7 @@ def compile_objects(command: list[str], folder: Path, machine: str, flags=()) ->
     built = [(name, out) for name, out, result in done if not result.returncode]
     objects = [out for _, out in built]
     names = " ".join(f"DO({name})" for name, _ in built)
-    for source in ("dts.c", "rowblocks.c", "parallel.c"):
+    for source in ("dts.c", "rowblocks.c", "samples.c", "parallel.c"):
         objects.append(str(folder / f"{source}.o"))
         result = run([f"-DVARIANTS(DO)={names}", "-c", str(SOURCES / source), "-o", objects[-1]])
         if result.returncode:

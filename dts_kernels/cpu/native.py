@@ -99,6 +99,10 @@ def _bind(path: Path) -> ctypes.CDLL:
     library.dts_reconstruct.argtypes = [
         text, i32, i32, pointer, i64, pointer, pointer, i64, pointer, i64, i32, i64, i64,
     ]
+    library.dts_add_samples.argtypes = [
+        text, i32, i32, pointer, i32, i64, i64, i64, pointer, pointer, pointer, pointer, i64, pointer, pointer, i64,
+        i64,
+    ]
     library.dts_unpack.argtypes = [text, i32, pointer, i64, i64, i64, pointer, pointer, i64, i32]
     return library
 

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from ..bank import factors_of
-from . import library_products, native
+from . import library_products, native, native_samples
 
 
 def _native_delta_linear(x, y, packed, table, slots, weights, out_features, max_rank, transposed, *, exact,
@@ -55,6 +55,11 @@ def _library_reconstruct(packed, table, gamma, base, out_features, in_features, 
     return library_products.reconstruct(factors, gamma, base, (out_features, in_features), dtype)
 
 
+def _native_add_samples(x, y, codes, table, starts, scales, slots, weights, transposed):
+    samples = native_samples.SampleArray.of(codes, table, starts, scales)
+    return native_samples.add_samples(x, y, samples, slots, weights, transposed)
+
+
 ADDS = ("native", "native_exact")  # paths that take the tasks' addends along
 _EXACT = {"native": False, "native_exact": True}
 _DECODE = {"unpack": native.unpack, "table": library_products.table_unpack}
@@ -68,3 +73,4 @@ LINEAR = {name: partial(_native_linear, exact=exact) for name, exact in _EXACT.i
 RECONSTRUCT = {name: partial(_native_reconstruct, exact=exact) for name, exact in _EXACT.items()} | {
     "table": _library_reconstruct
 }
+ADD_SAMPLES = {"native": _native_add_samples}

@@ -22,10 +22,6 @@ enum {
     NEAR = 64,          /* rows of V that stay in the first-level cache while all their bytes are used */
     FETCH = 16,         /* rows of U ahead */
     NARROW = 16,        /* bytes a row below which a decoded tile beats horizontal sums */
-    SHARE = 1 << 20,    /* codes x rows that are worth a thread */
-    FEW = 4,            /* threads: so few cores are shared with other programs, and a join that waits for a worker
-                         * to be scheduled costs milliseconds, all of a small product's time many times over */
-    LARGE_SHARE = 1 << 23, /* worth a thread there: about 0.2 ms */
     BLOCK_FROM = 4,     /* rows a task and a thread, on average, from which row blocks beat passes over all codes */
 };
 
@@ -58,7 +54,7 @@ const char *dts_variant(int i) {
     return NULL;
 }
 
-static const Kernels *find(const char *name) {
+const Kernels *dts_find(const char *name) {
     for (size_t k = 0; k < sizeof variants / sizeof *variants; k++)
         if (!strcmp(variants[k]->name, name) && supported(name)) return variants[k];
     return NULL;
@@ -405,8 +401,7 @@ static void sweep(Call *call) {
     for (int64_t i = 0; i < call->segment_count; i++)
         if (call->segments[i].exact) exact = 1;
         else digits = 1;
-    int64_t useful = codes(call) / (call->threads > FEW ? SHARE : LARGE_SHARE);
-    if (useful < call->threads) call->threads = useful > 1 ? (int)useful : 1;
+    call->threads = dts_useful_threads(call->threads, codes(call));
     call->inputs = NULL, call->input_floats = NULL;
     if (exact) call->input_floats = take(call, call->rows * call->n * 4);
     if (digits) {
@@ -462,7 +457,7 @@ int dts_delta_linear(const char *variant, int threads, int exact, int transposed
                      int64_t x_stride, int64_t rows, int64_t n, const void *y, int64_t y_stride, void *out,
                      int64_t out_stride, int64_t m, const Task *tasks, int64_t task_count, const int32_t *slots,
                      const float *weights, int64_t entries, int64_t places, const float *adds, int64_t add_count) {
-    Call call = {.k = find(variant), .exact = exact, .x_type = x_type, .y_type = x_type, .n = n, .m = m, .x = x,
+    Call call = {.k = dts_find(variant), .exact = exact, .x_type = x_type, .y_type = x_type, .n = n, .m = m, .x = x,
                  .y = y, .out = out, .x_stride = x_stride, .y_stride = y_stride, .out_stride = out_stride,
                  .slots = slots, .weights = weights, .adds = adds, .add_count = add_count, .places = places,
                  .each = entries ? rows / entries : 1};
@@ -517,7 +512,7 @@ int dts_delta_linear(const char *variant, int threads, int exact, int transposed
 int dts_embedding(const char *variant, int threads, const int64_t *ids, int64_t rows, int64_t id_count, const void *y,
                   void *out, int type, int64_t n, const Task *tasks, int64_t task_count, const int32_t *slots,
                   const float *weights, int64_t entries) {
-    const Kernels *k = find(variant);
+    const Kernels *k = dts_find(variant);
     if (!k) return 2;
     if (!rows) return 0;
     TaskRow *list = malloc((size_t)rows * sizeof *list);
@@ -565,7 +560,7 @@ static void rows_item(void *context, int64_t item, int worker) {
 int dts_reconstruct(const char *variant, int threads, int exact, const Task *tasks, int64_t task_count,
                     const float *gamma, const void *base, int64_t base_stride, void *out, int64_t out_stride, int type,
                     int64_t m, int64_t n) {
-    Call call = {.k = find(variant), .exact = exact, .y_type = type, .n = 0, .m = n, .y = base, .out = out,
+    Call call = {.k = dts_find(variant), .exact = exact, .y_type = type, .n = 0, .m = n, .y = base, .out = out,
                  .y_stride = base_stride, .out_stride = out_stride};
     if (!call.k) return 2;
     int64_t used = 0, tile = 4 * call.k->lanes;
@@ -622,7 +617,7 @@ static void unpack_item(void *context, int64_t item, int worker) {
 /* Values of codes, [rows, 4 * bytes] in a dtype; levels: four values or NULL; strides in bytes. */
 int dts_unpack(const char *variant, int threads, const uint8_t *packed, int64_t stride, int64_t rows, int64_t bytes,
                const float *levels, void *out, int64_t out_stride, int type) {
-    const Kernels *k = find(variant);
+    const Kernels *k = dts_find(variant);
     if (!k) return 2;
     Unpack unpack = {.packed = packed, .out = out, .stride = stride, .rows = rows, .bytes = bytes,
                      .out_stride = out_stride, .type = type};

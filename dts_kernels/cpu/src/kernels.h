@@ -3,6 +3,8 @@
 #define DTS_KERNELS_H
 #include <stdint.h>
 
+#include "samples.h"
+
 typedef struct {
     const uint8_t *u, *v;           /* codes of [m, rank] and [n, rank], four ranks a byte, any alignment */
     const float *sigma;             /* [rank] */
@@ -61,7 +63,15 @@ typedef struct {
     void (*shrink_float)(const float *x, const uint8_t *v, int64_t stride, int64_t n, int64_t bytes,
                          const float *values, float *t, int64_t plane);
     float (*expand_float)(const uint8_t *u, int64_t bytes, const float *values, const float *t, int64_t plane);
+    /* sampled elements, see variant_samples.h: few rows (1, 2, 4 or 8), and panels of lanes * (1, 2 or 4) rows */
+    void (*samples_gather)(const SamplePart *part, int rows, const float *const *x, const float *factor,
+                           float *const *y);
+    void (*samples_scatter)(const SamplePart *part, int rows, const float *const *x, float *const *out);
+    void (*samples_panel)(const SamplePart *part, int scattered, int vectors, const float *x, float *sums);
 } Kernels;
+
+/* The variant of a name, NULL where this machine cannot run it. */
+const Kernels *dts_find(const char *name);
 
 /* Digits so large that a sum over `count` products with values up to 4 fits 32 bits. */
 static inline int digit_limit(int64_t count) { return count <= 16384 ? 32512 : (int)(32512 * 16384 / count); }

@@ -5,7 +5,13 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-enum { MOST_THREADS = 1024 };
+enum {
+    MOST_THREADS = 1024,
+    SHARE = 1 << 20,    /* codes x rows that are worth a thread */
+    FEW = 4,            /* threads: so few cores are shared with other programs, and a join that waits for a worker
+                         * to be scheduled costs milliseconds, all of a small product's time many times over */
+    LARGE_SHARE = 1 << 23, /* worth a thread there: about 0.2 ms */
+};
 
 typedef struct {
     void (*work)(void *, int64_t, int);
@@ -50,4 +56,9 @@ void dts_parallel(int threads, int64_t items, void (*work)(void *, int64_t, int)
     while (started < threads - 1 && !pthread_create(&others[started], NULL, thread_main, &region)) started++;
     take_items(&region);
     while (started) pthread_join(others[--started], NULL);
+}
+
+int dts_useful_threads(int threads, int64_t codes) {
+    int64_t useful = codes / (threads > FEW ? SHARE : LARGE_SHARE);
+    return useful >= threads ? threads : useful > 1 ? (int)useful : 1;
 }

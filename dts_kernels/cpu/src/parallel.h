@@ -6,4 +6,7 @@
 /* Call work(context, item, worker) for every item in [0, items), worker in [0, threads). */
 void dts_parallel(int threads, int64_t items, void (*work)(void *, int64_t, int), void *context);
 
+/* As many of the threads as `codes` times rows of packed factors, or work that takes as long, are worth. */
+int dts_useful_threads(int threads, int64_t codes);
+
 #endif

@@ -247,6 +247,7 @@ static float expand_float(const uint8_t *u, int64_t bytes, const float *values, 
 }
 
 #include "variant_blocks.h"
+#include "variant_samples.h"
 
 #define NAME2(v) dts_##v
 #define NAME(v) NAME2(v)
@@ -255,4 +256,5 @@ static float expand_float(const uint8_t *u, int64_t bytes, const float *values, 
 const Kernels NAME(VARIANT) = {
     TEXT(VARIANT), LANES, DIRECT_ROWS, widen, narrow, quantise, shrink, expand4, decode_v, multiply,
     decode_ranks, multiply_ranks, scale_ranks, decode_columns, expand_block, shrink_float, expand_float,
+    samples_gather, samples_scatter, samples_panel,
 };

@@ -147,3 +147,30 @@ def test_a_router_knows_a_task_by_the_components():
 @pytest.mark.parametrize("budget", [0.05, 0.055, 0.06, 0.065, 0.07, 0.08])
 def test_seeds_of_any_length_keep_the_budget(budget):
     assert 0.97 * budget <= compressed(budget=budget).amr <= budget
+
+
+def moved(share: float, **options) -> dts.Adapter:
+    near = {name: value + share * value.norm() * delta / delta.norm()
+            for (name, value), delta in zip(BASE.items(), (tuned(1)[n] - BASE[n] for n in BASE))}  # fmt: skip
+    return dts.compress(BASE, near, **{"budget": 0.06} | options)
+
+
+def test_by_default_a_near_fine_tune_is_a_sketch_and_a_far_one_is_not():
+    assert moved(0.02).method == "sketch" and moved(0.04).method == "residual"
+    assert moved(0.02, dry_run=True).method == "sketch" and moved(0.02, method="residual").method == "residual"
+    assert moved(0.02, budget=None, target_error=0.5).method == "residual"
+    assert moved(0.02, budget=None, rank_fraction=0.3).method == "residual"
+
+
+def test_an_interrupted_run_is_continued_with_the_same_method(tmp_path):
+    def interrupt(done, total, name):
+        if done > 0.8 * total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        moved(0.02, out=tmp_path / "a", progress=interrupt)
+    resumed = moved(0.02, out=tmp_path / "a", resume=True)
+    whole = moved(0.02, out=tmp_path / "b")
+    assert resumed.method == "sketch"
+    for file in ("dts_config.json", "dts_model.safetensors"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()

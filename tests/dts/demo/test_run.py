@@ -14,7 +14,7 @@ from dts.demo.finetune import Recipe
 from dts.demo.tasks import Task
 
 WORDS = ["the", "a", "sea", "sky", "blood", "rose"]
-SIZES = (demo.Size("paper", "r=.5", {"rank_fraction": 0.5}), demo.Size("residual", "r=.5", {"rank_fraction": 0.5}))
+SIZES = (demo.Size("paper", "r=.5", {"rank_fraction": 0.5}), demo.Size("auto", "r=.5", {"rank_fraction": 0.5}))
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_first_and_second_run(toy, monkeypatch, capsys):
 
     shown._show(report)
     printed = capsys.readouterr().out
-    assert "colours (2)" in printed and "residual r=.5" in printed and "→ " in printed
+    assert "colours (2)" in printed and "auto r=.5" in printed and "→ " in printed
 
     def never(*_, **__):
         raise AssertionError("a second run must not compress or measure")

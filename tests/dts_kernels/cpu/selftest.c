@@ -20,6 +20,9 @@ int dts_reconstruct(const char *variant, int threads, int exact, const Task *tas
                     int64_t m, int64_t n);
 int dts_unpack(const char *variant, int threads, const uint8_t *packed, int64_t stride, int64_t rows, int64_t bytes,
                const float *levels, void *out, int64_t out_stride, int type);
+int dts_add_samples(const char *variant, int threads, int transposed, const void *x, int type, int64_t rows, int64_t m,
+                    int64_t n, const void *y, void *out, const Sample *samples, const int64_t *starts,
+                    int64_t slot_count, const int32_t *slots, const float *weights, int64_t entries, int64_t places);
 
 static uint64_t state = 88172645463325252ull;
 static uint32_t any(void) { state ^= state << 13; state ^= state >> 7; state ^= state << 17; return (uint32_t)(state >> 16); }
@@ -104,6 +107,49 @@ static int check(const char *variant, int64_t m, int64_t n, int64_t rank, int64_
     return failed;
 }
 
+static int64_t sampled_column(const Sample *s, int64_t row, int64_t group) {
+    uint32_t h = s->seed + 0x9E3779B1u * (uint32_t)(row / s->stride) + 0x85EBCA77u * (uint32_t)group;
+    h = (h ^ h >> 16) * 0x85EBCA6Bu;
+    h = (h ^ h >> 13) * 0xC2B2AE35u;
+    h ^= h >> 16;
+    return group * s->stride + (row + ((h >> 16) * (uint32_t)s->stride >> 16)) % s->stride;
+}
+
+/* Two samples of one task, of different strides; the codes of a row end where the memory does. */
+static int check_samples(const char *variant, int64_t m, int64_t n, int64_t stride, int64_t rows, int transposed) {
+    int64_t in = transposed ? m : n, columns = transposed ? n : m, starts[2] = {0, 2};
+    float *x = exactly(rows * in * 4), *y = exactly(rows * columns * 4), *out = exactly(rows * columns * 4);
+    double *want = exactly(rows * columns * 8);
+    for (int64_t i = 0; i < rows * in; i++) x[i] = number();
+    for (int64_t i = 0; i < rows * columns; i++) want[i] = y[i] = number();
+    Sample samples[2];
+    float gamma = -0.5f;
+    int32_t slot = 0;
+    for (int k = 0; k < 2; k++) {
+        int64_t own = stride + 3 * k, groups = (n + own - 1) / own, width = (groups + 3) / 4;
+        uint8_t *codes = exactly(m * width);
+        for (int64_t i = 0; i < m * width; i++) codes[i] = (uint8_t)any();
+        samples[k] = (Sample){codes, width, own, any(), 0.25f};
+        for (int64_t i = 0; i < m; i++)
+            for (int64_t g = 0; g < groups; g++) {
+                int64_t c = sampled_column(&samples[k], i, g);
+                double w = gamma * 0.25 * value_at(codes + i * width, g);
+                for (int64_t r = 0; r < rows && c < n; r++)
+                    want[r * columns + (transposed ? c : i)] += w * x[r * in + (transposed ? i : c)];
+            }
+    }
+    int failed = dts_add_samples(variant, 2, transposed, x, FLOAT32, rows, m, n, y, out, samples, starts, 1, &slot,
+                                 &gamma, 1, 1);
+    double wrong = 0, all = 0;
+    for (int64_t i = 0; i < rows * columns; i++) wrong += pow(out[i] - want[i], 2), all += want[i] * want[i];
+    failed |= !(wrong <= 1e-10 * all);
+    if (failed)
+        printf("FAILED %s samples m=%ld n=%ld stride=%ld rows=%ld transposed=%d: %g\n", variant, (long)m, (long)n,
+               (long)stride, (long)rows, transposed, sqrt(wrong / all));
+    free(x), free(y), free(out), free(want), free((void *)samples[0].codes), free((void *)samples[1].codes);
+    return failed;
+}
+
 int main(void) {
     static const int64_t sizes[][3] = {{1, 1, 1}, {3, 5, 2}, {33, 40, 64}, {100, 77, 7}, {65, 257, 130}, {130, 66, 261}, {9, 2053, 5}};
     static const int64_t rows[] = {1, 2, 5, 11};
@@ -114,6 +160,14 @@ int main(void) {
             for (size_t r = 0; r < sizeof rows / sizeof *rows; r++)
                 for (int kind = 0; kind < 3; kind++)
                     failed |= check(variant, sizes[s][0], sizes[s][1], sizes[s][2], rows[r], kind == 1, kind == 2);
+        static const int64_t sampled[][3] = {{1, 1, 1}, {37, 50, 7}, {5, 33, 40}, {130, 1037, 13}, {300, 70, 1},
+                                             {33, 400, 16}};
+        for (size_t s = 0; s < sizeof sampled / sizeof *sampled; s++)
+            for (size_t r = 0; r < sizeof rows / sizeof *rows; r++)
+                for (int transposed = 0; transposed < 2; transposed++)
+                    for (int many = 0; many < 2; many++)
+                        failed |= check_samples(variant, sampled[s][0], sampled[s][1], sampled[s][2],
+                                                rows[r] + 60 * many, transposed);
         printf("%s done\n", variant);
     }
     return failed;

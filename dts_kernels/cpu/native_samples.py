@@ -1,0 +1,61 @@
+"""Products with sampled elements in the compiled library."""
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from . import native
+
+
+class Sample(ctypes.Structure):
+    """One sample of a bank, where it lies: the struct of samples.h."""
+
+    _fields_ = [("codes", ctypes.c_void_p), ("row_bytes", ctypes.c_int64), ("stride", ctypes.c_int64),
+                ("seed", ctypes.c_uint32), ("scale", ctypes.c_float)]
+
+
+class SampleArray:
+    """All samples of a bank as an array that C reads, and the tensors it points into."""
+
+    def __init__(self, codes: list[Tensor], table: Tensor, starts: Tensor, scales: Tensor):
+        self.first = codes[0] if codes else None
+        self.array = (Sample * max(len(codes), 1))()
+        self.kept = [c if c.stride(1) == 1 else c.contiguous() for c in codes]
+        for sample, own, (_, _, stride, seed), scale in zip(self.array, self.kept, table.tolist(), scales.tolist()):
+            sample.codes, sample.row_bytes = own.data_ptr(), own.stride(0)
+            sample.stride, sample.seed, sample.scale = stride, seed, scale
+        self.starts = starts.contiguous()
+        self.pointer = ctypes.addressof(self.array)
+        self.slots = starts.shape[0] - 1
+
+    def __reduce__(self):
+        return type(None), ()  # pointers mean nothing in a copy of the table: it makes its own
+
+    @classmethod
+    def of(cls, codes: list[Tensor], table: Tensor, starts: Tensor, scales: Tensor) -> "SampleArray":
+        """The array of a bank's table, made once a table."""
+        array = getattr(table, "_dts_samples", None)
+        if array is None or array.first is not (codes[0] if codes else None):
+            array = table._dts_samples = cls(codes, table, starts, scales)
+        return array
+
+
+def add_samples(x: Tensor, y: Tensor, samples: SampleArray, slots: Tensor, weights: Tensor, transposed: bool,
+                name: str | None = None) -> Tensor:
+    """y + x D^T (transposed: x D) of every row's samples; x and y in fp32, bf16 or fp16, summed in float32."""
+    shape, (entries, places), out_features = x.shape, slots.shape, y.shape[-1]
+    if not x.is_contiguous():
+        x = x.contiguous()
+    if not y.is_contiguous():
+        y = y.contiguous()
+    out = torch.empty_like(y)
+    m, n = (shape[-1], out_features) if transposed else (out_features, shape[-1])
+    code = native.library().dts_add_samples(
+        native._named(name), torch.get_num_threads(), transposed, x.data_ptr(), native.DTYPES[x.dtype],
+        shape[:-1].numel(), m, n, y.data_ptr(), out.data_ptr(), samples.pointer, samples.starts.data_ptr(),
+        samples.slots, slots.data_ptr(), weights.data_ptr(), entries, places,
+    )
+    if code:
+        native._check(code, "add_samples")
+    return out

@@ -1,0 +1,314 @@
+/* Products with sampled elements: which rows meet which sample, how x is laid out for them, and tiles over threads.
+ *
+ * A pair is a row of x and a sample it uses.  The pairs of one sample go in batches: a panel of rows, a row a lane, or
+ * a few rows at a time (variant_samples.h).  A tile is some of the outputs of all rows, summed in float32 batch by
+ * batch and rounded once.
+ */
+#include "samples.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels.h"
+#include "parallel.h"
+
+enum {
+    MOST_PAIRS = 256,       /* of one sweep over the samples; more rows sweep again */
+    FEW_ROWS = 8,           /* of a batch that is no panel */
+    NEAR = 8192,            /* numbers of x in the first-level cache while all rows of D in a tile use them */
+    NEAR_PANEL = 32768,     /* the same of a panel, in the second-level cache: more elements of a row of D at once */
+    TILE = 256,             /* outputs, about */
+    PIECE = 4096,           /* numbers of a row that are converted at a time; no stride is larger */
+    COLUMNS = 64,           /* of a panel that are filled at a time */
+    WORK = 4,               /* codes of packed factors that take as long as one sampled element */
+};
+
+typedef struct { int64_t row; float factor; } Pair;
+
+typedef struct {            /* pairs of one sample, beside each other */
+    const Sample *sample;
+    const Pair *pairs;
+    int64_t count, groups, pitch, part_groups;
+    int vectors;            /* of a panel; 0: few rows */
+    float *x;               /* as variant_samples.h wants it; few rows: `each` numbers apart */
+    int64_t each;
+} Batch;
+
+typedef struct {
+    const Kernels *k;
+    int threads, transposed, type;
+    int64_t m, n, rows, first_row;  /* m, n: of D;  rows: of the sweep */
+    int64_t in, out_columns;        /* numbers of a row of x and of y */
+    const char *x, *y;
+    char *out;
+    Batch *batches;
+    int64_t batch_count, pieces;    /* pieces: of a batch's x that are laid out by themselves */
+    int64_t tile;
+    char *scratch;
+    int64_t scratch_size;
+} Call;
+
+static int64_t up(int64_t a, int64_t to) { return (a + to - 1) / to * to; }
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t size_of(int type) { return type == FLOAT32 ? 4 : 2; }
+
+/* ---- x for the inner loops -------------------------------------------------------------------------------------- */
+
+static void read_x(const Call *call, const Pair *pair, int64_t first, int64_t count, float *to) {
+    const char *from = call->x + ((call->first_row + pair->row) * call->in + first) * size_of(call->type);
+    call->k->widen(from, call->type, count, to);
+}
+
+static void lay_turned(const Call *call, const Batch *b, int64_t row, int64_t group, int64_t last) {
+    float piece[PIECE];
+    int64_t stride = b->sample->stride, some = PIECE / stride;
+    for (int64_t g0 = group; g0 < last; g0 += some) {
+        int64_t g1 = least(g0 + some, last), first = g0 * stride, count = (g1 - g0) * stride;
+        read_x(call, &b->pairs[row], first, least(count, call->in - first), piece);
+        for (int64_t c = call->in - first; c < count; c++) piece[c] = 0; /* columns that do not exist */
+        for (int64_t g = g0; g < g1; g++) {
+            float *to = b->x + row * b->each + g * b->pitch;
+            for (int64_t at = 0; at < b->pitch; at += stride)
+                memcpy(to + at, piece + (g - g0) * stride, (size_t)least(stride, b->pitch - at) * 4);
+        }
+    }
+    if (last == b->groups) memset(b->x + row * b->each + last * b->pitch, 0, (size_t)call->k->lanes * 4);
+}
+
+static void lay_panel(const Call *call, const Batch *b, int64_t first, int64_t last) {
+    int64_t width = b->vectors * call->k->lanes;
+    float piece[COLUMNS];
+    for (int64_t c0 = first; c0 < last; c0 += COLUMNS) {
+        int64_t count = least(COLUMNS, last - c0), own = least(count, call->in - c0);
+        for (int64_t lane = 0; lane < width; lane++) {
+            float *to = b->x + c0 * width + lane;
+            if (lane >= b->count || own < count) memset(piece, 0, sizeof piece);
+            if (lane < b->count && own > 0) read_x(call, &b->pairs[lane], c0, own, piece);
+            for (int64_t c = 0; c < count; c++) to[c * width] = piece[c];
+        }
+    }
+}
+
+static void lay_item(void *context, int64_t item, int worker) {
+    const Call *call = context;
+    const Batch *b = &call->batches[item / call->pieces];
+    int64_t piece = item % call->pieces, pieces = call->pieces;
+    (void)worker;
+    if (b->vectors) {
+        int64_t size = call->transposed ? call->m : b->groups * b->sample->stride;
+        lay_panel(call, b, size * piece / pieces, size * (piece + 1) / pieces);
+    } else if (call->transposed) {
+        int64_t first = call->in * piece / pieces, last = call->in * (piece + 1) / pieces;
+        for (int64_t r = 0; r < b->count; r++)
+            read_x(call, &b->pairs[r], first, last - first, b->x + r * b->each + first);
+    } else {
+        for (int64_t r = 0; r < b->count; r++)
+            lay_turned(call, b, r, b->groups * piece / pieces, b->groups * (piece + 1) / pieces);
+    }
+}
+
+/* ---- tiles ------------------------------------------------------------------------------------------------------ */
+
+/* y += the sums of a panel, [tile columns][width] */
+static void add_panel(const Batch *b, const float *sums, int64_t width, int64_t columns, float *y, int64_t tile) {
+    for (int64_t r = 0; r < b->count; r++) {
+        float *to = y + b->pairs[r].row * tile, factor = b->pairs[r].factor;
+        for (int64_t c = 0; c < columns; c++) to[c] += factor * sums[c * width + r];
+    }
+}
+
+static void gather_tile(const Call *call, const Batch *b, int64_t first, int64_t columns, float *y, float *sums) {
+    int64_t width = b->vectors * call->k->lanes, stride = b->sample->stride;
+    if (b->vectors) memset(sums, 0, (size_t)(columns * width) * 4);
+    for (int64_t g = 0; g < b->groups; g += b->part_groups) {
+        SamplePart part = {b->sample, first, first + columns, g, least(g + b->part_groups, b->groups)};
+        if (b->vectors) {
+            call->k->samples_panel(&part, 0, b->vectors, b->x + g * stride * width, sums);
+            continue;
+        }
+        const float *x[FEW_ROWS];
+        float *to[FEW_ROWS], factor[FEW_ROWS];
+        for (int64_t r = 0; r < b->count; r++) {
+            x[r] = b->x + r * b->each + g * b->pitch;
+            to[r] = y + b->pairs[r].row * call->tile;
+            factor[r] = b->pairs[r].factor;
+        }
+        call->k->samples_gather(&part, (int)b->count, x, factor, to);
+    }
+    if (b->vectors) add_panel(b, sums, width, columns, y, call->tile);
+}
+
+/* Groups that a tile of columns of D touches, whole bytes of codes. */
+static int64_t first_group(const Batch *b, int64_t first) { return first / b->sample->stride / 4 * 4; }
+
+static void scatter_tile(const Call *call, const Batch *b, int64_t first, int64_t columns, float *y, float *sums) {
+    int64_t width = b->vectors * call->k->lanes, stride = b->sample->stride, pitch = b->pitch;
+    int64_t g0 = first_group(b, first), g1 = (first + columns + stride - 1) / stride;
+    int64_t each = (g1 - g0) * (b->vectors ? stride * width : pitch);
+    memset(sums, 0, (size_t)(b->vectors ? each : b->count * each) * 4);
+    for (int64_t g = g0; g < g1; g += b->part_groups) {
+        SamplePart part = {b->sample, 0, call->m, g, least(g + b->part_groups, g1)};
+        if (b->vectors) {
+            call->k->samples_panel(&part, 1, b->vectors, b->x, sums + (g - g0) * stride * width);
+            continue;
+        }
+        const float *x[FEW_ROWS];
+        float *to[FEW_ROWS];
+        for (int64_t r = 0; r < b->count; r++) x[r] = b->x + r * b->each, to[r] = sums + r * each + (g - g0) * pitch;
+        call->k->samples_scatter(&part, (int)b->count, x, to);
+    }
+    if (b->vectors) {
+        add_panel(b, sums + (first - g0 * stride) * width, width, columns, y, call->tile);
+        return;
+    }
+    for (int64_t r = 0; r < b->count; r++) {
+        float *to = y + b->pairs[r].row * call->tile, factor = b->pairs[r].factor;
+        for (int64_t g = g0; g < g1; g++) { /* a group's columns are there twice, but for the last */
+            const float *from = sums + r * each + (g - g0) * pitch;
+            int64_t at = g * stride - first, begin = at < 0 ? -at : 0, end = least(stride, columns - at);
+            for (int64_t c = begin; c < end; c++)
+                to[at + c] += factor * (from[c] + (c < stride - 1 ? from[c + stride] : 0));
+        }
+    }
+}
+
+static void tile_item(void *context, int64_t item, int worker) {
+    const Call *call = context;
+    float *y = (float *)(void *)(call->scratch + worker * call->scratch_size);
+    float *sums = y + up(call->rows * call->tile, 16);
+    int64_t first = item * call->tile, columns = least(call->tile, call->out_columns - first);
+    memset(y, 0, (size_t)(call->rows * call->tile) * 4);
+    for (int64_t i = 0; i < call->batch_count; i++) {
+        const Batch *b = &call->batches[i];
+        if (call->transposed) scatter_tile(call, b, first, columns, y, sums);
+        else gather_tile(call, b, first, columns, y, sums);
+    }
+    for (int64_t r = 0; r < call->rows; r++) {
+        int64_t at = ((call->first_row + r) * call->out_columns + first) * size_of(call->type);
+        call->k->narrow(y + r * call->tile, call->y + at, call->out + at, call->type, columns);
+    }
+}
+
+/* ---- one sweep: some rows and all their samples ----------------------------------------------------------------- */
+
+/* Batches of a sample's pairs; returns how many. */
+static int64_t split(const Call *call, const Sample *sample, const Pair *pairs, int64_t count, Batch *to) {
+    int64_t lanes = call->k->lanes, made = 0;
+    for (int64_t at = 0, size; at < count; at += size, made++) {
+        int64_t rest = count - at;
+        int vectors = rest >= 4 * lanes ? 4 : rest >= 2 * lanes ? 2 : 2 * rest > lanes ? 1 : 0;
+        size = vectors ? least(rest, vectors * lanes) : rest >= 8 ? 8 : rest >= 4 ? 4 : rest >= 2 ? 2 : 1;
+        Batch b = {.sample = sample, .pairs = pairs + at, .count = size, .vectors = vectors,
+                   .groups = (call->n + sample->stride - 1) / sample->stride,
+                   .pitch = sample_pitch(sample->stride, lanes)};
+        int64_t numbers = vectors ? sample->stride * vectors * lanes : b.pitch * size; /* a group */
+        b.part_groups = least((vectors ? NEAR_PANEL : NEAR) / numbers / 16 * 16, MOST_GROUPS);
+        if (b.part_groups < 16) b.part_groups = 16;
+        b.each = up(call->transposed ? call->m : b.groups * b.pitch + lanes, 16);
+        to[made] = b;
+    }
+    return made;
+}
+
+static int64_t numbers_of(const Call *call, const Batch *b) {
+    if (!b->vectors) return b->count * b->each;
+    return up((call->transposed ? call->m : b->groups * b->sample->stride) * b->vectors * call->k->lanes, 16);
+}
+
+/* Sums of a batch's tile, beside y. */
+static int64_t sums_of(const Call *call, const Batch *b) {
+    int64_t width = b->vectors * call->k->lanes, stride = b->sample->stride;
+    int64_t groups = least(call->tile / stride + 6, b->groups); /* whole bytes of codes, both ends */
+    if (!call->transposed) return call->tile * width;
+    return groups * (b->vectors ? stride * width : b->count * b->pitch) + call->k->lanes;
+}
+
+/* Tiles start with a block (and a byte of codes) of the largest stride, so that tasks of one stride share none. */
+static int64_t tile_size(const Call *call) {
+    int64_t largest = 1, few = 0, size = TILE;
+    for (int64_t i = 0; i < call->batch_count; i++) {
+        if (call->batches[i].sample->stride > largest) largest = call->batches[i].sample->stride;
+        few |= !call->batches[i].vectors;
+    }
+    if (call->transposed && few) size = 4 * TILE; /* what was stored is read again late, from the cache */
+    int64_t shared = call->out_columns / (2 * call->threads);
+    if (call->threads > 1 && shared < size) size = shared > 64 ? shared : 64;
+    return least(up(size, call->transposed ? 4 * largest : largest), up(call->out_columns, 16));
+}
+
+static int sweep(Call *call) {
+    int64_t numbers = 0, elements = 0, most = 0;
+    for (int64_t i = 0; i < call->batch_count; i++) {
+        numbers += numbers_of(call, &call->batches[i]);
+        elements += call->batches[i].count * call->batches[i].groups * call->m;
+    }
+    call->threads = dts_useful_threads(call->threads, WORK * elements);
+    call->tile = tile_size(call);
+    for (int64_t i = 0; i < call->batch_count; i++) {
+        int64_t sums = sums_of(call, &call->batches[i]);
+        if (sums > most) most = sums;
+    }
+    call->scratch_size = up((up(call->rows * call->tile, 16) + most) * 4, 64);
+    void *memory = NULL;
+    if (posix_memalign(&memory, 64, (size_t)(64 + up(numbers * 4, 64) + call->threads * call->scratch_size))) return 1;
+    float *x = memory;
+    for (int64_t i = 0; i < call->batch_count; i++) {
+        call->batches[i].x = x;
+        x += numbers_of(call, &call->batches[i]);
+    }
+    call->scratch = (char *)memory + up(numbers * 4, 64);
+    call->pieces = call->threads > call->batch_count ? call->threads : 1;
+    dts_parallel(call->threads, call->batch_count * call->pieces, lay_item, call);
+    dts_parallel(call->threads, (call->out_columns + call->tile - 1) / call->tile, tile_item, call);
+    free(memory);
+    return 0;
+}
+
+/* out = y + the sum of a row's samples, weight times scale each, times x: x D^T, or transposed x D.
+ *
+ * D [m, n];  x [rows, n] (transposed: m) and y, out [rows, m] (n) of one dtype of kernels.h without gaps, out apart
+ * from the others.  Slot s has samples starts[s] to starts[s + 1], starts [slot_count + 1].  Row i uses entry
+ * i / (rows / entries) of slots and weights [entries, places]; a slot outside the bank adds nothing.  Returns 0, 1
+ * without memory, 2 for a variant that this machine cannot run.
+ */
+int dts_add_samples(const char *variant, int threads, int transposed, const void *x, int type, int64_t rows, int64_t m,
+                    int64_t n, const void *y, void *out, const Sample *samples, const int64_t *starts,
+                    int64_t slot_count, const int32_t *slots, const float *weights, int64_t entries, int64_t places) {
+    Call call = {.k = dts_find(variant), .transposed = transposed, .type = type, .m = m, .n = n,
+                 .in = transposed ? m : n, .out_columns = transposed ? n : m, .x = x, .y = y, .out = out};
+    if (!call.k) return 2;
+    if (!rows || !call.out_columns) return 0;
+    int64_t each = entries ? rows / entries : 1, most = 1, sample_count = slot_count ? starts[slot_count] : 0;
+    for (int64_t entry = 0; entry < entries; entry++) {
+        int64_t own = 0;
+        for (int64_t at = entry * places; at < (entry + 1) * places; at++)
+            if (slots[at] >= 0 && slots[at] < slot_count) own += starts[slots[at] + 1] - starts[slots[at]];
+        if (own > most) most = own;
+    }
+    int64_t step = most < MOST_PAIRS ? MOST_PAIRS / most : 1, room = least(step, rows) * most;
+    int64_t *ends = malloc((size_t)(sample_count + 1) * sizeof *ends);
+    Pair *pairs = malloc((size_t)room * sizeof *pairs);
+    call.batches = malloc((size_t)room * sizeof *call.batches);
+    int failed = !ends || !pairs || !call.batches;
+    for (int64_t first = 0; first < rows && !failed; first += step) {
+        call.first_row = first, call.rows = least(step, rows - first), call.batch_count = 0;
+        call.threads = threads > 0 ? threads : 1;
+        memset(ends, 0, (size_t)(sample_count + 1) * sizeof *ends);
+        for (int pass = 0; pass < 2; pass++) { /* count the pairs of every sample, then put them beside each other */
+            for (int64_t i = 0; i < call.rows * places; i++) {
+                int64_t at = (first + i / places) / each * places + i % places, slot = slots[at];
+                if (slot < 0 || slot >= slot_count) continue;
+                for (int64_t s = starts[slot]; s < starts[slot + 1]; s++)
+                    if (pass) pairs[ends[s]++] = (Pair){i / places, weights[at] * samples[s].scale};
+                    else ends[s + 1]++;
+            }
+            for (int64_t s = 0; s < sample_count && !pass; s++) ends[s + 1] += ends[s];
+        }
+        for (int64_t s = 0, begin = 0; s < sample_count; begin = ends[s++])
+            call.batch_count += split(&call, &samples[s], pairs + begin, ends[s] - begin,
+                                      call.batches + call.batch_count);
+        failed = sweep(&call);
+    }
+    free(ends), free(pairs), free(call.batches);
+    return failed;
+}

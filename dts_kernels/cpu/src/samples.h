@@ -1,0 +1,27 @@
+/* Sampled elements of a matrix D [m, n] (samples.py has their definition) and products with parts of it. */
+#ifndef DTS_SAMPLES_H
+#define DTS_SAMPLES_H
+#include <stdint.h>
+
+typedef struct {
+    const uint8_t *codes;           /* four groups a byte, any alignment */
+    int64_t row_bytes;              /* from row to row */
+    int64_t stride;
+    uint32_t seed;
+    float scale;
+} Sample;
+
+enum { MOST_GROUPS = 512 };         /* of a part */
+
+typedef struct {                    /* rows [row, last_row) and groups [group, last_group), group a multiple of 4 */
+    const Sample *sample;
+    int64_t row, last_row, group, last_group;
+} SamplePart;
+
+/* What is laid out for vectors along the rows of a block: `pitch` numbers a group, its columns once and once more, so
+ * that the columns of a block's turned diagonal are beside each other from any shift on, and `lanes` beyond all. */
+static inline int64_t sample_pitch(int64_t stride, int64_t lanes) {
+    return stride - 1 + (stride + lanes - 1) / lanes * lanes;
+}
+
+#endif

@@ -1,0 +1,246 @@
+/* The inner loops of sampled elements (samples.c); included by variant.c after its SIMD header.
+ *
+ * Few rows of x: a lane is a row of D, so a code word of each of LANES rows holds 16 groups of them, and what they meet
+ * in one group of columns is a turned run of the group.  Many rows: a lane is a row of x, and an element of D is one
+ * number for all of them.
+ */
+#include "samples.h"
+
+#ifdef __clang__ /* shifts by constants */
+#define UNROLLED _Pragma("clang loop unroll(full)")
+#else
+#define UNROLLED _Pragma("GCC unroll 16")
+#endif
+
+static const float sample_values[4] = {1, 4, -1, -4};
+
+/* shifts[g] of a block's groups, from `group` on */
+INLINE void sample_shifts(const Sample *s, int64_t block, int64_t group, int count, int32_t *shifts) {
+    uint32_t first = s->seed + 0x9E3779B1u * (uint32_t)block + 0x85EBCA77u * (uint32_t)group;
+    uint32_t stride = (uint32_t)s->stride;
+    for (int g = 0; g < count; g++) {
+        uint32_t h = first + 0x85EBCA77u * (uint32_t)g;
+        h ^= h >> 16;
+        h *= 0x85EBCA6Bu;
+        h ^= h >> 13;
+        h *= 0xC2B2AE35u;
+        h ^= h >> 16;
+        shifts[g] = (int32_t)((h >> 16) * stride >> 16);
+    }
+}
+
+/* words[k][lane]: codes of groups 16 k .. 16 k + 15 of `count` rows; other lanes stay as they are */
+INLINE void sample_words(const uint8_t *codes, int64_t row_bytes, int count, int bytes, uint32_t words[][LANES]) {
+    for (int lane = 0; lane < count; lane++, codes += row_bytes) {
+        int k = 0;
+        for (; k < bytes / 4; k++) memcpy(&words[k][lane], codes + 4 * k, 4);
+        if (bytes % 4) words[k][lane] = 0;
+        for (int i = 4 * k; i < bytes; i++) words[k][lane] |= (uint32_t)codes[i] << 8 * (i % 4);
+    }
+}
+
+INLINE acc load_words(const uint32_t *words) { acc a; memcpy(&a, words, sizeof a); return a; }
+
+/* ---- few rows --------------------------------------------------------------------------------------------------- */
+
+INLINE void gather_lanes(int rows, int groups, const uint32_t words[][LANES], const int32_t *at, const float *const *x,
+                         float out[][LANES]) {
+    enum { SUMS = 8 }; /* chains of additions */
+    fvec table = load_values(sample_values), a[SUMS];
+    const float *from[SUMS];
+    int ways = SUMS / rows > 4 ? 4 : SUMS / rows;
+    for (int r = 0; r < rows; r++) from[r] = x[r];
+    for (int i = 0; i < ways * rows; i++) a[i] = fset(0);
+    int g = 0;
+    for (; g + 16 <= groups; g += 16) {
+        acc w = load_words(words[g / 16]);
+        UNROLLED for (int i = 0; i < 16; i++) {
+            fvec v = value(w, i, table);
+            for (int r = 0; r < rows; r++) {
+                fvec *sum = &a[i % ways * rows + r];
+                *sum = fma4(v, fload(from[r] + at[g + i]), *sum);
+            }
+        }
+    }
+    for (int i = 0; g + i < groups; i++) {
+        fvec v = value(load_words(words[g / 16]), i, table);
+        for (int r = 0; r < rows; r++) a[r] = fma4(v, fload(from[r] + at[g + i]), a[r]);
+    }
+    for (int r = 0; r < rows; r++) {
+        for (int way = 1; way < ways; way++) a[r] = fadd(a[r], a[way * rows + r]);
+        fstore(out[r], a[r]);
+    }
+}
+
+/* y[r][row - first row] += factor[r] * D x[r]; x as sample_pitch says, from the part's first group on */
+static void samples_gather(const SamplePart *part, int rows, const float *const *x, const float *factor,
+                           float *const *y) {
+    const Sample *s = part->sample;
+    int groups = (int)(part->last_group - part->group), bytes = (groups + 3) / 4;
+    int64_t pitch = sample_pitch(s->stride, LANES), next;
+    int32_t at[MOST_GROUPS];
+    uint32_t words[MOST_GROUPS / 16][LANES] = {{0}};
+    const float *from[8];
+    float sums[8][LANES];
+    for (int64_t row = part->row; row < part->last_row; row = next) {
+        int64_t block = row / s->stride;
+        next = (block + 1) * s->stride < part->last_row ? (block + 1) * s->stride : part->last_row;
+        sample_shifts(s, block, part->group, groups, at);
+        for (int g = 0; g < groups; g++) at[g] += (int32_t)(g * pitch);
+        for (; row < next; row += LANES) {
+            int count = next - row < LANES ? (int)(next - row) : LANES;
+            sample_words(s->codes + row * s->row_bytes + part->group / 4, s->row_bytes, count, bytes, words);
+            for (int r = 0; r < rows; r++) from[r] = x[r] + (row - block * s->stride);
+            if (rows == 8) gather_lanes(8, groups, words, at, from, sums);
+            else if (rows == 4) gather_lanes(4, groups, words, at, from, sums);
+            else if (rows == 2) gather_lanes(2, groups, words, at, from, sums);
+            else gather_lanes(1, groups, words, at, from, sums);
+            for (int r = 0; r < rows; r++)
+                for (int i = 0; i < count; i++) y[r][row - part->row + i] += factor[r] * sums[r][i];
+        }
+    }
+}
+
+INLINE void scatter_lanes(int rows, int groups, const uint32_t words[][LANES], const int32_t *at,
+                          const float x[][LANES], float *const *out) {
+    fvec table = load_values(sample_values), own[8];
+    float *to[8];
+    for (int r = 0; r < rows; r++) own[r] = fload(x[r]), to[r] = out[r];
+    for (int g = 0; g < groups; g += 16) {
+        acc w = load_words(words[g / 16]);
+        int some = groups - g < 16 ? groups - g : 16;
+        if (some == 16) {
+            UNROLLED for (int i = 0; i < 16; i++) {
+                fvec v = value(w, i, table);
+                for (int r = 0; r < rows; r++) {
+                    float *p = to[r] + at[g + i];
+                    fstore(p, fma4(v, own[r], fload(p)));
+                }
+            }
+            continue;
+        }
+        for (int i = 0; i < some; i++) {
+            fvec v = value(w, i, table);
+            for (int r = 0; r < rows; r++) {
+                float *p = to[r] + at[g + i];
+                fstore(p, fma4(v, own[r], fload(p)));
+            }
+        }
+    }
+}
+
+/* out[r] += x[r] D, as sample_pitch says, from the part's first group on; x from the part's first row on, which starts
+ * a block */
+static void samples_scatter(const SamplePart *part, int rows, const float *const *x, float *const *out) {
+    const Sample *s = part->sample;
+    int groups = (int)(part->last_group - part->group), bytes = (groups + 3) / 4;
+    int64_t pitch = sample_pitch(s->stride, LANES), next;
+    int32_t at[MOST_GROUPS];
+    uint32_t words[MOST_GROUPS / 16][LANES] = {{0}};
+    float *to[8], own[8][LANES];
+    for (int64_t row = part->row; row < part->last_row; row = next) {
+        int64_t block = row / s->stride;
+        next = (block + 1) * s->stride < part->last_row ? (block + 1) * s->stride : part->last_row;
+        sample_shifts(s, block, part->group, groups, at);
+        for (int g = 0; g < groups; g++) at[g] += (int32_t)(g * pitch);
+        for (; row < next; row += LANES) {
+            int count = next - row < LANES ? (int)(next - row) : LANES;
+            sample_words(s->codes + row * s->row_bytes + part->group / 4, s->row_bytes, count, bytes, words);
+            memset(own, 0, sizeof own); /* lanes beyond the block's rows add zeros */
+            for (int r = 0; r < rows; r++) {
+                memcpy(own[r], x[r] + (row - part->row), (size_t)count * 4);
+                to[r] = out[r] + (row - block * s->stride);
+            }
+            if (rows == 8) scatter_lanes(8, groups, words, at, own, to);
+            else if (rows == 4) scatter_lanes(4, groups, words, at, own, to);
+            else if (rows == 2) scatter_lanes(2, groups, words, at, own, to);
+            else scatter_lanes(1, groups, words, at, own, to);
+        }
+    }
+}
+
+/* ---- many rows -------------------------------------------------------------------------------------------------- */
+
+/* values[plane][j] of group 4 j + plane of one row of codes */
+INLINE void sample_row_values(const uint8_t *codes, int bytes, float values[4][MOST_GROUPS / 4]) {
+    fvec table = load_values(sample_values);
+    for (int j = 0; j < bytes; j += LANES) {
+        acc c = bytes - j < LANES ? codes_part(codes + j, bytes - j) : load_codes(codes + j);
+        for (int plane = 0; plane < 4; plane++) fstore(values[plane] + j, value(c, plane, table));
+    }
+}
+
+/* at[g]: where the element of group g of a block's row `place` is, a panel's columns `width` numbers apart */
+INLINE void sample_places(int32_t stride, int32_t place, int groups, const int32_t *shifts, int width, int32_t *at) {
+    for (int32_t g = 0; g < groups; g++) {
+        int32_t turned = place + shifts[g];
+        at[g] = (g * stride + turned - (turned >= stride ? stride : 0)) * width;
+    }
+}
+
+INLINE void gather_row(int vectors, int groups, float values[4][MOST_GROUPS / 4], const int32_t *at, const float *x,
+                       float *sums) {
+    enum { SUMS = 8 };
+    fvec a[SUMS];
+    int ways = SUMS / vectors > 4 ? 4 : SUMS / vectors;
+    for (int i = 0; i < ways * vectors; i++) a[i] = fset(0);
+    for (int j = 0; j < groups / 4; j++)
+        for (int plane = 0; plane < 4; plane++) {
+            fvec v = fset(values[plane][j]);
+            const float *p = x + at[4 * j + plane];
+            for (int w = 0; w < vectors; w++) {
+                fvec *sum = &a[plane % ways * vectors + w];
+                *sum = fma4(v, fload(p + w * LANES), *sum);
+            }
+        }
+    for (int g = groups / 4 * 4; g < groups; g++) /* codes from the last group on mean nothing */
+        for (int w = 0; w < vectors; w++)
+            a[w] = fma4(fset(values[g % 4][g / 4]), fload(x + at[g] + w * LANES), a[w]);
+    for (int w = 0; w < vectors; w++) {
+        for (int way = 1; way < ways; way++) a[w] = fadd(a[w], a[way * vectors + w]);
+        fstore(sums + w * LANES, fadd(fload(sums + w * LANES), a[w]));
+    }
+}
+
+INLINE void scatter_row(int vectors, int groups, float values[4][MOST_GROUPS / 4], const int32_t *at, const float *x,
+                        float *out) {
+    fvec own[4];
+    for (int w = 0; w < vectors; w++) own[w] = fload(x + w * LANES);
+    for (int j = 0; j < groups / 4; j++)
+        for (int plane = 0; plane < 4; plane++) {
+            fvec v = fset(values[plane][j]);
+            float *p = out + at[4 * j + plane];
+            for (int w = 0; w < vectors; w++) fstore(p + w * LANES, fma4(v, own[w], fload(p + w * LANES)));
+        }
+    for (int g = groups / 4 * 4; g < groups; g++)
+        for (int w = 0; w < vectors; w++) {
+            float *p = out + at[g] + w * LANES;
+            fstore(p, fma4(fset(values[g % 4][g / 4]), own[w], fload(p)));
+        }
+}
+
+/* sums[row - first row][.] += D x of a panel of `vectors` registers of rows: x [columns from the first group on][.]; or
+ * scattered: sums [columns from the first group on][.] += x [row - first row][.] D */
+static void samples_panel(const SamplePart *part, int scattered, int vectors, const float *x, float *sums) {
+    const Sample *s = part->sample;
+    int groups = (int)(part->last_group - part->group), bytes = (groups + 3) / 4, width = vectors * LANES;
+    int32_t shifts[MOST_GROUPS], at[MOST_GROUPS];
+    float values[4][MOST_GROUPS / 4];
+    int64_t block = part->row / s->stride, place = part->row % s->stride;
+    sample_shifts(s, block, part->group, groups, shifts);
+    for (int64_t row = part->row; row < part->last_row; row++, place++) {
+        if (place == s->stride) place = 0, sample_shifts(s, ++block, part->group, groups, shifts);
+        sample_places((int32_t)s->stride, (int32_t)place, groups, shifts, width, at);
+        sample_row_values(s->codes + row * s->row_bytes + part->group / 4, bytes, values);
+        int64_t own = (row - part->row) * width;
+        if (scattered) {
+            if (vectors == 4) scatter_row(4, groups, values, at, x + own, sums);
+            else if (vectors == 2) scatter_row(2, groups, values, at, x + own, sums);
+            else scatter_row(1, groups, values, at, x + own, sums);
+        } else {
+            if (vectors == 4) gather_row(4, groups, values, at, x, sums + own);
+            else if (vectors == 2) gather_row(2, groups, values, at, x, sums + own);
+            else gather_row(1, groups, values, at, x, sums + own);
+        }
+    }
+}

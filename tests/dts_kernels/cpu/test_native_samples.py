@@ -1,0 +1,158 @@
+"""Sampled elements in every compiled variant that this machine can run, against float64."""
+
+import copy
+
+import pytest
+import torch
+
+from dts_kernels import Routing, SampleBank, Samples, add_samples, dispatch, pack
+from dts_kernels.cpu import native, native_samples
+from dts_kernels.layout import packed_width
+from dts_kernels.samples import dense, groups_of
+
+VARIANTS = native.variants() or [pytest.param("", marks=pytest.mark.skip(reason="needs a C compiler"))]
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}  # one rounding, of the whole result
+# (m, n), strides of a task's samples
+SHAPES = [((37, 50), (7,)), ((64, 96), (12, 5)), ((5, 33), (40, 1)), ((130, 1037), (13,)), ((33, 20), (64, 16)),
+          ((300, 70), (1,)), ((1, 1), (3,)), ((600, 41), (11, 24))]
+
+
+def samples(shape, stride, seed):
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(4, (shape[0], groups_of(shape[1], stride)), dtype=torch.uint8, generator=generator)
+    return Samples(pack(codes), 0.1 + 0.05 * seed, stride, seed * 0x1234567 % (1 << 32), shape)
+
+
+def bank_of(shape, strides, transposed=False):
+    """Slots 0 and 2 with samples of all strides, 3 without any."""
+    bank = SampleBank(*(shape if transposed else shape[::-1]), transposed=transposed)
+    for slot in (0, 2):
+        bank.add(slot, tuple(samples(shape, stride, 1 + i + slot) for i, stride in enumerate(strides)))
+    bank.add(3, ())
+    return bank
+
+
+def run(bank, x, y, routing, variant, threads=1):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        array = native_samples.SampleArray(*bank.arguments)
+        return native_samples.add_samples(x, y, array, routing.slots, routing.weights, bank.transposed, variant)
+    finally:
+        torch.set_num_threads(before)
+
+
+def expected(bank, x, y, routing):
+    matrices = {slot: sum((dense(s, torch.float64) for s in bank.samples(slot)), torch.zeros(bank.shape).double())
+                for slot in bank.slots}
+    out, each = y.double(), x.shape[0] // max(1, routing.slots.shape[0])
+    for row in range(x.shape[0]):
+        for slot, gamma in zip(routing.slots[row // each].tolist(), routing.weights[row // each].double()):
+            if slot in matrices:
+                matrix = matrices[slot] if bank.transposed else matrices[slot].T
+                out[row] += gamma * (x[row].double() @ matrix)
+    return out
+
+
+def error(got, want):
+    return ((got.double() - want).norm() / want.norm()).item()
+
+
+def mixed(rows):
+    return Routing.of([(0, 2, None, {0: 0.5, 2: -0.7}, 9, 3, 0)[i % 7] for i in range(rows)])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("shape, strides", SHAPES, ids=str)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_every_variant(variant, shape, strides, transposed):
+    bank = bank_of(shape, strides, transposed)
+    for rows in (1, 2, 5, 17, 70):
+        seeded = torch.Generator().manual_seed(rows)
+        for dtype in TOLERANCE if rows in (2, 17) else (torch.float32,):
+            x = torch.randn(rows, bank.in_features, generator=seeded).to(dtype)
+            y = torch.randn(rows, bank.out_features, generator=seeded).to(dtype)
+            for routing in (Routing.of([2]), Routing.of([{0: 0.3, 2: -2.0}]), mixed(rows)):
+                want = expected(bank, x, y, routing)
+                got = run(bank, x, y, routing, variant)
+                assert got.dtype == dtype and error(got, want) < TOLERANCE[dtype], (rows, dtype)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_threads_change_nothing(variant, transposed):
+    """Enough elements that more threads are worth it; rows of one task and of several, more than one sweep."""
+    bank = bank_of((900, 1100), (12, 7), transposed)
+    for rows, routing in ((300, Routing.of([0])), (77, mixed(77)), (8, Routing.of([0]))):
+        x, y = torch.randn(rows, bank.in_features), torch.randn(rows, bank.out_features)
+        got = run(bank, x, y, routing, variant)
+        assert error(got, expected(bank, x, y, routing)) < TOLERANCE[torch.float32]
+        for threads in (2, 5):
+            assert torch.equal(run(bank, x, y, routing, variant, threads), got)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_what_is_not_there_adds_nothing(variant, transposed):
+    bank = bank_of((50, 45), (12,), transposed)
+    x, y = torch.randn(6, bank.in_features), torch.randn(6, bank.out_features)
+    for routing in (Routing.of([None]), Routing.of([1, 3]), Routing.of([7, -5, 4])):
+        assert torch.equal(run(bank, x, y, routing, variant), y)
+    empty = SampleBank(bank.in_features, bank.out_features, transposed=transposed)
+    assert torch.equal(run(empty, x, y, Routing.of([0]), variant), y)
+    x[2], x[4] = torch.nan, torch.inf  # other rows do not see it
+    got, want = run(bank, x, y, Routing.of([0]), variant), expected(bank, x, y, Routing.of([0]))
+    keep = [0, 1, 3, 5]
+    assert error(got[keep], want[keep]) < TOLERANCE[torch.float32]
+    assert torch.equal(got[[2, 4]].isfinite(), want[[2, 4]].isfinite())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_codes_are_read_where_they_lie(variant):
+    """Rows of codes with gaps between them, at an odd address."""
+    shape, stride = (61, 150), 11
+    width = packed_width(groups_of(shape[1], stride))
+    whole = torch.randint(256, (shape[0], width + 9), dtype=torch.uint8)
+    own = Samples(whole[:, 3 : 3 + width], 0.1, stride, 5, shape)
+    bank = SampleBank(shape[1], shape[0])
+    bank.add(0, (own,))
+    array = native_samples.SampleArray(*bank.arguments)
+    assert array.array[0].codes == whole.data_ptr() + 3 and array.array[0].row_bytes == width + 9
+    for rows in (1, 40):
+        x, y = torch.randn(rows, 300)[:, ::2], torch.randn(61, rows).T
+        assert error(run(bank, x, y, Routing.of([0]), variant), expected(bank, x, y, Routing.of([0]))) < 2e-6
+    turned = Samples(own.codes.T.contiguous().T, 0.1, stride, 5, shape)
+    bank.add(0, (turned,))
+    assert error(run(bank, x, y, Routing.of([0]), variant), expected(bank, x, y, Routing.of([0]))) < 2e-6
+
+
+@pytest.mark.skipif(not native.variants(), reason="needs a C compiler")
+@pytest.mark.parametrize("transposed", [False, True])
+def test_the_op_takes_this_path(transposed):
+    bank = bank_of((40, 64), (8, 5), transposed)
+    x, y = torch.randn(2, 3, bank.in_features), torch.randn(2, 3, bank.out_features)
+    routing = Routing.of([0, {0: 0.5, 2: 1.5}])
+    want = expected(bank, x.flatten(0, 1), y.flatten(0, 1), routing).view(y.shape)
+    before = dispatch.ran["add_samples", "native"]
+    assert error(add_samples(x, y, bank, routing), want) < 2e-6
+    assert dispatch.ran["add_samples", "native"] == before + 1
+    x.requires_grad_()
+    add_samples(x, y, bank, routing).sum().backward()  # through the dispatcher, and back with the matrix turned
+    assert dispatch.ran["add_samples", "native"] == before + 3
+    back = SampleBank(bank.out_features, bank.in_features, transposed=not transposed)
+    for slot in (0, 2):
+        back.add(slot, bank.samples(slot))
+    ones = torch.ones(6, bank.out_features)
+    assert error(x.grad.view(6, -1), expected(back, ones, torch.zeros(6, bank.in_features), routing)) < 2e-6
+    again = copy.deepcopy(bank)
+    again.remove(2)
+    torch.testing.assert_close(add_samples(x, y, again, Routing.of([0])), add_samples(x, y, bank, Routing.of([0])))
+
+
+def test_the_choice():
+    some = native.variant() and "native" or "reference"
+    for dtype in TOLERANCE:
+        assert dispatch.choose_samples("cpu", dtype, 3, 1, False, False) == some
+    for device, dtype, rows, arena in (("cpu", torch.float64, 3, False), ("cpu", torch.float32, 0, False),
+                                       ("cpu", torch.float32, 3, True)):
+        assert dispatch.choose_samples(device, dtype, rows, 1, False, arena) == "reference"
