@@ -78,8 +78,8 @@ def spectra(base: Path, finetuned: Path, task: str, count: int = 3) -> list[dict
 
 
 def ranks(base: Path, finetuned: Path, task: str, budget: float) -> dict:
-    """The ranks that ``budget`` chooses: {name: [shape, rank]}, from a dry run."""
-    predicted = dts.compress(base, finetuned, budget=budget, dry_run=True).prediction
+    """The ranks that ``budget`` chooses for components alone: {name: [shape, rank]}, from a dry run."""
+    predicted = dts.compress(base, finetuned, method="residual", budget=budget, dry_run=True).prediction
     return {"task": task, "budget": budget,
             "ranks": {t.name: [list(t.shape), max(t.ranks)] for t in predicted.tensors}}  # fmt: skip
 

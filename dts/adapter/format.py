@@ -3,7 +3,7 @@
     <tensor>.added        rows beyond the base's vocabulary, whole, in the fine-tune's dtype
     <tensor>[e].u ...     factors of expert e of a tensor [E, m, n]
     .rows, .columns       as `dts.codec.index_to_disk` stores them
-    <tensor>.samples      uint8 [rows, groups / 4], a sketch's elements; .samples1 ... those of a mixture's other members
+    <tensor>.samples      uint8 [rows, groups / 4], a sketch's elements; .samples1 ... of a mixture's other members
     <tensor>.delta        int8 where the tensor's row has a ``scale``, its step
 
 ``dts_config.json`` holds beside: ``finetuned`` (how its names and dtypes follow from the base's), ``dropped``

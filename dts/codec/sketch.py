@@ -71,7 +71,7 @@ def encode(delta: Tensor, rank: int, seed: int = 0) -> tuple[PackedFactors, floa
 
 
 def rounded(kept: Tensor, real: Tensor) -> tuple[Tensor, float]:
-    """(codes uint8, the scale that keeps the norm) of elements; those that are not ``real`` are zero and do not count."""
+    """(codes uint8, the scale that keeps the norm) of elements; those not ``real`` are zero and do not count."""
     size = kept.abs()
     scale = (size.square().sum() / real.sum()).sqrt() / residual.RMS
     for _ in range(REFINEMENTS):

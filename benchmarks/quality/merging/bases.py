@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterable
 
 import dts
-from benchmarks.quality.merging.study import Study
+from benchmarks.quality.merging.study import CODEC, Study
 from benchmarks.quality.merging.tested import encoder_of, state_of
 from dts.checkpoint import open_checkpoint
 
@@ -47,7 +47,7 @@ def _adapters_on(study: Study, on: str, budget: float) -> dict:
             base = open_checkpoint(folder)
         for t in study.tested:
             kind = "task" if pretrained else "difference"
-            adapter = dts.compress(base, t.folder, budget=budget, name=t.task.name, kind=kind)
+            adapter = dts.compress(base, t.folder, method=CODEC, budget=budget, name=t.task.name, kind=kind)
             accuracy[t.task.name] = t.accuracy(encoder_of(adapter, base))
             nbytes += adapter.nbytes
     return {"accuracy": accuracy, "nbytes": nbytes}

@@ -21,6 +21,7 @@ METHODS: dict[str, dict] = {
     "average": {}, "task_arithmetic": {}, "ties": {}, "dare": {}, "dare_ties": {}, "breadcrumbs": {},
     "consensus_ta": {}, "fisher": {}, "regmean": {}, "tsv_merge": {}, "iso_c": {}, "knots": {}, "remainder": {},
 }  # fmt: skip
+CODEC = "residual"  # of all adapters: what a router knows a task by is its components, of which a sketch has fewer
 MEASURING = ("tested", "study", "bases", "unseen", "routing")  # the modules here that figures depend on
 
 
@@ -77,8 +78,8 @@ class Study:
         for t in tested:
             if (t.task.name, budget) not in self._adapters:
                 self._adapters[t.task.name, budget] = dts.compress(
-                    self.base, t.folder, budget=budget, name=t.task.name, class_names=t.task.class_names,
-                    description=t.task.question,
+                    self.base, t.folder, method=CODEC, budget=budget, name=t.task.name,
+                    class_names=t.task.class_names, description=t.task.question,
                 )  # fmt: skip
         return {t.task.name: self._adapters[t.task.name, budget] for t in tested}
 

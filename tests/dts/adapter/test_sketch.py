@@ -170,7 +170,7 @@ def test_an_interrupted_run_is_continued_with_the_same_method(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         moved(0.02, out=tmp_path / "a", progress=interrupt)
     resumed = moved(0.02, out=tmp_path / "a", resume=True)
-    whole = moved(0.02, out=tmp_path / "b")
+    moved(0.02, out=tmp_path / "b")
     assert resumed.method == "sketch"
     for file in ("dts_config.json", "dts_model.safetensors"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
