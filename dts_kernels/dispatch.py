@@ -72,6 +72,7 @@ def _choose_disk(p: Problem) -> str:
 # ---- GPU -------------------------------------------------------------------------------------------------------
 
 OLDEST = (8, 0)  # bf16 tensor cores and asynchronous copies to shared memory
+DENSE_ROWS = 64  # of one task, from here a dense matrix and a library product; modelled, not measured
 DEQUANTISE_ROWS = 256  # from here two library products with dequantised factors; crossover modelled, not measured
 
 
@@ -91,9 +92,13 @@ def _choose_planar(p: Problem) -> str:
 
 def choose_samples(device: str, dtype: torch.dtype, rows: int, entries: int, transposed: bool, arena: bool) -> str:
     """Name of the path for a product with sampled elements; arena: all codes are in one tensor, as off the CPU."""
-    if device == "cpu" and not arena and rows and dtype in native.DTYPES and native.variant():
-        return "native"
-    return "reference"
+    if not rows or dtype not in native.DTYPES:
+        return "reference"
+    if arena:
+        if device_kind(device) not in ("cuda", "interpreter") or device == "cuda" and not _has_triton():
+            return "reference"
+        return "dense" if transposed or entries == 1 and rows >= DENSE_ROWS else "triton"
+    return "native" if device == "cpu" and native.variant() else "reference"
 
 
 def device_kind(device: str) -> str:
@@ -123,6 +128,11 @@ def bank_layout(device: torch.device) -> str:
     if reason:
         _warn_once(f"deltas run through plain PyTorch, many times slower than the packed kernels: {reason}")
     return layout
+
+
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None and bank_layout(torch.device("cuda")) == "planar"
 
 
 @cache

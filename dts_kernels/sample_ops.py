@@ -10,6 +10,7 @@ from torch import Tensor
 from . import dispatch
 from .bank import Routing
 from .cpu import paths as cpu_paths
+from .gpu import sample_products
 from .ops import direct
 from .samples import SampleBank, dense, samples_of
 
@@ -97,7 +98,9 @@ def _add_dense_samples_reference(base, codes, table, starts, scales, gamma):
     return out.to(base.dtype)
 
 
-ADD_SAMPLES = {"reference": _add_samples_reference} | cpu_paths.ADD_SAMPLES
+ADD_SAMPLES = {"reference": _add_samples_reference} | cpu_paths.ADD_SAMPLES | {
+    "triton": sample_products.add_samples, "dense": sample_products.add_dense,
+}
 
 
 def _add_samples(x, y, codes, table, starts, scales, slots, weights, transposed):

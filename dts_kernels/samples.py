@@ -96,14 +96,16 @@ class SampleBank:
     transposed: they are of the [in_features, out_features] matrix (layers that store their weight so).
 
     What the ops take, all of it on the bank's device:
-    codes: on the CPU a tensor a sample, as given (a memory-mapped file stays one); else one, all behind each other
+    codes: on the CPU a tensor a sample, as given (a memory-mapped file stays one); else one arena of all
     table: int64 [samples, 4], in the order of slots: slot, where its codes begin in that one tensor, stride, seed
     starts: int64 [slots + 1]: a slot's rows of the table are starts[slot] to starts[slot + 1];  scales: float32
     """
 
-    def __init__(self, in_features: int, out_features: int, device="cpu", transposed: bool = False):
+    def __init__(self, in_features: int, out_features: int, device="cpu", transposed: bool = False,
+                 arena: bool | None = None):
         self.in_features, self.out_features, self.device = in_features, out_features, torch.device(device)
         self.transposed = transposed
+        self.arena = self.device.type != "cpu" if arena is None else arena
         self._samples: dict[int, tuple[Samples, ...]] = {}
         self._refresh()
 
@@ -156,7 +158,7 @@ class SampleBank:
         for slot, one in found:
             rows.append([slot, offset, one.stride, one.seed])
             offset += one.codes.numel()
-        if self.device.type != "cpu" and codes:
+        if self.arena and codes:
             codes = [torch.cat([c.flatten() for c in codes])]
             pieces = codes[0].split([one.codes.numel() for _, one in found])
             shared = iter(piece.view(one.codes.shape) for piece, (_, one) in zip(pieces, found))

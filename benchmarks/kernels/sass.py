@@ -22,12 +22,14 @@ from pathlib import Path
 import torch
 
 from dts_kernels.gpu.products import registers
+from dts_kernels.gpu.sample_products import BLOCK_G, BLOCK_M, MOST_ROWS
 
 ARCHITECTURES = (80, 87, 89, 90, 120)
 DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 KERNELS = ("shrink", "expand", "base_expand", "dequantise", "reconstruct")
+SAMPLED = ("sampled_product", "sampled_dense")  # without levels
 ASM = "+asm"  # of the name of a kernel that decodes by inline assembly
-ALL = (*KERNELS, "shrink" + ASM, "expand" + ASM)
+ALL = (*KERNELS, *SAMPLED, "shrink" + ASM, "expand" + ASM)
 CONFIG = {"BLOCK_T": 16, "BLOCK_N": 128, "SPLIT": 1, "GROUPED": True, "ENTRIES": 16}
 
 
@@ -108,6 +110,17 @@ def signature(kernel: str, dtype: str, levels: bool, **overrides) -> tuple[dict,
         }
         constants = {"U": True, "BLOCK_N": 64, "LEVELS": levels}
         options["num_warps"] = 8
+    elif kernel in SAMPLED:
+        bank = {"codes": "*u8", "table": "*i64", "starts": "*i64", "scales": "*fp32", "slots": "*i32",
+                "weights": "*fp32"}  # fmt: skip
+        if kernel == "sampled_product":
+            arguments = {"x": pointer, "y": pointer, "out": pointer, **bank, "slots_known": "i32", "per_entry": "i32",
+                         "places": "i32", "in_features": "i32", "out_features": "i32"}  # fmt: skip
+            constants = {"BLOCK_T": MOST_ROWS, "BLOCK_M": BLOCK_M, "BLOCK_G": BLOCK_G}
+        else:
+            arguments = {**bank, "place": "i32", "out": pointer, "slots_known": "i32", "m_size": "i32",
+                         "n_size": "i32"}  # fmt: skip
+            constants = {"BLOCK_M": 32, "BLOCK_N": 64}
     else:
         arguments = {
             **operands,
@@ -141,7 +154,8 @@ def compile_kernel(kernel: str, arch: int, dtype: str, levels: bool, **overrides
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    function = getattr(importlib.import_module(f"dts_kernels.gpu.{kernel}"), kernel)
+    module = "samples" if kernel in SAMPLED else kernel
+    function = getattr(importlib.import_module(f"dts_kernels.gpu.{module}"), kernel)
     arguments, constants, options = signature(kernel, dtype, levels, **overrides)
     names = function.arg_names
     types = {name: "constexpr" if name in constants else arguments[name] for name in names}
@@ -234,7 +248,7 @@ def cases(kernels=ALL, architectures=ARCHITECTURES, dtypes=("float16", "bfloat16
         for kernel in kernels
         for arch in architectures
         for dtype in dtypes
-        for levels in ((False,) if kernel.endswith(ASM) else (False, True))
+        for levels in ((False,) if kernel.endswith(ASM) or kernel in SAMPLED else (False, True))
     ]
 
 

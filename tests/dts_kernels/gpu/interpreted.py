@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import dts_kernels as kernels
-from dts_kernels import dispatch, ops, reference
+from dts_kernels import dispatch, ops, reference, sample_ops
 from dts_kernels.gpu import products
 from dts_kernels.gpu.config import Config
+from dts_kernels.samples import dense as dense_samples
 
 IN, OUT = 150, 60  # neither a multiple of 16
 TOLERANCE = {torch.float32: 3e-6, torch.float16: 1e-3}
@@ -218,3 +219,60 @@ def test_opcheck():
     utilities = ("test_schema", "test_autograd_registration", "test_faketensor")
     assert set(torch.library.opcheck(ops.torch.ops.dts.delta_linear.default, arguments,
                                      test_utils=utilities).values()) == {"SUCCESS"}
+
+
+# ---- sampled elements --------------------------------------------------------------------------------------------
+
+
+def sample_bank(shape=(37, 50), transposed=False):
+    made = kernels.SampleBank(*(shape if transposed else shape[::-1]), transposed=transposed, arena=True)
+    for slot, strides in ((0, (7,)), (2, (13, 64, 1)), (3, (5,))):
+        own = []
+        for stride in strides:
+            codes = torch.randint(4, (shape[0], -(-shape[1] // stride)), dtype=torch.uint8)
+            own.append(kernels.Samples(kernels.pack(codes), 0.01 * stride, stride, 2**32 - 5 - stride, shape))
+        made.add(slot, tuple(own))
+    return made
+
+
+SAMPLED = {"one": [0], "several samples": [2], "none": [None], "unknown": [9], "mixture": [{0: 0.5, 2: -1.5}],
+           "mixed batch": [2, None, 0, 3, 5, {0: 0.3, 3: 2.0}]}
+
+
+@pytest.mark.parametrize("entries", SAMPLED.values(), ids=SAMPLED)
+@pytest.mark.parametrize("each", [1, 3, 11])
+@pytest.mark.parametrize("path", ["triton", "dense"])
+def test_sampled_products(entries, each, path, dtype):
+    torch.manual_seed(0)
+    made, routing = sample_bank(), kernels.Routing.of(entries)
+    x, y = torch.randn(len(entries) * each, 50).to(dtype), torch.randn(len(entries) * each, 37).to(dtype)
+    wanted = sample_ops.ADD_SAMPLES["reference"](x.double(), y.double(), *made.arguments, routing.slots,
+                                                 routing.weights, False)
+    out = sample_ops.ADD_SAMPLES[path](x, y, *made.arguments, routing.slots, routing.weights, False)
+    assert out.shape == y.shape and out.dtype == dtype and error(out, wanted) < TOLERANCE[dtype]
+
+
+def test_transposed_sampled_products_take_the_dense_path(dtype):
+    torch.manual_seed(0)
+    made = sample_bank(transposed=True)
+    x, y = torch.randn(2, 3, 37).to(dtype), torch.randn(2, 3, 50).to(dtype)
+    routing = kernels.Routing.of([0, {2: 0.5}])
+    dispatch.ran.clear()
+    out = kernels.add_samples(x, y, made, routing)
+    assert dispatch.ran["add_samples", "dense"] == 1
+    wanted = y.double()
+    wanted[0] += x[0].double() @ dense_samples(made.samples(0)[0], torch.float64)
+    wanted[1] += 0.5 * x[1].double() @ sum(dense_samples(s, torch.float64) for s in made.samples(2))
+    assert error(out, wanted) < TOLERANCE[dtype]
+
+
+def test_gradients_of_sampled_products():
+    torch.manual_seed(0)
+    made, routing = sample_bank(), kernels.Routing.of([0, 2])
+    x, y = torch.randn(4, 50, requires_grad=True), torch.randn(4, 37, requires_grad=True)
+    out = kernels.add_samples(x, y, made, routing)
+    grad = torch.randn_like(out)
+    out.backward(grad)
+    matrices = [sum(dense_samples(s, torch.float64) for s in made.samples(slot)) for slot in (0, 2)]
+    wanted = torch.cat([g.double() @ m for g, m in zip(grad.split(2), matrices)])
+    assert error(x.grad, wanted) < 3e-6 and torch.equal(y.grad, grad)

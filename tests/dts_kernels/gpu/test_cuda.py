@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import dts_kernels as kernels
-from dts_kernels import dispatch, reference
+from dts_kernels import dispatch, reference, sample_ops
 from dts_kernels.gpu import products
 from dts_kernels.gpu.config import Config
 from dts_kernels.gpu.tune import random_factors
@@ -154,3 +154,43 @@ def test_reconstruct(dtype):
                                  for s, g in ((0, 0.5), (1, 2.0)))
     got = kernels.reconstruct(made, {0: 0.5, 1: 2.0}, base)
     assert (got.double() - wanted).norm() <= TOLERANCE[dtype] * wanted.norm()
+
+
+def sample_bank(m, n, strides, transposed=False):
+    made = kernels.SampleBank(*((m, n) if transposed else (n, m)), "cuda", transposed)
+    for slot, stride in enumerate(strides):
+        groups = -(-n // stride)
+        codes = kernels.pack(torch.randint(4, (m, groups), dtype=torch.uint8))
+        made.add(slot, (kernels.Samples(codes, 1e-3 * stride, stride, 12345 + slot, (m, n)),))
+    return made
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("m,n", [(768, 768), (4096, 4096), (2049, 3424), (17, 5)])
+@pytest.mark.parametrize("entries,each,transposed", [([0], 1, False), ([1], 5, False), ([0], 300, False),
+                                                     ([0, None, 2, {0: 0.5, 1: -1.0}], 2, False), ([0, 1], 3, True)])
+def test_sampled_products(m, n, entries, each, transposed, dtype):
+    made, routing = sample_bank(m, n, (12, 1, 49), transposed), kernels.Routing.of(entries, "cuda")
+    rows = len(entries) * each
+    x = torch.randn(rows, m if transposed else n, device="cuda", dtype=dtype)
+    y = torch.randn(rows, n if transposed else m, device="cuda", dtype=dtype)
+    dispatch.ran.clear()
+    out = kernels.add_samples(x, y, made, routing)
+    assert ("add_samples", "reference") not in dispatch.ran
+    wanted = sample_ops.ADD_SAMPLES["reference"](x.double(), y.double(), *made.arguments, routing.slots,
+                                                 routing.weights, transposed)
+    assert (out.double() - wanted).norm() <= TOLERANCE[dtype] * wanted.norm()
+
+
+def test_sampled_products_in_a_cuda_graph_follow_the_routing():
+    made, routing = sample_bank(512, 768, (12, 6)), kernels.Routing.of([0, 1], "cuda")
+    x, y = torch.randn(2, 768, device="cuda"), torch.randn(2, 512, device="cuda")
+    kernels.add_samples(x, y, made, routing)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = kernels.add_samples(x, y, made, routing)
+    routing.slots.copy_(torch.tensor([[1], [0]], dtype=torch.int32))
+    graph.replay()
+    torch.cuda.synchronize()
+    torch.testing.assert_close(out, kernels.add_samples(x, y, made, routing))

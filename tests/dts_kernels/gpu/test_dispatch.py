@@ -3,6 +3,7 @@
 import warnings
 
 import pytest
+import torch
 
 from dts_kernels import dispatch
 from dts_kernels.dispatch import Problem, choose, layout_for
@@ -58,3 +59,20 @@ def test_an_old_gpu_falls_back_with_one_warning(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert dispatch.bank_layout(torch.device("cuda")) == "disk"
+
+
+@pytest.mark.parametrize("changes,path", [
+    ({}, "triton"), ({"rows": 63}, "triton"), ({"rows": 64}, "dense"), ({"rows": 640, "entries": 10}, "triton"),
+    ({"transposed": True}, "dense"), ({"dtype": torch.float64}, "reference"), ({"rows": 0}, "reference"),
+    ({"device": "mps"}, "reference"),
+])  # fmt: skip
+def test_sampled_products_take_their_paths(monkeypatch, changes, path):
+    monkeypatch.setattr(dispatch, "_has_triton", lambda: True)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    problem = {"device": "cuda", "dtype": torch.bfloat16, "rows": 16, "entries": 1, "transposed": False, "arena": True}
+    assert dispatch.choose_samples(**problem | changes) == path
+
+
+def test_sampled_products_without_triton_run_as_pytorch(monkeypatch):
+    monkeypatch.setattr(dispatch, "_has_triton", lambda: False)
+    assert dispatch.choose_samples("cuda", torch.bfloat16, 16, 1, False, True) == "reference"

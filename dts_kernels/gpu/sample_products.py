@@ -1,0 +1,52 @@
+"""The GPU paths of `add_samples`: which kernel runs, with which shapes.  No device tensor's values are read here."""
+
+import torch
+from torch import Tensor
+
+from .products import _on, _wide_mm
+
+BLOCK_M, BLOCK_G, MOST_ROWS = 32, 16, 8
+
+
+def add_samples(x, y, codes, table, starts, scales, slots, weights, transposed) -> Tensor:
+    """Straight from the codes; not transposed."""
+    from .samples import sampled_product
+
+    rows, own = x.reshape(-1, x.shape[-1]).contiguous(), y.contiguous()
+    out = torch.empty_like(own)
+    entries, places = slots.shape
+    per_entry, out_features = rows.shape[0] // entries, y.shape[-1]
+    block_t = min(MOST_ROWS, 1 << (per_entry - 1).bit_length())
+    with _on(x):
+        sampled_product[(-(-out_features // BLOCK_M), entries * -(-per_entry // block_t))](
+            rows, own, out, *_arena(codes, rows), table, starts, scales, slots.contiguous(), weights.contiguous(),
+            starts.shape[0] - 1, per_entry, places, rows.shape[1], out_features,
+            BLOCK_T=block_t, BLOCK_M=BLOCK_M, BLOCK_G=BLOCK_G, num_warps=4,
+        )
+    return out
+
+
+def add_dense(x, y, codes, table, starts, scales, slots, weights, transposed) -> Tensor:
+    """A library product with the dense matrix of every entry and place; transposed: x D instead of x D^T."""
+    from .samples import sampled_dense
+
+    rows = x.reshape(-1, x.shape[-1])
+    entries, places = slots.shape
+    each, out_features = rows.shape[0] // entries, y.shape[-1]
+    m, n = (rows.shape[1], out_features) if transposed else (out_features, rows.shape[1])
+    full = y.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    out, slots, weights = full.view(-1, out_features), slots.reshape(-1), weights.reshape(-1)
+    with _on(x):
+        for at in range(entries * places):
+            matrix = torch.empty(m, n, dtype=x.dtype, device=x.device)
+            sampled_dense[(-(-n // 64), -(-m // 32))](
+                *_arena(codes, rows), table, starts, scales, slots, weights, at, matrix, starts.shape[0] - 1, m, n,
+                BLOCK_M=32, BLOCK_N=64, num_warps=4,
+            )
+            block = slice(at // places * each, (at // places + 1) * each)
+            out[block] += _wide_mm(rows[block], matrix if transposed else matrix.T)
+    return full.to(y.dtype)
+
+
+def _arena(codes: list[Tensor], like: Tensor) -> list[Tensor]:
+    return codes or [torch.empty(0, dtype=torch.uint8, device=like.device)]
