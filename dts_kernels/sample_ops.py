@@ -44,7 +44,8 @@ def add_sampled_rows(ids: Tensor, y: Tensor, bank: SampleBank, routing: Routing)
     """y + rows ``ids`` (int64 [...], -1 = none) of D; y: [..., in_features].  Not of transposed matrices."""
     if bank.transposed:
         raise ValueError("rows of transposed samples would be columns: not supported")
-    return torch.ops.dts.add_sampled_rows(ids, y, *bank.arguments, routing.slots, routing.weights, bank.out_features)
+    arguments = (ids, y, *bank.arguments, routing.slots, routing.weights, bank.out_features)
+    return _add_sampled_rows(*arguments) if direct(ids, y) else torch.ops.dts.add_sampled_rows(*arguments)
 
 
 def add_dense_samples(base: Tensor, bank: SampleBank, gamma: Tensor) -> Tensor:
@@ -110,8 +111,19 @@ def _add_samples(x, y, codes, table, starts, scales, slots, weights, transposed)
     return ADD_SAMPLES[path](x, y, codes, table, starts, scales, slots, weights, transposed)
 
 
+ADD_SAMPLED_ROWS = {"reference": _add_sampled_rows_reference} | cpu_paths.ADD_SAMPLED_ROWS
+
+
+def _add_sampled_rows(ids, y, codes, table, starts, scales, slots, weights, rows):
+    arena = bool(codes) and codes[0].dim() == 1
+    path = dispatch.choose_samples(y.device.type, y.dtype, ids.numel(), slots.shape[0], False, arena)
+    path = "reference" if arena else path  # rows have no kernel on a GPU
+    dispatch.ran["add_sampled_rows", path] += 1
+    return ADD_SAMPLED_ROWS[path](ids, y, codes, table, starts, scales, slots, weights, rows)
+
+
 _library.impl("add_samples", _add_samples, "CompositeExplicitAutograd")
-_library.impl("add_sampled_rows", _add_sampled_rows_reference, "CompositeExplicitAutograd")
+_library.impl("add_sampled_rows", _add_sampled_rows, "CompositeExplicitAutograd")
 _library.impl("add_dense_samples", _add_dense_samples_reference, "CompositeExplicitAutograd")
 
 

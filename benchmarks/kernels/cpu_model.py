@@ -1,6 +1,6 @@
 """A whole encoder of MiniLM-L6's shape (22.7 M parameters, random weights) with eight tasks of 1 % each, on the CPU.
 
-    python -m benchmarks.kernels.cpu_model [--seconds S] [--tokens N] [--profile CASE]
+    python -m benchmarks.kernels.cpu_model [--method sketch] [--seconds S] [--tokens N] [--profile CASE]
 
 Plain model and DTSModel take turns in one process; ratios are of medians.  `benchmarks.kernels.cpu` runs it too.
 """
@@ -13,8 +13,10 @@ import torch
 
 from dts.adapter import Entry
 from dts.codec import Factors, Part
+from dts.codec.sketch import split
 from dts.nn import DTSModel
-from dts_kernels import PackedFactors, pack
+from dts_kernels import PackedFactors, Samples, pack
+from dts_kernels.samples import groups_of
 
 TASKS, BUDGET, TOUCHED = 8, 0.01, 2000  # TOUCHED: rows of the vocabulary that a fine-tune changes
 BATCHES = [1, 32]
@@ -32,8 +34,9 @@ def encoder():
     return transformers.BertModel(config).eval()
 
 
-def random_task(model: torch.nn.Module, seed: int) -> dict[str, Entry]:
-    """Entries that take BUDGET of the model in fp32: raw vectors, and one rank for all matrices."""
+def random_task(model: torch.nn.Module, seed: int, method: str = "residual") -> dict[str, Entry]:
+    """Entries that take BUDGET of the model in fp32: raw vectors, and one rank for all matrices, or (method "sketch")
+    fewer components and a sample in the bytes of that rank."""
     generator = torch.Generator().manual_seed(seed)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     matrices = {name: shape for name, shape in shapes.items() if len(shape) == 2}
@@ -48,23 +51,29 @@ def random_task(model: torch.nn.Module, seed: int) -> dict[str, Entry]:
             entries[name] = Entry(name, name, shape, "delta", tensor=0.01 * torch.randn(shape, generator=generator))
             continue
         sizes = (len(rows[name]), shape[1]) if name in rows else shape
-        small = min(rank, *sizes)
+        small, stride = min(rank, *sizes), None
+        if method == "sketch":
+            small, stride = split(small, sizes)
         codes = [torch.randint(0, 4, (size, small), generator=generator, dtype=torch.uint8) for size in sizes]
         packed = PackedFactors(pack(codes[0]), pack(codes[1]), 1e-3 * torch.rand(small, generator=generator))
         touched = rows.get(name) if sizes != shape else None
-        factors = Factors(packed, shape, touched, None, (Part("residual", small),), 1.0, 0.1)
+        samples = ()
+        if stride is not None:
+            drawn = torch.randint(0, 4, (sizes[0], groups_of(sizes[1], stride)), generator=generator, dtype=torch.uint8)
+            samples = (Samples(pack(drawn), 1e-4 * stride, stride, seed, sizes),)
+        factors = Factors(packed, shape, touched, None, (Part("residual", small),), 1.0, 0.1, samples)
         entries[name] = Entry(name, name, shape, "factors", factors=factors)
     return entries
 
 
-def models():
+def models(method: str = "residual"):
     """(the plain model, a DTSModel of the same weights with TASKS tasks)."""
     torch.manual_seed(0)
     plain, base = encoder(), encoder()
     base.load_state_dict(plain.state_dict())
     ours = DTSModel(base)
     for i in range(TASKS):
-        ours.load_task(f"task{i}", random_task(plain, i))
+        ours.load_task(f"task{i}", random_task(plain, i, method))
     return plain, ours
 
 
@@ -97,13 +106,13 @@ def measure(functions: dict, seconds: float) -> dict[str, dict]:
     }  # fmt: skip
 
 
-def right(plain, ours) -> bool:
+def right(plain, ours, method: str = "residual") -> bool:
     """Whether a task's outputs are those of its merged model, for rows alone and together."""
     batch = torch.randint(0, TOUCHED, (3, 16))
     merged = encoder()
     merged.load_state_dict(plain.state_dict())
     merged = DTSModel(merged)
-    merged.load_task("task1", random_task(plain, 1))
+    merged.load_task("task1", random_task(plain, 1, method))
     want = merged.merge_and_unload("task1")(batch).last_hidden_state
     ours.set_task("task1")
     alone = ours(batch).last_hidden_state
@@ -112,18 +121,18 @@ def right(plain, ours) -> bool:
     return worst < 1e-2 * want.abs().max().item()
 
 
-def run(seconds: float, tokens: int = 32) -> list[dict]:
+def run(seconds: float, tokens: int = 32, method: str = "residual") -> list[dict]:
     """Print and return a result for each batch size; none where the model is wrong or transformers is missing."""
     if encoder() is None:
         print("no whole model: transformers is not installed (the 'hf' extra)")
         return []
-    plain, ours = models()
-    if not right(plain, ours):
+    plain, ours = models(method)
+    if not right(plain, ours, method):
         print("WRONG RESULT of the whole model: not timed")
         return []
     ours.set_task("task1")
     adapter = ours.status()["nbytes"] / TASKS / sum(4 * p.numel() for p in plain.parameters())
-    print(f"\nMiniLM-L6's shape, {TASKS} tasks of {adapter:.1%}, {tokens} tokens a row, fp32")
+    print(f"\nMiniLM-L6's shape, {TASKS} tasks of {adapter:.1%}, {tokens} tokens a row, {method}, fp32")
     print(f"{'rows':>5} {'forward':<12} {'ms':>9} [p10, p90]         / plain")
     results = []
     for rows in BATCHES:
@@ -137,12 +146,12 @@ def run(seconds: float, tokens: int = 32) -> list[dict]:
     return results
 
 
-def profile(name: str, rows: int, tokens: int) -> None:
+def profile(name: str, rows: int, tokens: int, method: str = "residual") -> None:
     """Where Python's time goes in one case."""
     import cProfile
     import pstats
 
-    plain, ours = models()
+    plain, ours = models(method)
     ours.set_task("task1")
     function = cases(plain, ours, rows, tokens)[name]
     for _ in range(5):
@@ -154,6 +163,7 @@ def profile(name: str, rows: int, tokens: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--method", choices=["residual", "sketch"], default="residual")
     parser.add_argument("--seconds", type=float, default=6.0, help="for each batch size")
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--profile", choices=["plain", "set_task", "tasks=[...]"], help="show where Python's time goes")
@@ -161,9 +171,9 @@ def main() -> None:
     options = parser.parse_args()
     with torch.inference_mode():
         if options.profile:
-            profile(options.profile, options.rows, options.tokens)
+            profile(options.profile, options.rows, options.tokens, options.method)
         else:
-            run(options.seconds, options.tokens)
+            run(options.seconds, options.tokens, options.method)
 
 
 if __name__ == "__main__":

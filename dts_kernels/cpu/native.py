@@ -103,6 +103,9 @@ def _bind(path: Path) -> ctypes.CDLL:
         text, i32, i32, pointer, i32, i64, i64, i64, pointer, pointer, pointer, pointer, i64, pointer, pointer, i64,
         i64,
     ]
+    library.dts_add_sampled_rows.argtypes = [
+        text, i32, pointer, i64, i64, i64, pointer, pointer, i32, pointer, pointer, i64, pointer, pointer, i64, i64,
+    ]
     library.dts_unpack.argtypes = [text, i32, pointer, i64, i64, i64, pointer, pointer, i64, i32]
     return library
 

@@ -59,3 +59,23 @@ def add_samples(x: Tensor, y: Tensor, samples: SampleArray, slots: Tensor, weigh
     if code:
         native._check(code, "add_samples")
     return out
+
+
+def add_sampled_rows(ids: Tensor, y: Tensor, samples: SampleArray, slots: Tensor, weights: Tensor, rows: int,
+                     name: str | None = None) -> Tensor:
+    """y + rows ``ids`` (int64 [...], negative: none) of every id's samples; y [..., n] in fp32, bf16 or fp16.
+
+    Raises IndexError for an id from ``rows`` on.
+    """
+    ids, y = ids.contiguous(), y.contiguous()
+    out = torch.empty_like(y)
+    code = native.library().dts_add_sampled_rows(
+        native._named(name), torch.get_num_threads(), ids.data_ptr(), ids.numel(), rows, y.shape[-1], y.data_ptr(),
+        out.data_ptr(), native.DTYPES[y.dtype], samples.pointer, samples.starts.data_ptr(), samples.slots,
+        slots.data_ptr(), weights.data_ptr(), *slots.shape,
+    )
+    if code == 3:
+        raise IndexError(f"an id of {int(ids.max())} is beyond the matrix's {rows} rows")
+    if code:
+        native._check(code, "add_sampled_rows")
+    return out

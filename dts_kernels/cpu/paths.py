@@ -60,6 +60,11 @@ def _native_add_samples(x, y, codes, table, starts, scales, slots, weights, tran
     return native_samples.add_samples(x, y, samples, slots, weights, transposed)
 
 
+def _native_add_sampled_rows(ids, y, codes, table, starts, scales, slots, weights, rows):
+    samples = native_samples.SampleArray.of(codes, table, starts, scales)
+    return native_samples.add_sampled_rows(ids, y, samples, slots, weights, rows)
+
+
 ADDS = ("native", "native_exact")  # paths that take the tasks' addends along
 _EXACT = {"native": False, "native_exact": True}
 _DECODE = {"unpack": native.unpack, "table": library_products.table_unpack}
@@ -74,3 +79,4 @@ RECONSTRUCT = {name: partial(_native_reconstruct, exact=exact) for name, exact i
     "table": _library_reconstruct
 }
 ADD_SAMPLES = {"native": _native_add_samples}
+ADD_SAMPLED_ROWS = {"native": _native_add_sampled_rows}

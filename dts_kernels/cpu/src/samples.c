@@ -11,6 +11,9 @@
 
 #include "kernels.h"
 #include "parallel.h"
+#ifdef __SSE__
+#include <xmmintrin.h>
+#endif
 
 enum {
     MOST_PAIRS = 256,       /* of one sweep over the samples; more rows sweep again */
@@ -19,7 +22,8 @@ enum {
     NEAR_PANEL = 32768,     /* the same of a panel, in the second-level cache: more elements of a row of D at once */
     TILE = 256,             /* outputs, about */
     PIECE = 4096,           /* numbers of a row that are converted at a time; no stride is larger */
-    COLUMNS = 64,           /* of a panel that are filled at a time */
+    COLUMNS = 64,           /* of a panel that are turned at a time */
+    MOST_WIDTH = 64,        /* rows of a panel: four registers of 16 */
     WORK = 4,               /* codes of packed factors that take as long as one sampled element */
 };
 
@@ -75,17 +79,38 @@ static void lay_turned(const Call *call, const Batch *b, int64_t row, int64_t gr
     if (last == b->groups) memset(b->x + row * b->each + last * b->pitch, 0, (size_t)call->k->lanes * 4);
 }
 
+/* to[c][r] = from[r][c] */
+static void turn(const float *from, int64_t from_pitch, int64_t rows, int64_t columns, float *to, int64_t to_pitch) {
+    int64_t r = 0;
+#ifdef __SSE__
+    for (; r + 4 <= rows; r += 4) {
+        int64_t c = 0;
+        const float *f = from + r * from_pitch;
+        for (; c + 4 <= columns; c += 4) {
+            __m128 a0 = _mm_loadu_ps(f + c), a1 = _mm_loadu_ps(f + from_pitch + c);
+            __m128 a2 = _mm_loadu_ps(f + 2 * from_pitch + c), a3 = _mm_loadu_ps(f + 3 * from_pitch + c);
+            _MM_TRANSPOSE4_PS(a0, a1, a2, a3);
+            float *t = to + c * to_pitch + r;
+            _mm_storeu_ps(t, a0), _mm_storeu_ps(t + to_pitch, a1);
+            _mm_storeu_ps(t + 2 * to_pitch, a2), _mm_storeu_ps(t + 3 * to_pitch, a3);
+        }
+        for (; c < columns; c++)
+            for (int64_t i = 0; i < 4; i++) to[c * to_pitch + r + i] = f[i * from_pitch + c];
+    }
+#endif
+    for (; r < rows; r++)
+        for (int64_t c = 0; c < columns; c++) to[c * to_pitch + r] = from[r * from_pitch + c];
+}
+
 static void lay_panel(const Call *call, const Batch *b, int64_t first, int64_t last) {
     int64_t width = b->vectors * call->k->lanes;
-    float piece[COLUMNS];
+    float pieces[MOST_WIDTH][COLUMNS];
     for (int64_t c0 = first; c0 < last; c0 += COLUMNS) {
         int64_t count = least(COLUMNS, last - c0), own = least(count, call->in - c0);
-        for (int64_t lane = 0; lane < width; lane++) {
-            float *to = b->x + c0 * width + lane;
-            if (lane >= b->count || own < count) memset(piece, 0, sizeof piece);
-            if (lane < b->count && own > 0) read_x(call, &b->pairs[lane], c0, own, piece);
-            for (int64_t c = 0; c < count; c++) to[c * width] = piece[c];
-        }
+        if (own < count || b->count < width) memset(pieces, 0, sizeof pieces);
+        for (int64_t lane = 0; lane < b->count && own > 0; lane++)
+            read_x(call, &b->pairs[lane], c0, own, pieces[lane]);
+        turn(pieces[0], COLUMNS, width, count, b->x + c0 * width, width);
     }
 }
 
@@ -111,9 +136,14 @@ static void lay_item(void *context, int64_t item, int worker) {
 
 /* y += the sums of a panel, [tile columns][width] */
 static void add_panel(const Batch *b, const float *sums, int64_t width, int64_t columns, float *y, int64_t tile) {
-    for (int64_t r = 0; r < b->count; r++) {
-        float *to = y + b->pairs[r].row * tile, factor = b->pairs[r].factor;
-        for (int64_t c = 0; c < columns; c++) to[c] += factor * sums[c * width + r];
+    float pieces[MOST_WIDTH][COLUMNS];
+    for (int64_t c0 = 0; c0 < columns; c0 += COLUMNS) {
+        int64_t count = least(COLUMNS, columns - c0);
+        turn(sums + c0 * width, width, count, width, pieces[0], COLUMNS);
+        for (int64_t r = 0; r < b->count; r++) {
+            float *to = y + b->pairs[r].row * tile + c0, factor = b->pairs[r].factor;
+            for (int64_t c = 0; c < count; c++) to[c] += factor * pieces[r][c];
+        }
     }
 }
 
@@ -311,4 +341,73 @@ int dts_add_samples(const char *variant, int threads, int transposed, const void
     }
     free(ends), free(pairs), free(call.batches);
     return failed;
+}
+
+/* ---- rows of D -------------------------------------------------------------------------------------------------- */
+
+enum { IDS = 16 };          /* of an item of work */
+
+typedef struct {
+    const Kernels *k;
+    const int64_t *ids;
+    int64_t count, n, entries, places, slot_count;
+    const char *y;
+    char *out;
+    int type;
+    const Sample *samples;
+    const int64_t *starts;
+    const int32_t *slots;
+    const float *weights;
+    float *rows;            /* [workers, n] */
+} Rows;
+
+/* row += factor * row `id` of D */
+static void add_row(const Sample *s, int64_t id, float factor, int64_t n, float *row) {
+    static const float values[4] = {1, 4, -1, -4};
+    int64_t stride = s->stride, block = id / stride, place = id % stride;
+    const uint8_t *codes = s->codes + id * s->row_bytes;
+    for (int64_t g = 0, start = 0; start < n; g++, start += stride) {
+        int64_t turned = place + sample_shift(s, block, g);
+        int64_t column = start + (turned < stride ? turned : turned - stride);
+        if (column < n) row[column] += factor * values[codes[g / 4] >> 2 * (g % 4) & 3];
+    }
+}
+
+static void rows_item(void *context, int64_t item, int worker) {
+    const Rows *call = context;
+    float *row = call->rows + worker * call->n;
+    int64_t each = call->count / call->entries;
+    for (int64_t i = item * IDS; i < least((item + 1) * IDS, call->count); i++) {
+        memset(row, 0, (size_t)call->n * 4);
+        for (int64_t at = i / each * call->places; at < (i / each + 1) * call->places && call->ids[i] >= 0; at++) {
+            int64_t slot = call->slots[at];
+            if (slot < 0 || slot >= call->slot_count) continue;
+            for (int64_t s = call->starts[slot]; s < call->starts[slot + 1]; s++)
+                add_row(&call->samples[s], call->ids[i], call->weights[at] * call->samples[s].scale, call->n, row);
+        }
+        int64_t at = i * call->n * size_of(call->type);
+        call->k->narrow(row, call->y + at, call->out + at, call->type, call->n);
+    }
+}
+
+/* out = y + rows `ids` [count] (negative: zeros) of the D [m, n] of each id's entry; the rest as in dts_add_samples,
+ * y and out [count, n].  Returns 3 besides, for an id that D has not.
+ */
+int dts_add_sampled_rows(const char *variant, int threads, const int64_t *ids, int64_t count, int64_t m, int64_t n,
+                         const void *y, void *out, int type, const Sample *samples, const int64_t *starts,
+                         int64_t slot_count, const int32_t *slots, const float *weights, int64_t entries,
+                         int64_t places) {
+    Rows call = {.k = dts_find(variant), .ids = ids, .count = count, .n = n, .entries = entries, .places = places,
+                 .slot_count = slot_count, .y = y, .out = out, .type = type, .samples = samples, .starts = starts,
+                 .slots = slots, .weights = weights};
+    if (!call.k) return 2;
+    if (!count || !n || !entries) return 0;
+    for (int64_t i = 0; i < count; i++)
+        if (ids[i] >= m) return 3;
+    threads = dts_useful_threads(threads > 0 ? threads : 1, count * n);
+    call.rows = malloc((size_t)(threads * n) * sizeof *call.rows);
+    if (!call.rows) return 1;
+    dts_parallel(threads, (count + IDS - 1) / IDS, rows_item, &call);
+    free(call.rows);
+    return 0;
 }

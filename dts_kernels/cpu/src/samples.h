@@ -18,6 +18,17 @@ typedef struct {                    /* rows [row, last_row) and groups [group, l
     int64_t row, last_row, group, last_group;
 } SamplePart;
 
+/* How far the diagonal of a block of rows and a group of columns is turned. */
+static inline uint32_t sample_shift(const Sample *s, int64_t block, int64_t group) {
+    uint32_t h = s->seed + 0x9E3779B1u * (uint32_t)block + 0x85EBCA77u * (uint32_t)group;
+    h ^= h >> 16;
+    h *= 0x85EBCA6Bu;
+    h ^= h >> 13;
+    h *= 0xC2B2AE35u;
+    h ^= h >> 16;
+    return (h >> 16) * (uint32_t)s->stride >> 16;
+}
+
 /* What is laid out for vectors along the rows of a block: `pitch` numbers a group, its columns once and once more, so
  * that the columns of a block's turned diagonal are beside each other from any shift on, and `lanes` beyond all. */
 static inline int64_t sample_pitch(int64_t stride, int64_t lanes) {

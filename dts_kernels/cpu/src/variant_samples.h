@@ -16,17 +16,8 @@ static const float sample_values[4] = {1, 4, -1, -4};
 
 /* shifts[g] of a block's groups, from `group` on */
 INLINE void sample_shifts(const Sample *s, int64_t block, int64_t group, int count, int32_t *shifts) {
-    uint32_t first = s->seed + 0x9E3779B1u * (uint32_t)block + 0x85EBCA77u * (uint32_t)group;
-    uint32_t stride = (uint32_t)s->stride;
-    for (int g = 0; g < count; g++) {
-        uint32_t h = first + 0x85EBCA77u * (uint32_t)g;
-        h ^= h >> 16;
-        h *= 0x85EBCA6Bu;
-        h ^= h >> 13;
-        h *= 0xC2B2AE35u;
-        h ^= h >> 16;
-        shifts[g] = (int32_t)((h >> 16) * stride >> 16);
-    }
+    Sample own = *s; /* the compiler cannot know that shifts is not it */
+    for (int g = 0; g < count; g++) shifts[g] = (int32_t)sample_shift(&own, block, group + g);
 }
 
 /* words[k][lane]: codes of groups 16 k .. 16 k + 15 of `count` rows; other lanes stay as they are */

@@ -23,6 +23,10 @@ int dts_unpack(const char *variant, int threads, const uint8_t *packed, int64_t 
 int dts_add_samples(const char *variant, int threads, int transposed, const void *x, int type, int64_t rows, int64_t m,
                     int64_t n, const void *y, void *out, const Sample *samples, const int64_t *starts,
                     int64_t slot_count, const int32_t *slots, const float *weights, int64_t entries, int64_t places);
+int dts_add_sampled_rows(const char *variant, int threads, const int64_t *ids, int64_t count, int64_t m, int64_t n,
+                         const void *y, void *out, int type, const Sample *samples, const int64_t *starts,
+                         int64_t slot_count, const int32_t *slots, const float *weights, int64_t entries,
+                         int64_t places);
 
 static uint64_t state = 88172645463325252ull;
 static uint32_t any(void) { state ^= state << 13; state ^= state >> 7; state ^= state << 17; return (uint32_t)(state >> 16); }
@@ -143,6 +147,22 @@ static int check_samples(const char *variant, int64_t m, int64_t n, int64_t stri
     double wrong = 0, all = 0;
     for (int64_t i = 0; i < rows * columns; i++) wrong += pow(out[i] - want[i], 2), all += want[i] * want[i];
     failed |= !(wrong <= 1e-10 * all);
+    int64_t *ids = exactly(3 * 8);
+    float *row = exactly(3 * n * 4), *zeros = exactly(3 * n * 4);
+    ids[0] = m - 1, ids[1] = -1, ids[2] = 0;
+    memset(zeros, 0, (size_t)(3 * n) * 4);
+    failed |= dts_add_sampled_rows(variant, 2, ids, 3, m, n, zeros, row, FLOAT32, samples, starts, 1, &slot, &gamma, 1, 1);
+    for (int64_t i = 0; i < 3; i++)
+        for (int64_t c = 0; c < n; c++) {
+            double wanted = 0;
+            for (int k = 0; k < 2 && ids[i] >= 0; k++) {
+                int64_t g = c / samples[k].stride;
+                if (sampled_column(&samples[k], ids[i], g) == c)
+                    wanted += gamma * 0.25 * value_at(samples[k].codes + ids[i] * samples[k].row_bytes, g);
+            }
+            failed |= row[i * n + c] != (float)wanted;
+        }
+    free(ids), free(row), free(zeros);
     if (failed)
         printf("FAILED %s samples m=%ld n=%ld stride=%ld rows=%ld transposed=%d: %g\n", variant, (long)m, (long)n,
                (long)stride, (long)rows, transposed, sqrt(wrong / all));

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from dts_kernels import Routing, SampleBank, Samples, add_samples, dispatch, pack
+from dts_kernels import Routing, SampleBank, Samples, add_sampled_rows, add_samples, dispatch, pack
 from dts_kernels.cpu import native, native_samples
 from dts_kernels.layout import packed_width
 from dts_kernels.samples import dense, groups_of
@@ -156,3 +156,29 @@ def test_the_choice():
     for device, dtype, rows, arena in (("cpu", torch.float64, 3, False), ("cpu", torch.float32, 0, False),
                                        ("cpu", torch.float32, 3, True)):
         assert dispatch.choose_samples(device, dtype, rows, 1, False, arena) == "reference"
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("shape", "strides"), SHAPES)
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_rows_are_those_of_dense_matrices(shape, strides, dtype, variant):
+    bank, routing = bank_of(shape, strides), Routing.of([2, None, {0: 0.5, 2: -1.5}, 3, 7])
+    ids = torch.randint(-1, shape[0], (5, 9), generator=torch.Generator().manual_seed(0))
+    y = torch.randn(5, 9, shape[1]).to(dtype)
+    matrix = {slot: sum(dense(s, torch.float64) for s in bank.samples(slot)) for slot in (0, 2)}
+    wanted = y.double()
+    for row, mixture in ((0, {2: 1.0}), (2, {0: 0.5, 2: -1.5})):
+        for slot, gamma in mixture.items():
+            wanted[row] += gamma * torch.where(ids[row, :, None] < 0, 0.0, matrix[slot][ids[row].clamp(min=0)])
+    array = native_samples.SampleArray(*bank.arguments)
+    got = native_samples.add_sampled_rows(ids, y, array, routing.slots, routing.weights, shape[0], variant)
+    assert got.dtype == dtype and error(got, wanted) < TOLERANCE[dtype]
+
+
+def test_rows_take_the_native_path_and_know_their_limit():
+    bank = bank_of((37, 50), (7,))
+    dispatch.ran.clear()
+    out = add_sampled_rows(torch.tensor([[36, -1]]), torch.zeros(1, 2, 50), bank, Routing.of([0]))
+    assert dispatch.ran == {("add_sampled_rows", "native"): 1} and out[0, 0].any() and not out[0, 1].any()
+    with pytest.raises(IndexError, match="37"):
+        add_sampled_rows(torch.tensor([37]), torch.zeros(1, 50), bank, Routing.of([0]))
