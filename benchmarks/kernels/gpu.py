@@ -19,9 +19,11 @@ from pathlib import Path
 import torch
 
 import dts_kernels as kernels
+from dts.codec.sketch import split
 from dts_kernels import reference
 from dts_kernels.gpu.config import file_name
 from dts_kernels.gpu.tune import milliseconds, random_factors
+from dts_kernels.samples import dense, groups_of
 
 TOLERANCE = 1e-2  # bf16, RMS ratio to float64
 WORKLOADS = ("one", "distinct", "uniform", "zipf")
@@ -84,8 +86,8 @@ def summary(times_ms: list[float]) -> tuple[float, float, float]:
     return 1e3 * statistics.median(ordered), at(0.1), at(0.9)
 
 
-def methods(case: Case, device: str, dtype=torch.bfloat16) -> tuple[dict[str, tuple], torch.Tensor]:
-    """(name -> (run, weight bytes read, whether it computes the packed product), the product in float64)."""
+def methods(case: Case, device: str, dtype=torch.bfloat16) -> dict[str, tuple]:
+    """name -> (run, weight bytes read, the product in float64 or None where it is no product of ours)."""
     m, n, k = case.out_features, case.in_features, case.rank
     entries, tasks = case.entries, sorted(set(case.entries))
     made = kernels.Bank(n, m, device)
@@ -104,14 +106,15 @@ def methods(case: Case, device: str, dtype=torch.bfloat16) -> tuple[dict[str, tu
     base, packed = 2 * m * n, len(tasks) * made.factors(tasks[0]).nbytes
     linear = torch.nn.functional.linear
     found = {
-        "base alone": (lambda: linear(x, weight), base, False),
-        "packed": (lambda: kernels.linear(x, weight, None, made, routing), base + packed, True),
+        "base alone": (lambda: linear(x, weight), base, None),
+        "packed": (lambda: kernels.linear(x, weight, None, made, routing), base + packed, wanted),
     }
+    found |= sketch(case, device, x, weight, routing, rows_of)
     # dense copies of at most 16 tasks are kept; with more their times are that many products of one row block
-    dense = [weight.clone() for _ in range(min(len(tasks), 16))]
+    copies = [weight.clone() for _ in range(min(len(tasks), 16))]
     blocks = [x[rows_of[slot]] for slot in tasks]
     found["merged dense" if len(tasks) == 1 else "dense models"] = (
-        lambda: [linear(b, dense[i % len(dense)]) for i, b in enumerate(blocks)], base * len(tasks), False)
+        lambda: [linear(b, copies[i % len(copies)]) for i, b in enumerate(blocks)], base * len(tasks), None)
     for name, rank in (("fp16 low rank, equal rank", k), ("fp16 low rank, equal bytes", max(1, k // 8))):
         a, b = (torch.randn(s, device=device, dtype=dtype) for s in ((min(len(tasks), 16), rank, n),
                                                                     (min(len(tasks), 16), m, rank)))
@@ -120,16 +123,39 @@ def methods(case: Case, device: str, dtype=torch.bfloat16) -> tuple[dict[str, tu
             return linear(x, weight), [linear(linear(block, a[i % len(a)]), b[i % len(b)])
                                        for i, block in enumerate(blocks)]
 
-        found[name] = (low_rank, base + len(tasks) * 2 * rank * (m + n), False)
-    return found, wanted
+        found[name] = (low_rank, base + len(tasks) * 2 * rank * (m + n), None)
+    return found
+
+
+def sketch(case: Case, device: str, x: torch.Tensor, weight: torch.Tensor, routing: kernels.Routing,
+           rows_of: dict[int, torch.Tensor]) -> dict[str, tuple]:
+    """The method of that name in the bytes of the case's components: fewer of them, and a sample."""
+    m, n = weight.shape
+    rank, stride = split(case.rank, (m, n))
+    if stride is None:
+        return {}
+    made, sampled = kernels.Bank(n, m, device), kernels.SampleBank(n, m, device)
+    wanted = x.double() @ weight.double().T
+    for slot, rows in rows_of.items():
+        made.add(slot, random_factors(m, n, rank, slot, device))
+        codes = torch.randint(4, (m, groups_of(n, stride)), dtype=torch.uint8, device=device)
+        sampled.add(slot, (kernels.Samples(kernels.pack(codes), 1e-4 * stride, stride, slot, (m, n)),))
+        delta = reference.reconstruct(made.factors(slot), torch.float64)
+        wanted[rows] += x[rows].double() @ (delta + dense(sampled.samples(slot)[0], torch.float64)).T
+    size = sum(made.factors(slot).nbytes + sampled.samples(slot)[0].nbytes for slot in rows_of)
+
+    def product():
+        return kernels.add_samples(x, kernels.linear(x, weight, None, made, routing), sampled, routing)
+
+    return {"sketch, equal bytes": (product, 2 * m * n + size, wanted)}
 
 
 def measure(case: Case, device: str, timer: Callable = milliseconds) -> list[Result]:
     """Raises AssertionError, before anything is timed, where the packed product is wrong."""
-    runs, wanted = methods(case, device)
+    runs = methods(case, device)
     results, errors = [], {}
-    for name, (run, _, same) in runs.items():
-        if same:
+    for name, (run, _, wanted) in runs.items():
+        if wanted is not None:
             errors[name] = ((run().double() - wanted).norm() / wanted.norm()).item()
             assert errors[name] <= TOLERANCE, f"{name} is wrong for {case}: error {errors[name]:.2e}"
     for name, (run, size, _) in runs.items():
@@ -195,7 +221,7 @@ def main(arguments: list[str] | None = None) -> int:
             failed.append(str(failure))
             print(failure, file=sys.stderr)
             continue
-        for r in results[-6:]:
+        for r in results[-7:]:
             if r.case == case:
                 print(f"{case.out_features}x{case.in_features} r={case.rank_fraction} rows={case.rows} "
                       f"{case.workload:9} {r.method:28} {r.median_us:9.1f} us")
