@@ -31,13 +31,13 @@ FIELDS, HEADER = 4, 16  # as in gpu/decode.py
 RANK_BLOCK = 128  # ranks a bank's capacity grows by
 
 
-def _grown(tensor: Tensor, size: int) -> Tensor:
+def grown(tensor: Tensor, size: int) -> Tensor:
     larger = tensor.new_zeros(size, *tensor.shape[1:])
     larger[: tensor.shape[0]] = tensor
     return larger
 
 
-class _Arena:
+class Arena:
     """A tensor of slots of any size: first fit into the gaps, twice the size when none fits."""
 
     def __init__(self, dtype: torch.dtype, device):
@@ -52,7 +52,7 @@ class _Arena:
                 break
             start = taken_stop
         if start + size > self.tensor.numel():
-            self.tensor = _grown(self.tensor, max(2 * self.tensor.numel(), start + size))
+            self.tensor = grown(self.tensor, max(2 * self.tensor.numel(), start + size))
         self.tensor[start : start + values.numel()] = values
         self.taken[slot] = (start, start + size)
         return start
@@ -63,7 +63,7 @@ class PlanarStore:
 
     def __init__(self, in_features: int, out_features: int, device):
         self.in_features, self.out_features = in_features, out_features
-        self.words, self.scalars = _Arena(torch.int32, device), _Arena(torch.float32, device)
+        self.words, self.scalars = Arena(torch.int32, device), Arena(torch.float32, device)
         self.table = torch.zeros(8, FIELDS, dtype=torch.int64, device=device)
         self.levels: dict[int, Tensor | None] = {}  # of the tasks that are in; on the CPU
         self.exponents: dict[int, int] = {}
@@ -77,7 +77,7 @@ class PlanarStore:
     def add(self, slot: int, factors: PackedFactors) -> None:
         self.remove(slot)
         if slot >= self.table.shape[0]:
-            self.table = _grown(self.table, max(2 * self.table.shape[0], slot + 1))
+            self.table = grown(self.table, max(2 * self.table.shape[0], slot + 1))
         words, exponent = to_kernel_layout(factors), range_exponent(factors)
         u_levels, v_levels = (None, None) if factors.levels is None else factors.levels.cpu()
         header = [2.0**-exponent, *level_coefficients(v_levels), *level_coefficients(u_levels)]
@@ -97,9 +97,9 @@ class PlanarStore:
         for arena, size in ((self.words, words), (self.scalars, HEADER + round_up(rank, COLUMN_BLOCK))):
             wanted = max([stop for _, stop in arena.taken.values()], default=0) + tasks * size
             if wanted > arena.tensor.numel():
-                arena.tensor = _grown(arena.tensor, wanted)
+                arena.tensor = grown(arena.tensor, wanted)
         if tasks > self.table.shape[0]:
-            self.table = _grown(self.table, tasks)
+            self.table = grown(self.table, tasks)
         self.max_rank = max(self.max_rank, round_up(rank, RANK_BLOCK))
 
     def remove(self, slot: int) -> None:

@@ -12,7 +12,8 @@ from .bank import Routing
 from .cpu import paths as cpu_paths
 from .gpu import sample_products
 from .ops import direct
-from .samples import SampleBank, dense, samples_of
+from .sample_bank import SampleBank, samples_of
+from .samples import dense
 
 _library = torch.library.Library("dts", "FRAGMENT")
 _BANK = "Tensor[] codes, Tensor table, Tensor starts, Tensor scales"

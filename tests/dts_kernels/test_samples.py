@@ -145,3 +145,28 @@ def test_a_slot_can_be_emptied_and_moved(bank):
     x, y = torch.randn(2, 64), torch.randn(2, 40)
     assert torch.equal(add_samples(x, y, bank, Routing.of([0])), y)
     assert bank.to("cpu").slots == [2, 3]
+
+
+def test_an_arena_stays_where_it_is_while_tasks_come_and_go():
+    """What was captured with its tensors must see the tasks that are there now."""
+    shape, x = (40, 64), torch.randn(2, 64, dtype=torch.float64)
+    bank = SampleBank(64, 40, arena=True)
+    bank.add(0, (samples(shape, 8),))
+    captured = bank.arguments
+
+    def product(slot):
+        routing = Routing.of([slot])
+        y = torch.zeros(2, 40, dtype=torch.float64)
+        return torch.ops.dts.add_samples(x, y, *captured, routing.slots, routing.weights, False)
+
+    for slot, strides in ((3, (16, 32)), (1, (64,)), (0, (20,))):
+        bank.add(slot, tuple(samples(shape, stride, seed=slot + stride) for stride in strides))
+        bank.remove(5)
+        for other in bank.slots:
+            torch.testing.assert_close(product(other), x @ dense_of(bank, other).T)
+    bank.remove(3)
+    assert not product(3).any() and [t.data_ptr() for t in captured[1:]] == [t.data_ptr() for t in bank.arguments[1:]]
+    for slot in range(20):  # more than there was room for
+        bank.add(slot, (samples(shape, 2, seed=slot),))
+    assert all(torch.equal(dense_of(bank, s), dense(samples(shape, 2, seed=s), torch.float64)) for s in bank.slots)
+    assert bank.to("cpu").arena is None

@@ -1,0 +1,155 @@
+"""Samples of all loaded tasks of one layer, as the ops take them."""
+
+import torch
+from torch import Tensor
+
+from .bank import EAGER
+from .layout import packed_width
+from .planar import Arena, grown
+from .samples import Samples, groups_of
+
+FIELDS = 4  # of a table's row: slot, where the codes begin in an arena, stride, seed
+
+
+class SampleArena:
+    """All samples of a bank on its device, in tensors that stay where they are until they have to grow.
+
+    So compiled programs and captured CUDA graphs go on working while tasks come and go.
+    """
+
+    def __init__(self, device: torch.device):
+        self.codes = Arena(torch.uint8, device)
+        self.table = torch.zeros(8, FIELDS, dtype=torch.int64, device=device)
+        self.starts = torch.zeros(9, dtype=torch.int64, device=device)
+        self.scales = torch.zeros(8, device=device)
+        self.held: dict[int, tuple[tuple[int, Samples], ...]] = {}  # slot -> (offset, a sample without codes)
+
+    def add(self, slot: int, samples: tuple[Samples, ...]) -> None:
+        self.remove(slot)
+        if samples:
+            offset = self.codes.put(slot, torch.cat([one.codes.flatten() for one in samples]))
+            sizes = [one.codes.numel() for one in samples]
+        self.held[slot] = tuple((offset + sum(sizes[:i]), one.to("meta")) for i, one in enumerate(samples))
+        self._tell()
+
+    def remove(self, slot: int) -> None:
+        if self.held.pop(slot, None) is not None:
+            self.codes.taken.pop(slot, None)
+            self._tell()
+
+    def samples(self, slot: int) -> tuple[Samples, ...]:
+        """Views of the arena."""
+        return tuple(
+            Samples(self.codes.tensor[at : at + one.codes.numel()].view(one.codes.shape), one.scale, one.stride,
+                    one.seed, one.shape)
+            for at, one in self.held[slot]
+        )  # fmt: skip
+
+    def _tell(self) -> None:
+        rows = [(slot, at, one) for slot in sorted(self.held) for at, one in self.held[slot]]
+        last = max(self.held, default=-1)
+        if len(rows) > self.table.shape[0]:
+            self.table, self.scales = (grown(t, 2 * len(rows)) for t in (self.table, self.scales))
+        if last + 1 >= self.starts.shape[0]:
+            self.starts = grown(self.starts, 2 * (last + 1) + 1)
+        counts = [len(self.held.get(slot, ())) for slot in range(self.starts.shape[0] - 1)]
+        self.starts.copy_(torch.tensor([0, *counts]).cumsum(0))
+        if rows:
+            self.table[: len(rows)] = torch.tensor([[slot, at, one.stride, one.seed] for slot, at, one in rows],
+                                                   device=self.table.device)  # fmt: skip
+            self.scales[: len(rows)] = torch.tensor([one.scale for _, _, one in rows], device=self.scales.device)
+
+    @property
+    def arguments(self) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+        return [self.codes.tensor], self.table, self.starts, self.scales
+
+
+class SampleBank:
+    """Samples of every loaded task of one [out_features, in_features] layer.
+
+    transposed: they are of the [in_features, out_features] matrix (layers that store their weight so).
+    arena: codes in one tensor, as the GPU kernels read them; None takes what the device needs.
+
+    What the ops take, all of it on the bank's device:
+    codes: a tensor a sample, as given (a memory-mapped file stays one); or one arena
+    table: int64 [samples, FIELDS], in the order of slots (an arena's has room for more)
+    starts: int64 [slots + 1]: a slot's rows of the table are starts[slot] to starts[slot + 1];  scales: float32
+    """
+
+    def __init__(self, in_features: int, out_features: int, device="cpu", transposed: bool = False,
+                 arena: bool | None = None):
+        self.in_features, self.out_features, self.device = in_features, out_features, torch.device(device)
+        self.transposed = transposed
+        self.arena = SampleArena(self.device) if (self.device.type != "cpu" if arena is None else arena) else None
+        self._samples: dict[int, tuple[Samples, ...]] = {}
+        self._refresh()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the matrices."""
+        shape = self.out_features, self.in_features
+        return shape[::-1] if self.transposed else shape
+
+    def add(self, slot: int, samples: tuple[Samples, ...]) -> None:
+        """Put a task's samples, each of the bank's ``shape``, into a free or used slot."""
+        if slot < 0:
+            raise ValueError(f"slot must be 0 or more, not {slot}")
+        for one in samples:
+            if one.shape != self.shape:
+                raise ValueError(f"samples of {list(one.shape)} do not fit a layer's matrix of {list(self.shape)}")
+        samples = tuple(one.to(self.device) for one in samples)
+        if self.arena:
+            self.arena.add(slot, samples)
+        else:
+            self._samples[slot] = samples
+        self._refresh()
+
+    def remove(self, slot: int) -> None:
+        if self.arena:
+            self.arena.remove(slot)
+        self._samples.pop(slot, None)
+        self._refresh()
+
+    def samples(self, slot: int) -> tuple[Samples, ...]:
+        return self.arena.samples(slot) if self.arena else self._samples[slot]
+
+    @property
+    def slots(self) -> list[int]:
+        return sorted(self.arena.held if self.arena else self._samples)
+
+    def to(self, device) -> "SampleBank":
+        moved = SampleBank(self.in_features, self.out_features, device, self.transposed)
+        for slot in self.slots:
+            moved.add(slot, self.samples(slot))
+        return moved
+
+    @property
+    def arguments(self) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+        """(codes, table, starts, scales) of the class's docstring."""
+        if self._ready is None:
+            self._ready = self._derive()
+        return self._ready
+
+    def _refresh(self) -> None:
+        """Derive again what the ops take; beyond EAGER tasks on the CPU when first needed, see `Bank`."""
+        self._ready = self.arena.arguments if self.arena else self._derive() if len(self._samples) <= EAGER else None
+
+    def _derive(self) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+        found = [(slot, one) for slot in self.slots for one in self._samples[slot]]
+        counts = [len(self._samples.get(slot, ())) for slot in range(max(self._samples, default=-1) + 1)]
+        table = torch.tensor([[slot, 0, one.stride, one.seed] for slot, one in found], dtype=torch.int64)
+        scales = torch.tensor([one.scale for _, one in found], dtype=torch.float32)
+        return [one.codes for _, one in found], table.view(-1, FIELDS), torch.tensor([0, *counts]).cumsum(0), scales
+
+
+def samples_of(codes: list[Tensor], table: Tensor, starts: Tensor, scales: Tensor,
+               shape: tuple[int, int]) -> dict[int, tuple[Samples, ...]]:
+    """The inverse of a bank's arguments: slot -> samples; shape: (out_features, in_features).  Reads the table on the
+    host."""
+    found: dict[int, tuple[Samples, ...]] = {}
+    arena, count = bool(codes) and codes[0].dim() == 1, int(starts[-1])
+    for k, ((slot, offset, stride, seed), scale) in enumerate(zip(table[:count].tolist(), scales.tolist())):
+        size = (shape[0], packed_width(groups_of(shape[1], stride)))
+        own = codes[0][offset : offset + size[0] * size[1]].view(size) if arena else codes[k]
+        found[slot] = (*found.get(slot, ()), Samples(own, scale, stride, seed, shape))
+    return found
