@@ -161,3 +161,23 @@ def _backward(ctx, grad):
 
 
 torch.library.register_autograd("dts::add_samples", _backward, setup_context=_setup)
+
+
+def _unchanged(ctx, grad):
+    """The gradient of what is added to; ids, codes and weights are constants."""
+    before, after = ctx.others
+    return *before, grad, *after
+
+
+def _rows_setup(ctx, inputs, output):
+    ids, y, codes, *rest = inputs
+    ctx.others = [None], [[None] * len(codes), *[None] * len(rest)]
+
+
+def _dense_setup(ctx, inputs, output):
+    base, codes, *rest = inputs
+    ctx.others = [], [[None] * len(codes), *[None] * len(rest)]
+
+
+torch.library.register_autograd("dts::add_sampled_rows", _unchanged, setup_context=_rows_setup)
+torch.library.register_autograd("dts::add_dense_samples", _unchanged, setup_context=_dense_setup)

@@ -28,7 +28,7 @@ def mix(
     encoder: Annotated[str, typer.Option(help="'default', or a sentence-transformers folder or hub id.")] = "default",
     temperature: Annotated[float | None, typer.Option(help="Softmax of the similarities at this temperature.",
                                                       show_default=False)] = None,
-    top_k: Annotated[int | None, typer.Option(help="Only the most similar tasks.", show_default=False)] = None,
+    top_k: Annotated[int | None, typer.Option(help="Only the most similar tasks.", min=1, show_default=False)] = None,
     floor: Annotated[float | None, typer.Option(help="Only tasks at least this similar.", show_default=False)] = None,
     negative: Annotated[bool, typer.Option("--negative", help="Let unlike tasks count against.")] = False,
     overwrite: Overwrite = False,
@@ -67,6 +67,8 @@ def weights_of(given: list[str]) -> dict[str, float]:
     weights = {}
     for item in given:
         task, _, value = item.rpartition("=")
+        if task in weights:
+            raise ValueError(f"--weight names {task!r} twice")
         try:
             weights[task] = float(value)
         except ValueError:

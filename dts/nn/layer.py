@@ -23,7 +23,8 @@ UNROUTABLE = -2  # the rows of the input cannot be told apart: only one mixture 
 class LayerDeltas:
     """Deltas of one layer's parameters, and where the batch is in its input.
 
-    heads: slots of the tasks that bring this layer whole, because the base has none
+    heads: slots of the tasks that bring this layer whole;  in_base: whether the base has it too, as far as its other
+    tasks (which changed it) and its other uses (a tied weight) tell
     axis: the axis of the input whose size is a multiple of the batch's rows, row by row; or SHARED or UNROUTABLE.
     axes, out_axes: the same for every tensor argument and output, for layers that run once a task.
     """
@@ -32,6 +33,7 @@ class LayerDeltas:
         self.state, self.name = state, name
         self.parameters: dict[str, ParameterDelta] = {}
         self.heads: set[int] = set()
+        self.in_base = False
         self.axis = 0
         self.axes: list[int] | None = None
         self.out_axes: list[int] | None = None

@@ -49,3 +49,21 @@ def _resize(layer: Layer) -> None:
         layer.out_features, layer.in_features = layer.weight.shape
     elif isinstance(layer, nn.Embedding):
         layer.num_embeddings = layer.weight.shape[0]
+
+
+def take_sizes(model: nn.Module, fine_tune: dict) -> None:
+    """Bring a transformers model's config up to what was merged: the fine-tune's classes and vocabulary.
+
+    fine_tune: the content of its ``config.json``.  Without this the model could not be loaded again once saved.
+    """
+    config = getattr(model, "config", None)
+    if config is None:
+        return
+    if "id2label" in fine_tune and hasattr(config, "id2label"):
+        config.id2label = {int(number): label for number, label in fine_tune["id2label"].items()}
+        config.label2id = {label: number for number, label in config.id2label.items()}
+        for module in model.modules():  # what the loss of a classifier asks
+            if isinstance(getattr(module, "num_labels", None), int):
+                module.num_labels = len(config.id2label)
+    if "vocab_size" in fine_tune and hasattr(config, "vocab_size"):
+        config.vocab_size = fine_tune["vocab_size"]

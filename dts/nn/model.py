@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from dts.nn.embedding import DTSEmbedding
 from dts.nn.grouped import run_grouped
 from dts.nn.layer import Layer, LayerDeltas, adopt, base_class, release
 from dts.nn.linear import DTSConv1D, DTSLinear, LinearLayer
-from dts.nn.merged import merge
+from dts.nn.merged import merge, take_sizes
 from dts.nn.names import place
 from dts.nn.norm import DTSLayerNorm, DTSNorm
 from dts.nn.owner import Owner
@@ -55,7 +56,8 @@ class DTSModel(nn.Module):
         self._loaded: dict[str, Loaded] = {}
         self._layers: dict[str, Layer] = {}  # by their names in the model
         self._layouts: dict[tuple, Layout] = {}
-        self._last: list[Task] = [None]
+        self._current: list[Task] = [None]  # of calls that name no tasks
+        self._last: list[Task] = self._current
         self._router = None  # of tasks="auto", made when first asked for
         self.choice = None  # its last answer
 
@@ -104,6 +106,7 @@ class DTSModel(nn.Module):
             by_module[id(site.module)] = module, parts | {site.parameter: pieces}, head or task_only
         self._with_parents(by_module)
         classes = {key: layer_class(module, parts) for key, (module, parts, _) in by_module.items()}
+        current = self._current[0] if name in _names(self._current[0]) else None
         if name in self._loaded:
             self.delete_task(name)
         slot = next(i for i in range(len(self._loaded) + 1) if i not in [t.slot for t in self._loaded.values()])
@@ -113,6 +116,7 @@ class DTSModel(nn.Module):
             layer.load(slot, parts)
             if head:
                 deltas.heads.add(slot)
+            deltas.in_base |= bool(parts) and (not head or self._tied(module, parts))
         self._layers = {key: module for key, module in self.model.named_modules() if isinstance(module, Layer)}
         for layer_name, layer in self._layers.items():
             layer.dts.name = layer_name
@@ -121,11 +125,13 @@ class DTSModel(nn.Module):
         self._state.missing = self._missing(self._state.mixtures)
         self._layouts.clear()
         _no_fast_path(self.model)
+        if current is not None:  # the name was in use, and still is
+            self.set_task(current)
 
     def delete_task(self, name: str) -> None:
         """Forget a task; if it is the one in use, the base is used from then on."""
         slot = self._loaded[self._known([name])[0]].slot
-        if any(slot in mixture for mixture in self._state.mixtures):
+        if name in _names(self._current[0]):
             self.set_task(None)
         for layer in self._layers.values():
             layer.remove(slot)
@@ -139,19 +145,27 @@ class DTSModel(nn.Module):
         """Use one task, a mixture, or the base (None) for all rows from now on.  Only tensors change."""
         mixture = self._mixture(task)
         self._state.set([mixture], self._missing([mixture]))
-        self._last = [task]
+        self._current = self._last = [task]
 
     @contextmanager
     def disable_tasks(self):
         """The base alone, for a while."""
-        with self._state.using([{}], self._missing([{}])):
-            yield self
+        before, self._current = self._current, [None]
+        try:
+            with self._state.using([{}], self._missing([{}])):
+                yield self
+        finally:  # what was chosen or deleted meanwhile counts from now on
+            chosen = self._current[0] if self._current != [None] else before[0]
+            self.set_task(chosen if set(_names(chosen)) <= set(self._loaded) else None)
 
     # ---- running -----------------------------------------------------------------------------------------------
 
     def forward(self, *args, tasks: Task | Sequence[Task] = None, **kwargs):
         """The base model's forward; see `call` for ``tasks``."""
-        return self.model(*args, **kwargs) if tasks is None else self.call("__call__", *args, tasks=tasks, **kwargs)
+        if tasks is None:
+            self._follow()
+            return self.model(*args, **kwargs)
+        return self.call("__call__", *args, tasks=tasks, **kwargs)
 
     def generate(self, *args, tasks: Task | Sequence[Task] = None, **kwargs):
         """The base model's ``generate``; every row keeps its task, also with beams or several sequences a row."""
@@ -169,17 +183,19 @@ class DTSModel(nn.Module):
         """
         run = getattr(self.model, method)
         if tasks is None:
+            self._follow()
             return run(*args, **kwargs)
         if isinstance(tasks, str) and tasks == AUTO:
             if args:
                 raise ValueError('tasks="auto" takes the model\'s inputs by name: model(input_ids=..., tasks="auto")')
             tasks = self.choose_tasks(kwargs).tasks
         rows = list(tasks) if isinstance(tasks, Sequence) and not isinstance(tasks, str) else None
-        self._last = rows if rows is not None else [tasks]
-        self._known([name for task in self._last for name in _names(task)])
-        mixtures = [self._mixture(task) for task in self._last]
+        asked = rows if rows is not None else [tasks]
+        self._known([name for task in asked for name in _names(task)])
+        mixtures = [self._mixture(task) for task in asked]
         if rows is not None:
             _check_rows(len(rows), args, kwargs)
+        self._last = asked
         if all(mixture == mixtures[0] for mixture in mixtures):
             with self._state.using(mixtures[:1], self._missing(mixtures[:1])):
                 return run(*args, **kwargs)
@@ -250,6 +266,8 @@ class DTSModel(nn.Module):
             if weight.values.tensors and max(weight.values.longest, base) == widest:
                 if own and own[0] is not None:
                     return own[0].shape[0]
+                if layer.dts.in_base:
+                    return base
             if weight.added.tensors and base + weight.added.longest == widest:
                 return base + max([a.shape[0] for a in added if a is not None], default=0)
         return widest
@@ -287,12 +305,15 @@ class DTSModel(nn.Module):
         routing = RoutingState(self._state.routing.slots.device)
         routing.set([mixture])
         merge(self._layers, routing)
+        if isinstance(task, str) and self._loaded[task].adapter is not None:
+            take_sizes(self.model, self._loaded[task].adapter.model_config or {})
         for module in self.model.modules():
             release(module)
         _fast_path_again(self.model)
         for found in (self._loaded, self._layers, self._layouts):
             found.clear()
         self._state.set([{}])
+        self._current = self._last = [None]
         return self.model
 
     # ---- what there is -----------------------------------------------------------------------------------------
@@ -338,6 +359,17 @@ class DTSModel(nn.Module):
 
     # ---- inside ------------------------------------------------------------------------------------------------
 
+    def _follow(self) -> None:
+        """The call that begins uses the current task."""
+        if self._last is not self._current:
+            self._last = self._current
+
+    def _tied(self, module: nn.Module, parts: dict[str, list[Piece]]) -> bool:
+        """Whether the module shares one of these parameters with another."""
+        own = {id(getattr(module, name)) for name in parts}
+        return any(id(p) in own for other in self.model.modules() if other is not module
+                   for p in other._parameters.values() if p is not None)  # fmt: skip
+
     def _known(self, names: list[str]) -> list[str]:
         unknown = sorted({name for name in names if name not in self._loaded})
         if unknown:
@@ -346,7 +378,10 @@ class DTSModel(nn.Module):
 
     def _mixture(self, task: Task) -> Mixture:
         names = self._known(_names(task))
-        return {self._loaded[n].slot: float(task[n]) if isinstance(task, Mapping) else 1.0 for n in names}
+        mixture = {self._loaded[n].slot: float(task[n]) if isinstance(task, Mapping) else 1.0 for n in names}
+        if not all(map(math.isfinite, mixture.values())):
+            raise ValueError(f"weights of a mixture must be finite numbers: {task}")
+        return mixture
 
     def _missing(self, mixtures: list[Mixture]) -> dict[str, str]:
         """Heads that some row's task does not have, with what to say if they run."""
@@ -358,7 +393,13 @@ class DTSModel(nn.Module):
             for row, mixture in enumerate(mixtures):
                 lengths = {tuple(p.values.tensors[s].shape) for p in layer.dts.parameters.values() for s in mixture
                            if s in p.values.tensors and p is layer.dts.get("weight")}  # fmt: skip
-                if not mixture or not set(mixture) <= heads:
+                mixed = bool(set(mixture) & heads) and not set(mixture) <= heads
+                if layer.dts.in_base and mixed:
+                    missing[name] = (
+                        f"row {row} mixes tasks that have a {name!r} of their own, "
+                        f"{[names[s] for s in mixture if s in heads]}, with tasks that use the base's"
+                    )
+                elif not layer.dts.in_base and (not mixture or not set(mixture) <= heads):
                     who = " and ".join(repr(names[s]) for s in mixture if s not in heads) or "the base"
                     missing[name] = (
                         f"row {row} uses {who}, which has no {name!r} of its own; tasks that have one: "

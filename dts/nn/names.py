@@ -155,6 +155,12 @@ def _whole(entry: Entry, target: Target, site: Site, row: int | None, wrong: lis
 
 def _pieces(entry: Entry, target: Target, site: Site, wrong: list[str]) -> list[Piece]:
     if entry.task_only:
+        inputs = -1 if type(site.module).__name__ == "Conv1D" else 1  # the axes that are no classes
+        own, expected = ((s[:-1] if inputs < 0 else s[1:]) for s in (tuple(entry.shape), tuple(site.shape)))
+        if len(entry.shape) != len(site.shape) or own != expected:
+            wrong.append(f"{entry.name}: the fine-tune's own {list(entry.shape)} does not fit the model's "
+                         f"{list(site.shape)}: only the number of outputs may differ")
+            return []
         return [Piece("value", entry.tensor)]
     expected = site.shape if target.expert is None else site.shape[1:]
     row = None

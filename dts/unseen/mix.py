@@ -1,5 +1,6 @@
 """A mixture of adapters as one adapter: theta_u = theta + sum_n gamma_n Delta_n (DESIGN 3.4)."""
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -7,7 +8,9 @@ from pathlib import Path
 
 from dts import __version__
 from dts.adapter import Adapter, Entry, compress
+from dts.adapter.apply import check_base
 from dts.adapter.format import complete, matrices
+from dts.checkpoint import open_checkpoint
 
 from .concatenate import mixed_factors
 
@@ -30,11 +33,15 @@ def mix(adapters: Mapping, weights: Mapping[str, float], out: str | Path | None 
     summed. Exceptions, each encoded anew at the sum of its ranks and named in a `NotExact` warning: matrices of which
     the adapters have other zero rows or columns, and method "paper", whose levels differ from adapter to adapter.
     What only a fine-tune has (heads, added vocabulary) and whole integer values are left out.
-    Raises ValueError for unknown tasks and for adapters of different bases or kinds.
+    Raises ValueError for unknown tasks, weights that are no finite numbers, and adapters of different bases or kinds;
+    Mismatch if ``base`` is not theirs.
     """
     members = _members(adapters, weights)
     if budget is not None and nbytes is not None:
         raise ValueError("give at most one of budget= and nbytes=")
+    if base is not None:
+        base = open_checkpoint(base)
+        check_base(members[0][1], base)
     entries, digests, inexact = {}, {}, []
     for base_name in sorted({e.base_name for _, a in members for e in a.entries.values() if _mixable(e)}):
         found = [(gamma, a, e) for gamma, a in members for e in a.entries.values()
@@ -60,6 +67,9 @@ def _members(adapters: Mapping, weights: Mapping[str, float]) -> list[tuple[floa
     unknown = sorted(set(weights) - set(adapters))
     if unknown:
         raise ValueError(f"no adapter {', '.join(unknown)}; there are {', '.join(adapters)}")
+    endless = {task: gamma for task, gamma in weights.items() if not math.isfinite(gamma)}
+    if endless:
+        raise ValueError(f"weights must be finite numbers: {endless}")
     chosen = {task: float(gamma) for task, gamma in weights.items() if gamma}
     if not chosen:
         raise ValueError("nothing to mix: no task has a weight; the mixture is the base itself")
@@ -100,9 +110,8 @@ def _entry(name: str, members: list[tuple[float, Entry]], base, inexact: list[st
         return _experts(name, shape, dtype, members, inexact)
     if "value" in kinds and base is None:
         raise ValueError(f"{name} is stored as a whole value: give base=, its difference is needed to weight it")
-    from dts.checkpoint import open_checkpoint
 
-    value = open_checkpoint(base).load(name) if "value" in kinds else None
+    value = base.load(name) if "value" in kinds else None
     delta = sum(gamma * entry.delta(value) for gamma, entry in members)
     return Entry(name, name, shape, "delta", dtype, tensor=delta, norm=delta.norm().item())
 

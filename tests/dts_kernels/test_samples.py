@@ -1,5 +1,7 @@
 """Sampled elements: where they are, and products with them, against dense float64 matrices."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -170,3 +172,13 @@ def test_an_arena_stays_where_it_is_while_tasks_come_and_go():
         bank.add(slot, (samples(shape, 2, seed=slot),))
     assert all(torch.equal(dense_of(bank, s), dense(samples(shape, 2, seed=s), torch.float64)) for s in bank.slots)
     assert bank.to("cpu").arena is None
+
+
+def test_gradients_of_what_rows_and_the_whole_are_added_to(bank):
+    y = torch.randn(3, 64, requires_grad=True)
+    base = torch.randn(40, 64, requires_grad=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        out = add_sampled_rows(torch.tensor([0, -1, 39]), y, bank, Routing.of([0])).sum()
+        (2 * out + 3 * add_dense_samples(base, bank, torch.ones(1)).sum()).backward()
+    assert (y.grad == 2).all() and (base.grad == 3).all()

@@ -7,6 +7,7 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
+import dts  # noqa: E402
 from dts.nn import DTSModel  # noqa: E402
 from dts_kernels.dispatch import exact_products  # noqa: E402
 
@@ -177,3 +178,30 @@ def test_in_single_precision(name, maker, dense_twin, monkeypatch):
         for i, task in enumerate(TASKS):
             expected = dense_twin(base, weights(task, tasks))(**row(batch, i)).logits
             torch.testing.assert_close(logits[i : i + 1], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_merged_model_can_be_saved_and_loaded_again(tmp_path):
+    """Its config has the fine-tune's classes, not the base's."""
+    torch.manual_seed(0)
+    small = dict(vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    base = transformers.BertModel(transformers.BertConfig(**small))
+    base.save_pretrained(tmp_path / "base")
+    tuned = transformers.BertForSequenceClassification(transformers.BertConfig(
+        **small, num_labels=5, id2label={i: f"class {i}" for i in range(5)}, label2id={f"class {i}": i for i in range(5)},
+    ))  # fmt: skip
+    tuned.bert.load_state_dict(base.state_dict())
+    tuned.save_pretrained(tmp_path / "tuned")
+    other = transformers.BertForSequenceClassification(transformers.BertConfig(**small, num_labels=3))
+    other.bert.load_state_dict(base.state_dict())
+    other.save_pretrained(tmp_path / "other")
+    adapters = {}
+    for name in ("other", "tuned"):
+        adapters[name] = dts.compress(tmp_path / "base", tmp_path / name, tmp_path / f"a-{name}", rank_fraction=0.5)
+    model = dts.DTSModel.from_pretrained(tmp_path / "base", adapters=adapters)
+    plain = model.merge_and_unload("tuned")
+    assert plain.config.num_labels == 5 and plain.config.id2label[4] == "class 4"
+    ids = torch.randint(0, 50, (3, 7))
+    assert torch.isfinite(plain(ids, labels=torch.tensor([0, 4, 2])).loss)
+    plain.save_pretrained(tmp_path / "merged")
+    again = transformers.BertForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(again(ids).logits, plain.eval()(ids).logits)

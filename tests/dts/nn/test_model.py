@@ -307,3 +307,86 @@ def test_switching_a_compiled_linear_does_not_recompile(maker):
         linear.set_task(task)
         close(compiled(x), linear(x))
     assert programs == 1
+
+
+def own_head(maker, classes, inputs=8):
+    return {"classifier.weight": maker.head("classifier.weight", classes, inputs),
+            "classifier.bias": maker.head("classifier.bias", classes)}  # fmt: skip
+
+
+def test_a_head_of_another_size_leaves_the_base_s_to_those_that_use_it(base, ids, maker, dense_twin):
+    """One task changed the base's head, the other brings its own: the base has one, then."""
+    own = encoder(maker, base) | own_head(maker, 6)
+    entries = {name: entry for name, entry in maker.entries(base, skip=0).items()}
+    model = DTSModel(copy.deepcopy(base))
+    model.load_task("same", entries)
+    model.load_task("other", own)
+    same = dense_twin(base, [(entries, 1.0)])
+    other = headed(dense_twin(base, [(own, 1.0)]), own)
+    with torch.no_grad():
+        out = model(ids, tasks=["same", "other", None, "same"])
+        rows = model.task_logits(out)
+        close(rows[0], same(ids[:1])[0])
+        close(rows[1], other(ids[1:2])[0])
+        close(rows[2], base(ids[2:3])[0])
+        close(model(ids, tasks="same")[:, : rows[0].shape[0]], same(ids))
+    with pytest.raises(ValueError, match="base's"):
+        model(ids, tasks={"same": 0.5, "other": 0.5})
+
+
+def test_a_head_of_other_inputs_is_refused_and_changes_nothing(base, ids, maker):
+    model = DTSModel(copy.deepcopy(base))
+    model.load_task("a", encoder(maker, base) | own_head(maker, 3))
+    before = model(ids, tasks="a")
+    for name in ("b", "a"):
+        with pytest.raises(ValueError, match=r"classifier.weight.*\[3, 9\].*outputs"):
+            model.load_task(name, encoder(maker, base) | own_head(maker, 3, inputs=9))
+    assert model.tasks == ["a"] and torch.equal(model(ids, tasks="a"), before)
+
+
+def test_task_logits_follow_the_call_they_are_of(base, ids, maker):
+    model = DTSModel(base)
+    for name, classes in (("two", 2), ("six", 6)):
+        model.load_task(name, encoder(maker, base) | own_head(maker, classes))
+    widths = lambda out: [row.shape[0] for row in model.task_logits(out)]  # noqa: E731
+    model.set_task("six")
+    assert widths(model(ids, tasks=["two", "six", "two", "six"])) == [2, 6, 2, 6]
+    assert widths(model(ids)) == [6] * 4 and widths(model(ids[:2])) == [6] * 2
+    model(ids, tasks=["two"] * 4)
+    with pytest.raises(ValueError, match="nope"):
+        model(ids, tasks=["nope"] * 4)
+    assert widths(torch.zeros(4, 6)) == [2] * 4
+    with model.disable_tasks():
+        pass
+    assert widths(model(ids)) == [6] * 4
+
+
+def test_a_task_deleted_while_tasks_are_off_does_not_come_back_as_another(base, ids, maker):
+    model = DTSModel(copy.deepcopy(base))
+    model.load_task("a", maker.entries(base, skip=0))
+    model.set_task("a")
+    with model.disable_tasks():
+        model.delete_task("a")
+    assert model.status()["current"] == [{}]
+    model.load_task("b", maker.entries(base, skip=0))
+    close(model(ids), base(ids))
+    model.set_task("b")
+    with model.disable_tasks():
+        close(model(ids), base(ids))
+    assert model.status()["current"] == [{"b": 1.0}]
+
+
+def test_a_task_in_use_that_is_loaded_again_stays_in_use(base, ids, maker):
+    model = DTSModel(base)
+    model.load_task("a", maker.entries(base, skip=0))
+    model.set_task("a")
+    model.load_task("a", maker.entries(base, skip=0))
+    assert model.status()["current"] == [{"a": 1.0}] and torch.equal(model(ids), model(ids, tasks="a"))
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf")])
+def test_weights_of_a_mixture_are_finite(base, ids, maker, weight):
+    model = DTSModel(base)
+    model.load_task("a", maker.entries(base, skip=0))
+    with pytest.raises(ValueError, match="finite"):
+        model(ids, tasks={"a": weight})
