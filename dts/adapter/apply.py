@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from dts.adapter.format import check_files
 from dts.adapter.tokenizer import TEXT_FILES
 from dts.checkpoint import Checkpoint, Lazy, Mismatch, fingerprint, open_checkpoint, sampled_digest, write_safetensors
 from dts.checkpoint.pairing import swap_prefix
@@ -89,6 +90,7 @@ def write_checkpoint(base, adapter, out: str | Path, overwrite: bool = False, sh
         raise FileExistsError(f"{out} exists: choose another folder, or ask for it to be overwritten")
     if out.exists() and base.folder is not None and out.resolve() == base.folder.resolve():
         raise FileExistsError(f"{out} is the base itself: choose another folder")
+    check_files(adapter)
     model = adapter.on(base)
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
