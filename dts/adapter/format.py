@@ -25,6 +25,7 @@ from torch import Tensor
 from dts.adapter import check
 from dts.adapter.card import card
 from dts.adapter.entries import KINDS, Entry
+from dts.adapter.folder import beside, place
 from dts.checkpoint import Damaged, SafetensorsFile, write_safetensors
 from dts.checkpoint.pairing import swap_prefix
 from dts.checkpoint.safetensors_file import Layout, header_bytes, layout_of, tensor_bytes
@@ -261,7 +262,7 @@ def write(adapter, out: Path, overwrite: bool = False, partial: Path | None = No
     out = Path(out)
     check_out(out, overwrite)
     check_files(adapter)
-    partial = partial or out.with_name(f".{out.name}.saving")
+    partial = partial or beside(out, "saving")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -271,14 +272,7 @@ def write(adapter, out: Path, overwrite: bool = False, partial: Path | None = No
         (partial / CARD).write_text(readme, "utf-8", newline="\n")
         for name, path in adapter.files.items():
             shutil.copyfile(path, partial / name)
-        if out.exists():
-            old = out.with_name(f".{out.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
-            out.rename(old)
-            partial.rename(out)
-            shutil.rmtree(old)
-        else:
-            partial.rename(out)
+        place(partial, out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -291,6 +285,8 @@ def check_out(out: Path, overwrite: bool) -> None:
     """Refuses to write over what is not an adapter, and over an adapter unless asked to."""
     if not out.exists() or out.is_dir() and not any(out.iterdir()):
         return
+    if not out.is_dir():
+        raise FileExistsError(f"{out} is a file: choose a folder")
     if not (out / CONFIG).is_file():
         raise FileExistsError(f"{out} exists and is not an adapter: choose another folder")
     if not overwrite:
