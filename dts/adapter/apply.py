@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from dts.adapter.folder import beside, place
+from dts.adapter.format import CONFIG, check_files
 from dts.adapter.tokenizer import TEXT_FILES
 from dts.checkpoint import Checkpoint, Lazy, Mismatch, fingerprint, open_checkpoint, sampled_digest, write_safetensors
 from dts.checkpoint.pairing import swap_prefix
@@ -82,15 +84,14 @@ def write_checkpoint(base, adapter, out: str | Path, overwrite: bool = False, sh
 
     Weights in the fine-tune's dtypes, in shards of at most ``shard_bytes``; its config; tokenizer files from the
     base's folder and, where they differ, the adapter's.  One tensor in memory at a time; whole or not at all.
+    overwrite: replace a model at ``out`` once the new one is whole; what is not a model's folder is never replaced.
     progress(done, total, name) in bytes.
     """
     base, out = open_checkpoint(base), Path(out)
-    if out.exists() and any(out.iterdir()) and not overwrite:
-        raise FileExistsError(f"{out} exists: choose another folder, or ask for it to be overwritten")
-    if out.exists() and base.folder is not None and out.resolve() == base.folder.resolve():
-        raise FileExistsError(f"{out} is the base itself: choose another folder")
+    check_target(out, base, adapter, overwrite)
+    check_files(adapter)
     model = adapter.on(base)
-    partial = out.with_name(f".{out.name}.partial")
+    partial = beside(out, "partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -102,13 +103,37 @@ def write_checkpoint(base, adapter, out: str | Path, overwrite: bool = False, sh
                 shutil.copyfile(file, partial / file.name)
         for name, path in adapter.files.items():
             shutil.copyfile(path, partial / name)
-        if out.exists():
-            shutil.rmtree(out)
-        partial.rename(out)
+        place(partial, out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return out
+
+
+def check_target(out: Path, base: Checkpoint, adapter, overwrite: bool) -> None:
+    """Raises FileExistsError unless ``out`` may become the model's folder, whatever it holds being deleted then."""
+    target, file = out.resolve(), Path(base.source)
+    sources = {"base": base.folder or (file if file.is_file() else None), "adapter": adapter.folder}
+    for what, source in sources.items():
+        source = source and source.resolve()
+        if source and (target == source or target in source.parents or source in target.parents):
+            raise FileExistsError(f"{out} is, holds or lies in the {what} itself, {source}: choose another folder")
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise FileExistsError(f"{out} is a file: choose a folder")
+    if not any(out.iterdir()):
+        return
+    if not _is_model(out):
+        raise FileExistsError(f"{out} exists and is not a model: choose another folder")
+    if not overwrite:
+        raise FileExistsError(f"{out} exists: choose another folder, or ask for it to be overwritten")
+
+
+def _is_model(folder: Path) -> bool:
+    """Are a model's weights in it?"""
+    weights = [file for pattern in ("*.safetensors", "pytorch_model*.bin") for file in folder.glob(pattern)]
+    return bool(weights) and not (folder / CONFIG).exists()
 
 
 def _write_weights(model: Checkpoint, folder: Path, shard_bytes: int, progress) -> None:

@@ -14,6 +14,7 @@ from dts import __version__
 from dts.adapter import budget as budgets
 from dts.adapter.adapter import Adapter
 from dts.adapter.entries import Entry
+from dts.adapter.folder import beside
 from dts.adapter.format import FORMAT_VERSION, check_out, digest, number, short, write
 from dts.adapter.plan import Compressible, compressible, matrices_of, plan_tensor, shared_delta
 from dts.adapter.predict import prediction
@@ -128,7 +129,7 @@ def compress(
     }  # fmt: skip
     options = asked | {"method": method, "vectors": vectors, "seed": seed, "base": config["base"]["fingerprint"],
                        "finetuned": fingerprint(pairing.finetuned), "format_version": FORMAT_VERSION}  # fmt: skip
-    partial = None if out is None or dry_run else out.with_name(f".{out.name}.partial")
+    partial = None if out is None or dry_run else beside(out, "partial")
     try:
         work = Work(partial, options, config, resume)
         exact = vectors == "exact"

@@ -22,8 +22,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dts.adapter import check
 from dts.adapter.card import card
 from dts.adapter.entries import KINDS, Entry
+from dts.adapter.folder import beside, place
 from dts.checkpoint import Damaged, SafetensorsFile, write_safetensors
 from dts.checkpoint.pairing import swap_prefix
 from dts.checkpoint.safetensors_file import Layout, header_bytes, layout_of, tensor_bytes
@@ -33,12 +35,6 @@ from dts_kernels.samples import Samples
 
 FORMAT_VERSION = 3  # 1 had no 8-bit vectors, 2 no sketches
 READABLE = (1, 2, 3)
-SECTIONS = {
-    "method": (), "kind": (), "squared_error": (), "bytes": (), "amr": (), "created": (), "dropped": (), "files": (),
-    "model_config": (), "tensors": (), "task": ("name", "class_names", "description"),
-    "base": ("name", "revision", "dtype", "bytes_per_element", "parameters", "fingerprint"),
-    "finetuned": ("name", "dtype", "base_prefix", "prefix", "renamed", "base_only", "dtypes"),
-}  # fmt: skip
 CONFIG, MODEL, CARD = "dts_config.json", "dts_model.safetensors", "README.md"
 
 
@@ -265,7 +261,8 @@ def write(adapter, out: Path, overwrite: bool = False, partial: Path | None = No
     """
     out = Path(out)
     check_out(out, overwrite)
-    partial = partial or out.with_name(f".{out.name}.saving")
+    check_files(adapter)
+    partial = partial or beside(out, "saving")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -275,14 +272,7 @@ def write(adapter, out: Path, overwrite: bool = False, partial: Path | None = No
         (partial / CARD).write_text(readme, "utf-8", newline="\n")
         for name, path in adapter.files.items():
             shutil.copyfile(path, partial / name)
-        if out.exists():
-            old = out.with_name(f".{out.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
-            out.rename(old)
-            partial.rename(out)
-            shutil.rmtree(old)
-        else:
-            partial.rename(out)
+        place(partial, out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -295,10 +285,32 @@ def check_out(out: Path, overwrite: bool) -> None:
     """Refuses to write over what is not an adapter, and over an adapter unless asked to."""
     if not out.exists() or out.is_dir() and not any(out.iterdir()):
         return
+    if not out.is_dir():
+        raise FileExistsError(f"{out} is a file: choose a folder")
     if not (out / CONFIG).is_file():
         raise FileExistsError(f"{out} exists and is not an adapter: choose another folder")
     if not overwrite:
         raise FileExistsError(f"{out} exists: choose another folder, or ask for it to be overwritten")
+
+
+def file_problems(adapter) -> list[str]:
+    """A line for each tokenizer file that is missing, of another size than recorded, or would be copied elsewhere."""
+    sizes, wrong = adapter.config["files"], []
+    for name, path in adapter.files.items():
+        if not check.plain_name(name):
+            wrong.append(f"{name!r}: not the name of a file in the adapter's folder")
+        elif not path.is_file():
+            wrong.append(f"{name}: the file is missing")
+        elif path.stat().st_size != sizes.get(name, path.stat().st_size):
+            wrong.append(f"{name}: {path.stat().st_size} bytes, recorded {sizes[name]}")
+    return wrong
+
+
+def check_files(adapter) -> None:
+    """Raises AdapterError unless every tokenizer file can be copied as it was recorded."""
+    wrong = file_problems(adapter)
+    if wrong:
+        raise AdapterError(f"the adapter {adapter.name!r} is damaged:\n  " + "\n  ".join(wrong))
 
 
 def read(folder: Path) -> tuple[dict, dict[str, Entry]]:
@@ -321,7 +333,7 @@ def read(folder: Path) -> tuple[dict, dict[str, Entry]]:
     for name, row in config["tensors"].items():
         try:
             entries[name] = entry_from(name, row, config, load)
-        except (AdapterError, AttributeError, IndexError, KeyError, TypeError, RuntimeError) as error:
+        except (ValueError, AttributeError, IndexError, KeyError, TypeError, RuntimeError) as error:
             wrong.append(str(error) if isinstance(error, AdapterError) else f"{name}: {error!r}")
     wrong += [f"{name}: not in {CONFIG}" for name in sorted(set(file.tensors) - used)]
     if wrong:
@@ -330,7 +342,7 @@ def read(folder: Path) -> tuple[dict, dict[str, Entry]]:
 
 
 def read_config(path: Path) -> dict:
-    """``dts_config.json``, with every section that is read later."""
+    """``dts_config.json``, with all that is read later; raises AdapterError with everything that is wrong with it."""
     try:
         config = json.loads(path.read_text("utf-8"))
         version = config["format_version"]
@@ -338,12 +350,9 @@ def read_config(path: Path) -> dict:
         raise AdapterError(f"{path} is damaged: {error!r}") from error
     if version not in READABLE:
         raise AdapterError(f"{path} has format {version}; this version reads {' and '.join(map(str, READABLE))}")
-    absent = [key for key in SECTIONS if key not in config]
-    absent += [f"{section}.{key}" for section, keys in SECTIONS.items() if section in config
-               for key in keys if key not in config[section]]  # fmt: skip
-    absent += [f"{name}: sha256" for name, row in config.get("tensors", {}).items() if "sha256" not in row]
-    if absent:
-        raise AdapterError(f"{path} is damaged: it has no {', '.join(absent)}")
+    wrong = check.problems(config)
+    if wrong:
+        raise AdapterError(f"{path} is damaged: {'; '.join(wrong)}")
     return config
 
 

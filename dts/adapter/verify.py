@@ -25,12 +25,13 @@ class Report:
 
 
 def verify(adapter, base: Checkpoint, finetuned: Checkpoint | None = None) -> Report:
-    """Digests of all stored tensors, the base's fingerprint and, with the fine-tune, the errors measured again."""
+    """Digests of stored tensors, sizes of files, the base's fingerprint and, with the fine-tune, the errors anew."""
     report = Report([f"base: {line}" for line in base_mismatches(adapter, base)])
     rows = adapter.config["tensors"]
     for name, entry in adapter.entries.items():
         if format.digest(format.entry_tensors(entry), rows[name]) != rows[name]["sha256"]:
             report.problems.append(f"{name}: what is stored of it was altered")
+    report.problems += format.file_problems(adapter)
     if report.problems or finetuned is None:
         return report
     model = adapter.on(base, check=False)

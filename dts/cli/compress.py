@@ -1,5 +1,6 @@
 """`dts compress`: a base and full fine-tunes of it in, an adapter each out."""
 
+import os
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -121,7 +122,7 @@ def _how(size: str | None, rank_fraction: str | None, target_error: str | None) 
 
 def named(sources: list[str]) -> dict[str, str]:
     """{task: source}, each named by its folder, or its file without the ending."""
-    paths = {source: Path(source) for source in sources}
+    paths = {source: Path(os.path.abspath(source)) for source in sources}  # "." has no name; a link has its own
     names = {source: path.stem if path.suffix in MODEL_FILES else path.name for source, path in paths.items()}
     if len(set(names.values())) < len(sources):
         raise ValueError(f"fine-tunes must have names of their own, not {', '.join(names.values())}: rename a folder")

@@ -143,3 +143,28 @@ def test_truncate_makes_a_smaller_adapter(dts, models, adapter, tmp_path):
     assert made["bytes"] == predicted["bytes"] <= asked and made["from_bytes"] == whole["bytes"]
     assert made["bytes"] == sum(file.stat().st_size for file in (tmp_path / "small").iterdir())
     assert dts("verify", "small", models / "base", models / "one").exit_code == 0
+
+
+def test_apply_replaces_nothing_but_a_model(dts, models, adapter, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/text").write_text("mine")
+    for out, reason in (("file", "is a file"), ("folder", "not a model"), (".", "itself")):
+        wrong = dts("apply", models / "base", adapter, "-o", out, "--overwrite")
+        assert wrong.exit_code == 2 and reason in wrong.stderr
+    assert (tmp_path / "file").read_text() == (tmp_path / "folder/text").read_text() == "mine"
+
+
+def test_a_fine_tune_may_be_the_working_folder(dts, models, tmp_path, monkeypatch):
+    monkeypatch.chdir(models / "one")
+    made = dts("compress", models / "base", ".", "../two", "-o", tmp_path / "all", "-s", "40%")
+    assert made.exit_code == 0, made.stderr
+    assert sorted(p.name for p in (tmp_path / "all").iterdir()) == ["one", "two"]
+
+
+def test_the_working_folder_may_be_written_to(dts, models, tmp_path):
+    made = dts("compress", models / "base", models / "one", "-o", ".", "-s", "40%")
+    assert made.exit_code == 0, made.stderr
+    assert (tmp_path / "dts_config.json").is_file()
+    wrong = dts("compress", models / "base", models / "one", "-o", "README.md", "-s", "40%")
+    assert wrong.exit_code == 2 and "is a file" in wrong.stderr
