@@ -24,8 +24,10 @@ def card(config: dict) -> str:
         f"- tensors: {', '.join(f'{count} {kind}' for kind, count in kinds.items()) or 'none'}; "
         f"{len(config['dropped'])} left at the base",
         f"- made by dts {__version__}", "",
-        "```python", "import dts", "", f'model = dts.DTSModel.from_pretrained("{base["name"]}")',
-        f'model.load_task("{task["name"]}", "path/to/this/folder")', f'model.set_task("{task["name"]}")', "```",
+        "```python", "import dts", "",
+        f'adapters = {{"{task["name"]}": "path/to/this/folder"}}',
+        f'model = dts.DTSModel.from_pretrained("{base["name"]}", adapters=adapters)',
+        f'model.set_task("{task["name"]}")', "```",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 

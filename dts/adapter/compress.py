@@ -5,7 +5,9 @@ spectra, from which the ranks follow (`dts.adapter.budget`), then to be compress
 """
 
 import errno
+import math
 from collections.abc import Callable
+from numbers import Real
 from pathlib import Path
 
 import torch
@@ -22,7 +24,7 @@ from dts.adapter.tokenizer import differing_files
 from dts.adapter.truncate import measured
 from dts.adapter.work import Work
 from dts.checkpoint import Checkpoint, Pair, Pairing, digests, fingerprint, open_checkpoint, pair
-from dts.codec import compress_tensor
+from dts.codec import Unencodable, compress_tensor
 from dts.codec.compress import METHODS, TINY
 
 Progress = Callable[[int, int, str], None]
@@ -91,8 +93,11 @@ def compress(
         raise ValueError(f"vectors must be one of {', '.join(VECTORS)}, not {vectors!r}")
     sizes = {"budget": budget, "nbytes": nbytes, "rank_fraction": rank_fraction, "target_error": target_error}
     asked = {key: value for key, value in sizes.items() if value is not None} or {"budget": DEFAULT_BUDGET}
-    if len(asked) > 1 or not next(iter(asked.values())) > 0:
-        raise ValueError(f"give one size above 0: budget=, nbytes=, rank_fraction= or target_error=; got {asked}")
+    if len(asked) > 1 or not all(isinstance(size, Real) and 0 < size < math.inf for size in asked.values()):
+        raise ValueError("give one size, a number above 0: budget=, nbytes=, rank_fraction= or target_error=; "
+                         f"got {asked}")
+    if target_error is not None and target_error >= 1:
+        raise ValueError(f"target_error={target_error}: an error of 1 is that of the base alone; give less")
     if method == "sketch" and target_error is not None:
         raise ValueError('a sketch adds noise larger than the difference: give method="sketch" a budget=, nbytes= or '
                          "rank_fraction=, not a target_error=")
@@ -130,8 +135,8 @@ def compress(
     options = asked | {"method": method, "vectors": vectors, "seed": seed, "base": config["base"]["fingerprint"],
                        "finetuned": fingerprint(pairing.finetuned), "format_version": FORMAT_VERSION}  # fmt: skip
     partial = None if out is None or dry_run else beside(out, "partial")
+    work = Work(partial, options, config, resume)
     try:
-        work = Work(partial, options, config, resume)
         exact = vectors == "exact"
         run = _Run(pairing, config, base_digests, method, asked, exact, work, progress, dry_run, device, seed)
         adapter = Adapter.of(config, run.entries(), files=files)
@@ -139,6 +144,9 @@ def compress(
         if partial is not None:
             write(adapter, out, overwrite, partial / "whole")
             work.clear()
+    except (budgets.BudgetError, Unencodable):  # the same run would fail again
+        work.clear()
+        raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(

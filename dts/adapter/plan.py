@@ -13,7 +13,7 @@ from dts.adapter.format import factors_tensors, whole_error
 from dts.adapter.truncate import HEADER_BYTES
 from dts.adapter.vectors import eight_bit
 from dts.checkpoint import Pair, Pairing
-from dts.codec import Factors, Part, predicted_error, singular_values
+from dts.codec import Factors, Part, Unencodable, predicted_error, singular_values
 from dts.codec.compress import RANK_LIMIT, checked, compacted
 from dts.codec.sketch import split
 from dts.codec.spectrum import predicted_share
@@ -175,6 +175,7 @@ def plan_tensor(pairing: Pairing, pair: Pair, method: str, spectrum: bool, devic
         return Entry(pair.name, pair.base_name, shape, "tied", dtype, tied_to=pair.tied_to)
     if pair.base_name is None:
         value = finetuned.load(pair.name)
+        refuse_nan(value, pair.name)
         return Entry(pair.name, None, shape, "value", dtype, tensor=value, task_only=True)
     base_shape = pairing.base.shape(pair.base_name)
     if not dtype.is_floating_point or not is_matrix(pair.name, base_shape, method) and not pair.added_rows:
@@ -186,10 +187,21 @@ def plan_tensor(pairing: Pairing, pair: Pair, method: str, spectrum: bool, devic
     return compressible(pairing, pair, parts)
 
 
+def refuse_nan(value: Tensor, name: str) -> None:
+    """Raises Unencodable for a tensor that is stored as it is and has elements that are no numbers (infinite ones can
+    be meant: masks)."""
+    nan = int(value.float().isnan().sum()) if value.is_floating_point() else 0
+    if nan:
+        raise Unencodable(f"tensor {name!r} has {nan} NaN elements of {value.numel()}: check the fine-tune for "
+                          "divergence")
+
+
 def compressible(pairing: Pairing, pair: Pair, matrices: list[Matrix]) -> Compressible:
     """A tensor of these matrices, with its added rows."""
     shape, base_rows = pairing.finetuned.shape(pair.name), pairing.base.shape(pair.base_name)[0]
     added = pairing.finetuned.load(pair.name)[base_rows:].contiguous() if pair.added_rows else None
+    if added is not None:
+        refuse_nan(added, pair.name)
     kind = "experts" if has_experts(pair.name, shape) else "factors"
     dtype = pairing.finetuned.dtype(pair.name)
     return Compressible(pair, shape, dtype, kind, matrices, added, [None] * len(matrices))
@@ -204,6 +216,7 @@ def _raw(pairing: Pairing, pair: Pair, dtype: torch.dtype, exact: bool) -> Entry
     wide = torch.float64 if base.dtype == torch.float64 else torch.float32
     if torch.equal(value, base.to(dtype)):
         return None
+    refuse_nan(value, pair.name)
     shape = tuple(value.shape)
     if not dtype.is_floating_point:
         return Entry(pair.name, pair.base_name, shape, "value", dtype, tensor=value)

@@ -151,10 +151,10 @@ def _load_pickle(path: Path) -> Mapping:
                 f"{path} holds Python objects, not only tensors, and is not opened: they could run any code.  "
                 f"Save its state_dict() instead, best as .safetensors"
             ) from error
-        except (RuntimeError, EOFError, OSError) as error:
+        except Exception as error:  # of a file that is no archive of tensors, torch raises whatever it stumbles over
             if mapped and "mmap can only be used" in str(error):
                 continue
-            raise CheckpointError(f"{path} cannot be read: {error}") from error
+            raise CheckpointError(f"{path} cannot be read as a PyTorch file: {error!r}") from error
         if not isinstance(state, Mapping):
             raise CheckpointError(f"{path} holds a {type(state).__name__}, not a state dict")
         return state
@@ -176,12 +176,24 @@ def _from_folder(folder: Path) -> Checkpoint:
         checkpoint = _from_file(found[0])
     checkpoint.source, checkpoint.folder = str(folder), folder
     if (folder / "config.json").is_file():
-        checkpoint.config = json.loads((folder / "config.json").read_text("utf-8"))
+        checkpoint.config = _json_object(folder / "config.json")
     return checkpoint
 
 
+def _json_object(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is damaged: it holds a {type(content).__name__}, not an object")
+    return content
+
+
 def _from_index(index: Path) -> Checkpoint:
-    where = json.loads(index.read_text("utf-8"))["weight_map"]
+    where = _json_object(index).get("weight_map")
+    if not isinstance(where, dict) or not all(isinstance(shard, str) for shard in where.values()):
+        raise CheckpointError(f"{index} is damaged: it has no weight_map of file names")
     absent = sorted({shard for shard in where.values() if not (index.parent / shard).is_file()})
     if absent:
         raise CheckpointError(f"{index} names shards that are not there: {', '.join(absent)}")

@@ -195,6 +195,8 @@ class DTSModel(nn.Module):
         mixtures = [self._mixture(task) for task in asked]
         if rows is not None:
             _check_rows(len(rows), args, kwargs)
+        if self.model.training and torch.is_grad_enabled():
+            self._refuse_checkpointing()
         self._last = asked
         if all(mixture == mixtures[0] for mixture in mixtures):
             with self._state.using(mixtures[:1], self._missing(mixtures[:1])):
@@ -358,6 +360,12 @@ class DTSModel(nn.Module):
             return getattr(super().__getattr__("model"), name)
 
     # ---- inside ------------------------------------------------------------------------------------------------
+
+    def _refuse_checkpointing(self) -> None:
+        """The backward pass runs parts of the forward again, when this call's tasks are over: gradients of others."""
+        if any(getattr(module, "gradient_checkpointing", False) is True for module in self.model.modules()):
+            raise RuntimeError("with gradient checkpointing the tasks of a call are over before its backward pass "
+                               "needs them again: choose one with set_task(), or call gradient_checkpointing_disable()")
 
     def _follow(self) -> None:
         """The call that begins uses the current task."""

@@ -146,7 +146,8 @@ def test_a_router_knows_a_task_by_the_components():
 
 @pytest.mark.parametrize("budget", [0.05, 0.055, 0.06, 0.065, 0.07, 0.08])
 def test_seeds_of_any_length_keep_the_budget(budget):
-    assert 0.97 * budget <= compressed(budget=budget).amr <= budget
+    asked, block = budget * 4 * sum(value.numel() for value in BASE.values()), 96 + 200 + 16  # bytes of four components
+    assert asked - block - 64 < compressed(budget=budget).nbytes <= asked  # 64: texts are planned at their longest
 
 
 def moved(share: float, **options) -> dts.Adapter:

@@ -211,3 +211,22 @@ def test_peak_memory_is_a_few_tensors(tmp_path):
     command = [sys.executable, "-c", PEAK, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=live)
     assert float(done.stdout.split()[-1]) < 8 * 4
+
+
+@pytest.mark.parametrize(("file", "content", "says"), [
+    ("pytorch_model.bin", b"no archive", "best as"),
+    ("pytorch_model.bin", b"\x80\x02}q\x00.junk", "cannot be read|best as"),
+    ("model.safetensors.index.json", b"[]", "not an object"), ("model.safetensors.index.json", b"{}", "weight_map"),
+    ("model.safetensors.index.json", b"{", "damaged"),
+    ("model.safetensors.index.json", b'{"weight_map": {"a": 3}}', "weight_map"),
+    ("config.json", b"{broken", "config.json is damaged"), ("config.json", b"[]", "config.json is damaged"),
+])  # fmt: skip
+def test_damaged_model_folders_name_the_file(tmp_path, file, content, says):
+    from safetensors.torch import save_file
+
+    if file == "config.json":
+        save_file({"a": torch.ones(2)}, tmp_path / "model.safetensors")
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(CheckpointError, match=says) as raised:
+        open_checkpoint(tmp_path)
+    assert file in str(raised.value)

@@ -187,7 +187,8 @@ def test_a_merged_model_can_be_saved_and_loaded_again(tmp_path):
     base = transformers.BertModel(transformers.BertConfig(**small))
     base.save_pretrained(tmp_path / "base")
     tuned = transformers.BertForSequenceClassification(transformers.BertConfig(
-        **small, num_labels=5, id2label={i: f"class {i}" for i in range(5)}, label2id={f"class {i}": i for i in range(5)},
+        **small, num_labels=5, id2label={i: f"class {i}" for i in range(5)},
+        label2id={f"class {i}": i for i in range(5)},
     ))  # fmt: skip
     tuned.bert.load_state_dict(base.state_dict())
     tuned.save_pretrained(tmp_path / "tuned")
@@ -205,3 +206,22 @@ def test_a_merged_model_can_be_saved_and_loaded_again(tmp_path):
     plain.save_pretrained(tmp_path / "merged")
     again = transformers.BertForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
     torch.testing.assert_close(again(ids).logits, plain.eval()(ids).logits)
+
+
+def test_gradient_checkpointing_takes_tasks_by_set_task_only(maker):
+    torch.manual_seed(0)
+    model = DTSModel(transformers.LlamaForCausalLM(transformers.LlamaConfig(**DECODER)))
+    model.load_task("a", maker.entries(model.model, skip=0, only="proj"))
+    ids = torch.randint(3, 50, (2, 6))
+    model.set_task("a")
+    model(ids, labels=ids).loss.backward()
+    wanted = model.model.model.embed_tokens.weight.grad.clone()
+    model.model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    with pytest.raises(RuntimeError, match="set_task"):
+        model(ids, labels=ids, tasks="a")
+    model.zero_grad()
+    model(ids, labels=ids).loss.backward()
+    torch.testing.assert_close(model.model.model.embed_tokens.weight.grad, wanted)
+    with torch.no_grad():
+        model(ids, tasks="a")
