@@ -1,5 +1,6 @@
 """Finished tensors of a run that may be interrupted."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -10,10 +11,11 @@ from torch import Tensor
 from dts.adapter.entries import Entry
 from dts.adapter.format import entry_from, entry_row, entry_tensors
 from dts.adapter.plan import Compressible, Matrix
-from dts.checkpoint import SafetensorsFile, write_safetensors
+from dts.checkpoint import Damaged, SafetensorsFile, write_safetensors
 from dts.checkpoint.safetensors_file import layout_of
 
 OPTIONS = "options.json"
+LONGEST = 180  # characters of a tensor's name in a file's
 
 
 class Work:
@@ -88,11 +90,17 @@ class Work:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, stage: str, name: str) -> Path:
-        return self.folder / f"{stage}.{name.replace('/', '_')}.safetensors"
+        plain = name.replace("/", "_")
+        if plain != name or len(plain) > LONGEST:  # other names must not be this one, and no file's is longer than 255
+            plain = f"{plain[:LONGEST]}.{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+        return self.folder / f"{stage}.{plain}.safetensors"
 
     def _read(self, stage: str, name: str) -> SafetensorsFile | None:
         path = self._path(stage, name)
-        return SafetensorsFile(path) if path.is_file() else None
+        try:
+            return SafetensorsFile(path) if path.is_file() else None
+        except Damaged:  # cut off with the run that wrote it: made again
+            return None
 
     def _write(self, stage: str, name: str, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
         path = self._path(stage, name)

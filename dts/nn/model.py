@@ -88,6 +88,7 @@ class DTSModel(nn.Module):
         """Load an adapter (or its folder, or entries) under a name; a loaded name is replaced.
 
         heads: False leaves out the tensors that only the fine-tune has.
+        That this model has the weights of the adapter's base is not checked here, as `from_pretrained` does.
         Raises ValueError that lists every tensor that does not fit; the model is then as before.
         """
         from dts.integrations.transformers import renamer

@@ -62,3 +62,22 @@ def test_the_card_s_lines_load_a_fine_tune_with_a_head(tmp_path):
     names = {}
     exec(lines.replace('from_pretrained("base"', f'from_pretrained("{tmp_path / "base"}"'), names)
     assert names["model"](torch.tensor([[1, 2]])).logits.shape == (1, 3)
+
+
+def test_a_cut_off_file_of_an_interrupted_run_is_made_again(tmp_path):
+    names = ["a/b.weight", "a_b.weight", "w" * 240 + ".weight"]
+    base = {name: torch.randn(40, 24) for name in names}
+    fine = {name: value + 0.1 * torch.randn(40, 24) for name, value in base.items()}
+
+    def interrupt(done, total, name):
+        if done > 0.9 * total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        dts.compress(base, fine, out=tmp_path / "a", nbytes=9000, progress=interrupt)
+    kept = list((tmp_path / ".a.partial").glob("*.safetensors"))
+    assert len({file.name for file in kept if file.name.startswith("spectrum")}) == len(names)
+    for file in kept:
+        file.write_bytes(file.read_bytes()[:7])
+    adapter = dts.compress(base, fine, out=tmp_path / "a", nbytes=9000, resume=True)
+    assert adapter.verify(base, fine).problems == [] and sorted(adapter.entries) == sorted(names)
