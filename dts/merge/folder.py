@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from dts import __version__
+from dts.adapter.folder import beside, place
 from dts.checkpoint import Checkpoint, write_safetensors
 
 from .registry import Method
@@ -23,7 +24,7 @@ def write_folder(out: Path, sources: Sources, layout: dict, load: Callable[[str]
     """Write the whole folder beside ``out`` and rename it, so that an interrupted merge leaves nothing half-written."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists and is not empty: remove it or merge into another folder")
-    partial = out.with_name(f".{out.name}.partial")
+    partial = beside(out, "partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -34,10 +35,8 @@ def write_folder(out: Path, sources: Sources, layout: dict, load: Callable[[str]
         config = _config(sources)
         if config:
             (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-        (partial / "README.md").write_text(card(out.name, sources, method, options, seed), "utf-8")
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
+        (partial / "README.md").write_text(card(out.resolve().name, sources, method, options, seed), "utf-8")
+        place(partial, out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
