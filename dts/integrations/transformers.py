@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from torch import nn
@@ -14,15 +16,39 @@ from dts.checkpoint.fingerprint import fingerprint
 from dts.nn.names import Target, sites
 
 
-def load_base(path: str | Path, adapters: list[Adapter], **options) -> nn.Module:
-    """The base model of a folder or hub id, in eval mode, ready for the adapters.
+@dataclass
+class Base:
+    """Which checkpoint a model was made from.
+
+    missing: parameters of the model that the checkpoint lacks: random, until a task brings its own.
+    """
+
+    path: str | Path
+    missing: frozenset[str] = frozenset()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(open_checkpoint(self.path))
+
+    def check(self, adapters: list[Adapter]) -> None:
+        """Raises ValueError if an adapter says that it was made for another base."""
+        expected = {a.name: (a.config or {}).get("base", {}).get("fingerprint") for a in adapters}
+        wrong = [f"{name} was made for {value}" for name, value in expected.items()
+                 if value and value != self.fingerprint]  # fmt: skip
+        if wrong:
+            raise ValueError(f"{self.path} (fingerprint {self.fingerprint}) is not the base of: {'; '.join(wrong)}")
+
+
+def load_base(path: str | Path, adapters: list[Adapter], **options) -> tuple[nn.Module, Base]:
+    """The base model of a folder or hub id, in eval mode, ready for the adapters, and what it was made from.
 
     It is built with the fine-tunes' architecture where they bring tensors that the base lacks (heads).
     options: for transformers' ``from_pretrained``.  Raises ValueError if an adapter was made for another base.
     """
     import transformers
 
-    _check_base(path, adapters)
+    base = Base(path)
+    base.check(adapters)
     architecture = _architecture(adapters)
     config = options.pop("config", None) or transformers.AutoConfig.from_pretrained(path)
     architecture = architecture or (config.architectures or [None])[0]
@@ -30,9 +56,12 @@ def load_base(path: str | Path, adapters: list[Adapter], **options) -> nn.Module
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # a head that is missing in the base comes with each task
     try:
-        return cls.from_pretrained(path, config=config, **options).eval()
+        model, found = cls.from_pretrained(path, config=config, output_loading_info=True, **options)
     finally:
         transformers.logging.set_verbosity(level)
+    others = {key if isinstance(key, str) else key[0] for key in found.get("mismatched_keys", ())}
+    base.missing = frozenset(found["missing_keys"]) | others
+    return model.eval(), base
 
 
 def _architecture(adapters: list[Adapter]) -> str | None:
@@ -46,17 +75,6 @@ def _architecture(adapters: list[Adapter]) -> str | None:
     if len(found) > 1:
         raise ValueError(f"the adapters are for different architectures, load them into one model each: {found}")
     return next(iter(found), None)
-
-
-def _check_base(path: str | Path, adapters: list[Adapter]) -> None:
-    expected = {a.name: (a.config or {}).get("base", {}).get("fingerprint") for a in adapters}
-    expected = {name: value for name, value in expected.items() if value}
-    if not expected:
-        return
-    found = fingerprint(open_checkpoint(path))
-    wrong = [f"{name} was made for {value}" for name, value in expected.items() if value != found]
-    if wrong:
-        raise ValueError(f"{path} (fingerprint {found}) is not the base of: {'; '.join(wrong)}")
 
 
 def renamer(model: nn.Module) -> Callable[[str], Target]:

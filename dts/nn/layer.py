@@ -23,8 +23,8 @@ UNROUTABLE = -2  # the rows of the input cannot be told apart: only one mixture 
 class LayerDeltas:
     """Deltas of one layer's parameters, and where the batch is in its input.
 
-    heads: slots of the tasks that bring this layer whole;  in_base: whether the base has it too, as far as its other
-    tasks (which changed it) and its other uses (a tied weight) tell
+    heads: slots of the tasks that bring this layer whole
+    in_base: the base has this layer too, for the tasks that do not; else it is only random numbers there
     axis: the axis of the input whose size is a multiple of the batch's rows, row by row; or SHARED or UNROUTABLE.
     axes, out_axes: the same for every tensor argument and output, for layers that run once a task.
     """

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +22,14 @@ from dts.nn.grouped import run_grouped
 from dts.nn.layer import Layer, LayerDeltas, adopt, base_class, release
 from dts.nn.linear import DTSConv1D, DTSLinear, LinearLayer
 from dts.nn.merged import merge, take_sizes
-from dts.nn.names import place
+from dts.nn.names import place, sites
 from dts.nn.norm import DTSLayerNorm, DTSNorm
 from dts.nn.owner import Owner
 from dts.nn.probe import Layout, find_rows
 from dts.nn.routing import Mixture, RoutingState
+
+if TYPE_CHECKING:
+    from dts.integrations.transformers import Base
 
 Task = str | Mapping[str, float] | None  # a name, a mixture {name: weight}, or None for the base
 AUTO = "auto"  # tasks="auto": chosen for each row from the inputs
@@ -53,6 +58,7 @@ class DTSModel(nn.Module):
         super().__init__()
         self.model = model
         self._state = RoutingState(next((p.device for p in model.parameters()), torch.device("cpu")))
+        self._base: Base | None = None  # the checkpoint it was made from, if that is known
         self._loaded: dict[str, Loaded] = {}
         self._layers: dict[str, Layer] = {}  # by their names in the model
         self._layouts: dict[tuple, Layout] = {}
@@ -72,7 +78,9 @@ class DTSModel(nn.Module):
         from dts.integrations.transformers import load_base
 
         adapters = {name: _adapter(given) for name, given in (adapters or {}).items()}
-        model = cls(load_base(path, list(adapters.values()), **options))
+        base, source = load_base(path, list(adapters.values()), **options)
+        model = cls(base)
+        model._base = source
         for name, adapter in adapters.items():
             model.load_task(name, adapter)
         return model
@@ -88,8 +96,9 @@ class DTSModel(nn.Module):
         """Load an adapter (or its folder, or entries) under a name; a loaded name is replaced.
 
         heads: False leaves out the tensors that only the fine-tune has.
-        That this model has the weights of the adapter's base is not checked here, as `from_pretrained` does.
-        Raises ValueError that lists every tensor that does not fit; the model is then as before.
+        Where the base has a head too, tasks without one of their own use the base's.
+        Raises ValueError that lists every tensor that does not fit, and for an adapter that was made for another base
+        than a model of `from_pretrained` is (no other model knows its base's fingerprint); the model is then as before.
         """
         from dts.integrations.transformers import renamer
 
@@ -99,9 +108,12 @@ class DTSModel(nn.Module):
         entries = dict(adapter if isinstance(adapter, Mapping) else adapter.entries)
         if not heads:
             entries = {key: entry for key, entry in entries.items() if not entry.task_only}
+        if self._base is not None and isinstance(adapter, Adapter):
+            self._base.check([adapter])
         config = getattr(adapter, "model_config", None) or {}
         placed = place(self.model, entries, renamer(self.model), untied=config.get("tie_word_embeddings") is False)
         by_module: dict[int, tuple[nn.Module, dict[str, list[Piece]], bool]] = {}
+        in_base = self._in_base(placed)
         for site, pieces, task_only in placed:
             module, parts, head = by_module.get(id(site.module), (site.module, {}, False))
             by_module[id(site.module)] = module, parts | {site.parameter: pieces}, head or task_only
@@ -117,7 +129,7 @@ class DTSModel(nn.Module):
             layer.load(slot, parts)
             if head:
                 deltas.heads.add(slot)
-            deltas.in_base |= bool(parts) and (not head or self._tied(module, parts))
+            deltas.in_base |= key in in_base
         self._layers = {key: module for key, module in self.model.named_modules() if isinstance(module, Layer)}
         for layer_name, layer in self._layers.items():
             layer.dts.name = layer_name
@@ -373,11 +385,18 @@ class DTSModel(nn.Module):
         if self._last is not self._current:
             self._last = self._current
 
-    def _tied(self, module: nn.Module, parts: dict[str, list[Piece]]) -> bool:
-        """Whether the module shares one of these parameters with another."""
-        own = {id(getattr(module, name)) for name in parts}
-        return any(id(p) in own for other in self.model.modules() if other is not module
-                   for p in other._parameters.values() if p is not None)  # fmt: skip
+    def _in_base(self, placed: list) -> set[int]:
+        """Ids of the modules of which the base has the parameters that an adapter changes.
+
+        The checkpoint's loader knows that; else it has those that an adapter changes by a difference, and shared ones.
+        """
+        lacking, found = set(), set()
+        shared = Counter(id(site.tensor) for site in {(id(s.module), s.parameter): s for s in
+                                                      sites(self.model).values()}.values())  # fmt: skip
+        for site, _, task_only in placed:
+            has = site.name not in self._base.missing if self._base else not task_only or shared[id(site.tensor)] > 1
+            (found if has else lacking).add(id(site.module))
+        return found - lacking
 
     def _known(self, names: list[str]) -> list[str]:
         unknown = sorted({name for name in names if name not in self._loaded})

@@ -124,6 +124,24 @@ def test_adapters_of_another_base_are_refused(tmp_path):
     wrong.config["base"]["fingerprint"] = "0" * 32
     with pytest.raises(ValueError, match=f"is not the base of: trec was made for {'0' * 32}"):
         DTSModel.from_pretrained(tmp_path, adapters={"trec": wrong})
+    model = DTSModel.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"is not the base of: trec was made for {'0' * 32}"):
+        model.load_task("trec", wrong)
+    assert model.tasks == []
+
+
+def test_the_heads_of_the_checkpoint_stay_usable(tmp_path):
+    base = saved(tmp_path, "BertForSequenceClassification", "BertConfig", TEXT | dict(num_labels=3))
+    other = adapter("other", tmp_path, 1, model_config={"architectures": ["BertForSequenceClassification"]})
+    for key, tensor in (("classifier.weight", torch.randn(5, 16)), ("classifier.bias", torch.randn(5))):
+        other.entries[key] = Entry(key, None, tuple(tensor.shape), "value", tensor=tensor, task_only=True)
+    model = DTSModel.from_pretrained(tmp_path, adapters={"other": other})
+    ids = torch.randint(3, 50, (2, 4))
+    with torch.no_grad():
+        torch.testing.assert_close(torch.stack(model.task_logits(model(input_ids=ids))), base(input_ids=ids).logits)
+        rows = model.task_logits(model(input_ids=ids, tasks=["other", None]))
+        assert [len(row) for row in rows] == [5, 3]
+        torch.testing.assert_close(rows[1], base(input_ids=ids[1:]).logits[0], rtol=1e-4, atol=1e-4)
 
 
 def test_adapters_of_several_architectures_are_refused(tmp_path):

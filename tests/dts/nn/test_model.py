@@ -390,3 +390,12 @@ def test_weights_of_a_mixture_are_finite(base, ids, maker, weight):
     model.load_task("a", maker.entries(base, skip=0))
     with pytest.raises(ValueError, match="finite"):
         model(ids, tasks={"a": weight})
+
+
+def test_an_untied_head_leaves_the_tied_one_to_the_base(maker):
+    base = nn.Sequential(nn.Embedding(10, 8), nn.Linear(8, 10, bias=False)).double()
+    base[1].weight = base[0].weight
+    ids = torch.tensor([[1, 2, 3]])
+    model, plain = DTSModel(copy.deepcopy(base)), base(ids)
+    model.load_task("a", {"1.weight": maker.head("1.weight", 10, 8)})
+    close(model(ids), plain)
