@@ -2,8 +2,9 @@
 
     python -m benchmarks.kernels.sass [--json] [--kernel shrink] [--arch 90] [--dtype bfloat16]
 
-instructions_per_code counts the packed main loop (lane instructions for every 2-bit code it reads); null for kernels
-whose loop is not the packed product alone.  "+asm" is a kernel with its decode by inline assembly (`Config.asm`).
+instructions_per_code counts the packed main loop (lane instructions for every 2-bit code it reads; of sampled_product,
+for all the rows that a code is decoded for); null for kernels whose loop is not the packed product alone.  "+asm" is a
+kernel with its decode by inline assembly (`Config.asm`).
 
 The machine code is that of the ptxas in Triton's wheel.  The budgets (3.2 for 4:1 codes, 5 for four arbitrary levels)
 hold with Triton 3.9; Triton 3.6 gives up to 3.3 (fp16, sm_90) and 6.3.
@@ -22,7 +23,7 @@ from pathlib import Path
 import torch
 
 from dts_kernels.gpu.products import registers
-from dts_kernels.gpu.sample_products import BLOCK_G, BLOCK_M, MOST_ROWS
+from dts_kernels.gpu.sample_products import BLOCK_B, BLOCK_M, MOST_ROWS, PRODUCT_OPTIONS
 
 ARCHITECTURES = (80, 87, 89, 90, 120)
 DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
@@ -116,10 +117,11 @@ def signature(kernel: str, dtype: str, levels: bool, **overrides) -> tuple[dict,
         if kernel == "sampled_product":
             arguments = {"x": pointer, "y": pointer, "out": pointer, **bank, "slots_known": "i32", "per_entry": "i32",
                          "places": "i32", "in_features": "i32", "out_features": "i32"}  # fmt: skip
-            constants = {"BLOCK_T": MOST_ROWS, "BLOCK_M": BLOCK_M, "BLOCK_G": BLOCK_G}
+            constants = {"BLOCK_T": MOST_ROWS, "BLOCK_M": BLOCK_M, "BLOCK_B": BLOCK_B}
+            options |= PRODUCT_OPTIONS
         else:
-            arguments = {**bank, "place": "i32", "out": pointer, "slots_known": "i32", "m_size": "i32",
-                         "n_size": "i32"}  # fmt: skip
+            arguments = {**bank, "place": "i32", "out": pointer, "factor": "*fp32", "slots_known": "i32",
+                         "m_size": "i32", "n_size": "i32"}  # fmt: skip
             constants = {"BLOCK_M": 32, "BLOCK_N": 64}
     else:
         arguments = {
@@ -163,8 +165,11 @@ def compile_kernel(kernel: str, arch: int, dtype: str, levels: bool, **overrides
     aligned = [
         n
         for n in arguments
-        if arguments[n][0] == "*"
-        or n in ("in_features", "out_features", "out_columns", "width", "contracted", "columns")
+        if n not in constants
+        and (
+            arguments[n][0] == "*"
+            or n in ("in_features", "out_features", "out_columns", "width", "contracted", "columns")
+        )
     ]
     attributes = {(names.index(n),): [["tt.divisibility", 16]] for n in aligned}
     with warnings.catch_warnings():
@@ -216,6 +221,13 @@ def instructions_per_code(sass: str, block_t: int, block_n: int, warps: int, dot
     return len(body) * warps * 32 / (128 * block_n * products / a_block)
 
 
+def instructions_per_sample(sass: str) -> float:
+    """Of `sampled_product`: the innermost loop that loads bytes of codes; each of them holds four."""
+    loaded = [(lines, sum(bool(re.search(r"\bLDG\S*\.U8\b", line)) for line in lines)) for lines in loops(sass)]
+    body, count = min(((lines, count) for lines, count in loaded if count), key=lambda found: len(found[0]))
+    return len(body) / (4 * count)
+
+
 def report(name: str, arch: int, dtype: str, levels: bool, **overrides) -> Report:
     """name: one of `ALL`."""
     kernel = name.removesuffix(ASM)
@@ -228,6 +240,8 @@ def report(name: str, arch: int, dtype: str, levels: bool, **overrides) -> Repor
         counted = instructions_per_code(
             sass, constants["BLOCK_T"], constants["BLOCK_N"], options["num_warps"], 3 if levels else 1
         )
+    elif kernel == "sampled_product":
+        counted = instructions_per_sample(sass)
     return Report(
         name,
         arch,

@@ -5,7 +5,8 @@ from torch import Tensor
 
 from .products import _on, _wide_mm
 
-BLOCK_M, BLOCK_G, MOST_ROWS = 32, 16, 8
+BLOCK_M, BLOCK_B, MOST_ROWS = 16, 8, 8  # few registers and many programs; modelled, not measured
+PRODUCT_OPTIONS = {"num_warps": 4, "maxnreg": 128}  # without a limit ptxas aims at 96 registers and spills
 
 
 def add_samples(x, y, codes, table, starts, scales, slots, weights, transposed) -> Tensor:
@@ -21,7 +22,7 @@ def add_samples(x, y, codes, table, starts, scales, slots, weights, transposed) 
         sampled_product[(-(-out_features // BLOCK_M), entries * -(-per_entry // block_t))](
             rows, own, out, *_arena(codes, rows), table, starts, scales, slots.contiguous(), weights.contiguous(),
             starts.shape[0] - 1, per_entry, places, rows.shape[1], out_features,
-            BLOCK_T=block_t, BLOCK_M=BLOCK_M, BLOCK_G=BLOCK_G, num_warps=4,
+            BLOCK_T=block_t, BLOCK_M=BLOCK_M, BLOCK_B=BLOCK_B, **PRODUCT_OPTIONS,
         )
     return out
 
@@ -36,15 +37,16 @@ def add_dense(x, y, codes, table, starts, scales, slots, weights, transposed) ->
     m, n = (rows.shape[1], out_features) if transposed else (out_features, rows.shape[1])
     full = y.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     out, slots, weights = full.view(-1, out_features), slots.reshape(-1), weights.reshape(-1)
+    factor = torch.empty(1, dtype=torch.float32, device=x.device)
     with _on(x):
         for at in range(entries * places):
             matrix = torch.empty(m, n, dtype=x.dtype, device=x.device)
             sampled_dense[(-(-n // 64), -(-m // 32))](
-                *_arena(codes, rows), table, starts, scales, slots, weights, at, matrix, starts.shape[0] - 1, m, n,
-                BLOCK_M=32, BLOCK_N=64, num_warps=4,
+                *_arena(codes, rows), table, starts, scales, slots, weights, at, matrix, factor, starts.shape[0] - 1,
+                m, n, BLOCK_M=32, BLOCK_N=64, num_warps=4,
             )
             block = slice(at // places * each, (at // places + 1) * each)
-            out[block] += _wide_mm(rows[block], matrix if transposed else matrix.T)
+            out[block] += _wide_mm(rows[block], matrix if transposed else matrix.T) * factor
     return full.to(y.dtype)
 
 

@@ -182,10 +182,13 @@ def test_sampled_products(m, n, entries, each, transposed, dtype):
     assert (out.double() - wanted).norm() <= TOLERANCE[dtype] * wanted.norm()
 
 
-def test_sampled_products_in_a_cuda_graph_follow_the_routing():
-    made, routing = sample_bank(512, 768, (12, 6)), kernels.Routing.of([0, 1], "cuda")
-    x, y = torch.randn(2, 768, device="cuda"), torch.randn(2, 512, device="cuda")
+@pytest.mark.parametrize("transposed,path", [(False, "triton"), (True, "dense")])
+def test_sampled_products_in_a_cuda_graph_follow_the_routing(transposed, path):
+    made, routing = sample_bank(512, 768, (12, 6), transposed), kernels.Routing.of([0, 1], "cuda")
+    x, y = (torch.randn(2, f, device="cuda") for f in (made.in_features, made.out_features))
+    dispatch.ran.clear()
     kernels.add_samples(x, y, made, routing)
+    assert set(dispatch.ran) == {("add_samples", path)}
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -16,6 +16,7 @@ from dts_kernels.gpu import decode  # noqa: E402
 NEW_PTXAS = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9)
 BUDGET = {"4:1": 3.2, "any four": 5.0} if NEW_PTXAS else {"4:1": 3.4}
 ASM_BUDGET = 2.0 if NEW_PTXAS else 3.2
+SAMPLED_BUDGET = {1: 36, 2: 40, 4: 48, 8: 70}  # rows of a program -> for them all
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,23 @@ def test_no_spills_and_few_instructions(reports, kernel, arch, dtype, levels):
         assert 1 < report.instructions_per_code <= ASM_BUDGET
     elif kernel in ("shrink", "expand") and report.levels in BUDGET:
         assert 1 < report.instructions_per_code <= BUDGET[report.levels]
+
+
+@pytest.mark.parametrize("arch", sass.ARCHITECTURES)
+@pytest.mark.parametrize("rows", SAMPLED_BUDGET)
+def test_sampled_products_decode_a_code_once_for_all_rows(rows, arch):
+    report = sass.report("sampled_product", arch, "float16", False, BLOCK_T=rows)
+    assert report.stack == 0 and report.local == 0
+    assert 20 < report.instructions_per_code <= SAMPLED_BUDGET[rows]
+
+
+@pytest.mark.parametrize("kernel,ones", [
+    ("sampled_product", {"BLOCK_T": 1, "per_entry": 1, "places": 1}), ("sampled_product", {"places": 1}),
+    ("sampled_product", {"in_features": 1}), ("sampled_product", {"out_features": 1}), ("sampled_dense", {"place": 1}),
+])  # fmt: skip
+def test_sampled_kernels_also_compile_with_ones_and_in_float32(kernel, ones):
+    report = sass.report(kernel, 90, "float32", False, **ones)
+    assert report.stack == 0 and report.local == 0
 
 
 def ptx(code: str, *operands: int) -> int:
