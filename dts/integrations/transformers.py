@@ -124,3 +124,49 @@ def _converted(name: str, renamed: str, target: str, pattern: str, converter) ->
         expert = int(re.search(regex, renamed).group(1))
     sources = list(converter.source_patterns)
     return Target(target, expert, sources.index(pattern), len(sources) if joined else 1)
+
+
+def update_config(model: nn.Module, resized: dict[str, tuple[int, int]], given: dict) -> None:
+    """Labels, vocabulary and ties of a model's config, and of its modules, after a task was written into its weights.
+
+    resized: layer -> (rows before, now);  given: the fine-tune's own config, for what sizes do not tell.
+    """
+    config = getattr(model, "config", None)
+    if not (hasattr(config, "get_text_config") and hasattr(model, "get_input_embeddings")):
+        return
+    text = config.get_text_config()
+    inputs, outputs = _found(model.get_input_embeddings), _found(model.get_output_embeddings)
+    labels, vocabulary = config.num_labels, getattr(text, "vocab_size", None)
+    for name, (before, now) in resized.items():
+        module = model.get_submodule(name)
+        if before == vocabulary and (module is inputs or module is outputs):
+            text.vocab_size = now
+            _replace(model, "vocab_size", before, now)
+        elif before == labels and isinstance(module, nn.Linear):
+            config.num_labels = now
+            _replace(model, "num_labels", before, now)
+    names = given.get("id2label") or {}
+    if names and len(names) == config.num_labels:
+        config.id2label = {int(index): label for index, label in names.items()}
+        config.label2id = given.get("label2id") or {label: index for index, label in config.id2label.items()}
+    if given.get("problem_type"):
+        config.problem_type = given["problem_type"]
+    weights = [getattr(module, "weight", None) for module in (inputs, outputs)]
+    untied = weights[0] is not weights[1] and not any(weight is None for weight in weights)
+    if untied and getattr(config, "tie_word_embeddings", False):
+        config.tie_word_embeddings = False
+
+
+def _found(getter: Callable[[], nn.Module | None]) -> nn.Module | None:
+    """Embeddings of a model; those that have none may raise."""
+    try:
+        return getter()
+    except (NotImplementedError, AttributeError):
+        return None
+
+
+def _replace(model: nn.Module, attribute: str, before: int, now: int) -> None:
+    """Models keep copies of what is in their config."""
+    for module in model.modules():
+        if vars(module).get(attribute) == before:
+            setattr(module, attribute, now)

@@ -2,28 +2,50 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import torch
 from torch import Tensor, nn
 
 from dts.nn.deltas import ParameterDelta
 from dts.nn.layer import Layer, parameter_shape
+from dts.nn.names import Site, sites
 from dts.nn.routing import RoutingState
 
 
-def merge(layers: dict[str, Layer], state: RoutingState) -> None:
-    """base + the deltas of the state's one mixture, in place; parameters that modules share stay shared."""
+def merge(model: nn.Module, layers: dict[str, Layer], state: RoutingState) -> dict[str, tuple[int, int]]:
+    """base + the deltas of the state's one mixture, in place; returns {layer: (rows before, now)} of those resized.
+
+    Parameters that modules share stay shared unless their values differ now: a task may have untied them.
+    """
     quantised = [f"{name}.{p}" for name, layer in layers.items() for p in layer.dts.parameters
                  if tuple(getattr(layer, p).shape) != parameter_shape(layer, p)]  # fmt: skip
     if quantised:
         raise ValueError(f"cannot write into quantised weights: {', '.join(quantised)}")
-    done: dict[int, tuple[Tensor, nn.Parameter]] = {}  # id -> (the shared tensor, its new value)
-    for layer in layers.values():
-        for name, delta in layer.dts.parameters.items():
-            tensor = getattr(layer, name)
-            if id(tensor) not in done:
-                done[id(tensor)] = tensor, merged(delta, tensor, state)
-            _put(layer, name, tensor, done[id(tensor)][1])
-        _resize(layer)
+    shared = defaultdict(dict)  # id of a tensor -> {(id of a module, parameter): where it is}
+    for site in sites(model).values():
+        shared[id(site.tensor)].setdefault((id(site.module), site.parameter), site)
+    for holders in list(shared.values()):
+        _write(list(holders.values()), state)
+    return {name: change for name, layer in layers.items() if (change := _resize(layer)) is not None}
+
+
+def _write(holders: list[Site], state: RoutingState) -> None:
+    """New values of one tensor, which the parameters of several modules may be."""
+    tensor, values = holders[0].tensor, []
+    deltas = [site.module.dts.get(site.parameter) if isinstance(site.module, Layer) else None for site in holders]
+    if not any(deltas):
+        return
+    for delta in deltas:
+        values.append(tensor.detach() if delta is None else merged(delta, tensor, state))
+    same = all(value.shape == values[0].shape and torch.equal(value, values[0]) for value in values[1:])
+    for site, delta, value in zip(holders, deltas, values):
+        if site.parameter not in site.module._parameters:
+            site.module._buffers[site.parameter] = values[0] if same else value
+        elif not same and delta is not None:
+            site.module._parameters[site.parameter] = nn.Parameter(value, tensor.requires_grad)
+    if same and isinstance(tensor, nn.Parameter):
+        tensor.data = values[0]
 
 
 def merged(delta: ParameterDelta, tensor: Tensor, state: RoutingState) -> Tensor:
@@ -36,34 +58,13 @@ def merged(delta: ParameterDelta, tensor: Tensor, state: RoutingState) -> Tensor
     return value.contiguous()
 
 
-def _put(layer: Layer, name: str, tensor: Tensor, value: Tensor) -> None:
-    if name in layer._parameters:
-        tensor.data = value
-    else:
-        layer._buffers[name] = value
-
-
-def _resize(layer: Layer) -> None:
+def _resize(layer: Layer) -> tuple[int, int] | None:
     """A layer's own idea of its sizes."""
+    rows = None
     if isinstance(layer, nn.Linear):
+        rows = layer.out_features, layer.weight.shape[0]
         layer.out_features, layer.in_features = layer.weight.shape
     elif isinstance(layer, nn.Embedding):
+        rows = layer.num_embeddings, layer.weight.shape[0]
         layer.num_embeddings = layer.weight.shape[0]
-
-
-def take_sizes(model: nn.Module, fine_tune: dict) -> None:
-    """Bring a transformers model's config up to what was merged: the fine-tune's classes and vocabulary.
-
-    fine_tune: the content of its ``config.json``.  Without this the model could not be loaded again once saved.
-    """
-    config = getattr(model, "config", None)
-    if config is None:
-        return
-    if "id2label" in fine_tune and hasattr(config, "id2label"):
-        config.id2label = {int(number): label for number, label in fine_tune["id2label"].items()}
-        config.label2id = {label: number for number, label in config.id2label.items()}
-        for module in model.modules():  # what the loss of a classifier asks
-            if isinstance(getattr(module, "num_labels", None), int):
-                module.num_labels = len(config.id2label)
-    if "vocab_size" in fine_tune and hasattr(config, "vocab_size"):
-        config.vocab_size = fine_tune["vocab_size"]
+    return rows if rows and rows[0] != rows[1] else None

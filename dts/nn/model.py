@@ -21,7 +21,7 @@ from dts.nn.embedding import DTSEmbedding
 from dts.nn.grouped import run_grouped
 from dts.nn.layer import Layer, LayerDeltas, adopt, base_class, release
 from dts.nn.linear import DTSConv1D, DTSLinear, LinearLayer
-from dts.nn.merged import merge, take_sizes
+from dts.nn.merged import merge
 from dts.nn.names import place, sites
 from dts.nn.norm import DTSLayerNorm, DTSNorm
 from dts.nn.owner import Owner
@@ -314,19 +314,23 @@ class DTSModel(nn.Module):
     def merge_and_unload(self, task: Task = None) -> nn.Module:
         """The plain base module with one task (or mixture; None: the base) written into its weights.
 
-        This model is empty afterwards.
+        Of a transformers model the ``config`` has the task's labels and sizes then.  This model is empty afterwards.
         """
+        from dts.integrations.transformers import update_config
+
         mixture = self._mixture(task)
+        adapters = [self._loaded[name].adapter for name in _names(task)]
+        config = adapters[0].model_config if len(adapters) == 1 and adapters[0] is not None else None
         routing = RoutingState(self._state.routing.slots.device)
         routing.set([mixture])
-        merge(self._layers, routing)
-        if isinstance(task, str) and self._loaded[task].adapter is not None:
-            take_sizes(self.model, self._loaded[task].adapter.model_config or {})
+        resized = merge(self.model, self._layers, routing)
         for module in self.model.modules():
             release(module)
+        update_config(self.model, resized, config or {})
         _fast_path_again(self.model)
         for found in (self._loaded, self._layers, self._layouts):
             found.clear()
+        self._base = None  # these weights are no checkpoint's
         self._state.set([{}])
         self._current = self._last = [None]
         return self.model

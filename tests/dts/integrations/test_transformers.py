@@ -154,3 +154,56 @@ def test_adapters_of_several_architectures_are_refused(tmp_path):
         adapters[name] = made
     with pytest.raises(ValueError, match="different architectures"):
         DTSModel.from_pretrained(tmp_path, adapters=adapters)
+
+
+def test_a_merged_classifier_can_be_trained_and_saved(tmp_path):
+    saved(tmp_path / "base", "BertModel", "BertConfig", TEXT)
+    names = {str(i): label for i, label in enumerate("abcde")}
+    made = adapter("five", tmp_path / "base", 1, model_config={
+        "architectures": ["BertForSequenceClassification"], "id2label": names,
+        "label2id": {label: int(i) for i, label in names.items()},
+    })  # fmt: skip
+    made.entries = {f"bert.{key}": Entry(**{**vars(e), "name": f"bert.{key}"}) for key, e in made.entries.items()}
+    for key, tensor in (("classifier.weight", torch.randn(5, 16)), ("classifier.bias", torch.randn(5))):
+        made.entries[key] = Entry(key, None, tuple(tensor.shape), "value", tensor=tensor, task_only=True)
+    for bare in (False, True):
+        model = DTSModel.from_pretrained(tmp_path / "base", adapters={"five": made})
+        if bare:
+            model.load_task("five", made.entries)
+        ids = torch.randint(3, 50, (2, 4))
+        expected = model(input_ids=ids, tasks="five").logits.detach()
+        merged = model.merge_and_unload("five")
+        assert merged.config.num_labels == merged.num_labels == 5
+        assert merged(input_ids=ids, labels=torch.tensor([0, 4])).loss.isfinite()
+        merged.save_pretrained(tmp_path / "merged")
+        again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
+        torch.testing.assert_close(again(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
+        assert bare or again.config.id2label == {int(i): label for i, label in names.items()}
+
+
+@pytest.mark.parametrize("what", ["enlarged", "untied"])
+def test_a_merged_vocabulary_can_be_saved(tmp_path, what):
+    saved(tmp_path / "base", *MODELS["gpt2"])
+    made = adapter("a", tmp_path / "base", 1)
+    if what == "enlarged":
+        first = made.entries["transformer.wte.weight"]
+        grown = {**vars(first), "shape": (53, 16), "added_rows": torch.randn(3, 16)}
+        made.entries["transformer.wte.weight"] = Entry(**grown)
+        ids = torch.tensor([[3, 52, 7]])
+    else:
+        made.entries["lm_head.weight"] = Entry("lm_head.weight", None, (50, 16), "value", tensor=torch.randn(50, 16),
+                                               task_only=True)  # fmt: skip
+        made.model_config = {"tie_word_embeddings": False}
+        ids = torch.tensor([[3, 42, 7]])
+    model = DTSModel.from_pretrained(tmp_path / "base")
+    model.load_task("a", made)
+    with torch.no_grad():
+        expected = model(input_ids=ids, tasks="a").logits
+        merged = model.merge_and_unload("a")
+        plain = merged(input_ids=ids).logits
+        torch.testing.assert_close(plain, expected, rtol=1e-3, atol=1e-2)
+        merged.save_pretrained(tmp_path / "merged")
+        again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+        torch.testing.assert_close(again(input_ids=ids).logits, plain)
+    assert again.config.vocab_size == expected.shape[-1]
+    assert (again.lm_head.weight is again.transformer.wte.weight) == (what == "enlarged")
