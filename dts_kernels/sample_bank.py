@@ -117,6 +117,10 @@ class SampleBank:
     def slots(self) -> list[int]:
         return sorted(self.arena.held if self.arena else self._samples)
 
+    def __len__(self) -> int:
+        """How many tasks have samples."""
+        return len(self.arena.held if self.arena else self._samples)
+
     def to(self, device) -> "SampleBank":
         moved = SampleBank(self.in_features, self.out_features, device, self.transposed)
         for slot in self.slots:

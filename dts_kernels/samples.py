@@ -11,12 +11,13 @@ element is as likely as any other.  A code's value (`layout.VALUES`) times ``sca
 elsewhere.  Columns from n on (the last group may be shorter) do not exist: their codes mean nothing.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from .layout import VALUES, packed_width, unpack
+from .layout import packed_width
+from .reference import decode
 
 STRIDES = range(1, 1 << 12)  # a shift's odds are even to stride / 2^16
 
@@ -57,8 +58,12 @@ class Samples:
     def nbytes(self) -> int:
         return self.codes.numel()
 
+    def times(self, factor: float) -> "Samples":
+        """A multiple, whose scale has the 7 digits that are stored of it."""
+        return replace(self, scale=float(f"{factor * self.scale:.7g}"))
+
     def to(self, device) -> "Samples":
-        return Samples(self.codes.to(device), self.scale, self.stride, self.seed, self.shape)
+        return replace(self, codes=self.codes.to(device))
 
 
 def groups_of(n: int, stride: int) -> int:
@@ -82,7 +87,7 @@ def columns(shape: tuple[int, int], stride: int, seed: int, device=None, rows: T
 def dense(samples: Samples, dtype=torch.float32, rows: Tensor | None = None) -> Tensor:
     """The matrix: dtype [m, n].  rows: int64, only these."""
     codes = samples.codes if rows is None else samples.codes[rows]
-    values = torch.tensor(VALUES, dtype=dtype, device=codes.device)[unpack(codes, samples.groups).int()]
+    values = decode(codes, samples.groups, dtype=dtype)
     at = columns(samples.shape, samples.stride, samples.seed, codes.device, rows)
     out = torch.zeros(codes.shape[0], samples.groups * samples.stride, dtype=dtype, device=codes.device)
     out.scatter_(1, at, values * torch.tensor(samples.scale, dtype=torch.float32, device=codes.device).to(dtype))

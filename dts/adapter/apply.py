@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from dts.adapter.folder import beside, place
+from dts.adapter.folder import beside, check_place, place
 from dts.adapter.format import CONFIG, check_files
 from dts.adapter.tokenizer import TEXT_FILES
 from dts.checkpoint import Checkpoint, Lazy, Mismatch, fingerprint, open_checkpoint, sampled_digest, write_safetensors
@@ -118,16 +118,7 @@ def check_target(out: Path, base: Checkpoint, adapter, overwrite: bool) -> None:
         source = source and source.resolve()
         if source and (target == source or target in source.parents or source in target.parents):
             raise FileExistsError(f"{out} is, holds or lies in the {what} itself, {source}: choose another folder")
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise FileExistsError(f"{out} is a file: choose a folder")
-    if not any(out.iterdir()):
-        return
-    if not _is_model(out):
-        raise FileExistsError(f"{out} exists and is not a model: choose another folder")
-    if not overwrite:
-        raise FileExistsError(f"{out} exists: choose another folder, or ask for it to be overwritten")
+    check_place(out, overwrite, "a model", _is_model)
 
 
 def _is_model(folder: Path) -> bool:

@@ -25,7 +25,7 @@ from torch import Tensor
 from dts.adapter import check
 from dts.adapter.card import card
 from dts.adapter.entries import KINDS, Entry
-from dts.adapter.folder import beside, place
+from dts.adapter.folder import beside, check_place, place
 from dts.checkpoint import Damaged, SafetensorsFile, write_safetensors
 from dts.checkpoint.pairing import swap_prefix
 from dts.checkpoint.safetensors_file import Layout, header_bytes, layout_of, tensor_bytes
@@ -106,7 +106,7 @@ def entry_row(entry: Entry, dtype: torch.dtype, base_digest: str | None, sizes: 
     if isinstance(entry.factors, list):
         row["experts"] = [
             None if f is None else
-            [[vars(p) for p in f.parts], number(f.squared_error), number(f.norm), *[s for s in [samples_row(f)] if s]]
+            [[vars(p) for p in f.parts], number(f.squared_error), number(f.norm)] + [samples_row(f)] * bool(f.samples)
             for f in entry.factors
         ]
     elif entry.factors is not None:
@@ -160,17 +160,17 @@ def entry_from(name: str, row: dict, config: dict, load: Callable[[str], Tensor 
     elif entry.kind == "experts":
         matrix = entry.base_shape[1:]
         entry.factors = [
-            None if e is None else factors_from(f"{name}[{i}]", matrix, *e[:3], e[3] if len(e) > 3 else [], load)
+            None if e is None else factors_from(f"{name}[{i}]", matrix, load, *e)
             for i, e in enumerate(row["experts"])
         ]
     elif "parts" in row:
         matrix = entry.base_shape[0], torch.Size(entry.base_shape[1:]).numel()
-        entry.factors = factors_from(name, matrix, row["parts"], row["squared_error"], row["norm"],
-                                     row.get("samples", []), load)
+        entry.factors = factors_from(name, matrix, load, row["parts"], row["squared_error"], row["norm"],
+                                     row.get("samples", ()))
     return entry
 
 
-def factors_from(name: str, shape, parts: list[dict], squared_error, norm: float, samples: list[dict], load) -> Factors:
+def factors_from(name: str, shape, load, parts: list[dict], squared_error, norm: float, samples=()) -> Factors:
     stored = {key: load(f"{name}.{key}") for key in ("u", "v", "sigma", "levels", "rows", "columns")}
     parts = tuple(Part(part["kind"], part["rank"]) for part in parts)
     absent = [key for key in ("u", "v", "sigma") if stored[key] is None]
@@ -283,14 +283,7 @@ def write(adapter, out: Path, overwrite: bool = False, partial: Path | None = No
 
 def check_out(out: Path, overwrite: bool) -> None:
     """Refuses to write over what is not an adapter, and over an adapter unless asked to."""
-    if not out.exists() or out.is_dir() and not any(out.iterdir()):
-        return
-    if not out.is_dir():
-        raise FileExistsError(f"{out} is a file: choose a folder")
-    if not (out / CONFIG).is_file():
-        raise FileExistsError(f"{out} exists and is not an adapter: choose another folder")
-    if not overwrite:
-        raise FileExistsError(f"{out} exists: choose another folder, or ask for it to be overwritten")
+    check_place(out, overwrite, "an adapter", lambda folder: (folder / CONFIG).is_file())
 
 
 def file_problems(adapter) -> list[str]:

@@ -2,7 +2,6 @@
 
 import math
 from contextlib import contextmanager
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -77,7 +76,7 @@ def compress_tensor(
     sigma = packed.sigma.double() * scale
     packed = PackedFactors(packed.u, packed.v, sigma.float(), packed.levels).to("cpu")
     norm = compact.norm().item() * scale
-    samples = tuple(replace(one, scale=float(f"{one.scale * scale:.7g}")).to("cpu") for one in samples)
+    samples = tuple(one.times(scale).to("cpu") for one in samples)
     parts = (Part("paper" if method == "paper" else "residual", packed.rank),)
     return Factors(packed, shape, rows, columns, parts, norm, error, samples)
 

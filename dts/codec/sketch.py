@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dts_kernels.layout import PackedFactors, pack, packed_width
-from dts_kernels.reference import reconstruct
+from dts_kernels.reference import decode, reconstruct
 from dts_kernels.samples import STRIDES, Samples, columns, groups_of
 
 from . import residual
@@ -63,9 +63,8 @@ def encode(delta: Tensor, rank: int, seed: int = 0) -> tuple[PackedFactors, floa
     real = at < shape[1]
     kept = missing.gather(1, at.clamp(max=shape[1] - 1)) * real
     codes, scale = rounded(kept, real)
-    scale = float(f"{scale * stride:.7g}")
-    sample = Samples(pack(codes), scale, stride, own, shape)
-    values = (1 + 3 * (codes & 1).float()) * (1.0 - (codes & 2).float()) * scale * real
+    sample = Samples(pack(codes), scale, stride, own, shape).times(stride)
+    values = decode(sample.codes, sample.groups) * sample.scale * real
     noise = missing.double().square().sum() + (values * (values - 2 * kept)).sum(dtype=torch.float64)
     return packed, (noise / delta.double().square().sum()).item(), (sample,)
 

@@ -116,9 +116,9 @@ def bits_at(energies: Tensor, ranks: Tensor, shape=None) -> Tensor:
 
 def with_sketch(ranks, shape: tuple[int, int], error) -> Tensor:
     """Errors of method "sketch" from ``error(ranks)`` of its components."""
-    halves = [sketch.split(rank, shape) for rank in torch.as_tensor(ranks).flatten().tolist()]
-    left = error([first for first, _ in halves])
-    return torch.stack([sketch.expected_error(e, stride) for e, (_, stride) in zip(left, halves)])
+    splits = [sketch.split(rank, shape) for rank in torch.as_tensor(ranks).flatten().tolist()]
+    left = error([first for first, _ in splits])
+    return torch.stack([sketch.expected_error(e, stride) for e, (_, stride) in zip(left, splits)])
 
 
 def error_bounds(singular_values: Tensor, ranks, method: str = "residual", shape=None) -> tuple[Tensor, Tensor]:

@@ -80,18 +80,18 @@ class Packed:
         return self._sampled(x, delta_linear(x, self.bank, routing, y), routing)
 
     def _sampled(self, x: Tensor, y: Tensor, routing: Routing) -> Tensor:
-        return add_samples(x, y, self.samples, routing) if self.samples.slots else y
+        return add_samples(x, y, self.samples, routing) if len(self.samples) else y
 
     def rows(self, ids: Tensor, routing: Routing, dtype: torch.dtype) -> Tensor:
         """Rows ``ids`` (int64 [...], -1 = none) of the delta: dtype [..., n]."""
         return self.sampled_rows(ids, delta_embedding(ids, self.bank, routing, dtype), routing)
 
     def sampled_rows(self, ids: Tensor, y: Tensor, routing: Routing) -> Tensor:
-        return add_sampled_rows(ids, y, self.samples, routing) if self.samples.slots else y
+        return add_sampled_rows(ids, y, self.samples, routing) if len(self.samples) else y
 
     def dense(self, gamma: Tensor, base: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
         full = reconstruct(self.bank, gamma, base, dtype)
-        return add_dense_samples(full, self.samples, gamma) if self.samples.slots else full
+        return add_dense_samples(full, self.samples, gamma) if len(self.samples) else full
 
 
 @dataclass
@@ -198,7 +198,7 @@ class MatrixDelta:
                 self._parts = EmbeddingParts(banks, self.shape[0])
             y = self.main.sampled_rows(ids, add_embedding(ids, y, self._parts, routing), routing)
             for block in self._all_blocks():
-                if block.packed.samples.slots:
+                if len(block.packed.samples):
                     y = block.packed.sampled_rows(block.where(ids), y, routing)
             return y
         if self.main.bank.slots:

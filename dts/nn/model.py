@@ -425,13 +425,13 @@ class DTSModel(nn.Module):
             for row, mixture in enumerate(mixtures):
                 lengths = {tuple(p.values.tensors[s].shape) for p in layer.dts.parameters.values() for s in mixture
                            if s in p.values.tensors and p is layer.dts.get("weight")}  # fmt: skip
-                mixed = bool(set(mixture) & heads) and not set(mixture) <= heads
-                if layer.dts.in_base and mixed:
+                own = heads & set(mixture)
+                if layer.dts.in_base and own and own != set(mixture):
                     missing[name] = (
                         f"row {row} mixes tasks that have a {name!r} of their own, "
-                        f"{[names[s] for s in mixture if s in heads]}, with tasks that use the base's"
+                        f"{[names[s] for s in sorted(own)]}, with tasks that use the base's"
                     )
-                elif not layer.dts.in_base and (not mixture or not set(mixture) <= heads):
+                elif not layer.dts.in_base and (not mixture or own != set(mixture)):
                     who = " and ".join(repr(names[s]) for s in mixture if s not in heads) or "the base"
                     missing[name] = (
                         f"row {row} uses {who}, which has no {name!r} of its own; tasks that have one: "

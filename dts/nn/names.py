@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dts.adapter.entries import Entry
 from dts.nn.deltas import Piece
-from dts.nn.layer import parameter_shape
+from dts.nn.layer import base_class, parameter_shape
 
 
 @dataclass(frozen=True)
@@ -155,9 +155,10 @@ def _whole(entry: Entry, target: Target, site: Site, row: int | None, wrong: lis
 
 def _pieces(entry: Entry, target: Target, site: Site, wrong: list[str]) -> list[Piece]:
     if entry.task_only:
-        inputs = -1 if type(site.module).__name__ == "Conv1D" else 1  # the axes that are no classes
-        own, expected = ((s[:-1] if inputs < 0 else s[1:]) for s in (tuple(entry.shape), tuple(site.shape)))
-        if len(entry.shape) != len(site.shape) or own != expected:
+        classes = slice(-1, None) if base_class(site.module).__name__ == "Conv1D" else slice(0, 1)  # their axis
+        own, expected = list(entry.shape), list(site.shape)
+        del own[classes], expected[classes]
+        if own != expected:
             wrong.append(f"{entry.name}: the fine-tune's own {list(entry.shape)} does not fit the model's "
                          f"{list(site.shape)}: only the number of outputs may differ")
             return []

@@ -1,7 +1,5 @@
 """Factors of a mixture: sum_i gamma_i U_i diag(sigma_i) V_i is one product of the factors side by side."""
 
-from dataclasses import replace
-
 import torch
 
 from dts.codec import Factors, Part, compress_tensor
@@ -27,7 +25,7 @@ def concatenated(members: list[tuple[float, Factors]]) -> Factors:
     wide = sigma.double()
     norm = (wide @ code_gram(u_values, v_values) @ wide).clamp(min=0).sqrt().item()
     packed = PackedFactors(pack(u[:, order]), pack(v[:, order]), sigma[order].contiguous())
-    samples = tuple(replace(s, scale=float(f"{gamma * s.scale:.7g}")) for gamma, f in members for s in f.samples)
+    samples = tuple(sample.times(gamma) for gamma, f in members for sample in f.samples)
     parts = (Part("residual", packed.rank),)
     return Factors(packed, first.shape, first.rows, first.columns, parts, norm, 0.0, samples)
 

@@ -60,8 +60,6 @@ const Kernels *dts_find(const char *name) {
     return NULL;
 }
 
-static int64_t round_up(int64_t a, int64_t to) { return (a + to - 1) / to * to; }
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 typedef struct {
     int32_t row, task;
@@ -278,7 +276,6 @@ static void expand_tile(const Call *call, const Segment *s, int64_t o0, int64_t 
     }
 }
 
-static int64_t size_of(int type) { return type == FLOAT32 ? 4 : 2; }
 
 /* y = the addends of each row's tasks, times their gammas. */
 static void start_tile(const Call *call, int64_t o0, int64_t columns, float *y, int64_t tile) {

@@ -73,6 +73,10 @@ typedef struct {
 /* The variant of a name, NULL where this machine cannot run it. */
 const Kernels *dts_find(const char *name);
 
+static inline int64_t round_up(int64_t a, int64_t to) { return (a + to - 1) / to * to; }
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t size_of(int type) { return type == FLOAT32 ? 4 : 2; }
+
 /* Digits so large that a sum over `count` products with values up to 4 fits 32 bits. */
 static inline int digit_limit(int64_t count) { return count <= 16384 ? 32512 : (int)(32512 * 16384 / count); }
 

@@ -32,7 +32,6 @@ typedef struct {
 } Plan;
 
 static int64_t up(int64_t a, int64_t to) { return (a + to - 1) / to * to; }
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 static void *cut(char **at, int64_t size) {
     char *piece = *at;
@@ -112,7 +111,7 @@ static void block_item(void *context, int64_t item, int worker) {
         rows[r].gamma = gamma;
     }
     for (int64_t o = 0; o < call->m; o += tile) {
-        int64_t columns = least(tile, call->m - o), size = call->type == FLOAT32 ? 4 : 2;
+        int64_t columns = least(tile, call->m - o), size = size_of(call->type);
         for (int64_t r = 0; r < count; r++) {
             int64_t row = block->rows[r].row;
             rows[r].y = call->y ? call->y + row * call->y_stride + o * size : NULL;
@@ -125,7 +124,7 @@ static void block_item(void *context, int64_t item, int worker) {
 
 /* A row without factors: y and perhaps an addend. */
 static void plain_row(const RowBlocks *call, const TaskRow *row, const float *add) {
-    int64_t size = call->type == FLOAT32 ? 4 : 2;
+    int64_t size = size_of(call->type);
     char *to = call->out + row->row * call->out_stride;
     const char *from = call->y ? call->y + row->row * call->y_stride : NULL;
     if (!add) {

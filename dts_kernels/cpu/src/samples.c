@@ -52,9 +52,6 @@ typedef struct {
     int64_t scratch_size;
 } Call;
 
-static int64_t up(int64_t a, int64_t to) { return (a + to - 1) / to * to; }
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t size_of(int type) { return type == FLOAT32 ? 4 : 2; }
 
 /* ---- x for the inner loops -------------------------------------------------------------------------------------- */
 
@@ -205,7 +202,7 @@ static void scatter_tile(const Call *call, const Batch *b, int64_t first, int64_
 static void tile_item(void *context, int64_t item, int worker) {
     const Call *call = context;
     float *y = (float *)(void *)(call->scratch + worker * call->scratch_size);
-    float *sums = y + up(call->rows * call->tile, 16);
+    float *sums = y + round_up(call->rows * call->tile, 16);
     int64_t first = item * call->tile, columns = least(call->tile, call->out_columns - first);
     memset(y, 0, (size_t)(call->rows * call->tile) * 4);
     for (int64_t i = 0; i < call->batch_count; i++) {
@@ -234,7 +231,7 @@ static int64_t split(const Call *call, const Sample *sample, const Pair *pairs, 
         int64_t numbers = vectors ? sample->stride * vectors * lanes : b.pitch * size; /* a group */
         b.part_groups = least((vectors ? NEAR_PANEL : NEAR) / numbers / 16 * 16, MOST_GROUPS);
         if (b.part_groups < 16) b.part_groups = 16;
-        b.each = up(call->transposed ? call->m : b.groups * b.pitch + lanes, 16);
+        b.each = round_up(call->transposed ? call->m : b.groups * b.pitch + lanes, 16);
         to[made] = b;
     }
     return made;
@@ -242,7 +239,7 @@ static int64_t split(const Call *call, const Sample *sample, const Pair *pairs, 
 
 static int64_t numbers_of(const Call *call, const Batch *b) {
     if (!b->vectors) return b->count * b->each;
-    return up((call->transposed ? call->m : b->groups * b->sample->stride) * b->vectors * call->k->lanes, 16);
+    return round_up((call->transposed ? call->m : b->groups * b->sample->stride) * b->vectors * call->k->lanes, 16);
 }
 
 /* Sums of a batch's tile, beside y. */
@@ -263,7 +260,7 @@ static int64_t tile_size(const Call *call) {
     if (call->transposed && few) size = 4 * TILE; /* what was stored is read again late, from the cache */
     int64_t shared = call->out_columns / (2 * call->threads);
     if (call->threads > 1 && shared < size) size = shared > 64 ? shared : 64;
-    return least(up(size, call->transposed ? 4 * largest : largest), up(call->out_columns, 16));
+    return least(round_up(size, call->transposed ? 4 * largest : largest), round_up(call->out_columns, 16));
 }
 
 static int sweep(Call *call) {
@@ -278,15 +275,15 @@ static int sweep(Call *call) {
         int64_t sums = sums_of(call, &call->batches[i]);
         if (sums > most) most = sums;
     }
-    call->scratch_size = up((up(call->rows * call->tile, 16) + most) * 4, 64);
+    call->scratch_size = round_up((round_up(call->rows * call->tile, 16) + most) * 4, 64);
     void *memory = NULL;
-    if (posix_memalign(&memory, 64, (size_t)(64 + up(numbers * 4, 64) + call->threads * call->scratch_size))) return 1;
+    if (posix_memalign(&memory, 64, (size_t)(64 + round_up(numbers * 4, 64) + call->threads * call->scratch_size))) return 1;
     float *x = memory;
     for (int64_t i = 0; i < call->batch_count; i++) {
         call->batches[i].x = x;
         x += numbers_of(call, &call->batches[i]);
     }
-    call->scratch = (char *)memory + up(numbers * 4, 64);
+    call->scratch = (char *)memory + round_up(numbers * 4, 64);
     call->pieces = call->threads > call->batch_count ? call->threads : 1;
     dts_parallel(call->threads, call->batch_count * call->pieces, lay_item, call);
     dts_parallel(call->threads, (call->out_columns + call->tile - 1) / call->tile, tile_item, call);

@@ -30,6 +30,23 @@ INLINE void sample_words(const uint8_t *codes, int64_t row_bytes, int count, int
     }
 }
 
+/* at[g]: where the part's turned diagonal of a block begins in what sample_pitch lays out; returns the block's last row
+ * of the part, and one more */
+INLINE int64_t sample_turns(const SamplePart *part, int64_t block, int groups, int64_t pitch, int32_t *at) {
+    int64_t next = (block + 1) * part->sample->stride;
+    sample_shifts(part->sample, block, part->group, groups, at);
+    for (int g = 0; g < groups; g++) at[g] += (int32_t)(g * pitch);
+    return next < part->last_row ? next : part->last_row;
+}
+
+/* The codes of as many rows from `row` on as fit the lanes, below `next`; returns how many. */
+INLINE int sample_lanes(const SamplePart *part, int64_t row, int64_t next, int bytes, uint32_t words[][LANES]) {
+    const Sample *s = part->sample;
+    int count = next - row < LANES ? (int)(next - row) : LANES;
+    sample_words(s->codes + row * s->row_bytes + part->group / 4, s->row_bytes, count, bytes, words);
+    return count;
+}
+
 INLINE acc load_words(const uint32_t *words) { acc a; memcpy(&a, words, sizeof a); return a; }
 
 /* ---- few rows --------------------------------------------------------------------------------------------------- */
@@ -75,12 +92,9 @@ static void samples_gather(const SamplePart *part, int rows, const float *const 
     float sums[8][LANES];
     for (int64_t row = part->row; row < part->last_row; row = next) {
         int64_t block = row / s->stride;
-        next = (block + 1) * s->stride < part->last_row ? (block + 1) * s->stride : part->last_row;
-        sample_shifts(s, block, part->group, groups, at);
-        for (int g = 0; g < groups; g++) at[g] += (int32_t)(g * pitch);
+        next = sample_turns(part, block, groups, pitch, at);
         for (; row < next; row += LANES) {
-            int count = next - row < LANES ? (int)(next - row) : LANES;
-            sample_words(s->codes + row * s->row_bytes + part->group / 4, s->row_bytes, count, bytes, words);
+            int count = sample_lanes(part, row, next, bytes, words);
             for (int r = 0; r < rows; r++) from[r] = x[r] + (row - block * s->stride);
             if (rows == 8) gather_lanes(8, groups, words, at, from, sums);
             else if (rows == 4) gather_lanes(4, groups, words, at, from, sums);
@@ -131,12 +145,9 @@ static void samples_scatter(const SamplePart *part, int rows, const float *const
     float *to[8], own[8][LANES];
     for (int64_t row = part->row; row < part->last_row; row = next) {
         int64_t block = row / s->stride;
-        next = (block + 1) * s->stride < part->last_row ? (block + 1) * s->stride : part->last_row;
-        sample_shifts(s, block, part->group, groups, at);
-        for (int g = 0; g < groups; g++) at[g] += (int32_t)(g * pitch);
+        next = sample_turns(part, block, groups, pitch, at);
         for (; row < next; row += LANES) {
-            int count = next - row < LANES ? (int)(next - row) : LANES;
-            sample_words(s->codes + row * s->row_bytes + part->group / 4, s->row_bytes, count, bytes, words);
+            int count = sample_lanes(part, row, next, bytes, words);
             memset(own, 0, sizeof own); /* lanes beyond the block's rows add zeros */
             for (int r = 0; r < rows; r++) {
                 memcpy(own[r], x[r] + (row - part->row), (size_t)count * 4);

@@ -399,3 +399,16 @@ def test_an_untied_head_leaves_the_tied_one_to_the_base(maker):
     model, plain = DTSModel(copy.deepcopy(base)), base(ids)
     model.load_task("a", {"1.weight": maker.head("1.weight", 10, 8)})
     close(model(ids), plain)
+
+
+def test_heads_stored_in_by_out_are_checked_task_after_task(maker):
+    """The second task meets a layer that the first has turned into a DTS layer."""
+    conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
+    model = DTSModel(nn.Sequential(conv1d(4, 8)).double())
+    x = torch.randn(2, 8, dtype=torch.float64)
+    for name in ("one", "two"):
+        with pytest.raises(ValueError, match="outputs"):
+            model.load_task(name, {"0.weight": maker.head("0.weight", 9, 4)})
+        head = {"0.weight": maker.head("0.weight", 8, 4), "0.bias": maker.head("0.bias", 4)}
+        model.load_task(name, head)
+        close(model(x, tasks=name), x @ head["0.weight"].tensor + head["0.bias"].tensor)
