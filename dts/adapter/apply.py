@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from dts.adapter.accounting import Effects, of_model
 from dts.adapter.folder import beside, check_place, place
 from dts.adapter.format import CONFIG, check_files
 from dts.adapter.tokenizer import TEXT_FILES
@@ -84,6 +85,7 @@ def write_checkpoint(base, adapter, out: str | Path, overwrite: bool = False, sh
 
     Weights in the fine-tune's dtypes, in shards of at most ``shard_bytes``; its config; tokenizer files from the
     base's folder and, where they differ, the adapter's.  One tensor in memory at a time; whole or not at all.
+    Raises Unaccounted for tensors of which nothing is known, NoEffect if what the adapter changes came out as the base.
     overwrite: replace a model at ``out`` once the new one is whole; what is not a model's folder is never replaced.
     progress(done, total, name) in bytes.
     """
@@ -91,11 +93,14 @@ def write_checkpoint(base, adapter, out: str | Path, overwrite: bool = False, sh
     check_target(out, base, adapter, overwrite)
     check_files(adapter)
     model = adapter.on(base)
+    of_model(adapter, base, model)
     partial = beside(out, "partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        _write_weights(model, partial, shard_bytes, progress)
+        effects = Effects(adapter, base)
+        _write_weights(model, partial, shard_bytes, progress, effects.see)
+        effects.check()
         if model.config is not None:
             (partial / "config.json").write_text(json.dumps(model.config, indent=2) + "\n", "utf-8")
         for pattern in TEXT_FILES if base.folder is not None else ():
@@ -127,7 +132,7 @@ def _is_model(folder: Path) -> bool:
     return bool(weights) and not (folder / CONFIG).exists()
 
 
-def _write_weights(model: Checkpoint, folder: Path, shard_bytes: int, progress) -> None:
+def _write_weights(model: Checkpoint, folder: Path, shard_bytes: int, progress, see=lambda _, tensor: tensor) -> None:
     shards: list[Layout] = [{}]
     size = 0
     for name in model.names:
@@ -141,7 +146,7 @@ def _write_weights(model: Checkpoint, folder: Path, shard_bytes: int, progress) 
 
     def load(name: str):
         nonlocal done
-        tensor = model.load(name)
+        tensor = see(name, model.load(name))
         done += tensor.nbytes
         if progress is not None:
             progress(done, total, name)
