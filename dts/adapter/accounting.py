@@ -157,8 +157,8 @@ def of_model(adapter, base, model) -> Account:
         if name in model.tied:
             what, stored, why = "tied", None, f"the same tensor as {model.tied[name]}"
         elif entry is None:
-            dropped = name in adapter.config["dropped"]
-            what, stored, why = "dropped" if dropped else "equal", None, "the adapter's size left it" if dropped else None
+            stored, why = None, None
+            what = "dropped" if name in adapter.config["dropped"] else "equal"
         else:
             what, stored, why = "new" if entry.task_only else "changed", entry.kind, None
         if base_name in base.tensors and name not in model.tied:
@@ -213,11 +213,11 @@ class Effects:
         entries = self.adapter.entries.values()
         if self.wrong or self.expected and not self.changed and not any(e.task_only for e in entries):
             names = self.wrong or self.rounded
-            raise NoEffect(f"{len(names)} of the {self.expected} tensors that the adapter {self.adapter.name!r} changes "
-                           f"came out equal to the base: {', '.join(names[:20])}.  Nothing was written")  # fmt: skip
+            raise NoEffect(f"{len(names)} of the {self.expected} tensors that the adapter {self.adapter.name!r} "
+                           f"changes came out equal to the base: {', '.join(names[:20])}.  Nothing was written")
         if self.rounded:
-            warnings.warn(f"the change of {len(self.rounded)} tensors is too small for their dtype and is rounded away: "
-                          f"{', '.join(self.rounded[:20])}", stacklevel=3)  # fmt: skip
+            warnings.warn(f"the change of {len(self.rounded)} tensors is too small for their dtype and is rounded "
+                          f"away: {', '.join(self.rounded[:20])}", stacklevel=3)  # fmt: skip
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -19,6 +19,7 @@ from dts.adapter.adapter import Adapter
 from dts.adapter.entries import Entry
 from dts.adapter.folder import beside
 from dts.adapter.format import FORMAT_VERSION, check_out, digest, number, short, write
+from dts.adapter.modules import module_files
 from dts.adapter.plan import Compressible, compressible, matrices_of, plan_tensor, shared_delta
 from dts.adapter.predict import prediction
 from dts.adapter.suspicion import look, unchanged
@@ -88,7 +89,8 @@ def compress(
 
     The adapter's ``account`` says what became of every tensor of both models.
     Warns (`Suspicious`) of models that look unrelated or exchanged.
-    Raises NothingChanged for a fine-tune whose tensors are all the base's, Mismatch (all that does not fit between the models), BudgetError (with the smallest possible size),
+    Raises NothingChanged for a fine-tune whose tensors are all the base's, Mismatch (all that does not fit between
+    the models), BudgetError (with the smallest possible size),
     Unencodable (NaN and infinite elements, with the tensor's name), FileExistsError, OSError (no space left).
     """
     if method not in ("auto", *METHODS):
@@ -138,6 +140,8 @@ def compress(
         "model_config": pairing.finetuned.config,
         "tensors": {},
     }  # fmt: skip
+    if modules := module_files(pairing.finetuned.folder):  # of sentence-transformers
+        config["modules"] = modules
     options = asked | {"method": method, "vectors": vectors, "seed": seed, "base": config["base"]["fingerprint"],
                        "finetuned": fingerprint(pairing.finetuned), "format_version": FORMAT_VERSION}  # fmt: skip
     partial = None if out is None or dry_run else beside(out, "partial")

@@ -15,8 +15,9 @@ def unchanged(pairing) -> str:
         f" (but for the dtype: {_short(finetuned.main_dtype)}, the base has {_short(base.main_dtype)})"
     )  # fmt: skip
     left = f"; it lacks the base's {', '.join(pairing.base_only[:5])}" if pairing.base_only else ""
-    return (f"{finetuned.source} changes nothing: all its {len(pairing.pairs)} tensors are those of {base.source}{dtype}"
-            f"{left}.  Is it the right model?  An empty adapter is made with allow_empty (--allow-empty)")  # fmt: skip
+    return (f"{finetuned.source} changes nothing: all its {len(pairing.pairs)} tensors are those of {base.source}"
+            f"{dtype}{left}.  Is it the right model?  "
+            "An empty adapter is made with allow_empty (--allow-empty)")  # fmt: skip
 
 
 def look(pairing, moved: float) -> None:
@@ -28,8 +29,8 @@ def look(pairing, moved: float) -> None:
     heads = [name for name in pairing.base_only if HEAD.search(name)]
     own = [p.name for p in pairing.pairs.values() if p.base_name is None]
     if heads and not own:
-        warnings.warn(f"the base {base.source} has a task's head ({', '.join(heads[:5])}) that {finetuned.source} lacks: "
-                      "are the two exchanged?", Suspicious, stacklevel=3)  # fmt: skip
+        warnings.warn(f"the base {base.source} has a task's head ({', '.join(heads[:5])}) that {finetuned.source} "
+                      "lacks: are the two exchanged?", Suspicious, stacklevel=3)  # fmt: skip
 
 
 def _short(dtype) -> str:

@@ -90,7 +90,7 @@ def _prefixes_of(names: list[str]) -> list[str]:
 
 
 def _loaded(names, expected: frozenset[str], body: str) -> int:
-    """Twice how many of the names a class loads, which takes a checkpoint of its body alone too; one less where it must.
+    """Twice how many of the names a class loads, one less where they are those of its body alone or around it.
 
     A whole file is either with or without the body's prefix: names of both kinds do not load together.
     """

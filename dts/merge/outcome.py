@@ -30,11 +30,12 @@ class Outcome:
             idle = [m.source for i, m in enumerate(sources.models)
                     if not any(row[i] for row in self.differ.values()) and not self._adds(i)]  # fmt: skip
             if idle:
-                raise NoEffect(f"{', '.join(idle)} does not differ from the base {sources.base.source} in any tensor that "
-                               "is merged: leave it out, or give another base")  # fmt: skip
+                raise NoEffect(f"{', '.join(idle)} does not differ from the base {sources.base.source} in any "
+                               "tensor that is merged: leave it out, or give another base")  # fmt: skip
             if not any(self.changed.values()) and not sources.added:
-                raise NoEffect(f"merging by {method} gives the base itself: {sum(map(any, self.differ.values()))} tensors "
-                               "of the models differ from it and none came out changed; look at the method's options "
+                differ = sum(map(any, self.differ.values()))
+                raise NoEffect(f"merging by {method} gives the base itself: {differ} tensors of the models differ from it "
+                               "and none came out changed; look at the method's options "
                                "(weights or a scale of 0, a density too small)")  # fmt: skip
         elif self.changed and not any(map(any, self.differ.values())):
             raise NoEffect("the models to merge are zero everywhere")

@@ -138,8 +138,8 @@ def added_rows(pairings: list[Pairing]) -> dict[str, list[tuple[int, str]]]:
                   if not _same_tokens(first, members[0][1], m, own, pairings[0].base.shape(name)[0])]  # fmt: skip
         if len(set(counts.values())) > 1 or others:
             rows = ", ".join(f"{count} by {source}" for source, count in counts.items())
-            wrong.append(f"{name}: rows were added for other tokens ({rows}): merge on a base enlarged to one tokenizer "
-                         "that has them all, or resize the models to the base's vocabulary first")  # fmt: skip
+            wrong.append(f"{name}: rows were added for other tokens ({rows}): merge on a base enlarged to one "
+                         "tokenizer that has them all, or resize the models to the base's vocabulary")  # fmt: skip
     if wrong:
         raise Mismatch("these models have vocabularies of their own", wrong)
     return added
