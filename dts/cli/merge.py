@@ -100,6 +100,3 @@ def _show(result: dict):
                  f"{bytes_text(result['bytes'])}", soft_wrap=True)
     if result["account"]:
         output.print(counts_text(result["account"]), soft_wrap=True)
-        for row in result["account"]["tensors"]:
-            if row["what"] == "skipped" and row["model"] != "merged":
-                output.print(f"  {row['model']}: {row['name']}: {row['why']}", soft_wrap=True)

@@ -1,5 +1,7 @@
 """What a merge did with every tensor of every model, and whether it did anything."""
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -7,6 +9,12 @@ from dts.adapter.accounting import Account, NoEffect
 from dts.checkpoint import Checkpoint
 
 from .sources import Sources
+
+ONLY = "only this model has it: not merged"
+
+
+class NotMerged(UserWarning):
+    """Tensors of the models that the merged model does not have."""
 
 
 class Outcome:
@@ -34,8 +42,8 @@ class Outcome:
                                "tensor that is merged: leave it out, or give another base")  # fmt: skip
             if not any(self.changed.values()) and not sources.added:
                 differ = sum(map(any, self.differ.values()))
-                raise NoEffect(f"merging by {method} gives the base itself: {differ} tensors of the models differ from it "
-                               "and none came out changed; look at the method's options "
+                raise NoEffect(f"merging by {method} gives the base itself: {differ} tensors of the models differ from "
+                               "it and none came out changed; look at the method's options "
                                "(weights or a scale of 0, a density too small)")  # fmt: skip
         elif self.changed and not any(map(any, self.differ.values())):
             raise NoEffect("the models to merge are zero everywhere")
@@ -43,7 +51,16 @@ class Outcome:
         for i, (model, pairing) in enumerate(zip(sources.models, sources.pairings)):
             self._of_model(account, i, model, pairing)
         self._of_reference(account)
+        self._warn(account)
         return account
+
+    def _warn(self, account: Account) -> None:
+        """Of tensors that the merged model has not: heads of one model, what only some models have."""
+        gone = [f"{fate.name} ({fate.model})" for fate in account.fates if fate.what == "skipped"
+                and (fate.why == ONLY if fate.model != "merged" else True)]  # fmt: skip
+        if gone:
+            shown = ", ".join(gone[:10]) + (f" and {len(gone) - 10} more" if len(gone) > 10 else "")
+            warnings.warn(f"{len(gone)} tensors are not in the merged model: {shown}", NotMerged, stacklevel=4)
 
     def _adds(self, model: int) -> bool:
         return any(model == i for members in self.sources.added.values() for i, _ in members)
@@ -56,7 +73,7 @@ class Outcome:
             if pair.tied_to:
                 what, why = "tied", f"the same tensor as {pair.tied_to}"
             elif pair.base_name is None:
-                what, why = "skipped", "only this model has it: not merged"
+                what, why = "skipped", ONLY
             elif pair.base_name in self.sources.left:
                 what, why = "skipped", self.sources.left[pair.base_name]
             elif pair.base_name in self.differ:

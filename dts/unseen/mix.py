@@ -15,6 +15,8 @@ from dts.checkpoint import open_checkpoint
 
 from .concatenate import mixed_factors
 
+CANCELLED = 1e-6  # of a component's size: a norm that float64 takes for zero after components cancel
+
 
 class NotExact(UserWarning):
     """Tensors whose mixture could not be written without encoding it anew."""
@@ -98,7 +100,9 @@ def _account(members, mixture: Adapter) -> Account:
         held = sum(_mixable(e) and _changes(e) for _, a in members for e in a.entries.values())
         raise NoEffect(f"the mixture is the base itself: its members change {held} tensors, and " + (
             "these weights cancel them all" if held else "what they hold besides (heads, added rows) is not mixed"))
-    for _, adapter in members:
+    names = [adapter.name for _, adapter in members]
+    for i, (_, adapter) in enumerate(members):
+        label = adapter.name if names.count(adapter.name) == 1 else f"{adapter.name} {i + 1}"
         for name, entry in adapter.entries.items():
             other = entry.base_name if entry.base_name not in (None, name) else None
             if entry.kind == "tied":
@@ -113,17 +117,19 @@ def _account(members, mixture: Adapter) -> Account:
                 what, why = "changed", None
             else:
                 what, why = "equal", "the weights cancel it"
-            account.add(name, adapter.name, what, entry.kind, other, why)
-        account.complete(adapter.name, adapter.entries)
+            account.add(name, label, what, entry.kind, other, why)
+        account.complete(label, adapter.entries)
     for name, entry in mixture.entries.items():
         account.add(name, "mixture", "changed" if name in changed else "equal", entry.kind)
     return account
 
 
 def _changes(entry: Entry) -> bool:
+    """Is its difference more than what rounding leaves where weights cancel?"""
     if entry.tensor is not None:
         return bool(entry.tensor.any())
-    return any(f is not None and (bool(f.packed.sigma.any()) or bool(f.samples)) for f in matrices(entry))
+    kept = [f for f in matrices(entry) if f is not None]
+    return any(f.samples or f.norm > CANCELLED * f.packed.sigma.abs().max().item() for f in kept)
 
 
 def _mixable(entry: Entry) -> bool:

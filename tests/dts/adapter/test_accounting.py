@@ -33,7 +33,8 @@ def test_every_tensor_of_both_models_has_its_row():
     assert set(fates) == set(tuned)
     what = {name.removeprefix("_orig_mod."): fate.what for name, fate in fates.items()}
     assert what == {"emb.weight": "changed", "l.0.weight": "changed", "l.0.bias": "changed", "l.1.bias": "equal",
-                    "l.1.weight": "dropped", "steps": "equal", "classifier.weight": "new", "out.weight": "tied"}  # fmt: skip
+                    "l.1.weight": "dropped", "steps": "equal", "classifier.weight": "new",
+                    "out.weight": "tied"}  # fmt: skip
     assert fates["_orig_mod.l.0.weight"].written_as == "l.0.weight"
     assert fates["_orig_mod.emb.weight"].why == "2 rows are new"
     ours = {fate.name: fate.what for fate in adapter.account.of("base")}
@@ -92,7 +93,8 @@ def test_unrelated_and_exchanged_models_are_said():
     other = {name: torch.randn_like(v) if v.is_floating_point() else v for name, v in base.items()}
     with pytest.warns(Suspicious, match="moved by 1.. % of the norm|moved by 1..%"):
         compress(base, other, rank_fraction=0.1)
-    tuned = {n: v + 0.1 if v.is_floating_point() else v for n, v in base.items()} | {"classifier.weight": torch.ones(3, 24)}
+    tuned = {name: v + 0.1 if v.is_floating_point() else v for name, v in base.items()}
+    tuned["classifier.weight"] = torch.ones(3, 24)
     with pytest.warns(Suspicious, match="has a task's head .classifier.weight.* are the two exchanged"):
         compress(tuned, base, rank_fraction=0.1)
 
