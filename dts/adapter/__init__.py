@@ -1,5 +1,6 @@
 """Adapters: compress a fine-tune against its base, write, read, truncate, verify, apply."""
 
+from dts.adapter.accounting import Account, Fate, NoEffect, NothingChanged, Suspicious, Unaccounted
 from dts.adapter.adapter import Adapter
 from dts.adapter.apply import write_checkpoint
 from dts.adapter.budget import BudgetError
@@ -8,4 +9,18 @@ from dts.adapter.entries import Entry
 from dts.adapter.format import AdapterError
 from dts.adapter.verify import Report
 
-__all__ = ["Adapter", "AdapterError", "BudgetError", "Entry", "Report", "compress", "write_checkpoint"]
+__all__ = [
+    "Account",
+    "Adapter",
+    "AdapterError",
+    "BudgetError",
+    "Entry",
+    "Fate",
+    "NoEffect",
+    "NothingChanged",
+    "Report",
+    "Suspicious",
+    "Unaccounted",
+    "compress",
+    "write_checkpoint",
+]

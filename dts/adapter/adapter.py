@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from dts.adapter import format
+from dts.adapter.accounting import Account, Effects
 from dts.adapter.apply import check_base, reconstructed
 from dts.adapter.entries import Entry
+from dts.adapter.in_memory import applied_in_memory
 from dts.adapter.predict import Prediction
 from dts.adapter.truncate import truncated
 from dts.adapter.verify import Report, verify
@@ -24,7 +26,8 @@ class Adapter:
 
     config: the content of ``dts_config.json``;  model_config: the fine-tune's ``config.json`` if it had one;
     entries: by the fine-tune's tensor names;  folder: where it was loaded from or saved to;
-    files: tokenizer files that differ from the base's;  prediction: of the errors, only after a dry run.
+    files: tokenizer files that differ from the base's;  prediction: of the errors, only after a dry run;
+    account: what became of every tensor of the two models, only where it was just made.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Adapter:
     folder: Path | None = None
     files: dict[str, Path] = field(default_factory=dict, repr=False)
     prediction: Prediction | None = field(default=None, repr=False)
+    account: Account | None = field(default=None, repr=False)
 
     @property
     def nbytes(self) -> int:
@@ -91,9 +95,27 @@ class Adapter:
         return reconstructed(self, base)
 
     def apply(self, base, check: bool = True) -> Iterator[tuple[str, Tensor]]:
-        """All tensors of the reconstructed fine-tune, one at a time; ``dict(adapter.apply(base))`` is a state dict."""
-        checkpoint = self.on(base, check)
-        return ((name, checkpoint.load(name)) for name in checkpoint.names)
+        """All tensors of the reconstructed fine-tune, one at a time; ``dict(adapter.apply(base))`` is a state dict.
+
+        Of a base in memory (an ``nn.Module``, or its state dict) the names are those of that model, whatever its
+        checkpoint calls them, so that it takes them by ``load_state_dict(strict=True)``; heads that it lacks come
+        beside under the fine-tune's names, and if the adapter was made against such a state dict itself all names are
+        the fine-tune's then.  Of a folder, a file or a hub id they are those of the fine-tune's checkpoint.
+        Raises Mismatch as `on` does, NoEffect at the end if nothing that should have changed did.
+        """
+        if isinstance(base, (nn.Module, Mapping)):
+            return applied_in_memory(self, base, check)
+        return self._applied(open_checkpoint(base), check)
+
+    def _applied(self, base, check: bool) -> Iterator[tuple[str, Tensor]]:
+        checkpoint, effects = self.on(base, check), Effects(self, base)
+
+        def tensors():
+            for name in checkpoint.names:
+                yield name, effects.see(name, checkpoint.load(name))
+            effects.check()
+
+        return tensors()
 
     def verify(self, base, finetuned=None) -> Report:
         """Is every stored byte what was written, is this the base, and is the error what was recorded?"""

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import torch
 
+from dts.adapter.accounting import Effects, of_model
 from dts.adapter.folder import beside, check_place, place
 from dts.adapter.format import CONFIG, check_files
+from dts.adapter.modules import MODULES, by_folder, module_files, module_folders, write_module_files
 from dts.adapter.tokenizer import TEXT_FILES
 from dts.checkpoint import Checkpoint, Lazy, Mismatch, fingerprint, open_checkpoint, sampled_digest, write_safetensors
 from dts.checkpoint.pairing import swap_prefix
@@ -84,6 +86,7 @@ def write_checkpoint(base, adapter, out: str | Path, overwrite: bool = False, sh
 
     Weights in the fine-tune's dtypes, in shards of at most ``shard_bytes``; its config; tokenizer files from the
     base's folder and, where they differ, the adapter's.  One tensor in memory at a time; whole or not at all.
+    Raises Unaccounted for tensors of which nothing is known, NoEffect if what the adapter changes came out as the base.
     overwrite: replace a model at ``out`` once the new one is whole; what is not a model's folder is never replaced.
     progress(done, total, name) in bytes.
     """
@@ -91,16 +94,21 @@ def write_checkpoint(base, adapter, out: str | Path, overwrite: bool = False, sh
     check_target(out, base, adapter, overwrite)
     check_files(adapter)
     model = adapter.on(base)
+    of_model(adapter, base, model)
     partial = beside(out, "partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        _write_weights(model, partial, shard_bytes, progress)
+        effects = Effects(adapter, base)
+        modules = adapter.config.get("modules") or module_files(base.folder)
+        _write_weights(model, partial, shard_bytes, progress, effects.see, module_folders(modules.get(MODULES)))
+        effects.check()
         if model.config is not None:
             (partial / "config.json").write_text(json.dumps(model.config, indent=2) + "\n", "utf-8")
         for pattern in TEXT_FILES if base.folder is not None else ():
             for file in base.folder.glob(pattern):
                 shutil.copyfile(file, partial / file.name)
+        write_module_files(modules, partial)
         for name, path in adapter.files.items():
             shutil.copyfile(path, partial / name)
         place(partial, out)
@@ -127,30 +135,43 @@ def _is_model(folder: Path) -> bool:
     return bool(weights) and not (folder / CONFIG).exists()
 
 
-def _write_weights(model: Checkpoint, folder: Path, shard_bytes: int, progress) -> None:
+def _write_weights(model: Checkpoint, folder: Path, shard_bytes: int, progress, see, folders: list[str]) -> None:
+    """folders: of modules that have weights of their own there (`dts.adapter.modules`)."""
+    done, total = 0, sum(_bytes(model, name) for name in model.names)
+    for inner, names in by_folder(model.names, folders).items():
+
+        def load(name: str, names=names):
+            nonlocal done
+            tensor = see(names[name], model.load(names[name]))
+            done += tensor.nbytes
+            if progress is not None:
+                progress(done, total, names[name])
+            return tensor
+
+        (folder / inner).mkdir(exist_ok=True)
+        _write_shards(model, names, folder / inner, shard_bytes, load)
+
+
+def _bytes(model: Checkpoint, name: str) -> int:
+    return torch.Size(model.shape(name)).numel() * model.dtype(name).itemsize
+
+
+def _write_shards(model: Checkpoint, names: dict[str, str], folder: Path, shard_bytes: int, load) -> None:
+    """names: in the files -> in the model."""
     shards: list[Layout] = [{}]
     size = 0
-    for name in model.names:
-        nbytes = torch.Size(model.shape(name)).numel() * model.dtype(name).itemsize
+    for written, name in names.items():
+        nbytes = _bytes(model, name)
         if shards[-1] and size + nbytes > shard_bytes:
             shards.append({})
             size = 0
-        shards[-1][name] = (model.dtype(name), model.shape(name))
+        shards[-1][written] = (model.dtype(name), model.shape(name))
         size += nbytes
-    total, done, where = sum(torch.Size(s).numel() * d.itemsize for shard in shards for d, s in shard.values()), 0, {}
-
-    def load(name: str):
-        nonlocal done
-        tensor = model.load(name)
-        done += tensor.nbytes
-        if progress is not None:
-            progress(done, total, name)
-        return tensor
-
+    where = {}
     for i, shard in enumerate(shards):
         file = "model.safetensors" if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
         write_safetensors(folder / file, shard, load, {"format": "pt"})
         where |= dict.fromkeys(shard, file)
     if len(shards) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": where}
+        index = {"metadata": {"total_size": sum(_bytes(model, name) for name in names.values())}, "weight_map": where}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")

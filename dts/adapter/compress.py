@@ -14,12 +14,15 @@ import torch
 
 from dts import __version__
 from dts.adapter import budget as budgets
+from dts.adapter.accounting import NothingChanged, of_pairing
 from dts.adapter.adapter import Adapter
 from dts.adapter.entries import Entry
 from dts.adapter.folder import beside
 from dts.adapter.format import FORMAT_VERSION, check_out, digest, number, short, write
+from dts.adapter.modules import module_files
 from dts.adapter.plan import Compressible, compressible, matrices_of, plan_tensor, shared_delta
 from dts.adapter.predict import prediction
+from dts.adapter.suspicion import look, unchanged
 from dts.adapter.tokenizer import differing_files
 from dts.adapter.truncate import measured
 from dts.adapter.work import Work
@@ -59,6 +62,7 @@ def compress(
     device=None,
     seed: int = 0,
     command: str | None = None,
+    allow_empty: bool = False,
 ) -> Adapter:
     """Stores a fine-tune as its difference to the base.
 
@@ -81,8 +85,12 @@ def compress(
     dry_run: write nothing; the adapter returned has the planned ranks, bytes and predicted errors, no content, and
         its ``prediction`` the errors' bounds
     device: where to compute;  seed: of all random choices;  command: noted in the adapter
+    allow_empty: make an adapter of a fine-tune that equals its base too
 
-    Raises Mismatch (all that does not fit between the models), BudgetError (with the smallest possible size),
+    The adapter's ``account`` says what became of every tensor of both models.
+    Warns (`Suspicious`) of models that look unrelated or exchanged.
+    Raises NothingChanged for a fine-tune whose tensors are all the base's, Mismatch (all that does not fit between
+    the models), BudgetError (with the smallest possible size),
     Unencodable (NaN and infinite elements, with the tensor's name), FileExistsError, OSError (no space left).
     """
     if method not in ("auto", *METHODS):
@@ -132,19 +140,23 @@ def compress(
         "model_config": pairing.finetuned.config,
         "tensors": {},
     }  # fmt: skip
+    if modules := module_files(pairing.finetuned.folder):  # of sentence-transformers
+        config["modules"] = modules
     options = asked | {"method": method, "vectors": vectors, "seed": seed, "base": config["base"]["fingerprint"],
                        "finetuned": fingerprint(pairing.finetuned), "format_version": FORMAT_VERSION}  # fmt: skip
     partial = None if out is None or dry_run else beside(out, "partial")
     work = Work(partial, options, config, resume)
     try:
         exact = vectors == "exact"
-        run = _Run(pairing, config, base_digests, method, asked, exact, work, progress, dry_run, device, seed)
+        run = _Run(pairing, config, base_digests, method, asked, exact, work, progress, dry_run, device, seed,
+                   allow_empty)  # fmt: skip
         adapter = Adapter.of(config, run.entries(), files=files)
         adapter.prediction = run.prediction
+        adapter.account = of_pairing(pairing, adapter.entries, config["dropped"], run.equal)
         if partial is not None:
             write(adapter, out, overwrite, partial / "whole")
             work.clear()
-    except (budgets.BudgetError, Unencodable):  # the same run would fail again
+    except (budgets.BudgetError, Unencodable, NothingChanged):  # the same run would fail again
         work.clear()
         raise
     except OSError as error:
@@ -161,7 +173,7 @@ class _Run:
     """One compression: plan, compress, compare with what was asked, plan again."""
 
     def __init__(self, pairing, config, base_digests, method, asked, exact_vectors, work, progress, dry_run, device,
-                 seed):  # fmt: skip
+                 seed, allow_empty=False):  # fmt: skip
         self.pairing, self.config, self.method, self.exact_vectors = pairing, config, method, exact_vectors
         self.base_digests = {p.name: base_digests[p.base_name] for p in pairing.pairs.values() if p.base_name}
         self.work, self.dry_run, self.device, self.seed = work, dry_run, device, seed
@@ -169,7 +181,8 @@ class _Run:
         if self.how == "budget":
             self.how, self.asked = "nbytes", int(self.asked * 4 * config["base"]["parameters"])
         self.spectrum = self.how != "rank_fraction" or dry_run
-        self.prediction = None
+        self.prediction, self.allow_empty = None, allow_empty
+        self.equal: set[str] = set()  # fine-tune's tensors that were compared and are the base's
         sizes = {name: _nbytes(pairing.finetuned, name) for name in pairing.pairs}
         self.sizes, self.done, self.progress = sizes, 0, progress or (lambda done, total, name: None)
         self.total = sum(sizes.values()) * (1 if dry_run else 2)
@@ -182,6 +195,11 @@ class _Run:
             plan = self._plan(origin)
             if plan is not None:
                 self.plans[name] = plan
+            else:
+                self.equal.add(name)
+        if not self.allow_empty and all(isinstance(p, Entry) and p.kind == "tied" for p in self.plans.values()):
+            raise NothingChanged(unchanged(self.pairing))
+        look(self.pairing, self._moved())
         self.where = [(name, i) for name, plan in self.plans.items() if isinstance(plan, Compressible)
                       for i in range(len(plan.matrices))]  # fmt: skip
         if self.method == "auto":

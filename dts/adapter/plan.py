@@ -180,6 +180,10 @@ def plan_tensor(pairing: Pairing, pair: Pair, method: str, spectrum: bool, devic
     base_shape = pairing.base.shape(pair.base_name)
     if not dtype.is_floating_point or not is_matrix(pair.name, base_shape, method) and not pair.added_rows:
         return _raw(pairing, pair, dtype, exact_vectors)
+    base_dtype = pairing.base.dtype(pair.base_name)
+    if base_dtype != dtype and not pair.added_rows:  # a copy in another dtype differs by its rounding alone
+        if torch.equal(pairing.finetuned.load(pair.name), pairing.base.load(pair.base_name).to(dtype)):
+            return None
     delta = shared_delta(pairing, pair)
     parts = [Matrix.of(part, pair.name, spectrum, device) for part in matrices_of(pair.name, delta)]
     if not pair.added_rows and not any(m.norm for m in parts):

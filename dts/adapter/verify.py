@@ -7,6 +7,7 @@ import torch
 from dts.adapter import format
 from dts.adapter.apply import base_mismatches
 from dts.checkpoint import Checkpoint
+from dts.checkpoint.names import named_as_loaded
 
 TOLERANCE = 1e-3  # of a squared relative error, or that share of one above 1: float32 sums in another order
 
@@ -35,6 +36,8 @@ def verify(adapter, base: Checkpoint, finetuned: Checkpoint | None = None) -> Re
     if report.problems or finetuned is None:
         return report
     model = adapter.on(base, check=False)
+    if not set(model.names) <= set(finetuned.names):  # saved inside a wrapper, say
+        finetuned, _ = named_as_loaded(base, finetuned)
     absent = [name for name in finetuned.names if name not in model.tensors]
     report.problems += [f"{name}: the fine-tune has it, the adapter does not give it" for name in absent]
     for name in model.names:

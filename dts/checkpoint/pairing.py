@@ -2,7 +2,8 @@
 
 Names are aligned without knowing any architecture: the fine-tune's names are the base's with one prefix exchanged
 for another ("" for "bert.", "model." for "", ...), whichever pair of prefixes makes most elements meet at equal
-shapes.  What is left over is explained or refused, all of it in one error.
+shapes, then the next such pair among what is left.  What is left over then is explained or refused, all of it in one
+error.  Before that the fine-tune gets the names it will be written with (`dts.checkpoint.names`).
 """
 
 import re
@@ -14,6 +15,7 @@ import torch
 from dts.checkpoint.checkpoint import Checkpoint
 
 OLD_NAMES = {"gamma": "weight", "beta": "bias"}  # of norms in checkpoints first written for TensorFlow
+SAME = 3  # tensors of equal names and shapes that make a further pair of prefixes: fewer could be chance
 
 
 class Mismatch(ValueError):
@@ -40,7 +42,10 @@ class Pair:
 
 @dataclass
 class Pairing:
-    """Every tensor of the fine-tune with its origin; ``base_only`` are the base's that the fine-tune lacks."""
+    """Every tensor of the fine-tune with its origin; ``base_only`` are the base's that the fine-tune lacks.
+
+    finetuned: under the names it will be written with;  saved_as: its name -> the one in its file, where they differ.
+    """
 
     base: Checkpoint
     finetuned: Checkpoint
@@ -48,6 +53,7 @@ class Pairing:
     base_prefix: str = ""
     finetuned_prefix: str = ""
     base_only: list[str] = field(default_factory=list)
+    saved_as: dict[str, str] = field(default_factory=dict)
 
     @property
     def renamed(self) -> dict[str, str]:
@@ -73,16 +79,15 @@ def pair(base: Checkpoint, finetuned: Checkpoint) -> Pairing:
     (an enlarged vocabulary); tensors of the base of which no layer of the fine-tune has any (a pooler, an LM head,
     old mask buffers), noted in ``base_only``; other floating-point dtypes.
     """
-    base_prefix, finetuned_prefix = _prefixes(base, finetuned)
-    origin: dict[str, str] = {}  # fine-tune's name -> base's
-    for base_name in base.names:
-        name = swap_prefix(base_name, base_prefix, finetuned_prefix)
-        if name not in finetuned.tensors:
-            stem, _, leaf = name.rpartition(".")
-            name = f"{stem}.{OLD_NAMES.get(leaf, leaf)}"
-        if name in finetuned.tensors:
-            origin[name] = base.tied.get(base_name, base_name)
-    result = Pairing(base, finetuned, {}, base_prefix, finetuned_prefix)
+    from dts.checkpoint.names import named_as_loaded
+
+    try:
+        finetuned, saved_as = named_as_loaded(base, finetuned)
+    except ValueError as error:
+        raise Mismatch(f"{finetuned.source} is not a fine-tune of {base.source}", [str(error)]) from error
+    (base_prefix, finetuned_prefix), origin = align(base, finetuned)
+    origin = {name: base.tied.get(base_name, base_name) for name, base_name in origin.items()}
+    result = Pairing(base, finetuned, {}, base_prefix, finetuned_prefix, saved_as=saved_as)
     wrong: list[str] = []
     known = {_pattern(name) for name in origin}
     body = _body(finetuned, origin)
@@ -156,6 +161,42 @@ def _task_only(base, finetuned, name: str, origin: dict[str, str]) -> Pair:
                 if _related(base, finetuned, name, base_name):
                     return Pair(name, base_name, added_rows=rows)
     return Pair(name)
+
+
+def align(base: Checkpoint, finetuned: Checkpoint) -> tuple[tuple[str, str], dict[str, str]]:
+    """(the exchange of prefixes that most tensors follow, {fine-tune's name: base's name} of all that meet)."""
+    first = exchange = _prefixes(base, finetuned)
+    origin: dict[str, str] = {}
+    left, open_names = list(base.names), set(finetuned.names)
+    while True:
+        met = {}
+        for base_name in left:
+            name = swap_prefix(base_name, *exchange)
+            if name not in open_names:
+                stem, _, leaf = name.rpartition(".")
+                name = f"{stem}.{OLD_NAMES.get(leaf, leaf)}"
+            if name in open_names:
+                met[name] = base_name
+        origin |= met
+        used = set(met.values())
+        left, open_names = [name for name in left if name not in used], open_names.difference(met)
+        exchange = _next_prefixes(base, finetuned, left, open_names)
+        if exchange is None:
+            return first, origin
+
+
+def _next_prefixes(base, finetuned, left: list[str], open_names: set[str]) -> tuple[str, str] | None:
+    """A further exchange, among what has not met; None if fewer than ``SAME`` tensors of equal shapes follow."""
+    if min(len(left), len(open_names)) < SAME:
+        return None
+    part = lambda whole, names: Checkpoint(  # noqa: E731
+        whole.source, {name: whole.tensors[name] for name in whole.names if name in names}
+    )
+    ours, theirs = part(finetuned, open_names), part(base, set(left))
+    exchange = _prefixes(theirs, ours)
+    there = {swap_prefix(name, *exchange): theirs.shape(name) for name in theirs.names}
+    same = [name for name in ours.names if there.get(name) == ours.shape(name)]
+    return exchange if len(same) >= SAME else None
 
 
 def _prefixes(base: Checkpoint, finetuned: Checkpoint) -> tuple[str, str]:

@@ -41,13 +41,14 @@ class Verbs(TyperGroup):
         except Exception as error:
             if hasattr(error, "exit_code"):  # typer's own: Exit, wrong usage
                 raise
-            self._report(error, BAD_INPUT if isinstance(error, _BAD_INPUT) else UNEXPECTED)
+            code = BAD_INPUT if isinstance(error, _BAD_INPUT) else UNEXPECTED
+            self._report(error, getattr(error, "cli_code", code))
 
     def _report(self, error: Exception, code: int):
         message = message_of(error)
         if self.traceback:
             traceback.print_exc()
-        title = "Error" if code == BAD_INPUT else f"Unexpected {type(error).__name__} (--traceback shows where)"
+        title = "Error" if code != UNEXPECTED else f"Unexpected {type(error).__name__} (--traceback shows where)"
         errors.print(Panel(message, title=title, title_align="left", border_style="red"))
         if self.json:
             print(json.dumps({"error": message, "exit_code": code}))

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dts.cli.common import DryRun, Json, Overwrite, bytes_text, emit, output, progress_bar
+from dts.cli.common import DryRun, Json, Overwrite, bytes_text, counts_text, emit, output, progress_bar
 
 
 def apply(
@@ -19,14 +19,19 @@ def apply(
     """Write the reconstructed fine-tune as a full model, one tensor in memory at a time."""
     import dts
     from dts.adapter import write_checkpoint
+    from dts.adapter.accounting import of_model
+    from dts.checkpoint import open_checkpoint
 
     loaded = dts.Adapter.load(adapter)
-    model = loaded.on(base)
+    opened = open_checkpoint(base)
+    model = loaded.on(opened)
+    account = of_model(loaded, opened, model)
     if not dry_run:
         with progress_bar(f"Writing {out}", in_bytes=True) as progress:
-            write_checkpoint(base, loaded, out, overwrite=overwrite, progress=progress)
+            write_checkpoint(opened, loaded, out, overwrite=overwrite, progress=progress)
     result = {"out": str(out), "adapter": loaded.name, "tensors": len(model.names), "parameters": model.parameters,
-              "bytes": model.nbytes, "written": not dry_run}  # fmt: skip
+              "bytes": model.nbytes, "written": not dry_run, "account": account.as_dict()}  # fmt: skip
     done = "Would write" if dry_run else "Wrote"
     emit(result, as_json, lambda: output.print(
-        f"{done} {out}: {loaded.name}, {model.parameters:,} parameters, {bytes_text(model.nbytes)}", soft_wrap=True))
+        f"{done} {out}: {loaded.name}, {model.parameters:,} parameters, {bytes_text(model.nbytes)}\n"
+        f"{counts_text(result['account'])}", soft_wrap=True))

@@ -1,6 +1,7 @@
 """What verbs share: options, sizes as people write them, tables, progress, JSON."""
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -83,11 +84,26 @@ def list_of(text: str | None) -> list[str] | None:
 
 
 def emit(result: Any, as_json: bool, show: Callable[[], None]) -> None:
-    """The result as JSON, or shown to a person."""
+    """The result as JSON (what is no finite number is null: JSON has none), or shown to a person."""
     if as_json:
-        print(json.dumps(result, indent=2, ensure_ascii=False))
+        print(json.dumps(finite(result), indent=2, ensure_ascii=False, allow_nan=False))
     else:
         show()
+
+
+def finite(value: Any) -> Any:
+    """Plain data without NaN and infinite numbers, which are None."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def counts_text(account: dict) -> str:
+    """What became of the tensors, of `Account.as_dict`, in a line a model: "base: 12 changed, 3 equal"."""
+    return "\n".join(f"{model}: {', '.join(f'{n} {what}' for what, n in counts.items())}"
+                     for model, counts in account["counts"].items())  # fmt: skip
 
 
 def listing(title: str | None, first: str, *rest: str, text: tuple[str, ...] = ()) -> Table:

@@ -75,6 +75,8 @@ def compress(
                      show_default=False)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     overwrite: Overwrite = False,
+    allow_empty: Annotated[bool, typer.Option("--allow-empty", help="Make an adapter of a fine-tune that equals its "
+                                              "base too.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing: predict the bytes and the error, with its "
                                           "bounds, from the singular values.")] = False,
     tensors: Annotated[bool, typer.Option("--tensors", "-t", help="With --dry-run: list every compressed tensor.")]
@@ -99,9 +101,10 @@ def compress(
             adapter = dts.compress(
                 base, source, out=folder, method=method.value, vectors=vectors.value, kind=kind.value, name=name,
                 class_names=list_of(class_names), description=description, resume=resume, overwrite=overwrite,
-                dry_run=dry_run, progress=progress, **how,
+                dry_run=dry_run, progress=progress, allow_empty=allow_empty, **how,
             )
-        results.append(summary(adapter) | {"folder": str(folder), "written": not dry_run})
+        results.append(summary(adapter) | {"folder": str(folder), "written": not dry_run,
+                                           "account": adapter.account.as_dict()})  # fmt: skip
         if dry_run:
             results[-1]["predicted"] = asdict(adapter.prediction)
     emit(results[0] if len(results) == 1 else results, as_json, lambda: _show(results, tensors))
@@ -143,7 +146,7 @@ def _merged(base, finetuned, out, merge, method, vectors, kind, how, other: bool
             None if base.lower() == "none" else base, named(finetuned), merge, out, progress=progress,
             codec=method.value, vectors=vectors.value, **how,
         )  # fmt: skip
-    return [summary(adapter) | {"written": True} for adapter in adapters.values()]
+    return [summary(adapter) | {"written": True, "account": adapter.account.as_dict()} for adapter in adapters.values()]
 
 
 def _show(results: list[dict], tensors: bool = False):

@@ -1,10 +1,11 @@
 """`dts diff`: what a fine-tune changed, tensor by tensor, before anything is compressed."""
 
+import math
 from typing import Annotated
 
 import typer
 
-from dts.cli.common import Json, emit, listing, output, percent, progress_bar
+from dts.cli.common import Json, counts_text, emit, listing, output, percent, progress_bar
 
 
 def diff(
@@ -20,6 +21,8 @@ def diff(
 
 def compare(base: str, finetuned: str) -> dict:
     """What `dts diff` says, as plain data: ``changed`` is sorted by the norm of the change, largest first."""
+    from dts.adapter.accounting import of_pairing
+    from dts.adapter.suspicion import look
     from dts.checkpoint import open_checkpoint, pair
 
     pairing = pair(open_checkpoint(base), open_checkpoint(finetuned))
@@ -34,12 +37,15 @@ def compare(base: str, finetuned: str) -> dict:
             else:
                 row = _change(pairing, p)
                 (changed if row["norm"] or p.added_rows else unchanged).append(row)
-    changed.sort(key=lambda row: -row["norm"])
+    changed.sort(key=lambda row: -(row["norm"] if math.isfinite(row["norm"]) else math.inf))
+    relative = _relative(changed, changed + unchanged)
+    look(pairing, relative)
+    account = of_pairing(pairing, equal={row["name"] for row in unchanged})
     return {
         "base": pairing.base.source, "finetuned": pairing.finetuned.source, "changed": changed,
         "unchanged": [row["name"] for row in unchanged], "only_finetuned": only_finetuned,
         "only_base": pairing.base_only, "tied": tied,
-        "relative": _relative(changed, changed + unchanged),
+        "relative": relative, "account": account.as_dict(),
     }  # fmt: skip
 
 
@@ -79,6 +85,7 @@ def _show(result: dict, top: int):
     output.print(f"\n{len(result['changed'])} tensors changed, {len(result['unchanged'])} did not; "
                  f"the whole model moved by {percent(result['relative'])} of its norm\n"
                  "change: of the base tensor's norm; share: of all change, squared; rows: that changed at all")
+    output.print(counts_text(result["account"]), soft_wrap=True)
     for what, names in (
         ("Only in the fine-tune", [row["name"] for row in result["only_finetuned"]]),
         ("Only in the base", result["only_base"]),

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from dts.cli.common import Json, bytes_text, emit, listing, output, pairs, percent
+from dts.cli.common import Json, bytes_text, counts_text, emit, listing, output, pairs, percent
 
 
 def inspect(
@@ -17,7 +17,7 @@ def inspect(
     import dts
 
     loaded = dts.Adapter.load(adapter)
-    result = summary(loaded) | {"tensors": tensors_of(loaded)}
+    result = summary(loaded) | {"tensors": tensors_of(loaded), "dropped": loaded.config["dropped"]}
     emit(result, as_json, lambda: _show(result, tensors))
 
 
@@ -58,6 +58,7 @@ def summary_table(result: dict, title: str | None = None):
         "base": f"{base.get('name')}, {base['parameters']:,} parameters, {base.get('dtype')}",
         "fingerprint": base.get("fingerprint"),
         "folder": result["folder"],
+        "tensors": counts_text(result["account"]) if "account" in result else None,
     }
     return pairs(title, {name: value for name, value in rows.items() if value})
 
@@ -76,6 +77,9 @@ def _show(result: dict, all_tensors: bool):
     output.print()
     if not all_tensors:
         output.print(_by_kind(result["tensors"]))
+        if result["dropped"]:
+            output.print(f"{len(result['dropped'])} changed tensors are left at the base: no bytes for them")
+        output.print("Tensors that are not listed are the base's")
         output.print("--tensors lists every tensor")
         return
     table = listing(None, "tensor", "kind", "shape", "rank", "bytes", "norm", "error²", text=("kind",))

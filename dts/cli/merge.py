@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from dts.cli.common import DryRun, Json, bytes_text, emit, output, progress_bar
+from dts.cli.common import DryRun, Json, bytes_text, counts_text, emit, output, progress_bar
 
 
 def merge(
@@ -36,16 +36,19 @@ def merge(
     if not finetuned or out is None:
         raise ValueError("give the fine-tunes to merge and --out for the merged model, or --methods to see the methods")
     options = options_of(option)
+    accounts: list = []
     if dry_run:
         complete(method_named(method), options)
         sources = Sources.open(base, finetuned)
-        written = sum(_bytes(sources.reference, name) for name in sources.written())
+        written = sum(_bytes(sources, name) for name in sources.written())
     else:
         with progress_bar(f"Merging by {method}") as progress:
-            dts.merge(base, finetuned, method=method, out=out, seed=seed, progress=progress, **options)
+            dts.merge(base, finetuned, method=method, out=out, seed=seed, progress=progress,
+                      account=accounts.append, **options)  # fmt: skip
         written = (out / "model.safetensors").stat().st_size
     result = {"out": str(out), "method": method, "options": options, "base": base, "models": finetuned,
               "bytes": written, "written": not dry_run}  # fmt: skip
+    result["account"] = accounts[0].as_dict() if accounts else None
     emit(result, as_json, lambda: _show(result))
 
 
@@ -63,9 +66,9 @@ def options_of(given: list[str] | None) -> dict[str, Any]:
     return options
 
 
-def _bytes(checkpoint, name: str) -> int:
-    count = checkpoint.dtype(name).itemsize
-    for size in checkpoint.shape(name):
+def _bytes(sources, name: str) -> int:
+    count = sources.reference.dtype(name).itemsize
+    for size in sources.shape(name):
         count *= size
     return count
 
@@ -95,3 +98,5 @@ def _show(result: dict):
     done = "Wrote" if result["written"] else "Would write"
     output.print(f"{done} {result['out']}: {len(result['models'])} models merged by {result['method']}, "
                  f"{bytes_text(result['bytes'])}", soft_wrap=True)
+    if result["account"]:
+        output.print(counts_text(result["account"]), soft_wrap=True)

@@ -58,7 +58,7 @@ def mix(
                 description=description, base=base, overwrite=overwrite, progress=progress,
                 **(parse_size(size) if size else {}),
             )  # fmt: skip
-        result["adapter"] = summary(mixture) | {"folder": str(out)}
+        result["adapter"] = summary(mixture) | {"folder": str(out), "account": mixture.account.as_dict()}
     emit(result, as_json, lambda: _show(result))
 
 

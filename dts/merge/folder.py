@@ -32,6 +32,8 @@ def write_folder(out: Path, sources: Sources, layout: dict, load: Callable[[str]
         origin = next((c for c in (sources.base, *sources.models) if c and c.folder), None)
         if origin:
             _copy(origin.folder, partial)
+        if sources.enlarged_by is not None and sources.enlarged_by.folder:
+            _copy(sources.enlarged_by.folder, partial)  # its tokenizer, which knows the added rows; the config follows
         config = _config(sources)
         if config:
             (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
@@ -51,11 +53,25 @@ def _copy(folder: Path, to: Path) -> None:
 
 
 def _config(sources: Sources) -> dict | None:
-    """The base's configuration; a fine-tune's without its head and labels, where there is no base."""
+    """The base's configuration; a fine-tune's without its head and labels, where there is no base.
+
+    Where a model's added rows are kept, the sizes of its vocabulary.
+    """
     if sources.base is not None and sources.base.config:
-        return sources.base.config
-    config = next((m.config for m in sources.models if m.config), None)
-    return config and {key: value for key, value in config.items() if key not in OF_ONE_TASK}
+        config = sources.base.config
+    else:
+        config = next((m.config for m in sources.models if m.config), None)
+        config = config and {key: value for key, value in config.items() if key not in OF_ONE_TASK}
+    if config and sources.enlarged_by is not None:
+        before = {sources.reference.shape(name)[0]: sources.shape(name)[0] for name in sources.added}
+        config = _resized(config, before)
+    return config
+
+
+def _resized(config: dict, rows: dict[int, int]) -> dict:
+    """The config with every size of a vocabulary {before: now} brought up to date, in its parts too."""
+    config = {key: _resized(value, rows) if isinstance(value, dict) else value for key, value in config.items()}
+    return config | {key: rows[config[key]] for key in ("vocab_size",) if config.get(key) in rows}
 
 
 def card(name: str, sources: Sources, method: Method, options: dict, seed: int) -> str:

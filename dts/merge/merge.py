@@ -6,8 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dts.adapter.accounting import Account
+
 from . import methods  # noqa: F401  (fills the registry)
 from .folder import write_folder
+from .outcome import Outcome
 from .registry import METHODS, complete
 from .registry import method as method_named
 from .sources import Sources
@@ -15,20 +18,25 @@ from .tensor import TensorInfo
 
 
 def merge(base, finetunes, method: str = "average", out: str | Path | None = None, *, dtype: torch.dtype | None = None,
-          seed: int = 0, exclude=(), progress: Callable[[int, int, str], None] | None = None, **options):
+          seed: int = 0, exclude=(), progress: Callable[[int, int, str], None] | None = None,
+          account: Callable[[Account], None] | None = None, **options):  # fmt: skip
     """Merge fine-tunes into one model theta_m = theta_0 + merged delta.
 
     base: the pretrained model, or None for methods that need none ("average"); finetunes: a list. Each is anything
     ``dts.checkpoint.open_checkpoint`` opens. method, options: see ``dts.merge.table()``. out: a folder to write, that
     must not exist or be empty. dtype: of the merged tensors (default: the base's). seed: of random methods. exclude:
-    patterns (re) of tensors that stay the base's. progress(done, total, name) is called after every tensor.
+    patterns (re) of tensors that stay the base's. progress(done, total, name) is called after every tensor;
+    account(what became of every tensor of every model) at the end.
 
     Memory: one tensor of every model at a time. Sums run in float32 (float64 for float64 models). Heads that only
-    fine-tunes have are not merged: they are each task's own; without a base, classification heads are left out.
+    fine-tunes have are not merged: they are each task's own; without a base, classification heads are left out. Rows
+    that one model added to the vocabulary are kept as they are, with its tokenizer and the size in the config; where
+    several models added rows for the same tokens (equally many, one tokenizer) their mean is, else that is refused.
 
     Returns the path of ``out``, a folder that transformers loads (weights, config, tokenizer, and a card with the
     method and all its options); without ``out`` the merged state dict.
-    Raises ValueError for unknown methods and options, ``dts.checkpoint.Mismatch`` with every mismatch of every model.
+    Raises ValueError for unknown methods and options, ``dts.checkpoint.Mismatch`` with every mismatch of every model,
+    `NoEffect` for models that equal the base and where nothing that differs comes out changed.
     """
     chosen = method_named(method)
     options = complete(chosen, options)
@@ -44,23 +52,32 @@ def merge(base, finetunes, method: str = "average", out: str | Path | None = Non
         if name not in to_merge:
             return sources.reference.load(name).to(kept)
         deltas = sources.deltas(name)
-        if sources.base is not None and not deltas.any():  # often the embeddings: half of a small model
+        moved = [bool(delta.any()) for delta in deltas]
+        outcome.differ[name] = moved
+        if sources.base is not None and not any(moved):  # often the embeddings: half of a small model
             return sources.base.load(name).to(kept)
         delta = chosen.function(deltas, TensorInfo(name, seed, prepared), **options)
-        return (delta if sources.base is None else delta + sources.base.load(name).to(delta.dtype)).to(kept)
+        result = (delta if sources.base is None else delta + sources.base.load(name).to(delta.dtype)).to(kept)
+        outcome.compare(name, sources.reference.load(name).to(kept), result)
+        return result
 
     def loaded(name: str) -> Tensor:
-        value = merged(name)
+        value = sources.with_added_rows(name, merged(name))
         done.append(name)
         if progress:
             progress(len(done), len(names), name)
+        if len(done) == len(names):
+            found = outcome.account(chosen.name)
+            if account:
+                account(found)
         return value
 
+    outcome = Outcome(sources)
     names, done, to_merge = sources.written(), [], set(sources.merged)
     stored = {name: sources.reference.dtype(name) for name in names}
     dtypes = {name: dtype or was if was.is_floating_point else was for name, was in stored.items()}
     if out is None:
         state = {name: loaded(name) for name in names}
         return state | {tied: state[name] for tied, name in sources.reference.tied.items() if name in state}
-    layout = {name: (dtypes[name], sources.reference.shape(name)) for name in names}
+    layout = {name: (dtypes[name], sources.shape(name)) for name in names}
     return write_folder(Path(out), sources, layout, loaded, chosen, options, seed)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dts.checkpoint import Checkpoint, Mismatch, open_checkpoint, pair
+from dts.adapter.tokenizer import differing_files
+from dts.checkpoint import Checkpoint, Mismatch, Pairing, open_checkpoint, pair
 
 from .tensor import TensorInfo
 
@@ -21,6 +22,7 @@ class Sources:
 
     names: per model, reference name -> its own name; merged: reference names to merge, in the reference's order;
     left: reference name -> why it is not merged (it stays the base's; without a base it is left out).
+    pairings: of each model with the reference;  added: reference name -> rows beyond its own, see `added_rows`.
     """
 
     reference: Checkpoint
@@ -29,6 +31,8 @@ class Sources:
     names: list[dict[str, str]]
     merged: list[str]
     left: dict[str, str]
+    pairings: list[Pairing]
+    added: dict[str, list[tuple[int, str]]]
 
     @classmethod
     def open(cls, base, finetunes, exclude=()) -> "Sources":
@@ -38,16 +42,16 @@ class Sources:
         models = [open_checkpoint(m) for m in finetunes]
         base = None if base is None else open_checkpoint(base)
         reference = models[0] if base is None else base
-        names, wrong = [], []
+        names, pairings, wrong = [], [], []
         for model in models:
             try:
-                pairs = pair(reference, model).pairs.values()
-                same = [p for p in pairs if p.base_name and not (base is None and p.added_rows)]
-                names.append({p.base_name: p.name for p in same})
+                pairings.append(pair(reference, model))
+                names.append({p.base_name: p.name for p in pairings[-1].pairs.values() if p.base_name})
             except Mismatch as error:
                 wrong += [f"{model.source}: {line}" for line in error.mismatches]
         if wrong:
             raise Mismatch(f"these models cannot be merged on {reference.source}", wrong)
+        models = [p.finetuned for p in pairings]  # under their names without wrappers
         patterns = [*exclude, *([HEADS] if base is None else [])]
         merged, left = [], {}
         for name in reference.names:
@@ -66,7 +70,7 @@ class Sources:
                 merged.append(name)
         if not merged:
             raise ValueError(f"the models have no tensor in common to merge; left out: {left}")
-        return cls(reference, base, models, names, merged, left)
+        return cls(reference, base, models, names, merged, left, pairings, added_rows(pairings))
 
     def deltas(self, name: str) -> Tensor:
         """Each model's difference to the base (its value, where there is no base): float32 or float64 [N, *shape]."""
@@ -77,6 +81,28 @@ class Sources:
             value = model.load(known[name])
             row.copy_(value[: shape[0]] if shape else value)  # rows added to the vocabulary are the fine-tune's own
         return stacked if self.base is None else stacked.sub_(self.base.load(name).to(wide))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of the merged tensor, added rows included."""
+        shape = self.reference.shape(name)
+        return (shape[0] + self._rows(name), *shape[1:]) if name in self.added else shape
+
+    def _rows(self, name: str) -> int:
+        i, own = self.added[name][0]
+        return self.models[i].shape(own)[0] - self.reference.shape(name)[0]
+
+    def with_added_rows(self, name: str, value: Tensor) -> Tensor:
+        """The merged tensor with the rows that models added: as they are, or the mean where several have them."""
+        if name not in self.added:
+            return value
+        rows = [self.models[i].load(own)[value.shape[0] :].float() for i, own in self.added[name]]
+        return torch.cat([value, (rows[0] if len(rows) == 1 else torch.stack(rows).mean(0)).to(value.dtype)])
+
+    @property
+    def enlarged_by(self) -> Checkpoint | None:
+        """A model whose vocabulary the merged one has: its tokenizer and sizes are the merged model's."""
+        found = next((members[0][0] for members in self.added.values()), None)
+        return None if found is None else self.models[found]
 
     def stream(self, seed: int) -> Iterator[tuple[TensorInfo, Tensor]]:
         for name in self.merged:
@@ -90,3 +116,41 @@ class Sources:
 
     def _is_buffer(self, name: str) -> bool:
         return name in self.left and not self.reference.dtype(name).is_floating_point
+
+
+def added_rows(pairings: list[Pairing]) -> dict[str, list[tuple[int, str]]]:
+    """reference name -> (model, its own name) of every model that has rows beyond the reference's.
+
+    One model's added rows are kept as they are.  Several models' are averaged if they mean the same tokens: equally
+    many, and the same tokenizer.  Raises Mismatch otherwise, with the way to go.
+    """
+    added: dict[str, list[tuple[int, str]]] = {}
+    for i, pairing in enumerate(pairings):
+        for p in pairing.pairs.values():
+            if p.added_rows and not p.tied_to:
+                added.setdefault(p.base_name, []).append((i, p.name))
+    wrong = []
+    for name, members in added.items():
+        models = [pairings[i].finetuned for i, _ in members]
+        counts = {m.source: pairings[i].pairs[own].added_rows for m, (i, own) in zip(models, members)}
+        first = models[0]
+        others = [m for m, (_, own) in zip(models[1:], members[1:])
+                  if not _same_tokens(first, members[0][1], m, own, pairings[0].base.shape(name)[0])]  # fmt: skip
+        if len(set(counts.values())) > 1 or others:
+            rows = ", ".join(f"{count} by {source}" for source, count in counts.items())
+            wrong.append(f"{name}: rows were added for other tokens ({rows}): merge on a base enlarged to one "
+                         "tokenizer that has them all, or resize the models to the base's vocabulary")  # fmt: skip
+    if wrong:
+        raise Mismatch("these models have vocabularies of their own", wrong)
+    return added
+
+
+def _same_tokens(a: Checkpoint, a_name: str, b: Checkpoint, b_name: str, rows: int) -> bool:
+    """Are the rows beyond these the same tokens': of one tokenizer, or equal?"""
+    if a.shape(a_name) != b.shape(b_name):
+        return False
+    if a.folder and b.folder and differing_files(None, a.folder):
+        files = {name for one, two in ((a, b), (b, a)) for name in differing_files(one.folder, two.folder)}
+        return not any(name.startswith(("tokenizer.json", "added_tokens", "vocab")) or name.endswith(".model")
+                       for name in files)  # fmt: skip
+    return torch.equal(a.load(a_name)[rows:], b.load(b_name)[rows:])

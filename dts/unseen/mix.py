@@ -8,11 +8,14 @@ from pathlib import Path
 
 from dts import __version__
 from dts.adapter import Adapter, Entry, compress
+from dts.adapter.accounting import Account, NoEffect
 from dts.adapter.apply import check_base
 from dts.adapter.format import complete, matrices
 from dts.checkpoint import open_checkpoint
 
 from .concatenate import mixed_factors
+
+CANCELLED = 1e-6  # of a component's size: a norm that float64 takes for zero after components cancel
 
 
 class NotExact(UserWarning):
@@ -33,8 +36,9 @@ def mix(adapters: Mapping, weights: Mapping[str, float], out: str | Path | None 
     summed. Exceptions, each encoded anew at the sum of its ranks and named in a `NotExact` warning: matrices of which
     the adapters have other zero rows or columns, and method "paper", whose levels differ from adapter to adapter.
     What only a fine-tune has (heads, added vocabulary) and whole integer values are left out.
-    Raises ValueError for unknown tasks, weights that are no finite numbers, and adapters of different bases or kinds;
-    Mismatch if ``base`` is not theirs.
+    The adapter's ``account`` says what became of every tensor of every member.
+    Raises NoEffect where nothing is left of the members' changes; ValueError for unknown tasks, weights that are no
+    finite numbers, and adapters of different bases or kinds; Mismatch if ``base`` is not theirs.
     """
     members = _members(adapters, weights)
     if budget is not None and nbytes is not None:
@@ -52,12 +56,17 @@ def mix(adapters: Mapping, weights: Mapping[str, float], out: str | Path | None 
         warnings.warn(f"encoded anew, not exact: {', '.join(inexact)}", NotExact, stacklevel=2)
     mixture = Adapter.of(_config(members, weights, name, class_names, description, digests), entries)
     complete(mixture)
+    mixture.account = _account(members, mixture)
     size = {"budget": budget} if budget is not None else {"nbytes": nbytes} if nbytes is not None else {}
     if size and base is not None:
         mixture.entries = {name: _without_samples(entry) for name, entry in mixture.entries.items()}
-        return compress(base, mixture.on(base), out, **size, kind=mixture.kind, name=name, class_names=class_names,
-                        description=description, overwrite=overwrite, progress=progress)  # fmt: skip
+        encoded = compress(base, mixture.on(base), out, **size, kind=mixture.kind, name=name, class_names=class_names,
+                           description=description, overwrite=overwrite, progress=progress)  # fmt: skip
+        encoded.account = mixture.account
+        return encoded
+    account = mixture.account
     mixture = mixture.truncate(**size) if size else mixture
+    mixture.account = account
     if out is not None:
         mixture.save(out, overwrite)
     return mixture
@@ -82,6 +91,45 @@ def _members(adapters: Mapping, weights: Mapping[str, float]) -> list[tuple[floa
     if wrong:
         raise ValueError("these adapters cannot be mixed: " + "; ".join(wrong))
     return [(gamma, opened[task]) for task, gamma in chosen.items()]
+
+
+def _account(members, mixture: Adapter) -> Account:
+    """What became of every tensor of every member; raises NoEffect if the members' changes cancel to nothing."""
+    account, changed = Account(), {name for name, entry in mixture.entries.items() if _changes(entry)}
+    if not changed:
+        held = sum(_mixable(e) and _changes(e) for _, a in members for e in a.entries.values())
+        raise NoEffect(f"the mixture is the base itself: its members change {held} tensors, and " + (
+            "these weights cancel them all" if held else "what they hold besides (heads, added rows) is not mixed"))
+    names = [adapter.name for _, adapter in members]
+    for i, (_, adapter) in enumerate(members):
+        label = adapter.name if names.count(adapter.name) == 1 else f"{adapter.name} {i + 1}"
+        for name, entry in adapter.entries.items():
+            other = entry.base_name if entry.base_name not in (None, name) else None
+            if entry.kind == "tied":
+                what, why = "tied", f"the same tensor as {entry.tied_to}"
+            elif entry.task_only:
+                what, why = "skipped", "only this task has it: heads are not mixed"
+            elif not _mixable(entry):
+                what, why = "skipped", f"{str(entry.dtype).removeprefix('torch.')} values are not mixed"
+            elif entry.added_rows is not None:
+                what, why = "changed", f"without its {len(entry.added_rows)} added rows, which are not mixed"
+            elif entry.base_name in changed:
+                what, why = "changed", None
+            else:
+                what, why = "equal", "the weights cancel it"
+            account.add(name, label, what, entry.kind, other, why)
+        account.complete(label, adapter.entries)
+    for name, entry in mixture.entries.items():
+        account.add(name, "mixture", "changed" if name in changed else "equal", entry.kind)
+    return account
+
+
+def _changes(entry: Entry) -> bool:
+    """Is its difference more than what rounding leaves where weights cancel?"""
+    if entry.tensor is not None:
+        return bool(entry.tensor.any())
+    kept = [f for f in matrices(entry) if f is not None]
+    return any(f.samples or f.norm > CANCELLED * f.packed.sigma.abs().max().item() for f in kept)
 
 
 def _mixable(entry: Entry) -> bool:

@@ -19,7 +19,7 @@ def paired(base, finetuned):
     return pair(open_checkpoint(base), open_checkpoint(finetuned))
 
 
-@pytest.mark.parametrize("theirs", ["", "bert.", "model.", "a.b.", "module.transformer."])
+@pytest.mark.parametrize("theirs", ["", "bert.", "model.", "a.b.", "net.transformer."])
 @pytest.mark.parametrize("ours", ["", "bert.", "model.", "encoder."])
 def test_any_prefix_for_any_other(ours, theirs):
     head = {"classifier.weight": torch.ones(3, 8)}

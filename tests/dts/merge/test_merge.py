@@ -7,7 +7,9 @@ import pytest
 import torch
 
 import dts
+from dts.adapter.accounting import NoEffect
 from dts.checkpoint import Checkpoint, Lazy, Mismatch, open_checkpoint
+from dts.merge.outcome import NotMerged
 from dts.merge.tensor import TensorInfo
 
 SIZES = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, vocab_size=40,
@@ -54,7 +56,8 @@ def test_heads_are_each_tasks_own():
     base, tuned = states(2)
     for rows, model in zip((2, 2), tuned):
         model["classifier.weight"] = torch.ones(rows, 6)
-    assert "classifier.weight" not in dts.merge(base, tuned)
+    with pytest.warns(NotMerged, match="2 tensors are not in the merged model: classifier.weight .state dict 1."):
+        assert "classifier.weight" not in dts.merge(base, tuned)
     assert "classifier.weight" not in dts.merge(None, tuned)
 
 
@@ -64,12 +67,65 @@ def test_prefixes_are_aligned_and_names_are_the_bases():
     assert set(dts.merge(base, tuned)) == set(base)
 
 
-def test_rows_added_to_the_vocabulary_are_not_merged():
+def test_rows_that_one_model_added_to_the_vocabulary_are_kept():
     base, tuned = states(2)
     for model in (base, *tuned):
         model["body.embed.weight"] = torch.arange(40.0).view(8, 5) + len(model)
     tuned[0]["body.embed.weight"] = torch.cat([tuned[0]["body.embed.weight"], torch.ones(2, 5)])
-    assert dts.merge(base, tuned)["body.embed.weight"].shape == (8, 5)
+    merged = dts.merge(base, tuned)["body.embed.weight"]
+    assert torch.equal(merged[8:], torch.ones(2, 5)) and merged.shape == (10, 5)
+    other = [tuned[0], dict(tuned[1])]
+    other[1]["body.embed.weight"] = torch.cat([tuned[1]["body.embed.weight"], torch.zeros(2, 5)])
+    with pytest.raises(Mismatch, match="body.embed.weight: rows were added for other tokens .*resize the models"):
+        dts.merge(base, other)
+    other[1]["body.embed.weight"][8:] = 1
+    assert torch.equal(dts.merge(base, other)["body.embed.weight"], merged)
+
+
+def test_an_enlarged_model_brings_its_tokenizer_and_size(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    base = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2))
+    for name, rows in (("base", 40), ("a", 40), ("b", 44)):
+        with torch.no_grad():
+            for p in base.parameters():
+                p += 0.002 * torch.randn_like(p) * (name != "base")
+        base.resize_token_embeddings(rows, mean_resizing=False)
+        base.save_pretrained(tmp_path / name)
+        (tmp_path / name / "tokenizer.json").write_text(json.dumps({"of": name}))
+    accounts = []
+    dts.merge(tmp_path / "base", [tmp_path / "a", tmp_path / "b"], out=tmp_path / "m", account=accounts.append)
+    model, found = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "m", output_loading_info=True)
+    assert not any(found.values()) and model.config.vocab_size == 44
+    assert torch.equal(model.transformer.wte.weight[40:], base.transformer.wte.weight[40:])
+    assert json.loads((tmp_path / "m" / "tokenizer.json").read_text()) == {"of": "b"}
+    row = next(f for f in accounts[0].of(str(tmp_path / "b")) if f.name == "transformer.wte.weight")
+    assert (row.what, row.why) == ("changed", "4 new rows kept")
+
+
+@pytest.mark.parametrize("method, options", [("average", {}), ("task_arithmetic", {"scale": 0})])
+def test_a_merge_that_gives_the_base_is_refused(method, options, tmp_path):
+    base, tuned = states(2)
+    tuned = tuned if options else [tuned[0], dict(base)]
+    reason = "gives the base itself" if options else "does not differ from the base"
+    with pytest.raises(NoEffect, match=reason):
+        dts.merge(base, tuned, method, tmp_path / "out", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_became_of_every_tensor_of_every_model():
+    base, tuned = states(2)
+    tuned[0]["classifier.weight"] = torch.ones(2, 6)
+    base["pooler.weight"], tuned[1]["pooler.weight"] = torch.ones(6, 6), 2 * torch.ones(6, 6)
+    tuned[1]["body.a.bias"] = base["body.a.bias"]
+    found = []
+    dts.merge(base, tuned, account=found.append)
+    by_model = {m: {f.name: f.what for f in found[0].of(m)} for m in found[0].counts}
+    assert by_model["state dict 1"] == {"body.a.weight": "changed", "body.a.bias": "changed", "body.count": "skipped",
+                                        "classifier.weight": "skipped"}  # fmt: skip
+    assert by_model["state dict 2"]["body.a.bias"] == "equal"
+    assert by_model["merged"] == {"body.a.weight": "changed", "body.a.bias": "changed", "body.count": "equal",
+                                  "pooler.weight": "equal"}  # fmt: skip
 
 
 def test_excluded_tensors_stay_the_bases():

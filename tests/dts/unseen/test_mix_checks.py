@@ -4,7 +4,9 @@ import pytest
 import torch
 
 import dts
+from dts.adapter import NoEffect
 from dts.checkpoint import Mismatch
+from dts.unseen import mix
 
 BASE = {"a.weight": torch.randn(20, 24, generator=torch.Generator().manual_seed(0))}
 
@@ -31,3 +33,16 @@ def test_a_task_named_twice_on_the_command_line():
 
     with pytest.raises(ValueError, match="'a' twice"):
         weights_of(["a=1", "b=2", "a=3"])
+
+
+def test_weights_that_cancel_are_refused():
+    base = {"a.weight": torch.randn(24, 24), "b.weight": torch.randn(24, 24)}
+    adapter = dts.compress(base, {name: value + 0.1 for name, value in base.items()}, rank_fraction=0.3)
+    bias = {"a.weight": base["a.weight"], "b.weight": base["b.weight"]} | {"head.weight": torch.ones(2, 24)}
+    heads = dts.compress(base, bias, rank_fraction=0.3)
+    with pytest.raises(NoEffect, match="the mixture is the base itself: .*heads, added rows"):
+        mix({"a": heads}, {"a": 1.0})
+    with pytest.raises(NoEffect, match="its members change 4 tensors, and these weights cancel them all"):
+        mix({"a": adapter, "b": adapter}, {"a": 1.0, "b": -1.0})
+    account = mix({"a": adapter, "b": heads}, {"a": 1.0, "b": 1.0}).account
+    assert account.counts["mixture"] == {"changed": 2}

@@ -1,0 +1,113 @@
+"""An adapter applied to a model in memory, under that model's own names.
+
+A loader may rename a checkpoint's tensors, and join several to one: an adapter made from the files has their names, the
+model its own.  `dts.nn.names` knows which part of which parameter each of them is.
+"""
+
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor, nn
+
+from dts.adapter.accounting import Effects
+from dts.adapter.apply import base_mismatches
+from dts.checkpoint import Mismatch, open_checkpoint, sampled_digest
+
+
+def applied_in_memory(adapter, model, check: bool = True) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of the reconstructed fine-tune; model: an ``nn.Module`` or a state dict."""
+    base = open_checkpoint(model)
+    wrong = base_mismatches(adapter, base)
+    fits = not any(entry.base_name and entry.base_name not in base.tensors for entry in adapter.entries.values())
+    new = [name for name, entry in adapter.entries.items() if entry.task_only and name not in base.tensors]
+    if fits and (not wrong or not check) and (new or isinstance(model, Mapping)):
+        return _as_files(adapter, base, keep=bool(new))
+    if isinstance(model, Mapping):
+        hint = " (if its names are those a loader gave a model, give the model itself)" if any(
+            line.endswith(": missing") for line in wrong) else ""  # fmt: skip
+        raise Mismatch(f"{base.source} is not the base of the adapter {adapter.name!r}{hint}", wrong)
+    return _as_module(adapter, model, base, check)
+
+
+def _as_files(adapter, base, keep: bool) -> Iterator[tuple[str, Tensor]]:
+    """keep: the fine-tune's names, of which the base lacks some."""
+    from dts.adapter.format import base_name_of
+
+    made, effects = adapter.on(base, check=False), Effects(adapter, base)
+    section, taken = adapter.config["finetuned"], set()
+    for name in made.names:
+        own = base_name_of(name, section)
+        own = name if keep or own not in base.tensors or own in taken else own
+        taken.add(own)
+        yield own, effects.see(name, made.load(name))
+    if not keep:  # what the model ties, and a checkpoint has once
+        for alias, first in base.tied.items():
+            if alias not in taken and first in taken:
+                name = next(n for n in made.names if base_name_of(n, section) == first)
+                yield alias, made.load(name)
+    effects.check()
+
+
+def _as_module(adapter, model: nn.Module, base, check: bool) -> Iterator[tuple[str, Tensor]]:
+    from dts.integrations.transformers import renamer
+    from dts.nn.names import _resolve, sites
+
+    entries = {name: entry for name, entry in adapter.entries.items() if entry.kind != "tied"}
+    heads = {name: entry for name, entry in entries.items() if entry.task_only}
+    wrong: list[str] = []
+    rename, known = renamer(model), sites(model)
+    targets = _resolve({n: e for n, e in entries.items() if n not in heads}, known, rename, wrong)
+    for name in heads:
+        targets |= _resolve({name: heads[name]}, known, rename, [])
+    canonical = {name: base.tied.get(name, name) for name in base.names}
+    by_tensor: dict[str, list] = {}
+    for name, target in targets.items():
+        where = canonical.get(target.name)
+        if where is None:
+            wrong.append(f"{name}: {target.name} is not in the model's state dict")
+            continue
+        by_tensor.setdefault(where, []).append((entries[name], target))
+        if check and not entries[name].task_only:
+            wrong += _mismatch(adapter, entries[name], base, where, target)
+    if wrong:
+        raise Mismatch(f"{base.source} is not the base of the adapter {adapter.name!r}", wrong)
+
+    def tensors():
+        for name in base.names:
+            yield name, _changed(base.load(name), by_tensor.get(canonical[name], ()))
+        for name, entry in heads.items():
+            if name not in targets:
+                yield name, entry.apply(None)
+
+    return tensors()
+
+
+def _part(tensor: Tensor, target) -> Tensor:
+    """The view of a parameter that one tensor of a checkpoint became."""
+    if target.expert is not None:
+        tensor = tensor[target.expert]
+    if target.parts > 1:
+        rows = tensor.shape[0] // target.parts
+        tensor = tensor[target.part * rows : (target.part + 1) * rows]
+    return tensor
+
+
+def _mismatch(adapter, entry, base, name: str, target) -> list[str]:
+    part = _part(base.load(name), target)
+    if tuple(part.shape) != tuple(entry.base_shape):
+        return [f"{name}: shape {list(part.shape)}, not {list(entry.base_shape)}"]
+    if sampled_digest(part.contiguous()) != adapter.config["tensors"][entry.name]["base"]:
+        return [f"{name}: other values ({str(part.dtype).removeprefix('torch.')})"]
+    return []
+
+
+def _changed(tensor: Tensor, pieces) -> Tensor:
+    """The tensor with every piece applied to its part; in the fine-tune's dtype where one piece is all of it."""
+    result = tensor
+    for entry, target in pieces:
+        if target.expert is None and target.parts == 1:
+            return entry.apply(None if entry.task_only else tensor)
+        if result is tensor:
+            result = tensor.clone()
+        part = _part(result, target)
+        part.copy_(entry.apply(part.clone()))
+    return result
