@@ -2,21 +2,37 @@
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 FLOATS = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
 IDS = (torch.int64, torch.int32)
 _int32, _float32, _strided = torch.int32, torch.float32, torch.strided
 
 
+def known(slots: Tensor, weights: Tensor) -> int:
+    """Entries of a routing that `remember` has seen to be right, else 0."""
+    return slots.shape[0] if getattr(slots, "_dts_weights", None) is weights else 0
+
+
+def remember(slots: Tensor, weights: Tensor) -> None:
+    """Look at a routing once: on the CPU, contiguous, dtypes, one shape (C looks at its sizes again)."""
+    if (
+        type(slots) is Tensor and slots.dtype is _int32 and weights.dtype is _float32 and slots.dim() == 2
+        and slots.shape == weights.shape and slots.is_cpu and weights.is_cpu and slots.is_contiguous()
+        and weights.is_contiguous()
+    ):
+        slots._dts_weights = weights
+
+
 def product(x: Tensor, y: Tensor | None, slots: Tensor, weights: Tensor, adds: Tensor | None, in_features: int,
             out_features: int) -> None:
     """Raise ValueError, with all sizes, unless these are operands of x [..., in_features] -> [..., out_features]."""
-    shape, routing = x.shape, slots.shape
+    shape, entries = x.shape, known(slots, weights)
     if (
-        len(shape) > 0 and shape[-1] == in_features and x.dtype in FLOATS and len(routing) == 2
-        and weights.shape == routing and slots.dtype is _int32 and weights.dtype is _float32
-        and (routing[0] == 1 or routing[0] and in_features and x.numel() // in_features % routing[0] == 0)
-        and y is None and (adds is None or adds.dtype is _float32 and adds.dim() == 2 and adds.shape[1] == out_features)
+        entries and len(shape) > 0 and shape[-1] == in_features and x.dtype in FLOATS
+        and (entries == 1 or in_features and x.numel() // in_features % entries == 0)
+        and (y is None or y.dtype is x.dtype and y.shape == (*shape[:-1], out_features))
+        and (adds is None or adds.dtype is _float32 and adds.dim() == 2 and adds.shape[1] == out_features)
     ):
         return  # nothing else to look at, and no strings made for nobody
     wrong = []
@@ -36,6 +52,13 @@ def product(x: Tensor, y: Tensor | None, slots: Tensor, weights: Tensor, adds: T
 
 def ids(of: Tensor, slots: Tensor, weights: Tensor, y: Tensor | None = None, columns: int | None = None) -> None:
     """The same for ids [...] of rows, and y [..., columns]."""
+    entries = known(slots, weights)
+    if (
+        entries and of.dtype in IDS and (entries == 1 or of.numel() % entries == 0)
+        and (y is None or y.dtype in FLOATS and y.dim() and y.shape[:-1] == of.shape
+             and (columns is None or y.shape[-1] == columns))
+    ):
+        return
     wrong = [] if of.dtype in IDS else [f"ids must be int64 or int32, not {of.dtype}"]
     wrong += _routing(slots, weights, of.numel(), f"ids {list(of.shape)}")
     if y is not None and (y.dtype not in FLOATS or y.shape[:-1] != of.shape or y.dim() != of.dim() + 1):
@@ -74,6 +97,13 @@ def gamma(of: Tensor, base: Tensor | None, shape: tuple[int, int], slots: int) -
         raise ValueError("; ".join(wrong))
     of = real(of).to(torch.float32).contiguous()
     return of if of.shape[0] >= slots else torch.nn.functional.pad(of, (0, slots - of.shape[0]))
+
+
+def no_forward_mode() -> None:
+    """Forward derivatives would be zeros in silence: an op without a formula of its own drops them."""
+    if forward_ad._current_level >= 0:
+        raise NotImplementedError("products with packed factors have no forward-mode derivatives (jvp, jacfwd): "
+                                  "use reverse mode (grad, vjp, jacrev)")
 
 
 def real(t: Tensor) -> Tensor:

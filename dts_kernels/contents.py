@@ -1,4 +1,4 @@
-"""What a bank's table points to, checked once a table: nothing is read through a pointer that was not looked at here."""
+"""What a bank's table points to, checked once a table: C and Triton follow no pointer that was not looked at here."""
 
 import math
 from operator import is_
@@ -24,7 +24,9 @@ class Contents:
         self.given, self.packed, self.version = packed, tuple(packed), _version(table)
         self.factors, self.exponents, self.shape, self.tasks = {}, {}, None, None
         self.known = set() if known is None else {known}
-        if table.dtype != torch.int64 or table.dim() != 2 or table.shape[1] not in LAYOUTS.values() or not _plain(table):
+        self.on_cpu = all(t.is_cpu for t in self.packed)
+        sizes = LAYOUTS.values()
+        if table.dtype != torch.int64 or table.dim() != 2 or table.shape[1] not in sizes or not _plain(table):
             raise ValueError(f"a bank's table must be int64 [slots, {TABLE_FIELDS} or {FIELDS}], "
                              f"not {table.dtype} {list(table.shape)}")
         if table.shape[1] == TABLE_FIELDS:
@@ -38,12 +40,17 @@ class Contents:
 
     def of_now(self, packed: list[Tensor], table: Tensor) -> bool:
         """Whether these are the tensors that were looked at, the table unchanged since."""
-        if packed is not self.given and not (len(packed) == len(self.packed) and all(map(is_, packed, self.packed))):
+        if packed is self.given:
+            return self.shape is not None or self._same(table)  # a bank's own: it makes another table
+        if not (len(packed) == len(self.packed) and all(map(is_, packed, self.packed))):
             return False
+        return self._same(table)
+
+    def _same(self, table: Tensor) -> bool:
         return self.version is None or table._version == self.version
 
     def _read_disk(self, table: Tensor) -> None:
-        wrong = [f"packed[{i}] is no plain tensor of bytes or numbers" for i, t in enumerate(self.packed) if not _plain(t)]
+        wrong = [f"packed[{i}] is no plain dense tensor" for i, t in enumerate(self.packed) if not _plain(t)]
         devices = {t.device for t in self.packed}
         if len(devices) > 1:
             wrong.append(f"packed tensors are on several devices: {sorted(map(str, devices))}")
@@ -51,7 +58,7 @@ class Contents:
             if where == [-1, -1, -1, -1]:
                 continue
             if min(where[:3]) < 0 or where[3] < -1 or max(where) >= len(self.packed) or not -126 <= exponent <= 126:
-                wrong.append(f"slot {slot} points to {where}, exponent {exponent}: there are {len(self.packed)} tensors")
+                wrong.append(f"slot {slot} points to {where}, exponent {exponent} of {len(self.packed)} tensors")
                 continue
             u, v, sigma = (self.packed[i] for i in where[:3])
             try:
@@ -67,13 +74,16 @@ class Contents:
         if wrong:
             raise ValueError("a bank's table does not fit its tensors: " + "; ".join(wrong))
 
-    def fit(self, layout: str, shape: tuple[int, int], max_rank: int, table: Tensor, device: torch.device | None) -> None:
+    def fit(self, layout: str, shape: tuple[int, int], max_rank: int, table: Tensor,
+            device: torch.device | None) -> None:
         """Raise ValueError unless this is a bank of that layout, for products of (out_features, in_features)."""
         if self.shape is not None and layout == "disk":
             if shape == self.shape and (device is None or self.packed[0].device == device):
                 return
-            raise ValueError(f"the bank's tasks are of {list(self.shape)} = [out_features, in_features] on "
-                             f"{self.packed[0].device}, the product is of {list(shape)} on {device}")
+            raise ValueError(
+                f"the bank's tasks are of {list(self.shape)} = [out_features, in_features] on {self.packed[0].device}, "
+                f"the product is of {list(shape)} on {device}"
+            )
         if LAYOUTS.get(layout) != table.shape[1]:
             raise ValueError(f"layout {layout!r} does not fit a table {list(table.shape)}; layouts are {list(LAYOUTS)}")
         if layout != "disk":

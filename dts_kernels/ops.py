@@ -63,8 +63,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, bank: Bank, routing: 
 
     weight: [out_features, in_features] and bias [out_features] in x's dtype.
 
-    Under autocast it does what `torch.nn.Linear` does there: x, weight and bias are taken in autocast's dtype, which the
-    result has; float64 stays.  The base product is the library's, of all rows at once: its bits are a plain model's.
+    Under autocast it does what `torch.nn.Linear` does there: x, weight and bias are taken in autocast's dtype, which
+    the result has; float64 stays.  The base product is the library's, of all rows at once: a plain model's bits.
     """
     if weight.shape != bank.shape:
         raise ValueError(
@@ -106,7 +106,7 @@ def add_rows(y: Tensor, adds: Tensor, routing: Routing) -> Tensor:
 def delta_embedding(ids: Tensor, bank: Bank, routing: Routing, dtype=torch.float32) -> Tensor:
     """Rows of the dense delta of each row's tasks: sum of gamma U[id] diag(sigma) V.
 
-    ids: int64 or int32 [...], rows of the bank's matrix, -1 for none (zeros).  Returns ``dtype`` [..., bank.in_features].
+    ids: int64 or int32 [...], rows of the matrix, -1 for none (zeros).  Returns ``dtype`` [..., bank.in_features].
     Ids that no row has raise IndexError.  On a GPU this reads ids and routing on the host: right, but it waits for the
     device and cannot be captured in a CUDA graph.
     """
@@ -121,14 +121,14 @@ def add_embedding(ids: Tensor, y: Tensor, parts: "EmbeddingParts", routing: Rout
     """
     slots, weights = routing.slots, routing.weights
     check.ids(ids, slots, weights, y, parts.columns)
-    if parts.native and direct(ids, y, slots) and y.dtype in native.DTYPES and y.is_contiguous() and not y.is_neg():
+    plain = parts.native and direct(ids, y, slots, weights) and y.is_contiguous() and not y.is_neg()
+    if plain and y.dtype in native.DTYPES:
         tasks = parts.tasks()
         if tasks is not None:
+            if not check.known(slots, weights):
+                check.remember(slots, weights)
             dispatch.ran["delta_embedding", "native"] += 1
-            device = y.device
-            return native.embedding(check.flat(ids, device), y, tasks, check.flat(slots, device),
-                                    check.flat(weights, device), parts.rows, y.shape[-1], y.dtype,
-                                    in_place=not y._is_zerotensor())
+            return native.embedding(ids, y, tasks, slots, weights, parts.rows, y.shape[-1], y.dtype, in_place=True)
     for bank, lookup in parts.banks:
         where = ids if lookup is None else torch.where(ids < 0, -1, lookup[ids.clamp(min=0).long()].long())
         y = y + delta_embedding(where, bank, routing, y.dtype)
@@ -227,15 +227,19 @@ def _run(paths: dict, op: str, x: Tensor, slots: Tensor, weights: Tensor, table:
 
 
 def _held(x: Tensor, packed, table, layout: str, max_rank: int, m: int, n: int) -> None:
-    contents.of(packed, table).fit(layout, (m, n), max_rank, table, x.device)
+    check.no_forward_mode()
+    held = contents.of(packed, table)
+    if held.shape != (m, n) or not held.on_cpu or not x.is_cpu or layout != "disk":
+        held.fit(layout, (m, n), max_rank, table, x.device)
 
 
 def _readable(x: Tensor, slots: Tensor, weights: Tensor, adds: Tensor | None):
     """These as kernels read them; nothing to do for most."""
     if not (
-        x.is_cpu and slots.is_cpu and weights.is_cpu and slots.is_contiguous() and weights.is_contiguous()
-        and x.layout is torch.strided and not x.is_neg() and not x._is_zerotensor() and adds is None
+        check.known(slots, weights) and x.is_cpu and not x.is_neg()
+        and (adds is None or adds.is_cpu and adds.is_contiguous())
     ):
+        check.remember(slots, weights)
         device = x.device
         x, slots, weights = check.real(x), check.flat(slots, device), check.flat(weights, device)
         adds = None if adds is None else check.flat(adds, device)
@@ -269,6 +273,7 @@ def _linear(x, weight, bias, packed, table, slots, weights, out_features, max_ra
 
 
 def _reconstruct(packed, table, gamma, base, out_features, in_features, max_rank, layout, dtype):
+    check.no_forward_mode()
     if dtype not in check.FLOATS:
         raise ValueError(f"a dense matrix must be floating point of 16, 32 or 64 bits, not {dtype}")
     gamma = check.gamma(gamma, base, (out_features, in_features), table.shape[0])
@@ -353,7 +358,7 @@ _library.impl("delta_embedding", _delta_embedding, "CompositeExplicitAutograd")
 
 
 def _without_autocast(op: str, dtype_of):
-    """An op's kernel of autocast: floating point operands in its dtype (dtype_of: which arguments), the rest without."""
+    """An op's kernel of autocast: the arguments ``dtype_of`` in its dtype, and everything inside without it."""
     def run(*arguments):
         device = next(t for t in arguments if isinstance(t, Tensor)).device.type
         dtype = torch.get_autocast_dtype(device)

@@ -93,6 +93,7 @@ def _add_sampled_rows_reference(ids, y, codes, table, starts, scales, slots, wei
 
 
 def _add_dense_samples_reference(base, codes, table, starts, scales, gamma):
+    check.no_forward_mode()
     if base.dim() != 2:
         raise ValueError(f"base {list(base.shape)} must be a matrix")
     gamma = check.gamma(gamma, base, tuple(base.shape), 0)
@@ -114,15 +115,16 @@ ADD_SAMPLES = {"reference": _add_samples_reference} | cpu_paths.ADD_SAMPLES | {
 def _ready(device: torch.device, codes, table, starts, scales, slots, weights):
     """A bank's arguments and a routing as kernels read them, checked; on the CPU without an arena `native_samples`
     keeps what it has seen of a table."""
-    arena = bool(codes) and codes[0].dim() == 1
-    tensors = (table, starts, scales, slots, weights)
-    if device.type == "cpu" and not arena and all(t.is_cpu and t.is_contiguous() for t in tensors):
-        array = getattr(table, "_dts_samples", None)
-        if array is None or not array.of_now(codes, table, starts, scales):
-            check_samples(codes, table, starts, scales)
-        return codes, *tensors
+    array = getattr(table, "_dts_samples", None)
+    if (
+        array is not None and device.type == "cpu" and check.known(slots, weights)
+        and array.of_now(codes, table, starts, scales)
+    ):
+        return codes, table, starts, scales, slots, weights
+    check.remember(slots, weights)
+    arena, tensors = bool(codes) and codes[0].dim() == 1, (table, starts, scales, slots, weights)
     check_samples(codes, table, starts, scales, arena)
-    codes = [check.flat(c, device) if arena else c for c in codes]
+    codes = [check.flat(c, device) for c in codes] if arena else codes
     if any(c.device != device for c in codes):
         raise ValueError(f"all tensors of a product must be on one device: codes are not on {device}")
     return codes, *(check.flat(t, device) for t in tensors)
@@ -130,10 +132,11 @@ def _ready(device: torch.device, codes, table, starts, scales, slots, weights):
 
 def _add_samples(x, y, codes, table, starts, scales, slots, weights, transposed):
     check.product(x, y, slots, weights, None, x.shape[-1] if x.dim() else 0, y.shape[-1] if y.dim() else 0)
-    x, y = check.real(x), check.real(y)
-    codes, table, starts, scales, slots, weights = _ready(x.device, codes, table, starts, scales, slots, weights)
-    if y.device != x.device:
-        raise ValueError(f"y is on {y.device}, x on {x.device}")
+    check.no_forward_mode()
+    device = x.device
+    codes, table, starts, scales, slots, weights = _ready(device, codes, table, starts, scales, slots, weights)
+    x = x if not x.is_neg() else check.real(x)
+    y = y if y.is_cpu and not y.is_neg() and device.type == "cpu" else check.flat(y, device)
     path = dispatch.choose_samples(x.device.type, x.dtype, x.shape[:-1].numel(), slots.shape[0], transposed,
                                    bool(codes) and codes[0].dim() == 1)
     dispatch.ran["add_samples", path] += 1
@@ -144,6 +147,7 @@ ADD_SAMPLED_ROWS = {"reference": _add_sampled_rows_reference} | cpu_paths.ADD_SA
 
 
 def _add_sampled_rows(ids, y, codes, table, starts, scales, slots, weights, rows):
+    check.no_forward_mode()
     check.ids(ids, slots, weights, y)
     ids, y = check.flat(ids.to(torch.int64), y.device), check.real(y)
     codes, table, starts, scales, slots, weights = _ready(y.device, codes, table, starts, scales, slots, weights)

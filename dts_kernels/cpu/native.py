@@ -115,8 +115,8 @@ def _bind(path: Path) -> ctypes.CDLL:
         text, i32, i32, pointer, i64, pointer, i64, pointer, i64, pointer, i64, i64, i32, i64, i64,
     ]
     library.dts_add_samples.argtypes = [
-        text, i32, i32, pointer, i64, i32, i64, i64, i64, pointer, i64, pointer, i64, pointer, i64, pointer, i64, pointer,
-        i64, pointer, i64, i64, i64,
+        text, i32, i32, pointer, i64, i32, i64, i64, i64, pointer, i64, pointer, i64, pointer, i64, pointer, i64,
+        pointer, i64, pointer, i64, i64, i64,
     ]
     library.dts_add_sampled_rows.argtypes = [
         text, i32, pointer, i64, i64, i64, pointer, i64, pointer, i64, i32, pointer, i64, pointer, i64, pointer, i64,
@@ -198,14 +198,9 @@ def delta_linear(x: Tensor, y: Tensor | None, tasks: Tasks, slots: Tensor, weigh
     """y + the delta of every row; x [rows..., n] and y in fp32, bf16 or fp16; ``out`` may be y.
 
     exact: float32 products instead of two 8-bit digits;  adds: float32 [slots, out_features], added like the deltas.
+    slots (int32), weights (float32) and adds are contiguous, which the ops have seen to; C looks at all sizes.
     """
     shape, size, (entries, places) = x.shape, x.element_size(), slots.shape
-    if not slots.is_contiguous():
-        slots = slots.contiguous()
-    if not weights.is_contiguous():
-        weights = weights.contiguous()
-    if adds is not None and not adds.is_contiguous():
-        adds = adds.contiguous()
     if not x.is_contiguous():
         x = x.contiguous()
     if y is not None and not y.is_contiguous():
@@ -215,13 +210,13 @@ def delta_linear(x: Tensor, y: Tensor | None, tasks: Tasks, slots: Tensor, weigh
     elif not out.is_contiguous() or out.dtype != x.dtype:
         raise ValueError("out must be contiguous and in x's dtype")
     stride, n, dtype, rows = out_features * size, shape[-1], x.dtype, shape[:-1].numel()
-    if y is not None and y.dtype != dtype or weights.dtype != torch.float32 or slots.dtype != torch.int32:
-        raise ValueError("y must be in x's dtype, slots int32 and weights float32")
+    if y is not None and y is not out and y.dtype is not dtype:
+        raise ValueError(f"y must be in x's dtype {dtype}, not {y.dtype}")
     add, adds_have, add_count = (None, 0, 0) if adds is None else (adds.data_ptr(), adds.numel(), adds.shape[0])
     code = library().dts_delta_linear(
-        _named(name), torch.get_num_threads(), exact, transposed, x.data_ptr(), x.numel(), DTYPES[dtype], n * size,
+        _named(name), torch.get_num_threads(), exact, transposed, x.data_ptr(), rows * n, DTYPES[dtype], n * size,
         rows, n, None if y is None else y.data_ptr(), 0 if y is None else y.numel(), stride, out.data_ptr(),
-        out.numel(), stride, out_features, tasks.pointer, tasks.count, slots.data_ptr(), slots.numel(),
+        out.numel(), stride, out_features, tasks.pointer, tasks.count, slots.data_ptr(), entries * places,
         weights.data_ptr(), weights.numel(), entries, places, add, adds_have, add_count,
     )
     if code:
@@ -241,9 +236,8 @@ def embedding(ids: Tensor, y: Tensor | None, tasks: Tasks, slots: Tensor, weight
             one = slots[:, place].contiguous(), weights[:, place].contiguous()
             total = embedding(ids, total, tasks, *(t[:, None] for t in one), id_count, n, torch.float32, name, True)
         return total.to(dtype) if y is None else y.add_(total) if in_place else (y + total).to(dtype)
-    ids, slots, weights = ids.to(torch.int64).contiguous(), slots.contiguous(), weights.contiguous()
-    if y is not None and (y.shape != (*ids.shape, n) or y.dtype != dtype):
-        raise ValueError(f"y {list(y.shape)} {y.dtype} must be {[*ids.shape, n]} {dtype}")
+    ids = ids.contiguous() if ids.dtype is torch.int64 else ids.to(torch.int64).contiguous()
+    slots, weights = slots.contiguous(), weights.contiguous()
     if y is not None and not y.is_contiguous():
         y, in_place = y.contiguous(), True
     out = y if in_place and y is not None else torch.empty(*ids.shape, n, dtype=dtype)

@@ -14,7 +14,8 @@ class Sample(ctypes.Structure):
     """One sample of a bank, where it lies: the struct of samples.h."""
 
     _fields_ = [("codes", ctypes.c_void_p), ("row_bytes", ctypes.c_int64), ("stride", ctypes.c_int64),
-                ("seed", ctypes.c_uint32), ("scale", ctypes.c_float), ("rows", ctypes.c_int64), ("bytes", ctypes.c_int64)]
+                ("seed", ctypes.c_uint32), ("scale", ctypes.c_float), ("rows", ctypes.c_int64),
+                ("bytes", ctypes.c_int64)]
 
 
 class SampleArray:
@@ -39,7 +40,9 @@ class SampleArray:
 
     def of_now(self, codes: list[Tensor], *others: Tensor) -> bool:
         """Whether these are the tensors that were looked at, (table, starts, scales) unchanged since."""
-        if codes is not self.given and not (len(codes) == len(self.codes) and all(map(is_, codes, self.codes))):
+        if codes is self.given:  # a bank's own: it makes other tensors
+            return others[1] is self.others[0] and others[2] is self.others[1]
+        if not (len(codes) == len(self.codes) and all(map(is_, codes, self.codes))):
             return False
         return others[1] is self.others[0] and others[2] is self.others[1] and all(
             version is None or t._version == version for t, version in zip(others, self.versions)
@@ -62,9 +65,6 @@ def add_samples(x: Tensor, y: Tensor, samples: SampleArray, slots: Tensor, weigh
         x = x.contiguous()
     if not y.is_contiguous():
         y = y.contiguous()
-    slots, weights = slots.contiguous(), weights.contiguous()
-    if y.dtype != x.dtype:
-        raise ValueError(f"y must be in x's dtype {x.dtype}, not {y.dtype}")
     out = torch.empty_like(y)
     m, n = (shape[-1], out_features) if transposed else (out_features, shape[-1])
     code = native.library().dts_add_samples(

@@ -124,11 +124,11 @@ static void samples_gather(const SamplePart *part, int last, int rows, const flo
         for (; row < next; row += LANES) {
             int count = sample_lanes(part, row, next, bytes, words);
             int64_t to = row - part->row;
-            memset(own, 0, sizeof own);
-            for (int r = 0; r < rows; r++) from[r] = x[r] + (row - block * s->stride);
-            if (part->group)
-                for (int r = 0; r < rows; r++)
-                    for (int i = 0; i < count; i++) own[r][i] = sums[r][to + i];
+            for (int r = 0; r < rows; r++) {
+                from[r] = x[r] + (row - block * s->stride);
+                fstore(own[r], fset(0));
+                for (int i = 0; part->group && i < count; i++) own[r][i] = sums[r][to + i];
+            }
             if (rows == 8) gather_lanes(8, groups, words, at, from, own);
             else if (rows == 4) gather_lanes(4, groups, words, at, from, own);
             else if (rows == 2) gather_lanes(2, groups, words, at, from, own);
