@@ -40,13 +40,8 @@ class Contents:
 
     def of_now(self, packed: list[Tensor], table: Tensor) -> bool:
         """Whether these are the tensors that were looked at, the table unchanged since."""
-        if packed is self.given:
-            return self.shape is not None or self._same(table)  # a bank's own: it makes another table
-        if not (len(packed) == len(self.packed) and all(map(is_, packed, self.packed))):
+        if packed is not self.given and not (len(packed) == len(self.packed) and all(map(is_, packed, self.packed))):
             return False
-        return self._same(table)
-
-    def _same(self, table: Tensor) -> bool:
         return self.version is None or table._version == self.version
 
     def _read_disk(self, table: Tensor) -> None:
@@ -122,6 +117,8 @@ class Contents:
 def of(packed: list[Tensor], table: Tensor) -> Contents:
     """The contents of a table, read again only when it or the tensors are others.  Raises ValueError."""
     held = getattr(table, "_dts_contents", None)
+    if held is not None and held.given is packed and held.shape is not None:
+        return held  # a bank's own: it makes another table
     if held is None or not held.of_now(packed, table):
         held = table._dts_contents = Contents(packed, table)
     return held

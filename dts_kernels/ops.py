@@ -227,7 +227,8 @@ def _run(paths: dict, op: str, x: Tensor, slots: Tensor, weights: Tensor, table:
 
 
 def _held(x: Tensor, packed, table, layout: str, max_rank: int, m: int, n: int) -> None:
-    check.no_forward_mode()
+    if forward_ad._current_level >= 0:
+        check.no_forward_mode()
     held = contents.of(packed, table)
     if held.shape != (m, n) or not held.on_cpu or not x.is_cpu or layout != "disk":
         held.fit(layout, (m, n), max_rank, table, x.device)

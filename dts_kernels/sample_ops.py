@@ -6,6 +6,7 @@ same name in the namespace ``dts``.  D is the sum of a row's tasks' samples (`dt
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import check, dispatch
 from .bank import Routing
@@ -132,7 +133,8 @@ def _ready(device: torch.device, codes, table, starts, scales, slots, weights):
 
 def _add_samples(x, y, codes, table, starts, scales, slots, weights, transposed):
     check.product(x, y, slots, weights, None, x.shape[-1] if x.dim() else 0, y.shape[-1] if y.dim() else 0)
-    check.no_forward_mode()
+    if forward_ad._current_level >= 0:
+        check.no_forward_mode()
     device = x.device
     codes, table, starts, scales, slots, weights = _ready(device, codes, table, starts, scales, slots, weights)
     x = x if not x.is_neg() else check.real(x)
