@@ -5,13 +5,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from . import contents
+from .contents import TABLE_FIELDS
 from .dispatch import bank_layout
 from .layout import PackedFactors
-from .planar import PlanarStore, planar_factors
+from .planar import PlanarStore
 from .reference import range_exponent
 
 EAGER = 8
-TABLE_FIELDS = 6  # u, v, sigma, levels: where in `packed` (-1: none); rank; range exponent
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,7 @@ class Bank:
         if self._store is not None:
             store, self.layout = self._store, self._store.layout
             self._ready = [store.words.tensor, store.scalars.tensor], store.table, store.max_rank
+            contents.trust(*self._ready[:2], self.layout, self.shape, store.max_rank)
         elif len(self._factors) <= EAGER:
             self._ready = self._derive()
 
@@ -153,24 +155,3 @@ class Bank:
             rows[slot] = [at, at + 1, at + 2, at + 3 if f.levels is not None else -1, f.rank, range_exponent(f)]
         table = torch.tensor(rows, dtype=torch.int64).reshape(-1, TABLE_FIELDS)
         return packed, table, max((f.rank for f in self._factors.values()), default=0)
-
-
-def factors_of(packed: list[Tensor], table: Tensor, in_features: int, out_features: int,
-               transposed=False) -> tuple[dict[int, PackedFactors], dict[int, int]]:
-    """The inverse of a bank's table: (slot -> factors, slot -> range exponent).
-
-    in_features, out_features: of the factors as stored, which ``transposed`` exchanges in what is returned.
-    """
-    factors, exponents = {}, {}
-    if table.shape[1] != TABLE_FIELDS:
-        factors, exponents = planar_factors(packed, table, in_features, out_features)
-    else:
-        for slot, (u, v, sigma, levels, _, exponent) in enumerate(table.tolist()):
-            if u >= 0:
-                four = packed[levels] if levels >= 0 else None
-                factors[slot] = PackedFactors(packed[u], packed[v], packed[sigma], four)
-                exponents[slot] = exponent
-    if transposed:
-        factors = {slot: f.transpose() for slot, f in factors.items()}
-        exponents = {slot: range_exponent(f) for slot, f in factors.items()}
-    return factors, exponents

@@ -5,6 +5,7 @@ import os
 import warnings
 from collections import Counter
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 
@@ -44,23 +45,21 @@ def choose(problem: Problem) -> str:
 
 # ---- CPU -------------------------------------------------------------------------------------------------------
 
-_exact = False
+_exact: ContextVar[bool] = ContextVar("exact_products", default=False)
+exact = _exact.get  # () -> whether `exact_products` is on here
 
 
 @contextmanager
 def exact_products(exact: bool = True):
-    """CPU products inside use float32 throughout instead of 16-bit x and t (see `cpu.native.delta_linear`)."""
-    global _exact
-    before, _exact = _exact, exact
+    """CPU products inside use float32 throughout instead of 16-bit x and t (see `cpu.native.delta_linear`).
+
+    Of this thread (and asyncio task) only: products that others run meanwhile are as they were.
+    """
+    before = _exact.set(exact)
     try:
         yield
     finally:
-        _exact = before
-
-
-def exact() -> bool:
-    """Whether `exact_products` is on."""
-    return _exact
+        _exact.reset(before)
 
 
 def _choose_disk(p: Problem) -> str:

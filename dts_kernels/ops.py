@@ -9,9 +9,11 @@ from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from . import dispatch, reference
-from .bank import Bank, Routing, factors_of
+from . import check, contents, dispatch, reference
+from .bank import Bank, Routing
+from .contents import factors_of
 from .cpu import native
 from .cpu import paths as cpu_paths
 from .dispatch import Problem
@@ -40,10 +42,17 @@ def delta_linear(x: Tensor, bank: Bank, routing: Routing, y: Tensor | None = Non
     adds: float32 [slots, out_features] or None (biases that differ from task to task).
     Returns [..., out_features] in x's dtype; sums run in float32 (float64 for float64).
     Raises ValueError with all sizes if they do not fit.
+
+    Under autocast x and y are taken in its dtype, as `torch.nn.Linear` takes its input; float64 stays.
+
+    A row's result does not depend, bit for bit, on the other rows of the batch nor on their tasks.  It depends on their
+    number where the routing has one entry for all of them: from `cpu.rules`' crossover on, factors are unpacked for the
+    library's products, which differ from the packed ones by the rounding of x and t to 16 bits (2^-16 of the largest).
     """
-    _check(x, bank, routing, y, adds)
     if direct(x, y, adds):
-        return _delta_linear(*_flat(bank, routing, x, y), False, adds)
+        return _delta_linear(*_flat(bank, routing, x, y), False, adds, bank.in_features)
+    check.product(x, y if _same_autocast(x, y) else None, routing.slots, routing.weights, adds, bank.in_features,
+                  bank.out_features)
     out = torch.ops.dts.delta_linear(*_flat(bank, routing, x, y), False)
     return out if adds is None else add_rows(out, adds, routing)
 
@@ -53,21 +62,29 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, bank: Bank, routing: 
     """x W^T + b + the delta (and ``adds``, as in `delta_linear`) of each row's tasks, in one call.
 
     weight: [out_features, in_features] and bias [out_features] in x's dtype.
+
+    Under autocast it does what `torch.nn.Linear` does there: x, weight and bias are taken in autocast's dtype, which
+    the result has; float64 stays.  The base product is the library's, of all rows at once: a plain model's bits.
     """
     if weight.shape != bank.shape:
         raise ValueError(
             f"weight {list(weight.shape)} does not fit the bank's [{bank.out_features}, {bank.in_features}]"
         )
-    _check(x, bank, routing, None, adds)
     if direct(x, weight, bias, adds):
-        return _linear(*_flat(bank, routing, x, weight, bias), adds)
+        return _linear(*_flat(bank, routing, x, weight, bias), adds, bank.in_features)
+    check.product(x, None, routing.slots, routing.weights, adds, bank.in_features, bank.out_features)
     out = torch.ops.dts.linear(*_flat(bank, routing, x, weight, bias))
     return out if adds is None else add_rows(out, adds, routing)
 
 
 def _flat(bank: Bank, routing: Routing, *tensors):
-    return (*tensors, bank.packed, bank.table, routing.slots, routing.weights, bank.out_features, bank.max_rank,
-            bank.layout)
+    packed, table, max_rank = bank._derived()
+    return (*tensors, packed, table, routing.slots, routing.weights, bank.out_features, max_rank, bank.layout)
+
+
+def _same_autocast(x: Tensor, y: Tensor | None) -> bool:
+    """Whether y must have x's dtype already: autocast makes them one."""
+    return y is None or not torch.is_autocast_enabled(x.device.type)
 
 
 def add_rows(y: Tensor, adds: Tensor, routing: Routing) -> Tensor:
@@ -75,39 +92,45 @@ def add_rows(y: Tensor, adds: Tensor, routing: Routing) -> Tensor:
 
     y: [..., m]; adds: [slots, m].
     """
+    if not adds.shape[0]:
+        return y.clone()
     index = routing.slots.clamp(0, adds.shape[0] - 1)
     gamma = torch.where(index == routing.slots, routing.weights, 0.0)
     rows = (adds[index].to(y.dtype) * gamma[..., None].to(y.dtype)).sum(1)
     if rows.shape[0] <= 1:
         return y + rows.sum(0)
-    return (y.reshape(rows.shape[0], -1, rows.shape[1]) + rows[:, None]).view(y.shape)
+    each = y.shape[:-1].numel() // rows.shape[0]
+    return (y.reshape(rows.shape[0], each, rows.shape[1]) + rows[:, None]).view(y.shape)
 
 
 def delta_embedding(ids: Tensor, bank: Bank, routing: Routing, dtype=torch.float32) -> Tensor:
     """Rows of the dense delta of each row's tasks: sum of gamma U[id] diag(sigma) V.
 
-    ids: int64 [...], rows of the bank's matrix, -1 for none (zeros).  Returns ``dtype`` [..., bank.in_features].
+    ids: int64 or int32 [...], rows of the matrix, -1 for none (zeros).  Returns ``dtype`` [..., bank.in_features].
     Ids that no row has raise IndexError.  On a GPU this reads ids and routing on the host: right, but it waits for the
     device and cannot be captured in a CUDA graph.
     """
-    _check_ids(ids, routing)
+    check.ids(ids, routing.slots, routing.weights)
     return torch.ops.dts.delta_embedding(*_flat(bank, routing, ids), bank.in_features, dtype)
 
 
 def add_embedding(ids: Tensor, y: Tensor, parts: "EmbeddingParts", routing: Routing) -> Tensor:
     """y + what `delta_embedding` gives, for banks that each hold some rows of one matrix.
 
-    ids: int64 [...], rows of the whole matrix, -1 for none; y: [..., n].  May write into y, which is returned.
+    ids: int64 or int32 [...], rows of the whole matrix, -1 for none; y: [..., n].  May write into y, which is returned.
     """
-    _check_ids(ids, routing)
-    if parts.native and direct(ids, y, routing.slots) and y.dtype in native.DTYPES and y.is_contiguous():
+    slots, weights = routing.slots, routing.weights
+    check.ids(ids, slots, weights, y, parts.columns)
+    plain = parts.native and direct(ids, y, slots, weights) and y.is_contiguous() and not y.is_neg()
+    if plain and y.dtype in native.DTYPES:
         tasks = parts.tasks()
         if tasks is not None:
+            if not check.known(slots, weights):
+                check.remember(slots, weights)
             dispatch.ran["delta_embedding", "native"] += 1
-            return native.embedding(ids, y, tasks, routing.slots, routing.weights, parts.rows, y.shape[-1], y.dtype,
-                                    in_place=True)
+            return native.embedding(ids, y, tasks, slots, weights, parts.rows, y.shape[-1], y.dtype, in_place=True)
     for bank, lookup in parts.banks:
-        where = ids if lookup is None else torch.where(ids < 0, -1, lookup[ids.clamp(min=0)].long())
+        where = ids if lookup is None else torch.where(ids < 0, -1, lookup[ids.clamp(min=0).long()].long())
         y = y + delta_embedding(where, bank, routing, y.dtype)
     return y
 
@@ -120,6 +143,10 @@ class EmbeddingParts:
 
     def __init__(self, banks: list[tuple[Bank, Tensor | None]], rows: int):
         self.banks, self.rows = banks, rows
+        columns = {bank.in_features for bank, _ in banks}
+        if len(columns) > 1:
+            raise ValueError(f"banks of one matrix must have its columns, not {sorted(columns)}")
+        self.columns = min(columns, default=None)
         slots = [slot for bank, _ in banks for slot in bank.slots]
         self.native = all(bank.layout == "disk" and bank.device.type == "cpu" for bank, _ in banks)
         self.native &= len(slots) == len(set(slots))
@@ -132,12 +159,6 @@ class EmbeddingParts:
         if self._tasks is None:
             self._tasks = native.Tasks.join([(native.Tasks.of(b.packed, b.table), lookup) for b, lookup in self.banks])
         return None if self._tasks.levels else self._tasks
-
-
-def _check_ids(ids: Tensor, routing: Routing) -> None:
-    rows, entries = ids.numel(), routing.slots.shape[0]
-    if entries == 0 and rows or entries and rows % entries:
-        raise ValueError(f"{rows} ids {list(ids.shape)} are no multiple of the routing's {entries} entries")
 
 
 def reconstruct(bank: Bank, gamma: dict[int, float] | Tensor, base: Tensor | None = None,
@@ -153,34 +174,9 @@ def reconstruct(bank: Bank, gamma: dict[int, float] | Tensor, base: Tensor | Non
             raise KeyError(f"no task in slot {unknown}; the bank's slots are {bank.slots}")
         gamma = torch.tensor([gamma.get(s, 0.0) for s in range(bank.table.shape[0])], device=bank.table.device)
     dtype = dtype or (base.dtype if base is not None else torch.float32)
-    return torch.ops.dts.reconstruct(
-        bank.packed, bank.table, gamma, base, bank.out_features, bank.in_features, bank.max_rank, bank.layout, dtype
-    )
-
-
-def _check(x: Tensor, bank: Bank, routing: Routing, y: Tensor | None, adds: Tensor | None) -> None:
-    shape, entries, width = x.shape, routing.slots.shape[0], bank.in_features
-    fits = len(shape) > 0 and shape[-1] == width and x.is_floating_point() and (y is None) and (adds is None or (
-        adds.dtype == torch.float32 and adds.dim() == 2 and adds.shape[1] == bank.out_features
-    ))
-    if fits and (entries == 1 or entries and width and x.numel() // width % entries == 0):
-        return  # nothing else to look at, and no strings made for nobody
-    wrong = []
-    if x.dim() < 1 or x.shape[-1] != bank.in_features:
-        wrong.append(f"x {list(x.shape)} must end in in_features = {bank.in_features}")
-    if not x.is_floating_point():
-        wrong.append(f"x must be floating point, not {x.dtype}")
-    if x.dim() and y is not None and (y.shape != x.shape[:-1] + (bank.out_features,) or y.dtype != x.dtype):
-        wrong.append(
-            f"y {list(y.shape)} {y.dtype} must be {[*x.shape[:-1], bank.out_features]} {x.dtype}, as x and the bank say"
-        )
-    if adds is not None and (adds.dtype != torch.float32 or adds.dim() != 2 or adds.shape[1] != bank.out_features):
-        wrong.append(f"adds {list(adds.shape)} {adds.dtype} must be float32 [slots, {bank.out_features}]")
-    rows = x.shape[:-1].numel() if x.dim() else 1
-    if entries == 0 and rows or entries and rows % entries:
-        wrong.append(f"{rows} rows of x {list(x.shape)} are no multiple of the routing's {entries} entries")
-    if wrong:
-        raise ValueError("; ".join(wrong))
+    packed, table, max_rank = bank._derived()
+    return torch.ops.dts.reconstruct(packed, table, gamma, base, bank.out_features, bank.in_features, max_rank,
+                                     bank.layout, dtype)
 
 
 def direct(*tensors: Tensor | None) -> bool:
@@ -190,7 +186,7 @@ def direct(*tensors: Tensor | None) -> bool:
     """
     if torch.compiler.is_compiling() or _dispatch_modes() or _tracing():
         return False
-    if _functorch_level() is not None:
+    if _functorch_level() is not None or _any_autocast() or forward_ad._current_level >= 0:
         return False
     grad = torch.is_grad_enabled()
     for t in tensors:
@@ -201,7 +197,7 @@ def direct(*tensors: Tensor | None) -> bool:
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 _dispatch_modes, _tracing = torch._C._len_torch_dispatch_stack, torch._C._get_tracing_state
-_functorch_level = torch._C._functorch.peek_interpreter_stack
+_functorch_level, _any_autocast = torch._C._functorch.peek_interpreter_stack, torch._C._is_any_autocast_enabled
 
 
 @lru_cache(maxsize=4096)
@@ -230,17 +226,61 @@ def _run(paths: dict, op: str, x: Tensor, slots: Tensor, weights: Tensor, table:
 # ---- implementations -------------------------------------------------------------------------------------------
 
 
-def _delta_linear(x, y, packed, table, slots, weights, out_features, max_rank, layout, transposed, adds=None):
+def _held(x: Tensor, packed, table, layout: str, max_rank: int, m: int, n: int) -> None:
+    if forward_ad._current_level >= 0:
+        check.no_forward_mode()
+    held = contents.of(packed, table)
+    if held.shape != (m, n) or not held.on_cpu or not x.is_cpu or layout != "disk":
+        held.fit(layout, (m, n), max_rank, table, x.device)
+
+
+def _readable(x: Tensor, slots: Tensor, weights: Tensor, adds: Tensor | None):
+    """These as kernels read them; nothing to do for most."""
+    if not (
+        check.known(slots, weights) and x.is_cpu and not x.is_neg()
+        and (adds is None or adds.is_cpu and adds.is_contiguous())
+    ):
+        check.remember(slots, weights)
+        device = x.device
+        x, slots, weights = check.real(x), check.flat(slots, device), check.flat(weights, device)
+        adds = None if adds is None else check.flat(adds, device)
+    return x, slots, weights, adds
+
+
+def _delta_linear(x, y, packed, table, slots, weights, out_features, max_rank, layout, transposed, adds=None,
+                  in_features=None):
+    n = in_features if in_features is not None else x.shape[-1] if x.dim() else 0
+    check.product(x, y, slots, weights, adds, n, out_features)
+    m, n = (n, out_features) if transposed else (out_features, n)
+    _held(x, packed, table, layout, max_rank, m, n)
+    x, slots, weights, adds = _readable(x, slots, weights, adds)
+    y = None if y is None else check.real(y)
     return _run(DELTA_LINEAR, "delta_linear", x, slots, weights, table, out_features, max_rank, layout, transposed,
                 adds, x, y, packed, table, slots, weights, out_features, max_rank, transposed)
 
 
-def _linear(x, weight, bias, packed, table, slots, weights, out_features, max_rank, layout, adds=None):
+def _linear(x, weight, bias, packed, table, slots, weights, out_features, max_rank, layout, adds=None,
+            in_features=None):
+    n = in_features if in_features is not None else x.shape[-1] if x.dim() else 0
+    check.product(x, None, slots, weights, adds, n, out_features)
+    if weight.shape != (out_features, n) or weight.dtype is not x.dtype or weight.layout is not torch.strided:
+        raise ValueError(f"weight {list(weight.shape)} {weight.dtype} must be dense [{out_features}, {n}] {x.dtype}")
+    if bias is not None and (bias.shape != (out_features,) or bias.dtype is not x.dtype):
+        raise ValueError(f"bias {list(bias.shape)} {bias.dtype} must be [{out_features}] {x.dtype}")
+    _held(x, packed, table, layout, max_rank, out_features, n)
+    x, slots, weights, adds = _readable(x, slots, weights, adds)
     return _run(LINEAR, "linear", x, slots, weights, table, out_features, max_rank, layout, False, adds,
                 x, weight, bias, packed, table, slots, weights, out_features, max_rank)
 
 
 def _reconstruct(packed, table, gamma, base, out_features, in_features, max_rank, layout, dtype):
+    check.no_forward_mode()
+    if dtype not in check.FLOATS:
+        raise ValueError(f"a dense matrix must be floating point of 16, 32 or 64 bits, not {dtype}")
+    gamma = check.gamma(gamma, base, (out_features, in_features), table.shape[0])
+    base = None if base is None else check.real(base)
+    held = contents.of(packed, table)
+    held.fit(layout, (out_features, in_features), max_rank, table, None if base is None else base.device)
     device = packed[0].device.type if packed else "cpu"
     path = _path("reconstruct", dispatch.device_kind(device) if layout != "disk" else device, dtype, out_features,
                  in_features, out_features, max_rank, 1, 1, table.shape[0], layout, False, dispatch.exact())
@@ -274,6 +314,13 @@ def _reconstruct_reference(packed, table, gamma, base, out_features, in_features
 
 
 def _delta_embedding(ids, packed, table, slots, weights, out_features, max_rank, layout, in_features, dtype):
+    check.ids(ids, slots, weights)
+    if dtype not in check.FLOATS:
+        raise ValueError(f"rows must be floating point of 16, 32 or 64 bits, not {dtype}")
+    _held(ids, packed, table, layout, max_rank, out_features, in_features)
+    ids, slots, weights = (check.flat(t, ids.device) for t in (ids.to(torch.int64), slots, weights))
+    if ids.numel() and (largest := int(ids.max())) >= out_features:
+        raise IndexError(f"an id of {largest} is beyond the matrix's {out_features} rows")
     path = _path("delta_embedding", ids.device.type, dtype, ids.numel(), in_features, out_features, max_rank,
                  *slots.shape, table.shape[0], layout, False, dispatch.exact())
     dispatch.ran["delta_embedding", path] += 1
@@ -308,11 +355,49 @@ _library.impl("reconstruct", _reconstruct, "CompositeExplicitAutograd")
 _library.impl("delta_embedding", _delta_embedding, "CompositeExplicitAutograd")
 
 
+# ---- autocast --------------------------------------------------------------------------------------------------
+
+
+def _without_autocast(op: str, dtype_of):
+    """An op's kernel of autocast: the arguments ``dtype_of`` in its dtype, and everything inside without it."""
+    def run(*arguments):
+        device = next(t for t in arguments if isinstance(t, Tensor)).device.type
+        dtype = torch.get_autocast_dtype(device)
+        arguments = [_cast(a, dtype) if i in dtype_of else a for i, a in enumerate(arguments)]
+        with torch.autocast(device, enabled=False):
+            return getattr(torch.ops.dts, op)(*arguments)
+    return run
+
+
+def _cast(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return t if t is None or not t.is_floating_point() or t.dtype == torch.float64 else t.to(dtype)
+
+
+def register_autocast(library: torch.library.Library, op: str, dtype_of=()) -> None:
+    """`torch.library.register_autocast` casts to one dtype for ever; this one to that of the region."""
+    for key in ("AutocastCPU", "AutocastCUDA"):
+        library.impl(op, _without_autocast(op, dtype_of), key)
+
+
+def _autocast_linear(x, weight, bias, packed, table, slots, weights, out_features, max_rank, layout):
+    y = torch.nn.functional.linear(x, weight, bias)  # as autocast makes it, the weight's copy kept for the region
+    return torch.ops.dts.delta_linear(x.to(y.dtype), y, packed, table, slots, weights, out_features, max_rank, layout,
+                                      False)
+
+
+for key in ("AutocastCPU", "AutocastCUDA"):
+    _library.impl("linear", _autocast_linear, key)
+register_autocast(_library, "delta_linear", (0, 1))
+register_autocast(_library, "delta_embedding")
+register_autocast(_library, "reconstruct")
+
+
 # ---- fakes and gradients ---------------------------------------------------------------------------------------
 
 
 @torch.library.register_fake("dts::delta_linear")
 def _(x, y, packed, table, slots, weights, out_features, max_rank, layout, transposed):
+    check.product(x, y, slots, weights, None, x.shape[-1] if x.dim() else 0, out_features)
     return x.new_empty(x.shape[:-1] + (out_features,))
 
 
@@ -332,15 +417,16 @@ def _(packed, table, gamma, base, out_features, in_features, max_rank, layout, d
     return like.new_empty((out_features, in_features), dtype=dtype)
 
 
-def _save(context, in_features, bank):
+def _save(context, in_features, bank, *others):
+    """Everything that backward reads, so that a change in place meanwhile is an error."""
     packed, table, slots, weights, out_features, max_rank, layout = bank
-    context.save_for_backward(table, slots, weights, *packed)
+    context.save_for_backward(*others, table, slots, weights, *packed)
     context.sizes, context.tensors = (in_features, max_rank, layout), len(packed)
 
 
-def _grad_x(context, grad):
+def _grad_x(context, grad, others=0):
     """dx = ((dy U) o sigma) V: the same op with the roles of U and V exchanged."""
-    table, slots, weights, *packed = context.saved_tensors
+    table, slots, weights, *packed = context.saved_tensors[others:]
     in_features, max_rank, layout = context.sizes
     return torch.ops.dts.delta_linear(grad, None, packed, table, slots, weights, in_features, max_rank, layout, True)
 
@@ -360,17 +446,17 @@ def _delta_linear_backward(ctx, grad):
 
 def _linear_setup(ctx, inputs, output):
     x, weight, bias, *bank = inputs
-    _save(ctx, x.shape[-1], bank)
-    ctx.weight, ctx.x = weight, x if weight.requires_grad else None
+    _save(ctx, x.shape[-1], bank, weight, x if weight.requires_grad else None)
 
 
 def _linear_backward(ctx, grad):
     grad_x = grad_weight = grad_bias = None
+    weight, x = ctx.saved_tensors[:2]
     rows = grad.flatten(0, -2) if grad.dim() > 1 else grad[None]
     if ctx.needs_input_grad[0]:
-        grad_x = torch.nn.functional.linear(grad, ctx.weight.T) + _grad_x(ctx, grad)
+        grad_x = torch.nn.functional.linear(grad, weight.T) + _grad_x(ctx, grad, 2)
     if ctx.needs_input_grad[1]:
-        grad_weight = rows.T @ (ctx.x.flatten(0, -2) if ctx.x.dim() > 1 else ctx.x[None])
+        grad_weight = rows.T @ (x.flatten(0, -2) if x.dim() > 1 else x[None])
     if ctx.needs_input_grad[2]:
         grad_bias = rows.sum(0)
     return grad_x, grad_weight, grad_bias, [None] * ctx.tensors, *[None] * 6

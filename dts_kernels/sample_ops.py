@@ -6,14 +6,15 @@ same name in the namespace ``dts``.  D is the sum of a row's tasks' samples (`dt
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from . import dispatch
+from . import check, dispatch
 from .bank import Routing
 from .cpu import paths as cpu_paths
 from .gpu import sample_products
-from .ops import direct
+from .ops import direct, register_autocast
 from .sample_bank import SampleBank, samples_of
-from .samples import dense
+from .samples import check_samples, dense
 
 _library = torch.library.Library("dts", "FRAGMENT")
 _BANK = "Tensor[] codes, Tensor table, Tensor starts, Tensor scales"
@@ -27,30 +28,31 @@ def add_samples(x: Tensor, y: Tensor, bank: SampleBank, routing: Routing) -> Ten
 
     x: [..., in_features] fp16, bf16, fp32 or fp64; y: [..., out_features] in x's dtype.  Sums run in float32
     (float64 for float64) and are rounded once.  Raises ValueError with all sizes if they do not fit.
+
+    Under autocast x and y are taken in its dtype; float64 stays.  A row's result on a CPU does not depend, bit for bit,
+    on the other rows, their number or their tasks.
     """
-    wrong = []
-    if not x.dim() or x.shape[-1] != bank.in_features or not x.is_floating_point():
-        wrong.append(f"x {list(x.shape)} {x.dtype} must be floating point and end in {bank.in_features}")
-    elif y.shape != x.shape[:-1] + (bank.out_features,) or y.dtype != x.dtype:
-        wrong.append(f"y {list(y.shape)} {y.dtype} must be {[*x.shape[:-1], bank.out_features]} {x.dtype}")
-    elif x.shape[:-1].numel() % max(1, routing.slots.shape[0]):
-        wrong.append(f"{x.shape[:-1].numel()} rows of x are no multiple of the routing's {routing.slots.shape[0]}")
-    if wrong:
-        raise ValueError("; ".join(wrong))
+    if not x.dim() or x.shape[-1] != bank.in_features:
+        raise ValueError(f"x {list(x.shape)} {x.dtype} must be floating point and end in {bank.in_features}")
+    if y.dim() and y.shape[-1] != bank.out_features:
+        raise ValueError(f"y {list(y.shape)} must be {[*x.shape[:-1], bank.out_features]}")
     run = _add_samples if direct(x, y) else torch.ops.dts.add_samples
     return run(x, y, *bank.arguments, routing.slots, routing.weights, bank.transposed)
 
 
 def add_sampled_rows(ids: Tensor, y: Tensor, bank: SampleBank, routing: Routing) -> Tensor:
-    """y + rows ``ids`` (int64 [...], -1 = none) of D; y: [..., in_features].  Not of transposed matrices."""
+    """y + rows ``ids`` (int64 or int32 [...], -1 = none) of D; y: [..., in_features].  Not of transposed matrices."""
     if bank.transposed:
         raise ValueError("rows of transposed samples would be columns: not supported")
+    check.ids(ids, routing.slots, routing.weights, y, bank.in_features)
     arguments = (ids, y, *bank.arguments, routing.slots, routing.weights, bank.out_features)
     return _add_sampled_rows(*arguments) if direct(ids, y) else torch.ops.dts.add_sampled_rows(*arguments)
 
 
 def add_dense_samples(base: Tensor, bank: SampleBank, gamma: Tensor) -> Tensor:
     """base [out_features, in_features] + the sum of gamma D; gamma: float32 [slots], missing ones 0."""
+    if tuple(base.shape) != (bank.out_features, bank.in_features):
+        raise ValueError(f"base {list(base.shape)} must be {[bank.out_features, bank.in_features]}")
     full = torch.ops.dts.add_dense_samples(base.T if bank.transposed else base, *bank.arguments, gamma)
     return full.T if bank.transposed else full
 
@@ -92,6 +94,12 @@ def _add_sampled_rows_reference(ids, y, codes, table, starts, scales, slots, wei
 
 
 def _add_dense_samples_reference(base, codes, table, starts, scales, gamma):
+    check.no_forward_mode()
+    if base.dim() != 2:
+        raise ValueError(f"base {list(base.shape)} must be a matrix")
+    gamma = check.gamma(gamma, base, tuple(base.shape), 0)
+    check_samples(codes, table, starts, scales, bool(codes) and codes[0].dim() == 1)
+    base = check.real(base)
     wide = _wide(base.dtype)
     out = base.to(wide, copy=True, memory_format=torch.contiguous_format)
     for slot, own in samples_of(codes, table, starts, scales, tuple(base.shape)).items():
@@ -105,7 +113,32 @@ ADD_SAMPLES = {"reference": _add_samples_reference} | cpu_paths.ADD_SAMPLES | {
 }
 
 
+def _ready(device: torch.device, codes, table, starts, scales, slots, weights):
+    """A bank's arguments and a routing as kernels read them, checked; on the CPU without an arena `native_samples`
+    keeps what it has seen of a table."""
+    array = getattr(table, "_dts_samples", None)
+    if (
+        array is not None and device.type == "cpu" and check.known(slots, weights)
+        and array.of_now(codes, table, starts, scales)
+    ):
+        return codes, table, starts, scales, slots, weights
+    check.remember(slots, weights)
+    arena, tensors = bool(codes) and codes[0].dim() == 1, (table, starts, scales, slots, weights)
+    check_samples(codes, table, starts, scales, arena)
+    codes = [check.flat(c, device) for c in codes] if arena else codes
+    if any(c.device != device for c in codes):
+        raise ValueError(f"all tensors of a product must be on one device: codes are not on {device}")
+    return codes, *(check.flat(t, device) for t in tensors)
+
+
 def _add_samples(x, y, codes, table, starts, scales, slots, weights, transposed):
+    check.product(x, y, slots, weights, None, x.shape[-1] if x.dim() else 0, y.shape[-1] if y.dim() else 0)
+    if forward_ad._current_level >= 0:
+        check.no_forward_mode()
+    device = x.device
+    codes, table, starts, scales, slots, weights = _ready(device, codes, table, starts, scales, slots, weights)
+    x = x if not x.is_neg() else check.real(x)
+    y = y if y.is_cpu and not y.is_neg() and device.type == "cpu" else check.flat(y, device)
     path = dispatch.choose_samples(x.device.type, x.dtype, x.shape[:-1].numel(), slots.shape[0], transposed,
                                    bool(codes) and codes[0].dim() == 1)
     dispatch.ran["add_samples", path] += 1
@@ -116,6 +149,10 @@ ADD_SAMPLED_ROWS = {"reference": _add_sampled_rows_reference} | cpu_paths.ADD_SA
 
 
 def _add_sampled_rows(ids, y, codes, table, starts, scales, slots, weights, rows):
+    check.no_forward_mode()
+    check.ids(ids, slots, weights, y)
+    ids, y = check.flat(ids.to(torch.int64), y.device), check.real(y)
+    codes, table, starts, scales, slots, weights = _ready(y.device, codes, table, starts, scales, slots, weights)
     arena = bool(codes) and codes[0].dim() == 1
     path = dispatch.choose_samples(y.device.type, y.dtype, ids.numel(), slots.shape[0], False, arena)
     path = "reference" if arena else path  # rows have no kernel on a GPU
@@ -126,6 +163,11 @@ def _add_sampled_rows(ids, y, codes, table, starts, scales, slots, weights, rows
 _library.impl("add_samples", _add_samples, "CompositeExplicitAutograd")
 _library.impl("add_sampled_rows", _add_sampled_rows, "CompositeExplicitAutograd")
 _library.impl("add_dense_samples", _add_dense_samples_reference, "CompositeExplicitAutograd")
+
+
+register_autocast(_library, "add_samples", (0, 1))
+register_autocast(_library, "add_sampled_rows")
+register_autocast(_library, "add_dense_samples")
 
 
 @torch.library.register_fake("dts::add_samples")

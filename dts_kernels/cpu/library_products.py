@@ -34,48 +34,47 @@ def _product_dtype(dtype: torch.dtype, factors: PackedFactors) -> torch.dtype:
     return dtype
 
 
-def product(x: Tensor, factors: PackedFactors, gamma, decode, out: Tensor) -> None:
-    """out += gamma ((x V^T) o sigma) U^T for one task, a block of ranks at a time.
+def product(parts: list[tuple[Tensor, float, Tensor]], factors: PackedFactors, decode) -> None:
+    """out += gamma ((x V^T) o sigma) U^T for one task and every (x, gamma, out), a block of ranks at a time.
 
-    x [rows, n]; gamma a number or [rows]; out float32 (float64 for float64 x) [rows, m]; decode: `table_unpack`
-    or `native.unpack`.
+    x [rows, n]; out float32 (float64 for float64 x) [rows, m]; decode: `table_unpack` or `native.unpack`.
     """
+    x, _, out = parts[0]
     dtype = _product_dtype(x.dtype, factors)
-    x = x.to(dtype)
+    parts = [(x.to(dtype), gamma, out) for x, gamma, out in parts]
     u_levels, v_levels = (None, None) if factors.levels is None else factors.levels
     sigma = torch.nn.functional.pad(factors.sigma, (0, -factors.rank % 4)).to(out.dtype)
-    scale = sigma * (gamma[:, None].to(out.dtype) if isinstance(gamma, Tensor) else gamma)
     width, block = factors.u.shape[1], max(64, TILE_BYTES // (4 * x.element_size() * sum(factors.shape)))
     for at in range(0, width, block):
         ranks, last = slice(4 * at, 4 * (at + block)), at + block
-        t = (x @ decode(factors.v[:, at:last], v_levels, dtype)).to(out.dtype) * scale[..., ranks]
-        u = decode(factors.u[:, at:last], u_levels, dtype)
-        if dtype == out.dtype:
-            out.addmm_(t, u.T)
-        else:
-            out += t.to(dtype) @ u.T
+        v, u = decode(factors.v[:, at:last], v_levels, dtype), decode(factors.u[:, at:last], u_levels, dtype)
+        for x, gamma, out in parts:
+            t = (x @ v).to(out.dtype) * (sigma * gamma)[ranks]
+            if dtype == out.dtype:
+                out.addmm_(t, u.T)
+            else:
+                out += t.to(dtype) @ u.T
 
 
 def delta_linear(x: Tensor, y: Tensor | None, factors: dict[int, PackedFactors], slots: Tensor, weights: Tensor,
                  out_features: int, decode) -> Tensor:
-    """y + the delta of every row, with the arguments of `reference.delta_linear`."""
+    """y + the delta of every row, with the arguments of `reference.delta_linear`.
+
+    A product is of one entry's rows, never of all that share a task: its bits would follow the others' tasks.
+    """
     rows = x.reshape(-1, x.shape[-1])
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     total = x.new_zeros(x.shape[:-1] + (out_features,), dtype=wide)
     out = total.view(-1, out_features)
-    if slots.shape[0] == 1:
-        for slot, gamma in zip(slots[0].tolist(), weights[0].tolist()):
+    each = rows.shape[0] // max(1, slots.shape[0])
+    for place in range(slots.shape[1] if each else 0):
+        users: dict[int, list[tuple[Tensor, float, Tensor]]] = {}
+        for entry, (slot, gamma) in enumerate(zip(slots[:, place].tolist(), weights[:, place].tolist())):
             if slot in factors:
-                product(rows, factors[slot], gamma, decode, out)
-    elif rows.shape[0]:
-        slots, weights = (t.repeat_interleave(rows.shape[0] // slots.shape[0], 0) for t in (slots, weights))
-        for place in range(slots.shape[1]):
-            for slot in slots[:, place].unique().tolist():
-                if slot in factors:
-                    chosen = (slots[:, place] == slot).nonzero()[:, 0]
-                    part = out[chosen]
-                    product(rows[chosen], factors[slot], weights[chosen, place], decode, part)
-                    out[chosen] = part
+                own = slice(entry * each, (entry + 1) * each)
+                users.setdefault(slot, []).append((rows[own], gamma, out[own]))
+        for slot, parts in users.items():
+            product(parts, factors[slot], decode)
     return (total if y is None else total.add_(y)).to(x.dtype)
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .. import contents
+from ..layout import PackedFactors
 from .build import build, library_name
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as in kernels.h
@@ -20,32 +22,37 @@ class Task(ctypes.Structure):
 
     _fields_ = [(name, ctypes.c_void_p) for name in ("u", "v", "sigma", "levels")] + [
         (name, ctypes.c_int64) for name in ("u_stride", "v_stride", "rank")
-    ] + [("lookup", ctypes.c_void_p)]
+    ] + [("lookup", ctypes.c_void_p)] + [
+        (name, ctypes.c_int64) for name in ("u_rows", "v_rows", "u_bytes", "v_bytes", "sigma_count", "lookup_count")
+    ]
 
 
 class Tasks:
     """All tasks of a bank as an array that C reads, and the tensors it points into."""
 
     def __init__(self, packed: list[Tensor], table: Tensor):
-        rows = table.tolist()
-        self.first = packed[0] if packed else None
-        self.array = (Task * max(len(rows), 1))()
+        self._set(contents.of(packed, table).factors, table.shape[0])
+
+    def _set(self, stored: dict[int, PackedFactors], count: int) -> None:
+        self.count = count
+        self.array = (Task * max(count, 1))()
         self.kept = []
         self.levels = False  # whether a task has its own
-        for task, row in zip(self.array, rows):
-            u, v, sigma, levels, rank, _ = row or (-1,) * 6
-            if u < 0 or not rank:
+        for slot, one in stored.items():
+            if not one.rank:
                 continue
-            factors = [t if t.stride(1) == 1 else t.contiguous() for t in (packed[u], packed[v])]
-            numbers = [packed[sigma].contiguous(), packed[levels].contiguous() if levels >= 0 else None]
+            task = self.array[slot]
+            # detached: whoever exchanges the memory of a tensor that was given does not take it from under C
+            factors = [t.detach() if t.stride(1) == 1 else t.contiguous() for t in (one.u, one.v)]
+            numbers = [None if t is None else t.detach().contiguous() for t in (one.sigma, one.levels)]
             self.kept += factors + numbers
             task.u, task.v = (t.data_ptr() for t in factors)
             task.u_stride, task.v_stride = (t.stride(0) for t in factors)
+            (task.u_rows, task.u_bytes), (task.v_rows, task.v_bytes) = (t.shape for t in factors)
             task.sigma, task.levels = (None if t is None else t.data_ptr() for t in numbers)
-            task.rank = rank
-            self.levels |= levels >= 0
+            task.rank = task.sigma_count = one.rank
+            self.levels |= one.levels is not None
         self.pointer = ctypes.addressof(self.array)
-        self.count = len(rows)
 
     def __reduce__(self):
         return type(None), ()  # pointers mean nothing in a copy of the table: it makes its own
@@ -56,13 +63,15 @@ class Tasks:
 
         Beside each bank int32 [rows of the whole matrix], which row of the bank that is, -1 for none; or None.
         """
-        joined = cls([], torch.empty(max([tasks.count for tasks, _ in parts], default=0), 0))
+        joined = cls.__new__(cls)
+        joined._set({}, max([tasks.count for tasks, _ in parts], default=0))
         for tasks, lookup in parts:
-            lookup = None if lookup is None else lookup.contiguous()
+            lookup = None if lookup is None else _checked_lookup(lookup)
             for slot in range(tasks.count):
                 if tasks.array[slot].rank:
                     joined.array[slot] = tasks.array[slot]
                     joined.array[slot].lookup = None if lookup is None else lookup.data_ptr()
+                    joined.array[slot].lookup_count = 0 if lookup is None else lookup.numel()
             joined.kept += [tasks, lookup]
             joined.levels |= tasks.levels
         return joined
@@ -70,10 +79,16 @@ class Tasks:
     @classmethod
     def of(cls, packed: list[Tensor], table: Tensor) -> "Tasks":
         """The array of a bank's table, made once a table."""
-        tasks = getattr(table, "_dts_tasks", None)
-        if tasks is None or tasks.first is not (packed[0] if packed else None):
-            tasks = table._dts_tasks = cls(packed, table)
-        return tasks
+        held = contents.of(packed, table)
+        if held.tasks is None:
+            held.tasks = cls(packed, table)
+        return held.tasks
+
+
+def _checked_lookup(lookup: Tensor) -> Tensor:
+    if lookup.dtype != torch.int32 or lookup.dim() != 1 or not lookup.is_cpu:
+        raise ValueError(f"a lookup must be int32 [rows] on the CPU, not {lookup.dtype} {list(lookup.shape)}")
+    return lookup.detach().contiguous()
 
 
 def _package_folder() -> Path:
@@ -90,23 +105,24 @@ def _bind(path: Path) -> ctypes.CDLL:
     pointer, i32, i64, text = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_char_p
     library.dts_variant.argtypes, library.dts_variant.restype = [i32], text
     library.dts_delta_linear.argtypes = [
-        text, i32, i32, i32, pointer, i32, i64, i64, i64, pointer, i64, pointer, i64, i64, pointer, i64, pointer,
-        pointer, i64, i64, pointer, i64,
+        text, i32, i32, i32, pointer, i64, i32, i64, i64, i64, pointer, i64, i64, pointer, i64, i64, i64, pointer, i64,
+        pointer, i64, pointer, i64, i64, i64, pointer, i64, i64,
     ]
     library.dts_embedding.argtypes = [
-        text, i32, pointer, i64, i64, pointer, pointer, i32, i64, pointer, i64, pointer, pointer, i64,
+        text, i32, pointer, i64, i64, pointer, pointer, i64, i32, i64, pointer, i64, pointer, pointer, i64,
     ]
     library.dts_reconstruct.argtypes = [
-        text, i32, i32, pointer, i64, pointer, pointer, i64, pointer, i64, i32, i64, i64,
+        text, i32, i32, pointer, i64, pointer, i64, pointer, i64, pointer, i64, i64, i32, i64, i64,
     ]
     library.dts_add_samples.argtypes = [
-        text, i32, i32, pointer, i32, i64, i64, i64, pointer, pointer, pointer, pointer, i64, pointer, pointer, i64,
-        i64,
+        text, i32, i32, pointer, i64, i32, i64, i64, i64, pointer, i64, pointer, i64, pointer, i64, pointer, i64,
+        pointer, i64, pointer, i64, i64, i64,
     ]
     library.dts_add_sampled_rows.argtypes = [
-        text, i32, pointer, i64, i64, i64, pointer, pointer, i32, pointer, pointer, i64, pointer, pointer, i64, i64,
+        text, i32, pointer, i64, i64, i64, pointer, i64, pointer, i64, i32, pointer, i64, pointer, i64, pointer, i64,
+        pointer, i64, i64, i64,
     ]
-    library.dts_unpack.argtypes = [text, i32, pointer, i64, i64, i64, pointer, pointer, i64, i32]
+    library.dts_unpack.argtypes = [text, i32, pointer, i64, i64, i64, pointer, pointer, i64, i64, i32]
     return library
 
 
@@ -114,10 +130,13 @@ def _bind(path: Path) -> ctypes.CDLL:
 def library() -> ctypes.CDLL | None:
     """The library beside this file, in the cache, or built into the cache now; None (said once) without a compiler.
 
-    DTS_NATIVE=0 in the environment turns it off.
+    DTS_NATIVE=0 in the environment turns it off.  DTS_LIBRARY=path takes that one, of these sources, and no other: a
+    build with sanitizers, say (`make sanitize`).
     """
     if os.environ.get("DTS_NATIVE", "1") == "0":
         return None
+    if os.environ.get("DTS_LIBRARY"):
+        return _bind(Path(os.environ["DTS_LIBRARY"]))
     name, problem = library_name(), None
     for folder in (_package_folder(), cache_folder()):
         try:
@@ -165,8 +184,12 @@ def _named(name: str | None) -> bytes:
 
 
 def _check(code: int, what: str) -> None:
+    if code == 1:
+        raise MemoryError(f"{what}: no memory")
+    if code == 4:
+        raise ValueError(f"{what}: a tensor is smaller than the product reads or writes, or a task is of another size")
     if code:
-        raise MemoryError(f"{what}: no memory") if code == 1 else RuntimeError(f"{what}: this machine cannot run it")
+        raise RuntimeError(f"{what}: this machine cannot run it")
 
 
 def delta_linear(x: Tensor, y: Tensor | None, tasks: Tasks, slots: Tensor, weights: Tensor, out_features: int,
@@ -175,6 +198,7 @@ def delta_linear(x: Tensor, y: Tensor | None, tasks: Tasks, slots: Tensor, weigh
     """y + the delta of every row; x [rows..., n] and y in fp32, bf16 or fp16; ``out`` may be y.
 
     exact: float32 products instead of two 8-bit digits;  adds: float32 [slots, out_features], added like the deltas.
+    slots (int32), weights (float32) and adds are contiguous, which the ops have seen to; C looks at all sizes.
     """
     shape, size, (entries, places) = x.shape, x.element_size(), slots.shape
     if not x.is_contiguous():
@@ -183,12 +207,17 @@ def delta_linear(x: Tensor, y: Tensor | None, tasks: Tasks, slots: Tensor, weigh
         y = y.contiguous()
     if out is None:
         out = x.new_empty(shape[:-1] + (out_features,))
-    stride, n = out_features * size, shape[-1]
+    elif not out.is_contiguous() or out.dtype != x.dtype:
+        raise ValueError("out must be contiguous and in x's dtype")
+    stride, n, dtype, rows = out_features * size, shape[-1], x.dtype, shape[:-1].numel()
+    if y is not None and y is not out and y.dtype is not dtype:
+        raise ValueError(f"y must be in x's dtype {dtype}, not {y.dtype}")
+    add, adds_have, add_count = (None, 0, 0) if adds is None else (adds.data_ptr(), adds.numel(), adds.shape[0])
     code = library().dts_delta_linear(
-        _named(name), torch.get_num_threads(), exact, transposed, x.data_ptr(), DTYPES[x.dtype], n * size,
-        shape[:-1].numel(), n, None if y is None else y.data_ptr(), stride, out.data_ptr(), stride, out_features,
-        tasks.pointer, tasks.count, slots.data_ptr(), weights.data_ptr(), entries, places,
-        None if adds is None else adds.data_ptr(), 0 if adds is None else adds.shape[0],
+        _named(name), torch.get_num_threads(), exact, transposed, x.data_ptr(), rows * n, DTYPES[dtype], n * size,
+        rows, n, None if y is None else y.data_ptr(), 0 if y is None else y.numel(), stride, out.data_ptr(),
+        out.numel(), stride, out_features, tasks.pointer, tasks.count, slots.data_ptr(), entries * places,
+        weights.data_ptr(), weights.numel(), entries, places, add, adds_have, add_count,
     )
     if code:
         _check(code, "delta_linear")
@@ -207,13 +236,14 @@ def embedding(ids: Tensor, y: Tensor | None, tasks: Tasks, slots: Tensor, weight
             one = slots[:, place].contiguous(), weights[:, place].contiguous()
             total = embedding(ids, total, tasks, *(t[:, None] for t in one), id_count, n, torch.float32, name, True)
         return total.to(dtype) if y is None else y.add_(total) if in_place else (y + total).to(dtype)
-    ids = ids.contiguous()
+    ids = ids.contiguous() if ids.dtype is torch.int64 else ids.to(torch.int64).contiguous()
+    slots, weights = slots.contiguous(), weights.contiguous()
     if y is not None and not y.is_contiguous():
         y, in_place = y.contiguous(), True
     out = y if in_place and y is not None else torch.empty(*ids.shape, n, dtype=dtype)
     code = library().dts_embedding(
         _named(name), torch.get_num_threads(), ids.data_ptr(), ids.numel(), id_count,
-        None if y is None else y.data_ptr(), out.data_ptr(), DTYPES[dtype], n, tasks.pointer, tasks.count,
+        None if y is None else y.data_ptr(), out.data_ptr(), out.numel(), DTYPES[dtype], n, tasks.pointer, tasks.count,
         slots.data_ptr(), weights.data_ptr(), slots.shape[0],
     )
     if code == 3:
@@ -227,12 +257,15 @@ def reconstruct(tasks: Tasks, gamma: Tensor, base: Tensor | None, shape: tuple[i
     """base + sum of gamma U diag(sigma) V^T, dense [m, n] in fp32, bf16 or fp16."""
     out = torch.empty(shape, dtype=dtype)
     if base is not None:
+        if tuple(base.shape) != tuple(shape):
+            raise ValueError(f"base {list(base.shape)} must be {list(shape)}")
         base = base.to(dtype).contiguous()
     stride = shape[1] * out.element_size()
     gamma = gamma.to(torch.float32).contiguous()
     _check(library().dts_reconstruct(
         _named(name), torch.get_num_threads(), exact, tasks.pointer, tasks.count, gamma.data_ptr(),
-        None if base is None else base.data_ptr(), stride, out.data_ptr(), stride, DTYPES[dtype], *shape,
+        gamma.numel(), None if base is None else base.data_ptr(), stride, out.data_ptr(), out.numel(), stride,
+        DTYPES[dtype], *shape,
     ), "reconstruct")
     return out
 
@@ -244,6 +277,7 @@ def unpack(packed: Tensor, levels: Tensor | None, dtype: torch.dtype, name: str 
     levels = None if levels is None else levels.contiguous()
     _check(library().dts_unpack(
         _named(name), torch.get_num_threads(), packed.data_ptr(), packed.stride(0), *packed.shape,
-        None if levels is None else levels.data_ptr(), out.data_ptr(), out.shape[1] * out.element_size(), DTYPES[dtype],
+        None if levels is None else levels.data_ptr(), out.data_ptr(), out.numel(),
+        out.shape[1] * out.element_size(), DTYPES[dtype],
     ), "unpack")
     return out

@@ -1,10 +1,12 @@
 """Products with sampled elements in the compiled library."""
 
 import ctypes
+from operator import is_
 
 import torch
 from torch import Tensor
 
+from ..samples import check_samples
 from . import native
 
 
@@ -12,31 +14,45 @@ class Sample(ctypes.Structure):
     """One sample of a bank, where it lies: the struct of samples.h."""
 
     _fields_ = [("codes", ctypes.c_void_p), ("row_bytes", ctypes.c_int64), ("stride", ctypes.c_int64),
-                ("seed", ctypes.c_uint32), ("scale", ctypes.c_float)]
+                ("seed", ctypes.c_uint32), ("scale", ctypes.c_float), ("rows", ctypes.c_int64),
+                ("bytes", ctypes.c_int64)]
 
 
 class SampleArray:
     """All samples of a bank as an array that C reads, and the tensors it points into."""
 
     def __init__(self, codes: list[Tensor], table: Tensor, starts: Tensor, scales: Tensor):
-        self.first = codes[0] if codes else None
-        self.array = (Sample * max(len(codes), 1))()
-        self.kept = [c if c.stride(1) == 1 else c.contiguous() for c in codes]
+        self.given, self.codes, self.others = codes, tuple(codes), (starts, scales)
+        self.versions = tuple(None if t.is_inference() else t._version for t in (table, starts, scales))
+        check_samples(codes, table, starts, scales)
+        self.array, self.count = (Sample * max(len(codes), 1))(), len(codes)
+        self.kept = [c.detach() if c.stride(1) == 1 else c.contiguous() for c in codes]
         for sample, own, (_, _, stride, seed), scale in zip(self.array, self.kept, table.tolist(), scales.tolist()):
             sample.codes, sample.row_bytes = own.data_ptr(), own.stride(0)
             sample.stride, sample.seed, sample.scale = stride, seed, scale
-        self.starts = starts.contiguous()
+            sample.rows, sample.bytes = own.shape
+        self.starts = starts.detach().contiguous()
         self.pointer = ctypes.addressof(self.array)
         self.slots = starts.shape[0] - 1
 
     def __reduce__(self):
         return type(None), ()  # pointers mean nothing in a copy of the table: it makes its own
 
+    def of_now(self, codes: list[Tensor], *others: Tensor) -> bool:
+        """Whether these are the tensors that were looked at, (table, starts, scales) unchanged since."""
+        if codes is self.given:  # a bank's own: it makes other tensors
+            return others[1] is self.others[0] and others[2] is self.others[1]
+        if not (len(codes) == len(self.codes) and all(map(is_, codes, self.codes))):
+            return False
+        return others[1] is self.others[0] and others[2] is self.others[1] and all(
+            version is None or t._version == version for t, version in zip(others, self.versions)
+        )
+
     @classmethod
     def of(cls, codes: list[Tensor], table: Tensor, starts: Tensor, scales: Tensor) -> "SampleArray":
         """The array of a bank's table, made once a table."""
         array = getattr(table, "_dts_samples", None)
-        if array is None or array.first is not (codes[0] if codes else None):
+        if array is None or not array.of_now(codes, table, starts, scales):
             array = table._dts_samples = cls(codes, table, starts, scales)
         return array
 
@@ -52,9 +68,10 @@ def add_samples(x: Tensor, y: Tensor, samples: SampleArray, slots: Tensor, weigh
     out = torch.empty_like(y)
     m, n = (shape[-1], out_features) if transposed else (out_features, shape[-1])
     code = native.library().dts_add_samples(
-        native._named(name), torch.get_num_threads(), transposed, x.data_ptr(), native.DTYPES[x.dtype],
-        shape[:-1].numel(), m, n, y.data_ptr(), out.data_ptr(), samples.pointer, samples.starts.data_ptr(),
-        samples.slots, slots.data_ptr(), weights.data_ptr(), entries, places,
+        native._named(name), torch.get_num_threads(), transposed, x.data_ptr(), x.numel(), native.DTYPES[x.dtype],
+        shape[:-1].numel(), m, n, y.data_ptr(), y.numel(), out.data_ptr(), out.numel(), samples.pointer, samples.count,
+        samples.starts.data_ptr(), samples.slots, slots.data_ptr(), slots.numel(), weights.data_ptr(),
+        weights.numel(), entries, places,
     )
     if code:
         native._check(code, "add_samples")
@@ -67,12 +84,14 @@ def add_sampled_rows(ids: Tensor, y: Tensor, samples: SampleArray, slots: Tensor
 
     Raises IndexError for an id from ``rows`` on.
     """
-    ids, y = ids.contiguous(), y.contiguous()
+    ids, y = ids.to(torch.int64).contiguous(), y.contiguous()
+    slots, weights = slots.contiguous(), weights.contiguous()
     out = torch.empty_like(y)
     code = native.library().dts_add_sampled_rows(
         native._named(name), torch.get_num_threads(), ids.data_ptr(), ids.numel(), rows, y.shape[-1], y.data_ptr(),
-        out.data_ptr(), native.DTYPES[y.dtype], samples.pointer, samples.starts.data_ptr(), samples.slots,
-        slots.data_ptr(), weights.data_ptr(), *slots.shape,
+        y.numel(), out.data_ptr(), out.numel(), native.DTYPES[y.dtype], samples.pointer, samples.count,
+        samples.starts.data_ptr(), samples.slots, slots.data_ptr(), slots.numel(), weights.data_ptr(),
+        weights.numel(), *slots.shape,
     )
     if code == 3:
         raise IndexError(f"an id of {int(ids.max())} is beyond the matrix's {rows} rows")

@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch.nn import functional
 
-from ..bank import factors_of
+from ..contents import factors_of
 from . import library_products, native, native_samples
 
 
@@ -31,6 +31,8 @@ def _base_product(x, weight, bias):
 
 def _native_linear(x, weight, bias, packed, table, slots, weights, out_features, max_rank, *, exact, adds=None):
     y = _base_product(x, weight, bias)
+    if y.dtype != x.dtype or y.shape[-1] != out_features or not y.is_contiguous():
+        y = y.to(x.dtype).contiguous()
     tasks = native.Tasks.of(packed, table)
     return native.delta_linear(x, y, tasks, slots, weights, out_features, False, exact, out=y, adds=adds)
 

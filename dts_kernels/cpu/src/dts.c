@@ -94,6 +94,7 @@ typedef struct {
     int64_t segment_count;
     Pair *pairs;
     int64_t pair_count;
+    uint8_t *used;          /* rows with a task or an addend; others are copied as they are; NULL: all */
     Digits *inputs;         /* of the rows of x */
     float *input_floats;    /* [rows, n] for the float path */
     int64_t *work;          /* shrink: segment, part, parts, first pair, pairs of every item */
@@ -305,6 +306,13 @@ static void expand_item(void *context, int64_t item, int worker) {
     }
     for (int64_t r = 0; r < call->rows; r++) {
         int64_t row = call->first_row + r, at = o0 * size_of(call->y_type);
+        if (call->used && !call->used[r]) {
+            char *to = call->out + row * call->out_stride + at;
+            const char *from = call->y ? call->y + row * call->y_stride + at : NULL;
+            if (!from) memset(to, 0, (size_t)(columns * size_of(call->y_type)));
+            else if (from != to) memcpy(to, from, (size_t)(columns * size_of(call->y_type)));
+            continue;
+        }
         call->k->narrow(y + r * tile, call->y ? call->y + row * call->y_stride + at : NULL,
                         call->out + row * call->out_stride + at, call->y_type, columns);
     }
@@ -390,6 +398,14 @@ static int64_t plan_shrink(Call *call) {
     return items;
 }
 
+/* Whether the tasks of some slots are of [m, n] (m < 0: any rows) and all there. */
+static int tasks_fit(const Task *tasks, int64_t task_count, const int32_t *slots, int64_t count, int64_t m, int64_t n) {
+    if (task_count < 0 || (task_count && !tasks)) return 0;
+    for (int64_t i = 0; i < count; i++)
+        if (slots[i] >= 0 && slots[i] < task_count && !task_fits(&tasks[slots[i]], m, n)) return 0;
+    return 1;
+}
+
 static int64_t size_of_row(const Call *call) { return round_up(call->n, 64); }
 
 /* y = or += the delta of the rows and pairs that the call holds. */
@@ -447,23 +463,34 @@ static int in_blocks(Call *call, int transposed, int64_t rows, const Task *tasks
  *
  * x [rows, n], y and out [rows, m] (y NULL: zeros; y may be out); strides in bytes, dtypes of kernels.h.
  * Row i uses entry i / (rows / entries) of slots and weights [entries, places]; a slot outside the tasks, or a task
- * of rank 0, adds nothing.  adds [add_count, m] or NULL: gamma times its row of the slot is added too.  exact: float32 products instead of digits.  Returns 0, 1 without memory, 2 for a variant
- * that this machine cannot run.
+ * of rank 0, adds nothing.  adds [add_count, m] or NULL: gamma times its row of the slot is added too.  exact: float32
+ * products instead of digits.  A count behind a pointer says how many numbers are there.  Returns one of kernels.h:
+ * NO_FIT, having written nothing, where one of them is too small or a task is of another size.
  */
-int dts_delta_linear(const char *variant, int threads, int exact, int transposed, const void *x, int x_type,
-                     int64_t x_stride, int64_t rows, int64_t n, const void *y, int64_t y_stride, void *out,
-                     int64_t out_stride, int64_t m, const Task *tasks, int64_t task_count, const int32_t *slots,
-                     const float *weights, int64_t entries, int64_t places, const float *adds, int64_t add_count) {
+int dts_delta_linear(const char *variant, int threads, int exact, int transposed, const void *x, int64_t x_have,
+                     int x_type, int64_t x_stride, int64_t rows, int64_t n, const void *y, int64_t y_have,
+                     int64_t y_stride, void *out, int64_t out_have, int64_t out_stride, int64_t m, const Task *tasks,
+                     int64_t task_count, const int32_t *slots, int64_t slots_have, const float *weights,
+                     int64_t weights_have, int64_t entries, int64_t places, const float *adds, int64_t adds_have,
+                     int64_t add_count) {
     Call call = {.k = dts_find(variant), .exact = exact, .x_type = x_type, .y_type = x_type, .n = n, .m = m, .x = x,
                  .y = y, .out = out, .x_stride = x_stride, .y_stride = y_stride, .out_stride = out_stride,
                  .slots = slots, .weights = weights, .adds = adds, .add_count = add_count, .places = places,
                  .each = entries ? rows / entries : 1};
-    if (!call.k) return 2;
+    if (!call.k) return NO_VARIANT;
+    if (!known_type(x_type)) return NO_FIT;
+    int64_t size = size_of(x_type);
+    if (!holds(x, x_have, rows, n, x_stride / size) || (y && !holds(y, y_have, rows, m, y_stride / size)) ||
+        !holds(out, out_have, rows, m, out_stride / size) || (adds && !holds(adds, adds_have, add_count, m, m)) ||
+        !routes(slots, slots_have, weights, weights_have, entries, places, rows) ||
+        !tasks_fit(tasks, task_count, slots, entries * places, transposed ? n : m, transposed ? m : n))
+        return NO_FIT;
+    if (!rows || !m) return DONE;
     call.threads = threads > 0 ? threads : 1;
     int taken = entries && in_blocks(&call, transposed, rows, tasks, task_count);
     give_back(&call);
     if (taken) return call.failed;
-    int64_t step = MOST_PAIRS / places > 0 ? MOST_PAIRS / places : 1, each = call.each;
+    int64_t step = places && MOST_PAIRS / places > 0 ? MOST_PAIRS / places : places ? 1 : MOST_PAIRS, each = call.each;
     for (int64_t first = 0; first < rows && !call.failed; first += step) {
         call.threads = threads > 0 ? threads : 1;
         call.first_row = first;
@@ -471,12 +498,15 @@ int dts_delta_linear(const char *variant, int threads, int exact, int transposed
         int64_t *counts = take(&call, (task_count + 1) * 8);
         call.pairs = take(&call, call.rows * places * (int64_t)sizeof(Pair));
         call.segments = take(&call, least(task_count, call.rows * places) * (int64_t)sizeof(Segment));
+        call.used = take(&call, call.rows);
         if (!call.failed) {
+            memset(call.used, 0, (size_t)call.rows);
             memset(counts, 0, (size_t)(task_count + 1) * 8);
             memset(call.pairs, 0, (size_t)(call.rows * places) * sizeof(Pair));
             for (int64_t i = 0; i < call.rows * places; i++) {
                 int64_t slot = slots[(first + i / places) / each * places + i % places];
                 if (slot >= 0 && slot < task_count) counts[slot]++;
+                call.used[i / places] |= slot >= 0 && ((slot < task_count && tasks[slot].rank) || (adds && slot < add_count));
             }
             call.pair_count = call.segment_count = 0;
             for (int64_t slot = 0; slot < task_count; slot++) {
@@ -504,14 +534,22 @@ int dts_delta_linear(const char *variant, int threads, int exact, int transposed
 /* out = y + rows `ids` of the dense delta of each row's task, in one dtype; the other arguments as in dts_delta_linear.
  *
  * ids [rows] below id_count, negative: none; a task's lookup says which row of its u that is.  n: columns of the matrix.
- * slots, weights [entries]: one task a row, none of them with levels.  Returns 3 for an id that is too large.
+ * slots, weights [entries]: one task a row, none of them with levels.  y and out have `have` numbers.  Returns NO_ROW
+ * besides, for an id that is too large.
  */
 int dts_embedding(const char *variant, int threads, const int64_t *ids, int64_t rows, int64_t id_count, const void *y,
-                  void *out, int type, int64_t n, const Task *tasks, int64_t task_count, const int32_t *slots,
-                  const float *weights, int64_t entries) {
+                  void *out, int64_t have, int type, int64_t n, const Task *tasks, int64_t task_count,
+                  const int32_t *slots, const float *weights, int64_t entries) {
     const Kernels *k = dts_find(variant);
-    if (!k) return 2;
-    if (!rows) return 0;
+    if (!k) return NO_VARIANT;
+    if (!known_type(type) || !holds(out, have, rows, n, n) || !holds(ids, rows, rows, 1, 1) ||
+        !routes(slots, entries, weights, entries, entries, 1, rows) || !tasks_fit(tasks, task_count, slots, entries, -1, n))
+        return NO_FIT;
+    for (int64_t i = 0; i < entries; i++)
+        if (slots[i] >= 0 && slots[i] < task_count && tasks[slots[i]].rank && (tasks[slots[i]].levels ||
+            (tasks[slots[i]].lookup ? tasks[slots[i]].lookup_count < id_count : tasks[slots[i]].u_rows < id_count)))
+            return NO_FIT;
+    if (!rows || !n) return DONE;
     TaskRow *list = malloc((size_t)rows * sizeof *list);
     if (!list) return 1;
     int64_t each = rows / entries, stride = n * size_of(type);
@@ -520,9 +558,9 @@ int dts_embedding(const char *variant, int threads, const int64_t *ids, int64_t 
         int some = ids[i] >= 0 && slot >= 0 && slot < task_count && tasks[slot].rank;
         int64_t id = some && ids[i] < id_count && tasks[slot].lookup ? tasks[slot].lookup[ids[i]] : ids[i];
         list[i] = (TaskRow){.row = i, .id = id, .slot = some && id >= 0 ? slot : -1, .gamma = weights[i / each]};
-        if (ids[i] >= id_count) {
+        if (ids[i] >= id_count || (list[i].slot >= 0 && id >= tasks[slot].u_rows)) {
             free(list);
-            return 3;
+            return ids[i] >= id_count ? NO_ROW : NO_FIT;
         }
     }
     RowBlocks work = {.k = k, .type = type, .m = n, .y = y, .out = out, .y_stride = stride, .out_stride = stride,
@@ -553,14 +591,24 @@ static void rows_item(void *context, int64_t item, int worker) {
     for (int64_t r = 0; r < s->task->rank; r++) pair->t[r % 4 * s->plane + r / 4] = t[r];
 }
 
-/* out [m, n] = base (NULL: zeros) + sum over tasks of gamma U diag(sigma) V^T, in one dtype; strides in bytes. */
+/* out [m, n] = base (NULL: zeros) + sum over tasks of gamma U diag(sigma) V^T, in one dtype; strides in bytes, and base
+ * and out of `have` numbers; gamma [gamma_have], of slots beyond 0. */
 int dts_reconstruct(const char *variant, int threads, int exact, const Task *tasks, int64_t task_count,
-                    const float *gamma, const void *base, int64_t base_stride, void *out, int64_t out_stride, int type,
-                    int64_t m, int64_t n) {
+                    const float *gamma, int64_t gamma_have, const void *base, int64_t base_stride, void *out,
+                    int64_t have, int64_t out_stride, int type, int64_t m, int64_t n) {
     Call call = {.k = dts_find(variant), .exact = exact, .y_type = type, .n = 0, .m = n, .y = base, .out = out,
                  .y_stride = base_stride, .out_stride = out_stride};
-    if (!call.k) return 2;
+    if (!call.k) return NO_VARIANT;
+    if (!known_type(type)) return NO_FIT;
+    int64_t size = size_of(type);
+    if (!holds(out, have, m, n, out_stride / size) || (base && !holds(base, have, m, n, base_stride / size)) ||
+        !holds(gamma, gamma_have, 1, gamma_have, 0) || !tasks_fit(tasks, task_count, NULL, 0, m, n))
+        return NO_FIT;
+    if (!m || !n) return DONE;
     int64_t used = 0, tile = 4 * call.k->lanes;
+    task_count = least(task_count, gamma_have);
+    for (int64_t i = 0; i < task_count; i++)
+        if (gamma[i] != 0 && !task_fits(&tasks[i], m, n)) return NO_FIT;
     for (int64_t i = 0; i < task_count; i++) used += tasks[i].rank && gamma[i] != 0;
     int64_t step = used ? MOST_PAIRS / used > 8 ? MOST_PAIRS / used : 8 : MOST_PAIRS;
     for (int64_t first = 0; first < m && !call.failed; first += step) {
@@ -611,11 +659,14 @@ static void unpack_item(void *context, int64_t item, int worker) {
     }
 }
 
-/* Values of codes, [rows, 4 * bytes] in a dtype; levels: four values or NULL; strides in bytes. */
+/* Values of codes, [rows, 4 * bytes] in a dtype; levels: four values or NULL; strides in bytes, out of out_have numbers. */
 int dts_unpack(const char *variant, int threads, const uint8_t *packed, int64_t stride, int64_t rows, int64_t bytes,
-               const float *levels, void *out, int64_t out_stride, int type) {
+               const float *levels, void *out, int64_t out_have, int64_t out_stride, int type) {
     const Kernels *k = dts_find(variant);
-    if (!k) return 2;
+    if (!k) return NO_VARIANT;
+    if (!known_type(type) || rows < 0 || bytes < 0 || stride < 0 || (!packed && rows && bytes) ||
+        !holds(out, out_have, rows, 4 * bytes, out_stride / size_of(type)))
+        return NO_FIT;
     Unpack unpack = {.packed = packed, .out = out, .stride = stride, .rows = rows, .bytes = bytes,
                      .out_stride = out_stride, .type = type};
     float values[4];

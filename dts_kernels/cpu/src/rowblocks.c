@@ -135,7 +135,7 @@ static void plain_row(const RowBlocks *call, const TaskRow *row, const float *ad
     float part[256];
     for (int64_t o = 0; o < call->m; o += 256) {
         int64_t columns = least(256, call->m - o);
-        for (int64_t c = 0; c < columns; c++) part[c] = row->gamma * add[o + c];
+        for (int64_t c = 0; c < columns; c++) part[c] = 0.0f + row->gamma * add[o + c]; /* as dts.c: no -0 */
         call->k->narrow(part, from ? from + o * size : NULL, to + o * size, call->type, columns);
     }
 }

@@ -21,7 +21,7 @@ enum {
     NEAR = 8192,            /* numbers of x in the first-level cache while all rows of D in a tile use them */
     NEAR_PANEL = 32768,     /* the same of a panel, in the second-level cache: more elements of a row of D at once */
     TILE = 256,             /* outputs, about */
-    PIECE = 4096,           /* numbers of a row that are converted at a time; no stride is larger */
+    PIECE = MOST_STRIDE,    /* numbers of a row that are converted at a time */
     COLUMNS = 64,           /* of a panel that are turned at a time */
     MOST_WIDTH = 64,        /* rows of a panel: four registers of 16 */
     WORK = 4,               /* codes of packed factors that take as long as one sampled element */
@@ -154,13 +154,14 @@ static void gather_tile(const Call *call, const Batch *b, int64_t first, int64_t
             continue;
         }
         const float *x[FEW_ROWS];
-        float *to[FEW_ROWS], factor[FEW_ROWS];
+        float *to[FEW_ROWS], *own[FEW_ROWS], factor[FEW_ROWS];
         for (int64_t r = 0; r < b->count; r++) {
             x[r] = b->x + r * b->each + g * b->pitch;
+            own[r] = sums + r * call->tile;
             to[r] = y + b->pairs[r].row * call->tile;
             factor[r] = b->pairs[r].factor;
         }
-        call->k->samples_gather(&part, (int)b->count, x, factor, to);
+        call->k->samples_gather(&part, part.last_group == b->groups, (int)b->count, x, factor, own, to);
     }
     if (b->vectors) add_panel(b, sums, width, columns, y, call->tile);
 }
@@ -168,15 +169,25 @@ static void gather_tile(const Call *call, const Batch *b, int64_t first, int64_t
 /* Groups that a tile of columns of D touches, whole bytes of codes. */
 static int64_t first_group(const Batch *b, int64_t first) { return first / b->sample->stride / 4 * 4; }
 
+/* A panel's columns, that are there twice (sample_places), as one. */
+static void fold_panel(float *sums, int64_t groups, int64_t stride, int64_t width) {
+    for (int64_t g = 0; g < groups; g++)
+        for (int64_t c = 0; c < stride; c++) {
+            float *to = sums + (g * stride + c) * width;
+            const float *once = sums + (2 * g * stride + c) * width, *more = once + stride * width;
+            for (int64_t i = 0; i < width; i++) to[i] = once[i] + (c < stride - 1 ? more[i] : 0);
+        }
+}
+
 static void scatter_tile(const Call *call, const Batch *b, int64_t first, int64_t columns, float *y, float *sums) {
     int64_t width = b->vectors * call->k->lanes, stride = b->sample->stride, pitch = b->pitch;
     int64_t g0 = first_group(b, first), g1 = (first + columns + stride - 1) / stride;
-    int64_t each = (g1 - g0) * (b->vectors ? stride * width : pitch);
+    int64_t each = (g1 - g0) * (b->vectors ? 2 * stride * width : pitch);
     memset(sums, 0, (size_t)(b->vectors ? each : b->count * each) * 4);
     for (int64_t g = g0; g < g1; g += b->part_groups) {
         SamplePart part = {b->sample, 0, call->m, g, least(g + b->part_groups, g1)};
         if (b->vectors) {
-            call->k->samples_panel(&part, 1, b->vectors, b->x, sums + (g - g0) * stride * width);
+            call->k->samples_panel(&part, 1, b->vectors, b->x, sums + (g - g0) * 2 * stride * width);
             continue;
         }
         const float *x[FEW_ROWS];
@@ -185,6 +196,7 @@ static void scatter_tile(const Call *call, const Batch *b, int64_t first, int64_
         call->k->samples_scatter(&part, (int)b->count, x, to);
     }
     if (b->vectors) {
+        fold_panel(sums, g1 - g0, stride, width);
         add_panel(b, sums + (first - g0 * stride) * width, width, columns, y, call->tile);
         return;
     }
@@ -229,8 +241,8 @@ static int64_t split(const Call *call, const Sample *sample, const Pair *pairs, 
                    .groups = (call->n + sample->stride - 1) / sample->stride,
                    .pitch = sample_pitch(sample->stride, lanes)};
         int64_t numbers = vectors ? sample->stride * vectors * lanes : b.pitch * size; /* a group */
-        b.part_groups = least((vectors ? NEAR_PANEL : NEAR) / numbers / 16 * 16, MOST_GROUPS);
-        if (b.part_groups < 16) b.part_groups = 16;
+        b.part_groups = least((vectors ? NEAR_PANEL : NEAR) / numbers / SEGMENT * SEGMENT, MOST_GROUPS);
+        if (b.part_groups < SEGMENT) b.part_groups = SEGMENT;
         b.each = round_up(call->transposed ? call->m : b.groups * b.pitch + lanes, 16);
         to[made] = b;
     }
@@ -246,8 +258,8 @@ static int64_t numbers_of(const Call *call, const Batch *b) {
 static int64_t sums_of(const Call *call, const Batch *b) {
     int64_t width = b->vectors * call->k->lanes, stride = b->sample->stride;
     int64_t groups = least(call->tile / stride + 6, b->groups); /* whole bytes of codes, both ends */
-    if (!call->transposed) return call->tile * width;
-    return groups * (b->vectors ? stride * width : b->count * b->pitch) + call->k->lanes;
+    if (!call->transposed) return call->tile * (b->vectors ? width : b->count);
+    return groups * (b->vectors ? 2 * stride * width : b->count * b->pitch) + call->k->lanes;
 }
 
 /* Tiles start with a block (and a byte of codes) of the largest stride, so that tasks of one stride share none. */
@@ -291,21 +303,46 @@ static int sweep(Call *call) {
     return 0;
 }
 
+/* Whether the samples of some slots are of [m, n] and all there. */
+static int samples_fit(const Sample *samples, int64_t sample_count, const int64_t *starts, int64_t slot_count,
+                       const int32_t *slots, int64_t count, int64_t m, int64_t n) {
+    if (m < 0 || n < 0 || slot_count < 0 || sample_count < 0 || (slot_count && !starts) || (sample_count && !samples)) return 0;
+    for (int64_t i = 0; i < count; i++) {
+        if (slots[i] < 0 || slots[i] >= slot_count) continue;
+        int64_t first = starts[slots[i]], last = starts[slots[i] + 1];
+        if (first < 0 || last < first || last > sample_count) return 0;
+        for (const Sample *s = samples + first; s < samples + last; s++)
+            if (s->stride < 1 || s->stride >= MOST_STRIDE || s->rows != m || s->row_bytes < 0 || (!s->codes && m && n) ||
+                s->bytes < ((n + s->stride - 1) / s->stride + 3) / 4)
+                return 0;
+    }
+    return 1;
+}
+
 /* out = y + the sum of a row's samples, weight times scale each, times x: x D^T, or transposed x D.
  *
  * D [m, n];  x [rows, n] (transposed: m) and y, out [rows, m] (n) of one dtype of kernels.h without gaps, out apart
  * from the others.  Slot s has samples starts[s] to starts[s + 1], starts [slot_count + 1].  Row i uses entry
- * i / (rows / entries) of slots and weights [entries, places]; a slot outside the bank adds nothing.  Returns 0, 1
- * without memory, 2 for a variant that this machine cannot run.
+ * i / (rows / entries) of slots and weights [entries, places]; a slot outside the bank adds nothing.  A count behind a
+ * pointer says how many numbers are there.  Returns one of kernels.h: NO_FIT, having written nothing, where one of them
+ * is too small or a sample of another size.
  */
-int dts_add_samples(const char *variant, int threads, int transposed, const void *x, int type, int64_t rows, int64_t m,
-                    int64_t n, const void *y, void *out, const Sample *samples, const int64_t *starts,
-                    int64_t slot_count, const int32_t *slots, const float *weights, int64_t entries, int64_t places) {
+int dts_add_samples(const char *variant, int threads, int transposed, const void *x, int64_t x_have, int type,
+                    int64_t rows, int64_t m, int64_t n, const void *y, int64_t y_have, void *out, int64_t out_have,
+                    const Sample *samples, int64_t sample_count, const int64_t *starts, int64_t slot_count,
+                    const int32_t *slots, int64_t slots_have, const float *weights, int64_t weights_have,
+                    int64_t entries, int64_t places) {
     Call call = {.k = dts_find(variant), .transposed = transposed, .type = type, .m = m, .n = n,
                  .in = transposed ? m : n, .out_columns = transposed ? n : m, .x = x, .y = y, .out = out};
-    if (!call.k) return 2;
-    if (!rows || !call.out_columns) return 0;
-    int64_t each = entries ? rows / entries : 1, most = 1, sample_count = slot_count ? starts[slot_count] : 0;
+    if (!call.k) return NO_VARIANT;
+    if (!known_type(type) || !holds(x, x_have, rows, call.in, call.in) ||
+        !holds(y, y_have, rows, call.out_columns, call.out_columns) ||
+        !holds(out, out_have, rows, call.out_columns, call.out_columns) ||
+        !routes(slots, slots_have, weights, weights_have, entries, places, rows) ||
+        !samples_fit(samples, sample_count, starts, slot_count, slots, entries * places, m, n))
+        return NO_FIT;
+    if (!rows || !call.out_columns) return DONE;
+    int64_t each = entries ? rows / entries : 1, most = 1;
     for (int64_t entry = 0; entry < entries; entry++) {
         int64_t own = 0;
         for (int64_t at = entry * places; at < (entry + 1) * places; at++)
@@ -388,19 +425,25 @@ static void rows_item(void *context, int64_t item, int worker) {
 }
 
 /* out = y + rows `ids` [count] (negative: zeros) of the D [m, n] of each id's entry; the rest as in dts_add_samples,
- * y and out [count, n].  Returns 3 besides, for an id that D has not.
+ * y and out [count, n].  Returns NO_ROW besides, for an id that D has not.
  */
 int dts_add_sampled_rows(const char *variant, int threads, const int64_t *ids, int64_t count, int64_t m, int64_t n,
-                         const void *y, void *out, int type, const Sample *samples, const int64_t *starts,
-                         int64_t slot_count, const int32_t *slots, const float *weights, int64_t entries,
+                         const void *y, int64_t y_have, void *out, int64_t out_have, int type, const Sample *samples,
+                         int64_t sample_count, const int64_t *starts, int64_t slot_count, const int32_t *slots,
+                         int64_t slots_have, const float *weights, int64_t weights_have, int64_t entries,
                          int64_t places) {
     Rows call = {.k = dts_find(variant), .ids = ids, .count = count, .n = n, .entries = entries, .places = places,
                  .slot_count = slot_count, .y = y, .out = out, .type = type, .samples = samples, .starts = starts,
                  .slots = slots, .weights = weights};
-    if (!call.k) return 2;
-    if (!count || !n || !entries) return 0;
+    if (!call.k) return NO_VARIANT;
+    if (!known_type(type) || !holds(ids, count, count, 1, 1) || !holds(y, y_have, count, n, n) ||
+        !holds(out, out_have, count, n, n) ||
+        !routes(slots, slots_have, weights, weights_have, entries, places, count) ||
+        !samples_fit(samples, sample_count, starts, slot_count, slots, entries * places, m, n))
+        return NO_FIT;
+    if (!count || !n || !entries) return DONE;
     for (int64_t i = 0; i < count; i++)
-        if (ids[i] >= m) return 3;
+        if (ids[i] >= m) return NO_ROW;
     threads = dts_useful_threads(threads > 0 ? threads : 1, count * n);
     call.rows = malloc((size_t)(threads * n) * sizeof *call.rows);
     if (!call.rows) return 1;

@@ -9,9 +9,14 @@ typedef struct {
     int64_t stride;
     uint32_t seed;
     float scale;
+    int64_t rows, bytes;            /* that there are, and bytes of a row */
 } Sample;
 
-enum { MOST_GROUPS = 512 };         /* of a part */
+/* A row of x has the same sums, bit for bit, whatever else is in the batch.  So the groups of a row of D are added in
+ * one order by every loop: groups 4 j + p of a segment in chain p, then  sum = ((c0 + c1) + c2) + c3,  the sum being
+ * chain 0 of the next segment; groups at a row's end that are no whole four go to chain 0 after all others. */
+enum { MOST_GROUPS = 512,           /* of a part, which is whole segments */
+       SEGMENT = 32, MOST_STRIDE = 4096 };
 
 typedef struct {                    /* rows [row, last_row) and groups [group, last_group), group a multiple of 4 */
     const Sample *sample;

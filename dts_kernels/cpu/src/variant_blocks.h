@@ -125,7 +125,7 @@ static void decode_columns(const uint8_t *u, int64_t stride, int64_t rows, int64
  * float operations is that of dts.c. */
 INLINE void finish(acc a[4], const Digits *t, const BlockRow *row, const float *add, int dtype, int64_t columns) {
     fvec scale = fset(t->scale), gamma = fset(row->gamma), part[4];
-    for (int i = 0; i < 4; i++) part[i] = fmul(to_float(a[i], 4 * t->sum), scale);
+    for (int i = 0; i < 4; i++) part[i] = fadd(fset(0), fmul(to_float(a[i], 4 * t->sum), scale)); /* no -0 */
     if (dtype == FLOAT32 && columns == TILE) {
         const float *y = (const float *)row->y;
         for (int i = 0; i < 4; i++) {

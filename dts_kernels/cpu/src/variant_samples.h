@@ -13,6 +13,7 @@
 #endif
 
 static const float sample_values[4] = {1, 4, -1, -4};
+enum { SUMS = 8 }; /* chains of additions at once */
 
 /* shifts[g] of a block's groups, from `group` on */
 INLINE void sample_shifts(const Sample *s, int64_t block, int64_t group, int count, int32_t *shifts) {
@@ -51,57 +52,90 @@ INLINE acc load_words(const uint32_t *words) { acc a; memcpy(&a, words, sizeof a
 
 /* ---- few rows --------------------------------------------------------------------------------------------------- */
 
-INLINE void gather_lanes(int rows, int groups, const uint32_t words[][LANES], const int32_t *at, const float *const *x,
-                         float out[][LANES]) {
-    enum { SUMS = 8 }; /* chains of additions */
+/* Chains `first` to first + ways - 1 of a segment, added to sum[row] in order. */
+INLINE void gather_chains(int rows, int first, int ways, int groups, const uint32_t words[][LANES], const int32_t *at,
+                          const float *const *x, fvec *sum) {
     fvec table = load_values(sample_values), a[SUMS];
-    const float *from[SUMS];
-    int ways = SUMS / rows > 4 ? 4 : SUMS / rows;
-    for (int r = 0; r < rows; r++) from[r] = x[r];
-    for (int i = 0; i < ways * rows; i++) a[i] = fset(0);
+    for (int w = 0; w < ways; w++)
+        for (int r = 0; r < rows; r++) a[w * rows + r] = first + w ? fset(0) : sum[r];
     int g = 0;
     for (; g + 16 <= groups; g += 16) {
-        acc w = load_words(words[g / 16]);
-        UNROLLED for (int i = 0; i < 16; i++) {
-            fvec v = value(w, i, table);
-            for (int r = 0; r < rows; r++) {
-                fvec *sum = &a[i % ways * rows + r];
-                *sum = fma4(v, fload(from[r] + at[g + i]), *sum);
+        acc c = load_words(words[g / 16]);
+        UNROLLED for (int j = 0; j < 16; j += 4)
+            for (int w = 0; w < ways; w++) {
+                fvec v = value(c, j + first + w, table);
+                for (int r = 0; r < rows; r++)
+                    a[w * rows + r] = fma4(v, fload(x[r] + at[g + j + first + w]), a[w * rows + r]);
             }
+    }
+    if (g < groups) {
+        acc c = load_words(words[g / 16]);
+        int i = 0, some = groups - g;
+        for (; i + 4 <= some; i += 4)
+            for (int w = 0; w < ways; w++) {
+                fvec v = value(c, i + first + w, table);
+                for (int r = 0; r < rows; r++)
+                    a[w * rows + r] = fma4(v, fload(x[r] + at[g + i + first + w]), a[w * rows + r]);
+            }
+        for (; first == 0 && i < some; i++) {
+            fvec v = value(c, i, table);
+            for (int r = 0; r < rows; r++) a[r] = fma4(v, fload(x[r] + at[g + i]), a[r]);
         }
     }
-    for (int i = 0; g + i < groups; i++) {
-        fvec v = value(load_words(words[g / 16]), i, table);
-        for (int r = 0; r < rows; r++) a[r] = fma4(v, fload(from[r] + at[g + i]), a[r]);
-    }
-    for (int r = 0; r < rows; r++) {
-        for (int way = 1; way < ways; way++) a[r] = fadd(a[r], a[way * rows + r]);
-        fstore(out[r], a[r]);
-    }
+    for (int w = 0; w < ways; w++)
+        for (int r = 0; r < rows; r++) sum[r] = first + w ? fadd(sum[r], a[w * rows + r]) : a[r];
 }
 
-/* y[r][row - first row] += factor[r] * D x[r]; x as sample_pitch says, from the part's first group on */
-static void samples_gather(const SamplePart *part, int rows, const float *const *x, const float *factor,
-                           float *const *y) {
+INLINE void gather_lanes(int rows, int groups, const uint32_t words[][LANES], const int32_t *at, const float *const *x,
+                         float out[][LANES]) {
+    fvec sum[SUMS];
+    const float *from[SUMS];
+    for (int r = 0; r < rows; r++) from[r] = x[r], sum[r] = fload(out[r]);
+    for (int g = 0; g < groups; g += SEGMENT) {
+        int some = groups - g < SEGMENT ? groups - g : SEGMENT;
+        if (rows <= 2) gather_chains(rows, 0, 4, some, words + g / 16, at + g, from, sum);
+        else if (rows == 4) {
+            gather_chains(rows, 0, 2, some, words + g / 16, at + g, from, sum);
+            gather_chains(rows, 2, 2, some, words + g / 16, at + g, from, sum);
+        } else {
+            gather_chains(rows, 0, 1, some, words + g / 16, at + g, from, sum);
+            gather_chains(rows, 1, 1, some, words + g / 16, at + g, from, sum);
+            gather_chains(rows, 2, 1, some, words + g / 16, at + g, from, sum);
+            gather_chains(rows, 3, 1, some, words + g / 16, at + g, from, sum);
+        }
+    }
+    for (int r = 0; r < rows; r++) fstore(out[r], sum[r]);
+}
+
+/* sums[r][row - first row] += D x[r], from zero at group 0; the last part: y[r][row - first row] += factor[r] * sums
+ * instead.  x as sample_pitch says, from the part's first group on. */
+static void samples_gather(const SamplePart *part, int last, int rows, const float *const *x, const float *factor,
+                           float *const *sums, float *const *y) {
     const Sample *s = part->sample;
     int groups = (int)(part->last_group - part->group), bytes = (groups + 3) / 4;
     int64_t pitch = sample_pitch(s->stride, LANES), next;
     int32_t at[MOST_GROUPS];
     uint32_t words[MOST_GROUPS / 16][LANES] = {{0}};
     const float *from[8];
-    float sums[8][LANES];
+    float own[8][LANES];
     for (int64_t row = part->row; row < part->last_row; row = next) {
         int64_t block = row / s->stride;
         next = sample_turns(part, block, groups, pitch, at);
         for (; row < next; row += LANES) {
             int count = sample_lanes(part, row, next, bytes, words);
-            for (int r = 0; r < rows; r++) from[r] = x[r] + (row - block * s->stride);
-            if (rows == 8) gather_lanes(8, groups, words, at, from, sums);
-            else if (rows == 4) gather_lanes(4, groups, words, at, from, sums);
-            else if (rows == 2) gather_lanes(2, groups, words, at, from, sums);
-            else gather_lanes(1, groups, words, at, from, sums);
+            int64_t to = row - part->row;
+            for (int r = 0; r < rows; r++) {
+                from[r] = x[r] + (row - block * s->stride);
+                fstore(own[r], fset(0));
+                for (int i = 0; part->group && i < count; i++) own[r][i] = sums[r][to + i];
+            }
+            if (rows == 8) gather_lanes(8, groups, words, at, from, own);
+            else if (rows == 4) gather_lanes(4, groups, words, at, from, own);
+            else if (rows == 2) gather_lanes(2, groups, words, at, from, own);
+            else gather_lanes(1, groups, words, at, from, own);
             for (int r = 0; r < rows; r++)
-                for (int i = 0; i < count; i++) y[r][row - part->row + i] += factor[r] * sums[r][i];
+                if (last) for (int i = 0; i < count; i++) y[r][to + i] += factor[r] * own[r][i];
+                else for (int i = 0; i < count; i++) sums[r][to + i] = own[r][i];
         }
     }
 }
@@ -172,36 +206,48 @@ INLINE void sample_row_values(const uint8_t *codes, int bytes, float values[4][M
     }
 }
 
-/* at[g]: where the element of group g of a block's row `place` is, a panel's columns `width` numbers apart */
-INLINE void sample_places(int32_t stride, int32_t place, int groups, const int32_t *shifts, int width, int32_t *at) {
+/* at[g]: where the element of group g of a block's row `place` is, a panel's columns `width` numbers apart.  Scattered, a
+ * group's columns are there twice and turned ones in the second, as few rows have them: the same sums. */
+INLINE void sample_places(int32_t stride, int32_t place, int groups, const int32_t *shifts, int scattered, int width,
+                          int32_t *at) {
     for (int32_t g = 0; g < groups; g++) {
         int32_t turned = place + shifts[g];
-        at[g] = (g * stride + turned - (turned >= stride ? stride : 0)) * width;
+        at[g] = scattered ? (2 * g * stride + turned) * width : (g * stride + turned - (turned >= stride ? stride : 0)) * width;
     }
+}
+
+INLINE void panel_chains(int vectors, int first, int ways, int groups, float values[4][MOST_GROUPS / 4], int from,
+                         const int32_t *at, const float *x, fvec *sum) {
+    fvec a[SUMS];
+    for (int w = 0; w < ways; w++)
+        for (int v = 0; v < vectors; v++) a[w * vectors + v] = first + w ? fset(0) : sum[v];
+    for (int j = from / 4; j < (from + groups) / 4; j++)
+        for (int w = 0; w < ways; w++) {
+            fvec value = fset(values[first + w][j]);
+            const float *p = x + at[4 * j + first + w];
+            for (int v = 0; v < vectors; v++)
+                a[w * vectors + v] = fma4(value, fload(p + v * LANES), a[w * vectors + v]);
+        }
+    for (int g = (from + groups) / 4 * 4; first == 0 && g < from + groups; g++) /* codes beyond mean nothing */
+        for (int v = 0; v < vectors; v++)
+            a[v] = fma4(fset(values[g % 4][g / 4]), fload(x + at[g] + v * LANES), a[v]);
+    for (int w = 0; w < ways; w++)
+        for (int v = 0; v < vectors; v++) sum[v] = first + w ? fadd(sum[v], a[w * vectors + v]) : a[v];
 }
 
 INLINE void gather_row(int vectors, int groups, float values[4][MOST_GROUPS / 4], const int32_t *at, const float *x,
                        float *sums) {
-    enum { SUMS = 8 };
-    fvec a[SUMS];
-    int ways = SUMS / vectors > 4 ? 4 : SUMS / vectors;
-    for (int i = 0; i < ways * vectors; i++) a[i] = fset(0);
-    for (int j = 0; j < groups / 4; j++)
-        for (int plane = 0; plane < 4; plane++) {
-            fvec v = fset(values[plane][j]);
-            const float *p = x + at[4 * j + plane];
-            for (int w = 0; w < vectors; w++) {
-                fvec *sum = &a[plane % ways * vectors + w];
-                *sum = fma4(v, fload(p + w * LANES), *sum);
-            }
+    fvec sum[4];
+    for (int v = 0; v < vectors; v++) sum[v] = fload(sums + v * LANES);
+    for (int g = 0; g < groups; g += SEGMENT) {
+        int some = groups - g < SEGMENT ? groups - g : SEGMENT;
+        if (vectors <= 2) panel_chains(vectors, 0, 4, some, values, g, at, x, sum);
+        else {
+            panel_chains(vectors, 0, 2, some, values, g, at, x, sum);
+            panel_chains(vectors, 2, 2, some, values, g, at, x, sum);
         }
-    for (int g = groups / 4 * 4; g < groups; g++) /* codes from the last group on mean nothing */
-        for (int w = 0; w < vectors; w++)
-            a[w] = fma4(fset(values[g % 4][g / 4]), fload(x + at[g] + w * LANES), a[w]);
-    for (int w = 0; w < vectors; w++) {
-        for (int way = 1; way < ways; way++) a[w] = fadd(a[w], a[way * vectors + w]);
-        fstore(sums + w * LANES, fadd(fload(sums + w * LANES), a[w]));
     }
+    for (int v = 0; v < vectors; v++) fstore(sums + v * LANES, sum[v]);
 }
 
 INLINE void scatter_row(int vectors, int groups, float values[4][MOST_GROUPS / 4], const int32_t *at, const float *x,
@@ -222,7 +268,7 @@ INLINE void scatter_row(int vectors, int groups, float values[4][MOST_GROUPS / 4
 }
 
 /* sums[row - first row][.] += D x of a panel of `vectors` registers of rows: x [columns from the first group on][.]; or
- * scattered: sums [columns from the first group on][.] += x [row - first row][.] D */
+ * scattered: sums [2 columns a column from the first group on][.] += x [row - first row][.] D, see sample_places */
 static void samples_panel(const SamplePart *part, int scattered, int vectors, const float *x, float *sums) {
     const Sample *s = part->sample;
     int groups = (int)(part->last_group - part->group), bytes = (groups + 3) / 4, width = vectors * LANES;
@@ -232,7 +278,7 @@ static void samples_panel(const SamplePart *part, int scattered, int vectors, co
     sample_shifts(s, block, part->group, groups, shifts);
     for (int64_t row = part->row; row < part->last_row; row++, place++) {
         if (place == s->stride) place = 0, sample_shifts(s, ++block, part->group, groups, shifts);
-        sample_places((int32_t)s->stride, (int32_t)place, groups, shifts, width, at);
+        sample_places((int32_t)s->stride, (int32_t)place, groups, shifts, scattered, width, at);
         sample_row_values(s->codes + row * s->row_bytes + part->group / 4, bytes, values);
         int64_t own = (row - part->row) * width;
         if (scattered) {
