@@ -5,13 +5,14 @@ from typing import Annotated
 
 import typer
 
-from dts.cli.common import DryRun, Json, Overwrite, bytes_text, emit, output, progress_bar
+from dts.cli.common import DryRun, Json, Overwrite, Revision, at, bytes_text, emit, output, progress_bar
 
 
 def apply(
     base: Annotated[str, typer.Argument(help="Folder, file or hub id of the base model.", show_default=False)],
     adapter: Annotated[str, typer.Argument(help="Folder of the adapter.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the full model.", show_default=False)],
+    revision: Revision = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -20,6 +21,7 @@ def apply(
     import dts
     from dts.adapter import write_checkpoint
 
+    base = at(base, revision)
     loaded = dts.Adapter.load(adapter)
     model = loaded.on(base)
     if not dry_run:
