@@ -19,7 +19,7 @@ WAYS = {  # method -> the arguments of from_pretrained with which transformers d
 ONE_BYTE = {dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype) and dtype.itemsize == 1}
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
-# last part of a name -> the method that writes it; ``codes``: only where it holds integers or single bytes
+# last part of a name -> the method that writes it
 LEAVES = {
     "weight_scale_inv": "fp8", "weight_packed": "compressed-tensors", "weight_global_scale": "compressed-tensors",
     "weight_zero_point": "compressed-tensors", "absmax": "bitsandbytes", "nested_absmax": "bitsandbytes",
@@ -29,8 +29,10 @@ LEAVES = {
     "weight_scale_2": "NVFP4 (ModelOpt)", "weight_double_scale": "NVFP4 (ModelOpt)", "tables2": "HIGGS",
     "res_centroids": "VPTQ",
 }  # fmt: skip
+# these only where they hold codes, not numbers
 CODES = {"qweight": "GPTQ, AWQ or EETQ", "W_q": "HQQ", "codes": "AQLM", "_data": "quanto", "_packed": "quanto",
          "qdata": "torchao", "weight_qdata": "torchao", "dense_weights": "SpQR"}  # fmt: skip
+NAMED = {*LEAVES.values(), *CODES.values(), "MXFP4"}  # told by a name; a dtype alone says less
 CLASSES = {  # of tensors: the start of their module -> method
     "torchao": "torchao", "bitsandbytes": "bitsandbytes", "optimum.quanto": "quanto", "quanto": "quanto", "hqq": "HQQ",
     "transformer_engine": "fp8 (Transformer Engine)", "compressed_tensors": "compressed-tensors", "gguf": "GGUF",
@@ -57,7 +59,7 @@ def quantised(tensors: Mapping, config: Mapping | None) -> str | None:
     stated = method_of(config)
     if stated is None and not methods:
         return None
-    method = stated or max(methods, key=lambda m: len(methods[m]))
+    method = stated or max(methods, key=lambda m: (m in NAMED, len(methods[m])))
     tells = [f"{some(names, 3)}" for names in methods.values()]
     tells += ["quantization_config in its config.json"] if stated else []
     text = f"quantised by {method} ({'; '.join(tells)}): {way(method)}"
