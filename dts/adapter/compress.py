@@ -6,6 +6,7 @@ spectra, from which the ranks follow (`dts.adapter.budget`), then to be compress
 
 import errno
 import math
+import warnings
 from collections.abc import Callable
 from numbers import Real
 from pathlib import Path
@@ -26,7 +27,17 @@ from dts.adapter.suspicion import look, unchanged
 from dts.adapter.tokenizer import differing_files
 from dts.adapter.truncate import measured
 from dts.adapter.work import Work
-from dts.checkpoint import Checkpoint, Pair, Pairing, digests, fingerprint, open_checkpoint, pair
+from dts.checkpoint import (
+    Checkpoint,
+    OtherDtype,
+    Pair,
+    Pairing,
+    digests,
+    dtype_note,
+    fingerprint,
+    open_checkpoint,
+    pair,
+)
 from dts.codec import Unencodable, compress_tensor
 from dts.codec.compress import METHODS, TINY
 
@@ -118,6 +129,8 @@ def compress(
     if out is not None and not dry_run:
         check_out(out, overwrite)
     pairing = pair(open_checkpoint(base), open_checkpoint(finetuned))
+    if note := dtype_note(pairing.base, pairing.finetuned):
+        warnings.warn(note, OtherDtype, stacklevel=2)
     base_digests = digests(pairing.base)
     files = differing_files(pairing.base.folder, pairing.finetuned.folder)
     # without the bytes asked for: the text's length would change what they have to hold

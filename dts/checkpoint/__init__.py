@@ -1,7 +1,9 @@
 """Base and fine-tunes: opened lazily, paired by name, told apart by fingerprint."""
 
-from dts.checkpoint.checkpoint import Checkpoint, CheckpointError, Lazy, open_checkpoint
+from dts.checkpoint.checkpoint import Checkpoint, Lazy, dtype_note
+from dts.checkpoint.errors import CheckpointError, NotRead, OtherDtype
 from dts.checkpoint.fingerprint import digests, fingerprint, sampled_digest
+from dts.checkpoint.open import open_checkpoint
 from dts.checkpoint.pairing import Mismatch, Pair, Pairing, pair
 from dts.checkpoint.safetensors_file import Damaged, SafetensorsFile, write_safetensors
 
@@ -11,10 +13,13 @@ __all__ = [
     "Damaged",
     "Lazy",
     "Mismatch",
+    "NotRead",
+    "OtherDtype",
     "Pair",
     "Pairing",
     "SafetensorsFile",
     "digests",
+    "dtype_note",
     "fingerprint",
     "open_checkpoint",
     "pair",

@@ -5,13 +5,14 @@ from typing import Annotated
 
 import typer
 
-from dts.cli.common import DryRun, Json, Overwrite, bytes_text, counts_text, emit, output, progress_bar
+from dts.cli.common import DryRun, Json, Overwrite, Revision, at, bytes_text, counts_text, emit, output, progress_bar
 
 
 def apply(
     base: Annotated[str, typer.Argument(help="Folder, file or hub id of the base model.", show_default=False)],
     adapter: Annotated[str, typer.Argument(help="Folder of the adapter.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the full model.", show_default=False)],
+    revision: Revision = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -22,6 +23,7 @@ def apply(
     from dts.adapter.accounting import of_model
     from dts.checkpoint import open_checkpoint
 
+    base = at(base, revision)
     loaded = dts.Adapter.load(adapter)
     opened = open_checkpoint(base)
     model = loaded.on(opened)

@@ -27,6 +27,10 @@ output = Console(markup=False, highlight=False)  # names and paths may hold brac
 errors = Console(stderr=True, markup=False, highlight=False)
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of the base's hub id; "
+                                              "id@revision says the same.", show_default=False)]
+FinetunedRevision = Annotated[str | None, typer.Option("--finetuned-revision", help="The same of the fine-tune's hub "
+                                                       "id.", show_default=False)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out already holds.")]
 
@@ -47,6 +51,15 @@ def parse_size(text: str) -> dict[str, float]:
     if not unit:
         return {"budget": number}
     return {"nbytes": int(number * _UNITS[unit.removesuffix("b")])}
+
+
+def at(source: str | None, revision: str | None) -> str | None:
+    """``id`` and the revision of an option as ``id@revision``, which `open_checkpoint` takes."""
+    if revision is None:
+        return source
+    if source is None or Path(source).expanduser().exists():
+        raise ValueError(f"a revision ({revision}) is of a hub id, and {source or 'no model'} is none")
+    return f"{source}@{revision}"
 
 
 def parse_fraction(text: str) -> float:

@@ -9,8 +9,11 @@ from typing import Annotated
 import typer
 
 from dts.cli.common import (
+    FinetunedRevision,
     Json,
     Overwrite,
+    Revision,
+    at,
     bytes_text,
     emit,
     list_of,
@@ -73,6 +76,8 @@ def compress(
     merge: Annotated[str | None, typer.Option(help="With --kind difference: merge the fine-tunes by this method (see "
                      "dts merge --methods) and write out/base and out/adapters; the base may then be 'none'.",
                      show_default=False)] = None,
+    revision: Revision = None,
+    finetuned_revision: FinetunedRevision = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     overwrite: Overwrite = False,
     allow_empty: Annotated[bool, typer.Option("--allow-empty", help="Make an adapter of a fine-tune that equals its "
@@ -86,6 +91,8 @@ def compress(
     """Turn full fine-tunes into adapters of about 1 % of the model."""
     import dts
 
+    base = at(base, revision)
+    finetuned = [at(source, finetuned_revision) for source in finetuned]
     how = _how(size, rank_fraction, target_error)
     if tensors and not dry_run:
         raise ValueError("--tensors goes with --dry-run; of an adapter that is there, dts inspect --tensors lists them")
@@ -125,7 +132,10 @@ def _how(size: str | None, rank_fraction: str | None, target_error: str | None) 
 
 def named(sources: list[str]) -> dict[str, str]:
     """{task: source}, each named by its folder, or its file without the ending."""
-    paths = {source: Path(os.path.abspath(source)) for source in sources}  # "." has no name; a link has its own
+    from dts.checkpoint.hub import split_revision
+
+    # "." has no name; a link has its own
+    paths = {source: Path(os.path.abspath(split_revision(source)[0])) for source in sources}
     names = {source: path.stem if path.suffix in MODEL_FILES else path.name for source, path in paths.items()}
     if len(set(names.values())) < len(sources):
         raise ValueError(f"fine-tunes must have names of their own, not {', '.join(names.values())}: rename a folder")

@@ -5,17 +5,30 @@ from typing import Annotated
 
 import typer
 
-from dts.cli.common import Json, counts_text, emit, listing, output, percent, progress_bar
+from dts.cli.common import (
+    FinetunedRevision,
+    Json,
+    Revision,
+    at,
+    counts_text,
+    emit,
+    listing,
+    output,
+    percent,
+    progress_bar,
+)
 
 
 def diff(
     base: Annotated[str, typer.Argument(help="Folder, file or hub id of the base model.", show_default=False)],
     finetuned: Annotated[str, typer.Argument(help="The full fine-tune to compare.", show_default=False)],
     top: Annotated[int, typer.Option(help="Tensors to list, largest change first; 0 lists all.")] = 20,
+    revision: Revision = None,
+    finetuned_revision: FinetunedRevision = None,
     as_json: Json = False,
 ):
     """Show what a fine-tune changed: which tensors, by how much, and what only one of the two has."""
-    result = compare(base, finetuned)
+    result = compare(at(base, revision), at(finetuned, finetuned_revision))
     emit(result, as_json, lambda: _show(result, top))
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from dts.cli.common import DryRun, Json, bytes_text, counts_text, emit, output, progress_bar
+from dts.cli.common import DryRun, Json, Revision, at, bytes_text, counts_text, emit, output, progress_bar
 
 
 def merge(
@@ -22,6 +22,7 @@ def merge(
                                                      show_default=False)] = None,
     seed: Annotated[int, typer.Option(help="Of methods that draw at random.")] = 0,
     methods: Annotated[bool, typer.Option("--methods", help="List the methods and their options.")] = False,
+    revision: Revision = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ):
@@ -35,7 +36,7 @@ def merge(
         return emit(_methods(), as_json, _show_methods)
     if not finetuned or out is None:
         raise ValueError("give the fine-tunes to merge and --out for the merged model, or --methods to see the methods")
-    options = options_of(option)
+    options, base = options_of(option), at(base, revision)
     accounts: list = []
     if dry_run:
         complete(method_named(method), options)

@@ -5,7 +5,19 @@ from typing import Annotated
 
 import typer
 
-from dts.cli.common import DryRun, Json, Overwrite, emit, list_of, listing, output, parse_size, progress_bar
+from dts.cli.common import (
+    DryRun,
+    Json,
+    Overwrite,
+    Revision,
+    at,
+    emit,
+    list_of,
+    listing,
+    output,
+    parse_size,
+    progress_bar,
+)
 from dts.cli.inspect import summary, summary_table
 
 
@@ -31,6 +43,7 @@ def mix(
     top_k: Annotated[int | None, typer.Option(help="Only the most similar tasks.", min=1, show_default=False)] = None,
     floor: Annotated[float | None, typer.Option(help="Only tasks at least this similar.", show_default=False)] = None,
     negative: Annotated[bool, typer.Option("--negative", help="Let unlike tasks count against.")] = False,
+    revision: Revision = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -38,6 +51,7 @@ def mix(
     """Mix adapters by the meaning of a new task's class names, and show why."""
     import dts
 
+    base = at(base, revision)
     opened = {adapter.name: adapter for adapter in map(dts.Adapter.load, adapters)}
     if len(opened) < len(adapters):
         raise ValueError(f"two adapters have the same name; there are {', '.join(opened)}")

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from dts.cli.common import CHECK_FAILED, Json, counts_text, emit, output
+from dts.cli.common import CHECK_FAILED, FinetunedRevision, Json, Revision, at, counts_text, emit, output
 
 
 def verify(
@@ -12,6 +12,8 @@ def verify(
     base: Annotated[str, typer.Argument(help="The base it should belong to.", show_default=False)],
     finetuned: Annotated[str | None, typer.Argument(help="Its fine-tune: measures the errors again.",
                                                     show_default=False)] = None,
+    revision: Revision = None,
+    finetuned_revision: FinetunedRevision = None,
     as_json: Json = False,
 ):
     """Check an adapter's bytes, its base and, with the fine-tune, its errors; exit code 1 if anything is wrong."""
@@ -19,6 +21,7 @@ def verify(
     from dts.adapter.accounting import of_model
     from dts.checkpoint import open_checkpoint
 
+    base, finetuned = at(base, revision), at(finetuned, finetuned_revision)
     loaded = dts.Adapter.load(adapter)
     report = loaded.verify(base, finetuned)
     errors = {name: {"recorded": recorded, "measured": measured}

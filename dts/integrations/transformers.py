@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -13,7 +13,10 @@ from torch import nn
 from dts.adapter import Adapter
 from dts.checkpoint import open_checkpoint
 from dts.checkpoint.fingerprint import fingerprint
+from dts.checkpoint.hub import OPTIONS, split_revision
 from dts.nn.names import Target, sites
+
+HUB = ("revision", "subfolder", *OPTIONS)  # options that say which checkpoint is loaded, and from where
 
 
 @dataclass
@@ -21,14 +24,16 @@ class Base:
     """Which checkpoint a model was made from.
 
     missing: parameters of the model that the checkpoint lacks: random, until a task brings its own.
+    options: which of a hub id's or folder's checkpoints it is: revision, subfolder, variant, cache_dir, token, ...
     """
 
     path: str | Path
     missing: frozenset[str] = frozenset()
+    options: dict = field(default_factory=dict, repr=False)
 
     @cached_property
     def fingerprint(self) -> str:
-        return fingerprint(open_checkpoint(self.path))
+        return fingerprint(open_checkpoint(self.path, **self.options))
 
     def check(self, adapters: list[Adapter]) -> None:
         """Raises ValueError if an adapter says that it was made for another base."""
@@ -47,10 +52,18 @@ def load_base(path: str | Path, adapters: list[Adapter], **options) -> tuple[nn.
     """
     import transformers
 
-    base = Base(path)
+    name, stated = split_revision(str(path))
+    if stated:
+        if options.get("revision", stated) != stated:
+            raise ValueError(f"{path} and revision={options['revision']!r} say the revision twice: keep one")
+        path, options["revision"] = name, stated
+    given = {key: value for key, value in options.items() if value is not None}
+    base = Base(path, options={key: given[key] for key in (*HUB, "variant") if key in given})
     base.check(adapters)
     architecture = _architecture(adapters)
-    config = options.pop("config", None) or transformers.AutoConfig.from_pretrained(path)
+    config = options.pop("config", None) or transformers.AutoConfig.from_pretrained(
+        path, **{key: given[key] for key in (*HUB, "trust_remote_code", "code_revision") if key in given}
+    )
     architecture = architecture or (config.architectures or [None])[0]
     cls = getattr(transformers, architecture) if architecture else transformers.AutoModel
     level = transformers.logging.get_verbosity()

@@ -1,0 +1,20 @@
+"""What is raised and warned about sources that cannot be read as a model, or not all of which was."""
+
+
+class CheckpointError(ValueError):
+    """A source that cannot be read as a model: what it is, what is wrong with it, and the way to go on."""
+
+
+class NotRead(UserWarning):
+    """Weights that lie beside the ones read and say something else."""
+
+
+class OtherDtype(UserWarning):
+    """A base and a fine-tune that are stored in other dtypes."""
+
+
+def some(names, count: int = 10) -> str:
+    """The first names, and how many more there are: one cause is one line, however many tensors it has."""
+    names = sorted(map(str, names))
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more

@@ -1,0 +1,64 @@
+"""One file of weights as a checkpoint."""
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from dts.checkpoint.checkpoint import Checkpoint, Lazy
+from dts.checkpoint.errors import CheckpointError
+from dts.checkpoint.foreign import foreign, is_safetensors
+from dts.checkpoint.safetensors_file import SafetensorsFile
+from dts.checkpoint.state import from_tensors
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})(.*)\.(safetensors|bin)")
+
+
+def from_file(path: Path, select: str | None = None, shard: bool = False) -> Checkpoint:
+    """select: which of several states in a pickle;  shard: the file may be one of several."""
+    alone = SHARD.fullmatch(path.name)
+    if alone and int(alone[3]) > 1 and not shard:
+        raise CheckpointError(f"{path} is one of {int(alone[3])} shards of a model: give the folder it lies in")
+    what = foreign(path)
+    if what:
+        raise CheckpointError(what)
+    if path.suffix != ".safetensors" and path.suffix not in PICKLES:
+        raise CheckpointError(f"{path} is neither .safetensors nor {', '.join(PICKLES)}")
+    if path.suffix == ".safetensors" and _is_pickle(path):
+        raise CheckpointError(f"{path} is a PyTorch file with the wrong ending: name it {path.stem}.bin")
+    if path.suffix == ".safetensors" or is_safetensors(path):
+        file = SafetensorsFile(path)
+        tensors = {name: Lazy(t.shape, t.dtype, lambda name=name: file.load(name)) for name, t in file.tensors.items()}
+        if not tensors:
+            raise CheckpointError(f"{path} has no tensors at all")
+        return Checkpoint(str(path), tensors)
+    return from_tensors(load_pickle(path), str(path), select)
+
+
+def _is_pickle(path: Path) -> bool:
+    with open(path, "rb") as file:
+        start = file.read(2)
+    return start in (b"PK", b"\x80\x02")
+
+
+def load_pickle(path: Path) -> Mapping:
+    """The mapping in a PyTorch file, its tensors mapped where they can be; raises CheckpointError."""
+    for mapped in (True, False):  # files written before torch 1.6 cannot be mapped
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(
+                f"{path} holds Python objects, not only tensors, and is not opened: they could run any code.  "
+                f"Save its state_dict() instead, best as .safetensors"
+            ) from error
+        except Exception as error:  # of a file that is no archive of tensors, torch raises whatever it stumbles over
+            if mapped and "mmap can only be used" in str(error):
+                continue
+            raise CheckpointError(f"{path} cannot be read as a PyTorch file: {error!r}") from error
+        if not isinstance(state, Mapping):
+            raise CheckpointError(f"{path} holds a {type(state).__name__}, not a state dict")
+        return state
+    raise AssertionError("unreachable")

@@ -1,0 +1,175 @@
+"""A Hugging Face folder as a checkpoint: which of its files is read, and what all others are."""
+
+import re
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+from dts.checkpoint.checkpoint import Checkpoint
+from dts.checkpoint.errors import CheckpointError, NotRead, some
+from dts.checkpoint.files import PICKLES, SHARD, from_file
+from dts.checkpoint.foreign import ENDINGS, foreign
+from dts.checkpoint.index import from_index
+from dts.checkpoint.json_file import json_object, read_config
+from dts.checkpoint.kinds import MERGE, WEIGHTS
+
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+                "pytorch_model.bin.index.json")  # fmt: skip
+# what trainers, and other programs in their own format, write beside the weights
+BESIDE = re.compile(r"(optimizer|scheduler|scaler|rng_state|random_states|training_args|trainer_state|sampler|"
+                    r"consolidated|custom_checkpoint|tokenizer|vocab|merges).*")  # fmt: skip
+
+
+def weight_files(variant: str | None = None) -> list[str]:
+    """The names transformers looks for, in its order: ``model.fp16.safetensors`` of the variant fp16."""
+    if not variant:
+        return list(WEIGHT_FILES)
+    return [f"{stem}.{variant}.{end}" for stem, _, end in (name.rpartition(".") for name in WEIGHT_FILES)]
+
+
+def from_folder(folder: Path, variant: str | None = None) -> Checkpoint:
+    """Raises CheckpointError for folders of other kinds, and for weights in it that nothing explains."""
+    _refuse_other_kinds(folder)
+    checkpoint = read_weights(folder, variant)
+    if (folder / "config.json").is_file():
+        checkpoint.config = read_config(folder / "config.json")
+    for name in ("quantize_config.json", "quant_config.json", "hf_quant_config.json"):  # of AutoGPTQ, AWQ, ModelOpt
+        if (folder / name).is_file():
+            checkpoint.config = {"quantization_config": json_object(folder / name)} | (checkpoint.config or {})
+    return checkpoint
+
+
+def read_weights(folder: Path, variant: str | None = None) -> Checkpoint:
+    """The tensors of a folder's own weight files, all others accounted for; without its config."""
+    names = weight_files(variant)
+    found = [folder / name for name in names if (folder / name).is_file()]
+    if not found:
+        found = [] if variant else sorted(folder.glob("*.safetensors"))
+        if len(found) != 1 or SHARD.fullmatch(found[0].name):
+            raise CheckpointError(_nothing(folder, names))
+    if found[0].name in names and names.index(found[0].name) % 2:  # an index
+        checkpoint = from_index(found[0])
+        read = set(json_object(found[0])["weight_map"].values())
+    else:
+        checkpoint, read = from_file(found[0]), {found[0].name}
+    checkpoint.source, checkpoint.folder = str(folder), folder
+    _account(folder, found[0].name, read, checkpoint)
+    return checkpoint
+
+
+def has_weights(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in WEIGHT_FILES)
+
+
+def _refuse_other_kinds(folder: Path) -> None:
+    if (folder / "dts_config.json").exists():
+        raise CheckpointError(f"{folder} is an adapter, not a model; a model is needed here (see `dts apply`)")
+    if (folder / "adapter_config.json").is_file():
+        kind = json_object(folder / "adapter_config.json")
+        name = kind.get("peft_type") or "LoRA"
+        base = kind.get("base_model_name_or_path")
+        of = f" of {base}" if isinstance(base, str) and base else ""
+        raise CheckpointError(f"{folder} is a {name} adapter (PEFT){of}, not a full fine-tune: {MERGE}")
+    if (folder / "model_index.json").is_file():
+        index = json_object(folder / "model_index.json")
+        parts = [key for key, value in index.items() if isinstance(value, list) and _holds_weights(folder / key)]
+        raise CheckpointError(f"{folder} is a diffusers pipeline of several models: give one of its sub-models, "
+                              f"{some(str(folder / part) for part in parts) or 'none of which is here'}")
+
+
+def _holds_weights(folder: Path) -> bool:
+    return folder.is_dir() and any(file.suffix in (".safetensors", *PICKLES) for file in folder.iterdir())
+
+
+def _nothing(folder: Path, names: list[str]) -> str:
+    """Why there is no model in a folder, as well as its files tell, and what there is."""
+    files = sorted(path.name for path in folder.iterdir())
+    there = some(files, 30) or "nothing"
+    shards = [match for match in map(SHARD.fullmatch, files) if match]
+    if shards:
+        total = int(shards[0][3])
+        have = {int(match[2]) for match in shards if match[3] == shards[0][3]}
+        lost = [i for i in range(1, total + 1) if i not in have]
+        what = (f"{len(lost)} of {total} shards are missing: {some(f'{i:05d}' for i in lost)}" if lost
+                else f"all {total} shards are there, but the index that names their tensors is not")
+        return f"{folder} is incomplete: {what}.  Download it again; there is: {there}"
+    hints = []
+    nested = [name for name in files if re.fullmatch(r"checkpoint-\d+", name) and _holds_weights(folder / name)]
+    if nested:
+        hints.append(f"it has a trainer's checkpoints: give one of them, such as {folder / nested[-1]}")
+    if any(name.startswith("global_step") or name == "zero_to_fp32.py" or "_model_states.pt" in name for name in files):
+        hints.append("it has DeepSpeed's shards: run its zero_to_fp32.py, and give what that writes")
+    if any(name.endswith(".distcp") or name.startswith("pytorch_model_fsdp") for name in files):
+        hints.append(f"it has FSDP's shards: {ENDINGS['.distcp'][1]}")
+    if not hints and any(re.match(r"optimizer|scheduler|rng_state|trainer_state", name) for name in files):
+        hints.append(f"it has a trainer's state only: {WEIGHTS}")
+    safetensors = [name for name in files if name.endswith(".safetensors")]
+    if len(safetensors) > 1:
+        hints.append(f"it has several weight files: give one of them, such as {folder / safetensors[0]}")
+    for name in files:
+        if (folder / name).suffix.lower() in ENDINGS and (folder / name).is_file():
+            hints.append(foreign(folder / name) or "")
+    pickles = [name for name in files if name.endswith(PICKLES) and not BESIDE.match(name)]
+    if not hints and pickles:
+        hints.append(f"give the file itself, such as {folder / pickles[0]}")
+    hint = "; ".join(dict.fromkeys(filter(None, hints[:4])))
+    return f"{folder} has no {' or '.join(names)}" + (f"; {hint}" if hint else "") + f"; there is: {there}"
+
+
+def _account(folder: Path, main: str, read: set[str], checkpoint: Checkpoint) -> None:
+    """Each weight file beside those read is the same tensors again, a trainer's, or an error."""
+    wrong = []
+    for path in sorted(folder.iterdir()):
+        name = path.name
+        if name in read or path.suffix not in (".safetensors", *PICKLES) or BESIDE.match(name) or not path.is_file():
+            continue
+        shard = SHARD.fullmatch(name)
+        other_format = not any(file.endswith(path.suffix) for file in read)
+        if shard and not other_format and not shard[4] and _stem(shard[1]) in ("model", "pytorch_model"):
+            wrong.append(f"{name}: a shard that {main} does not name")
+            continue
+        if shard and (other_format or path.suffix == ".safetensors") and _other_index(folder, shard, checkpoint):
+            continue
+        only, why = _not_among(path, checkpoint)
+        if why:
+            checkpoint.notes.append(f"{folder}: {', '.join(sorted(read)[:3])} was read, and {name} beside it was not "
+                                    f"({why})")  # fmt: skip
+        elif only and other_format and (name.startswith("pytorch_model") or shard):
+            checkpoint.notes.append(f"{folder}: {', '.join(sorted(read)[:3])} was read, and {name} beside it, with "
+                                    f"other tensors ({some(only, 3)}), was not")  # fmt: skip
+        elif only:
+            wrong.append(f"{name}: {len(only)} tensors that {main} does not have, {some(only, 3)}")
+    if wrong:
+        raise CheckpointError(f"{folder} has weights that are no part of the model in {main}:\n  " + "\n  ".join(wrong)
+                              + "\n  Move away what does not belong to it, or write it anew with save_pretrained()")
+    for note in checkpoint.notes:
+        warnings.warn(note, NotRead, stacklevel=2)
+
+
+def _stem(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def _other_index(folder: Path, shard: re.Match, checkpoint: Checkpoint) -> bool:
+    """Does another index of the folder name this shard, and only tensors that were read?"""
+    for index in folder.glob("*.index*.json"):
+        where = json_object(index).get("weight_map")
+        if isinstance(where, dict) and shard.string in where.values():
+            return set(where) <= set(checkpoint.tensors)
+    return False
+
+
+def _not_among(path: Path, checkpoint: Checkpoint) -> tuple[list[str], str | None]:
+    """Names (or names of another shape) of a file that the model does not have; why, where it cannot be told."""
+    try:
+        other = from_file(path, shard=True)
+    except CheckpointError as error:
+        return [], str(error).removeprefix(f"{path} ")
+    shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+    return [name for name, tensor in other.tensors.items() if shapes.get(name) != tensor.shape], None
+
+
+def relative_files(folder: Path, patterns: Iterable[str]) -> dict[str, Path]:
+    """Place below the folder -> path of the files that match."""
+    return {str(path.relative_to(folder)): path for pattern in patterns for path in sorted(folder.glob(pattern))
+            if path.is_file()}  # fmt: skip

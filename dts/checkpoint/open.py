@@ -1,0 +1,70 @@
+"""Opens a model wherever it is, and refuses by name what is none."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from dts.checkpoint.checkpoint import Checkpoint
+from dts.checkpoint.errors import CheckpointError
+from dts.checkpoint.files import PICKLES, from_file
+from dts.checkpoint.folder import from_folder
+from dts.checkpoint.hub import ID, snapshot, split_revision
+from dts.checkpoint.kinds import check_kind
+from dts.checkpoint.sentence import from_modules
+from dts.checkpoint.state import from_module, from_tensors
+
+
+def open_checkpoint(source, revision: str | None = None, *, subfolder: str = "", variant: str | None = None,
+                    **hub) -> Checkpoint:  # fmt: skip
+    """Opens a model without reading it.
+
+    source: a Hugging Face folder (``model.safetensors``, sharded safetensors, ``pytorch_model.bin`` whole or
+    sharded), a sentence-transformers folder with all its modules, one ``.safetensors``/``.bin``/``.pt`` file (``#name``
+    behind it says which of several states), a state dict, an ``nn.Module``, a `Checkpoint`, or a hub id, or
+    ``id@revision`` (needs huggingface_hub and either the network or its cache).
+    Pickles are read with ``weights_only=True`` only.
+    revision: branch, tag or commit of a hub id;  subfolder, variant: as transformers' ``from_pretrained`` has them;
+    hub: cache_dir, token, local_files_only, force_download, proxies; others are left alone.
+    Raises CheckpointError saying what was looked for and what there is, or what the source is that is no full
+    floating-point model (quantised, an adapter, an optimizer's state, another program's file) and the way to go on.
+    """
+    if isinstance(source, Checkpoint):
+        return source
+    if not isinstance(source, str | Path | torch.nn.Module | Mapping):
+        raise CheckpointError(f"a model is a folder, a file, a hub id, a module or a state dict, not a "
+                              f"{type(source).__name__}")  # fmt: skip
+    if isinstance(source, torch.nn.Module):
+        checkpoint = from_module(source)
+    elif isinstance(source, Mapping):
+        checkpoint = from_tensors(source, "state dict")
+    else:
+        checkpoint = _from_path(str(source), revision, subfolder, variant, hub)
+    check_kind(checkpoint.source, checkpoint.tensors, checkpoint.config)
+    return checkpoint
+
+
+def _from_path(source: str, revision: str | None, subfolder: str, variant: str | None, hub: dict) -> Checkpoint:
+    path = Path(source).expanduser() / subfolder
+    if path.is_dir():
+        return _from_folder(path, variant)
+    if path.is_file():
+        return from_file(path)
+    file, at, select = source.rpartition("#")
+    if at and Path(file).expanduser().is_file():
+        return from_file(Path(file).expanduser(), select)
+    name, stated = split_revision(source)
+    if stated and revision and stated != revision:
+        raise CheckpointError(f"{source} and revision={revision!r} say the revision twice: keep one")
+    if ID.fullmatch(name) and path.suffix.lower() not in (".safetensors", *PICKLES):
+        folder, commit = snapshot(name, stated or revision, hub, subfolder)
+        if not folder.is_dir():
+            raise CheckpointError(f"{name} has no folder {subfolder}")
+        checkpoint = _from_folder(folder, variant)
+        checkpoint.source, checkpoint.revision = name, commit
+        return checkpoint
+    raise CheckpointError(f"there is no checkpoint at {source}")
+
+
+def _from_folder(folder: Path, variant: str | None) -> Checkpoint:
+    return (from_modules if (folder / "modules.json").is_file() else from_folder)(folder, variant)

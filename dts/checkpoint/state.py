@@ -1,0 +1,114 @@
+"""State dicts and modules as checkpoints."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import UninitializedTensorMixin
+
+from dts.checkpoint.checkpoint import Checkpoint, Lazy
+from dts.checkpoint.errors import CheckpointError, some
+from dts.checkpoint.kinds import WEIGHTS, bad_name
+from dts.checkpoint.quantised import class_method, way
+
+NO_MODELS = ("optim", "sched", "scaler", "rng", "random", "loss", "callbacks", "metrics", "ds_config", "param_shapes",
+             "hyper_parameters", "args", "config")  # fmt: skip  # starts of a trainer's keys beside the model's
+
+
+def from_module(module: torch.nn.Module) -> Checkpoint:
+    """Raises CheckpointError for a PeftModel: its own state dict has other names for each kind of adapter."""
+    name = type(module).__name__
+    bases = {cls.__module__.partition(".")[0] + "." + cls.__name__ for cls in type(module).__mro__}
+    if bases & {"peft.PeftModel", "peft.PeftMixedModel"} or getattr(module, "_hf_peft_config_loaded", False):
+        raise CheckpointError(f"{name} is a PEFT model (LoRA or another adapter), not a full fine-tune: call "
+                              "merge_and_unload() on it and give what that returns")
+    checkpoint = from_tensors(module.state_dict(), name)
+    config = getattr(module, "config", None)
+    checkpoint.config = config.to_dict() if hasattr(config, "to_dict") else None
+    return checkpoint
+
+
+def from_tensors(state: Mapping, source: str, select: str | None = None) -> Checkpoint:
+    """select: which of several states in it, as in {"model": {...}, "ema": {...}}."""
+    states = {key: value for key, value in state.items() if _is_state(value)}
+    if select is not None:
+        if select not in states:
+            raise CheckpointError(f"{source} has no state {select!r}; it has {some(states) or 'none'}")
+        return from_tensors(states[select], f"{source}#{select}")
+    if not state:
+        raise CheckpointError(f"{source} has no tensors at all")
+    if not any(isinstance(value, Tensor) for value in state.values()):
+        return _inner(state, states, source)
+    _check(state, source)
+    tensors, tied, first = {}, {}, {}
+    for name, value in state.items():
+        value = value.detach()
+        key = (value.device, value.data_ptr(), value.shape, value.stride(), value.dtype)
+        if value.numel() and first.setdefault(key, name) != name:
+            tied[name] = first[key]
+        tensors[name] = Lazy(tuple(value.shape), value.dtype, lambda value=value: value.cpu())
+    return Checkpoint(source, tensors, tied)
+
+
+def _is_state(value) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(tensor, Tensor) for tensor in value.values())
+
+
+def _inner(state: Mapping, states: dict, source: str) -> Checkpoint:
+    """The one model in what a trainer wrote: {"state_dict": {...}, "epoch": ...}."""
+    if set(state) >= {"state", "param_groups"}:
+        raise CheckpointError(f"{source} is an optimizer's state: {WEIGHTS}")
+    if "param_shapes" in state and "module" in state:
+        raise CheckpointError(f"{source} is a DeepSpeed state, which may hold part of each tensor: run the "
+                              "zero_to_fp32.py that DeepSpeed wrote beside it, and give what that writes")
+    models = {key: value for key, value in states.items() if not str(key).lower().startswith(NO_MODELS)}
+    if len(models) == 1:
+        return from_tensors(next(iter(models.values())), source)
+    if models:
+        raise CheckpointError(f"{source} has several states: {some(models)}.  Give the one you mean: "
+                              f"{' or '.join(f'{source}#{key}' for key in list(models)[:2])} of a file, or "
+                              f"that dict itself")
+    keys = some(repr(key) if not isinstance(key, str) else key for key in state)
+    if any(str(key).lower().startswith(("optim", "sched", "exp_avg", "base_lrs", "last_epoch")) for key in state):
+        raise CheckpointError(f"{source} is an optimizer's or trainer's state (its keys are {keys}): {WEIGHTS}")
+    deeper = {key: [k for k, v in value.items() if _is_state(v)] for key, value in state.items()
+              if isinstance(value, Mapping)}  # fmt: skip
+    if deeper := {key: inner for key, inner in deeper.items() if inner}:
+        found = "; ".join(f"{key}: {some(inner)}" for key, inner in deeper.items())
+        raise CheckpointError(f"{source} holds dicts of states ({found}): give one of these")
+    raise CheckpointError(f"{source} is no state dict: its keys are {keys}, and none of their values is a tensor")
+
+
+def _check(state: Mapping, source: str) -> None:
+    """Raises CheckpointError of all names and values that are no plain dense tensors, each cause on one line."""
+    causes: dict[str, list] = {}
+    for name, value in state.items():
+        if bad_name(name):
+            causes.setdefault("names that are no text, empty, or have control characters", []).append(repr(name))
+        why = _why_not(value)
+        if why:
+            causes.setdefault(why, []).append(name)
+    lines = [f"{source} has {why}: {some(names)}" for why, names in causes.items()]
+    if lines:
+        raise CheckpointError("\n  ".join(lines))
+
+
+def _why_not(value) -> str | None:
+    if not isinstance(value, Tensor):
+        return "values that are not tensors"
+    method = class_method(value)
+    if method:
+        return f"tensors quantised by {method} ({way(method)})"
+    if type(value).__name__ == "DTensor" or type(value).__name__ == "ShardedTensor":
+        return "tensors sharded over processes (gather them first: value.full_tensor())"
+    if isinstance(value, UninitializedTensorMixin):
+        return "parameters of lazy modules that were never run (call the model once)"
+    if value.layout is not torch.strided:
+        return f"{str(value.layout).removeprefix('torch.')} tensors (give them dense: value.to_dense())"
+    if value.is_nested:
+        return "nested tensors"
+    if value.is_meta:
+        return "tensors on the meta device, with shapes but no weights"
+    if type(value).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        return f"tensors of the class {type(value).__module__}.{type(value).__qualname__}, not plain ones"
+    return None
