@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dts.adapter.entries import Entry
 from dts.nn.deltas import Piece
-from dts.nn.layer import base_class, parameter_shape
+from dts.nn.layer import base_class, parameter_shape, raw
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Site:
 
     @property
     def tensor(self) -> Tensor:
-        return getattr(self.module, self.parameter)
+        return raw(self.module, self.parameter)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -49,7 +49,7 @@ def sites(model: nn.Module) -> dict[str, Site]:
     found = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
         for parameter in (*module._parameters, *module._buffers):
-            if getattr(module, parameter) is not None:
+            if raw(module, parameter) is not None:
                 name = f"{prefix}.{parameter}" if prefix else parameter
                 found[name] = Site(module, parameter, name)
     return found
