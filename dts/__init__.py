@@ -15,6 +15,7 @@ _NAMES = {
     "dts.checkpoint": ("Checkpoint", "CheckpointError", "Mismatch", "open_checkpoint"),
     "dts.adapter": ("Adapter", "AdapterError", "BudgetError", "compress"),
     "dts.nn": (
+        "BASE",
         "DTSConv1D",
         "DTSConv2d",
         "DTSEmbedding",

@@ -7,8 +7,10 @@ from dts.nn.linear import DTSConv1D, DTSLinear
 from dts.nn.model import DTSModel
 from dts.nn.norm import DTSLayerNorm, DTSNorm
 from dts.nn.owner import Owner
+from dts.nn.routing import BASE
 
 __all__ = [
+    "BASE",
     "DTSConv1D",
     "DTSConv2d",
     "DTSEmbedding",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dts.nn.deltas import Piece
-from dts.nn.layer import Layer, beside, standalone
+from dts.nn.layer import Layer, beside, raw, standalone
 from dts.nn.linear import per_task_product
 from dts_kernels import Routing
 
@@ -21,9 +21,8 @@ class DTSMultiheadAttention(Layer, nn.MultiheadAttention):
 
     @classmethod
     def supports(cls, module: nn.Module, pieces: dict[str, list[Piece]]) -> bool:
-        if module.bias_k is not None or module.add_zero_attn:
-            raise NotImplementedError("nn.MultiheadAttention with add_bias_kv or add_zero_attn cannot take deltas")
-        return all(p.kind in ("factors", "raw") for parts in pieces.values() for p in parts)
+        plain = module.bias_k is None and not module.add_zero_attn
+        return plain and all(p.kind in ("factors", "raw") for parts in pieces.values() for p in parts)
 
     @classmethod
     def from_multihead_attention(cls, attention: nn.MultiheadAttention) -> DTSMultiheadAttention:
@@ -34,8 +33,8 @@ class DTSMultiheadAttention(Layer, nn.MultiheadAttention):
                 need_weights: bool = True, attn_mask: Tensor | None = None, average_attn_weights: bool = True,
                 is_causal: bool = False) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         if not self.dts.routed():
-            return super().forward(query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights,
-                                   is_causal)  # fmt: skip
+            return self.base_forward(query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights,
+                                     is_causal)  # fmt: skip
         single = query.dim() == 2
         if self.batch_first or single:
             first = lambda t: t[None] if single else t  # noqa: E731
@@ -65,10 +64,11 @@ class DTSMultiheadAttention(Layer, nn.MultiheadAttention):
         for i, (name, x) in enumerate((("q", query), ("k", key), ("v", value))):
             if self._qkv_same_embed_dim:
                 if id(x) not in done:
-                    done[id(x)] = self._product(first(x), "in_proj_weight", self.in_proj_bias, routing)
+                    done[id(x)] = self._product(first(x), "in_proj_weight", raw(self, "in_proj_bias"), routing)
                 part = done[id(x)].narrow(-1, i * self.embed_dim, self.embed_dim)
             else:
-                bias = None if self.in_proj_bias is None else self.in_proj_bias.chunk(3)[i]
+                bias = raw(self, "in_proj_bias")
+                bias = None if bias is None else bias.chunk(3)[i]
                 part = self._product(first(x), f"{name}_proj_weight", bias, routing)
             bias = self.dts.get("in_proj_bias")
             if bias is not None and bias.raw.tensors:
@@ -77,15 +77,18 @@ class DTSMultiheadAttention(Layer, nn.MultiheadAttention):
         return parts
 
     def _product(self, x: Tensor, name: str, bias: Tensor | None, routing: Routing) -> Tensor:
-        delta, weight = self.dts.get(name), getattr(self, name)
+        delta, weight = self.dts.get(name), raw(self, name)
         if delta is None:
             return nn.functional.linear(x, weight, bias)
         if delta.plain is None:
             y = nn.functional.linear(x, weight, bias)
+        elif weight.dtype != x.dtype or torch.is_autocast_enabled(x.device.type):
+            y = nn.functional.linear(x, weight, bias)  # in another dtype than x, then
+            y = delta.plain.add_product(x.to(y.dtype), y, routing)
         else:
             y = delta.plain.linear(x, weight, bias, routing)
         if delta.raw.tensors:
-            y = y + per_task_product(x, delta.raw, routing)
+            y = y + per_task_product(x, delta.raw, routing).to(y.dtype)
         return y
 
     @staticmethod

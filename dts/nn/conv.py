@@ -25,12 +25,17 @@ class DTSConv2d(Layer, nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         dts = self.dts
         if not dts.routed():
-            return super().forward(x)
-        x, routing = dts.enter(x if x.dim() == 4 else x[None])
-        y = super().forward(x)
+            return self.base_forward(x)
+        if x.dim() == 3:
+            if dts.state.rows != 1:
+                raise RuntimeError(f"{dts.name or 'a convolution'} got one image {list(x.shape)} for {dts.state.rows} "
+                                   f"rows; give [rows, channels, height, width]")  # fmt: skip
+            return self.forward(x[None])[0]
+        x, routing = dts.enter(x)
+        y = self._conv_forward(x, self._parameters["weight"], self._parameters["bias"])
         weight, bias = dts.get("weight"), dts.get("bias")
         if weight is not None and weight.plain is not None:
-            delta = weight.plain.add_product(self._patches(x), y.flatten(2).mT, routing)
+            delta = weight.plain.add_product(self._patches(x).to(y.dtype), y.flatten(2).mT, routing)
             y = delta.mT.reshape(y.shape)
         if bias is not None and bias.raw.tensors:
             rows = bias.raw.rows(routing, y.dtype)

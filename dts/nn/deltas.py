@@ -138,6 +138,10 @@ class MatrixDelta:
         own.add(slot, packed, factors.samples)
         self.blocks.setdefault(slot, []).append(self._block(own, rows, columns))
 
+    def __getstate__(self) -> dict:
+        """Pointers for C are made again in a copy."""
+        return vars(self) | {"_parts": None}
+
     def _block(self, packed: Packed, rows: Tensor | None, columns: Tensor | None) -> Block:
         lookup = None
         if rows is not None:
@@ -236,8 +240,13 @@ class Table:
         self._refresh()
 
     def add(self, slot: int, tensor: Tensor) -> None:
-        self.tensors[slot] = tensor.detach().to(self.device)
-        self._refresh()
+        before = dict(vars(self), tensors=dict(self.tensors))
+        try:
+            self.tensors[slot] = tensor.detach().to(self.device)
+            self._refresh()
+        except BaseException:  # no memory, or sizes that do not stack: as it was
+            vars(self).update(before)
+            raise
 
     def remove(self, slot: int) -> None:
         self.tensors.pop(slot, None)
@@ -405,6 +414,14 @@ class ParameterDelta:
             full = full + self.raw.rows(routing, wide)[0]
         full = full.to(base.dtype)
         return self._value(full, routing) if self.values.tensors else full
+
+    def whole(self, base: Tensor, routing: Routing) -> Tensor:
+        """As `dense`, with the rows of an enlarged vocabulary."""
+        full = self.dense(base, routing)
+        if not self.added.tensors:
+            return full
+        length = int(self.added.lengths(routing)[0])
+        return torch.cat([full, self.added.rows(routing, full.dtype)[0, :length]])
 
     def _value(self, base: Tensor, routing: Routing) -> Tensor:
         """The fine-tune's value where a task has one; a task's own head may have other sizes than the base's."""

@@ -29,11 +29,14 @@ class DTSEmbedding(Layer, nn.Embedding):
     def forward(self, ids: Tensor) -> Tensor:
         dts, delta = self.dts, self.dts.get("weight")
         if not dts.routed() or delta is None:
-            return super().forward(ids)
+            return self.base_forward(ids)
+        if ids.dtype in (torch.int32, torch.int16, torch.int8, torch.uint8):
+            ids = ids.long()  # what kernels read
         ids, routing = dts.enter(ids)
         beyond = ids >= self.num_embeddings
         inside = torch.where(beyond, 0, ids) if delta.added.tensors else ids
-        y = super().forward(inside)
+        y = nn.functional.embedding(inside, self._parameters["weight"], self.padding_idx, self.max_norm, self.norm_type,
+                                    self.scale_grad_by_freq, self.sparse)  # fmt: skip
         if delta.plain is not None:
             y = delta.plain.add_embedding(inside, y, routing)
         if delta.raw.tensors:
@@ -54,7 +57,8 @@ class DTSEmbedding(Layer, nn.Embedding):
         """Whole rows of an enlarged vocabulary; a mixture takes the weighted sum of its tasks that have the id."""
         place = torch.where(beyond, ids - self.num_embeddings, 0)
         lengths = beside(ids, table.lengths(routing))
-        if not (self.dts.state.probing or torch.compiler.is_compiling()) and bool((beyond & (place >= lengths)).any()):
+        unchecked = torch.compiler.is_compiling() or self.dts.state.now().probing
+        if not unchecked and bool((beyond & (place >= lengths)).any()):
             raise IndexError(
                 f"{self.dts.name or 'embedding'}: an id of {int(ids.max())} is beyond the vocabulary of its row's task "
                 f"({self.num_embeddings} ids in the base)"

@@ -7,13 +7,16 @@ stay as they were.
 
 from __future__ import annotations
 
+import copyreg
+from contextlib import contextmanager
 from functools import cache
 
 import torch
 from torch import Tensor, nn
 
 from dts.nn.deltas import ParameterDelta, Piece
-from dts.nn.routing import RoutingState
+from dts.nn.read import read
+from dts.nn.routing import Current, RoutingState, tracing
 from dts_kernels import Routing
 
 SHARED = -1  # the input has no batch axis but size 1 in the first: repeated for every row
@@ -25,8 +28,10 @@ class LayerDeltas:
 
     heads: slots of the tasks that bring this layer whole
     in_base: the base has this layer too, for the tasks that do not; else it is only random numbers there
-    axis: the axis of the input whose size is a multiple of the batch's rows, row by row; or SHARED or UNROUTABLE.
-    axes, out_axes: the same for every tensor argument and output, for layers that run once a task.
+    inside: the layer's own forward is being traced, which reads the raw parameters (eager code reads `raw`)
+
+    Where the batch is in the input depends on the call (`Current`): the axis of the input whose size is a multiple of
+    the batch's rows, row by row; or SHARED or UNROUTABLE; 0 where nobody looked.
     """
 
     def __init__(self, state: RoutingState, name: str = ""):
@@ -34,9 +39,7 @@ class LayerDeltas:
         self.parameters: dict[str, ParameterDelta] = {}
         self.heads: set[int] = set()
         self.in_base = False
-        self.axis = 0
-        self.axes: list[int] | None = None
-        self.out_axes: list[int] | None = None
+        self.inside = False
 
     @property
     def slots(self) -> set[int]:
@@ -45,28 +48,36 @@ class LayerDeltas:
     def get(self, name: str) -> ParameterDelta | None:
         return self.parameters.get(name)
 
+    def axis(self, now: Current) -> int:
+        return 0 if now.axis is None else now.axis.get(self.name, UNROUTABLE)
+
     def routed(self) -> bool:
         """Whether deltas apply at all in the present call."""
-        return self.axis != UNROUTABLE or self.state.rows == 1
+        now = self.state.now()
+        return now.rows == 1 or self.axis(now) != UNROUTABLE
 
     def enter(self, x: Tensor) -> tuple[Tensor, Routing]:
         """The input with its batch axis first, and the routing on its device."""
-        routing = self.state.on(x.device)
+        now = self.state.now()
+        routing = now.on(x.device)
         rows = routing.slots.shape[0]
         if rows == 1:
             return x, routing
-        if self.axis == SHARED and x.shape[0] == 1:
+        axis = self.axis(now)
+        if axis == SHARED and x.dim() and x.shape[0] == 1:
             return x.expand(rows, *x.shape[1:]), routing
-        if self.axis < 0 or x.shape[self.axis] % rows:
+        if axis < 0 or axis >= x.dim() or x.shape[axis] % rows:
             raise RuntimeError(
                 f"{self.name or 'a layer'} got an input {list(x.shape)} in which the {rows} rows of the batch cannot "
                 f"be told apart; give rows of one task at a time"
             )
-        return x.movedim(self.axis, 0), routing
+        return x.movedim(axis, 0), routing
 
     def leave(self, y: Tensor) -> Tensor:
         """Undo `enter` on the output."""
-        return y.movedim(0, self.axis) if self.state.rows > 1 and self.axis > 0 else y
+        now = self.state.now()
+        axis = self.axis(now) if now.rows > 1 else 0
+        return y.movedim(0, axis) if axis > 0 else y
 
 
 class Layer:
@@ -85,7 +96,7 @@ class Layer:
         for name, parts in pieces.items():
             if name not in self.dts.parameters:
                 transposed = self.transposed and name == "weight"
-                device = getattr(self, name).device
+                device = raw(self, name).device
                 self.dts.parameters[name] = ParameterDelta(parameter_shape(self, name), device, transposed)
             for piece in parts:
                 self.dts.parameters[name].add(slot, piece)
@@ -101,14 +112,90 @@ class Layer:
             for parameter in self.dts.parameters.values():
                 if parameter.device != tensor.device:
                     parameter.to(tensor.device)
-            if self.dts.state.routing.slots.device != tensor.device:
+            if self.dts.state.device != tensor.device:
                 self.dts.state.to(tensor.device)
         return self
+
+    def __getattr__(self, name: str):
+        """A parameter that tasks change acts also where somebody else reads it; see `dts.nn.read`."""
+        value = super().__getattr__(name)
+        dts = self.__dict__.get("dts")
+        return read(self, name, value) if dts is not None and name in dts.parameters else value
+
+    def base_forward(self, *args, **kwargs):
+        """The base layer's own forward with its raw parameters."""
+        return self.forward_with({}, *args, **kwargs)
+
+    def forward_with(self, tensors: dict[str, Tensor], *args, **kwargs):
+        """The base layer's own forward with other tensors in place of these parameters and buffers.
+
+        It runs on a twin of the base's class: threads do not meet, and what it reads of itself is what it is given.
+        What the forward changes of the module beside tensors (counters, caches) is carried over.
+        """
+        base = base_class(self)
+        if tracing():  # programs are made in one thread
+            with replaced(self, tensors):
+                return base.forward(self, *args, **kwargs)
+        twin = object.__new__(base)
+        own = self.__dict__
+        twin.__dict__ = dict(own)
+        for store in ("_parameters", "_buffers"):
+            twin.__dict__[store] = {name: tensors.get(name, tensor) for name, tensor in own[store].items()}
+        others = {id(raw(self, name)): tensor for name, tensor in tensors.items()}
+        before = dict(twin.__dict__)
+        for name, value in before.items():  # aliases of parameters, as recurrent layers keep them
+            if type(value) is list and any(isinstance(v, Tensor) and id(v) in others for v in value):
+                before[name] = twin.__dict__[name] = [others.get(id(v), v) for v in value]
+        result = base.forward(twin, *args, **kwargs)
+        for name, value in twin.__dict__.items():
+            if value is not before.get(name, before):
+                own[name] = value
+        for name, buffer in twin._buffers.items():
+            if name not in tensors and buffer is not own["_buffers"].get(name, before):
+                own["_buffers"][name] = buffer
+        return result
+
+    def __reduce_ex__(self, protocol):
+        """Classes that `adopt` makes are made again where the layer is unpickled."""
+        reduced = super().__reduce_ex__(protocol)
+        if not isinstance(reduced, tuple) or reduced[:2] != (copyreg.__newobj__, (type(self),)):
+            return reduced
+        layer = next(c for c in type(self).__mro__ if issubclass(c, Layer) and c.__dict__.get("joined") is None)
+        return (_rebuilt, (layer, base_class(self)), *reduced[2:])
+
+
+@contextmanager
+def replaced(module: Layer, tensors: dict[str, Tensor]):
+    """The module with other tensors in place of its own parameters and buffers, for a while.  Not thread-safe."""
+    stores = {name: module._parameters if name in module._parameters else module._buffers for name in tensors}
+    before, inside = {name: store[name] for name, store in stores.items()}, module.dts.inside
+    module.dts.inside = True
+    try:
+        for name, tensor in tensors.items():
+            stores[name][name] = tensor
+        yield
+    finally:
+        module.dts.inside = inside
+        for name, store in stores.items():
+            store[name] = before[name]
+
+
+def _rebuilt(layer: type, base: type) -> Layer:
+    return object.__new__(layer if base in layer.__mro__ else _joined(layer, base))
+
+
+def raw(module: nn.Module, name: str) -> Tensor | None:
+    """A parameter or buffer as it is, whatever tasks change of it."""
+    own = module.__dict__
+    for store in ("_parameters", "_buffers"):
+        if name in own[store]:
+            return own[store][name]
+    return getattr(module, name)
 
 
 @cache
 def _joined(layer: type, base: type) -> type:
-    return type(layer.__name__, (layer, base), {"__module__": layer.__module__})
+    return type(layer.__name__, (layer, base), {"__module__": layer.__module__, "joined": True})
 
 
 def adopt(module: nn.Module, layer: type[Layer], deltas: LayerDeltas) -> Layer:
@@ -131,7 +218,7 @@ def parameter_shape(module: nn.Module, name: str) -> tuple[int, ...]:
     """Shape of a parameter or buffer; that of the matrix it stands for if a linear layer's weight is quantised."""
     if name == "weight" and hasattr(module, "in_features") and hasattr(module, "out_features"):
         return module.out_features, module.in_features
-    return tuple(getattr(module, name).shape)
+    return tuple(raw(module, name).shape)
 
 
 def base_class(module: nn.Module) -> type:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from dts.codec.factors import Factors
 from dts.nn.deltas import ParameterDelta, Piece, Table
 from dts.nn.layer import Layer, beside, standalone
-from dts.nn.routing import gammas
+from dts.nn.layer import raw as raw_of
+from dts.nn.routing import call_here, gammas, tracing
 from dts_kernels import Routing
 
 _autocast = torch.is_autocast_enabled
@@ -25,9 +26,10 @@ class LinearLayer(Layer):
     def forward(self, x: Tensor) -> Tensor:
         dts = self.dts
         if not dts.routed():
-            return super().forward(x)
-        if dts.state.missing and dts.name in dts.state.missing:
-            raise ValueError(dts.state.missing[dts.name])
+            return self.base_forward(x)
+        missing = dts.state.missing
+        if missing and dts.name in missing:
+            raise ValueError(missing[dts.name])
         x, routing = dts.enter(x)
         weight, bias = dts.get("weight"), dts.get("bias")
         y = self._product(x, weight, bias, routing)
@@ -45,25 +47,27 @@ class LinearLayer(Layer):
         plain = None if weight is None else weight.plain
         raw = bias.raw if bias is not None and bias.raw.tensors else None
         if plain is not None and self._in_dtype(x):
-            matrix = self.weight.T if self.transposed else self.weight
+            matrix = self._parameters["weight"]
+            matrix = matrix.T if self.transposed else matrix
             # 16-bit numbers have their sum rounded once; wider ones than float32 stay as wide as they are
             adds = None if raw is None or x.dtype == torch.float64 else raw.wide
-            y = plain.linear(x, matrix, self.bias, routing, adds)
+            y = plain.linear(x, matrix, raw_of(self, "bias"), routing, adds)
             raw = raw if adds is None else None
         else:
-            y = super().forward(x)
+            y = self.base_forward(x)
             if plain is not None:
                 y = plain.add_product(x.to(y.dtype), y, routing)
         return y if raw is None else y + beside(y, raw.rows(routing, y.dtype))
 
     def _in_dtype(self, x: Tensor) -> bool:
         """Whether the base product is that of the weight as it is, with x as it is."""
-        return type(self.weight) is nn.Parameter and self.weight.dtype == x.dtype and not _autocast(x.device.type)
+        weight = self._parameters.get("weight")
+        return type(weight) is nn.Parameter and weight.dtype == x.dtype and not _autocast(x.device.type)
 
     def _whole_values(self, x, y, weight: ParameterDelta | None, bias: ParameterDelta | None, routing) -> Tensor:
         """Rows whose task has this layer whole (its own head) get that; shorter outputs end in -inf."""
         if weight is None or not weight.values.tensors:
-            delta = bias.values.rows(routing, y.dtype) - self.bias
+            delta = bias.values.rows(routing, y.dtype) - raw_of(self, "bias")
             return y + beside(y, torch.where(bias.values.lengths(routing)[:, None] > 0, delta, 0))
         whole = head(x, weight.values, bias and bias.values, routing, y.dtype, padding=True, transposed=self.transposed)
         width = max(whole.shape[-1], y.shape[-1])
@@ -75,10 +79,10 @@ class LinearLayer(Layer):
 
         factors: of shape [out_features, in_features];  bias: its delta, [out_features].
         """
-        expected = tuple(self.weight.shape)
+        expected = tuple(raw_of(self, "weight").shape)
         if tuple(factors.shape) != expected:
             raise ValueError(f"factors {list(factors.shape)} of task {name!r} do not fit the weight {list(expected)}")
-        if bias is not None and (self.bias is None or bias.shape != self.bias.shape):
+        if bias is not None and (raw_of(self, "bias") is None or bias.shape != raw_of(self, "bias").shape):
             raise ValueError(f"task {name!r} has a bias {list(bias.shape)} that the layer has not")
         tasks = self.__dict__.setdefault("_tasks", {})
         slot = tasks.get(name, next(i for i in range(len(tasks) + 1) if i not in tasks.values()))
@@ -105,13 +109,16 @@ class DTSLinear(LinearLayer, nn.Linear):
         small layer; `LinearLayer.forward` for all else."""
         dts = self.dts
         state, weight = dts.state, self._parameters.get("weight")
-        routing, delta = state.routing, dts.parameters.get("weight")
+        now = state.traced if tracing() else call_here() or state.chosen
+        if now.state is not state:
+            now = state.now()
+        routing, delta = now.routing, dts.parameters.get("weight")
         slots = routing.slots
         rows = slots.shape[0]
         if (
-            delta is None or not x.is_cpu or state.missing or weight is None or delta.tabled
+            delta is None or not x.is_cpu or now.missing or weight is None or delta.tabled
             or type(weight) is not nn.Parameter or weight.dtype != x.dtype or _autocast("cpu")
-            or rows != 1 and (dts.axis != 0 or x.shape[0] % rows) or not slots.is_cpu or x.dtype == torch.float64
+            or rows != 1 and (dts.axis(now) != 0 or x.shape[0] % rows) or not slots.is_cpu or x.dtype == torch.float64
         ):  # fmt: skip
             return super().forward(x)
         plain, bias = delta.matrices.get(None), dts.parameters.get("bias")

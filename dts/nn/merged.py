@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dts.nn.deltas import ParameterDelta
-from dts.nn.layer import Layer, parameter_shape
+from dts.nn.layer import Layer, parameter_shape, raw
 from dts.nn.names import Site, sites
 from dts.nn.routing import RoutingState
 
@@ -19,7 +19,7 @@ def merge(model: nn.Module, layers: dict[str, Layer], state: RoutingState) -> di
     Parameters that modules share stay shared unless their values differ now: a task may have untied them.
     """
     quantised = [f"{name}.{p}" for name, layer in layers.items() for p in layer.dts.parameters
-                 if tuple(getattr(layer, p).shape) != parameter_shape(layer, p)]  # fmt: skip
+                 if tuple(raw(layer, p).shape) != parameter_shape(layer, p)]  # fmt: skip
     if quantised:
         raise ValueError(f"cannot write into quantised weights: {', '.join(quantised)}")
     shared = defaultdict(dict)  # id of a tensor -> {(id of a module, parameter): where it is}
@@ -50,21 +50,17 @@ def _write(holders: list[Site], state: RoutingState) -> None:
 
 def merged(delta: ParameterDelta, tensor: Tensor, state: RoutingState) -> Tensor:
     """One parameter's dense value, with the rows of an enlarged vocabulary."""
-    routing = state.on(tensor.device)
-    value = delta.dense(tensor, routing)
-    if delta.added.tensors:
-        length = int(delta.added.lengths(routing)[0])
-        value = torch.cat([value, delta.added.rows(routing, value.dtype)[0, :length]])
-    return value.contiguous()
+    return delta.whole(tensor, state.on(tensor.device)).contiguous()
 
 
 def _resize(layer: Layer) -> tuple[int, int] | None:
     """A layer's own idea of its sizes."""
     rows = None
     if isinstance(layer, nn.Linear):
-        rows = layer.out_features, layer.weight.shape[0]
-        layer.out_features, layer.in_features = layer.weight.shape
+        weight = raw(layer, "weight")
+        rows = layer.out_features, weight.shape[0]
+        layer.out_features, layer.in_features = weight.shape
     elif isinstance(layer, nn.Embedding):
-        rows = layer.num_embeddings, layer.weight.shape[0]
-        layer.num_embeddings = layer.weight.shape[0]
+        rows = layer.num_embeddings, raw(layer, "weight").shape[0]
+        layer.num_embeddings = rows[1]
     return rows if rows and rows[0] != rows[1] else None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+import threading
+import warnings
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,19 +21,20 @@ from dts.nn.conv import DTSConv2d
 from dts.nn.deltas import Piece
 from dts.nn.embedding import DTSEmbedding
 from dts.nn.grouped import run_grouped
-from dts.nn.layer import Layer, LayerDeltas, adopt, base_class, release
+from dts.nn.layer import Layer, LayerDeltas, adopt, base_class, raw, release
 from dts.nn.linear import DTSConv1D, DTSLinear, LinearLayer
 from dts.nn.merged import merge
 from dts.nn.names import place, sites
 from dts.nn.norm import DTSLayerNorm, DTSNorm
 from dts.nn.owner import Owner
 from dts.nn.probe import Layout, find_rows
-from dts.nn.routing import Mixture, RoutingState
+from dts.nn.routing import BASE, Mixture, RoutingState, tracing
 
 if TYPE_CHECKING:
     from dts.integrations.transformers import Base
 
-Task = str | Mapping[str, float] | None  # a name, a mixture {name: weight}, or None for the base
+Task = str | Mapping[str, float] | type(BASE) | None  # a name, a mixture {name: weight}, BASE or None for the base
+LAYOUTS = 32  # kinds of calls whose rows are remembered
 AUTO = "auto"  # tasks="auto": chosen for each row from the inputs
 
 
@@ -41,6 +44,8 @@ class Loaded:
 
     slot: int
     adapter: Adapter | None
+    applied: int = 0  # entries that change something here
+    skipped: dict[str, str] = field(default_factory=dict)  # other entries, and why
 
 
 class DTSModel(nn.Module):
@@ -51,7 +56,9 @@ class DTSModel(nn.Module):
     is reached through this one.
 
     A call with ``tasks=`` routes its own rows and leaves the task set by `set_task` as it was.  The routing belongs to
-    the model, not to the call: one thread at a time, or one copy of the model a thread (``copy.deepcopy``).
+    the call: threads may call one model at once, each with its own tasks, and a call without tasks keeps the one that
+    was set when it began.  `load_task` and `delete_task` wait for the calls of other threads.  Once a part of the model
+    was compiled, calls take turns; a program called directly, past this class, reads the task as it is set.
     """
 
     def __init__(self, model: nn.Module):
@@ -61,9 +68,10 @@ class DTSModel(nn.Module):
         self._base: Base | None = None  # the checkpoint it was made from, if that is known
         self._loaded: dict[str, Loaded] = {}
         self._layers: dict[str, Layer] = {}  # by their names in the model
-        self._layouts: dict[tuple, Layout] = {}
+        self._layouts: OrderedDict[tuple, Layout] = OrderedDict()
         self._current: list[Task] = [None]  # of calls that name no tasks
-        self._last: list[Task] = self._current
+        self._last: tuple[int, list[Task]] | None = None  # (thread, tasks) of the last call; None: the current one
+        self._warned = False
         self._router = None  # of tasks="auto", made when first asked for
         self.choice = None  # its last answer
 
@@ -77,12 +85,15 @@ class DTSModel(nn.Module):
         """
         from dts.integrations.transformers import load_base
 
-        adapters = {name: _adapter(given) for name, given in (adapters or {}).items()}
+        adapters = _opened(adapters or {})
         base, source = load_base(path, list(adapters.values()), **options)
         model = cls(base)
         model._base = source
         for name, adapter in adapters.items():
-            model.load_task(name, adapter)
+            try:
+                model.load_task(name, adapter)
+            except ValueError as error:
+                raise ValueError(f"task {name!r}: {error}") from error
         return model
 
     # ---- tasks -------------------------------------------------------------------------------------------------
@@ -102,12 +113,18 @@ class DTSModel(nn.Module):
         """
         from dts.integrations.transformers import renamer
 
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"a task's name is a string that is not empty, not {name!r}")
         if name == AUTO:
             raise ValueError(f"{AUTO!r} asks for a task to be chosen: give this one another name")
         adapter = adapter if isinstance(adapter, Mapping) else _adapter(adapter)
         entries = dict(adapter if isinstance(adapter, Mapping) else adapter.entries)
-        if not heads:
-            entries = {key: entry for key, entry in entries.items() if not entry.task_only}
+        skipped = {} if heads else {key: "only the fine-tune has it (heads=False)" for key, entry in entries.items()
+                                    if entry.task_only}  # fmt: skip
+        skipped |= {key: f"tied to {entry.tied_to}" for key, entry in entries.items() if entry.kind == "tied"}
+        entries = {key: entry for key, entry in entries.items() if heads or not entry.task_only}
+        if not any(entry.kind != "tied" for entry in entries.values()):
+            warnings.warn(f"task {name!r} changes nothing: it is the base", stacklevel=2)
         if self._base is not None and isinstance(adapter, Adapter):
             self._base.check([adapter])
         config = getattr(adapter, "model_config", None) or {}
@@ -119,65 +136,105 @@ class DTSModel(nn.Module):
             by_module[id(site.module)] = module, parts | {site.parameter: pieces}, head or task_only
         self._with_parents(by_module)
         classes = {key: layer_class(module, parts) for key, (module, parts, _) in by_module.items()}
-        current = self._current[0] if name in _names(self._current[0]) else None
-        if name in self._loaded:
-            self.delete_task(name)
-        slot = next(i for i in range(len(self._loaded) + 1) if i not in [t.slot for t in self._loaded.values()])
-        for key, (module, parts, head) in by_module.items():
-            deltas = module.dts if isinstance(module, Layer) else LayerDeltas(self._state)
-            layer = adopt(module, Owner if isinstance(module, Owner) else classes[key], deltas)
-            layer.load(slot, parts)
-            if head:
-                deltas.heads.add(slot)
-            deltas.in_base |= key in in_base
-        self._layers = {key: module for key, module in self.model.named_modules() if isinstance(module, Layer)}
-        for layer_name, layer in self._layers.items():
-            layer.dts.name = layer_name
-        self._loaded[name] = Loaded(slot, adapter if isinstance(adapter, Adapter) else None)
-        self._router = None
-        self._state.missing = self._missing(self._state.mixtures)
-        self._layouts.clear()
-        _no_fast_path(self.model)
-        if current is not None:  # the name was in use, and still is
-            self.set_task(current)
+        used = {loaded.slot for loaded in self._loaded.values()}
+        slot = next(i for i in range(len(used) + 1) if i not in used)  # never that of the task it replaces
+        made = Loaded(slot, adapter if isinstance(adapter, Adapter) else None, len(entries) - len(
+            [key for key in skipped if key in entries]), skipped)  # fmt: skip
+        with self._state.alone():
+            layers = self._switch(made, by_module, classes, in_base)
+            for layer_name, layer in layers.items():
+                layer.dts.name = layer_name
+            old = self._loaded.get(name)
+            self._layers, self._loaded[name] = layers, made
+            if old is not None:
+                self._clear(old.slot)
+            if name in _names(self._current[0]):  # the name was in use, and still is
+                self._choose(self._current[0])
+            self._changed()
+            _no_fast_path(self.model)
 
-    def delete_task(self, name: str) -> None:
-        """Forget a task; if it is the one in use, the base is used from then on."""
-        slot = self._loaded[self._known([name])[0]].slot
-        if name in _names(self._current[0]):
-            self.set_task(None)
+    def _switch(self, made: Loaded, by_module: dict, classes: dict, in_base: set[int]) -> dict[str, Layer]:
+        """Put what a task changes into a slot that no task has; returns all layers.  Undone whole where it fails."""
+        before = []
+        try:
+            for key, (module, parts, head) in by_module.items():
+                known = module.dts if isinstance(module, Layer) else None
+                deltas = known or LayerDeltas(self._state)
+                before.append((module, type(module), known, set(deltas.parameters), deltas.in_base))
+                layer = adopt(module, Owner if isinstance(module, Owner) else classes[key], deltas)
+                layer.load(made.slot, parts)
+                if head:
+                    deltas.heads.add(made.slot)
+                deltas.in_base |= key in in_base
+            return {key: module for key, module in self.model.named_modules() if isinstance(module, Layer)}
+        except BaseException:
+            for module, base, known, parameters, has in reversed(before):
+                deltas = module.__dict__.get("dts")
+                module.__class__ = base
+                if known is None:
+                    module.__dict__.pop("dts", None)
+                elif deltas is not None:
+                    deltas.in_base = has
+                    deltas.heads.discard(made.slot)
+                    for name in set(deltas.parameters) - parameters:
+                        del deltas.parameters[name]
+                    for parameter in deltas.parameters.values():
+                        if made.slot in parameter.slots:
+                            parameter.remove(made.slot)
+            raise
+
+    def _clear(self, slot: int) -> None:
         for layer in self._layers.values():
             layer.remove(slot)
             layer.dts.heads.discard(slot)
-        del self._loaded[name]
+
+    def _changed(self) -> None:
+        """The loaded tasks are others: what was derived from them is made again."""
         self._router = None
-        self._state.missing = self._missing(self._state.mixtures)
         self._layouts.clear()
+        chosen = self._state.chosen
+        chosen.missing = self._missing(chosen.mixtures)
+        self._state._freeze()
+        now = self._state.now()
+        now.missing = self._missing(now.mixtures)
+
+    def delete_task(self, name: str) -> None:
+        """Forget a task; if it is the one in use, the base is used from then on.  Waits for calls of other threads."""
+        with self._state.alone():
+            slot = self._loaded[self._known([name])[0]].slot
+            if name in _names(self._current[0]):
+                self._choose(None)
+            self._clear(slot)
+            del self._loaded[name]
+            self._changed()
 
     def set_task(self, task: Task) -> None:
-        """Use one task, a mixture, or the base (None) for all rows from now on.  Only tensors change."""
+        """Use one task, a mixture, or the base (BASE or None) for all rows of calls that begin from now on, in every
+        thread.  Only tensors change."""
+        with self._state.held():
+            self._choose(task)
+
+    def _choose(self, task: Task) -> None:
         mixture = self._mixture(task)
         self._state.set([mixture], self._missing([mixture]))
-        self._current = self._last = [task]
+        self._current, self._last = [task], None
 
     @contextmanager
     def disable_tasks(self):
-        """The base alone, for a while."""
-        before, self._current = self._current, [None]
-        try:
-            with self._state.using([{}], self._missing([{}])):
-                yield self
-        finally:  # what was chosen or deleted meanwhile counts from now on
-            chosen = self._current[0] if self._current != [None] else before[0]
-            self.set_task(chosen if set(_names(chosen)) <= set(self._loaded) else None)
+        """The base alone, for a while, in this thread.  What is chosen or deleted meanwhile counts afterwards."""
+        with self._state.using([{}], self._missing([{}])):
+            yield self
 
     # ---- running -----------------------------------------------------------------------------------------------
 
     def forward(self, *args, tasks: Task | Sequence[Task] = None, **kwargs):
         """The base model's forward; see `call` for ``tasks``."""
         if tasks is None:
-            self._follow()
-            return self.model(*args, **kwargs)
+            self._last = None
+            if tracing():  # a program reads the chosen task's tensors each time
+                return self.model(*args, **kwargs)
+            with self._state.call():
+                return self.model(*args, **kwargs)
         return self.call("__call__", *args, tasks=tasks, **kwargs)
 
     def generate(self, *args, tasks: Task | Sequence[Task] = None, **kwargs):
@@ -188,38 +245,53 @@ class DTSModel(nn.Module):
         """Any method of the base model.
 
         tasks: a list with one item a row of the batch, or one item for all rows; an item is a task's name, a mixture
-        {name: weight}, or None for the base.  Without ``tasks``, what `set_task` chose.  A key-value cache belongs to
-        the tasks it was made with: give the same again.  "auto" chooses a task for every row (see `choose_tasks`).
+        {name: weight}, or BASE (in a list also None) for the base.  Without ``tasks``, what `set_task` chose.  A
+        key-value cache belongs to the tasks it was made with: give the same again.  "auto" chooses a task for every row
+        (see `choose_tasks`).
 
         Rows of several tasks go through the model together.  Where a layer that they change cannot tell the rows of its
         input apart, or outputs mix the rows of the batch, the model runs once a task instead; `status` says why.
         """
         run = getattr(self.model, method)
         if tasks is None:
-            self._follow()
-            return run(*args, **kwargs)
+            self._last = None
+            with self._state.call():
+                return run(*args, **kwargs)
         if isinstance(tasks, str) and tasks == AUTO:
             if args:
                 raise ValueError('tasks="auto" takes the model\'s inputs by name: model(input_ids=..., tasks="auto")')
-            tasks = self.choose_tasks(kwargs).tasks
+            tasks = [BASE if task is None else task for task in self.choose_tasks(kwargs).tasks]
         rows = list(tasks) if isinstance(tasks, Sequence) and not isinstance(tasks, str) else None
         asked = rows if rows is not None else [tasks]
-        self._known([name for task in asked for name in _names(task)])
-        mixtures = [self._mixture(task) for task in asked]
+        if any(task is None for task in asked) and self._current[0] not in (None, BASE) and not self._warned:
+            self._warned = True
+            warnings.warn(f"None in a list of tasks is the base, not the task {self._current[0]!r} of set_task(): say "
+                          f"dts.BASE", stacklevel=3)  # fmt: skip
         if rows is not None:
             _check_rows(len(rows), args, kwargs)
+        with self._state.held():
+            return self._routed(run, method, args, kwargs, asked)
+
+    def _routed(self, run, method: str, args, kwargs, asked: list[Task]):
+        self._known([name for task in asked for name in _names(task)])
+        mixtures = [self._mixture(task) for task in asked]
         if self.model.training and torch.is_grad_enabled():
             self._refuse_checkpointing()
-        self._last = asked
+        self._last = threading.get_ident(), asked
+        if not mixtures:  # a batch without rows
+            with self._state.call([{}]):
+                return run(*args, **kwargs)
         if all(mixture == mixtures[0] for mixture in mixtures):
-            with self._state.using(mixtures[:1], self._missing(mixtures[:1])):
+            with self._state.call(mixtures[:1], self._missing(mixtures[:1])):
                 return run(*args, **kwargs)
         layout = self._layout(method, args, kwargs, len(mixtures))
         used = {slot for mixture in mixtures for slot in mixture}
+        if layout.out_axes and not layout.coupled and max(layout.out_axes) < 0 and method != "generate":
+            raise ValueError(f"tasks has {len(mixtures)} items, one a row, but no output has a row "
+                             f"for each of the inputs' rows: {_shapes(args, kwargs)}")  # fmt: skip
         if layout.coupled or any(self._layers[name].dts.slots & used for name in layout.unroutable):
             return run_grouped(run, method, args, kwargs, mixtures, layout, self._uniform)
-        layout.use(self._layers)
-        with self._state.using(mixtures, self._missing(mixtures)):
+        with self._state.call(mixtures, self._missing(mixtures), **layout.places):
             return run(*args, **kwargs)
 
     def choose_tasks(self, batch: Mapping, floor: float = 0.0):
@@ -263,7 +335,9 @@ class DTSModel(nn.Module):
         if tasks is not None:
             rows = list(tasks) if isinstance(tasks, Sequence) and not isinstance(tasks, str) else [tasks]
         else:
-            rows = self._last
+            thread, rows = self._last or (None, self._current)
+            if thread not in (None, threading.get_ident()):
+                raise ValueError("another thread has called the model since: say whose logits these are (tasks=)")
         if len(rows) == 1:
             rows = rows * logits.shape[0]
         return [row[..., : self._width(task, logits.shape[-1])] for task, row in zip(rows, logits, strict=True)]
@@ -275,7 +349,7 @@ class DTSModel(nn.Module):
             weight = layer.dts.get("weight")
             if not isinstance(layer, LinearLayer) or weight is None:
                 continue
-            base = layer.weight.shape[1 if layer.transposed else 0]
+            base = raw(layer, "weight").shape[1 if layer.transposed else 0]
             own = [weight.values.tensors.get(self._loaded[name].slot) for name in names]
             added = [weight.added.tensors.get(self._loaded[name].slot) for name in names]
             if weight.values.tensors and max(weight.values.longest, base) == widest:
@@ -289,14 +363,16 @@ class DTSModel(nn.Module):
 
     @contextmanager
     def _uniform(self, mixture: Mixture):
-        with self._state.using([mixture], self._missing([mixture])):
+        with self._state.call([mixture], self._missing([mixture])):
             yield
 
     def _layout(self, method: str, args, kwargs, rows: int) -> Layout:
         plain = {k: v for k, v in kwargs.items() if isinstance(v, (bool, int, float, str))}
+        kinds = {k: v if isinstance(v, (bool, str)) or method != "generate" else type(v).__name__
+                 for k, v in plain.items()}  # fmt: skip  # of generate, numbers are lengths and temperatures
         given = {**dict(enumerate(args)), **kwargs}.items()
         tensors = [(str(k), v.dim(), v.dim() and v.shape[0] == rows) for k, v in given if isinstance(v, Tensor)]
-        key = (method, len(args), *sorted(tensors), *sorted(plain.items()))
+        key = (method, len(args), *sorted(tensors), *sorted(kinds.items()))
         if key not in self._layouts:
             kept = plain | {k: v for k, v in kwargs.items() if isinstance(v, Tensor)}
             if method == "generate":
@@ -306,7 +382,11 @@ class DTSModel(nn.Module):
             for take in ([0], [0, 1]):
                 some = lambda v, take=take: _rows_of(v, take, rows)  # noqa: E731
                 probes.append(([some(v) for v in args], {k: some(v) for k, v in kept.items()}))
-            self._layouts[key] = find_rows(self.model, self._layers, self._state, getattr(self.model, method), *probes)
+            found = find_rows(self.model, self._layers, self._state, getattr(self.model, method), *probes)
+            self._layouts[key] = found
+            while len(self._layouts) > LAYOUTS:
+                self._layouts.popitem(last=False)
+            return found
         return self._layouts[key]
 
     # ---- leaving -----------------------------------------------------------------------------------------------
@@ -321,7 +401,7 @@ class DTSModel(nn.Module):
         mixture = self._mixture(task)
         adapters = [self._loaded[name].adapter for name in _names(task)]
         config = adapters[0].model_config if len(adapters) == 1 and adapters[0] is not None else None
-        routing = RoutingState(self._state.routing.slots.device)
+        routing = RoutingState(self._state.device)
         routing.set([mixture])
         resized = merge(self.model, self._layers, routing)
         for module in self.model.modules():
@@ -332,7 +412,7 @@ class DTSModel(nn.Module):
             found.clear()
         self._base = None  # these weights are no checkpoint's
         self._state.set([{}])
-        self._current = self._last = [None]
+        self._current, self._last = [None], None
         return self.model
 
     # ---- what there is -----------------------------------------------------------------------------------------
@@ -359,6 +439,7 @@ class DTSModel(nn.Module):
             "layers": kinds,
             "once_a_task": [name for name, layer in layers.items() if isinstance(layer, Owner)],
             "grouped": grouped,
+            "entries": {name: {"applied": t.applied, "skipped": t.skipped} for name, t in self._loaded.items()},
         }
 
     def state_dict(self, *args, **kwargs):
@@ -383,11 +464,6 @@ class DTSModel(nn.Module):
         if any(getattr(module, "gradient_checkpointing", False) is True for module in self.model.modules()):
             raise RuntimeError("with gradient checkpointing the tasks of a call are over before its backward pass "
                                "needs them again: choose one with set_task(), or call gradient_checkpointing_disable()")
-
-    def _follow(self) -> None:
-        """The call that begins uses the current task."""
-        if self._last is not self._current:
-            self._last = self._current
 
     def _in_base(self, placed: list) -> set[int]:
         """Ids of the modules of which the base has the parameters that an adapter changes.
@@ -474,7 +550,7 @@ def _quantised(module: nn.Module) -> bool:
     """Whether a module is a linear layer whose weight is stored in some other form."""
     if not (hasattr(module, "in_features") and hasattr(module, "out_features")):
         return False
-    weight = module.weight
+    weight = raw(module, "weight")
     return not weight.is_floating_point() or tuple(weight.shape) != (module.out_features, module.in_features)
 
 
@@ -483,16 +559,38 @@ def _adapter(given: Adapter | str | Path) -> Adapter:
 
 
 def _names(task: Task) -> list[str]:
-    if task is not None and not isinstance(task, (str, Mapping)):
-        raise TypeError(f"a task is a name, a mixture {{name: weight}} or None, not {task!r}")
-    return [] if task is None else [task] if isinstance(task, str) else list(task)
+    if task is not None and task is not BASE and not isinstance(task, (str, Mapping)):
+        raise TypeError(f"a task is a name, a mixture {{name: weight}}, dts.BASE or None, not {task!r}")
+    if isinstance(task, Mapping) and not all(isinstance(name, str) for name in task):
+        raise TypeError(f"a mixture is {{name: weight}}, its names are strings: {task!r}")
+    return [] if task is None or task is BASE else [task] if isinstance(task, str) else list(task)
 
 
 def _check_rows(rows: int, args, kwargs) -> None:
-    tensors = {**{f"argument {i}": v for i, v in enumerate(args)}, **kwargs}
-    shapes = {name: list(v.shape) for name, v in tensors.items() if isinstance(v, Tensor)}
+    shapes = _shapes(args, kwargs)
     if not any(shape and shape[0] == rows for shape in shapes.values()):
         raise ValueError(f"tasks has {rows} items, one a row, but no input has {rows} rows: {shapes}")
+
+
+def _shapes(args, kwargs) -> dict[str, list[int]]:
+    tensors = {**{f"argument {i}": v for i, v in enumerate(args)}, **kwargs}
+    return {name: list(v.shape) for name, v in tensors.items() if isinstance(v, Tensor)}
+
+
+def _opened(adapters: Mapping) -> dict[str, Adapter]:
+    """Adapters by their tasks.  Raises ValueError that names every one that cannot be read."""
+    found, wrong = {}, {}
+    for name, given in adapters.items():
+        try:
+            found[name] = _adapter(given)
+        except (ValueError, OSError) as error:
+            wrong[name] = error
+    if len(wrong) == 1 and len(adapters) == 1:
+        raise next(iter(wrong.values()))
+    if wrong:
+        raise ValueError("; ".join(f"task {name!r}: {error}" for name, error in wrong.items())) from next(
+            iter(wrong.values()))  # fmt: skip
+    return found
 
 
 def _rows_of(value, take: list[int], rows: int):

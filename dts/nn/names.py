@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dts.adapter.entries import Entry
 from dts.nn.deltas import Piece
-from dts.nn.layer import base_class, parameter_shape
+from dts.nn.layer import base_class, parameter_shape, raw
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Site:
 
     @property
     def tensor(self) -> Tensor:
-        return getattr(self.module, self.parameter)
+        return raw(self.module, self.parameter)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -49,7 +49,7 @@ def sites(model: nn.Module) -> dict[str, Site]:
     found = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
         for parameter in (*module._parameters, *module._buffers):
-            if getattr(module, parameter) is not None:
+            if raw(module, parameter) is not None:
                 name = f"{prefix}.{parameter}" if prefix else parameter
                 found[name] = Site(module, parameter, name)
     return found
@@ -65,6 +65,9 @@ def place(model: nn.Module, entries: dict[str, Entry], rename: Callable[[str], T
     known, wrong = sites(model), []
     own = {name: entry for name, entry in entries.items() if entry.kind != "tied"}
     targets = _resolve(own, known, rename, wrong)
+    meant = Counter((t.name, t.expert, t.part) for t in targets.values())
+    wrong += [f"{name}: another entry is for {t.name} too" for name, t in targets.items()
+              if meant[t.name, t.expert, t.part] > 1]  # fmt: skip
     placed: dict[tuple[int, str], tuple[Site, list[Piece], bool]] = {}
     for name, target in targets.items():
         site, entry = known[target.name], own[name]
@@ -171,6 +174,12 @@ def _pieces(entry: Entry, target: Target, site: Site, wrong: list[str]) -> list[
     if tuple(entry.base_shape) != tuple(expected):
         wrong.append(f"{entry.name}: the adapter is for {list(entry.base_shape)}, the model has {list(expected)}")
         return []
+    for factors in entry.factors if isinstance(entry.factors, list) else [entry.factors]:
+        for axis, index in (("row", factors and factors.rows), ("column", factors and factors.columns)):
+            size = 0 if factors is None else factors.shape[axis == "column"]
+            if index is not None and index.numel() and not 0 <= int(index.min()) <= int(index.max()) < size:
+                wrong.append(f"{entry.name}: a {axis} {int(index.max())} or {int(index.min())} is none of its {size}")
+                return []
     pieces = []
     if entry.kind == "experts":
         pieces += [Piece("factors", f, e, row) for e, f in enumerate(entry.factors) if f is not None]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from torch import Tensor, nn
 
 from dts.nn.deltas import Piece
-from dts.nn.layer import Layer, standalone
-from dts.nn.owner import replaced
+from dts.nn.layer import Layer, base_class, raw, standalone
 
 
 class DTSLayerNorm(Layer, nn.LayerNorm):
@@ -24,7 +25,7 @@ class DTSLayerNorm(Layer, nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.dts.routed():
-            return super().forward(x)
+            return self.base_forward(x)
         x, routing = self.dts.enter(x)
         weight, bias = (self._rows(name, routing) for name in ("weight", "bias"))
         if routing.slots.shape[0] == 1:
@@ -40,13 +41,23 @@ class DTSLayerNorm(Layer, nn.LayerNorm):
 
     def _rows(self, name: str, routing) -> Tensor | None:
         """The parameter of each entry's tasks: [entries, *normalized_shape]."""
-        base, delta = getattr(self, name), self.dts.get(name)
+        base, delta = raw(self, name), self.dts.get(name)
         if base is None:
             return None
         if delta is None or not delta.raw.tensors:
             return base[None]
         wide = torch.promote_types(base.dtype, delta.raw.stack.dtype)
         return (base.to(wide) + delta.raw.rows(routing, wide)).to(base.dtype)
+
+
+def _one_input(module: nn.Module) -> bool:
+    """Whether a module's forward takes one tensor and nothing else: a gate would have rows too."""
+    try:
+        parameters = inspect.signature(base_class(module).forward).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    given = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return len(given) == len(parameters) == 2
 
 
 class DTSNorm(Layer):
@@ -58,25 +69,23 @@ class DTSNorm(Layer):
     @classmethod
     def supports(cls, module: nn.Module, pieces: dict[str, list[Piece]]) -> bool:
         own = [*module.parameters(recurse=False)]
-        return not list(module.children()) and not list(module.buffers(recurse=False)) and all(
+        return _one_input(module) and not list(module.children()) and not list(module.buffers(recurse=False)) and all(
             p.dim() == 1 for p in own
         ) and all(p.kind == "raw" for parts in pieces.values() for p in parts)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.dts.routed():
-            return super().forward(x)
+            return self.base_forward(x)
         x, routing = self.dts.enter(x)
         names = [name for name, delta in self.dts.parameters.items() if delta.raw.tensors]
         values = []
         for name in names:
-            base, raw = getattr(self, name), self.dts.get(name).raw
-            wide = torch.promote_types(base.dtype, raw.stack.dtype)
-            values.append((base.to(wide) + raw.rows(routing, wide)).to(base.dtype))
-        forward = super().forward
+            base, table = raw(self, name), self.dts.get(name).raw
+            wide = torch.promote_types(base.dtype, table.stack.dtype)
+            values.append((base.to(wide) + table.rows(routing, wide)).to(base.dtype))
 
         def one(x: Tensor, *parameters: Tensor) -> Tensor:
-            with replaced(self, dict(zip(names, parameters))):
-                return forward(x)
+            return self.forward_with(dict(zip(names, parameters)), x)
 
         if routing.slots.shape[0] == 1:
             y = one(x, *(v[0] for v in values))

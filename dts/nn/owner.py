@@ -6,29 +6,13 @@ time, and only while they are used.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from dts.nn.deltas import Piece
-from dts.nn.layer import Layer
+from dts.nn.layer import Layer, raw
 from dts.nn.routing import groups
-
-
-@contextmanager
-def replaced(module: nn.Module, tensors: dict[str, Tensor]):
-    """The module with other tensors in place of its own parameters and buffers, for a while.  Not thread-safe."""
-    stores = {name: module._parameters if name in module._parameters else module._buffers for name in tensors}
-    before = {name: store[name] for name, store in stores.items()}
-    try:
-        for name, tensor in tensors.items():
-            stores[name][name] = tensor
-        yield
-    finally:
-        for name, store in stores.items():
-            store[name] = before[name]
 
 
 class Owner(Layer):
@@ -41,28 +25,30 @@ class Owner(Layer):
     def forward(self, *args, **kwargs):
         dts = self.dts
         if not dts.routed():
-            return super().forward(*args, **kwargs)
-        if dts.state.rows == 1:
+            return self.base_forward(*args, **kwargs)
+        now = dts.state.now()
+        if now.rows == 1:
             return self._run(args, kwargs)
+        places_in, places_out = (now.axes or {}).get(dts.name, (None, None))
         leaves, spec = tree_flatten((args, kwargs))
         tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-        if dts.axes is not None and len(dts.axes) != len(tensors):
+        if places_in is not None and len(places_in) != len(tensors):
             raise RuntimeError(
-                f"{dts.name} got {len(tensors)} tensors where it got {len(dts.axes)} when the rows of the batch were "
+                f"{dts.name} got {len(tensors)} tensors where it got {len(places_in)} when the rows of the batch were "
                 f"located; give rows of one task at a time"
             )
-        axes = dict(zip(tensors, dts.axes or [self._guess(leaves[i]) for i in tensors]))
+        axes = dict(zip(tensors, places_in or [self._guess(leaves[i]) for i in tensors]))
         results, places = [], []
-        for mixture, rows in groups(dts.state.mixtures):
+        for mixture, rows in groups(now.mixtures):
             part = list(leaves)
             for i, axis in axes.items():
                 if axis >= 0:
-                    part[i] = take_rows(leaves[i], axis, rows, dts.state.rows)
+                    part[i] = take_rows(leaves[i], axis, rows, now.rows)
             group_args, group_kwargs = tree_unflatten(part, spec)
-            with dts.state.using([mixture], dts.state.missing):
+            with dts.state.using([mixture], now.missing, axis=now.axis, called=now.called):
                 results.append(self._run(group_args, group_kwargs))
             places += rows
-        return join_rows(results, places, dts.out_axes)
+        return join_rows(results, places, places_out)
 
     def _guess(self, tensor: Tensor) -> int:
         return 0 if tensor.dim() and tensor.shape[0] and tensor.shape[0] % self.dts.state.rows == 0 else -1
@@ -71,10 +57,9 @@ class Owner(Layer):
         tensors = {}
         for name, delta in self.dts.parameters.items():
             if delta.slots:
-                base = getattr(self, name)
+                base = raw(self, name)
                 tensors[name] = delta.dense(base, self.dts.state.on(base.device))
-        with replaced(self, tensors):
-            return super().forward(*args, **kwargs)
+        return self.forward_with(tensors, *args, **kwargs)
 
 
 def take_rows(tensor: Tensor, axis: int, rows: list[int], count: int) -> Tensor:

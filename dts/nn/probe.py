@@ -20,6 +20,7 @@ from dts.nn.routing import RoutingState
 
 NO_AXIS = -1  # a tensor that does not grow with the batch
 COUPLED = -3  # an output that grows in several axes: rows of the batch meet each other
+PLAIN = (Tensor, bool, int, float, str, type(None), torch.dtype, torch.device)  # arguments without a state
 SAME = 0.05  # two runs of one row differ by less, relative to its size; half precision leaves about 0.01
 
 
@@ -40,11 +41,10 @@ class Layout:
     def coupled(self) -> bool:
         return COUPLED in self.out_axes
 
-    def use(self, layers: dict[str, Layer]) -> None:
-        """Tell the layers."""
-        for name, layer in layers.items():
-            layer.dts.axis = self.axis.get(name, UNROUTABLE)
-            layer.dts.axes, layer.dts.out_axes = self.axes.get(name, (None, None))
+    @property
+    def places(self) -> dict[str, dict]:
+        """What a call must know of it: fields of `Current`."""
+        return {"axis": self.axis, "axes": self.axes}
 
 
 def find_rows(model: nn.Module, layers: dict[str, Layer], state: RoutingState, call, one: tuple, two: tuple) -> Layout:
@@ -52,17 +52,20 @@ def find_rows(model: nn.Module, layers: dict[str, Layer], state: RoutingState, c
 
     one, two: (args, kwargs) of one row and of two.
     """
-    with _evaluating(model, state), state.using([{}]):
-        (first, record_one), (second, record_two) = _record(layers, call, one), _record(layers, call, two)
-        layout = _compare(layers, record_one, record_two)
+    with _evaluating(model), state.using([{}], probing=True):
+        stateful: set[str] = set()
+        (first, record_one), (second, record_two) = (_record(layers, call, rows, stateful) for rows in (one, two))
+        layout = _compare(layers, record_one, record_two, stateful)
         layout.out_axes = [_axis(a, b) for a, b in zip(_seen(first), _seen(second))]
         if layout.coupled:
             return layout
-        layout.use(layers)
-        with state.using([{}, {}]):
+        bypassed: set[str] = set()
+        with state.using([{}, {}], bypassed=bypassed, **layout.places):
             failure = _differs(call, two, second)
         if failure:
             _give_up(layers, layout, failure)
+        for name in bypassed:
+            layout.unroutable[name] = "another module reads its parameters, for all rows at once"
     return layout
 
 
@@ -124,7 +127,7 @@ def _axis(one: Seen, two: Seen) -> int:
     return axis
 
 
-def _compare(layers: dict[str, Layer], one: dict, two: dict) -> Layout:
+def _compare(layers: dict[str, Layer], one: dict, two: dict, stateful: set[str]) -> Layout:
     layout = Layout()
     for name, layer in layers.items():
         calls_one, calls_two = one[name], two[name]
@@ -142,6 +145,9 @@ def _compare(layers: dict[str, Layer], one: dict, two: dict) -> Layout:
             layout.unroutable[name] = "it is called with the batch in different places"
             continue
         (inputs, outputs), first = found.pop(), calls_one[0][0]
+        if isinstance(layer, Owner) and name in stateful:
+            layout.unroutable[name] = "it is given an object, a cache perhaps, of which each task would need its own"
+            continue
         if isinstance(layer, Owner):
             layout.axes[name] = list(inputs), list(outputs)
             if COUPLED in inputs or COUPLED in outputs or not any(axis >= 0 for axis in inputs):
@@ -157,13 +163,15 @@ def _compare(layers: dict[str, Layer], one: dict, two: dict) -> Layout:
     return layout
 
 
-def _record(layers: dict[str, Layer], call, inputs: tuple) -> tuple[object, dict]:
-    """(output, layer name -> [(tensors in, tensors out) of each call])."""
+def _record(layers: dict[str, Layer], call, inputs: tuple, stateful: set[str]) -> tuple[object, dict]:
+    """(output, layer name -> [(tensors in, tensors out) of each call]); stateful gets those that are given objects."""
     record: dict[str, list] = {name: [] for name in layers}
     handles = []
     for name, layer in layers.items():
 
         def hook(module, args, kwargs, output, name=name):
+            if not all(isinstance(leaf, PLAIN) for leaf in tree_leaves((args, kwargs))):
+                stateful.add(name)
             record[name].append((_seen((args, kwargs)), _seen(output)))
 
         handles.append(layer.register_forward_hook(hook, with_kwargs=True))
@@ -183,15 +191,13 @@ def _seen(tree) -> list[Seen]:
 
 
 @contextmanager
-def _evaluating(model: nn.Module, state: RoutingState):
+def _evaluating(model: nn.Module):
     """No gradients, no dropout, for a while."""
     training = [module for module in model.modules() if module.training]
     model.eval()
-    state.probing = True
     try:
         with torch.no_grad():
             yield
     finally:
-        state.probing = False
         for module in training:
             module.training = True

@@ -1,8 +1,11 @@
-"""Which task each row uses: one state that every DTS layer of a model shares."""
+"""Which task each row uses: a state that every DTS layer of a model shares, and the routing of each call."""
 
 from __future__ import annotations
 
+import threading
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,20 +15,43 @@ from dts_kernels import Routing
 Mixture = dict[int, float]  # slot -> gamma; empty is the base
 
 
-class RoutingState:
-    """The current routing, held in tensors so that a switch is other contents, never another program.
+class _Base:
+    """The base as a task, said in so many words: ``tasks=dts.BASE``.  There is one, also after a copy or a pickle."""
 
-    routing: `Routing` with one entry (all rows alike) or one a row of the batch.
-    mixtures: the same as Python values, for the few layers that run once a task.
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "dts.BASE"
+
+    def __reduce__(self) -> str:
+        return "BASE"
+
+
+BASE = _Base()
+
+
+@dataclass(eq=False)
+class Current:
+    """What one call is routed by.
+
+    routing: `Routing` with one entry (all rows alike) or one a row of the batch;  mixtures: the same as Python values.
     missing: layer name -> why it cannot run now (a head the row's task does not have).
+    axis, axes: layer name -> where the rows are in its input, see `LayerDeltas`; None: not looked for.
     probing: the base runs on any input, only to see where the rows are; ids of a task's own vocabulary are no error.
+    bypassed: names of parameters that were read past their layer's forward, where somebody asks for them.
+    called: a call of the model; else a part of one, or a stretch without tasks.
     """
 
-    def __init__(self, device="cpu"):
-        self.routing = _routing([{}], 1, device)
-        self.mixtures: list[Mixture] = [{}]
-        self.missing: dict[str, str] = {}
-        self.probing = False
+    state: RoutingState
+    routing: Routing
+    mixtures: list[Mixture]
+    missing: dict[str, str] = field(default_factory=dict)
+    axis: dict[str, int] | None = None
+    axes: dict[str, tuple] | None = None
+    probing: bool = False
+    bypassed: set[str] | None = None
+    called: bool = False
+    outer: Current | None = None
 
     @property
     def rows(self) -> int:
@@ -36,29 +62,213 @@ class RoutingState:
         """The routing on a layer's device."""
         return self.routing if self.routing.slots.device == device else self.routing.to(device)
 
+    def uses(self, slots: set[int]) -> bool:
+        """Whether some row uses one of these slots."""
+        return any(slot in slots for mixture in self.mixtures for slot in mixture)
+
+
+_calls: ContextVar[Current | None] = ContextVar("dts_call", default=None)
+call_here = _calls.get  # the innermost call of this thread, of whatever model
+tracing = torch.compiler.is_dynamo_compiling
+
+
+class RoutingState:
+    """The routing that `set` chose, held in tensors so that a switch is other contents, never another program; and that
+    of each call under way, which belongs to the thread (the context) that calls.
+
+    A call without tasks of its own uses what was chosen when it began: `frozen`, tensors that nobody writes into.
+    Compiled programs and CUDA graphs read those that are written in place (``chosen``), and within a call with tasks
+    those of the call (``traced``).  Programs do not know threads: once one was compiled, calls take turns.
+
+    compiled: some layer was traced;  disturbed: a module of the model was replaced since the layers were looked for.
+    """
+
+    def __init__(self, device="cpu"):
+        self.chosen = Current(self, _routing([{}], 1, device), [{}])
+        self.traced = self.chosen
+        self.compiled = self.disturbed = False
+        self._open: list[Current] = []
+        self._locks()
+        self._freeze()
+
+    def _locks(self) -> None:
+        self._gate, self._turn = threading.Condition(), threading.RLock()
+        self._calls = self._waiting = 0
+        self._changing: int | None = None  # the thread that loads or deletes
+
+    def __getstate__(self) -> dict:
+        """Copies and pickles have locks of their own and no calls under way."""
+        state = {k: v for k, v in vars(self).items() if k not in ("_gate", "_turn", "_calls", "_waiting", "_changing")}
+        return state | {"_open": [], "traced": self.chosen}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        self._locks()
+
+    # ---- reading -----------------------------------------------------------------------------------------------
+
+    def now(self) -> Current:
+        """The routing of the call that this is part of, else the chosen one."""
+        if tracing():
+            self.compiled = True
+            return self.traced
+        call = call_here()
+        while call is not None:
+            if call.state is self:
+                return call
+            call = call.outer
+        return self.chosen
+
+    @property
+    def routing(self) -> Routing:
+        return self.now().routing
+
+    @property
+    def mixtures(self) -> list[Mixture]:
+        return self.now().mixtures
+
+    @property
+    def missing(self) -> dict[str, str]:
+        return self.now().missing
+
+    @property
+    def rows(self) -> int:
+        return self.now().rows
+
+    @property
+    def device(self) -> torch.device:
+        return self.chosen.routing.slots.device
+
+    def on(self, device: torch.device) -> Routing:
+        return self.now().on(device)
+
+    # ---- changing ----------------------------------------------------------------------------------------------
+
     def to(self, device) -> None:
-        self.routing = self.routing.to(device)
+        self.chosen.routing = self.chosen.routing.to(device)
+        self._freeze()
 
     def set(self, mixtures: list[Mixture], missing: dict[str, str] | None = None) -> None:
         """Switch.  Shapes that fit are written in place, so compiled programs and CUDA graphs stay valid."""
-        self.mixtures, self.missing = mixtures, missing or {}
-        new = _routing(mixtures, self.routing.slots.shape[1], self.routing.slots.device)
-        if new.slots.shape == self.routing.slots.shape:
-            self.routing.slots.copy_(new.slots)
-            self.routing.weights.copy_(new.weights)
-        else:
-            self.routing = new
+        routing = self.chosen.routing
+        new = _routing(mixtures, routing.slots.shape[1], routing.slots.device)
+        with self._gate:
+            self.chosen.mixtures, self.chosen.missing = mixtures, missing or {}
+            if new.slots.shape == routing.slots.shape:
+                routing.slots.copy_(new.slots)
+                routing.weights.copy_(new.weights)
+            else:
+                self.chosen.routing = new
+            self._freeze()
+
+    def _freeze(self) -> None:
+        """The chosen routing as it is now, for calls: a switch does not reach those under way, nor their gradients."""
+        routing = self.chosen.routing
+        with torch.inference_mode(False):
+            routing = Routing(routing.slots.clone(), routing.weights.clone())
+        self.frozen = Current(self, routing, self.chosen.mixtures, self.chosen.missing)
 
     @contextmanager
-    def using(self, mixtures: list[Mixture], missing: dict[str, str] | None = None):
-        """Other tasks for a while.  The tensors themselves are exchanged: a backward pass may still need these."""
-        before = self.routing, self.mixtures, self.missing
-        self.routing = _routing(mixtures, self.routing.slots.shape[1], self.routing.slots.device)
-        self.mixtures, self.missing = mixtures, missing or {}
+    def using(self, mixtures: list[Mixture], missing: dict[str, str] | None = None, **options):
+        """Other tasks for a while, in this thread.  options: further fields of `Current`."""
+        places = self.now().routing.slots.shape[1]
+        options.setdefault("probing", self.now().probing)
+        with self._within(Current(self, _routing(mixtures, places, self.device), mixtures, missing or {}, **options)):
+            yield
+
+    @contextmanager
+    def call(self, mixtures: list[Mixture] | None = None, missing: dict[str, str] | None = None, **options):
+        """A call of the model, with these tasks or (None) those that count now; nothing is loaded meanwhile."""
+        with self.held():
+            if mixtures is not None:
+                with self.using(mixtures, missing, called=True, **options):
+                    yield
+                return
+            now = self.now()
+            if now is self.chosen and not _capturing(self.device):
+                now = self.frozen
+            now = Current(self, now.routing, now.mixtures, now.missing, now.axis, now.axes, now.probing, now.bypassed,
+                          called=True)  # fmt: skip
+            with self._within(now, traced=False):
+                yield
+
+    @contextmanager
+    def _within(self, call: Current, traced: bool = True):
+        turn = self.compiled
+        if turn:
+            self._turn.acquire()
+        call.outer = call_here()
+        token = _calls.set(call)
+        if traced:
+            self._trace(call, True)
         try:
             yield
         finally:
-            self.routing, self.mixtures, self.missing = before
+            if traced:
+                self._trace(call, False)
+            _calls.reset(token)
+            if turn:
+                self._turn.release()
+
+    def _trace(self, call: Current, opened: bool) -> None:
+        with self._gate:
+            (self._open.append if opened else self._open.remove)(call)
+            self.traced = self._open[-1] if self._open else self.chosen
+
+    @contextmanager
+    def held(self):
+        """No task is loaded or deleted meanwhile."""
+        if self._inside():
+            yield
+            return
+        with self._gate:
+            while self._waiting or self._changing is not None:
+                self._gate.wait()
+            self._calls += 1
+        try:
+            yield
+        finally:
+            with self._gate:
+                self._calls -= 1
+                self._gate.notify_all()
+
+    @contextmanager
+    def alone(self):
+        """For loading and deleting: waits for the calls of other threads.  Raises RuntimeError within a call."""
+        if self._inside():
+            if self._changing == threading.get_ident():
+                yield
+                return
+            raise RuntimeError("a task cannot be loaded or deleted within a call of the model that may use it")
+        with self._gate:
+            self._waiting += 1
+            try:
+                while self._calls or self._changing is not None:
+                    self._gate.wait()
+                self._changing = threading.get_ident()
+            finally:
+                self._waiting -= 1
+                self._gate.notify_all()
+        try:
+            yield
+        finally:
+            with self._gate:
+                self._changing = None
+                self._gate.notify_all()
+
+    def _inside(self) -> bool:
+        """Whether this thread is within a call of this state's model, or is the one that loads."""
+        if self._changing == threading.get_ident():
+            return True
+        call = call_here()
+        while call is not None and not (call.state is self and call.called):
+            call = call.outer
+        return call is not None
+
+
+def _capturing(device: torch.device) -> bool:
+    """A CUDA graph must read the tensors that are written in place, whenever it is replayed."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _routing(mixtures: list[Mixture], places: int, device) -> Routing:

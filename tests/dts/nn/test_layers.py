@@ -158,12 +158,13 @@ def test_embedding(shape, maker, dense_twin):
 
 
 def test_embedding_of_a_small_raw_delta(maker):
-    layer = DTSEmbedding.from_embedding(nn.Embedding(5, 6).double())
+    base = nn.Embedding(5, 6).double()
+    layer = DTSEmbedding.from_embedding(base)
     delta = maker.randn(5, 6)
     layer.load(0, {"weight": [Piece("raw", delta)]})
     layer.dts.state.set([{0: 2.0}, {}])
     ids = torch.tensor([[1, 2], [1, 2]])
-    expected = layer.weight[ids] + torch.stack([2 * delta[ids[0]], torch.zeros(2, 6)])
+    expected = base.weight[ids] + torch.stack([2 * delta[ids[0]], torch.zeros(2, 6)])
     torch.testing.assert_close(layer(ids), expected, rtol=1e-12, atol=1e-12)
 
 
@@ -394,3 +395,47 @@ def test_attention_under_autocast_is_close_to_float32(make, maker):
         with torch.autocast("cpu", torch.bfloat16):
             got = first(model(*inputs))
     assert got.isfinite().all() and (got.float() - want).norm() < 0.05 * want.norm()
+
+
+@pytest.mark.parametrize("name", ["conv", "attention", "encoder", "embedding", "norms"])
+def test_autocast_around_a_model(name, maker):
+    """bfloat16 where torch takes it, next to the model in float32."""
+    image, x = torch.randn(4, 3, 8, 8), torch.randn(4, 5, 8)
+    net, given = {
+        "conv": (nn.Conv2d(3, 5, 3), image),
+        "attention": (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0).self_attn, x),
+        "encoder": (nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2), x),
+        "embedding": (nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 8)), torch.randint(0, 9, (4, 5))),
+        "norms": (nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8), nn.RMSNorm(8)), x),
+    }[name]
+    model = DTSModel(net.eval())
+    for task in "ab":
+        model.load_task(task, maker.entries(net, skip=0))
+    arguments = (given,) * 3 if name == "attention" else (given,)
+    first = lambda y: (y[0] if isinstance(y, tuple) else y).float()  # noqa: E731
+    with torch.no_grad():
+        for tasks in ("a", TASKS):
+            want = first(model(*arguments, tasks=tasks))
+            with torch.autocast("cpu", torch.bfloat16):
+                found = first(model(*arguments, tasks=tasks))
+            torch.testing.assert_close(found, want, rtol=0.05, atol=0.05 * want.abs().max().item())
+
+
+def test_conv2d_of_one_image(maker, dense_twin):
+    base = nn.Conv2d(3, 5, 3).double()
+    entries, model = maker.entries(base, skip=0), DTSModel(copy.deepcopy(base))
+    model.load_task("a", entries)
+    model.set_task("a")
+    x = torch.randn(3, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(model(x), dense_twin(base, [(entries, 1.0)])(x), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
+def test_embedding_of_narrow_ids(dtype, maker):
+    base = nn.Embedding(11, 6).double()
+    model = DTSModel(base)
+    for task in "ab":
+        model.load_task(task, maker.entries(base, skip=0))
+    ids = torch.randint(0, 11, (4, 5))
+    for tasks in ("a", TASKS):
+        torch.testing.assert_close(model(ids.to(dtype), tasks=tasks), model(ids, tasks=tasks), rtol=0, atol=0)

@@ -412,3 +412,19 @@ def test_heads_stored_in_by_out_are_checked_task_after_task(maker):
         head = {"0.weight": maker.head("0.weight", 8, 4), "0.bias": maker.head("0.bias", 4)}
         model.load_task(name, head)
         close(model(x, tasks=name), x @ head["0.weight"].tensor + head["0.bias"].tensor)
+
+
+@pytest.mark.parametrize("place", [10_000, -1])
+def test_places_beyond_a_matrix_are_refused(base, ids, maker, place):
+    model, factors = DTSModel(copy.deepcopy(base)), maker.factors(8, 8, rows=4)
+    factors.rows[-1] = place
+    with pytest.raises(ValueError, match="dense.weight: a row .* is none of its 8"):
+        model.load_task("a", {"dense.weight": Entry("dense.weight", "dense.weight", (8, 8), "factors",
+                                                    factors=factors)})  # fmt: skip
+    assert model.tasks == [] and torch.equal(model(ids), base(ids))
+
+
+def test_two_entries_for_one_parameter_are_refused(base, maker):
+    delta = lambda n: Entry(n, n, (8,), "delta", tensor=maker.randn(8))  # noqa: E731
+    with pytest.raises(ValueError, match="another entry is for norm.weight too"):
+        DTSModel(base).load_task("a", {n: delta(n) for n in ("norm.weight", "bert.norm.weight")})

@@ -1,0 +1,155 @@
+"""A parameter that is read past its layer's own forward: base + delta of the present tasks, made when it is used.
+
+Some modules take a child's weight and use it themselves, ``F.linear(x, self.l.weight)``: Mamba, BEiT, attention of
+torch.  A DTS layer's own forward takes its raw parameters from ``_parameters``; what anybody else gets who reads the
+attribute while a task changes it is a `Lazy` tensor.  Sizes, dtype and device are the raw parameter's and cost nothing,
+writes go to it, any other operation gets the dense tensor of the present mixture.  Nothing has to be found out about
+a model beforehand, and no dense tensor outlives the operation that asked for it.  ``parameters()``, ``state_dict``,
+optimizers, ``to`` and copies do not come this way: they see the raw parameter.
+
+Why lazy: models look at ``weight.dtype`` in every forward, which must not cost a reconstruction.  Why no storage: C++
+that reads a pointer past Python would compute with the base; it fails instead.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from dts.nn.routing import tracing
+
+if TYPE_CHECKING:
+    from dts.nn.layer import Layer
+
+_DENSE = {"T", "mT", "H", "mH", "real", "imag"}  # properties that are made of the values
+_RAW = {
+    "size", "dim", "ndimension", "nelement", "numel", "stride", "element_size", "is_contiguous", "is_floating_point",
+    "is_complex", "is_signed", "is_pinned", "is_shared", "is_inference", "is_same_size", "storage_offset", "get_device",
+    "data_ptr", "storage", "untyped_storage", "type", "__len__", "__hash__", "__repr__", "__str__", "__format__",
+    "__deepcopy__", "__reduce_ex__", "register_hook", "retain_grad", "requires_grad_", "dim_order",
+}  # fmt: skip
+
+
+class Lazy(Tensor):
+    """Stands for one parameter of one layer; see the module's docstring."""
+
+    @staticmethod
+    def __new__(cls, raw: Tensor, layer: Layer, name: str):
+        lazy = Tensor._make_wrapper_subclass(cls, raw.shape, raw.stride(), raw.storage_offset(), dtype=raw.dtype,
+                                             device=raw.device)  # fmt: skip
+        lazy.__dict__.update(raw=raw, layer=layer, name=name)
+        return lazy
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = getattr(function, "__name__", "")
+        if name in ("__get__", "__set__"):
+            attribute = getattr(getattr(function, "__self__", None), "__name__", "")
+            if name == "__get__" and attribute == "data":
+                first = vars(args[0])
+                return Lazy(first["raw"].data, first["layer"], first["name"])
+            take = _dense if name == "__get__" and attribute in _DENSE else _raw if name == "__get__" else _written
+        elif name == "detach":
+            first = vars(args[0])
+            return Lazy(first["raw"].detach(), first["layer"], first["name"])
+        elif name in _RAW:
+            take = _raw
+        else:
+            take = _dense
+            if _writes(name):
+                args = tuple(_written(a) if i == 0 and type(a) is Lazy else a for i, a in enumerate(args))
+                kwargs = {k: _written(v) if k in ("tensor", "input", "self") and type(v) is Lazy else v
+                          for k, v in kwargs.items()}  # fmt: skip
+            if type(kwargs.get("out")) is Lazy:
+                kwargs = kwargs | {"out": _written(kwargs["out"])}
+        with torch._C.DisableTorchFunctionSubclass():
+            args, kwargs = tree_map_only(Lazy, take, (args, kwargs))
+        return function(*args, **kwargs)
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        """What comes past ``__torch_function__``: operations that C++ calls."""
+        with torch._C.DisableTorchFunctionSubclass():
+            args, kwargs = tree_map_only(Lazy, _dense, (args, kwargs or {}))
+        return function(*args, **kwargs)
+
+
+def _writes(name: str) -> bool:
+    special = name.startswith("__") and name.endswith("__")
+    return name == "__setitem__" or special and name.startswith("__i") and name not in ("__int__", "__invert__",
+        "__index__", "__iter__") or not special and name.endswith("_")  # fmt: skip
+
+
+def _raw(lazy: Lazy) -> Tensor:
+    return vars(lazy)["raw"]
+
+
+def _dense(lazy: Lazy) -> Tensor:
+    own = vars(lazy)
+    return dense_parameter(own["layer"], own["name"], own["raw"])
+
+
+def _written(lazy: Lazy) -> Tensor:
+    """The base's tensor, to be written into; not by a model's forward, whose writes are meant for the task's."""
+    own = vars(lazy)
+    dts = own["layer"].dts
+    if dts.state.now().called:
+        raise RuntimeError(f"a forward writes into {dts.name}.{own['name']}, which is another tensor for each task")
+    return own["raw"]
+
+
+def read(layer: Layer, name: str, raw: Tensor) -> Tensor:
+    """What reading a parameter or buffer gives that some task changes."""
+    dts = layer.dts
+    if dts.inside:
+        return raw
+    if tracing():
+        return dense_parameter(layer, name, raw)  # in a program another task is another input, also from or to the base
+    now = dts.state.now()
+    delta = dts.parameters[name]
+    if now.bypassed is None and not now.uses(delta.slots) and not (delta.values.tensors and dts.name in now.missing):
+        return raw
+    if delta.values.tensors or delta.added.tensors:
+        return dense_parameter(layer, name, raw)  # of another shape, perhaps
+    return Lazy(raw, layer, name)
+
+
+def dense_parameter(layer: Layer, name: str, raw: Tensor) -> Tensor:
+    """The whole tensor of the present mixture; gradients go to the base's.
+
+    Raises RuntimeError if rows have different tasks: what reads the tensor cannot tell rows apart.
+    """
+    dts, delta = layer.dts, layer.dts.parameters[name]
+    now = dts.state.now()
+    if now.bypassed is not None:
+        if now.rows > 1:
+            now.bypassed.add(dts.name)
+        return raw
+    if delta.values.tensors and dts.name in now.missing:
+        raise ValueError(now.missing[dts.name])
+    if now.rows != 1:
+        raise RuntimeError(f"{dts.name}.{name} is read past the forward of its layer, which has no value for each of "
+                           f"{now.rows} rows; give rows of one task at a time")  # fmt: skip
+    plain = nullcontext() if tracing() else torch.no_grad()
+    with plain:
+        full = delta.whole(raw, now.on(raw.device))
+    if torch.is_grad_enabled() and raw.requires_grad and full.shape == raw.shape:
+        return full.detach() + (raw - raw.detach()) if tracing() else _Moved.apply(raw, full)
+    return full
+
+
+class _Moved(torch.autograd.Function):
+    """The dense tensor, whose gradient is the base parameter's."""
+
+    @staticmethod
+    def forward(ctx, raw, full):
+        return full.view_as(full)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None

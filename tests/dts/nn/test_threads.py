@@ -1,0 +1,253 @@
+"""The routing follows the call: threads with different tasks on one model do not meet."""
+
+import copy
+import pickle
+import threading
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import dts
+from dts.adapter.entries import Entry
+from dts.nn import DTSModel
+from dts.nn.deltas import ParameterDelta
+
+
+class Net(nn.Module):
+    """Layers of every kind: packed, once a task, vectors, read past their forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.dense, self.norm = nn.Embedding(20, 8), nn.Linear(8, 8), nn.RMSNorm(8)
+        self.conv, self.out = nn.Conv1d(8, 8, 3, padding=1), nn.Linear(8, 6)
+
+    def forward(self, ids):
+        x = self.norm(self.dense(self.embed(ids)))
+        return nn.functional.linear(self.conv(x.mT).mT, self.out.weight, self.out.bias)
+
+
+@pytest.fixture
+def setting(maker, dense_twin):
+    torch.manual_seed(0)
+    base = Net().double().eval()
+    tasks = {t: maker.entries(base, skip=0) for t in "ab"}
+    model = DTSModel(copy.deepcopy(base))
+    for t, entries in tasks.items():
+        model.load_task(t, entries)
+    ids = torch.randint(0, 20, (4, 5), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        wanted = {t: dense_twin(base, [(tasks[t], 1.0)])(ids) for t in "ab"} | {None: base(ids)}
+    return model, tasks, ids, wanted
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def together(*functions):
+    """Run them in threads of their own; what one raises is raised here."""
+    errors, start = [], threading.Barrier(len(functions))
+
+    def run(function):
+        try:
+            start.wait()
+            function()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(function,)) for function in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+def test_each_thread_its_own_tasks(setting):
+    model, _, ids, wanted = setting
+
+    def calls(tasks):
+        rows = tasks if isinstance(tasks, list) else [tasks] * 4
+        with torch.no_grad():
+            for _ in range(40):
+                found = model(ids, tasks=tasks)
+                for i, task in enumerate(rows):
+                    close(found[i], wanted[task][i])
+
+    together(lambda: calls("a"), lambda: calls("b"), lambda: calls(["a", "b", None, "a"]), lambda: calls([None] * 4))
+
+
+def test_a_call_under_way_keeps_the_task_it_began_with(setting):
+    model, _, ids, wanted = setting
+    model.set_task("a")
+    model.model.norm.register_forward_hook(lambda *_: model.set_task("b"))
+    close(model(ids), wanted["a"])
+    close(model(ids), wanted["b"])
+    close(model(ids, tasks="a"), wanted["a"])
+
+
+def test_loading_waits_for_calls_and_is_refused_within_one(setting):
+    model, tasks, ids, wanted = setting
+
+    def calls():
+        with torch.no_grad():
+            for _ in range(40):
+                close(model(ids, tasks="a"), wanted["a"])
+
+    def loads():
+        for _ in range(5):
+            model.load_task("c", tasks["b"])
+            model.load_task("a", tasks["a"])
+            model.delete_task("c")
+
+    together(calls, loads, calls)
+    handle = model.model.norm.register_forward_hook(lambda *_: model.delete_task("b"))
+    with pytest.raises(RuntimeError, match="within a call"):
+        model(ids, tasks="a")
+    handle.remove()
+    close(model(ids, tasks="b"), wanted["b"])
+
+
+def test_tasks_are_off_in_one_thread_only(setting):
+    model, _, ids, wanted = setting
+    model.set_task("a")
+    with model.disable_tasks():
+        close(model(ids), wanted[None])
+        together(lambda: close(model(ids), wanted["a"]))
+
+
+def test_backward_after_a_switch(setting):
+    """The gradients are those of the call's task."""
+    model, _, ids, _ = setting
+    grads = []
+    for switch in (False, True):
+        model.set_task("a")
+        model.zero_grad()
+        y = model(ids).square().sum()
+        if switch:
+            model.set_task("b")
+        y.backward()
+        grads.append(model.model.embed._parameters["weight"].grad.clone())
+    close(*grads)
+
+
+def test_base_is_a_task_by_name(setting):
+    model, _, ids, wanted = setting
+    assert pickle.loads(pickle.dumps(dts.BASE)) is dts.BASE is copy.deepcopy(dts.BASE) and repr(dts.BASE) == "dts.BASE"
+    model.set_task("a")
+    close(model(ids, tasks=dts.BASE), wanted[None])
+    close(model(ids, tasks=[dts.BASE, "a", "b", dts.BASE])[0], wanted[None][0])
+    close(model(ids, tasks=None), wanted["a"])
+    with pytest.warns(UserWarning, match="None in a list of tasks is the base"):
+        close(model(ids, tasks=[None, "a", "b", None])[3], wanted[None][3])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(ids, tasks=[None, "a", "b", None])
+    model.set_task(dts.BASE)
+    close(model(ids), wanted[None])
+    with pytest.raises(TypeError, match="names are strings"):
+        model(ids, tasks={dts.BASE: 1.0})
+
+
+@pytest.mark.parametrize("name", [3, None, "", b"a", dts.BASE], ids=repr)
+def test_names_that_are_no_strings(setting, name):
+    with pytest.raises(TypeError, match="a task's name is a string"):
+        setting[0].load_task(name, setting[1]["a"])
+
+
+def test_batches_without_rows(setting):
+    model, _, ids, _ = setting
+    assert model(ids[:0], tasks=[]).shape == (0, 5, 6)
+    with pytest.raises(ValueError, match="tasks has 0 items"):
+        model(ids, tasks=[])
+
+
+def test_rows_of_another_input_than_the_outputs(maker):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.l = nn.Linear(6, 5)
+
+        def forward(self, x, scale):
+            return self.l(x) * scale.mean()
+
+    model = DTSModel(Two().double())
+    for t in "ab":
+        model.load_task(t, maker.entries(model.model, skip=0))
+    with pytest.raises(ValueError, match=r"no output has a row.*\[4, 6\].*\[2\]"):
+        model(torch.ones(4, 6).double(), torch.ones(2).double(), tasks=["a", "b"])
+
+
+@pytest.mark.parametrize("how", ["pickle", "deepcopy", "save"])
+def test_models_with_layers_of_every_kind_are_copied(setting, how, tmp_path):
+    model, _, ids, wanted = setting
+    model(ids, tasks=["a", "b", "a", "b"])
+    if how == "save":
+        torch.save(model, tmp_path / "model.pt")
+        twin = torch.load(tmp_path / "model.pt", weights_only=False)
+    else:
+        twin = copy.deepcopy(model) if how == "deepcopy" else pickle.loads(pickle.dumps(model))
+    model.set_task("b")
+    twin.set_task("a")
+    close(twin(ids), wanted["a"])
+    close(twin(ids, tasks=["a", "b", None, "a"])[1], wanted["b"][1])
+    close(model(ids), wanted["b"])
+
+
+@pytest.mark.parametrize("name", ["c", "a"])
+@pytest.mark.parametrize("after", range(0, 12, 2))
+def test_a_load_that_fails_changes_nothing(setting, name, after, monkeypatch):
+    """Wherever it fails: memory that ends while pieces are put into slots."""
+    model, tasks, ids, wanted = setting
+    model.set_task("a")
+    before = {n: type(m) for n, m in model.model.named_modules()}, model.status()["nbytes"], model.tasks
+    add, left = ParameterDelta.add, [after]
+
+    def failing(self, slot, piece):
+        left[0] -= 1
+        if left[0] < 0:
+            raise MemoryError("no memory")
+        add(self, slot, piece)
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(ParameterDelta, "add", failing)
+        model.load_task(name, tasks["b"])
+        if after >= 11:
+            pytest.fail("too few pieces for this case")
+    assert ({n: type(m) for n, m in model.model.named_modules()}, model.status()["nbytes"], model.tasks) == before
+    close(model(ids), wanted["a"])
+    slots = {s for layer in model._layers.values() for s in layer.dts.slots}
+    assert slots == {t.slot for t in model._loaded.values()}
+    model.load_task(name, {"norm.weight": tasks["b"]["norm.weight"]})
+    assert model(ids, tasks=name).isfinite().all() and not torch.allclose(model(ids, tasks=name), wanted["b"])
+
+
+def test_a_first_load_that_fails_leaves_a_plain_model(maker, monkeypatch):
+    model = DTSModel(Net().double())
+    entries = maker.entries(model.model, skip=0)
+    entries["out.bias"] = Entry("out.bias", "out.bias", (6,), "delta", tensor="no tensor")
+    with pytest.raises(AttributeError):
+        model.load_task("a", entries)
+    assert not any(hasattr(m, "dts") for m in model.model.modules())
+    assert {type(m) for m in model.model.modules()} == {type(m) for m in Net().modules()}
+
+
+def test_what_became_of_every_entry(setting, maker):
+    model, tasks, _, _ = setting
+    assert model.status()["entries"]["a"] == {"applied": len(tasks["a"]), "skipped": {}}
+    head = {"out.weight": maker.head("out.weight", 6, 8)}
+    with pytest.warns(UserWarning, match="changes nothing"):
+        model.load_task("c", head, heads=False)
+    assert model.status()["entries"]["c"] == {"applied": 0,
+                                              "skipped": {"out.weight": "only the fine-tune has it (heads=False)"}}
+
+
+def test_few_layouts_are_remembered(setting):
+    model, _, ids, _ = setting
+    for i in range(100):
+        model._layouts[i] = None
+    model(ids, tasks=["a", "b", "a", "b"])
+    assert len(model._layouts) <= 32
