@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from dts import __version__
+from dts import __version__, sums
 from dts.adapter import budget as budgets
 from dts.adapter.adapter import Adapter
 from dts.adapter.entries import Entry
@@ -215,7 +215,7 @@ class _Run:
     def _moved(self) -> float:
         """|| finetuned - base || / || base || of all matrices together."""
         plans = [plan for plan in self.plans.values() if isinstance(plan, Compressible)]
-        bases = (self.pairing.base.load(plan.pair.base_name).float().norm().item() for plan in plans)
+        bases = (sums.norm(self.pairing.base.load(plan.pair.base_name)) for plan in plans)
         return (sum(plan.norm**2 for plan in plans) / max(sum(norm**2 for norm in bases), TINY)) ** 0.5
 
     def _plan(self, origin: Pair) -> Entry | Compressible | None:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from dts import sums
 from dts_kernels.layout import PackedFactors
 from dts_kernels.samples import Samples
 
@@ -75,7 +76,7 @@ def compress_tensor(
             samples = own[0] if own else ()
     sigma = packed.sigma.double() * scale
     packed = PackedFactors(packed.u, packed.v, sigma.float(), packed.levels).to("cpu")
-    norm = compact.norm().item() * scale
+    norm = sums.norm(compact) * scale
     samples = tuple(one.times(scale).to("cpu") for one in samples)
     parts = (Part("paper" if method == "paper" else "residual", packed.rank),)
     return Factors(packed, shape, rows, columns, parts, norm, error, samples)

@@ -11,9 +11,9 @@ encoders are closer to the fine-tune's than the residual method's at equal bytes
 
 import hashlib
 
-import torch
 from torch import Tensor
 
+from dts.sums import dot, energy
 from dts_kernels.layout import PackedFactors, pack, packed_width
 from dts_kernels.reference import decode, reconstruct
 from dts_kernels.samples import STRIDES, Samples, columns, groups_of
@@ -65,19 +65,19 @@ def encode(delta: Tensor, rank: int, seed: int = 0) -> tuple[PackedFactors, floa
     codes, scale = rounded(kept, real)
     sample = Samples(pack(codes), scale, stride, own, shape).times(stride)
     values = decode(sample.codes, sample.groups) * sample.scale * real
-    noise = missing.double().square().sum() + (values * (values - 2 * kept)).sum(dtype=torch.float64)
-    return packed, (noise / delta.double().square().sum()).item(), (sample,)
+    noise = energy(missing) + energy(values) - 2 * dot(values, kept)
+    return packed, noise / energy(delta), (sample,)
 
 
 def rounded(kept: Tensor, real: Tensor) -> tuple[Tensor, float]:
     """(codes uint8, the scale that keeps the norm) of elements; those not ``real`` are zero and do not count."""
     size = kept.abs()
-    scale = (size.square().sum() / real.sum()).sqrt() / residual.RMS
+    scale = (energy(size) / int(real.sum())) ** 0.5 / residual.RMS
     for _ in range(REFINEMENTS):
         large = size > residual.THRESHOLD * scale
         values = (1 + 3 * large.float()) * real
-        scale = (size * values).sum() / values.square().sum()
-    return ((kept < 0) * 2 + large).byte(), (kept.norm() / values.norm()).item()
+        scale = dot(size, values) / energy(values)
+    return ((kept < 0) * 2 + large).byte(), (energy(kept) / energy(values)) ** 0.5
 
 
 def expected_error(left, stride: int | None):
