@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dts import sums
 from dts.adapter.budget import BLOCK, Curve
 from dts.adapter.entries import Entry
 from dts.adapter.format import factors_tensors, whole_error
@@ -17,11 +18,11 @@ from dts.codec import Factors, Part, Unencodable, predicted_error, singular_valu
 from dts.codec.compress import RANK_LIMIT, checked, compacted
 from dts.codec.sketch import split
 from dts.codec.spectrum import predicted_share
+from dts.shapes import SMALL, is_stack
 from dts_kernels.layout import PackedFactors, packed_width
 from dts_kernels.samples import Samples, groups_of
 
 LONGEST = -1.234567e-12, 2**32 - 1  # scale and seed of a planned sample: a row's text takes no fewer bytes than it will
-SMALL = 16  # rows or columns: up to here, low rank saves little and such matrices (heads, routers) matter much
 
 
 def shared_delta(pairing: Pairing, pair: Pair) -> Tensor:
@@ -31,21 +32,17 @@ def shared_delta(pairing: Pairing, pair: Pair) -> Tensor:
 
 
 def is_matrix(name: str, shape: tuple[int, ...], method: str) -> bool:
-    """Is a tensor of this shape compressed as matrices?  "paper" takes every matrix, as published."""
+    """Is a tensor of this shape compressed as matrices?  "paper" takes every matrix, as published, the others
+    those that are not `SMALL` (heads, routers: they matter much)."""
     if len(shape) < 2:
         return False
-    smaller = min(shape[-2:]) if has_experts(name, shape) else min(shape[0], torch.Size(shape[1:]).numel())
+    smaller = min(shape[-2:]) if is_stack(name, shape) else min(shape[0], torch.Size(shape[1:]).numel())
     return smaller > (1 if method == "paper" else SMALL)
-
-
-def has_experts(name: str, shape: tuple[int, ...]) -> bool:
-    """Is it a stack of matrices [E, m, n] rather than a convolution?"""
-    return len(shape) == 3 and ("expert" in name or shape[0] == 1)
 
 
 def matrices_of(name: str, delta: Tensor) -> list[Tensor]:
     """The matrices a delta is compressed as."""
-    return list(delta) if has_experts(name, tuple(delta.shape)) else [delta.flatten(1)]
+    return list(delta) if is_stack(name, tuple(delta.shape)) else [delta.flatten(1)]
 
 
 @dataclass
@@ -63,7 +60,7 @@ class Matrix:
     def of(cls, delta: Tensor, name: str, spectrum: bool, device=None) -> "Matrix":
         """Raises Unencodable for NaN or infinite elements."""
         rows, columns, compact = compacted(checked(delta, name, device))
-        norm = compact.double().norm().item()
+        norm = sums.norm(compact)
         values = singular_values(compact).cpu() if spectrum and norm else None
         return cls(tuple(delta.shape), rows, columns, norm, values)
 
@@ -202,7 +199,7 @@ def compressible(pairing: Pairing, pair: Pair, matrices: list[Matrix]) -> Compre
     added = pairing.finetuned.load(pair.name)[base_rows:].contiguous() if pair.added_rows else None
     if added is not None:
         refuse_nan(added, pair.name)
-    kind = "experts" if has_experts(pair.name, shape) else "factors"
+    kind = "experts" if is_stack(pair.name, shape) else "factors"
     dtype = pairing.finetuned.dtype(pair.name)
     return Compressible(pair, shape, dtype, kind, matrices, added, [None] * len(matrices))
 
@@ -221,7 +218,7 @@ def _raw(pairing: Pairing, pair: Pair, dtype: torch.dtype, exact: bool) -> Entry
     if not dtype.is_floating_point:
         return Entry(pair.name, pair.base_name, shape, "value", dtype, tensor=value)
     delta = value.to(wide) - base.to(wide)
-    norm = delta.double().norm().item()
+    norm = sums.norm(delta)
     entry = Entry(pair.name, pair.base_name, shape, "delta", dtype, tensor=delta.to(dtype), norm=norm)
     rounded = entry if exact else eight_bit(entry, delta)
     if rounded is not entry or torch.equal(entry.apply(base), value):
