@@ -1,6 +1,6 @@
 """What the shape of a weight says of its use."""
 
-SMALL = 16  # rows or columns: up to here a matrix gains little from a low rank, and kernels of convolutions are this long
+SMALL = 16  # rows or columns: up to here a low rank saves little, and a convolution's kernel is as long
 
 
 def is_stack(name: str, shape: tuple[int, ...]) -> bool:

@@ -28,7 +28,13 @@ LONGEST = -1.234567e-12, 2**32 - 1  # scale and seed of a planned sample: a row'
 def shared_delta(pairing: Pairing, pair: Pair) -> Tensor:
     """finetuned - base, float32, on the rows both have."""
     finetuned, base = pairing.finetuned.load(pair.name), pairing.base.load(pair.base_name)
-    return finetuned[: base.shape[0]].float() - base.float() if pair.added_rows else finetuned.float() - base.float()
+    delta = torch.empty(base.shape, dtype=torch.float32)
+    flat, ours, theirs = (x.reshape(-1) for x in (delta, finetuned[: base.shape[0]], base))
+    for out, one, other in zip(flat.split(sums.BLOCK), ours.split(sums.BLOCK), theirs.split(sums.BLOCK)):
+        torch.sub(one.float(), other.float(), out=out)
+    pairing.finetuned.release(pair.name)
+    pairing.base.release(pair.base_name)
+    return delta
 
 
 def is_matrix(name: str, shape: tuple[int, ...], method: str) -> bool:
@@ -55,6 +61,7 @@ class Matrix:
     columns: Tensor | None
     norm: float
     singular: Tensor | None = None
+    known: dict = field(default_factory=dict, repr=False, compare=False)  # curves and predicted errors made before
 
     @classmethod
     def of(cls, delta: Tensor, name: str, spectrum: bool, device=None) -> "Matrix":
@@ -98,12 +105,24 @@ class Matrix:
             torch.zeros(()).expand(stored),
             torch.zeros(2, 4) if method == "paper" else None,
         )
-        error = 0.5 if self.singular is None else predicted_error(self.singular, [rank], method, (m, n)).item()
+        error = 0.5 if self.singular is None else self.predicted(rank, method)
         parts = (Part("paper" if method == "paper" else "residual", stored),)
         return Factors(packed, self.shape, self.rows, self.columns, parts, self.norm, error, samples)
 
+    def predicted(self, rank: int, method: str) -> float:
+        """Predicted squared relative error."""
+        if (rank, method) not in self.known:
+            error = predicted_error(self.singular, [rank], method, self.compact_shape).item()
+            self.known[rank, method] = error
+        return self.known[rank, method]
+
     def curve(self, method: str, limit: int | None = None) -> Curve:
         """Bytes and error left at every rank worth having, at most ``limit``."""
+        if ("curve", method, limit) not in self.known:
+            self.known["curve", method, limit] = self._curve(method, limit)
+        return self.known["curve", method, limit]
+
+    def _curve(self, method: str, limit: int | None) -> Curve:
         if not self.norm:
             return Curve(np.zeros(1, int), np.zeros(1, int), np.zeros(1))
         m, n = self.compact_shape

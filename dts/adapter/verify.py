@@ -40,6 +40,9 @@ def verify(adapter, base: Checkpoint, finetuned: Checkpoint | None = None) -> Re
     report.problems += [f"{name}: the fine-tune has it, the adapter does not give it" for name in absent]
     for name in model.names:
         _compare(adapter, base, finetuned, model, name, report)
+        model.release(name)
+        if name in finetuned.tensors:
+            finetuned.release(name)
     return report
 
 

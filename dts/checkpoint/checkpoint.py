@@ -5,6 +5,7 @@ import pickle
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ class Lazy:
     shape: tuple[int, ...]
     dtype: torch.dtype
     load: Callable[[], Tensor]
+    release: Callable[[], None] | None = None
 
 
 @dataclass
@@ -58,6 +60,12 @@ class Checkpoint:
     def load(self, name: str) -> Tensor:
         """The tensor, on the CPU.  It may be a view on a mapped file or on the model itself: do not write to it."""
         return self.tensors[name].load()
+
+    def release(self, name: str) -> None:
+        """Gives back the memory of a tensor that was read from a mapped file, after use; it can be loaded again."""
+        release = self.tensors[name].release
+        if release is not None:
+            release()
 
     @property
     def parameters(self) -> int:
@@ -135,7 +143,8 @@ def _from_tensors(state: Mapping, source: str) -> Checkpoint:
 def _from_file(path: Path) -> Checkpoint:
     if path.suffix == ".safetensors":
         file = SafetensorsFile(path)
-        tensors = {name: Lazy(t.shape, t.dtype, lambda name=name: file.load(name)) for name, t in file.tensors.items()}
+        tensors = {name: Lazy(t.shape, t.dtype, partial(file.load, name), partial(file.release, name))
+                   for name, t in file.tensors.items()}  # fmt: skip
         return Checkpoint(str(path), tensors)
     if path.suffix not in PICKLES:
         raise CheckpointError(f"{path} is neither .safetensors nor {', '.join(PICKLES)}")

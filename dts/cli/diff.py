@@ -49,7 +49,8 @@ def _change(pairing, p) -> dict:
     before = pairing.base.load(p.base_name)
     after = pairing.finetuned.load(p.name)[: before.shape[0] if p.added_rows else None]
     rows = (after != before).flatten(1).any(1).sum().item() if after.dim() > 1 else None
-    return {"name": p.name, "shape": list(pairing.finetuned.shape(p.name)), "norm": sums.squared_difference(after, before) ** 0.5,
+    norm = sums.squared_difference(after, before) ** 0.5
+    return {"name": p.name, "shape": list(pairing.finetuned.shape(p.name)), "norm": norm,
             "base_norm": sums.norm(before), "changed_rows": rows, "added_rows": p.added_rows}  # fmt: skip
 
 

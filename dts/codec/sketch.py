@@ -11,6 +11,7 @@ encoders are closer to the fine-tune's than the residual method's at equal bytes
 
 import hashlib
 
+import torch
 from torch import Tensor
 
 from dts.sums import dot, energy
@@ -22,6 +23,7 @@ from . import residual
 
 SHARE = 4  # the components have one in so many of the bytes
 BLOCK = 4  # components that share a byte
+ROWS_AT_ONCE = 1 << 23  # elements of what the components leave that are held at a time
 REFINEMENTS = 6  # of the scale and the codes in turn
 KEPT = 0.8795  # of the energy of normal elements when rounded at the best scale; the cosine's square
 
@@ -58,15 +60,30 @@ def encode(delta: Tensor, rank: int, seed: int = 0) -> tuple[PackedFactors, floa
     # equal places in two layers would make their noise alike
     content = f"{seed}".encode() + packed.sigma.cpu().numpy().tobytes()
     own = int.from_bytes(hashlib.sha256(content).digest()[:4], "little")
-    missing = delta - reconstruct(packed)
     at = columns(shape, stride, own, delta.device)
     real = at < shape[1]
-    kept = missing.gather(1, at.clamp(max=shape[1] - 1)) * real
+    kept, lost = missing(delta, packed, at.clamp_(max=shape[1] - 1))
+    kept *= real
     codes, scale = rounded(kept, real)
     sample = Samples(pack(codes), scale, stride, own, shape).times(stride)
     values = decode(sample.codes, sample.groups) * sample.scale * real
-    noise = energy(missing) + energy(values) - 2 * dot(values, kept)
+    noise = lost + energy(values) - 2 * dot(values, kept)
     return packed, noise / energy(delta), (sample,)
+
+
+def missing(delta: Tensor, packed: PackedFactors, at: Tensor) -> tuple[Tensor, float]:
+    """What the components leave of delta: its elements at columns ``at`` [m, count], and the energy of all of it.
+
+    Made some rows at a time: never held whole.
+    """
+    kept, lost = delta.new_empty(at.shape), 0.0
+    rows = max(1, ROWS_AT_ONCE // max(1, delta.shape[1]))
+    for first in range(0, len(delta), rows):
+        here = slice(first, first + rows)
+        left = delta[here] - reconstruct(PackedFactors(packed.u[here], packed.v, packed.sigma, packed.levels))
+        torch.gather(left, 1, at[here], out=kept[here])
+        lost += energy(left)
+    return kept, lost
 
 
 def rounded(kept: Tensor, real: Tensor) -> tuple[Tensor, float]:

@@ -47,7 +47,7 @@ def merge(base, finetunes, method: str = "average", out: str | Path | None = Non
         if sources.base is not None and not deltas.any():  # often the embeddings: half of a small model
             return sources.base.load(name).to(kept)
         delta = chosen.function(deltas, TensorInfo(name, seed, prepared), **options)
-        return (delta if sources.base is None else delta + sources.base.load(name).to(delta.dtype)).to(kept)
+        return (delta if sources.base is None else delta.add_(sources.base.load(name))).to(kept)
 
     def loaded(name: str) -> Tensor:
         value = merged(name)

@@ -68,7 +68,9 @@ def test_shapes_of_published_models(name, shape, stack):
     assert is_stack(name, shape) == stack
 
 
-@pytest.mark.parametrize("conv", [nn.Conv1d(32, 48, 9), nn.Conv1d(32, 32, 5, groups=32), nn.ConvTranspose1d(64, 32, 11)])
+@pytest.mark.parametrize("conv", [
+    nn.Conv1d(32, 48, 9), nn.Conv1d(32, 32, 5, groups=32), nn.ConvTranspose1d(64, 32, 11),
+])  # fmt: skip
 def test_every_convolution_of_torch(conv):
     assert not is_stack("expert.weight", tuple(conv.weight.shape))
 
