@@ -19,6 +19,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from dts import sums
 from dts.codec.four_group import four_group
 
 Deltas = dict[str, Tensor]  # float32 matrices by name
@@ -66,7 +67,7 @@ def grouped(x: Tensor, groups: int) -> Tensor:
         order = index[(flat[index] * sign).argsort(descending=True)]
         for group in order.tensor_split(groups // 2):
             if len(group):
-                out[group] = sign * flat[group].square().mean().sqrt()
+                out[group] = sign * (sums.energy(flat[group]) / len(group)) ** 0.5
     return out.view_as(x)
 
 
@@ -174,7 +175,7 @@ def bitdelta(tasks: list[Deltas], fraction: None, seed: int) -> list[Encoded]:
     """BitDelta before its distillation (which needs data): signs times the mean magnitude, 1 bit an element."""
     out = []
     for deltas in tasks:
-        result = {name: torch.where(d > 0, 1.0, -1.0) * d.abs().mean() for name, d in deltas.items()}
+        result = {name: torch.where(d > 0, 1.0, -1.0) * sums.mean(d.abs()) for name, d in deltas.items()}
         bits = sum(d.numel() + 16 for d in deltas.values())
         out.append(Encoded(result, bits, bits))
     return out
@@ -267,7 +268,7 @@ def t_switch(tasks: list[Deltas], fraction: float, seed: int) -> list[Encoded]:
         threshold = magnitude.kthvalue(max(1, numel - int(keep * numel))).values
         signs = {name: delta.sign() * (delta.abs() > threshold) for name, delta in deltas.items()}
         active = sum(int(sign.count_nonzero()) for sign in signs.values())
-        scale = magnitude.norm() / math.sqrt(max(1, active))
+        scale = sums.norm(magnitude) / math.sqrt(max(1, active))
         bits = active + sum(mask_bits(sign != 0) for sign in signs.values()) + 32
         out.append(Encoded({name: scale * sign for name, sign in signs.items()}, bits, numel + active + 32))
     return out
@@ -297,7 +298,8 @@ def emr(tasks: list[Deltas], fraction: None, seed: int) -> list[Encoded]:
     out = []
     for deltas in tasks:
         masked = {name: unified[name] * (delta * unified[name] > 0) for name, delta in deltas.items()}
-        scale = sum(d.abs().sum() for d in deltas.values()) / sum(d.abs().sum() for d in masked.values())
+        scale = sum(d.abs().sum(dtype=torch.float64) for d in deltas.values()).item()
+        scale /= sum(d.abs().sum(dtype=torch.float64) for d in masked.values()).item()
         bits = sum(d.numel() for d in deltas.values()) + 32
         out.append(Encoded({n: scale * d for n, d in masked.items()}, bits, bits, fp32_bits(deltas)))
     return out

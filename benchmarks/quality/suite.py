@@ -24,7 +24,7 @@ from torch import Tensor
 
 import dts.codec
 from benchmarks.quality.peers import ABLATIONS, PEERS, SIZES, Deltas, Encoded, Peer, fp32_bits
-from dts import metrics
+from dts import metrics, sums
 from dts.adapter.budget import Curve, allocate, levelled
 from dts.adapter.plan import Matrix
 from dts.adapter.truncate import HEADER_BYTES
@@ -221,8 +221,8 @@ def _row(subject: Subject, encoded: Encoded) -> dict:
 
 
 def _squared_error(deltas: Deltas, other: Deltas) -> float:
-    error = sum((delta - other[name]).square().sum().item() for name, delta in deltas.items())
-    return error / sum(delta.square().sum().item() for delta in deltas.values())
+    error = sum(sums.squared_difference(delta, other[name]) for name, delta in deltas.items())
+    return error / sum(sums.energy(delta) for delta in deltas.values())
 
 
 def read(path: Path) -> list[dict]:

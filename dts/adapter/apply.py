@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -66,13 +67,15 @@ def reconstructed(adapter, base: Checkpoint) -> Checkpoint:
                 continue
             dtype = base.dtype(base_name)
             dtype = getattr(torch, section["dtypes"].get(name, str(main if dtype == base_main else dtype)[6:]))
-            tensors[name] = Lazy(base.shape(base_name), dtype, lambda b=base_name, d=dtype: base.load(b).to(d))
+            tensors[name] = Lazy(base.shape(base_name), dtype, lambda b=base_name, d=dtype: base.load(b).to(d),
+                                 partial(base.release, base_name))  # fmt: skip
     tied = {}
     for name, entry in adapter.entries.items():
         if entry.kind != "tied":
             tensors[name] = Lazy(
-                entry.shape, entry.dtype, lambda e=entry: e.apply(e.base_name and base.load(e.base_name))
-            )
+                entry.shape, entry.dtype, lambda e=entry: e.apply(e.base_name and base.load(e.base_name)),
+                entry.base_name and partial(base.release, entry.base_name),
+            )  # fmt: skip
     for name, entry in adapter.entries.items():
         if entry.kind == "tied":
             tensors[name], tied[name] = tensors[entry.tied_to], entry.tied_to
@@ -170,7 +173,7 @@ def _write_shards(model: Checkpoint, names: dict[str, str], folder: Path, shard_
     where = {}
     for i, shard in enumerate(shards):
         file = "model.safetensors" if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-        write_safetensors(folder / file, shard, load, {"format": "pt"})
+        write_safetensors(folder / file, shard, load, {"format": "pt"}, model.release)
         where |= dict.fromkeys(shard, file)
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(_bytes(model, name) for name in names.values())}, "weight_map": where}

@@ -23,6 +23,13 @@ class BudgetError(ValueError):
     """A budget that even the parts that cannot shrink exceed."""
 
 
+def too_little(nbytes: int, smallest: int) -> BudgetError:
+    return BudgetError(
+        f"{nbytes:,} bytes are not enough: what cannot shrink (heads, biases, norms, added rows, headers, "
+        f"tokenizer files) takes {smallest:,} bytes, the smallest possible size"
+    )
+
+
 @dataclass
 class Curve:
     """Choices for one matrix: int64 ranks (0 first, ascending), bytes at each, and squared error at each (absolute).
@@ -130,10 +137,7 @@ def allocate_exactly(curves: list[Curve], nbytes: int, total) -> list[int]:
     """
     smallest = total([0] * len(curves))
     if smallest > nbytes:
-        raise BudgetError(
-            f"{nbytes:,} bytes are not enough: what cannot shrink (heads, biases, norms, added rows, headers, "
-            f"tokenizer files) takes {smallest:,} bytes, the smallest possible size"
-        )
+        raise too_little(nbytes, smallest)
     best, best_size = [0] * len(curves), smallest
     low, high = 0, sum(int(curve.bytes.max()) for curve in curves)
     capacity, last = min(nbytes - smallest, high), None

@@ -8,12 +8,13 @@ import errno
 import math
 import warnings
 from collections.abc import Callable
+from itertools import count
 from numbers import Real
 from pathlib import Path
 
 import torch
 
-from dts import __version__
+from dts import __version__, sums
 from dts.adapter import budget as budgets
 from dts.adapter.accounting import NothingChanged, of_pairing
 from dts.adapter.adapter import Adapter
@@ -49,7 +50,8 @@ DEFAULT_BUDGET = 0.01
 # encoders that moved by .02 gain from it, image encoders that moved by .05 lose (benchmarks/quality/FINDINGS.md).
 NEAR = 0.03
 SLACK = 32  # bytes of text more that a budget leaves each time it was exceeded
-ROUNDS = 4  # plans made until what the codec really did fits what was asked
+ROUNDS = 4  # plans made until what the codec really did is near what was asked; more, where it is above the bytes asked
+LAST = 12  # the plan after which no component at all is tried
 
 
 def compress(
@@ -218,14 +220,17 @@ class _Run:
         if self.method == "auto":
             self.method = self.config["method"] = "sketch" if self._moved() < NEAR else "residual"
         asked, ranks = self.asked, None
-        for attempt in range(ROUNDS):
-            last, ranks = ranks, self._ranks(asked)
+        for attempt in count():
+            last, ranks = ranks, self._ranks_of_round(asked, attempt)
             while ranks == last and self.how == "target_error":  # a step too small to change any rank
                 asked *= 0.97
                 ranks = self._ranks(asked)
             entries = self._assemble(ranks, self._planned if self.dry_run else self._compressed)
             size = measured(self.config, entries, self.base_digests, None if self.dry_run else digest)
-            if self.dry_run or self.how == "rank_fraction" or attempt == ROUNDS - 1:
+            exceeds = self.how == "nbytes" and size > self.asked
+            if exceeds and not any(ranks):
+                raise budgets.too_little(self.asked, size)
+            if self.dry_run or self.how == "rank_fraction" or attempt >= ROUNDS - 1 and not exceeds:
                 break
             if self.how == "target_error":
                 error = self.config["squared_error"]
@@ -235,8 +240,8 @@ class _Run:
             else:
                 if 0.99 * self.asked <= size <= self.asked or size < self.asked and not self._room(ranks):
                     break
-                if size > self.asked:  # by a few bytes: a smaller step might change no rank
-                    asked -= size - self.asked + SLACK * (attempt + 1)
+                if exceeds:  # by a few bytes: a smaller step might change no rank
+                    asked -= size - self.asked + SLACK * 2**attempt
             self.total += sum(self.sizes.values())
         if self.dry_run:
             self.prediction = prediction(self.plans, ranks, self.method)
@@ -246,8 +251,11 @@ class _Run:
     def _moved(self) -> float:
         """|| finetuned - base || / || base || of all matrices together."""
         plans = [plan for plan in self.plans.values() if isinstance(plan, Compressible)]
-        bases = (self.pairing.base.load(plan.pair.base_name).float().norm().item() for plan in plans)
-        return (sum(plan.norm**2 for plan in plans) / max(sum(norm**2 for norm in bases), TINY)) ** 0.5
+        base, before = self.pairing.base, 0.0
+        for plan in plans:
+            before += sums.energy(base.load(plan.pair.base_name))
+            base.release(plan.pair.base_name)
+        return (sum(plan.norm**2 for plan in plans) / max(before, TINY)) ** 0.5
 
     def _plan(self, origin: Pair) -> Entry | Compressible | None:
         """`plan_tensor`, from the spectra of an interrupted run where it has them."""
@@ -258,6 +266,15 @@ class _Run:
                 self.work.keep_spectra(plan)
             return plan
         return compressible(self.pairing, origin, cached)
+
+    def _ranks_of_round(self, asked: float, attempt: int) -> list[int]:
+        """`_ranks`; none at all where rounds before exceeded the bytes asked for by more than there is to give."""
+        try:
+            return self._ranks(asked) if attempt < LAST else [0] * len(self.where)
+        except budgets.BudgetError:
+            if asked == self.asked:
+                raise
+            return [0] * len(self.where)
 
     def _ranks(self, asked: float) -> list[int]:
         """Ranks of all matrices, in the order of ``where``."""
@@ -300,8 +317,9 @@ class _Run:
             factors = [None] * len(ranks)
             if any(ranks):
                 deltas = matrices_of(name, shared_delta(self.pairing, plan.pair))
-                factors = [compress_tensor(delta, self.method, rank=rank, name=name, device=self.device, seed=self.seed)
-                           if rank else None for delta, rank in zip(deltas, ranks)]  # fmt: skip
+                how = {"name": name, "device": self.device, "seed": self.seed, "overwrite": True}
+                factors = [compress_tensor(delta, self.method, rank=rank, **how) if rank else None
+                           for delta, rank in zip(deltas, ranks)]  # fmt: skip
             entry = plan.entry(factors)
             found = None if entry is None else self.work.keep(entry, ranks)
         kept = [None] * len(ranks) if found is None else found.factors if plan.kind == "experts" else [found.factors]

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dts import sums
 from dts.adapter.budget import BLOCK, Curve
 from dts.adapter.entries import Entry
 from dts.adapter.format import factors_tensors, whole_error
@@ -17,35 +18,37 @@ from dts.codec import Factors, Part, Unencodable, predicted_error, singular_valu
 from dts.codec.compress import RANK_LIMIT, checked, compacted
 from dts.codec.sketch import split
 from dts.codec.spectrum import predicted_share
+from dts.shapes import SMALL, is_stack
 from dts_kernels.layout import PackedFactors, packed_width
 from dts_kernels.samples import Samples, groups_of
 
 LONGEST = -1.234567e-12, 2**32 - 1  # scale and seed of a planned sample: a row's text takes no fewer bytes than it will
-SMALL = 16  # rows or columns: up to here, low rank saves little and such matrices (heads, routers) matter much
 
 
 def shared_delta(pairing: Pairing, pair: Pair) -> Tensor:
     """finetuned - base, float32, on the rows both have."""
     finetuned, base = pairing.finetuned.load(pair.name), pairing.base.load(pair.base_name)
-    return finetuned[: base.shape[0]].float() - base.float() if pair.added_rows else finetuned.float() - base.float()
+    delta = torch.empty(base.shape, dtype=torch.float32)
+    flat, ours, theirs = (x.reshape(-1) for x in (delta, finetuned[: base.shape[0]], base))
+    for out, one, other in zip(flat.split(sums.BLOCK), ours.split(sums.BLOCK), theirs.split(sums.BLOCK)):
+        torch.sub(one.float(), other.float(), out=out)
+    pairing.finetuned.release(pair.name)
+    pairing.base.release(pair.base_name)
+    return delta
 
 
 def is_matrix(name: str, shape: tuple[int, ...], method: str) -> bool:
-    """Is a tensor of this shape compressed as matrices?  "paper" takes every matrix, as published."""
+    """Is a tensor of this shape compressed as matrices?  "paper" takes every matrix, as published, the others
+    those that are not `SMALL` (heads, routers: they matter much)."""
     if len(shape) < 2:
         return False
-    smaller = min(shape[-2:]) if has_experts(name, shape) else min(shape[0], torch.Size(shape[1:]).numel())
+    smaller = min(shape[-2:]) if is_stack(name, shape) else min(shape[0], torch.Size(shape[1:]).numel())
     return smaller > (1 if method == "paper" else SMALL)
-
-
-def has_experts(name: str, shape: tuple[int, ...]) -> bool:
-    """Is it a stack of matrices [E, m, n] rather than a convolution?"""
-    return len(shape) == 3 and ("expert" in name or shape[0] == 1)
 
 
 def matrices_of(name: str, delta: Tensor) -> list[Tensor]:
     """The matrices a delta is compressed as."""
-    return list(delta) if has_experts(name, tuple(delta.shape)) else [delta.flatten(1)]
+    return list(delta) if is_stack(name, tuple(delta.shape)) else [delta.flatten(1)]
 
 
 @dataclass
@@ -58,12 +61,13 @@ class Matrix:
     columns: Tensor | None
     norm: float
     singular: Tensor | None = None
+    known: dict = field(default_factory=dict, repr=False, compare=False)  # curves and predicted errors made before
 
     @classmethod
     def of(cls, delta: Tensor, name: str, spectrum: bool, device=None) -> "Matrix":
         """Raises Unencodable for NaN or infinite elements."""
         rows, columns, compact = compacted(checked(delta, name, device))
-        norm = compact.double().norm().item()
+        norm = sums.norm(compact)
         values = singular_values(compact).cpu() if spectrum and norm else None
         return cls(tuple(delta.shape), rows, columns, norm, values)
 
@@ -101,12 +105,24 @@ class Matrix:
             torch.zeros(()).expand(stored),
             torch.zeros(2, 4) if method == "paper" else None,
         )
-        error = 0.5 if self.singular is None else predicted_error(self.singular, [rank], method, (m, n)).item()
+        error = 0.5 if self.singular is None else self.predicted(rank, method)
         parts = (Part("paper" if method == "paper" else "residual", stored),)
         return Factors(packed, self.shape, self.rows, self.columns, parts, self.norm, error, samples)
 
+    def predicted(self, rank: int, method: str) -> float:
+        """Predicted squared relative error."""
+        if (rank, method) not in self.known:
+            error = predicted_error(self.singular, [rank], method, self.compact_shape).item()
+            self.known[rank, method] = error
+        return self.known[rank, method]
+
     def curve(self, method: str, limit: int | None = None) -> Curve:
         """Bytes and error left at every rank worth having, at most ``limit``."""
+        if ("curve", method, limit) not in self.known:
+            self.known["curve", method, limit] = self._curve(method, limit)
+        return self.known["curve", method, limit]
+
+    def _curve(self, method: str, limit: int | None) -> Curve:
         if not self.norm:
             return Curve(np.zeros(1, int), np.zeros(1, int), np.zeros(1))
         m, n = self.compact_shape
@@ -206,7 +222,7 @@ def compressible(pairing: Pairing, pair: Pair, matrices: list[Matrix]) -> Compre
     added = pairing.finetuned.load(pair.name)[base_rows:].contiguous() if pair.added_rows else None
     if added is not None:
         refuse_nan(added, pair.name)
-    kind = "experts" if has_experts(pair.name, shape) else "factors"
+    kind = "experts" if is_stack(pair.name, shape) else "factors"
     dtype = pairing.finetuned.dtype(pair.name)
     return Compressible(pair, shape, dtype, kind, matrices, added, [None] * len(matrices))
 
@@ -225,7 +241,7 @@ def _raw(pairing: Pairing, pair: Pair, dtype: torch.dtype, exact: bool) -> Entry
     if not dtype.is_floating_point:
         return Entry(pair.name, pair.base_name, shape, "value", dtype, tensor=value)
     delta = value.to(wide) - base.to(wide)
-    norm = delta.double().norm().item()
+    norm = sums.norm(delta)
     entry = Entry(pair.name, pair.base_name, shape, "delta", dtype, tensor=delta.to(dtype), norm=norm)
     rounded = entry if exact else eight_bit(entry, delta)
     if rounded is not entry or torch.equal(entry.apply(base), value):

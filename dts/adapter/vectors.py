@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dts.adapter.entries import Entry
 from dts.adapter.format import number
+from dts.sums import energy, squared_difference
 
 SHORT = 16  # elements: below, a scale costs about as much as it saves
 
@@ -28,5 +29,5 @@ def eight_bit(entry: Entry, delta: Tensor) -> Entry:
     if not math.isfinite(scale) or scale < torch.finfo(torch.float32).tiny:
         return entry
     rounded = (delta / scale).round().clamp(-127, 127)
-    error = ((delta - rounded * scale).square().sum() / delta.square().sum()).item()
+    error = squared_difference(delta, rounded * scale) / energy(delta)
     return replace(entry, kind="delta", tensor=rounded.to(torch.int8), scale=scale, squared_error=error)

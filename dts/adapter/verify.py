@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from dts import sums
 from dts.adapter import format
 from dts.adapter.apply import base_mismatches
 from dts.checkpoint import Checkpoint
@@ -42,6 +43,9 @@ def verify(adapter, base: Checkpoint, finetuned: Checkpoint | None = None) -> Re
     report.problems += [f"{name}: the fine-tune has it, the adapter does not give it" for name in absent]
     for name in model.names:
         _compare(adapter, base, finetuned, model, name, report)
+        model.release(name)
+        if name in finetuned.tensors:
+            finetuned.release(name)
     return report
 
 
@@ -64,8 +68,8 @@ def _compare(adapter, base, finetuned, model, name: str, report: Report) -> None
     if entry.added_rows is not None and not torch.equal(model.load(name)[rows:], ours[rows:]):
         report.problems.append(f"{name}: added rows are not the fine-tune's")
     delta = ours[:rows].float() - base.load(entry.base_name).float()
-    energy = delta.double().square().sum().item()
-    error = (delta - entry.delta()).double().square().sum().item() / energy if energy else 0.0
+    energy = sums.energy(delta)
+    error = sums.squared_difference(delta, entry.delta()) / energy if energy else 0.0
     report.errors[name] = (entry.squared_error, error)
     if entry.squared_error is not None and abs(error - entry.squared_error) > TOLERANCE * max(1, error):
         report.problems.append(f"{name}: squared error {error:.4f}, recorded {entry.squared_error:.4f}")

@@ -15,6 +15,7 @@ class Lazy:
     shape: tuple[int, ...]
     dtype: torch.dtype
     load: Callable[[], Tensor]
+    release: Callable[[], None] | None = None
 
 
 @dataclass
@@ -52,6 +53,12 @@ class Checkpoint:
     def load(self, name: str) -> Tensor:
         """The tensor, on the CPU.  It may be a view on a mapped file or on the model itself: do not write to it."""
         return self.tensors[name].load()
+
+    def release(self, name: str) -> None:
+        """Gives back the memory of a tensor that was read from a mapped file, after use; it can be loaded again."""
+        release = self.tensors[name].release
+        if release is not None:
+            release()
 
     @property
     def parameters(self) -> int:

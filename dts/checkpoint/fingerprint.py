@@ -23,9 +23,12 @@ def sampled_digest(tensor: Tensor) -> str:
 
 def digests(checkpoint: Checkpoint) -> dict[str, str]:
     """`sampled_digest` of every tensor, tied ones once."""
-    return {
-        name: sampled_digest(checkpoint.load(name)) for name in sorted(checkpoint.names) if name not in checkpoint.tied
-    }
+    found = {}
+    for name in sorted(checkpoint.names):
+        if name not in checkpoint.tied:
+            found[name] = sampled_digest(checkpoint.load(name))
+            checkpoint.release(name)
+    return found
 
 
 def fingerprint(checkpoint: Checkpoint, sampled: dict[str, str] | None = None) -> str:

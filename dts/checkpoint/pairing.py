@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from dts.checkpoint.checkpoint import Checkpoint
+from dts.sums import energy, squared_difference
 
 OLD_NAMES = {"gamma": "weight", "beta": "bias"}  # of norms in checkpoints first written for TensorFlow
 SAME = 3  # tensors of equal names and shapes that make a further pair of prefixes: fewer could be chance
@@ -141,8 +142,8 @@ def _related(base, finetuned, name: str, base_name: str) -> bool:
         if weight in finetuned.tensors and base_weight in base.tensors:
             return _related(base, finetuned, weight, base_weight)
     rows = min(finetuned.shape(name)[0], base.shape(base_name)[0])
-    before = base.load(base_name)[:rows].float()
-    return bool((finetuned.load(name)[:rows].float() - before).norm() < before.norm())
+    before = base.load(base_name)[:rows]
+    return squared_difference(finetuned.load(name)[:rows], before) < energy(before)
 
 
 def _task_only(base, finetuned, name: str, origin: dict[str, str]) -> Pair:

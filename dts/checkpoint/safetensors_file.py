@@ -60,6 +60,18 @@ class SafetensorsFile:
         return torch.frombuffer(self._map, dtype=stored.dtype, count=count, offset=stored.start).view(stored.shape)
 
 
+    def release(self, name: str) -> None:
+        """Gives back the memory of a tensor's mapped pages; they are read again where it is used again.
+
+        Whoever wrote to a view on them loses what was written.
+        """
+        stored = self.tensors[name]
+        start = -(-stored.start // mmap.PAGESIZE) * mmap.PAGESIZE  # pages shared with another tensor stay
+        length = stored.stop // mmap.PAGESIZE * mmap.PAGESIZE - start
+        if length > 0 and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED, start, length)
+
+
 def _read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
     size = path.stat().st_size
     with open(path, "rb") as file:
@@ -114,8 +126,10 @@ def header_bytes(layout: Layout, metadata: dict[str, str] | None = None) -> tupl
     return len(text).to_bytes(8, "little") + text, order
 
 
-def write_safetensors(path: str | Path, layout: Layout, load, metadata: dict[str, str] | None = None) -> None:
-    """Writes a file holding one tensor at a time in memory; ``load(name)`` makes each when its turn comes."""
+def write_safetensors(path: str | Path, layout: Layout, load, metadata: dict[str, str] | None = None,
+                      release=None) -> None:  # fmt: skip
+    """Writes a file holding one tensor at a time in memory; ``load(name)`` makes each when its turn comes, and
+    ``release(name)`` is called once it is written."""
     start, order = header_bytes(layout, metadata)
     with open(path, "wb") as file:
         file.write(start)
@@ -124,6 +138,9 @@ def write_safetensors(path: str | Path, layout: Layout, load, metadata: dict[str
             if (tensor.dtype, tuple(tensor.shape)) != (layout[name][0], tuple(layout[name][1])):
                 raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}, its header says {layout[name]}")
             file.write(tensor_bytes(tensor))
+            del tensor  # before the next one is made
+            if release is not None:
+                release(name)
         file.flush()
         os.fsync(file.fileno())
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from dts import sums
 from dts.cli.common import (
     FinetunedRevision,
     Json,
@@ -64,12 +65,12 @@ def compare(base: str, finetuned: str) -> dict:
 
 def _change(pairing, p) -> dict:
     """Norms of one tensor's change, and how many of its rows changed at all."""
-    before = pairing.base.load(p.base_name).double()
-    after = pairing.finetuned.load(p.name)[: before.shape[0] if p.added_rows else None].double()
-    delta = after - before
-    rows = delta.flatten(1).any(1).sum().item() if delta.dim() > 1 else None
-    return {"name": p.name, "shape": list(pairing.finetuned.shape(p.name)), "norm": delta.norm().item(),
-            "base_norm": before.norm().item(), "changed_rows": rows, "added_rows": p.added_rows}  # fmt: skip
+    before = pairing.base.load(p.base_name)
+    after = pairing.finetuned.load(p.name)[: before.shape[0] if p.added_rows else None]
+    rows = (after != before).flatten(1).any(1).sum().item() if after.dim() > 1 else None
+    norm = sums.squared_difference(after, before) ** 0.5
+    return {"name": p.name, "shape": list(pairing.finetuned.shape(p.name)), "norm": norm,
+            "base_norm": sums.norm(before), "changed_rows": rows, "added_rows": p.added_rows}  # fmt: skip
 
 
 def _relative(changed: list[dict], shared: list[dict]) -> float:

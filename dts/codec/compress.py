@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from dts import sums
 from dts_kernels.layout import PackedFactors
 from dts_kernels.samples import Samples
 
@@ -31,6 +32,7 @@ def compress_tensor(
     name: str | None = None,
     device=None,
     seed: int = 0,
+    overwrite: bool = False,
 ) -> Factors:
     """Compress one delta [m, n] of any floating dtype; exactly one of the sizes is given.
 
@@ -45,6 +47,7 @@ def compress_tensor(
         that rank is returned and its ``squared_error`` says so.  Method "residual" only
     name: for messages; device: where to compute (default: delta's own); seed: of all random choices, so that
         equal input gives equal factors on one machine
+    overwrite: delta is the caller's to lose: a float32 one is scaled in place, which saves a copy of it
 
     Returns factors on the CPU; rank 0 for an all-zero delta.  Raises Unencodable for a delta that is not a
     floating point matrix, or with elements that are NaN, infinite, or too large for float32.
@@ -62,8 +65,9 @@ def compress_tensor(
     if not compact.numel():
         empty = PackedFactors(*(torch.zeros(size, 0, dtype=torch.uint8) for size in shape), torch.zeros(0))
         return Factors(empty, shape, None, None, (), 0.0, 0.0)
-    scale = compact.abs().max().item()
-    compact = compact / scale
+    scale = largest(compact)
+    own = overwrite or compact.untyped_storage().data_ptr() != delta.untyped_storage().data_ptr()
+    compact = compact.div_(scale) if own else compact / scale
     limit = RANK_LIMIT[method] * min(compact.shape)
     samples: tuple[Samples, ...] = ()
     with one_thread(compact.numel() < THREADED):
@@ -71,11 +75,11 @@ def compress_tensor(
             packed, error = encode_to_error(compact, target_error, limit, seed)
         else:
             rank = min(limit, rank or max(1, int(rank_fraction * min(shape))))
-            packed, error, *own = ENCODERS[method].encode(compact, rank, seed)
-            samples = own[0] if own else ()
+            packed, error, *more = ENCODERS[method].encode(compact, rank, seed)
+            samples = more[0] if more else ()
     sigma = packed.sigma.double() * scale
     packed = PackedFactors(packed.u, packed.v, sigma.float(), packed.levels).to("cpu")
-    norm = compact.norm().item() * scale
+    norm = sums.norm(compact) * scale
     samples = tuple(one.times(scale).to("cpu") for one in samples)
     parts = (Part("paper" if method == "paper" else "residual", packed.rank),)
     return Factors(packed, shape, rows, columns, parts, norm, error, samples)
@@ -104,11 +108,16 @@ def checked(delta: Tensor, name: str | None, device) -> Tensor:
         raise Unencodable(f"{label} is {delta.dtype} {list(delta.shape)}: the codec takes floating point matrices; "
                           "reshape it to [out_features, everything else] or store it whole")
     delta = delta.detach().to(device or delta.device, torch.float32)
-    if delta.numel() and not math.isfinite(delta.abs().max().item()):
+    if delta.numel() and not math.isfinite(largest(delta)):
         nan, infinite = delta.isnan().sum().item(), delta.isinf().sum().item()
         raise Unencodable(f"{label} has {nan} NaN and {infinite} infinite elements (as float32) of {delta.numel()}: "
                           "check the fine-tune for divergence or overflow")
     return delta
+
+
+def largest(x: Tensor) -> float:
+    """max |x|, without a copy of x; NaN if an element is."""
+    return torch.stack(x.aminmax()).abs().max().item()
 
 
 def compacted(delta: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor]:

@@ -7,6 +7,7 @@ the negative ones.  Each group's elements become the group's RMS with the group'
 import torch
 from torch import Tensor
 
+from dts.sums import energy, squared_difference
 from dts_kernels.layout import PackedFactors, pack
 from dts_kernels.reference import reconstruct
 
@@ -50,4 +51,4 @@ def encode(delta: Tensor, rank: int, seed: int = 0) -> tuple[PackedFactors, floa
     u, s, vh = u[:, :rank], s[:rank], vh[:rank]
     (u_codes, u_levels), (v_codes, v_levels) = four_group_codes(u), four_group_codes(vh)
     packed = PackedFactors(pack(u_codes), pack(v_codes.T), s, torch.stack([u_levels, v_levels]))
-    return packed, ((delta - reconstruct(packed)).norm() / delta.norm()).square().item()
+    return packed, squared_difference(delta, reconstruct(packed)) / energy(delta)

@@ -20,6 +20,7 @@ residual.
 import torch
 from torch import Tensor
 
+from dts.sums import energy
 from dts_kernels.layout import PackedFactors, pack
 
 from .factors import GAIN, error_of, least_squares
@@ -53,7 +54,7 @@ def encode(delta: Tensor, rank: int, seed: int = 0) -> tuple[PackedFactors, floa
         sweep(v, right, u @ u.T, sigma, relaxation)
         left = v @ delta.T
         sigma, explained = fit(v, u, left)
-    share = min(1.0, explained / delta.norm().square().item())
+    share = min(1.0, explained / energy(delta))
     order = (sigma * u.norm(dim=1) * v.norm(dim=1)).argsort(descending=True, stable=True)
     codes = lambda x: pack(((x < 0) * 2 + (x.abs() > THRESHOLD)).byte()[order].T)  # noqa: E731
     return PackedFactors(codes(u), codes(v), sigma[order] * share**-GAIN), error_of(share)
@@ -67,8 +68,8 @@ def affordable(m: int, n: int, rank: int) -> int:
 def start(delta: Tensor, rank: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Real-valued u [k, m], v [k, n] with elements the size of codes and sigma [k], k <= rank."""
     us, sigmas, vs = [], [], []
-    residual, energy, taken = delta, delta.norm().square(), 0
-    while taken < rank and residual.norm().square() > NEGLIGIBLE * energy:
+    residual, least, taken = delta, NEGLIGIBLE * energy(delta), 0
+    while taken < rank and energy(residual) > least:
         u, s, vh = leading_svd(residual, rank - taken, seed + taken)
         us.append(u.T * (RMS * u.shape[0] ** 0.5))
         vs.append(vh * (RMS * vh.shape[1] ** 0.5))

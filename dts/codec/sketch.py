@@ -14,6 +14,7 @@ import hashlib
 import torch
 from torch import Tensor
 
+from dts.sums import dot, energy
 from dts_kernels.layout import PackedFactors, pack, packed_width
 from dts_kernels.reference import decode, reconstruct
 from dts_kernels.samples import STRIDES, Samples, columns, groups_of
@@ -22,6 +23,7 @@ from . import residual
 
 SHARE = 4  # the components have one in so many of the bytes
 BLOCK = 4  # components that share a byte
+ROWS_AT_ONCE = 1 << 23  # elements of what the components leave that are held at a time
 REFINEMENTS = 6  # of the scale and the codes in turn
 KEPT = 0.8795  # of the energy of normal elements when rounded at the best scale; the cosine's square
 
@@ -58,26 +60,41 @@ def encode(delta: Tensor, rank: int, seed: int = 0) -> tuple[PackedFactors, floa
     # equal places in two layers would make their noise alike
     content = f"{seed}".encode() + packed.sigma.cpu().numpy().tobytes()
     own = int.from_bytes(hashlib.sha256(content).digest()[:4], "little")
-    missing = delta - reconstruct(packed)
     at = columns(shape, stride, own, delta.device)
     real = at < shape[1]
-    kept = missing.gather(1, at.clamp(max=shape[1] - 1)) * real
+    kept, lost = missing(delta, packed, at.clamp_(max=shape[1] - 1))
+    kept *= real
     codes, scale = rounded(kept, real)
     sample = Samples(pack(codes), scale, stride, own, shape).times(stride)
     values = decode(sample.codes, sample.groups) * sample.scale * real
-    noise = missing.double().square().sum() + (values * (values - 2 * kept)).sum(dtype=torch.float64)
-    return packed, (noise / delta.double().square().sum()).item(), (sample,)
+    noise = lost + energy(values) - 2 * dot(values, kept)
+    return packed, noise / energy(delta), (sample,)
+
+
+def missing(delta: Tensor, packed: PackedFactors, at: Tensor) -> tuple[Tensor, float]:
+    """What the components leave of delta: its elements at columns ``at`` [m, count], and the energy of all of it.
+
+    Made some rows at a time: never held whole.
+    """
+    kept, lost = delta.new_empty(at.shape), 0.0
+    rows = max(1, ROWS_AT_ONCE // max(1, delta.shape[1]))
+    for first in range(0, len(delta), rows):
+        here = slice(first, first + rows)
+        left = delta[here] - reconstruct(PackedFactors(packed.u[here], packed.v, packed.sigma, packed.levels))
+        torch.gather(left, 1, at[here], out=kept[here])
+        lost += energy(left)
+    return kept, lost
 
 
 def rounded(kept: Tensor, real: Tensor) -> tuple[Tensor, float]:
     """(codes uint8, the scale that keeps the norm) of elements; those not ``real`` are zero and do not count."""
     size = kept.abs()
-    scale = (size.square().sum() / real.sum()).sqrt() / residual.RMS
+    scale = (energy(size) / int(real.sum())) ** 0.5 / residual.RMS
     for _ in range(REFINEMENTS):
         large = size > residual.THRESHOLD * scale
         values = (1 + 3 * large.float()) * real
-        scale = (size * values).sum() / values.square().sum()
-    return ((kept < 0) * 2 + large).byte(), (kept.norm() / values.norm()).item()
+        scale = dot(size, values) / energy(values)
+    return ((kept < 0) * 2 + large).byte(), (energy(kept) / energy(values)) ** 0.5
 
 
 def expected_error(left, stride: int | None):

@@ -48,7 +48,7 @@ from torch import Tensor
 
 from . import sketch
 from .factors import GAIN, error_of
-from .svd import gram
+from .svd import EXACT_BELOW, gram
 
 PAPER_KEPT = 0.7204  # 2 rho^2 - 1, rho = 0.9275
 PAPER_KEPT_LAPLACE = 0.4803  # the same of elements with a Laplace distribution
@@ -61,13 +61,15 @@ KNOTS = 12  # values of b between which shares are interpolated
 
 
 def singular_values(delta: Tensor) -> Tensor:
-    """All singular values, descending: delta [m, n] -> float64 [min(m, n)]; values below 1e-8 of the largest are noise.
+    """All singular values, descending: delta [m, n] -> float64 [min(m, n)]; values below 1e-8 of the largest are noise,
+    below 1e-3 where the short side is beyond EXACT_BELOW: there the Gram matrix is of float32 products.
 
     Needs 3 min(m, n)^2 float64 numbers beyond delta.
     """
     x = delta.float()
     x = x.T if x.shape[0] < x.shape[1] else x
-    return torch.linalg.eigvalsh(gram(x)).flip(0).clamp(min=0).sqrt()
+    fast = x.shape[1] > EXACT_BELOW
+    return torch.linalg.eigvalsh(gram(x, fast)).flip(0).clamp(min=0).sqrt()
 
 
 def predicted_error(singular_values: Tensor, ranks, method: str = "residual", shape=None) -> Tensor:

@@ -8,12 +8,18 @@ EXACT_BELOW = 640  # short sides up to here: a whole eigendecomposition costs le
 OVERSAMPLING, ITERATIONS = 16, 1
 
 
-def gram(x: Tensor) -> Tensor:
-    """x^T x in float64, in chunks of rows: x float32 [m, n] -> float64 [n, n]."""
+def gram(x: Tensor, fast: bool = False) -> Tensor:
+    """x^T x in float64, in chunks of rows: x float32 [m, n] -> float64 [n, n].
+
+    fast: float32 within a chunk, at half the cost; right to about 1e-6 of the largest element.
+    """
     total = x.new_zeros(x.shape[1], x.shape[1], dtype=torch.float64)
     for rows in x.split(ROWS):
-        rows = rows.double()
-        total.addmm_(rows.T, rows)
+        if fast:
+            total += rows.T @ rows
+        else:
+            rows = rows.double()
+            total.addmm_(rows.T, rows)
     return total
 
 

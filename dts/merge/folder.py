@@ -28,7 +28,7 @@ def write_folder(out: Path, sources: Sources, layout: dict, load: Callable[[str]
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        write_safetensors(partial / "model.safetensors", layout, load, {"format": "pt"})
+        write_safetensors(partial / "model.safetensors", layout, load, {"format": "pt"}, sources.reference.release)
         origin = next((c for c in (sources.base, *sources.models) if c and c.folder), None)
         if origin:
             _copy(origin.folder, partial)

@@ -57,7 +57,7 @@ def merge(base, finetunes, method: str = "average", out: str | Path | None = Non
         if sources.base is not None and not any(moved):  # often the embeddings: half of a small model
             return sources.base.load(name).to(kept)
         delta = chosen.function(deltas, TensorInfo(name, seed, prepared), **options)
-        result = (delta if sources.base is None else delta + sources.base.load(name).to(delta.dtype)).to(kept)
+        result = (delta if sources.base is None else delta.add_(sources.base.load(name))).to(kept)
         outcome.compare(name, sources.reference.load(name).to(kept), result)
         return result
 

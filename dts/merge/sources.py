@@ -80,7 +80,8 @@ class Sources:
         for row, model, known in zip(stacked, self.models, self.names):
             value = model.load(known[name])
             row.copy_(value[: shape[0]] if shape else value)  # rows added to the vocabulary are the fine-tune's own
-        return stacked if self.base is None else stacked.sub_(self.base.load(name).to(wide))
+            model.release(known[name])
+        return stacked if self.base is None else stacked.sub_(self.base.load(name))
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of the merged tensor, added rows included."""

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-# a lookup has no input to multiply: its singular vectors mean nothing to a spectral method
-_LOOKUP = re.compile(r"embed|wte|wpe|position_bias|\bshared\b|relative_attention_bias", re.IGNORECASE)
-_EXPERTS = re.compile("expert", re.IGNORECASE)
+from dts.shapes import is_stack
+
+# a lookup, or a table of decays, has no input to multiply: its singular vectors mean nothing to a spectral method
+_LOOKUP = re.compile(r"embed|wte|wpe|position_bias|\bshared\b|relative_attention_bias|A_log", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class TensorInfo:
         """Whether a tensor of this shape is a matrix, or a stack of experts, that multiplies inputs."""
         if _LOOKUP.search(self.name) or self.name.endswith("bias") or 1 in shape[-2:]:
             return False
-        return len(shape) == 2 or len(shape) == 3 and bool(_EXPERTS.search(self.name))
+        return len(shape) == 2 or shape[:1] != (1,) and is_stack(self.name, tuple(shape))
 
 
 def each_matrix(function, deltas, tensor: TensorInfo):

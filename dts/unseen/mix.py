@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from dts import __version__
+from dts import __version__, sums
 from dts.adapter import Adapter, Entry, compress
 from dts.adapter.accounting import Account, NoEffect
 from dts.adapter.apply import check_base
@@ -161,7 +161,7 @@ def _entry(name: str, members: list[tuple[float, Entry]], base, inexact: list[st
 
     value = base.load(name) if "value" in kinds else None
     delta = sum(gamma * entry.delta(value) for gamma, entry in members)
-    return Entry(name, name, shape, "delta", dtype, tensor=delta, norm=delta.norm().item())
+    return Entry(name, name, shape, "delta", dtype, tensor=delta, norm=sums.norm(delta))
 
 
 def _experts(name: str, shape, dtype, members: list[tuple[float, Entry]], inexact: list[str]) -> Entry:

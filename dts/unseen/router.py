@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from dts.sums import energy
 from dts_kernels.reference import factor_values
 
 from .choice import Choice, choose
@@ -210,7 +211,7 @@ def _table(factors, rank: int, lookup: bool, transposed: bool) -> Tensor:
     weighted = (v * factors.packed.sigma * u.norm(dim=0)).T  # [rank, n']
     full = weighted.new_zeros(weighted.shape[0], factors.shape[0 if lookup or transposed else 1])
     full[:, slice(None) if columns is None else columns] = weighted
-    mean = full.square().sum() / full.shape[1]
+    mean = energy(full) / full.shape[1]
     if lookup:
         return full.square().sum(0) / mean
-    return full / mean.sqrt().clamp(min=1e-30)
+    return full / max(mean**0.5, 1e-30)

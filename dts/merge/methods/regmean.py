@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from dts.sums import norm
+
 from ..registry import register
 from ..tensor import each_matrix
 
@@ -20,7 +22,7 @@ def regmean(deltas: Tensor, tensor, *, off_diagonal=0.9, scale=1.0) -> Tensor:
 
 
 def _regmean(deltas: Tensor, off_diagonal: float) -> Tensor:
-    norms = deltas.flatten(1).norm(dim=1).double()
+    norms = torch.tensor([norm(delta) for delta in deltas], dtype=torch.float64)
     if not norms.any():
         return deltas[0]
     wide = deltas.double() / norms.clamp(min=1e-300)[:, None, None]

@@ -1,0 +1,46 @@
+"""A budget is an upper bound even where every plan promises less than the codec then takes."""
+
+import importlib
+
+import pytest
+import torch
+
+import dts
+from dts.adapter import BudgetError
+
+module = importlib.import_module("dts.adapter.compress")  # the function of that name hides it
+
+
+def pair():
+    generator = torch.Generator().manual_seed(0)
+    base = {f"layers.{i}.weight": torch.randn(96, 80, generator=generator) for i in range(3)}
+    return base, {name: w + 0.01 * torch.randn(w.shape, generator=generator) for name, w in base.items()}
+
+
+@pytest.mark.parametrize("method", ["residual", "sketch", "paper"])
+@pytest.mark.parametrize("ignored", [40, 10_000])
+def test_a_planner_that_underestimates(monkeypatch, method, ignored):
+    """The whole adapter weighs more than planned by a constant, in every round."""
+    right = module.measured
+
+    def measured(config, entries, digests, sha256=None):
+        size = right(config, entries, digests, sha256)
+        return size + ignored if sha256 and any(e.factors is not None for e in entries.values()) else size
+
+    monkeypatch.setattr(module, "measured", measured)
+    adapter = dts.compress(*pair(), nbytes=9_000, method=method)
+    assert adapter.nbytes + (ignored if any(e.factors for e in adapter.entries.values()) else 0) <= 9_000
+
+
+def test_a_planner_that_promises_a_quarter(monkeypatch):
+    right = module._Run._ranks
+    monkeypatch.setattr(module._Run, "_ranks", lambda run, asked: right(run, 4 * asked))
+    adapter = dts.compress(*pair(), nbytes=9_000, method="residual")
+    assert adapter.nbytes <= 9_000
+
+
+def test_what_never_fits_is_an_error(monkeypatch):
+    right = module.measured
+    monkeypatch.setattr(module, "measured", lambda c, e, d, sha256=None: right(c, e, d, sha256) + 10**6 * bool(sha256))
+    with pytest.raises(BudgetError, match="smallest possible size"):
+        dts.compress(*pair(), nbytes=9_000)
