@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from dts.adapter.folder import beside, check_place, place
 from dts.adapter.format import CONFIG, check_files
 from dts.adapter.tokenizer import TEXT_FILES
 from dts.checkpoint import Checkpoint, Lazy, Mismatch, fingerprint, open_checkpoint, sampled_digest, write_safetensors
 from dts.checkpoint.pairing import swap_prefix
 from dts.checkpoint.safetensors_file import Layout
+from dts.files import Watch, building, check_place
 
 SHARD_BYTES = 5 * 10**9
 
@@ -87,14 +87,12 @@ def write_checkpoint(base, adapter, out: str | Path, overwrite: bool = False, sh
     overwrite: replace a model at ``out`` once the new one is whole; what is not a model's folder is never replaced.
     progress(done, total, name) in bytes.
     """
-    base, out = open_checkpoint(base), Path(out)
-    check_target(out, base, adapter, overwrite)
+    watch, out = Watch(base, adapter.folder), Path(out)
+    base = open_checkpoint(base)
     check_files(adapter)
     model = adapter.on(base)
-    partial = beside(out, "partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with building(out, lambda: check_target(out, base, adapter, overwrite)) as place:
+        partial = place.fresh()
         _write_weights(model, partial, shard_bytes, progress)
         if model.config is not None:
             (partial / "config.json").write_text(json.dumps(model.config, indent=2) + "\n", "utf-8")
@@ -103,10 +101,8 @@ def write_checkpoint(base, adapter, out: str | Path, overwrite: bool = False, sh
                 shutil.copyfile(file, partial / file.name)
         for name, path in adapter.files.items():
             shutil.copyfile(path, partial / name)
-        place(partial, out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        watch.check()
+        place.finish()
     return out
 
 
