@@ -39,7 +39,9 @@ class Verbs(TyperGroup):
             with warnings.catch_warnings():
                 warnings.showwarning = lambda message, *_: errors.print(f"Warning: {message}", soft_wrap=True)
                 return super().invoke(context)
-        except (BrokenPipeError, typer.Abort):
+        except BrokenPipeError:
+            raise SystemExit(PIPE_CLOSED) from None
+        except typer.Abort:
             raise
         except KeyboardInterrupt:
             errors.print("Interrupted")
@@ -124,7 +126,7 @@ def _terminated(number, frame):
 
 
 def _flushed(code):
-    """The exit code, or that of a reader of ours that went away (`dts inspect ... | head`), of which nothing is said."""
+    """The exit code, or quietly that of a reader of ours that went away (`dts inspect ... | head`)."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:

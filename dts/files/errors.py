@@ -36,6 +36,7 @@ def reason(error: OSError, out: Path) -> str:
         errno.EACCES: f"no permission to write {out}",
         errno.EPERM: f"no permission to write {out}",
         errno.ENAMETOOLONG: f"the name of {out} is too long for its file system",
+        errno.EEXIST: f"{out} cannot be a folder: a part of its path is a file",
         errno.ENOTDIR: f"{out} cannot be a folder: a part of its path is a file",
         errno.EXDEV: f"{out} is a file system of its own, which cannot be replaced in one step",
         errno.EBUSY: f"{out} is in use (is it a mount point?) and cannot be replaced in one step",

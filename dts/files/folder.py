@@ -41,7 +41,7 @@ def hidden(out: Path, suffix: str) -> Path:
 
     Within the folder itself where nothing can be made beside it: a mount point, or in a parent that is read-only.
     """
-    target = out.resolve()
+    target = Path(os.path.realpath(out))
     name = target.name
     if len(os.fsencode(name)) > LONGEST - len(suffix) - 2:
         name = f"{name[:40]}.{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}"
@@ -50,8 +50,9 @@ def hidden(out: Path, suffix: str) -> Path:
 
 def check_place(out: Path, overwrite: bool, what: str, ours: Callable[[Path], bool]) -> None:
     """Raises FileExistsError unless ``out`` is free, empty, or ours and to be overwritten; what: "an adapter"."""
-    if not out.exists() or out.is_dir() and vacant(out):
-        return
+    with explained(out, lambda path: True):
+        if not out.exists() or out.is_dir() and vacant(out):
+            return
     if not out.is_dir():
         raise FileExistsError(f"{out} is a file: choose a folder")
     if not ours(out):
@@ -91,7 +92,7 @@ def building(out: str | Path, check: Callable[[], None], resumable: bool = False
     """
     out = Path(out)
     check()
-    target = out.resolve()
+    target = Path(os.path.realpath(out))
     neighbours = tuple(str(hidden(out, suffix)) for suffix in (SAVING, PARTIAL, OLD, LOCK))
 
     def mine(path: Path) -> bool:
@@ -105,15 +106,14 @@ def building(out: str | Path, check: Callable[[], None], resumable: bool = False
             _recover(out)
             check()
             if not resumable and hidden(out, PARTIAL).exists():
-                _say(f"an interrupted compression to {out} is kept in {hidden(out, PARTIAL)}: compress with resume goes "
-                     "on from it, without starts anew; it can be removed")  # fmt: skip
+                _say(f"an interrupted compression to {out} is kept in {hidden(out, PARTIAL)}: compress with resume "
+                     "goes on from it, without starts anew; it can be removed")  # fmt: skip
             place = Building(out, PARTIAL if resumable else SAVING, resume)
             try:
                 yield place
-            except BaseException:
+            finally:
                 if not resumable:
                     place.clear()
-                raise
         finally:
             lock.release()
 
@@ -167,7 +167,8 @@ class Building:
     def clear(self) -> None:
         """Removes what was built, or what was replaced; of what cannot be removed a warning says where it is."""
         try:
-            _remove(self.work)
+            if _run_of(self.work) in (self.run, None):  # else another run's
+                _remove(self.work)
         except OSError as error:
             _say(f"{self.work} is left over, and can be removed: {in_words(error)}")
 
@@ -269,7 +270,7 @@ def _run_of(work: Path) -> str | None:
 
 def _stays(target: Path) -> bool:
     """Is it a folder that cannot be replaced, but only filled?"""
-    return target.is_dir() and (os.path.ismount(target) or not os.access(target.parent, os.W_OK | os.X_OK))
+    return os.path.isdir(target) and (os.path.ismount(target) or not os.access(target.parent, os.W_OK | os.X_OK))
 
 
 def _is_working_folder(target: Path) -> bool:
