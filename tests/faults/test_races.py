@@ -90,14 +90,20 @@ def test_a_child_does_not_keep_its_parents_lock(tmp_path):
     """A worker that outlives its killed parent must not block the next run."""
     held = Lock(tmp_path / ".out.lock", tmp_path / "out")
     reader, writer = os.pipe()
+    up, running = os.pipe()
     child = os.fork()
     if not child:
+        os.close(writer)
+        os.write(running, b"x")
         os.read(reader, 1)
         os._exit(0)
+    os.read(up, 1)
     os.close(held.descriptor)  # as the kernel does with a killed process's
     held.descriptor = None
-    Lock(tmp_path / ".out.lock", tmp_path / "out").release()
-    os.write(writer, b"x")
+    try:
+        Lock(tmp_path / ".out.lock", tmp_path / "out").release()
+    finally:
+        os.close(writer)
     assert faults.wait(child) == 0
 
 
