@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 PIP_INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo test sanitize gpu bench bench-cpu lint clean
+.PHONY: help demo test sanitize faults gpu bench bench-cpu lint clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -31,6 +31,9 @@ test: $(VENV)/.test-installed ## the whole test suite (what .ci/run runs)
 
 sanitize: $(VENV)/.test-installed ## the C kernels under AddressSanitizer and UBSan; needs gcc with libasan
 	$(RUN) -m tests.dts_kernels.cpu.sanitize $(ARGS)
+
+faults: $(VENV)/.test-installed ## kills, full disks, races and forbidden places at every point; some minutes
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -m faults tests/faults $(ARGS)
 
 gpu: $(VENV)/.test-installed ## tests and benchmarks that need a CUDA device
 	$(RUN) -m pytest -m gpu tests $(ARGS)

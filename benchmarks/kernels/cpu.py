@@ -19,6 +19,7 @@ import torch
 from torch.nn import functional
 
 from benchmarks.kernels import cpu_model
+from dts.files import write_text
 from dts_kernels import Bank, PackedFactors, Routing, delta_linear, dispatch, linear, reconstruct
 from dts_kernels.bank import factors_of
 from dts_kernels.cpu import native, paths
@@ -320,7 +321,7 @@ def main() -> None:
         "whole_model": whole,
     }
     name = "cpu-quick" if options.quick else "cpu"
-    (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_text(folder / f"{name}.json", json.dumps(record, indent=1) + "\n")
     plot(results, folder / f"{name}.png")
     print(f"\nwritten to {folder}")
 

@@ -20,6 +20,7 @@ import torch
 
 import dts_kernels as kernels
 from dts.codec.sketch import split
+from dts.files import write_text
 from dts_kernels import reference
 from dts_kernels.gpu.config import file_name
 from dts_kernels.gpu.tune import milliseconds, random_factors
@@ -229,7 +230,7 @@ def main(arguments: list[str] | None = None) -> int:
     folder = options.out / file_name(name).removesuffix(".json")
     folder.mkdir(parents=True, exist_ok=True)
     rows = rows_of_table(results, copy)
-    (folder / "kernels.json").write_text(json.dumps(
+    write_text(folder / "kernels.json", json.dumps(
         {"gpu": name, "torch": torch.__version__, "copy_bytes_a_second": copy, "not_measured": failed, "rows": rows},
         indent=1) + "\n")
     plot(rows, folder / "kernels.png")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from benchmarks.quality import page
 from benchmarks.quality.rows import load, save
+from dts.files import write_text
 
 COMMITTED = Path(__file__).resolve().parents[1] / "results" / "quality"
 THEORY = "theory.json"
@@ -37,8 +38,8 @@ def build(out: Path, suites: dict[str, list[dict]], theory: dict | None) -> Path
     for suite, rows in suites.items():
         save(rows, out / f"{suite}.json")
     text, figures = page.build(out, suites, theory)
-    (out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
-    (out / "index.html").write_text(text)
+    write_text(out / "figures.json", json.dumps(figures, indent=1) + "\n")
+    write_text(out / "index.html", text)
     return out / "index.html"
 
 

@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean, stdev
 
+from dts.files import write_text
+
 DROPPED = ("key", "identity")  # what only continues an interrupted run
 SAME = ("task", "seed", "draw", "method", "size")
 FIRST = ("text", "images", "language")  # the order of the suites
@@ -49,7 +51,7 @@ def save(rows: list[dict], path: Path) -> None:
     """A line a row, so that a change is a readable difference."""
     packed = pack(rows)
     lines = ",\n".join(json.dumps(row, separators=(",", ":")) for row in packed["rows"])
-    path.write_text(f'{{"columns":{json.dumps(packed["columns"])},\n"rows":[\n{lines}\n]}}\n')
+    write_text(path, f'{{"columns":{json.dumps(packed["columns"])},\n"rows":[\n{lines}\n]}}\n')
 
 
 def load(paths: Iterable[Path]) -> dict[str, list[dict]]:

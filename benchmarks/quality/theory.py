@@ -20,6 +20,7 @@ from dts.adapter.plan import shared_delta
 from dts.checkpoint import open_checkpoint, pair
 from dts.cli.common import parse_size
 from dts.codec import compress_tensor, singular_values
+from dts.files import write_text
 
 METHODS = ("residual", "paper")
 CURVE = (0.01, 0.03, 0.1, 0.3, 0.6)  # rank fractions
@@ -113,7 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not content["spectra"]:
             content["spectra"] = spectra(options.base, folder, task)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(rounded(content), separators=(",", ":")) + "\n")
+    write_text(options.out, json.dumps(rounded(content), separators=(",", ":")) + "\n")
     print(f"wrote {options.out}")
     return 0
 

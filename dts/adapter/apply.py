@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 
 from dts.adapter.accounting import Effects, of_model
-from dts.adapter.folder import beside, check_place, place
 from dts.adapter.format import CONFIG, check_files
 from dts.adapter.modules import MODULES, by_folder, module_files, module_folders, write_module_files
 from dts.adapter.tokenizer import TEXT_FILES
 from dts.checkpoint import Checkpoint, Lazy, Mismatch, fingerprint, open_checkpoint, sampled_digest, write_safetensors
 from dts.checkpoint.pairing import swap_prefix
 from dts.checkpoint.safetensors_file import Layout
+from dts.files import Watch, building, check_place
 
 SHARD_BYTES = 5 * 10**9
 
@@ -93,16 +93,13 @@ def write_checkpoint(base, adapter, out: str | Path, overwrite: bool = False, sh
     overwrite: replace a model at ``out`` once the new one is whole; what is not a model's folder is never replaced.
     progress(done, total, name) in bytes.
     """
-    base, out = open_checkpoint(base), Path(out)
-    check_target(out, base, adapter, overwrite)
+    watch, out = Watch(base, adapter.folder), Path(out)
+    base = open_checkpoint(base)
     check_files(adapter)
     model = adapter.on(base)
     of_model(adapter, base, model)
-    partial = beside(out, "partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        effects = Effects(adapter, base)
+    with building(out, lambda: check_target(out, base, adapter, overwrite)) as place:
+        partial, effects = place.fresh(), Effects(adapter, base)
         modules = adapter.config.get("modules") or module_files(base.folder)
         _write_weights(model, partial, shard_bytes, progress, effects.see, module_folders(modules.get(MODULES)))
         effects.check()
@@ -114,10 +111,8 @@ def write_checkpoint(base, adapter, out: str | Path, overwrite: bool = False, sh
         write_module_files(modules, partial)
         for name, path in adapter.files.items():
             shutil.copyfile(path, partial / name)
-        place(partial, out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        watch.check()
+        place.finish()
     return out
 
 

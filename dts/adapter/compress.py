@@ -4,10 +4,10 @@ Tensors are read one at a time, twice if the size is a budget or an error over t
 spectra, from which the ranks follow (`dts.adapter.budget`), then to be compressed.
 """
 
-import errno
 import math
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import count
 from numbers import Real
 from pathlib import Path
@@ -19,7 +19,6 @@ from dts.adapter import budget as budgets
 from dts.adapter.accounting import NothingChanged, of_pairing
 from dts.adapter.adapter import Adapter
 from dts.adapter.entries import Entry
-from dts.adapter.folder import beside
 from dts.adapter.format import FORMAT_VERSION, check_out, digest, number, short, write
 from dts.adapter.modules import module_files
 from dts.adapter.plan import Compressible, compressible, matrices_of, plan_tensor, shared_delta
@@ -27,7 +26,7 @@ from dts.adapter.predict import prediction
 from dts.adapter.suspicion import look, unchanged
 from dts.adapter.tokenizer import differing_files
 from dts.adapter.truncate import measured
-from dts.adapter.work import Work
+from dts.adapter.work import Work, code_digest
 from dts.checkpoint import (
     Checkpoint,
     OtherDtype,
@@ -41,6 +40,7 @@ from dts.checkpoint import (
 )
 from dts.codec import Unencodable, compress_tensor
 from dts.codec.compress import METHODS, TINY
+from dts.files import Changed, Watch, building, check_free
 
 Progress = Callable[[int, int, str], None]
 KINDS = ("task", "difference")
@@ -130,6 +130,8 @@ def compress(
     out = None if out is None else Path(out)
     if out is not None and not dry_run:
         check_out(out, overwrite)
+        check_free(out)
+    watch = Watch(base, finetuned)
     pairing = pair(open_checkpoint(base), open_checkpoint(finetuned))
     if note := dtype_note(pairing.base, pairing.finetuned):
         warnings.warn(note, OtherDtype, stacklevel=2)
@@ -158,29 +160,25 @@ def compress(
     if modules := module_files(pairing.finetuned.folder):  # of sentence-transformers
         config["modules"] = modules
     options = asked | {"method": method, "vectors": vectors, "seed": seed, "base": config["base"]["fingerprint"],
-                       "finetuned": fingerprint(pairing.finetuned), "format_version": FORMAT_VERSION}  # fmt: skip
-    partial = None if out is None or dry_run else beside(out, "partial")
-    work = Work(partial, options, config, resume)
-    try:
-        exact = vectors == "exact"
-        run = _Run(pairing, config, base_digests, method, asked, exact, work, progress, dry_run, device, seed,
-                   allow_empty)  # fmt: skip
-        adapter = Adapter.of(config, run.entries(), files=files)
-        adapter.prediction = run.prediction
-        adapter.account = of_pairing(pairing, adapter.entries, config["dropped"], run.equal)
-        if partial is not None:
-            write(adapter, out, overwrite, partial / "whole")
+                       "finetuned": fingerprint(pairing.finetuned), "format_version": FORMAT_VERSION,
+                       "device": str(torch.device("cpu" if device is None else device)), "package": __version__,
+                       "torch": torch.__version__, "code": code_digest()}  # fmt: skip
+    writes = out is not None and not dry_run
+    with building(out, lambda: check_out(out, overwrite), True, resume) if writes else nullcontext() as place:
+        work = Work(place, options, config)
+        try:
+            exact = vectors == "exact"
+            run = _Run(pairing, config, base_digests, method, asked, exact, work, progress, dry_run, device, seed,
+                       allow_empty)  # fmt: skip
+            adapter = Adapter.of(config, run.entries(), files=files)
+            adapter.prediction = run.prediction
+            adapter.account = of_pairing(pairing, adapter.entries, config["dropped"], run.equal)
+            watch.check()
+            if place is not None:
+                write(adapter, out, overwrite, place)
+        except (budgets.BudgetError, Unencodable, NothingChanged, Changed):  # the same run would fail again
             work.clear()
-    except (budgets.BudgetError, Unencodable, NothingChanged):  # the same run would fail again
-        work.clear()
-        raise
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OSError(
-                error.errno, f"no space left while writing {out}; nothing was written there.  Free some space and run "
-                f"again with resume to go on from what {partial} holds, or remove that folder"
-            ) from error  # fmt: skip
-        raise
+            raise
     return adapter
 
 

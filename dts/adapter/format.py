@@ -17,6 +17,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -25,11 +26,11 @@ from torch import Tensor
 from dts.adapter import check
 from dts.adapter.card import card
 from dts.adapter.entries import KINDS, Entry
-from dts.adapter.folder import beside, check_place, place
 from dts.checkpoint import Damaged, SafetensorsFile, write_safetensors
 from dts.checkpoint.pairing import swap_prefix
 from dts.checkpoint.safetensors_file import Layout, header_bytes, layout_of, tensor_bytes
 from dts.codec import Factors, Part, index_from_disk, index_to_disk
+from dts.files import Building, building, check_place, set_aside
 from dts_kernels.layout import PackedFactors
 from dts_kernels.samples import Samples
 
@@ -254,28 +255,22 @@ def complete(adapter) -> tuple[dict[str, Tensor], str, str]:
     return tensors, text, readme
 
 
-def write(adapter, out: Path, overwrite: bool = False, partial: Path | None = None) -> Path:
+def write(adapter, out: Path, overwrite: bool = False, place: Building | None = None) -> Path:
     """Writes the folder beside ``out`` and renames it, so that ``out`` is a whole adapter or what it was before.
 
-    partial: where to build it, on the same file system.  Raises FileExistsError if there is something else.
+    place: of a run that is building there already.  Raises FileExistsError if there is something else.
     """
     out = Path(out)
-    check_out(out, overwrite)
     check_files(adapter)
-    partial = partial or beside(out, "saving")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with nullcontext(place) if place else building(out, lambda: check_out(out, overwrite)) as place:
+        partial = place.fresh()
         tensors, text, readme = complete(adapter)
         write_safetensors(partial / MODEL, layout_of(tensors.items()), tensors.__getitem__)
         (partial / CONFIG).write_text(text, "utf-8", newline="\n")
         (partial / CARD).write_text(readme, "utf-8", newline="\n")
         for name, path in adapter.files.items():
             shutil.copyfile(path, partial / name)
-        place(partial, out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        place.finish()
     adapter.folder = out
     adapter.files = {name: out / name for name in adapter.files}
     return out
@@ -310,7 +305,7 @@ def read(folder: Path) -> tuple[dict, dict[str, Entry]]:
     """(config, entries) of an adapter folder; tensors are views on the mapped file."""
     absent = [name for name in (CONFIG, MODEL) if not (folder / name).is_file()]
     if absent:
-        raise AdapterError(f"{folder} is not an adapter: it has no {' and no '.join(absent)}")
+        raise AdapterError(f"{folder} is not an adapter: it has no {' and no '.join(absent)}{set_aside(folder)}")
     config = read_config(folder / CONFIG)
     try:
         file = SafetensorsFile(folder / MODEL)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-import shutil
+from functools import cache
 from pathlib import Path
 
 from torch import Tensor
@@ -13,34 +13,50 @@ from dts.adapter.format import entry_from, entry_row, entry_tensors
 from dts.adapter.plan import Compressible, Matrix
 from dts.checkpoint import Damaged, SafetensorsFile, write_safetensors
 from dts.checkpoint.safetensors_file import layout_of
+from dts.files import OVERTAKEN, Building, write_text
 
 OPTIONS = "options.json"
+AFRESH = "start again without resume, or with what it had"
 LONGEST = 180  # characters of a tensor's name in a file's
+
+
+@cache
+def code_digest() -> str:
+    """16 hex digits over the code that makes entries: a version number does not change with every line."""
+    here = Path(__file__).parent
+    total = hashlib.sha256()
+    for file in sorted([*here.glob("*.py"), *(here.parent / "codec").glob("*.py")]):
+        total.update(file.read_bytes())
+    return total.hexdigest()[:16]
 
 
 class Work:
     """Entries and spectra by tensor: in memory, or in files of a folder so that a run can be continued.
 
-    options: everything the result depends on; a folder of a run with other options is refused.
+    place: where they are kept; files of another run that may lie there are not taken, and made again.
+    options: everything the result depends on; raises ValueError if those of the run to be continued were others.
     """
 
-    def __init__(self, folder: Path | None, options: dict, config: dict, resume: bool):
-        self.folder, self.config = folder, config
+    def __init__(self, place: Building | None, options: dict, config: dict):
+        self.place, self.config = place, config
+        self.folder = None if place is None else place.work
         self._entries: dict[str, tuple[list[int], Entry]] = {}
-        if folder is None:
+        if place is None:
             return
-        file = folder / OPTIONS
-        if resume and file.is_file():
+        file, options = self.folder / OPTIONS, options | {"run": place.run}
+        if not file.is_file():
+            write_text(file, json.dumps(options))
+            return
+        try:
             theirs = json.loads(file.read_text("utf-8"))
-            wrong = [f"{k}: {theirs.get(k)!r} then, {options.get(k)!r} now"
-                     for k in sorted({*theirs, *options}) if theirs.get(k) != options.get(k)]  # fmt: skip
-            if wrong:
-                raise ValueError("the interrupted run was another one, and cannot be continued: " + "; ".join(wrong))
-            return
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        file.with_suffix(".new").write_text(json.dumps(options), "utf-8")
-        os.replace(file.with_suffix(".new"), file)
+            theirs.setdefault("run", place.run)  # version 0.1.0 had none; its package is another one
+        except (ValueError, AttributeError):
+            raise ValueError(f"the notes of the interrupted run are damaged: {AFRESH}") from None
+        wrong = [f"{k}: {theirs.get(k)!r} then, {options.get(k)!r} now"
+                 for k in sorted({*theirs, *options}) if theirs.get(k) != options.get(k)]  # fmt: skip
+        if wrong:
+            raise ValueError("the interrupted run was another one, and cannot be continued: "
+                             f"{'; '.join(wrong)}.  {AFRESH.capitalize()}")  # fmt: skip
 
     def entry(self, name: str, ranks: list[int]) -> Entry | None:
         """The finished entry of these ranks, if there is one."""
@@ -61,7 +77,10 @@ class Work:
         tensors = entry_tensors(entry)
         row = entry_row(entry, None, None, layout_of(tensors.items()))
         self._write("entry", entry.name, tensors, {"row": json.dumps(row), "ranks": json.dumps(ranks)})
-        return self.entry(entry.name, ranks)
+        found = self.entry(entry.name, ranks)
+        if found is None:
+            raise FileExistsError(OVERTAKEN.format(self.place.out))
+        return found
 
     def spectra(self, name: str) -> list[Matrix] | None:
         """The measured matrices of a tensor, if there are any."""
@@ -86,8 +105,8 @@ class Work:
         self._write("spectrum", plan.pair.name, tensors, {"matrices": about})
 
     def clear(self) -> None:
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        if self.place is not None:
+            self.place.clear()
 
     def _path(self, stage: str, name: str) -> Path:
         plain = name.replace("/", "_")
@@ -98,11 +117,13 @@ class Work:
     def _read(self, stage: str, name: str) -> SafetensorsFile | None:
         path = self._path(stage, name)
         try:
-            return SafetensorsFile(path) if path.is_file() else None
+            found = SafetensorsFile(path) if path.is_file() else None
+            return found if found is not None and found.metadata.get("run") == self.place.run else None
         except Damaged:  # cut off with the run that wrote it: made again
             return None
 
     def _write(self, stage: str, name: str, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
         path = self._path(stage, name)
-        write_safetensors(path.with_suffix(".new"), layout_of(tensors.items()), tensors.__getitem__, metadata)
+        write_safetensors(path.with_suffix(".new"), layout_of(tensors.items()), tensors.__getitem__,
+                          metadata | {"run": self.place.run})  # fmt: skip
         os.replace(path.with_suffix(".new"), path)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -16,9 +17,11 @@ from dts.cli import apply, bench, compress, demo, diff, doctor, inspect, merge, 
 from dts.cli.common import BAD_INPUT, UNEXPECTED, errors
 
 EPILOG = (
-    "Sizes are written 1%, 0.5MB or 200KiB.  Exit codes: 0 done, 1 a check failed, 2 bad input, 3 unexpected error.  "
+    "Sizes are written 1%, 0.5MB or 200KiB.  Exit codes: 0 done, 1 a check failed, 2 bad input, 3 unexpected error, "
+    "130 interrupted.  "
     "--traceback, after any verb, shows where an error came from."
 )
+PIPE_CLOSED, INTERRUPTED = 128 + 13, 130  # as a shell has them
 _BAD_INPUT = (ValueError, LookupError, OSError, ImportError, NotImplementedError)
 
 
@@ -36,7 +39,12 @@ class Verbs(TyperGroup):
             with warnings.catch_warnings():
                 warnings.showwarning = lambda message, *_: errors.print(f"Warning: {message}", soft_wrap=True)
                 return super().invoke(context)
-        except (BrokenPipeError, typer.Abort):
+        except BrokenPipeError:
+            raise SystemExit(PIPE_CLOSED) from None
+        except typer.Abort:
+            raise
+        except KeyboardInterrupt:
+            errors.print("Interrupted")
             raise
         except Exception as error:
             if hasattr(error, "exit_code"):  # typer's own: Exit, wrong usage
@@ -59,6 +67,10 @@ def message_of(error: Exception) -> str:
     """An exception's own words (a KeyError's str() would be quoted)."""
     if isinstance(error, KeyError) and len(error.args) == 1:
         return str(error.args[0])
+    if isinstance(error, OSError):
+        from dts.files import in_words
+
+        return in_words(error)
     return str(error) or type(error).__name__
 
 
@@ -97,4 +109,33 @@ def main():
     # before torch is imported: threads that spin while they wait make compression several times slower as soon as
     # another program uses a core
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    app(prog_name="dts")
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        app(prog_name="dts")
+    except SystemExit as done:
+        sys.exit(_flushed(done.code))
+    except BrokenPipeError:
+        sys.exit(_flushed(PIPE_CLOSED))
+    except KeyboardInterrupt:  # while a verb's own modules were being imported, or what it had begun was removed
+        sys.exit(_flushed(INTERRUPTED))
+
+
+def _terminated(number, frame):
+    """Asked to end: as after Ctrl-C, what was begun is removed first."""
+    signal.signal(number, signal.SIG_IGN)
+    raise SystemExit(128 + number)
+
+
+def _flushed(code):
+    """The exit code, or quietly that of a reader of ours that went away (`dts inspect ... | head`)."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = PIPE_CLOSED
+    except (OSError, ValueError) as error:
+        errors.print(f"the output could not be written: {error}")
+        code = code or BAD_INPUT
+    else:
+        return code
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's own last flush is quiet
+    return code

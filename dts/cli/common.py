@@ -23,8 +23,15 @@ from rich.table import Table
 
 OK, CHECK_FAILED, BAD_INPUT, UNEXPECTED = 0, 1, 2, 3
 
-output = Console(markup=False, highlight=False)  # names and paths may hold brackets
-errors = Console(stderr=True, markup=False, highlight=False)
+
+class Terminal(Console):
+    def on_broken_pipe(self) -> None:
+        """Whoever read this has enough: not rich's exit code 1, which says that a check failed."""
+        raise BrokenPipeError
+
+
+output = Terminal(markup=False, highlight=False)  # names and paths may hold brackets
+errors = Terminal(stderr=True, markup=False, highlight=False)
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of the base's hub id; "

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from dts.demo.tasks import MissingData, Task, Text
+from dts.files import sync_tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +121,7 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> Path:
     try:
         write(unfinished)
         unfinished.chmod(0o755)
+        sync_tree(unfinished)
         unfinished.rename(path)
     except BaseException as error:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -7,7 +7,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -24,6 +23,7 @@ from dts import metrics
 from dts.demo import evaluate
 from dts.demo.finetune import Recipe, base_folder, checkpoint_path, finetune
 from dts.demo.tasks import Task, demo_tasks, folder_tasks
+from dts.files import write_text
 
 DATA_TASKS = ("trec6", "sst2", "stackoverflow20", "tweet_emotion")  # of a data folder, where none are named
 LINE_SECONDS = 10  # between lines of progress where there is no terminal
@@ -86,7 +86,7 @@ def run(data: str | Path | None = None, names: list[str] | None = None, out: str
         "memory": _memory(rows, model, base),
         "seconds": round(time.perf_counter() - started, 1),
     }
-    _write(out / "report.json", json.dumps(report, indent=2, ensure_ascii=False))
+    write_text(out / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     from dts.demo.plot import frontier
 
     frontier(report, out / "frontier.png")
@@ -147,7 +147,7 @@ def _rows(tasks: list[Task], folders: dict[str, Path], base: Path, out: Path, co
         start = time.perf_counter()
         with _bar(console, f"measure {task.name}") as step:
             row = _measure(task, folders[task.name], base, out / task.name, step) | {"key": keys[task.name]}
-        _write(out / task.name / "measured.json", json.dumps(row, indent=2, ensure_ascii=False))
+        write_text(out / task.name / "measured.json", json.dumps(row, indent=2, ensure_ascii=False) + "\n")
         rows[task.name] = row
         console.print(f"  measure {task.name}: {time.perf_counter() - start:.0f} s")
     return [rows[task.name] for task in tasks]
@@ -177,9 +177,7 @@ def _compress(tasks: list[Task], folders: dict[str, Path], base: Path, out: Path
 
 def _compressed(job: tuple) -> Path:
     base, finetuned, out, size, name, class_names, question = job
-    if out.exists():
-        shutil.rmtree(out)
-    dts.compress(base, finetuned, out=out, method=size.method, name=name, class_names=class_names,
+    dts.compress(base, finetuned, out=out, overwrite=True, method=size.method, name=name, class_names=class_names,
                  description=question, **size.how)  # fmt: skip
     return out
 
@@ -333,9 +331,3 @@ def _lines(console: Console, title: str) -> Callable:
             console.print(f"  {title}: {100 * done / total:.0f} %, {left:.0f} s left, {note}", soft_wrap=True)
 
     return step
-
-
-def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}")
-    unfinished.write_text(text + "\n", encoding="utf-8")
-    unfinished.replace(path)

@@ -8,8 +8,8 @@ from pathlib import Path
 from torch import Tensor
 
 from dts import __version__
-from dts.adapter.folder import beside, place
 from dts.checkpoint import Checkpoint, write_safetensors
+from dts.files import Watch, building, check_place
 
 from .registry import Method
 from .sources import Sources
@@ -20,14 +20,10 @@ OF_ONE_TASK = ("architectures", "id2label", "label2id", "problem_type", "finetun
 
 
 def write_folder(out: Path, sources: Sources, layout: dict, load: Callable[[str], Tensor], method: Method,
-                 options: dict, seed: int) -> Path:
+                 options: dict, seed: int, watch: Watch) -> Path:
     """Write the whole folder beside ``out`` and rename it, so that an interrupted merge leaves nothing half-written."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} exists and is not empty: remove it or merge into another folder")
-    partial = beside(out, "partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with building(out, lambda: check_place(out, False, "empty", lambda folder: False)) as place:
+        partial = place.fresh()
         write_safetensors(partial / "model.safetensors", layout, load, {"format": "pt"}, sources.reference.release)
         origin = next((c for c in (sources.base, *sources.models) if c and c.folder), None)
         if origin:
@@ -38,10 +34,8 @@ def write_folder(out: Path, sources: Sources, layout: dict, load: Callable[[str]
         if config:
             (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
         (partial / "README.md").write_text(card(out.resolve().name, sources, method, options, seed), "utf-8")
-        place(partial, out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        watch.check()
+        place.finish()
     return out
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dts.adapter.accounting import Account
+from dts.files import Watch, check_free
 
 from . import methods  # noqa: F401  (fills the registry)
 from .folder import write_folder
@@ -43,6 +44,9 @@ def merge(base, finetunes, method: str = "average", out: str | Path | None = Non
     if base is None and chosen.needs_base:
         free = ", ".join(m.name for m in METHODS.values() if not m.needs_base)
         raise ValueError(f"{method} merges differences to a base, so it needs one; without a base: {free}")
+    if out is not None:
+        check_free(out)
+    watch = Watch(base, *finetunes)
     sources = Sources.open(base, finetunes, exclude)
     prepared = chosen.prepare(lambda: sources.stream(seed), **options) if chosen.prepare else {}
 
@@ -80,4 +84,4 @@ def merge(base, finetunes, method: str = "average", out: str | Path | None = Non
         state = {name: loaded(name) for name in names}
         return state | {tied: state[name] for tied, name in sources.reference.tied.items() if name in state}
     layout = {name: (dtypes[name], sources.shape(name)) for name in names}
-    return write_folder(Path(out), sources, layout, loaded, chosen, options, seed)
+    return write_folder(Path(out), sources, layout, loaded, chosen, options, seed, watch)

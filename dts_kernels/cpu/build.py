@@ -92,17 +92,21 @@ def build(folder: Path, flags=()) -> Path:
                                 capture_output=True, text=True)
         if result.returncode:
             raise RuntimeError(f"{shlex.join(command)} does not link the library:\n{result.stderr}")
+        with open(out, "rb") as file:
+            os.fsync(file.fileno())  # after a power cut a library of zeros would end the process that loads it
         return out.replace(folder / out.name)  # complete or absent, also for those who look meanwhile
 
 
 def main() -> None:
     """Build into the package's own folder."""
-    for old in Path(__file__).parent.glob("native-*.so"):
-        old.unlink()
     try:
-        print(build(Path(__file__).parent))
+        built = build(Path(__file__).parent)
     except (RuntimeError, OSError) as error:
         sys.exit(str(error))
+    for old in Path(__file__).parent.glob("native-*.so"):
+        if old != built:
+            old.unlink()
+    print(built)
 
 
 if __name__ == "__main__":

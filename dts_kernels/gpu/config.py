@@ -102,6 +102,9 @@ def save(device_name: str, configs: dict[str, Config]) -> Path:
     path = user_folder() / file_name(device_name)
     path.parent.mkdir(parents=True, exist_ok=True)
     known = json.loads(path.read_text()) if path.is_file() else {}
-    path.write_text(json.dumps(known | {k: asdict(c) for k, c in configs.items()}, indent=1, sort_keys=True) + "\n")
+    text = json.dumps(known | {k: asdict(c) for k, c in configs.items()}, indent=1, sort_keys=True) + "\n"
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(text)
+    unfinished.replace(path)  # the old ones or the new ones whole, for those who read meanwhile
     measured_configs.cache_clear()
     return path

@@ -28,6 +28,7 @@ from benchmarks.quality.merging.tables import tables
 from benchmarks.quality.merging.tested import Tested
 from benchmarks.quality.text import CACHE, SUITE, TRAINING, finetunes
 from dts.demo.tasks import MissingData
+from dts.files import write_text
 
 PARTS = ("bases", "adapters", "unseen", "routing")
 BUDGETS = (0.0025, 0.005, 0.01)
@@ -84,7 +85,7 @@ def save(rows: list[dict], path: Path) -> None:
     )
     lines = [json.dumps({k: short(v) for k, v in row.items() if k != "key"}) for row in rows]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
+    write_text(path, "[\n" + ",\n".join(lines) + "\n]\n")
 
 
 def _parser() -> argparse.ArgumentParser:

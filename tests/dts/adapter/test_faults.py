@@ -59,13 +59,20 @@ def test_a_killed_run_is_continued_to_the_same_bytes(bert_folders, tmp_path, com
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cut", "whole"]
 
 
-def test_only_the_same_run_is_continued(bert_folders, tmp_path, compressed):
+def test_only_the_same_run_is_continued(bert_folders, tmp_path, compressed, monkeypatch):
     compressed.limit = 3
     with pytest.raises(Killed):
         compress(*bert_folders, out=tmp_path / "a", **SIZE)
     compressed.limit = None
     with pytest.raises(ValueError, match="nbytes: 32000 then, 30000 now"):
         compress(*bert_folders, out=tmp_path / "a", nbytes=30_000, resume=True)
+    with pytest.raises(ValueError, match="seed: 0 then, 1 now"):
+        compress(*bert_folders, out=tmp_path / "a", resume=True, seed=1, **SIZE)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["dts.adapter.compress"], "__version__", "9.9")
+        patch.setattr(torch, "__version__", "9.8")
+        with pytest.raises(ValueError, match="package: .* then, '9.9' now; torch: .* then, '9.8' now.*without resume"):
+            compress(*bert_folders, out=tmp_path / "a", resume=True, **SIZE)
     compress(*bert_folders, out=tmp_path / "a", nbytes=30_000)  # without resume it starts afresh
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 

@@ -1,5 +1,6 @@
 """Where folders are written: what may be replaced, and that nothing is lost when that fails."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 import dts
 from dts.adapter import compress, write_checkpoint
-from dts.adapter.folder import place
+from dts.files import building
 
 
 @pytest.fixture
@@ -58,15 +59,17 @@ def test_only_a_model_is_overwritten(models, tmp_path):
     assert content(models / "trec") != before and sorted(p.name for p in models.iterdir()) == ["a", "base", "trec"]
 
 
-def test_a_model_that_cannot_be_replaced_stays(models, monkeypatch):
-    before, rename = content(models), Path.rename
+@pytest.mark.parametrize("exchanged", [True, False])
+def test_a_model_that_cannot_be_replaced_stays(models, monkeypatch, exchanged):
+    before, rename = content(models), os.rename
 
     def failing(path, target):
-        if path.name.endswith(".partial"):
+        if Path(path).name == "whole":
             raise OSError("in use")
         return rename(path, target)
 
-    monkeypatch.setattr(Path, "rename", failing)
+    monkeypatch.setattr(os, "rename", failing)
+    monkeypatch.setattr("dts.files.folder.exchange", failing if exchanged else lambda one, other: False)
     with pytest.raises(OSError, match="in use"):
         write_checkpoint(models / "base", dts.Adapter.load(models / "a"), models / "trec", overwrite=True)
     assert content(models) == before
@@ -74,22 +77,24 @@ def test_a_model_that_cannot_be_replaced_stays(models, monkeypatch):
 
 def test_an_empty_folder_is_filled_and_emptied_again_on_failure(tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
-    (tmp_path / "new").mkdir()
-    for name in ("README.md", "dts_config.json", "z"):
-        (tmp_path / "new" / name).write_text(name)
-    rename, order = Path.rename, []
+    monkeypatch.chdir(tmp_path / "out")
+    rename, order = os.rename, []
 
     def failing(path, target):
-        order.append(path.name)
-        if path.name == "dts_config.json":
+        if Path(path).parent.name == "whole":
+            order.append(Path(path).name)
+        if Path(path).name == "dts_config.json":
             raise OSError("full")
         return rename(path, target)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", failing)
-        with pytest.raises(OSError, match="full"):
-            place(tmp_path / "new", tmp_path / "out")
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
+        with building(".", lambda: None) as place:
+            for name in ("README.md", "dts_config.json", "z"):
+                (place.fresh() if name == "README.md" else place.whole).joinpath(name).write_text(name)
+            patch.setattr(os, "rename", failing)
+            place.finish()
     assert order == ["README.md", "z", "dts_config.json"] and not list((tmp_path / "out").iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_the_working_folder_is_written_to_if_it_is_empty(models, tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -54,3 +56,42 @@ def test_it_starts_without_torch(start):
     assert shown.returncode == 0 and "compress" in shown.stdout
     imported = {line.rpartition("|")[2].strip() for line in shown.stderr.splitlines()}
     assert "typer" in imported and not imported & {"torch", "transformers", "triton", "numpy"}
+
+
+def started(*words, **rest):
+    return subprocess.Popen([sys.executable, "-m", "dts", *map(str, words)], stderr=subprocess.PIPE, **rest)
+
+
+@pytest.mark.parametrize("words", [["--json"], ["--tensors"]])
+def test_a_reader_that_has_enough_is_no_error(models, dts, tmp_path, words):
+    """`dts inspect ... | head`: quiet, with a shell's code for it, not the one of a check that failed."""
+    assert dts("compress", models / "base", models / "one", "-o", "a", "--rank-fraction", "50%").exit_code == 0
+    reader, writer = os.pipe()
+    os.close(reader)
+    root = Path(__file__).resolve().parents[3]
+    child = started("inspect", tmp_path / "a", *words, stdout=writer, cwd=root)
+    os.close(writer)
+    assert child.communicate()[1] == b"" and child.returncode == 141
+
+
+def test_interrupted_is_one_word_and_a_code(dts, monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dts.cli.doctor.examine", interrupted)
+    done = dts("doctor", "--json")
+    assert done.exit_code == 130 and done.stderr.strip() == "Interrupted" and not done.stdout
+
+
+@pytest.mark.parametrize("verb", ["compress", "apply", "truncate", "merge", "mix"])
+def test_every_verb_names_the_place_it_cannot_write(dts, models, tmp_path, verb):
+    assert dts("compress", models / "base", models / "one", "-o", "a", "--rank-fraction", "50%").exit_code == 0
+    (tmp_path / "file").touch()
+    words = {"compress": (models / "base", models / "one", "-s", "40%"), "apply": (models / "base", "a"),
+             "truncate": ("a", "-s", "30%"), "merge": (models / "one", models / "two"),
+             "mix": ("a", "--weight", "one=1")}[verb]  # fmt: skip
+    wrong = dts(verb, *words, "--out", "file/out", "--json")
+    assert wrong.exit_code == 2 and "Errno" not in wrong.stderr
+    error = json.loads(wrong.stdout)["error"]
+    assert error.startswith("file/out cannot be a folder: a part of its path is a file; nothing was written there")
+    assert "Choose another folder" in error

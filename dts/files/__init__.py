@@ -1,0 +1,10 @@
+"""What is written to a disk: beside its place first, whole or not at all, by one writer at a time."""
+
+from dts.files.errors import in_words
+from dts.files.folder import OVERTAKEN, Building, Leftover, building, check_free, check_place, set_aside
+from dts.files.lock import Busy, Lock
+from dts.files.place import sync_tree, write_text
+from dts.files.watch import Changed, Watch
+
+__all__ = ["OVERTAKEN", "Building", "Busy", "Changed", "Leftover", "Lock", "Watch", "building",
+           "check_free", "check_place", "in_words", "set_aside", "sync_tree", "write_text"]  # fmt: skip

@@ -1,0 +1,46 @@
+"""Files that must not change while they are read."""
+
+import os
+from pathlib import Path
+
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json")
+
+
+class Changed(ValueError):
+    """A file was replaced or written to between its first and its last reading."""
+
+
+class Watch:
+    """What the files of some sources were like when this was made: size, time of the last change, and which file.
+
+    sources: folders or files; anything else (hub ids, models in memory) is passed over.
+    """
+
+    def __init__(self, *sources):
+        self.seen = {file: _state(file) for source in sources for file in _files(source)}
+
+    def check(self) -> None:
+        """Raises Changed with every file that is another one by now."""
+        now = {file: _state(file) for file in self.seen}
+        wrong = [f"{file} {'is gone' if now[file] is None else 'changed'}"
+                 for file, state in self.seen.items() if now[file] != state]  # fmt: skip
+        if wrong:
+            raise Changed("what was being read changed meanwhile, so the result would be of neither: "
+                          f"{'; '.join(wrong)}.  Nothing was written; run again when nobody writes there")  # fmt: skip
+
+
+def _files(source) -> list[Path]:
+    if not isinstance(source, (str, os.PathLike)):
+        return []
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file())
+    return [path] if path.is_file() else []
+
+
+def _state(file: Path) -> tuple[int, int, int, int] | None:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
