@@ -8,6 +8,7 @@ that a file larger than memory can be written as its tensors are made.  Whatever
 import json
 import mmap
 import os
+import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,7 @@ class SafetensorsFile:
     def __init__(self, path: str | Path, mapped: bool = True, largest_header: int = LARGEST_HEADER):
         self.path, self.mapped = Path(path), mapped
         self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115  its pages or bytes are read by `load`
+        weakref.finalize(self, self._file.close)
         self._seen = self._state()
         self.tensors, self.metadata = _read_header(self._file, self.path, self._seen[0], largest_header)
         self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY) if mapped else None

@@ -18,12 +18,30 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
 from rich.table import Table
 
 OK, CHECK_FAILED, BAD_INPUT, UNEXPECTED = 0, 1, 2, 3
 
-output = Console(markup=False, highlight=False)  # names and paths may hold brackets
-errors = Console(stderr=True, markup=False, highlight=False)
+_STEERING = [*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+_UNPRINTABLE = dict.fromkeys(_STEERING, "\N{REPLACEMENT CHARACTER}")
+
+
+def plain(text: str) -> str:
+    """Without what a terminal obeys or shows in another order: names of files and tensors may come from anywhere."""
+    return text.translate(_UNPRINTABLE)
+
+
+class Plain(Console):
+    """A console on which no text steers the terminal, whatever it was made from."""
+
+    def render(self, renderable, options=None):
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(plain(segment.text), segment.style)
+
+
+output = Plain(markup=False, highlight=False)  # names and paths may hold brackets
+errors = Plain(stderr=True, markup=False, highlight=False)
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")]
@@ -85,7 +103,8 @@ def list_of(text: str | None) -> list[str] | None:
 def emit(result: Any, as_json: bool, show: Callable[[], None]) -> None:
     """The result as JSON, or shown to a person."""
     if as_json:
-        print(json.dumps(result, indent=2, ensure_ascii=False))
+        text = json.dumps(result, indent=2, ensure_ascii=False)
+        print("".join(f"\\u{ord(c):04x}" if ord(c) in _UNPRINTABLE else c for c in text))
     else:
         show()
 
