@@ -169,7 +169,8 @@ STORED = {"bytes": count} | ROW
 OF_BASE = {"norm": size, "base": or_none(filename)}
 ROWS = {  # kind -> (what a row has, what it may have)
     "tied": (ROW | {"tied_to": filename}, {}),
-    "factors": (STORED | OF_BASE | {"squared_error": or_none(error)}, {"parts": parts, "samples": samples, "dtype": floating}),
+    "factors": (STORED | OF_BASE | {"squared_error": or_none(error)}, {"parts": parts, "samples": samples,
+                                                                           "dtype": floating}),
     "experts": (STORED | OF_BASE | {"squared_error": or_none(error), "experts": list_of(or_none(expert))},
                 {"dtype": floating}),
     "delta": (STORED | OF_BASE, {"squared_error": or_none(error), "scale": step, "dtype": floating}),

@@ -8,6 +8,7 @@ may differ then, but they are numbers, and nothing ends in another error.
 
 import argparse
 import collections
+import hashlib
 import json
 import multiprocessing
 import os
@@ -31,8 +32,8 @@ KINDS = {
     "vectors": {"budget": 0.6, "method": "residual"}, "sketch": {"budget": 0.6, "method": "sketch"},
     "difference": {"budget": 0.4, "method": "residual", "kind": "difference"},
 }  # fmt: skip
-VALUES = [None, True, False, 0, -1, 1, 2**31, 2**64, 10**30, -0.0, 0.5, 1e300, 1e39, 1e-320, float("nan"), float("inf"), "",
-          "x", "a\0b", "\x1b[31m", "../x", "weight", [], [[]], {}, [1], [None], {"x": 1}, [10**30], "float16",
+VALUES = [None, True, False, 0, -1, 1, 2**31, 2**64, 10**30, -0.0, 0.5, 1e300, 1e39, 1e-320, float("nan"),
+          float("inf"), "", "x", "a\0b", "\x1b[31m", "../x", "weight", [], [[]], {}, [1], [None], {"x": 1}, [10**30], "float16",
           "int64", "bool", "float8_e4m3fn", "NaN"]  # fmt: skip
 RAW = [float("nan"), float("inf"), 3e38, -1e30, 0.0]
 
@@ -197,7 +198,8 @@ def resized(folder: Folder, draw: random.Random) -> None:
 
 def file(folder: Folder, draw: random.Random) -> None:
     how = draw.randrange(3)
-    name = draw.choice(["model.safetensors", "config.json", "modeling.py", "tokenizer.py", "tokenizer.json", "vocab.txt"])
+    name = draw.choice(["model.safetensors", "config.json", "modeling.py", "tokenizer.py", "tokenizer.json",
+                        "vocab.txt"])  # fmt: skip
     if how == 0:
         folder.files.clear()
     elif how == 1:
@@ -217,7 +219,8 @@ def header(folder: Folder, draw: random.Random) -> None:
     folder.model = len(text).to_bytes(8, "little") + text + content[8 + length :]
 
 
-MUTATIONS = (bits, cut, json_value, json_value, json_value, nested, twice, tensor, tensor, tensor, resized, file, header)
+MUTATIONS = (bits, cut, json_value, json_value, json_value, nested, twice, tensor, tensor, tensor, resized, file,
+             header)  # fmt: skip
 
 
 def signed(folder: Folder) -> None:
@@ -225,7 +228,8 @@ def signed(folder: Folder) -> None:
     config = folder.config
     for name, about in config.get("files", {}).items() if isinstance(config.get("files"), dict) else ():
         if isinstance(about, dict) and name in folder.files:
-            about |= {"bytes": len(folder.files[name]), "sha256": format.hashlib.sha256(folder.files[name]).hexdigest()[:16]}
+            content = folder.files[name]
+            about |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()[:16]}
     rows = config.get("tensors")
     for name, row in rows.items() if isinstance(rows, dict) else ():
         own = {}
@@ -283,7 +287,8 @@ def outcome(path: Path, base, expected: Truth, attacked: bool) -> str:
         return "identical"
     if not attacked:
         return "silent: other weights, classes or files"
-    raw = {name for name, entry in adapter.entries.items() if entry.kind in ("delta", "value") or entry.added_rows is not None}
+    raw = {name for name, entry in adapter.entries.items()
+           if entry.kind in ("delta", "value") or entry.added_rows is not None}  # fmt: skip
     for name, value in weights.items():
         if value.is_floating_point() and (value.isnan().any() or name not in raw and value.isinf().any()):
             owner = adapter.entries.get(name)
@@ -362,8 +367,8 @@ def _work(job) -> tuple[collections.Counter, list[str]]:
 
 
 def summary(counts: collections.Counter) -> str:
-    return (f"{counts['refused']} refused, {counts['identical']} identical, {counts['other']} other weights by who computed "
-            f"all digests anew, {counts['silent']} silent, {counts['unexpected']} unexpected")
+    return (f"{counts['refused']} refused, {counts['identical']} identical, {counts['other']} other weights by who "
+            f"computed all digests anew, {counts['silent']} silent, {counts['unexpected']} unexpected")
 
 
 def main() -> int:
