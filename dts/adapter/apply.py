@@ -50,7 +50,7 @@ def base_mismatches(adapter, base: Checkpoint) -> list[str]:
 def misfits(adapter, base: Checkpoint) -> list[str]:
     """A line for all that the adapter says of tensors that cannot be, even if this is its base."""
     section, wrong = adapter.config["finetuned"], []
-    for name, entry in adapter.entries.items():
+    for entry in adapter.entries.values():
         if entry.base_name is None or entry.kind == "tied":
             continue
         if entry.base_name not in base.tensors:

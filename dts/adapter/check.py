@@ -26,7 +26,7 @@ def plain_name(name) -> bool:
 
 
 def carried(name) -> bool:
-    """May an adapter carry a file of this name?  Tokenizer and processor files; no weights, no configuration, no code."""
+    """May an adapter carry a file of this name?  Tokenizer and processor files; no weights, no code."""
     return (plain_name(name) and filename(name) and any(fnmatchcase(name, pattern) for pattern in TEXT_FILES)
             and name.endswith(SUFFIXES))
 

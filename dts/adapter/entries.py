@@ -106,7 +106,7 @@ class Entry:
 
 
 def rounded(value: Tensor, dtype: torch.dtype, name: str, *given: Tensor) -> Tensor:
-    """``value`` in the dtype; raises AdapterError for elements beyond it though what they are ``given`` by is finite."""
+    """``value`` in the dtype; AdapterError for elements beyond it though what they are ``given`` by is finite."""
     narrow = value.to(dtype)
     if not dtype.is_floating_point or not value.numel() or not value.is_floating_point():
         return narrow
@@ -117,6 +117,6 @@ def rounded(value: Tensor, dtype: torch.dtype, name: str, *given: Tensor) -> Ten
     finite = torch.stack([tensor.isfinite() for tensor in given or (value,)]).all(0)
     beyond = int((finite & ~narrow.float().isfinite()).sum())
     if beyond:
-        raise AdapterError(f"{name}: {beyond} elements are too large for {str(dtype).removeprefix('torch.')}: the adapter "
+        raise AdapterError(f"{name}: {beyond} elements are too large for {str(dtype)[6:]}: the adapter "
                            "does not belong to this base, or is damaged")
     return narrow

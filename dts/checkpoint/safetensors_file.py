@@ -106,7 +106,8 @@ def _read_header(file, path: Path, size: int, largest: int) -> tuple[dict[str, S
         header = parse(text, largest)
     except NotStrict as error:
         raise Damaged(f"{path} has an unreadable header: {error}") from None
-    metadata = header.pop("__metadata__", None) or {}
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise Damaged(f"{path} has an unreadable header: its __metadata__ is not text by name")
     tensors, wrong = {}, []

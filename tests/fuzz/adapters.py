@@ -33,8 +33,8 @@ KINDS = {
     "difference": {"budget": 0.4, "method": "residual", "kind": "difference"},
 }  # fmt: skip
 VALUES = [None, True, False, 0, -1, 1, 2**31, 2**64, 10**30, -0.0, 0.5, 1e300, 1e39, 1e-320, float("nan"),
-          float("inf"), "", "x", "a\0b", "\x1b[31m", "../x", "weight", [], [[]], {}, [1], [None], {"x": 1}, [10**30], "float16",
-          "int64", "bool", "float8_e4m3fn", "NaN"]  # fmt: skip
+          float("inf"), "", "x", "a\0b", "\x1b[31m", "../x", "weight", [], [[]], {}, [1], [None], {"x": 1}, [10**30],
+          "float16", "int64", "bool", "float8_e4m3fn", "NaN"]  # fmt: skip
 RAW = [float("nan"), float("inf"), 3e38, -1e30, 0.0]
 
 
