@@ -57,7 +57,8 @@ def size(value) -> bool:
 
 
 def step(value) -> bool:
-    return number(value) and value > 0
+    """What torch multiplies by: a whole number may be too large for it."""
+    return isinstance(value, float) and number(value) and value > 0
 
 
 def error(value) -> bool:

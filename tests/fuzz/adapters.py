@@ -136,7 +136,7 @@ def json_value(folder: Folder, draw: random.Random) -> None:
         new = draw.choice([f"{key}x", "", "a\0b", *[k for k, _ in folder.config["tensors"].items()]])
         container[new] = container.pop(key)
     else:
-        container[key] = draw.choice(VALUES)
+        container[key] = json.loads(json.dumps(draw.choice(VALUES)))  # its own
 
 
 def nested(folder: Folder, draw: random.Random) -> None:
@@ -214,7 +214,7 @@ def header(folder: Folder, draw: random.Random) -> None:
     length = int.from_bytes(content[:8], "little")
     rows = json.loads(content[8 : 8 + length])
     container, key = draw.choice(list(places(rows)))
-    container[key] = draw.choice(VALUES)
+    container[key] = json.loads(json.dumps(draw.choice(VALUES)))  # its own
     text = json.dumps(rows).encode()
     folder.model = len(text).to_bytes(8, "little") + text + content[8 + length :]
 
