@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 PIP_INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo test sanitize faults gpu bench bench-cpu lint clean
+.PHONY: help demo test sanitize faults fuzz gpu bench bench-cpu lint clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -44,6 +44,9 @@ bench: $(VENV)/.test-installed ## codec, packing, products, load and switch
 
 bench-cpu: $(VENV)/.test-installed ## the CPU kernels beside nn.Linear, LoRA and dense models; some minutes
 	$(RUN) -m benchmarks.kernels.cpu $(ARGS)
+
+fuzz: $(VENV)/.test-installed ## 100,000 altered adapters, each refused or identical; ARGS="--count N --seed S"
+	$(RUN) -m tests.fuzz.adapters $(ARGS)
 
 lint: $(VENV)/.test-installed ## ruff
 	$(VENV)/bin/ruff check .

@@ -18,6 +18,24 @@ from dts.adapter.predict import Prediction
 from dts.adapter.truncate import truncated
 from dts.adapter.verify import Report, verify
 from dts.checkpoint import open_checkpoint
+from dts_kernels.layout import PackedFactors
+
+
+def alone(adapter: Adapter) -> Adapter:
+    """The adapter with tensors of their own, so that nothing of a larger one it is a prefix of stays in memory."""
+    def own(factors):
+        if factors is None:
+            return None
+        packed = factors.packed
+        kept = PackedFactors(packed.u.clone(), packed.v.clone(), packed.sigma.clone(), packed.levels)
+        return replace(factors, packed=kept)
+
+    for name, entry in adapter.entries.items():
+        if isinstance(entry.factors, list):
+            adapter.entries[name] = replace(entry, factors=[own(f) for f in entry.factors])
+        elif entry.factors is not None:
+            adapter.entries[name] = replace(entry, factors=own(entry.factors))
+    return adapter
 
 
 @dataclass
@@ -60,16 +78,19 @@ class Adapter:
                    entries, config["model_config"], folder, files or {})  # fmt: skip
 
     @classmethod
-    def load(cls, path: str | Path, budget: float | None = None) -> Adapter:
-        """Opens an adapter folder; tensors stay views on the mapped file until they are used.
+    def load(cls, path: str | Path, budget: float | None = None, verify: bool = True) -> Adapter:
+        """Opens an adapter folder; everything is read into memory and checked before any of it is used.
 
-        budget: load a prefix of every matrix so that all of it takes at most this fraction of the base in fp32.
-        Raises AdapterError naming every tensor that is missing, cut off or of the wrong shape.
+        budget: keep a prefix of every matrix so that all of it takes at most this fraction of the base in fp32.
+        verify: compare all digests, so that no altered bit goes unnoticed; False where that was done before.
+        Raises AdapterError naming all that is missing, altered, out of range or of the wrong kind.
         """
         folder = Path(path)
-        config, entries = format.read(folder)
+        config, entries = format.read(folder, verify)
         adapter = cls.of(config, entries, folder, {name: folder / name for name in config["files"]})
-        return adapter if budget is None else adapter.truncate(budget=budget)
+        if verify:
+            format.check_files(adapter)
+        return adapter if budget is None else alone(adapter.truncate(budget=budget))
 
     def truncate(self, budget: float | None = None, nbytes: int | None = None) -> Adapter:
         """A smaller adapter of prefixes of this one's components; exactly one size is given, see `dts.compress`."""

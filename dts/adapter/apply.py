@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from dts.adapter.accounting import Effects, of_model
-from dts.adapter.format import CONFIG, check_files
+from dts.adapter.entries import rounded
+from dts.adapter.format import CONFIG, check_files, copy_files
 from dts.adapter.modules import MODULES, by_folder, module_files, module_folders, write_module_files
 from dts.adapter.tokenizer import TEXT_FILES
 from dts.checkpoint import Checkpoint, Lazy, Mismatch, fingerprint, open_checkpoint, sampled_digest, write_safetensors
@@ -31,7 +32,7 @@ def base_mismatches(adapter, base: Checkpoint) -> list[str]:
     config = adapter.config
     theirs = fingerprint(base)
     if theirs == config["base"]["fingerprint"]:
-        return []
+        return misfits(adapter, base)
     wrong = []
     for name, entry in adapter.entries.items():
         if entry.base_name is None or entry.kind == "tied":
@@ -49,26 +50,68 @@ def base_mismatches(adapter, base: Checkpoint) -> list[str]:
     return wrong
 
 
-def reconstructed(adapter, base: Checkpoint) -> Checkpoint:
-    """The fine-tune as a checkpoint of tensors that are made when they are loaded."""
+def misfits(adapter, base: Checkpoint) -> list[str]:
+    """A line for all that the adapter says of tensors that cannot be, even if this is its base."""
+    section, wrong = adapter.config["finetuned"], []
+    for entry in adapter.entries.values():
+        if entry.base_name is None or entry.kind == "tied":
+            continue
+        if entry.base_name not in base.tensors:
+            wrong.append(f"{entry.base_name}: missing")
+        elif base.shape(entry.base_name) != entry.base_shape:
+            wrong.append(f"{entry.base_name}: shape {list(base.shape(entry.base_name))}, not {list(entry.base_shape)}")
+        elif base.dtype(entry.base_name).is_floating_point != entry.dtype.is_floating_point:
+            wrong.append(f"{entry.base_name}: {base.dtype(entry.base_name)}, {entry.dtype} in the fine-tune")
+    wrong += [f"{base_name}: missing, {name} is said to come from it" for name, base_name in section["renamed"].items()
+              if base_name not in base.tensors]  # fmt: skip
+    wrong += [f"{name}: missing, the fine-tune is said to lack it" for name in section["base_only"]
+              if name not in base.tensors]  # fmt: skip
+    if wrong:
+        return wrong
+    origins = _unchanged(adapter, base)
+    tied = {name: e.tied_to for name, e in adapter.entries.items() if e.kind == "tied"}
+    known = {name for name, _ in origins} | adapter.entries.keys() - tied.keys()
+    shapes = {name: base.shape(origin) for name, origin in origins}
+    shapes |= {name: entry.shape for name, entry in adapter.entries.items() if name not in tied}
+    if len(origins) != len({name for name, _ in origins}):
+        wrong.append("two tensors of the base would have one name in the fine-tune")
+    for name, owner in tied.items():
+        if owner not in known:
+            wrong.append(f"{name}: tied to {owner}, which there is not")
+        elif shapes[owner] != adapter.entries[name].shape:
+            wrong.append(f"{name}: shape {list(adapter.entries[name].shape)}, tied to {list(shapes[owner])}")
+    for name, origin in origins:
+        dtype = section["dtypes"].get(name)
+        if dtype is not None and getattr(torch, dtype).is_floating_point != base.dtype(origin).is_floating_point:
+            wrong.append(f"{name}: {dtype} in the fine-tune, {base.dtype(origin)} in the base")
+    return wrong
+
+
+def _unchanged(adapter, base: Checkpoint) -> list[tuple[str, str]]:
+    """(fine-tune's name, base's) of every tensor without an entry."""
     section = adapter.config["finetuned"]
-    main, base_main = getattr(torch, section["dtype"]), base.main_dtype
     by_base: dict[str, list[str]] = {}
     for name, base_name in section["renamed"].items():
         by_base.setdefault(base_name, []).append(name)
     left = set(section["base_only"])
+    return [
+        (name, base_name) for base_name in base.names if base_name not in left and base_name not in base.tied
+        for name in by_base.get(base_name, [swap_prefix(base_name, section["base_prefix"], section["prefix"])])
+        if name not in adapter.entries
+    ]  # fmt: skip
+
+
+def reconstructed(adapter, base: Checkpoint) -> Checkpoint:
+    """The fine-tune as a checkpoint of tensors that are made when they are loaded."""
+    section = adapter.config["finetuned"]
+    main, base_main = getattr(torch, section["dtype"]), base.main_dtype
     tensors: dict[str, Lazy] = {}
-    for base_name in base.names:
-        if base_name in left or base_name in base.tied:
-            continue
-        swapped = swap_prefix(base_name, section["base_prefix"], section["prefix"])
-        for name in by_base.get(base_name, [swapped]):
-            if name in adapter.entries:
-                continue
-            dtype = base.dtype(base_name)
-            dtype = getattr(torch, section["dtypes"].get(name, str(main if dtype == base_main else dtype)[6:]))
-            tensors[name] = Lazy(base.shape(base_name), dtype, lambda b=base_name, d=dtype: base.load(b).to(d),
-                                 partial(base.release, base_name))  # fmt: skip
+    for name, base_name in _unchanged(adapter, base):
+        dtype = base.dtype(base_name)
+        dtype = getattr(torch, section["dtypes"].get(name, str(main if dtype == base_main else dtype)[6:]))
+        tensors[name] = Lazy(base.shape(base_name), dtype,
+                             lambda n=name, b=base_name, d=dtype: _cast(base.load(b), d, n),
+                             partial(base.release, base_name))  # fmt: skip
     tied = {}
     for name, entry in adapter.entries.items():
         if entry.kind != "tied":
@@ -81,6 +124,10 @@ def reconstructed(adapter, base: Checkpoint) -> Checkpoint:
             tensors[name], tied[name] = tensors[entry.tied_to], entry.tied_to
     config = adapter.model_config or base.config
     return Checkpoint(f"{base.source} + {adapter.name}", tensors, tied, config, base.folder, base.revision)
+
+
+def _cast(tensor: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
+    return tensor if tensor.dtype == dtype else rounded(tensor, dtype, name)
 
 
 def write_checkpoint(base, adapter, out: str | Path, overwrite: bool = False, shard_bytes: int = SHARD_BYTES,
@@ -109,8 +156,7 @@ def write_checkpoint(base, adapter, out: str | Path, overwrite: bool = False, sh
             for file in base.folder.glob(pattern):
                 shutil.copyfile(file, partial / file.name)
         write_module_files(modules, partial)
-        for name, path in adapter.files.items():
-            shutil.copyfile(path, partial / name)
+        copy_files(adapter, partial)
         watch.check()
         place.finish()
     return out

@@ -19,7 +19,7 @@ from dts.adapter import budget as budgets
 from dts.adapter.accounting import NothingChanged, of_pairing
 from dts.adapter.adapter import Adapter
 from dts.adapter.entries import Entry
-from dts.adapter.format import FORMAT_VERSION, check_out, digest, number, short, write
+from dts.adapter.format import FORMAT_VERSION, about_file, check_out, digest, number, plain_config, short, write
 from dts.adapter.modules import module_files
 from dts.adapter.plan import Compressible, compressible, matrices_of, plan_tensor, shared_delta
 from dts.adapter.predict import prediction
@@ -153,8 +153,8 @@ def compress(
         "squared_error": 0.0, "bytes": 0, "amr": 0.0,
         "created": {"package": "dts-merge", "version": __version__, "command": command or f"compress {shown}".strip()},
         "dropped": {},
-        "files": {name: path.stat().st_size for name, path in files.items()},
-        "model_config": pairing.finetuned.config,
+        "files": {name: about_file(path) for name, path in files.items()},
+        "model_config": plain_config(pairing.finetuned.config),
         "tensors": {},
     }  # fmt: skip
     if modules := module_files(pairing.finetuned.folder):  # of sentence-transformers

@@ -15,6 +15,10 @@ from torch import Tensor
 if TYPE_CHECKING:
     from dts.codec.factors import Factors
 
+class AdapterError(ValueError):
+    """A folder that is not a whole adapter, or not one for this base."""
+
+
 KINDS = ("factors", "experts", "delta", "value", "tied")
 
 
@@ -94,7 +98,25 @@ class Entry:
         if self.kind == "value":
             return self.tensor.to(self.dtype)
         value = base.to(torch.float32) if base.dtype != torch.float64 else base
-        value = (value + self.delta(dtype=value.dtype).to(value.device)).to(self.dtype)
+        delta = self.delta(dtype=value.dtype).to(value.device)
+        value = rounded(value + delta, self.dtype, self.name, value, delta)
         if self.added_rows is not None:
             value = torch.cat([value, self.added_rows.to(value.device, self.dtype)])
         return value
+
+
+def rounded(value: Tensor, dtype: torch.dtype, name: str, *given: Tensor) -> Tensor:
+    """``value`` in the dtype; AdapterError for elements beyond it though what they are ``given`` by is finite."""
+    narrow = value.to(dtype)
+    if not dtype.is_floating_point or not value.numel() or not value.is_floating_point():
+        return narrow
+    least, most = torch.aminmax(value)
+    largest = torch.finfo(dtype).max
+    if -largest <= least.item() and most.item() <= largest:
+        return narrow
+    finite = torch.stack([tensor.isfinite() for tensor in given or (value,)]).all(0)
+    beyond = int((finite & ~narrow.float().isfinite()).sum())
+    if beyond:
+        raise AdapterError(f"{name}: {beyond} elements are too large for {str(dtype)[6:]}: the adapter "
+                           "does not belong to this base, or is damaged")
+    return narrow

@@ -1,23 +1,23 @@
-"""The adapter folder: entries <-> tensors and rows <-> files.  DESIGN section 4, and these tensors beside:
+"""The adapter folder: entries <-> tensors and rows <-> files.  docs/format.md has it byte by byte; in short:
 
-    <tensor>.added        rows beyond the base's vocabulary, whole, in the fine-tune's dtype
-    <tensor>[e].u ...     factors of expert e of a tensor [E, m, n]
+    <tensor>.u .v .sigma  one matrix's factors (.levels of method "paper");  <tensor>[e].u ... of expert e
     .rows, .columns       as `dts.codec.index_to_disk` stores them
     <tensor>.samples      uint8 [rows, groups / 4], a sketch's elements; .samples1 ... of a mixture's other members
-    <tensor>.delta        int8 where the tensor's row has a ``scale``, its step
+    <tensor>.delta        int8 where the tensor's row has a ``scale``, its step;  <tensor>.value
+    <tensor>.added        rows beyond the base's vocabulary, whole, in the fine-tune's dtype
 
 ``dts_config.json`` holds beside: ``finetuned`` (how its names and dtypes follow from the base's), ``dropped``
 (tensors the budget left at the base, with the norm of what is missing), ``files`` (tokenizer files that differ from
-the base's) and ``model_config`` (the fine-tune's config.json).  A row's ``sha256`` is over the tensor's stored
-bytes and the rest of the row, its ``base`` is the sampled digest of the base's tensor.
+the base's) and ``model_config`` (the fine-tune's config.json).  Everything is under a digest: a tensor's name, dtype,
+shape and bytes with its row under the row's ``sha256``, files under theirs, the rest under the config's.
 """
 
 import hashlib
 import json
 import math
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,22 +25,21 @@ from torch import Tensor
 
 from dts.adapter import check
 from dts.adapter.card import card
-from dts.adapter.entries import KINDS, Entry
+from dts.adapter.entries import AdapterError, Entry
 from dts.checkpoint import Damaged, SafetensorsFile, write_safetensors
 from dts.checkpoint.pairing import swap_prefix
-from dts.checkpoint.safetensors_file import Layout, header_bytes, layout_of, tensor_bytes
+from dts.checkpoint.safetensors_file import NAMES, Layout, header_bytes, layout_of, tensor_bytes
+from dts.checkpoint.strict_json import NotStrict, parse
 from dts.codec import Factors, Part, index_from_disk, index_to_disk
 from dts.files import Building, building, check_place, set_aside
 from dts_kernels.layout import PackedFactors
 from dts_kernels.samples import Samples
 
-FORMAT_VERSION = 3  # 1 had no 8-bit vectors, 2 no sketches
-READABLE = (1, 2, 3)
+FORMAT_VERSION = 4  # 1 had no 8-bit vectors, 2 no sketches, 3 digests of bytes and rows only
+READABLE = (1, 2, 3, 4)
+LARGEST_TEXT = 1 << 25  # bytes of a configuration and of a header: some hundred thousand matrices
+LARGEST_VALUE = 1e30  # of an element of a difference: sums of many of them are still numbers in float32
 CONFIG, MODEL, CARD = "dts_config.json", "dts_model.safetensors", "README.md"
-
-
-class AdapterError(ValueError):
-    """A folder that is not a whole adapter, or not one for this base."""
 
 
 # -- one entry ------------------------------------------------------------------------------------------------------
@@ -79,12 +78,40 @@ def entry_tensors(entry: Entry) -> dict[str, Tensor]:
     return tensors
 
 
-def digest(tensors: dict[str, Tensor], row: dict) -> str:
-    """16 hex digits over the bytes of an entry's tensors and its row."""
-    total = hashlib.sha256(json.dumps({k: v for k, v in row.items() if k != "sha256"}, sort_keys=True).encode())
-    for name in sorted(tensors):
-        total.update(tensor_bytes(tensors[name]))
+def version_of(entries: Iterable[Entry], digests: bool = True) -> int:
+    """The format that these entries need; whoever writes a folder asks here.
+
+    digests: with those of this version, as all that is written now.
+    """
+    entries = list(entries)
+    features = {
+        4: digests,
+        3: any(f is not None and f.samples for entry in entries for f in matrices(entry)),
+        2: any(entry.scale is not None for entry in entries),
+    }
+    return next((version for version, used in features.items() if used), 1)
+
+
+def digest(name: str, tensors: dict[str, Tensor], row: dict, version: int = FORMAT_VERSION) -> str:
+    """16 hex digits over an entry's row and its tensors; before version 4 without any name, dtype or shape."""
+    row = {k: v for k, v in row.items() if k != "sha256"}
+    total = hashlib.sha256(canonical(row if version < 4 else [name, row], version))
+    for key in sorted(tensors):
+        if version >= 4:
+            total.update(canonical([key, NAMES[tensors[key].dtype], list(tensors[key].shape)]))
+        total.update(tensor_bytes(tensors[key]))
     return total.hexdigest()[:16]
+
+
+def config_digest(config: dict) -> str:
+    """16 hex digits over the configuration without its ``sha256``."""
+    return hashlib.sha256(canonical({k: v for k, v in config.items() if k != "sha256"})).hexdigest()[:16]
+
+
+def canonical(value, version: int = FORMAT_VERSION) -> bytes:
+    """The one JSON text of a value: ASCII, keys sorted, without spaces (before version 4 with them)."""
+    separators = (",", ":") if version >= 4 else None
+    return json.dumps(value, sort_keys=True, separators=separators).encode()
 
 
 def short(dtype: torch.dtype) -> str:
@@ -134,41 +161,68 @@ def samples_row(factors: Factors) -> list[dict]:
 
 
 def entry_from(name: str, row: dict, config: dict, load: Callable[[str], Tensor | None]) -> Entry:
-    """The inverse of `entry_tensors` and `entry_row`; ``load`` gives None for a tensor the file does not have."""
-    if row["kind"] not in KINDS:
-        raise AdapterError(f"{name} is stored as {row['kind']!r}, which this version does not know")
+    """The inverse of `entry_tensors` and `entry_row`; ``load`` gives None for a tensor the file does not have.
+
+    row: as `check.problems` lets it pass.  Raises AdapterError for tensors that are missing, do not fit the row or each
+    other, or hold what is no number.
+    """
     finetuned = config["finetuned"]
-    task_only, shape = row.get("task_only", False), tuple(row["shape"])
+    task_only, shape, kind = row.get("task_only", False), tuple(row["shape"]), row["kind"]
     entry = Entry(
         name,
         None if task_only else base_name_of(name, finetuned),
         shape,
-        row["kind"],
+        kind,
         dtype=getattr(torch, row.get("dtype", finetuned["dtype"])),
         task_only=task_only,
         tied_to=row.get("tied_to"),
         norm=row.get("norm") or 0.0,
         squared_error=row.get("squared_error", 0.0),
-        added_rows=load(f"{name}.added"),
+        added_rows=load(f"{name}.added") if kind == "factors" else None,
         scale=row.get("scale"),
     )
-    if entry.kind in ("delta", "value"):
-        entry.tensor = load(f"{name}.{entry.kind}")
+    if entry.added_rows is not None:
+        added = entry.added_rows
+        if added.dtype != entry.dtype or added.shape[1:] != shape[1:] or not 0 < added.shape[0] < shape[0]:
+            raise AdapterError(f"{name}: added rows of {short(added.dtype)} {list(added.shape)} do not belong to "
+                               f"{short(entry.dtype)} {list(shape)}")
+        check_numbers(f"{name}.added", added)
+    if kind in ("delta", "value"):
+        entry.tensor = load(f"{name}.{kind}")
         if entry.tensor is None or tuple(entry.tensor.shape) != shape:
-            raise AdapterError(f"{name}: its {entry.kind} is missing or not {list(shape)}")
-        if (entry.scale is not None) != (entry.kind == "delta" and entry.tensor.dtype == torch.int8):
+            raise AdapterError(f"{name}: its {kind} is missing or not {list(shape)}")
+        stored = entry.tensor.dtype
+        if (entry.scale is not None) != (kind == "delta" and stored == torch.int8):
             raise AdapterError(f"{name}: a scale belongs to an int8 delta, and the other way round")
-    elif entry.kind == "experts":
-        matrix = entry.base_shape[1:]
+        if stored != entry.dtype if kind == "value" else not stored.is_floating_point and entry.scale is None:
+            raise AdapterError(f"{name}: its {kind} is {short(stored)}, which does not belong to {short(entry.dtype)}")
+        check_numbers(f"{name}.{kind}", entry.tensor)
+    elif kind == "experts":
+        if len(shape) != 3 or len(row["experts"]) != shape[0]:
+            raise AdapterError(f"{name}: {len(row['experts'])} experts where {list(shape)} belongs")
         entry.factors = [
-            None if e is None else factors_from(f"{name}[{i}]", matrix, load, *e)
+            None if e is None else factors_from(f"{name}[{i}]", shape[1:], load, *e)
             for i, e in enumerate(row["experts"])
         ]
     elif "parts" in row:
+        if len(shape) < 2:
+            raise AdapterError(f"{name}: factors of a tensor of shape {list(shape)}")
         matrix = entry.base_shape[0], torch.Size(entry.base_shape[1:]).numel()
         entry.factors = factors_from(name, matrix, load, row["parts"], row["squared_error"], row["norm"],
                                      row.get("samples", ()))
+    elif kind == "factors" and (entry.added_rows is None or "samples" in row):
+        raise AdapterError(f"{name}: it has neither parts nor added rows")
     return entry
+
+
+def check_numbers(name: str, tensor: Tensor) -> None:
+    """Raises AdapterError for NaN (infinite elements can be meant: masks) and for truth values that are neither."""
+    if tensor.is_floating_point() or tensor.is_complex():
+        wide = tensor if tensor.dtype.itemsize > 1 else tensor.float()
+        if wide.isnan().any():
+            raise AdapterError(f"{name}: {int(wide.isnan().sum())} elements are no numbers")
+    elif tensor.dtype == torch.bool and tensor.numel() and tensor.view(torch.uint8).max() > 1:
+        raise AdapterError(f"{name}: elements that are neither true nor false")
 
 
 def factors_from(name: str, shape, load, parts: list[dict], squared_error, norm: float, samples=()) -> Factors:
@@ -177,31 +231,61 @@ def factors_from(name: str, shape, load, parts: list[dict], squared_error, norm:
     absent = [key for key in ("u", "v", "sigma") if stored[key] is None]
     if absent:
         raise AdapterError(f"{name}: its {', '.join(absent)} is missing")
-    rows, columns = (None if stored[key] is None else index_from_disk(stored[key]) for key in ("rows", "columns"))
+    rows, columns = (index_from(f"{name}.{key}", stored[key], size) for key, size in zip(("rows", "columns"), shape))
     sizes = tuple(len(kept) if kept is not None else size for kept, size in zip((rows, columns), shape))
     rank = sum(part.rank for part in parts)
     try:
         packed = PackedFactors(stored["u"], stored["v"], stored["sigma"], stored["levels"])
     except ValueError as error:
-        raise AdapterError(f"{name}: {error}") from error
+        raise AdapterError(f"{name}: {error}") from None
     if packed.shape != sizes or packed.rank != rank:
         raise AdapterError(
             f"{name}: factors of {list(packed.shape)}, rank {packed.rank}, where {list(sizes)}, rank {rank} belongs"
         )
+    if (packed.levels is not None) != (bool(parts) and parts[0].kind == "paper"):
+        raise AdapterError(f"{name}: levels belong to method \"paper\", and the other way round")
+    for key in ("u", "v"):
+        check_padding(f"{name}.{key}", stored[key], rank)
     own = tuple(samples_from(name, i, row, sizes, load) for i, row in enumerate(samples))
+    levels = 4.0 if packed.levels is None else packed.levels.double().abs().max().item()
+    largest = packed.sigma.double().abs().sum().item() * levels**2 + sum(4 * abs(one.scale) for one in own)
+    if not largest <= LARGEST_VALUE:
+        raise AdapterError(f"{name}: its sigma or levels are no numbers, or too large")
     return Factors(packed, tuple(shape), rows, columns, parts, norm, squared_error, own)
+
+
+def index_from(name: str, stored: Tensor | None, size: int) -> Tensor | None:
+    """Kept rows or columns of ``size``: int64, ascending.  Raises AdapterError unless they are just that."""
+    if stored is None:
+        return None
+    if stored.dtype == torch.uint8:
+        if tuple(stored.shape) != ((size + 7) // 8,) or not stored.any() or size % 8 and stored[-1] >> size % 8:
+            raise AdapterError(f"{name}: {list(stored.shape)} bytes are no mask of {size}")
+        return index_from_disk(stored)
+    if stored.dtype != torch.int32 or stored.dim() != 1 or not len(stored):
+        raise AdapterError(f"{name}: {short(stored.dtype)} {list(stored.shape)} are no indices")
+    kept = index_from_disk(stored)
+    if kept[0] < 0 or kept[-1] >= size or (kept.diff() <= 0).any():
+        raise AdapterError(f"{name}: indices are not ascending within {size}")
+    return kept
+
+
+def check_padding(name: str, stored: Tensor, rank: int) -> None:
+    """Raises AdapterError unless the bits beyond the last of ``rank`` codes of every row are 0."""
+    if rank % 4 and stored.numel() and (stored[:, -1] >> 2 * (rank % 4)).any():
+        raise AdapterError(f"{name}: bits beyond its {rank} codes are set")
 
 
 def samples_from(name: str, i: int, row: dict, shape: tuple[int, int], load) -> Samples:
     codes = load(f"{name}.{samples_key(i)}")
     if codes is None:
         raise AdapterError(f"{name}: its {samples_key(i)} is missing")
-    if not isinstance(row["scale"], float) or not math.isfinite(row["scale"]):
-        raise AdapterError(f"{name}: the scale of its {samples_key(i)} is {row['scale']!r}")
     try:
-        return Samples(codes, row["scale"], row["stride"], row["seed"], shape)
+        samples = Samples(codes, row["scale"], row["stride"], row["seed"], shape)
     except ValueError as error:
-        raise AdapterError(f"{name}: {error}") from error
+        raise AdapterError(f"{name}: {error}") from None
+    check_padding(f"{name}.{samples_key(i)}", codes, samples.groups)
+    return samples
 
 
 def base_name_of(name: str, finetuned: dict) -> str:
@@ -216,18 +300,20 @@ def base_name_of(name: str, finetuned: dict) -> str:
 def total_bytes(config: dict, sizes: Layout) -> tuple[str, str, int]:
     """(config text, card text, bytes of the whole folder); sets ``bytes`` and ``amr`` of the config to the truth.
 
-    config: complete, with its ``tensors`` and ``files`` {name: bytes};  sizes: of all tensors.
+    Its ``sha256`` too.  config: complete, with its ``tensors`` and ``files``;  sizes: of all tensors.
     """
     start, _ = header_bytes(sizes)
     payload = sum(torch.Size(shape).numel() * dtype.itemsize for dtype, shape in sizes.values())
-    fixed, total = len(start) + payload + sum(config["files"].values()), 0
+    fixed, total = len(start) + payload + sum(f["bytes"] for f in config["files"].values()), 0
+    config["sha256"] = "0" * 16
     while True:  # the texts say how many bytes they take
         config["bytes"] = total
         config["amr"] = number(total / (4 * max(1, config["base"]["parameters"])))
         text, readme = config_text(config), card(config)
         size = fixed + len(text.encode()) + len(readme.encode())
         if size <= total:
-            return text + "\n" * (total - size), readme, total
+            config["sha256"] = config_digest(config)  # as long as what it takes the place of
+            return config_text(config) + "\n" * (total - size), readme, total
         total = size
 
 
@@ -238,21 +324,62 @@ def config_text(config: dict) -> str:
     return f'{head[:-1]},\n"tensors": {{\n{rows}\n}}}}\n'
 
 
-def complete(adapter) -> tuple[dict[str, Tensor], str, str]:
-    """All tensors, and the texts; brings the adapter's config up to date with its entries."""
-    config = adapter.config
+def describe(config: dict, entries: Iterable[Entry], base_digests: dict, digests: bool = True) -> Layout:
+    """Brings ``tensors`` and ``format_version`` of a config up to date; gives the layout of all tensors.
+
+    base_digests: by the entries' names;  digests: else zeros of the same length, while sizes are planned.
+    """
+    entries, sizes = list(entries), {}
     dtype = getattr(torch, config["finetuned"]["dtype"])
-    rows, tensors = {}, {}
-    for entry in adapter.entries.values():
+    config["format_version"], config["tensors"] = version_of(entries), {}
+    for entry in entries:
         own = entry_tensors(entry)
-        base_digest = config["tensors"].get(entry.name, {}).get("base")
-        row = rows[entry.name] = entry_row(entry, dtype, base_digest, layout_of(own.items()))
-        row["sha256"] = digest(own, row)
-        tensors |= own
-    config["tensors"] = rows
-    config["files"] = {name: path.stat().st_size for name, path in adapter.files.items()}
-    text, readme, _ = total_bytes(config, layout_of(tensors.items()))
+        layout = layout_of(own.items())
+        row = config["tensors"][entry.name] = entry_row(entry, dtype, base_digests.get(entry.name), layout)
+        row["sha256"] = digest(entry.name, own, row) if digests else "0" * 16
+        sizes |= layout
+    return sizes
+
+
+def complete(adapter) -> tuple[dict[str, Tensor], str, str]:
+    """All tensors, and the texts; brings the adapter's config up to date with its entries.
+
+    Raises AdapterError if the result could not be read again (names with control characters, ...).
+    """
+    config = adapter.config
+    base_digests = {name: row.get("base") for name, row in config["tensors"].items()}
+    sizes = describe(config, adapter.entries.values(), base_digests)
+    config["files"] = {name: about_file(path) for name, path in adapter.files.items()}
+    config["model_config"] = plain_config(config["model_config"])
+    text, readme, _ = total_bytes(config, sizes)
+    wrong = check.problems(parse(text.encode(), LARGEST_TEXT))
+    if wrong:
+        raise AdapterError(f"the adapter {adapter.name!r} cannot be written: " + "; ".join(wrong))
+    tensors = {}
+    for entry in adapter.entries.values():
+        tensors |= entry_tensors(entry)
     return tensors, text, readme
+
+
+def plain_config(given: dict | None) -> dict | None:
+    """A model's configuration as JSON gives it back: keys are text, infinite numbers as transformers writes them."""
+    if given is None:
+        return None
+
+    def plain(value):
+        if isinstance(value, float) and not math.isfinite(value):
+            return {"__float__": "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"}
+        if isinstance(value, dict):
+            return {key: plain(inner) for key, inner in value.items()}
+        return [plain(inner) for inner in value] if isinstance(value, list) else value
+
+    return plain(json.loads(json.dumps(given)))
+
+
+def about_file(path: Path) -> dict:
+    """What a config says of a file beside it."""
+    content = path.read_bytes()
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()[:16]}
 
 
 def write(adapter, out: Path, overwrite: bool = False, place: Building | None = None) -> Path:
@@ -268,8 +395,7 @@ def write(adapter, out: Path, overwrite: bool = False, place: Building | None = 
         write_safetensors(partial / MODEL, layout_of(tensors.items()), tensors.__getitem__)
         (partial / CONFIG).write_text(text, "utf-8", newline="\n")
         (partial / CARD).write_text(readme, "utf-8", newline="\n")
-        for name, path in adapter.files.items():
-            shutil.copyfile(path, partial / name)
+        copy_files(adapter, partial)
         place.finish()
     adapter.folder = out
     adapter.files = {name: out / name for name in adapter.files}
@@ -282,16 +408,33 @@ def check_out(out: Path, overwrite: bool) -> None:
 
 
 def file_problems(adapter) -> list[str]:
-    """A line for each tokenizer file that is missing, of another size than recorded, or would be copied elsewhere."""
-    sizes, wrong = adapter.config["files"], []
-    for name, path in adapter.files.items():
-        if not check.plain_name(name):
-            wrong.append(f"{name!r}: not the name of a file in the adapter's folder")
-        elif not path.is_file():
-            wrong.append(f"{name}: the file is missing")
-        elif path.stat().st_size != sizes.get(name, path.stat().st_size):
-            wrong.append(f"{name}: {path.stat().st_size} bytes, recorded {sizes[name]}")
+    """A line for each tokenizer file that is missing, altered, a link, or would be copied elsewhere."""
+    wrong = []
+    for name in adapter.files:
+        try:
+            checked_file(adapter, name)
+        except AdapterError as error:
+            wrong.append(str(error))
     return wrong
+
+
+def checked_file(adapter, name: str) -> bytes:
+    """The content of one of the adapter's tokenizer files; raises AdapterError unless it is as it was recorded."""
+    path, about = adapter.files[name], adapter.config["files"].get(name)
+    if not check.plain_name(name):
+        raise AdapterError(f"{name!r}: not the name of a file in the adapter's folder")
+    if not check.carried(name):
+        raise AdapterError(f"{name!r}: no tokenizer or processor file, and an adapter carries no others")
+    if not path.is_file():
+        raise AdapterError(f"{name}: the file is missing")
+    if adapter.folder is not None and not within(adapter.folder, path):
+        raise AdapterError(f"{name}: a link to a place outside of the folder, which is not followed")
+    content = path.read_bytes()
+    if about is not None and len(content) != about["bytes"]:
+        raise AdapterError(f"{name}: {len(content)} bytes, recorded {about['bytes']}")
+    if about is not None and about["sha256"] not in (None, hashlib.sha256(content).hexdigest()[:16]):
+        raise AdapterError(f"{name}: the file was altered")
+    return content
 
 
 def check_files(adapter) -> None:
@@ -301,46 +444,101 @@ def check_files(adapter) -> None:
         raise AdapterError(f"the adapter {adapter.name!r} is damaged:\n  " + "\n  ".join(wrong))
 
 
-def read(folder: Path) -> tuple[dict, dict[str, Entry]]:
-    """(config, entries) of an adapter folder; tensors are views on the mapped file."""
+def copy_files(adapter, folder: Path) -> None:
+    """Writes the tokenizer files into a folder: the very bytes that were checked."""
+    for name in adapter.files:
+        (folder / name).write_bytes(checked_file(adapter, name))
+
+
+def within(folder: Path, path: Path) -> bool:
+    """Does a file lie in the folder, links followed?  Those of a hub's cache lead to its own store."""
+    folder, path = folder.resolve(), path.resolve()
+    stores = [folder] + [folder.parent.parent / "blobs"] * (folder.parent.name == "snapshots")
+    return path.parent in stores
+
+
+def read(folder: Path, verify: bool = True) -> tuple[dict, dict[str, Entry]]:
+    """(config, entries) of an adapter folder, in memory of their own: what becomes of the files cannot touch them.
+
+    verify: compare all digests.  Everything else is checked in any case, before any of it is used.
+    Raises AdapterError with all that is wrong.
+    """
     absent = [name for name in (CONFIG, MODEL) if not (folder / name).is_file()]
     if absent:
         raise AdapterError(f"{folder} is not an adapter: it has no {' and no '.join(absent)}{set_aside(folder)}")
+    outside = [name for name in (CONFIG, MODEL) if not within(folder, folder / name)]
+    if outside:
+        raise AdapterError(f"{folder} is damaged: {' and '.join(outside)} is a link to a place outside of it, "
+                           "which is not followed")
     config = read_config(folder / CONFIG)
     try:
-        file = SafetensorsFile(folder / MODEL)
+        file = SafetensorsFile(folder / MODEL, mapped=False, largest_header=LARGEST_TEXT)
+        entries, wrong = _entries(config, file, verify)
     except Damaged as error:
-        raise AdapterError(str(error)) from error
-    used = set()
-
-    def load(name: str) -> Tensor | None:
-        used.add(name)
-        return file.load(name) if name in file.tensors else None
-
-    entries, wrong = {}, []
-    for name, row in config["tensors"].items():
-        try:
-            entries[name] = entry_from(name, row, config, load)
-        except (ValueError, AttributeError, IndexError, KeyError, TypeError, RuntimeError) as error:
-            wrong.append(str(error) if isinstance(error, AdapterError) else f"{name}: {error!r}")
-    wrong += [f"{name}: not in {CONFIG}" for name in sorted(set(file.tensors) - used)]
+        raise AdapterError(str(error)) from None
+    if verify and config["format_version"] >= 4 and config_digest(config) != config["sha256"]:
+        wrong.append(f"{CONFIG} was altered after it was written")
     if wrong:
         raise AdapterError(f"{folder} is damaged:\n  " + "\n  ".join(wrong))
     return config, entries
 
 
+def _entries(config: dict, file: SafetensorsFile, verify: bool) -> tuple[dict[str, Entry], list[str]]:
+    """(entries, a line for all that is wrong with them)."""
+    used, wrong, entries = set(), [], {}
+
+    def load(own: dict[str, Tensor], key: str) -> Tensor | None:
+        if key not in file.tensors:
+            return None
+        if key in used:
+            raise AdapterError(f"{key} is said to belong to two tensors")
+        used.add(key)
+        own[key] = file.load(key)
+        return own[key]
+
+    for name, row in config["tensors"].items():
+        own: dict[str, Tensor] = {}
+        try:
+            entry = entry_from(name, row, config, partial(load, own))
+        except AdapterError as error:
+            wrong.append(str(error))
+            used |= {key for key in file.tensors if key.startswith(name)}  # told already
+            continue
+        nbytes = sum(tensor.nbytes for tensor in own.values())
+        if row["kind"] != "tied" and nbytes != row["bytes"]:
+            wrong.append(f"{name}: {nbytes} bytes are stored of it, recorded {row['bytes']}")
+        elif verify and digest(name, own, row, config["format_version"]) != row["sha256"]:
+            wrong.append(f"{name}: what is stored of it was altered")
+        entries[name] = entry
+    wrong += [f"{name}: not in {CONFIG}" for name in sorted(set(file.tensors) - used)]
+    return entries, wrong
+
+
 def read_config(path: Path) -> dict:
-    """``dts_config.json``, with all that is read later; raises AdapterError with everything that is wrong with it."""
-    try:
-        config = json.loads(path.read_text("utf-8"))
-        version = config["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise AdapterError(f"{path} is damaged: {error!r}") from error
+    """``dts_config.json``, with all that is read later; raises AdapterError with everything that is wrong with it.
+
+    ``files`` of versions that had only their sizes are given as this version has them.
+    """
+    with open(path, "rb") as file:
+        text = file.read(LARGEST_TEXT + 1)
+    try:  # infinite numbers of a model's configuration were once written as such
+        config = parse(text, LARGEST_TEXT, constants=True)
+    except NotStrict as error:
+        raise AdapterError(f"{path} is damaged: {error}") from None
+    version = config.get("format_version") if isinstance(config, dict) else None
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise AdapterError(f"{path} is damaged: it has no format_version")
     if version not in READABLE:
-        raise AdapterError(f"{path} has format {version}; this version reads {' and '.join(map(str, READABLE))}")
+        raise AdapterError(f"{path} has format {version}; this version reads {' and '.join(map(str, READABLE))}: "
+                           "a newer dts may have written it")
     wrong = check.problems(config)
     if wrong:
-        raise AdapterError(f"{path} is damaged: {'; '.join(wrong)}")
+        raise AdapterError(f"{path} is damaged: {'; '.join(wrong[:50])}" + (len(wrong) > 50) * "; and more")
+    if version < 4:
+        config["files"] = {name: {"bytes": size, "sha256": None} for name, size in config["files"].items()}
+        config["model_config"] = plain_config(config["model_config"])
+    elif plain_config(config["model_config"]) != config["model_config"]:
+        raise AdapterError(f"{path} is damaged: its model_config has NaN or Infinity, which is no JSON number")
     return config
 
 

@@ -35,14 +35,25 @@ def _json(file: Path):
         raise ValueError(f"{file} is damaged: {error}") from error
 
 
+def plain(files) -> bool:
+    """Is this {path: content} of files that each belong to a module of the model, and lie nowhere else?"""
+    if not isinstance(files, dict):
+        return False
+    allowed = set(module_folders(files.get(MODULES)))
+
+    def belongs(name: str) -> bool:
+        parts = PurePosixPath(name).parts
+        inner = len(parts) == 2 and "/".join(parts) == name and parts[0] in allowed and name.endswith(".json")
+        return (name in FILES or inner) and not any(c in "\\:" or not c.isprintable() for c in name)
+
+    return all(map(belongs, files))
+
+
 def write_module_files(files: dict[str, object], out: Path) -> None:
     """Raises ValueError for a file that belongs to no module: an adapter may come from anywhere."""
-    allowed = set(module_folders(files.get(MODULES)))
+    if not plain(files):
+        raise ValueError(f"the adapter carries a file that belongs to no module of its model, among {', '.join(files)}")
     for name, content in files.items():
-        path = PurePosixPath(name)
-        if not (name in FILES or len(path.parts) == 2 and path.parts[0] in allowed and path.suffix == ".json"
-                and "\\" not in name and ":" not in name):  # fmt: skip
-            raise ValueError(f"the adapter carries a file {name!r} that belongs to no module of its model")
         file = out / name
         file.parent.mkdir(exist_ok=True)
         file.write_text(json.dumps(content, indent=2) + "\n", "utf-8")

@@ -4,13 +4,11 @@ import math
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from dts.adapter import format
 from dts.adapter.budget import BLOCK, Curve, allocate_exactly, levelled
 from dts.adapter.entries import Entry
 from dts.adapter.vectors import eight_bit
-from dts.checkpoint.safetensors_file import layout_of
 from dts.codec import Factors
 from dts.codec.spectrum import PAPER_KEPT
 
@@ -91,14 +89,7 @@ def measured(config: dict, entries: dict[str, Entry], base_digests: dict, sha256
 
     sha256: `format.digest`; without it zeros of the same length.
     """
-    dtype = getattr(torch, config["finetuned"]["dtype"])
-    config["tensors"], sizes = {}, {}
-    for entry in entries.values():
-        own = format.entry_tensors(entry)
-        layout = layout_of(own.items())
-        row = config["tensors"][entry.name] = format.entry_row(entry, dtype, base_digests.get(entry.name), layout)
-        row["sha256"] = sha256(own, row) if sha256 else "0" * 16
-        sizes |= layout
+    sizes = format.describe(config, entries.values(), base_digests, bool(sha256))
     config["squared_error"] = overall_error(config, entries)
     return format.total_bytes(config, sizes)[2]
 

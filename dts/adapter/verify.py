@@ -31,8 +31,11 @@ def verify(adapter, base: Checkpoint, finetuned: Checkpoint | None = None) -> Re
     report = Report([f"base: {line}" for line in base_mismatches(adapter, base)])
     rows = adapter.config["tensors"]
     for name, entry in adapter.entries.items():
-        if format.digest(format.entry_tensors(entry), rows[name]) != rows[name]["sha256"]:
+        own, version = format.entry_tensors(entry), adapter.config["format_version"]
+        if name not in rows or format.digest(name, own, rows[name], version) != rows[name]["sha256"]:
             report.problems.append(f"{name}: what is stored of it was altered")
+    if "sha256" in adapter.config and format.config_digest(adapter.config) != adapter.config["sha256"]:
+        report.problems.append(f"{format.CONFIG}: it was altered")
     report.problems += format.file_problems(adapter)
     if report.problems or finetuned is None:
         return report

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from dts.checkpoint.errors import CheckpointError, some
 from dts.checkpoint.quantised import quantised
-from dts.checkpoint.safetensors_file import NAMES
+from dts.checkpoint.safetensors_file import NAMES, ODD
 
 MERGE = ("merge it into its base first: PeftModel.from_pretrained(base, folder).merge_and_unload(), then "
          "save_pretrained(), and give the merged model")  # fmt: skip
@@ -53,7 +53,7 @@ def check_kind(source: str, tensors: Mapping, config: Mapping | None) -> None:
     codes = quantised(tensors, config)
     if codes:
         wrong.append(f"{source} is {codes}")
-    elif odd := {name: t.dtype for name, t in tensors.items() if t.dtype not in NAMES}:
+    elif odd := {name: t.dtype for name, t in tensors.items() if t.dtype not in NAMES or t.dtype in ODD}:
         kinds = ", ".join(sorted({str(dtype).removeprefix("torch.") for dtype in odd.values()}))
         wrong.append(f"{source} has {kinds} tensors, which cannot be stored: {some(odd)}")
     if bad := [name for name in tensors if bad_name(name)]:

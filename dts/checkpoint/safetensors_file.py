@@ -2,12 +2,13 @@
 
 Format: 8 bytes little-endian header length, a JSON header {name: {dtype, shape, data_offsets}}, the data.  Read by
 hand rather than through the library so that a truncated file is refused by the names of the tensors it lost, and so
-that a file larger than memory can be written as its tensors are made.
+that a file larger than memory can be written as its tensors are made.  Whatever the library refuses is refused here.
 """
 
 import json
 import mmap
 import os
+import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +17,19 @@ import torch
 from torch import Tensor
 
 from dts.checkpoint.errors import CheckpointError
+from dts.checkpoint.strict_json import NotStrict, parse
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
-    "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64, "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64, "BOOL": torch.bool, "C64": torch.complex64,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz, "F8_E8M0": torch.float8_e8m0fnu,
 }  # fmt: skip
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+ODD = {torch.complex64, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz, torch.float8_e8m0fnu}  # no model's weights are
+LARGEST_HEADER = 100_000_000  # bytes, the library's own limit
+LARGEST_SIZE = 2**63 - 1  # elements and bytes of a tensor
 
 
 class Damaged(CheckpointError):
@@ -41,24 +47,42 @@ class Stored:
 
 
 class SafetensorsFile:
-    """A mapped .safetensors file: tensors are views on the mapping (copy-on-write), nothing is read ahead."""
+    """A .safetensors file of which tensors are read one at a time; nothing is read ahead.
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-        self.tensors, self.metadata = _read_header(self.path)
-        with open(self.path, "rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    mapped: tensors are views on the mapped file (copy-on-write), for files larger than memory.  A page that is gone
+    because the file was cut off meanwhile would kill the process: each `load` looks first whether the file is as it was
+    when it was opened.  Otherwise tensors are read into memory of their own, which nothing that becomes of the file can
+    change.
+    """
+
+    def __init__(self, path: str | Path, mapped: bool = True, largest_header: int = LARGEST_HEADER):
+        self.path, self.mapped = Path(path), mapped
+        self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115  its pages or bytes are read by `load`
+        weakref.finalize(self, self._file.close)
+        self._seen = self._state()
+        self.tensors, self.metadata = _read_header(self._file, self.path, self._seen[0], largest_header)
+        self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY) if mapped else None
 
     def load(self, name: str) -> Tensor:
+        """Raises Damaged if the file was altered since it was opened."""
         stored = self.tensors[name]
+        if self._state() != self._seen:
+            raise Damaged(f"{self.path} was altered while it was read: {name} cannot be read any more")
         if stored.start == stored.stop:
             return torch.empty(stored.shape, dtype=stored.dtype)
         count = (stored.stop - stored.start) // stored.dtype.itemsize
+        if not self.mapped:
+            raw = self._read(stored.start, stored.stop, name)
+            return torch.frombuffer(raw, dtype=stored.dtype).view(stored.shape)
         if stored.start % stored.dtype.itemsize:  # a foreign writer's; torch needs aligned elements
             raw = bytearray(self._map[stored.start : stored.stop])
             return torch.frombuffer(raw, dtype=stored.dtype).view(stored.shape)
         return torch.frombuffer(self._map, dtype=stored.dtype, count=count, offset=stored.start).view(stored.shape)
 
+    def _state(self) -> tuple[int, int]:
+        """(bytes, time of the last change) of the open file, which stays the same one whatever becomes of its name."""
+        status = os.fstat(self._file.fileno())
+        return status.st_size, status.st_mtime_ns
 
     def release(self, name: str) -> None:
         """Gives back the memory of a tensor's mapped pages; they are read again where it is used again.
@@ -68,39 +92,96 @@ class SafetensorsFile:
         stored = self.tensors[name]
         start = -(-stored.start // mmap.PAGESIZE) * mmap.PAGESIZE  # pages shared with another tensor stay
         length = stored.stop // mmap.PAGESIZE * mmap.PAGESIZE - start
-        if length > 0 and hasattr(mmap, "MADV_DONTNEED"):
+        if self._map is not None and length > 0 and hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED, start, length)
 
+    def _read(self, start: int, stop: int, name: str) -> bytearray:
+        raw, at = bytearray(stop - start), 0
+        self._file.seek(start)
+        while at < len(raw):
+            got = self._file.readinto(memoryview(raw)[at:])
+            if not got:
+                raise Damaged(f"{self.path} was cut off while it was read: {name} is incomplete")
+            at += got
+        return raw
 
-def _read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > size - 8:
-            raise Damaged(f"{path} is cut off within its header ({size} bytes)")
-        try:
-            header = json.loads(file.read(length))
-            metadata = header.pop("__metadata__", {})
-            tensors = {}
-            for name, row in header.items():
-                start, stop = row["data_offsets"]
-                shape = tuple(torch.Size(row["shape"]))
-                tensors[name] = Stored(DTYPES[row["dtype"]], shape, 8 + length + start, 8 + length + stop)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise Damaged(f"{path} has an unreadable header: {error!r}") from error
-    wrong = [
-        name for name, t in tensors.items()
-        if t.stop - t.start != torch.Size(t.shape).numel() * t.dtype.itemsize or t.start < 8 + length
-    ]  # fmt: skip
+
+def _read_header(file, path: Path, size: int, largest: int) -> tuple[dict[str, Stored], dict[str, str]]:
+    length = int.from_bytes(file.read(8), "little")
+    if size < 8 or length > size - 8:
+        raise Damaged(f"{path} is cut off within its header ({size} bytes)")
+    if length > largest:
+        raise Damaged(f"{path} has a header of {length:,} bytes, more than the {largest:,} that are read")
+    text = file.read(length)
+    if text[:1] != b"{":
+        raise Damaged(f"{path} has an unreadable header: it does not begin with {{")
+    try:
+        header = parse(text, largest)
+    except NotStrict as error:
+        raise Damaged(f"{path} has an unreadable header: {error}") from None
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise Damaged(f"{path} has an unreadable header: its __metadata__ is not text by name")
+    tensors, wrong = {}, []
+    for name, row in header.items():
+        problem = _row_problem(row)
+        if problem:
+            wrong.append(f"{name!r} has {problem}")
+            continue
+        start, stop = row["data_offsets"]
+        tensors[name] = Stored(DTYPES[row["dtype"]], tuple(row["shape"]), 8 + length + start, 8 + length + stop)
     if wrong:
-        raise Damaged(f"{path} has an altered header: sizes do not fit for {', '.join(sorted(wrong))}")
+        raise Damaged(f"{path} has an altered header: {'; '.join(wrong[:10])}{_more(wrong, 10)}")
+    wrong = [name for name, t in tensors.items() if t.stop - t.start != _bytes_of(t.shape, t.dtype)]
+    if wrong:
+        raise Damaged(f"{path} has an altered header: sizes do not fit for {_some(wrong)}")
     lost = [name for name, t in tensors.items() if t.stop > size]
     if lost:
         raise Damaged(f"{path} is cut off at {size} bytes: {_some(lost)} incomplete")
-    end = max((t.stop for t in tensors.values()), default=8 + length)
+    end = 8 + length
+    for name, t in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if t.start != end:
+            what = "overlaps the one before it" if t.start < end else "does not follow the one before it"
+            raise Damaged(f"{path} has an altered header: {name!r} {what}")
+        end = t.stop
     if end != size:
         raise Damaged(f"{path} has {size - end} bytes more than its header describes")
     return tensors, metadata
+
+
+def _row_problem(row) -> str | None:
+    """What is wrong with {dtype, shape, data_offsets} by itself."""
+    if not isinstance(row, dict) or not {"dtype", "shape", "data_offsets"} <= row.keys():
+        return "no dtype, shape and data_offsets"
+    if not isinstance(row["dtype"], str) or row["dtype"] not in DTYPES:
+        return f"the dtype {row['dtype']!r:.40}, which is not one of {', '.join(DTYPES)}"
+    shape, offsets = row["shape"], row["data_offsets"]
+    if not isinstance(shape, list) or not all(map(_size, shape)):
+        return "a shape that is no list of sizes"
+    count = DTYPES[row["dtype"]].itemsize
+    for size in shape:
+        count *= size
+        if count > LARGEST_SIZE:
+            return "a shape too large for any file"
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_size, offsets)) or offsets[0] > offsets[1]:
+        return "data_offsets that are no two ascending positions"
+    return None
+
+
+def _size(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST_SIZE
+
+
+def _bytes_of(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    count = dtype.itemsize
+    for size in shape:
+        count *= size
+    return count
+
+
+def _more(lines: list, shown: int) -> str:
+    return f"; and {len(lines) - shown} more" if len(lines) > shown else ""
 
 
 def _some(names: list[str], count: int = 10) -> str:

@@ -19,15 +19,30 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
 from rich.table import Table
 
 OK, CHECK_FAILED, BAD_INPUT, UNEXPECTED = 0, 1, 2, 3
 
+_STEERING = [*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+_UNPRINTABLE = dict.fromkeys(_STEERING, "\N{REPLACEMENT CHARACTER}")
+
+
+def plain(text: str) -> str:
+    """Without what a terminal obeys or shows in another order: names of files and tensors may come from anywhere."""
+    return text.translate(_UNPRINTABLE)
+
 
 class Terminal(Console):
+    """A console on which no text steers the terminal, whatever it was made from."""
+
     def on_broken_pipe(self) -> None:
         """Whoever read this has enough: not rich's exit code 1, which says that a check failed."""
         raise BrokenPipeError
+
+    def render(self, renderable, options=None):
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(plain(segment.text), segment.style)
 
 
 output = Terminal(markup=False, highlight=False)  # names and paths may hold brackets
@@ -106,7 +121,8 @@ def list_of(text: str | None) -> list[str] | None:
 def emit(result: Any, as_json: bool, show: Callable[[], None]) -> None:
     """The result as JSON (what is no finite number is null: JSON has none), or shown to a person."""
     if as_json:
-        print(json.dumps(finite(result), indent=2, ensure_ascii=False, allow_nan=False))
+        text = json.dumps(finite(result), indent=2, ensure_ascii=False, allow_nan=False)
+        print("".join(f"\\u{ord(c):04x}" if ord(c) in _UNPRINTABLE else c for c in text))
     else:
         show()
 

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from dts import sums
 from dts.cli.common import (
     FinetunedRevision,
     Json,
@@ -65,6 +64,8 @@ def compare(base: str, finetuned: str) -> dict:
 
 def _change(pairing, p) -> dict:
     """Norms of one tensor's change, and how many of its rows changed at all."""
+    from dts import sums
+
     before = pairing.base.load(p.base_name)
     after = pairing.finetuned.load(p.name)[: before.shape[0] if p.added_rows else None]
     rows = (after != before).flatten(1).any(1).sum().item() if after.dim() > 1 else None

@@ -18,30 +18,35 @@ def verify(
 ):
     """Check an adapter's bytes, its base and, with the fine-tune, its errors; exit code 1 if anything is wrong."""
     import dts
+    from dts.adapter import AdapterError, Report
     from dts.adapter.accounting import of_model
     from dts.checkpoint import open_checkpoint
 
     base, finetuned = at(base, revision), at(finetuned, finetuned_revision)
-    loaded = dts.Adapter.load(adapter)
-    report = loaded.verify(base, finetuned)
+    name = adapter
+    try:  # what is altered is told by the report
+        loaded = dts.Adapter.load(adapter, verify=False)
+        name, report = loaded.name, loaded.verify(base, finetuned)
+    except AdapterError as error:
+        report = Report(str(error).splitlines())
     errors = {name: {"recorded": recorded, "measured": measured}
               for name, (recorded, measured) in report.errors.items()}  # fmt: skip
     result = {"adapter": adapter, "ok": report.ok, "problems": report.problems, "squared_errors": errors}
     if report.ok:
         opened = open_checkpoint(base)
         result["account"] = of_model(loaded, opened, loaded.on(opened, check=False)).as_dict()
-    emit(result, as_json, lambda: _show(loaded, report, base, finetuned, result))
+    emit(result, as_json, lambda: _show(name, report, base, finetuned, result))
     if not report.ok:
         raise typer.Exit(CHECK_FAILED)
 
 
-def _show(adapter, report, base: str, finetuned: str | None, result: dict):
+def _show(name: str, report, base: str, finetuned: str | None, result: dict):
     if not report.ok:
-        output.print(f"{adapter.name}: {len(report.problems)} problems", style="red")
+        output.print(f"{name}: {len(report.problems)} problems", style="red")
         for line in report.problems:
             output.print(f"  {line}", soft_wrap=True)
         return
-    output.print(f"{adapter.name}: whole, and made for {base}", style="green")
+    output.print(f"{name}: whole, and made for {base}", style="green")
     output.print(counts_text(result["account"]), soft_wrap=True)
     if finetuned is None:
         output.print("Give the fine-tune as well to measure the errors again.")

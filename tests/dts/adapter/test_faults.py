@@ -2,8 +2,8 @@
 
 import errno
 import json
+import os
 import random
-import shutil
 import sys
 
 import pytest
@@ -110,7 +110,10 @@ def test_every_flipped_bit_is_found_by_the_tensors_name(bert_folders, adapter_fo
         altered = bytearray(content)
         altered[(stored.start + stored.stop) // 2] ^= 8
         (adapter_folder / "dts_model.safetensors").write_bytes(altered)
-        problems = dts.Adapter.load(adapter_folder).verify(bert_folders[0]).problems
+        with pytest.raises(AdapterError) as error:
+            dts.Adapter.load(adapter_folder)
+        assert name.rpartition(".")[0] + ":" in str(error.value)
+        problems = dts.Adapter.load(adapter_folder, verify=False).verify(bert_folders[0]).problems
         assert len(problems) == 1 and problems[0].split(":")[0] == name.rpartition(".")[0]
 
 
@@ -145,7 +148,7 @@ def test_configuration_and_tensors_that_disagree_are_refused_by_name(adapter_fol
     path.write_text(text[: len(text) // 2])
     with pytest.raises(AdapterError, match="damaged"):
         dts.Adapter.load(adapter_folder)
-    path.write_text(text.replace('"format_version": 3', '"format_version": 99'))
+    path.write_text(text.replace('"format_version": 4', '"format_version": 99'))
     with pytest.raises(AdapterError, match="format 99"):
         dts.Adapter.load(adapter_folder)
 
@@ -173,9 +176,9 @@ def test_a_cut_adapter_is_about_as_good_as_one_made_so(bert_folders):
     assert cut.config["squared_error"] < 1.25 * made.config["squared_error"]
 
 
-def test_tensors_are_views_on_the_file(adapter_folder, tmp_path):
+def test_what_becomes_of_the_file_cannot_touch_a_loaded_adapter(adapter_folder):
     adapter = dts.Adapter.load(adapter_folder)
-    shutil.rmtree(adapter_folder)  # the mapping outlives the name
+    os.truncate(adapter_folder / "dts_model.safetensors", 0)  # mapped pages that are gone would kill the process
     assert all(torch.isfinite(e.factors.packed.sigma).all() for e in adapter.entries.values() if e.kind == "factors")
 
 

@@ -1,0 +1,391 @@
+"""Altered adapters: each is refused in plain words, or gives the very same weights, classes and files.
+
+    python -m tests.fuzz.adapters [--count 100000] [--seed 0] [--jobs CORES]
+
+A mutation is drawn from (seed, number) alone.  Every other one is an attacker's, who computes all digests anew: weights
+may differ then, but they are numbers, and nothing ends in another error.
+"""
+
+import argparse
+import collections
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import tempfile
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+import dts
+from dts.adapter import AdapterError, format
+from dts.checkpoint import Mismatch, open_checkpoint
+from dts.checkpoint.safetensors_file import DTYPES
+from tests.dts.adapter import tiny
+
+KINDS = {
+    "residual": {"rank_fraction": 0.3}, "paper": {"method": "paper", "rank_fraction": 0.5},
+    "vectors": {"budget": 0.6, "method": "residual"}, "sketch": {"budget": 0.6, "method": "sketch"},
+    "difference": {"budget": 0.4, "method": "residual", "kind": "difference"},
+}  # fmt: skip
+VALUES = [None, True, False, 0, -1, 1, 2**31, 2**64, 10**30, -0.0, 0.5, 1e300, 1e39, 1e-320, float("nan"),
+          float("inf"), "", "x", "a\0b", "\x1b[31m", "../x", "weight", [], [[]], {}, [1], [None], {"x": 1}, [10**30],
+          "float16", "int64", "bool", "float8_e4m3fn", "NaN"]  # fmt: skip
+RAW = [float("nan"), float("inf"), 3e38, -1e30, 0.0]
+
+
+@dataclass
+class Folder:
+    """The content of an adapter's folder: rows are [name, dtype, shape, bytes]."""
+
+    config: dict
+    rows: list[list]
+    files: dict[str, bytes] = field(default_factory=dict)
+    text: bytes | None = None  # instead of what the fields say
+    model: bytes | None = None
+
+    def copy(self) -> "Folder":
+        return Folder(json.loads(json.dumps(self.config)), [list(row) for row in self.rows], dict(self.files))
+
+    def model_bytes(self) -> bytes:
+        if self.model is not None:
+            return self.model
+        header, at = {}, 0
+        for name, dtype, shape, raw in self.rows:
+            header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + len(raw)]}
+            at += len(raw)
+        text = json.dumps(header).encode()
+        return len(text).to_bytes(8, "little") + text + b"".join(row[3] for row in self.rows)
+
+    def text_bytes(self) -> bytes:
+        return json.dumps(self.config).encode() if self.text is None else self.text
+
+    def write(self, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        (folder / format.CONFIG).write_bytes(self.text_bytes())
+        (folder / format.MODEL).write_bytes(self.model_bytes())
+        for name, content in self.files.items():
+            (folder / name).write_bytes(content)
+
+
+def opened(path: Path) -> Folder:
+    content = (path / format.MODEL).read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    rows = []
+    for name, row in json.loads(content[8:start]).items():
+        first, last = row["data_offsets"]
+        rows.append([name, row["dtype"], row["shape"], content[start + first : start + last]])
+    files = {p.name: p.read_bytes() for p in path.iterdir() if p.name not in (format.CONFIG, format.MODEL, format.CARD)}
+    return Folder(json.loads((path / format.CONFIG).read_text()), rows, files)
+
+
+# -- mutations ------------------------------------------------------------------------------------------------------
+
+
+def places(value, path=()):
+    """(container, key) of everything in a JSON value."""
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        yield value, key
+        if isinstance(inner, (dict, list)):
+            yield from places(inner)
+
+
+def bits(folder: Folder, draw: random.Random) -> None:
+    part = draw.choice(["text", "model", "file"])
+    if part == "file" and folder.files:
+        name = draw.choice(list(folder.files))
+        folder.files[name] = flipped(folder.files[name], draw)
+    elif part == "text":
+        folder.text = flipped(folder.text_bytes(), draw)
+    else:
+        folder.model = flipped(folder.model_bytes(), draw)
+
+
+def flipped(content: bytes, draw: random.Random) -> bytes:
+    altered = bytearray(content)
+    for _ in range(draw.choice([1, 1, 1, 2, 8])):
+        if altered:
+            altered[draw.randrange(len(altered))] ^= 1 << draw.randrange(8)
+    return bytes(altered)
+
+
+def cut(folder: Folder, draw: random.Random) -> None:
+    content = folder.model_bytes() if draw.random() < 0.5 else None
+    if content is not None:
+        folder.model = content[: draw.randrange(len(content))] + draw.choice([b"", b"", b"more"])
+    else:
+        folder.text = folder.text_bytes()[: draw.randrange(len(folder.text_bytes()))]
+
+
+def json_value(folder: Folder, draw: random.Random) -> None:
+    container, key = draw.choice(list(places(folder.config)))
+    how = draw.randrange(5)
+    if how == 0:
+        del container[key]
+    elif how == 1 and isinstance(container[key], (int, float)) and not isinstance(container[key], bool):
+        container[key] = draw.choice([container[key] + 1, container[key] - 1, -container[key], container[key] * 2])
+    elif how == 2:
+        other, where = draw.choice(list(places(folder.config)))
+        container[key] = json.loads(json.dumps(other[where]))
+    elif how == 3 and isinstance(container, dict):
+        new = draw.choice([f"{key}x", "", "a\0b", *[k for k, _ in folder.config["tensors"].items()]])
+        container[new] = container.pop(key)
+    else:
+        container[key] = json.loads(json.dumps(draw.choice(VALUES)))  # its own
+
+
+def nested(folder: Folder, draw: random.Random) -> None:
+    depth = draw.choice([10, 63, 64, 65, 1000, 100_000])
+    inner = draw.choice(['{"a":', "["])
+    text = folder.text_bytes().decode()
+    value = inner * depth + "1" + ("}" if inner == '{"a":' else "]") * depth
+    at = draw.choice([text.find('"class_names"'), text.find('"shape"'), 1])
+    folder.text = (text[:at] + f'"nested": {value}, ' + text[at:]).encode()
+
+
+def twice(folder: Folder, draw: random.Random) -> None:
+    text = folder.text_bytes().decode()
+    row = draw.choice(['"method": "paper"', '"bytes": 1', '"files": {}', '"shape": [1]'])
+    at = draw.choice([i for i, letter in enumerate(text) if letter == "{"])
+    folder.text = (text[: at + 1] + row + ", " + text[at + 1 :]).encode()
+
+
+def tensor(folder: Folder, draw: random.Random) -> None:
+    row = draw.choice(folder.rows)
+    how = draw.randrange(8)
+    if how == 0:
+        folder.rows.remove(row)
+    elif how == 1:
+        row[0] = draw.choice([row[0] + "x", "", row[0].rpartition(".")[0] + ".value", draw.choice(folder.rows)[0]])
+    elif how == 2:
+        row[1] = draw.choice([*DTYPES, "F4", "X"])
+    elif how == 3 and row[2]:
+        row[2] = draw.choice([row[2][::-1], [*row[2], 1], [-1 * size for size in row[2]], [10**30], row[2] + [0],
+                              [torch.Size(row[2]).numel()], [1.0], [None]])  # fmt: skip
+    elif how == 4:
+        other = draw.choice(folder.rows)
+        row[0], other[0] = other[0], row[0]
+    elif how == 5:
+        other = draw.choice(folder.rows)
+        row[1:], other[1:] = other[1:], row[1:]
+    elif how == 6:
+        row[3] = bytes(draw.randrange(256) for _ in row[3])
+    elif row[1] in ("F32", "I32", "I64"):
+        size = DTYPES[row[1]].itemsize
+        raw = bytearray(row[3])
+        at = draw.randrange(len(raw) // size) * size
+        if row[1] == "F32":
+            raw[at : at + 4] = bytes(torch.tensor([draw.choice(RAW)]).view(torch.uint8).tolist())
+        else:
+            raw[at : at + size] = draw.choice([-1, 10_000, 2**31 - 1]).to_bytes(size, "little", signed=True)
+        row[3] = bytes(raw)
+    else:
+        row[3] = flipped(row[3], draw)
+
+
+def resized(folder: Folder, draw: random.Random) -> None:
+    row = draw.choice(folder.rows)
+    if row[2] and row[2][0] > 1:
+        less = draw.choice([1, row[2][0] - 1])
+        row[3] = row[3][: len(row[3]) // row[2][0] * less]
+        row[2] = [less, *row[2][1:]]
+
+
+def file(folder: Folder, draw: random.Random) -> None:
+    how = draw.randrange(3)
+    name = draw.choice(["model.safetensors", "config.json", "modeling.py", "tokenizer.py", "tokenizer.json",
+                        "vocab.txt"])  # fmt: skip
+    if how == 0:
+        folder.files.clear()
+    elif how == 1:
+        folder.files[name] = b"{}"
+        folder.config["files"][name] = {"bytes": 2, "sha256": "44136fa355b3678a"}
+    else:
+        folder.files[next(iter(folder.files), name)] = b"other"
+
+
+def header(folder: Folder, draw: random.Random) -> None:
+    content = folder.model_bytes()
+    length = int.from_bytes(content[:8], "little")
+    rows = json.loads(content[8 : 8 + length])
+    container, key = draw.choice(list(places(rows)))
+    container[key] = json.loads(json.dumps(draw.choice(VALUES)))  # its own
+    text = json.dumps(rows).encode()
+    folder.model = len(text).to_bytes(8, "little") + text + content[8 + length :]
+
+
+MUTATIONS = (bits, cut, json_value, json_value, json_value, nested, twice, tensor, tensor, tensor, resized, file,
+             header)  # fmt: skip
+
+
+def signed(folder: Folder) -> None:
+    """All digests anew, as an attacker would, of what still has a form that has digests."""
+    config = folder.config
+    for name, about in config.get("files", {}).items() if isinstance(config.get("files"), dict) else ():
+        if isinstance(about, dict) and name in folder.files:
+            content = folder.files[name]
+            about |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()[:16]}
+    rows = config.get("tensors")
+    for name, row in rows.items() if isinstance(rows, dict) else ():
+        own = {}
+        for key, dtype, shape, raw in folder.rows:
+            if key.startswith((f"{name}.", f"{name}[")):
+                try:
+                    own[key] = torch.frombuffer(bytearray(raw), dtype=DTYPES[dtype]).view(shape)
+                except (KeyError, ValueError, TypeError, RuntimeError):
+                    return
+        if isinstance(row, dict):
+            if "bytes" in row and isinstance(row["bytes"], int):
+                row["bytes"] = sum(value.nbytes for value in own.values())
+            row["sha256"] = format.digest(name, own, row)
+    config["sha256"] = format.config_digest(config)
+
+
+# -- what becomes of one ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Truth:
+    """What an adapter gives when nothing was altered."""
+
+    weights: dict
+    about: tuple
+    endless: set
+
+
+def truth(path: Path, base) -> Truth:
+    adapter = dts.Adapter.load(path)
+    return Truth(dict(adapter.apply(base)), about(adapter), set())
+
+
+def about(adapter) -> tuple:
+    files = {name: path.read_bytes() for name, path in adapter.files.items()}
+    return adapter.name, adapter.class_names, adapter.kind, adapter.model_config, files
+
+
+def outcome(path: Path, base, expected: Truth, attacked: bool) -> str:
+    """refused | identical | other (an attacker's) | silent: ... | unexpected: ..."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            adapter = dts.Adapter.load(path)
+            report = adapter.verify(base)
+            if not report.ok:
+                return "refused"
+            weights = dict(adapter.apply(base))
+    except (AdapterError, Mismatch) as error:
+        return f"unexpected: {error}" if "Error(" in str(error) else "refused"
+    except BaseException as error:
+        return f"unexpected: {type(error).__name__}: {error}"[:300]
+    same = about(adapter) == expected.about and list(map(str, sorted(weights))) == sorted(expected.weights)
+    if same and all(equal(value, expected.weights[name]) for name, value in weights.items()):
+        return "identical"
+    if not attacked:
+        return "silent: other weights, classes or files"
+    raw = {name for name, entry in adapter.entries.items()
+           if entry.kind in ("delta", "value") or entry.added_rows is not None}  # fmt: skip
+    for name, value in weights.items():
+        if value.is_floating_point() and (value.isnan().any() or name not in raw and value.isinf().any()):
+            owner = adapter.entries.get(name)
+            if owner is None or owner.tied_to not in raw or value.isnan().any():
+                return f"silent: {name} is not finite"
+    return "other"
+
+
+def equal(ours, theirs) -> bool:
+    return ours.dtype == theirs.dtype and ours.shape == theirs.shape and torch.equal(ours, theirs)
+
+
+class Fuzzer:
+    """Adapters of all kinds, and a place for altered ones."""
+
+    def __init__(self):
+        memory = Path("/dev/shm")
+        self.place = Path(tempfile.mkdtemp(dir=memory if memory.is_dir() and os.access(memory, os.W_OK) else None))
+        torch.set_num_threads(1)
+        self.base = open_checkpoint(tiny.base())
+        self.folders, self.truths = {}, {}
+        source = self.place / "tuned"
+        source.mkdir()
+        torch.save(tiny.finetuned(), source / "pytorch_model.bin")
+        (source / "config.json").write_text(json.dumps(tiny.CONFIG))
+        (source / "tokenizer_config.json").write_text('{"model_max_length": 12}')
+        for kind, options in KINDS.items():
+            dts.compress(tiny.base(), source, out=self.place / kind, name="tiny", **options)
+            self.folders[kind], self.truths[kind] = opened(self.place / kind), truth(self.place / kind, self.base)
+
+    def one(self, seed: int, number: int) -> str:
+        draw = random.Random(f"{seed} {number}")
+        kind, attacked = draw.choice(list(KINDS)), draw.random() < 0.5
+        folder = self.folders[kind].copy()
+        for _ in range(draw.choice([1, 1, 1, 2])):
+            try:
+                draw.choice(MUTATIONS)(folder, draw)
+            except (LookupError, ValueError, TypeError, AttributeError):  # a second one of what is no longer there
+                pass
+        if attacked:
+            try:
+                signed(folder)
+            except (TypeError, AttributeError, ValueError, RecursionError):
+                pass
+        return self.try_one(folder, kind, attacked)
+
+    def try_one(self, folder: Folder, kind: str, attacked: bool) -> str:
+        path = self.place / f"altered{os.getpid()}"
+        try:
+            folder.write(path)
+        except (ValueError, TypeError):
+            return "refused"  # not even a folder
+        return outcome(path, self.base, self.truths[kind], attacked)
+
+    def close(self) -> None:
+        shutil.rmtree(self.place, ignore_errors=True)
+
+
+def run(fuzzer: Fuzzer, seed: int, numbers) -> tuple[collections.Counter, list[str]]:
+    """(how often each outcome came, a line for each failure)."""
+    counts, failures = collections.Counter(), []
+    for number in numbers:
+        result = fuzzer.one(seed, number)
+        counts[result.partition(":")[0]] += 1
+        if ":" in result:
+            failures.append(f"--seed {seed}, number {number}: {result}")
+    return counts, failures
+
+
+def _work(job) -> tuple[collections.Counter, list[str]]:
+    fuzzer = Fuzzer()
+    try:
+        return run(fuzzer, job[0], range(job[1], job[2], job[3]))
+    finally:
+        fuzzer.close()
+
+
+def summary(counts: collections.Counter) -> str:
+    return (f"{counts['refused']} refused, {counts['identical']} identical, {counts['other']} other weights by who "
+            f"computed all digests anew, {counts['silent']} silent, {counts['unexpected']} unexpected")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    args = parser.parse_args()
+    total, failed = collections.Counter(), []
+    with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
+        for counts, failures in pool.imap(_work, [(args.seed, i, args.count, args.jobs) for i in range(args.jobs)]):
+            total += counts
+            failed += failures
+    print(*failed[:50], sep="\n")
+    print(summary(total))
+    return 0 if sum(total.values()) == args.count and not failed else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

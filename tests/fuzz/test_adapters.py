@@ -1,0 +1,49 @@
+"""Some hundred altered adapters, and all that once went wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz.adapters import KINDS, Fuzzer, run
+
+CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.json"))
+
+
+@pytest.fixture(scope="module")
+def fuzzer():
+    made = Fuzzer()
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_not_altered_is_identical(fuzzer, kind):
+    assert fuzzer.try_one(fuzzer.folders[kind].copy(), kind, attacked=False) == "identical"
+
+
+def test_what_was_altered_is_refused_or_identical(fuzzer):
+    counts, failures = run(fuzzer, 0, range(300))
+    assert failures == [] and counts["refused"] > 200 and counts["identical"] > 0 and counts["other"] > 0
+
+
+@pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
+def test_what_once_went_wrong_is_refused(fuzzer, path):
+    """path: {kind, set: [[keys to a place in dts_config.json, value], ...], signed: digests computed anew}."""
+    from tests.fuzz.adapters import signed
+
+    case = json.loads(path.read_text())
+    folder = fuzzer.folders[case["kind"]].copy()
+    for (*keys, last), value in case["set"]:
+        where = folder.config
+        for key in keys:
+            where = where[key]
+        where[last] = value
+    for name, dtype in case.get("dtypes", {}).items():
+        next(row for row in folder.rows if row[0] == name)[1] = dtype
+    for ours, theirs in case.get("exchange", []):
+        first, second = (next(row for row in folder.rows if row[0] == name) for name in (ours, theirs))
+        first[0], second[0] = second[0], first[0]
+    if case["signed"]:
+        signed(folder)
+    assert fuzzer.try_one(folder, case["kind"], case["signed"]) == "refused"
