@@ -160,3 +160,13 @@ def test_dtypes_that_differ_are_said():
     assert dtype_note(wide, wide) is None
     assert "base is bfloat16 and the fine-tune float32" in dtype_note(narrow, wide)
     assert "rounding the fine-tune to bfloat16" in dtype_note(wide, narrow)
+
+
+@pytest.mark.parametrize("start", [b"\x80\x02", b"PK", b"\x1f\x8b", b"BZh"])
+def test_a_header_as_long_as_another_format_s_first_bytes(start, tmp_path):
+    """A safetensors file starts with the length of its header, 640 for one: the bytes that old pickles start with."""
+    length = int.from_bytes(start, "little")
+    row = '{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + row.encode().ljust(length) + b"\0\0\x80\x3f")
+    assert open_checkpoint(path).load("w").item() == 1
