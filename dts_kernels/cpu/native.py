@@ -236,23 +236,27 @@ def embedding(ids: Tensor, y: Tensor | None, tasks: Tasks, slots: Tensor, weight
               dtype: torch.dtype, name: str | None = None, in_place: bool = False) -> Tensor:
     """y + rows ``ids`` (int64 [...], negative: zeros) of each row's tasks' dense deltas: dtype [..., n].
 
-    No task may have levels.  in_place: y's own memory takes the result.  Raises IndexError for an id from id_count on.
+    No task may have levels; slots and weights are contiguous.  in_place: y's own memory takes the result.  Raises
+    IndexError for an id from id_count on.
     """
-    if slots.shape[1] > 1:  # a place at a time, rounded once
+    entries, places = slots.shape
+    if places > 1:  # a place at a time, rounded once
         total = None
-        for place in range(slots.shape[1]):
+        for place in range(places):
             one = slots[:, place].contiguous(), weights[:, place].contiguous()
             total = embedding(ids, total, tasks, *(t[:, None] for t in one), id_count, n, torch.float32, name, True)
         return total.to(dtype) if y is None else y.add_(total) if in_place else (y + total).to(dtype)
-    ids = ids.contiguous() if ids.dtype is torch.int64 else ids.to(torch.int64).contiguous()
-    slots, weights = slots.contiguous(), weights.contiguous()
+    if ids.dtype is not torch.int64 or not ids.is_contiguous():
+        ids = ids.to(torch.int64).contiguous()
     if y is not None and not y.is_contiguous():
         y, in_place = y.contiguous(), True
     out = y if in_place and y is not None else torch.empty(*ids.shape, n, dtype=dtype)
+    to = out.data_ptr()
+    given = 0 if y is None else to if y is out else y.data_ptr()
     code = library().dts_embedding_record(_embedding_record(
-        _name_of(name), torch.get_num_threads(), ids.data_ptr(), ids.numel(), id_count,
-        0 if y is None else y.data_ptr(), out.data_ptr(), out.numel(), DTYPES[dtype], n, tasks.pointer, tasks.count,
-        slots.data_ptr(), weights.data_ptr(), slots.shape[0],
+        _name_of(name), torch.get_num_threads(), ids.data_ptr(), ids.numel(), id_count, given, to,
+        out.numel(), DTYPES[dtype], n, tasks.pointer, tasks.count,
+        slots.data_ptr(), weights.data_ptr(), entries,
     ))
     if code == 3:
         raise IndexError(f"an id of {int(ids.max())} is beyond the matrix's {id_count} rows")

@@ -10,7 +10,6 @@ from torch import Tensor
 from ..samples import check_samples
 from . import native
 
-
 # as in samples.c
 _add_samples_record = struct.Struct("@P2qP5qPqPqPqPqPqP3q").pack
 _add_sampled_rows_record = struct.Struct("@PqP3qPqP2qPqPqPqP3q").pack
@@ -37,7 +36,7 @@ class SampleArray:
             sample.codes, sample.row_bytes = own.data_ptr(), own.stride(0)
             sample.stride, sample.seed, sample.scale = stride, seed, scale
             sample.rows, sample.bytes = own.shape
-        self.starts = starts.detach().contiguous()
+        self.starts = starts.detach().clone(memory_format=torch.contiguous_format)
         self.pointer, self.starts_pointer = ctypes.addressof(self.array), self.starts.data_ptr()
         self.slots = starts.shape[0] - 1
 
@@ -89,16 +88,18 @@ def add_sampled_rows(ids: Tensor, y: Tensor, samples: SampleArray, slots: Tensor
                      name: str | None = None) -> Tensor:
     """y + rows ``ids`` (int64 [...], negative: none) of every id's samples; y [..., n] in fp32, bf16 or fp16.
 
-    Raises IndexError for an id from ``rows`` on.
+    slots and weights are contiguous.  Raises IndexError for an id from ``rows`` on.
     """
-    ids = ids.contiguous() if ids.dtype is torch.int64 else ids.to(torch.int64).contiguous()
-    y, slots, weights = y.contiguous(), slots.contiguous(), weights.contiguous()
-    out = torch.empty_like(y)
+    if ids.dtype is not torch.int64 or not ids.is_contiguous():
+        ids = ids.to(torch.int64).contiguous()
+    if not y.is_contiguous():
+        y = y.contiguous()
+    out, (entries, places) = torch.empty_like(y), slots.shape
     code = native.library().dts_add_sampled_rows_record(_add_sampled_rows_record(
         native._name_of(name), torch.get_num_threads(), ids.data_ptr(), ids.numel(), rows, y.shape[-1], y.data_ptr(),
         y.numel(), out.data_ptr(), out.numel(), native.DTYPES[y.dtype], samples.pointer, samples.count,
-        samples.starts_pointer, samples.slots, slots.data_ptr(), slots.numel(), weights.data_ptr(),
-        weights.numel(), *slots.shape,
+        samples.starts_pointer, samples.slots, slots.data_ptr(), entries * places, weights.data_ptr(),
+        weights.numel(), entries, places,
     ))
     if code == 3:
         raise IndexError(f"an id of {int(ids.max())} is beyond the matrix's {rows} rows")
