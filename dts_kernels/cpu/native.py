@@ -240,6 +240,8 @@ def embedding(ids: Tensor, y: Tensor | None, tasks: Tasks, slots: Tensor, weight
     IndexError for an id from id_count on.
     """
     entries, places = slots.shape
+    if not places:
+        return torch.zeros(*ids.shape, n, dtype=dtype) if y is None else y if in_place else y.clone()
     if places > 1:  # a place at a time, rounded once
         total = None
         for place in range(places):
@@ -254,9 +256,8 @@ def embedding(ids: Tensor, y: Tensor | None, tasks: Tasks, slots: Tensor, weight
     to = out.data_ptr()
     given = 0 if y is None else to if y is out else y.data_ptr()
     code = library().dts_embedding_record(_embedding_record(
-        _name_of(name), torch.get_num_threads(), ids.data_ptr(), ids.numel(), id_count, given, to,
-        out.numel(), DTYPES[dtype], n, tasks.pointer, tasks.count,
-        slots.data_ptr(), weights.data_ptr(), entries,
+        _name_of(name), torch.get_num_threads(), ids.data_ptr(), ids.numel(), id_count, given, to, out.numel(),
+        DTYPES[dtype], n, tasks.pointer, tasks.count, slots.data_ptr(), weights.data_ptr(), entries,
     ))
     if code == 3:
         raise IndexError(f"an id of {int(ids.max())} is beyond the matrix's {id_count} rows")
