@@ -47,7 +47,9 @@ def delta_linear(x: Tensor, bank: Bank, routing: Routing, y: Tensor | None = Non
 
     A row's result does not depend, bit for bit, on the other rows of the batch nor on their tasks.  It depends on their
     number where the routing has one entry for all of them: from `cpu.rules`' crossover on, factors are unpacked for the
-    library's products, which differ from the packed ones by the rounding of x and t to 16 bits (2^-16 of the largest).
+    library's products.  The two differ by no more than the rounding of the packed ones, x and t = (x V) o sigma in 16
+    bits (2^-16 of the largest of each, through |V| and |U|; float32's own in `exact_products`), and for bf16 that of
+    the library's (3 2^-9 of |t| |U^T|).
     """
     if direct(x, y, adds):
         return _delta_linear(*_flat(bank, routing, x, y), False, adds, bank.in_features)
