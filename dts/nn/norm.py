@@ -32,12 +32,26 @@ class DTSLayerNorm(Layer, nn.LayerNorm):
             y = nn.functional.layer_norm(x, self.normalized_shape, *(t if t is None else t[0] for t in (weight, bias)),
                                          self.eps)  # fmt: skip
         else:
-            y = nn.functional.layer_norm(x, self.normalized_shape, eps=self.eps)
+            y, dtype = self._normal(x)
             parts = y.unflatten(0, (routing.slots.shape[0], -1))
-            weight, bias = (t if t is None else t.view(-1, *[1] * (parts.dim() - t.dim()), *t.shape[1:])
-                            for t in (weight, bias))  # fmt: skip
-            y = (parts * weight if bias is None else torch.addcmul(bias, parts, weight)).view(y.shape)
+            weight, bias = (t if t is None else t.view(-1, *[1] * (parts.dim() - t.dim()), *t.shape[1:]).to(
+                torch.promote_types(t.dtype, y.dtype)) for t in (weight, bias))  # fmt: skip
+            y = (parts * weight if bias is None else torch.addcmul(bias, parts, weight)).view(y.shape).to(dtype)
         return self.dts.leave(y)
+
+    def _normal(self, x: Tensor) -> tuple[Tensor, torch.dtype]:
+        """x with mean 0 and variance 1, and the dtype that the layer's output has.
+
+        16-bit numbers on a CPU stay in float32 until weight and bias are in, as inside `layer_norm`: a row then has the
+        bits that it has in a batch of one task.  (Mean and deviation of `native_layer_norm` have no gradient.)
+        """
+        half = x.dtype in (torch.bfloat16, torch.float16) and x.is_cpu and not torch.is_autocast_enabled("cpu")
+        if not half or torch.is_grad_enabled() and x.requires_grad:
+            y = nn.functional.layer_norm(x, self.normalized_shape, eps=self.eps)
+            return y, y.dtype
+        ones = torch.ones(self.normalized_shape, dtype=torch.float32, device=x.device)
+        _, mean, deviation = torch.native_layer_norm(x, self.normalized_shape, ones, torch.zeros_like(ones), self.eps)
+        return torch.addcmul(-deviation * mean, x.float(), deviation), x.dtype
 
     def _rows(self, name: str, routing) -> Tensor | None:
         """The parameter of each entry's tasks: [entries, *normalized_shape]."""

@@ -5,8 +5,20 @@ import random
 import pytest
 import torch
 
-from dts_kernels import Bank, PackedFactors, Routing, SampleBank, Samples, add_samples, delta_linear, linear, pack
-from dts_kernels.cpu import native, native_samples
+from dts_kernels import (
+    Bank,
+    PackedFactors,
+    Routing,
+    SampleBank,
+    Samples,
+    add_samples,
+    delta_linear,
+    dispatch,
+    linear,
+    pack,
+    reference,
+)
+from dts_kernels.cpu import native, native_samples, rules
 from dts_kernels.samples import groups_of
 
 VARIANTS = native.variants() or [pytest.param("", marks=pytest.mark.skip(reason="needs a C compiler"))]
@@ -98,3 +110,41 @@ def test_the_ops(dtype):
                 got = got + delta_linear(others, bank, routing)[rows // 2]
                 first = got if first is None else first
                 assert torch.equal(got, first)
+
+
+def largest_difference(x, factors, exact):
+    """Of the paths of `dts_kernels.delta_linear` for few rows and for many, for one row x: (its bound, |t| |U^T|), each
+    float64 [m].
+
+    x, and t = (x V) o sigma, in digits of 16 bits are off by half of 2^-15 of their largest; unpacked for bf16
+    products x V, t and t U^T are rounded to bf16, 2^-9 of what they are.  The rest is that of float32.
+    """
+    u, v = (values.double() for values in reference.factor_values(factors, torch.float32))
+    x, sigma = x.double(), factors.sigma.double()
+    t, most = (x @ v) * sigma, (x.abs() @ v.abs()) * sigma
+    digits = 0 if exact else 2**-15 / 2 * 1.02  # 32512 is a little below 2^15
+    off = digits * (x.abs().max() * (v.abs().sum(0) * sigma) @ u.abs().T + t.abs().max() * u.abs().sum(1))
+    float32 = 2**-23 * x.numel() * most @ u.abs().T
+    return off * 1.02 + float32, t.abs() @ u.abs().T
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.skipif(not native.variants(), reason="needs a C compiler")
+def test_a_batch_so_large_that_the_path_changes(dtype, exact):
+    bank, eps = bank_of(70, 90), torch.finfo(dtype).eps
+    table = rules.UNPACK_ROWS_BFLOAT16 if dtype == torch.bfloat16 else rules.UNPACK_ROWS
+    many = rules.UNPACK_ROWS_EXACT if exact else table[native.variant()]
+    if many is None:
+        pytest.skip("this machine has one path for all numbers of rows")
+    x, routing = torch.randn(many, 90).to(dtype), Routing.of([1])
+    with dispatch.exact_products(exact):
+        dispatch.ran.clear()
+        batch = delta_linear(x, bank, routing)
+        assert dispatch.ran["delta_linear", "unpack"] == 1
+        for row in (0, many // 2, many - 1):
+            alone = delta_linear(x[row : row + 1], bank, routing)[0]
+            off, size = largest_difference(x[row], bank.factors(1), exact)
+            off = off + (3 * 2**-9 * size if dtype == torch.bfloat16 else 0)
+            bound = off + eps * (alone.double().abs() + off)  # both answers rounded
+            assert ((alone.double() - batch[row].double()).abs() <= bound).all()

@@ -61,15 +61,16 @@ def laid_out(t: torch.Tensor, how: str) -> torch.Tensor:
 
 LAYOUTS = st.sampled_from(["plain", "gaps", "turned", "offset", "negated", "expanded"])
 DTYPES = st.sampled_from([torch.float32, torch.float32, torch.bfloat16, torch.float16, torch.float64])
-ROWS = st.sampled_from([0, 1, 2, 3, 6, 12, 70, 300])
+ROWS = st.sampled_from([0, 1, 2, 3, 6, 12, 70, 300, 4100])
 
 
 @st.composite
 def routings(draw, rows):
     entries = draw(st.sampled_from([1, rows, max(1, rows // 3), 2, 5, 0]))
     places = draw(st.sampled_from([1, 1, 2, 0]))
-    slots = torch.tensor(draw(st.lists(st.sampled_from([0, 2, -1, 1, 7, -9]), min_size=entries * places,
-                                       max_size=entries * places)), dtype=torch.int32).view(entries, places)
+    pattern = draw(st.lists(st.sampled_from([0, 2, -1, 1, 7, -9]), min_size=1, max_size=12))
+    slots = torch.tensor(pattern, dtype=torch.int32).repeat(entries * places // len(pattern) + 1)
+    slots = slots[: entries * places].view(entries, places)
     weights = torch.randn(entries, places)
     return laid_out(slots, draw(LAYOUTS)), laid_out(weights, draw(LAYOUTS))
 
@@ -250,6 +251,40 @@ def test_a_table_that_changed_or_points_to_other_tensors_is_read_again():
     table[0, :3] = torch.tensor([0, 1, 40])
     with pytest.raises(ValueError, match="slot 0"):
         product()
+
+
+@pytest.mark.parametrize("change", [
+    lambda t: t.resize_(1, 1), lambda t: t.resize_(4000, 3), lambda t: t.t_(), lambda t: t.unsqueeze_(0),
+    lambda t: t.as_strided_((2, 2), (0, 1)), lambda t: t.set_(t.new_zeros(1).untyped_storage(), 0, (2, 2), (0, 0)),
+    lambda t: setattr(t, "data", torch.zeros(2, 2, dtype=torch.int8)), lambda t: t.copy_(t.flip(0)),
+    lambda t: setattr(t, "data", t.new_zeros(1, 1).expand(2, 2)), lambda t: setattr(t, "data", t.flip(0)),
+])  # fmt: skip
+@pytest.mark.parametrize("which", ["slots", "weights"])
+def test_a_routing_that_changed_is_looked_at_again(change, which):
+    routing, x, y, ids = routing_of({0: 0.5, 2: 1.5}, {2: 2.0, 0: -1.0}), torch.randn(2, N), torch.randn(2, M), [3, 8]
+    parts = kernels.EmbeddingParts([(BANK, None)], M)
+    calls = (lambda r: kernels.delta_linear(x, BANK, r), lambda r: kernels.add_samples(x, y, SAMPLED, r),
+             lambda r: kernels.linear(x, torch.ones(M, N), None, BANK, r),
+             lambda r: kernels.add_embedding(torch.tensor(ids), torch.zeros(2, N), parts, r),
+             lambda r: kernels.add_sampled_rows(torch.tensor(ids), torch.zeros(2, N), SAMPLED, r))
+    for call in calls:
+        call(routing)
+    change(getattr(routing, which))
+    for call in calls:
+        try:
+            want = call(Routing(routing.slots.clone().contiguous(), routing.weights.clone().contiguous()))
+        except (ValueError, TypeError):
+            with pytest.raises(ValueError):
+                call(routing)
+            continue
+        close(call(routing), want.double(), torch.float32)  # rows of embeddings by another path, if not contiguous
+
+
+def test_a_routing_without_places_is_the_base():
+    routing, ids = Routing(torch.zeros(2, 0, dtype=torch.int32), torch.zeros(2, 0)), torch.tensor([3, 8])
+    y = torch.randn(2, N)
+    assert torch.equal(kernels.add_embedding(ids, y.clone(), kernels.EmbeddingParts([(BANK, None)], M), routing), y)
+    assert torch.equal(kernels.add_sampled_rows(ids, y, SAMPLED, routing), y)
 
 
 def test_zero_tensors_and_sparse_ones():
