@@ -91,10 +91,11 @@ def test_the_installed_wheel_works_away_from_the_checkout(distributions, tmp_pat
 import torch, dts, dts_kernels
 assert "site" in dts.__file__ and "site" in dts_kernels.__file__
 factors = dts.compress_tensor(torch.randn(40, 30), rank=8)
-layer = dts.DTSLinear.from_linear(torch.nn.Linear(30, 40))
+base = torch.nn.Linear(30, 40)
+layer = dts.DTSLinear.from_linear(base)
 layer.load_task("a", factors); layer.set_task("a")
 x = torch.randn(5, 30)
-print((layer(x) - x @ (layer.weight + factors.reconstruct()).T - layer.bias).abs().max().item() < 1e-3)
+print((layer(x) - x @ (base.weight + factors.reconstruct()).T - base.bias).abs().max().item() < 1e-3)
 """
     assert python(code, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin"}) == "True\n"
     shown = subprocess.run([sys.executable, "-m", "dts", "--version"], capture_output=True, text=True, cwd=tmp_path,
