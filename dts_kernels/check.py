@@ -9,32 +9,35 @@ IDS = (torch.int64, torch.int32)
 _int32, _float32, _strided = torch.int32, torch.float32, torch.strided
 
 
-def known(slots: Tensor, weights: Tensor) -> int:
-    """Entries of a routing that `remember` has seen to be right, else 0."""
-    return slots.shape[0] if getattr(slots, "_dts_weights", None) is weights else 0
+def plain(slots: Tensor, weights: Tensor) -> int:
+    """Entries of a routing that C can read as it lies (but for pending signs), else 0.
 
-
-def remember(slots: Tensor, weights: Tensor) -> None:
-    """Look at a routing once: on the CPU, contiguous, dtypes, one shape (C looks at its sizes again)."""
+    Looked at in every call and never remembered: ``slots.data = other`` leaves neither a trace nor the sizes.
+    """
+    shape = slots.shape
     if (
-        type(slots) is Tensor and slots.dtype is _int32 and weights.dtype is _float32 and slots.dim() == 2
-        and slots.shape == weights.shape and slots.is_cpu and weights.is_cpu and slots.is_contiguous()
-        and weights.is_contiguous()
+        slots.dtype is _int32 and weights.dtype is _float32 and len(shape) == 2 and weights.shape == shape
+        and slots.is_contiguous() and weights.is_contiguous() and slots.is_cpu and weights.is_cpu
+        and type(slots) is Tensor
     ):
-        slots._dts_weights = weights
+        return shape[0]
+    return 0
 
 
 def product(x: Tensor, y: Tensor | None, slots: Tensor, weights: Tensor, adds: Tensor | None, in_features: int,
-            out_features: int) -> None:
-    """Raise ValueError, with all sizes, unless these are operands of x [..., in_features] -> [..., out_features]."""
-    shape, entries = x.shape, known(slots, weights)
+            out_features: int) -> bool:
+    """Raise ValueError, with all sizes, unless these are operands of x [..., in_features] -> [..., out_features].
+
+    Returns whether all but y lie as C reads them, but for pending signs: on the CPU, routing and adds contiguous.
+    """
+    shape, entries, dtype = x.shape, plain(slots, weights), x.dtype
     if (
-        entries and len(shape) > 0 and shape[-1] == in_features and x.dtype in FLOATS
+        entries and len(shape) > 0 and shape[-1] == in_features and dtype in FLOATS
         and (entries == 1 or in_features and x.numel() // in_features % entries == 0)
-        and (y is None or y.dtype is x.dtype and y.shape == (*shape[:-1], out_features))
+        and (y is None or y.dtype is dtype and y.shape == shape[:-1] + (out_features,))
         and (adds is None or adds.dtype is _float32 and adds.dim() == 2 and adds.shape[1] == out_features)
-    ):
-        return  # nothing else to look at, and no strings made for nobody
+    ):  # nothing else to look at, and no strings made for nobody
+        return x.is_cpu and (adds is None or adds.is_cpu and adds.is_contiguous())
     wrong = []
     if x.dim() < 1 or x.shape[-1] != in_features:
         wrong.append(f"x {list(x.shape)} must end in in_features = {in_features}")
@@ -48,17 +51,18 @@ def product(x: Tensor, y: Tensor | None, slots: Tensor, weights: Tensor, adds: T
     wrong += _routing(slots, weights, x.shape[:-1].numel() if x.dim() else 1, f"rows of x {list(x.shape)}")
     if wrong:
         raise ValueError("; ".join(wrong))
+    return False
 
 
-def ids(of: Tensor, slots: Tensor, weights: Tensor, y: Tensor | None = None, columns: int | None = None) -> None:
-    """The same for ids [...] of rows, and y [..., columns]."""
-    entries = known(slots, weights)
+def ids(of: Tensor, slots: Tensor, weights: Tensor, y: Tensor | None = None, columns: int | None = None) -> bool:
+    """The same for ids [...] of rows, and y [..., columns] (None: any).  Returns whether C can read the routing."""
+    entries = plain(slots, weights)
     if (
         entries and of.dtype in IDS and (entries == 1 or of.numel() % entries == 0)
-        and (y is None or y.dtype in FLOATS and y.dim() and y.shape[:-1] == of.shape
-             and (columns is None or y.shape[-1] == columns))
+        and (y is None or y.dtype in FLOATS and y.dim()
+             and y.shape == (*of.shape, y.shape[-1] if columns is None else columns))
     ):
-        return
+        return True
     wrong = [] if of.dtype in IDS else [f"ids must be int64 or int32, not {of.dtype}"]
     wrong += _routing(slots, weights, of.numel(), f"ids {list(of.shape)}")
     if y is not None and (y.dtype not in FLOATS or y.shape[:-1] != of.shape or y.dim() != of.dim() + 1):
@@ -67,6 +71,7 @@ def ids(of: Tensor, slots: Tensor, weights: Tensor, y: Tensor | None = None, col
         wrong.append(f"y {list(y.shape)} must be {[*of.shape, columns]}")
     if wrong:
         raise ValueError("; ".join(wrong))
+    return False
 
 
 def _routing(slots: Tensor, weights: Tensor, rows: int, what: str) -> list[str]:
@@ -113,6 +118,11 @@ def real(t: Tensor) -> Tensor:
     if t._is_zerotensor():
         return torch.zeros(t.shape, dtype=t.dtype, device=t.device)
     return t.resolve_neg() if t.is_neg() else t
+
+
+def signed(x: Tensor, weights: Tensor, adds: Tensor | None = None) -> bool:
+    """Whether one of them has a pending sign.  (Not for those who trace: it is no tensor.)"""
+    return x.is_neg() or weights.is_neg() or adds is not None and adds.is_neg()
 
 
 def flat(t: Tensor, device: torch.device) -> Tensor:

@@ -66,12 +66,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, bank: Bank, routing: 
     Under autocast it does what `torch.nn.Linear` does there: x, weight and bias are taken in autocast's dtype, which
     the result has; float64 stays.  The base product is the library's, of all rows at once: a plain model's bits.
     """
-    if weight.shape != bank.shape:
-        raise ValueError(
-            f"weight {list(weight.shape)} does not fit the bank's [{bank.out_features}, {bank.in_features}]"
-        )
     if direct(x, weight, bias, adds):
         return _linear(*_flat(bank, routing, x, weight, bias), adds, bank.in_features)
+    if weight.shape != bank.shape:
+        raise ValueError(f"weight {list(weight.shape)} must be {list(bank.shape)}, as the bank's tasks are")
     check.product(x, None, routing.slots, routing.weights, adds, bank.in_features, bank.out_features)
     out = torch.ops.dts.linear(*_flat(bank, routing, x, weight, bias))
     return out if adds is None else add_rows(out, adds, routing)
@@ -120,13 +118,10 @@ def add_embedding(ids: Tensor, y: Tensor, parts: "EmbeddingParts", routing: Rout
     ids: int64 or int32 [...], rows of the whole matrix, -1 for none; y: [..., n].  May write into y, which is returned.
     """
     slots, weights = routing.slots, routing.weights
-    check.ids(ids, slots, weights, y, parts.columns)
-    plain = parts.native and direct(ids, y, slots, weights) and y.is_contiguous() and not y.is_neg()
-    if plain and y.dtype in native.DTYPES:
+    plain = check.ids(ids, slots, weights, y, parts.columns) and parts.native and direct(ids, y)
+    if plain and y.dtype in native.DTYPES and y.is_contiguous() and not (y.is_neg() or weights.is_neg()):
         tasks = parts.tasks()
         if tasks is not None:
-            if not check.known(slots, weights):
-                check.remember(slots, weights)
             dispatch.ran["delta_embedding", "native"] += 1
             return native.embedding(ids, y, tasks, slots, weights, parts.rows, y.shape[-1], y.dtype, in_place=True)
     for bank, lookup in parts.banks:
@@ -154,9 +149,9 @@ class EmbeddingParts:
 
     def tasks(self) -> "native.Tasks | None":
         """What C reads; None without the library or where a task has levels."""
-        if not native.variant():
-            return None
         if self._tasks is None:
+            if not native.variant():
+                return None
             self._tasks = native.Tasks.join([(native.Tasks.of(b.packed, b.table), lookup) for b, lookup in self.banks])
         return None if self._tasks.levels else self._tasks
 
@@ -184,7 +179,7 @@ def direct(*tensors: Tensor | None) -> bool:
 
     It costs as much as the product of a small layer.
     """
-    if torch.compiler.is_compiling() or _dispatch_modes() or _tracing():
+    if _is_compiling() or _dispatch_modes() or _tracing():
         return False
     if _functorch_level() is not None or _any_autocast() or forward_ad._current_level >= 0:
         return False
@@ -195,7 +190,7 @@ def direct(*tensors: Tensor | None) -> bool:
     return True
 
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+_PLAIN, _is_compiling = (Tensor, torch.nn.Parameter), torch.compiler.is_compiling
 _dispatch_modes, _tracing = torch._C._len_torch_dispatch_stack, torch._C._get_tracing_state
 _functorch_level, _any_autocast = torch._C._functorch.peek_interpreter_stack, torch._C._is_any_autocast_enabled
 
@@ -208,13 +203,22 @@ def _path(op: str, device: str, dtype: torch.dtype, rows: int, in_features: int,
                                    layout, transposed, exact))
 
 
+@lru_cache(maxsize=4096)
+def _disk_path(op: str, dtype: torch.dtype, rows: int, entries: int, places: int, exact: bool) -> str:
+    """`_path` of a product with disk bytes on the CPU, from all that it looks at there: fewer things to hash."""
+    return _path(op, "cpu", dtype, rows, 0, 0, 0, entries, places, 0, "disk", False, exact)
+
+
 def _run(paths: dict, op: str, x: Tensor, slots: Tensor, weights: Tensor, table: Tensor, out_features: int,
          max_rank: int, layout: str, transposed: bool, adds: Tensor | None, *arguments):
-    device = "cpu" if x.is_cpu else x.device.type
-    device = device if layout == "disk" else dispatch.device_kind(device)
-    shape, (entries, places) = x.shape, slots.shape
-    path = _path(op, device, x.dtype, shape[:-1].numel(), shape[-1], out_features, max_rank, entries, places,
-                 table.shape[0], layout, transposed, dispatch.exact())
+    n, (entries, places) = x.shape[-1], slots.shape
+    rows = x.numel() // n if n else x.shape[:-1].numel()
+    if layout == "disk" and x.is_cpu:
+        path = _disk_path(op, x.dtype, rows, entries, places, dispatch.exact())
+    else:
+        device = x.device.type if layout == "disk" else dispatch.device_kind(x.device.type)
+        path = _path(op, device, x.dtype, rows, n, out_features, max_rank, entries, places, table.shape[0], layout,
+                     transposed, dispatch.exact())
     dispatch.ran[op, path] += 1
     if adds is None:
         return paths[path](*arguments)
@@ -235,25 +239,20 @@ def _held(x: Tensor, packed, table, layout: str, max_rank: int, m: int, n: int) 
 
 
 def _readable(x: Tensor, slots: Tensor, weights: Tensor, adds: Tensor | None):
-    """These as kernels read them; nothing to do for most."""
-    if not (
-        check.known(slots, weights) and x.is_cpu and not x.is_neg()
-        and (adds is None or adds.is_cpu and adds.is_contiguous())
-    ):
-        check.remember(slots, weights)
-        device = x.device
-        x, slots, weights = check.real(x), check.flat(slots, device), check.flat(weights, device)
-        adds = None if adds is None else check.flat(adds, device)
-    return x, slots, weights, adds
+    """These as kernels read them."""
+    device = x.device
+    x, slots, weights = check.real(x), check.flat(slots, device), check.flat(weights, device)
+    return x, slots, weights, None if adds is None else check.flat(adds, device)
 
 
 def _delta_linear(x, y, packed, table, slots, weights, out_features, max_rank, layout, transposed, adds=None,
                   in_features=None):
     n = in_features if in_features is not None else x.shape[-1] if x.dim() else 0
-    check.product(x, y, slots, weights, adds, n, out_features)
+    plain = check.product(x, y, slots, weights, adds, n, out_features)
     m, n = (n, out_features) if transposed else (out_features, n)
     _held(x, packed, table, layout, max_rank, m, n)
-    x, slots, weights, adds = _readable(x, slots, weights, adds)
+    if not plain or check.signed(x, weights, adds):
+        x, slots, weights, adds = _readable(x, slots, weights, adds)
     y = None if y is None else check.real(y)
     return _run(DELTA_LINEAR, "delta_linear", x, slots, weights, table, out_features, max_rank, layout, transposed,
                 adds, x, y, packed, table, slots, weights, out_features, max_rank, transposed)
@@ -262,13 +261,14 @@ def _delta_linear(x, y, packed, table, slots, weights, out_features, max_rank, l
 def _linear(x, weight, bias, packed, table, slots, weights, out_features, max_rank, layout, adds=None,
             in_features=None):
     n = in_features if in_features is not None else x.shape[-1] if x.dim() else 0
-    check.product(x, None, slots, weights, adds, n, out_features)
+    plain = check.product(x, None, slots, weights, adds, n, out_features)
     if weight.shape != (out_features, n) or weight.dtype is not x.dtype or weight.layout is not torch.strided:
         raise ValueError(f"weight {list(weight.shape)} {weight.dtype} must be dense [{out_features}, {n}] {x.dtype}")
     if bias is not None and (bias.shape != (out_features,) or bias.dtype is not x.dtype):
         raise ValueError(f"bias {list(bias.shape)} {bias.dtype} must be [{out_features}] {x.dtype}")
     _held(x, packed, table, layout, max_rank, out_features, n)
-    x, slots, weights, adds = _readable(x, slots, weights, adds)
+    if not plain or check.signed(x, weights, adds):
+        x, slots, weights, adds = _readable(x, slots, weights, adds)
     return _run(LINEAR, "linear", x, slots, weights, table, out_features, max_rank, layout, False, adds,
                 x, weight, bias, packed, table, slots, weights, out_features, max_rank)
 

@@ -44,9 +44,11 @@ def add_sampled_rows(ids: Tensor, y: Tensor, bank: SampleBank, routing: Routing)
     """y + rows ``ids`` (int64 or int32 [...], -1 = none) of D; y: [..., in_features].  Not of transposed matrices."""
     if bank.transposed:
         raise ValueError("rows of transposed samples would be columns: not supported")
-    check.ids(ids, routing.slots, routing.weights, y, bank.in_features)
     arguments = (ids, y, *bank.arguments, routing.slots, routing.weights, bank.out_features)
-    return _add_sampled_rows(*arguments) if direct(ids, y) else torch.ops.dts.add_sampled_rows(*arguments)
+    if direct(ids, y):
+        return _add_sampled_rows(*arguments, bank.in_features)
+    check.ids(ids, routing.slots, routing.weights, y, bank.in_features)
+    return torch.ops.dts.add_sampled_rows(*arguments)
 
 
 def add_dense_samples(base: Tensor, bank: SampleBank, gamma: Tensor) -> Tensor:
@@ -113,16 +115,13 @@ ADD_SAMPLES = {"reference": _add_samples_reference} | cpu_paths.ADD_SAMPLES | {
 }
 
 
-def _ready(device: torch.device, codes, table, starts, scales, slots, weights):
-    """A bank's arguments and a routing as kernels read them, checked; on the CPU without an arena `native_samples`
-    keeps what it has seen of a table."""
+def _ready(like: Tensor, plain: bool, codes, table, starts, scales, slots, weights):
+    """A bank's arguments and a routing (plain: that lies as C reads it) as kernels read them, on the device of
+    ``like``, checked; on the CPU without an arena `native_samples` keeps what it has seen of a table."""
     array = getattr(table, "_dts_samples", None)
-    if (
-        array is not None and device.type == "cpu" and check.known(slots, weights)
-        and array.of_now(codes, table, starts, scales)
-    ):
+    if plain and array is not None and like.is_cpu and array.of_now(codes, table, starts, scales):
         return codes, table, starts, scales, slots, weights
-    check.remember(slots, weights)
+    device = like.device
     arena, tensors = bool(codes) and codes[0].dim() == 1, (table, starts, scales, slots, weights)
     check_samples(codes, table, starts, scales, arena)
     codes = [check.flat(c, device) for c in codes] if arena else codes
@@ -132,14 +131,16 @@ def _ready(device: torch.device, codes, table, starts, scales, slots, weights):
 
 
 def _add_samples(x, y, codes, table, starts, scales, slots, weights, transposed):
-    check.product(x, y, slots, weights, None, x.shape[-1] if x.dim() else 0, y.shape[-1] if y.dim() else 0)
+    plain = check.product(x, y, slots, weights, None, x.shape[-1] if x.dim() else 0, y.shape[-1] if y.dim() else 0)
     if forward_ad._current_level >= 0:
         check.no_forward_mode()
-    device = x.device
-    codes, table, starts, scales, slots, weights = _ready(device, codes, table, starts, scales, slots, weights)
-    x = x if not x.is_neg() else check.real(x)
-    y = y if y.is_cpu and not y.is_neg() and device.type == "cpu" else check.flat(y, device)
-    path = dispatch.choose_samples(x.device.type, x.dtype, x.shape[:-1].numel(), slots.shape[0], transposed,
+    plain = plain and not check.signed(x, weights)
+    codes, table, starts, scales, slots, weights = _ready(x, plain, codes, table, starts, scales, slots, weights)
+    if not (plain and y.is_cpu and not y.is_neg()):
+        x, y = check.real(x), check.flat(y, x.device)
+    n = x.shape[-1]
+    rows = x.numel() // n if n else x.shape[:-1].numel()
+    path = dispatch.choose_samples("cpu" if x.is_cpu else x.device.type, x.dtype, rows, slots.shape[0], transposed,
                                    bool(codes) and codes[0].dim() == 1)
     dispatch.ran["add_samples", path] += 1
     return ADD_SAMPLES[path](x, y, codes, table, starts, scales, slots, weights, transposed)
@@ -148,13 +149,16 @@ def _add_samples(x, y, codes, table, starts, scales, slots, weights, transposed)
 ADD_SAMPLED_ROWS = {"reference": _add_sampled_rows_reference} | cpu_paths.ADD_SAMPLED_ROWS
 
 
-def _add_sampled_rows(ids, y, codes, table, starts, scales, slots, weights, rows):
-    check.no_forward_mode()
-    check.ids(ids, slots, weights, y)
-    ids, y = check.flat(ids.to(torch.int64), y.device), check.real(y)
-    codes, table, starts, scales, slots, weights = _ready(y.device, codes, table, starts, scales, slots, weights)
+def _add_sampled_rows(ids, y, codes, table, starts, scales, slots, weights, rows, columns=None):
+    if forward_ad._current_level >= 0:
+        check.no_forward_mode()
+    plain = check.ids(ids, slots, weights, y, columns) and not check.signed(y, weights)
+    if not (plain and ids.dtype is torch.int64 and ids.is_cpu and y.is_cpu and ids.is_contiguous()):
+        ids, y = check.flat(ids.to(torch.int64), y.device), check.real(y)
+    codes, table, starts, scales, slots, weights = _ready(y, plain, codes, table, starts, scales, slots, weights)
     arena = bool(codes) and codes[0].dim() == 1
-    path = dispatch.choose_samples(y.device.type, y.dtype, ids.numel(), slots.shape[0], False, arena)
+    path = dispatch.choose_samples("cpu" if y.is_cpu else y.device.type, y.dtype, ids.numel(), slots.shape[0], False,
+                                   arena)
     path = "reference" if arena else path  # rows have no kernel on a GPU
     dispatch.ran["add_sampled_rows", path] += 1
     return ADD_SAMPLED_ROWS[path](ids, y, codes, table, starts, scales, slots, weights, rows)

@@ -2,7 +2,9 @@
 
 import ctypes
 import functools
+import math
 import os
+import struct
 import warnings
 from pathlib import Path
 
@@ -14,7 +16,12 @@ from ..layout import PackedFactors
 from .build import build, library_name
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as in kernels.h
+SIZES = {torch.float32: 4, torch.bfloat16: 2, torch.float16: 2}
 MOST_PLACES = 256  # tasks a row may mix
+
+# the records of dts.c and samples.c: ctypes takes as long for 28 arguments as C for a small product
+_delta_linear_record = struct.Struct("@P3qP5qP2qP3qPqPqP3qP2q").pack
+_embedding_record = struct.Struct("@PqP2qPP3qPqPPq").pack
 
 
 class Task(ctypes.Structure):
@@ -104,23 +111,10 @@ def _bind(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     pointer, i32, i64, text = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_char_p
     library.dts_variant.argtypes, library.dts_variant.restype = [i32], text
-    library.dts_delta_linear.argtypes = [
-        text, i32, i32, i32, pointer, i64, i32, i64, i64, i64, pointer, i64, i64, pointer, i64, i64, i64, pointer, i64,
-        pointer, i64, pointer, i64, i64, i64, pointer, i64, i64,
-    ]
-    library.dts_embedding.argtypes = [
-        text, i32, pointer, i64, i64, pointer, pointer, i64, i32, i64, pointer, i64, pointer, pointer, i64,
-    ]
+    for record in ("delta_linear", "embedding", "add_samples", "add_sampled_rows"):
+        getattr(library, f"dts_{record}_record").argtypes = [text]
     library.dts_reconstruct.argtypes = [
         text, i32, i32, pointer, i64, pointer, i64, pointer, i64, pointer, i64, i64, i32, i64, i64,
-    ]
-    library.dts_add_samples.argtypes = [
-        text, i32, i32, pointer, i64, i32, i64, i64, i64, pointer, i64, pointer, i64, pointer, i64, pointer, i64,
-        pointer, i64, pointer, i64, i64, i64,
-    ]
-    library.dts_add_sampled_rows.argtypes = [
-        text, i32, pointer, i64, i64, i64, pointer, i64, pointer, i64, i32, pointer, i64, pointer, i64, pointer, i64,
-        pointer, i64, i64, i64,
     ]
     library.dts_unpack.argtypes = [text, i32, pointer, i64, i64, i64, pointer, pointer, i64, i64, i32]
     return library
@@ -183,6 +177,16 @@ def _named(name: str | None) -> bytes:
     return (name or variant()).encode()
 
 
+@functools.cache
+def _name_of(name: str | None) -> int:
+    """The same in memory that stays, for records."""
+    kept = _names.setdefault(name, ctypes.create_string_buffer(_named(name)))
+    return ctypes.addressof(kept)
+
+
+_names: dict[str | None, ctypes.Array] = {}
+
+
 def _check(code: int, what: str) -> None:
     if code == 1:
         raise MemoryError(f"{what}: no memory")
@@ -200,25 +204,29 @@ def delta_linear(x: Tensor, y: Tensor | None, tasks: Tasks, slots: Tensor, weigh
     exact: float32 products instead of two 8-bit digits;  adds: float32 [slots, out_features], added like the deltas.
     slots (int32), weights (float32) and adds are contiguous, which the ops have seen to; C looks at all sizes.
     """
-    shape, size, (entries, places) = x.shape, x.element_size(), slots.shape
+    sizes, dtype, count, (entries, places) = [*x.shape], x.dtype, x.numel(), slots.shape
+    n, sizes[-1] = sizes[-1], out_features
+    rows = count // n if n else math.prod(sizes[:-1])
     if not x.is_contiguous():
         x = x.contiguous()
-    if y is not None and not y.is_contiguous():
-        y = y.contiguous()
+    if y is not None:
+        if not y.is_contiguous():
+            y = y.contiguous()
+        if y.dtype is not dtype:
+            raise ValueError(f"y must be in x's dtype {dtype}, not {y.dtype}")
     if out is None:
-        out = x.new_empty(shape[:-1] + (out_features,))
-    elif not out.is_contiguous() or out.dtype != x.dtype:
+        out = x.new_empty(sizes)
+    elif out is not y and not (out.is_contiguous() and out.dtype is dtype):
         raise ValueError("out must be contiguous and in x's dtype")
-    stride, n, dtype, rows = out_features * size, shape[-1], x.dtype, shape[:-1].numel()
-    if y is not None and y is not out and y.dtype is not dtype:
-        raise ValueError(f"y must be in x's dtype {dtype}, not {y.dtype}")
-    add, adds_have, add_count = (None, 0, 0) if adds is None else (adds.data_ptr(), adds.numel(), adds.shape[0])
-    code = library().dts_delta_linear(
-        _named(name), torch.get_num_threads(), exact, transposed, x.data_ptr(), rows * n, DTYPES[dtype], n * size,
-        rows, n, None if y is None else y.data_ptr(), 0 if y is None else y.numel(), stride, out.data_ptr(),
-        out.numel(), stride, out_features, tasks.pointer, tasks.count, slots.data_ptr(), entries * places,
-        weights.data_ptr(), weights.numel(), entries, places, add, adds_have, add_count,
-    )
+    size, to, have = SIZES[dtype], out.data_ptr(), out.numel()
+    given, given_have = (0, 0) if y is None else (to, have) if y is out else (y.data_ptr(), y.numel())
+    add, adds_have, add_count = (0, 0, 0) if adds is None else (adds.data_ptr(), adds.numel(), adds.shape[0])
+    code = library().dts_delta_linear_record(_delta_linear_record(
+        _name_of(name), torch.get_num_threads(), exact, transposed, x.data_ptr(), count, DTYPES[dtype], n * size, rows,
+        n, given, given_have, out_features * size, to, have, out_features * size, out_features, tasks.pointer,
+        tasks.count, slots.data_ptr(), entries * places, weights.data_ptr(), weights.numel(), entries, places, add,
+        adds_have, add_count,
+    ))
     if code:
         _check(code, "delta_linear")
     return out
@@ -228,27 +236,32 @@ def embedding(ids: Tensor, y: Tensor | None, tasks: Tasks, slots: Tensor, weight
               dtype: torch.dtype, name: str | None = None, in_place: bool = False) -> Tensor:
     """y + rows ``ids`` (int64 [...], negative: zeros) of each row's tasks' dense deltas: dtype [..., n].
 
-    No task may have levels.  in_place: y's own memory takes the result.  Raises IndexError for an id from id_count on.
+    No task may have levels; slots and weights are contiguous.  in_place: y's own memory takes the result.  Raises
+    IndexError for an id from id_count on.
     """
-    if slots.shape[1] > 1:  # a place at a time, rounded once
+    entries, places = slots.shape
+    if places > 1:  # a place at a time, rounded once
         total = None
-        for place in range(slots.shape[1]):
+        for place in range(places):
             one = slots[:, place].contiguous(), weights[:, place].contiguous()
             total = embedding(ids, total, tasks, *(t[:, None] for t in one), id_count, n, torch.float32, name, True)
         return total.to(dtype) if y is None else y.add_(total) if in_place else (y + total).to(dtype)
-    ids = ids.contiguous() if ids.dtype is torch.int64 else ids.to(torch.int64).contiguous()
-    slots, weights = slots.contiguous(), weights.contiguous()
+    if ids.dtype is not torch.int64 or not ids.is_contiguous():
+        ids = ids.to(torch.int64).contiguous()
     if y is not None and not y.is_contiguous():
         y, in_place = y.contiguous(), True
     out = y if in_place and y is not None else torch.empty(*ids.shape, n, dtype=dtype)
-    code = library().dts_embedding(
-        _named(name), torch.get_num_threads(), ids.data_ptr(), ids.numel(), id_count,
-        None if y is None else y.data_ptr(), out.data_ptr(), out.numel(), DTYPES[dtype], n, tasks.pointer, tasks.count,
-        slots.data_ptr(), weights.data_ptr(), slots.shape[0],
-    )
+    to = out.data_ptr()
+    given = 0 if y is None else to if y is out else y.data_ptr()
+    code = library().dts_embedding_record(_embedding_record(
+        _name_of(name), torch.get_num_threads(), ids.data_ptr(), ids.numel(), id_count, given, to,
+        out.numel(), DTYPES[dtype], n, tasks.pointer, tasks.count,
+        slots.data_ptr(), weights.data_ptr(), entries,
+    ))
     if code == 3:
         raise IndexError(f"an id of {int(ids.max())} is beyond the matrix's {id_count} rows")
-    _check(code, "embedding")
+    if code:
+        _check(code, "embedding")
     return out
 
 

@@ -1,6 +1,7 @@
 """Products with sampled elements in the compiled library."""
 
 import ctypes
+import struct
 from operator import is_
 
 import torch
@@ -8,6 +9,10 @@ from torch import Tensor
 
 from ..samples import check_samples
 from . import native
+
+# as in samples.c
+_add_samples_record = struct.Struct("@P2qP5qPqPqPqPqPqP3q").pack
+_add_sampled_rows_record = struct.Struct("@PqP3qPqP2qPqPqPqP3q").pack
 
 
 class Sample(ctypes.Structure):
@@ -31,8 +36,8 @@ class SampleArray:
             sample.codes, sample.row_bytes = own.data_ptr(), own.stride(0)
             sample.stride, sample.seed, sample.scale = stride, seed, scale
             sample.rows, sample.bytes = own.shape
-        self.starts = starts.detach().contiguous()
-        self.pointer = ctypes.addressof(self.array)
+        self.starts = starts.detach().clone(memory_format=torch.contiguous_format)
+        self.pointer, self.starts_pointer = ctypes.addressof(self.array), self.starts.data_ptr()
         self.slots = starts.shape[0] - 1
 
     def __reduce__(self):
@@ -60,19 +65,20 @@ class SampleArray:
 def add_samples(x: Tensor, y: Tensor, samples: SampleArray, slots: Tensor, weights: Tensor, transposed: bool,
                 name: str | None = None) -> Tensor:
     """y + x D^T (transposed: x D) of every row's samples; x and y in fp32, bf16 or fp16, summed in float32."""
-    shape, (entries, places), out_features = x.shape, slots.shape, y.shape[-1]
+    n, (entries, places), m, count = x.shape[-1], slots.shape, y.shape[-1], y.numel()
     if not x.is_contiguous():
         x = x.contiguous()
     if not y.is_contiguous():
         y = y.contiguous()
     out = torch.empty_like(y)
-    m, n = (shape[-1], out_features) if transposed else (out_features, shape[-1])
-    code = native.library().dts_add_samples(
-        native._named(name), torch.get_num_threads(), transposed, x.data_ptr(), x.numel(), native.DTYPES[x.dtype],
-        shape[:-1].numel(), m, n, y.data_ptr(), y.numel(), out.data_ptr(), out.numel(), samples.pointer, samples.count,
-        samples.starts.data_ptr(), samples.slots, slots.data_ptr(), slots.numel(), weights.data_ptr(),
+    rows = count // m if m else y.shape[:-1].numel()
+    m, n = (n, m) if transposed else (m, n)
+    code = native.library().dts_add_samples_record(_add_samples_record(
+        native._name_of(name), torch.get_num_threads(), transposed, x.data_ptr(), x.numel(), native.DTYPES[x.dtype],
+        rows, m, n, y.data_ptr(), count, out.data_ptr(), out.numel(), samples.pointer, samples.count,
+        samples.starts_pointer, samples.slots, slots.data_ptr(), entries * places, weights.data_ptr(),
         weights.numel(), entries, places,
-    )
+    ))
     if code:
         native._check(code, "add_samples")
     return out
@@ -82,17 +88,19 @@ def add_sampled_rows(ids: Tensor, y: Tensor, samples: SampleArray, slots: Tensor
                      name: str | None = None) -> Tensor:
     """y + rows ``ids`` (int64 [...], negative: none) of every id's samples; y [..., n] in fp32, bf16 or fp16.
 
-    Raises IndexError for an id from ``rows`` on.
+    slots and weights are contiguous.  Raises IndexError for an id from ``rows`` on.
     """
-    ids, y = ids.to(torch.int64).contiguous(), y.contiguous()
-    slots, weights = slots.contiguous(), weights.contiguous()
-    out = torch.empty_like(y)
-    code = native.library().dts_add_sampled_rows(
-        native._named(name), torch.get_num_threads(), ids.data_ptr(), ids.numel(), rows, y.shape[-1], y.data_ptr(),
+    if ids.dtype is not torch.int64 or not ids.is_contiguous():
+        ids = ids.to(torch.int64).contiguous()
+    if not y.is_contiguous():
+        y = y.contiguous()
+    out, (entries, places) = torch.empty_like(y), slots.shape
+    code = native.library().dts_add_sampled_rows_record(_add_sampled_rows_record(
+        native._name_of(name), torch.get_num_threads(), ids.data_ptr(), ids.numel(), rows, y.shape[-1], y.data_ptr(),
         y.numel(), out.data_ptr(), out.numel(), native.DTYPES[y.dtype], samples.pointer, samples.count,
-        samples.starts.data_ptr(), samples.slots, slots.data_ptr(), slots.numel(), weights.data_ptr(),
-        weights.numel(), *slots.shape,
-    )
+        samples.starts_pointer, samples.slots, slots.data_ptr(), entries * places, weights.data_ptr(),
+        weights.numel(), entries, places,
+    ))
     if code == 3:
         raise IndexError(f"an id of {int(ids.max())} is beyond the matrix's {rows} rows")
     if code:

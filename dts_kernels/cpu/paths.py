@@ -31,7 +31,7 @@ def _base_product(x, weight, bias):
 
 def _native_linear(x, weight, bias, packed, table, slots, weights, out_features, max_rank, *, exact, adds=None):
     y = _base_product(x, weight, bias)
-    if y.dtype != x.dtype or y.shape[-1] != out_features or not y.is_contiguous():
+    if y.dtype is not x.dtype or not y.is_contiguous():
         y = y.to(x.dtype).contiguous()
     tasks = native.Tasks.of(packed, table)
     return native.delta_linear(x, y, tasks, slots, weights, out_features, False, exact, out=y, adds=adds)

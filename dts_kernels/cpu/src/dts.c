@@ -531,6 +531,33 @@ int dts_delta_linear(const char *variant, int threads, int exact, int transposed
 
 /* ---- embeddings ----------------------------------------------------------------------------------------------------- */
 
+/* The same for one record of these arguments: Python converts one thing, not 28. */
+typedef struct {
+    const char *variant;
+    int64_t threads, exact, transposed;
+    const void *x;
+    int64_t x_have, x_type, x_stride, rows, n;
+    const void *y;
+    int64_t y_have, y_stride;
+    void *out;
+    int64_t out_have, out_stride, m;
+    const Task *tasks;
+    int64_t task_count;
+    const int32_t *slots;
+    int64_t slots_have;
+    const float *weights;
+    int64_t weights_have, entries, places;
+    const float *adds;
+    int64_t adds_have, add_count;
+} DeltaLinear;
+
+int dts_delta_linear_record(const DeltaLinear *a) {
+    return dts_delta_linear(a->variant, (int)a->threads, (int)a->exact, (int)a->transposed, a->x, a->x_have,
+                            (int)a->x_type, a->x_stride, a->rows, a->n, a->y, a->y_have, a->y_stride, a->out,
+                            a->out_have, a->out_stride, a->m, a->tasks, a->task_count, a->slots, a->slots_have,
+                            a->weights, a->weights_have, a->entries, a->places, a->adds, a->adds_have, a->add_count);
+}
+
 /* out = y + rows `ids` of the dense delta of each row's task, in one dtype; the other arguments as in dts_delta_linear.
  *
  * ids [rows] below id_count, negative: none; a task's lookup says which row of its u that is.  n: columns of the matrix.
@@ -568,6 +595,27 @@ int dts_embedding(const char *variant, int threads, const int64_t *ids, int64_t 
     int done = dts_row_blocks(&work, threads, list, rows, 0);
     free(list);
     return done < 0;
+}
+
+/* The same for one record of these arguments. */
+typedef struct {
+    const char *variant;
+    int64_t threads;
+    const int64_t *ids;
+    int64_t rows, id_count;
+    const void *y;
+    void *out;
+    int64_t have, type, n;
+    const Task *tasks;
+    int64_t task_count;
+    const int32_t *slots;
+    const float *weights;
+    int64_t entries;
+} Embedding;
+
+int dts_embedding_record(const Embedding *a) {
+    return dts_embedding(a->variant, (int)a->threads, a->ids, a->rows, a->id_count, a->y, a->out, a->have,
+                         (int)a->type, a->n, a->tasks, a->task_count, a->slots, a->weights, a->entries);
 }
 
 /* ---- dense ------------------------------------------------------------------------------------------------------- */

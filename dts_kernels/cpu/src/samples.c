@@ -377,6 +377,32 @@ int dts_add_samples(const char *variant, int threads, int transposed, const void
     return failed;
 }
 
+/* The same for one record of these arguments: Python converts one thing, not 23. */
+typedef struct {
+    const char *variant;
+    int64_t threads, transposed;
+    const void *x;
+    int64_t x_have, type, rows, m, n;
+    const void *y;
+    int64_t y_have;
+    void *out;
+    int64_t out_have;
+    const Sample *samples;
+    int64_t sample_count;
+    const int64_t *starts;
+    int64_t slot_count;
+    const int32_t *slots;
+    int64_t slots_have;
+    const float *weights;
+    int64_t weights_have, entries, places;
+} AddSamples;
+
+int dts_add_samples_record(const AddSamples *a) {
+    return dts_add_samples(a->variant, (int)a->threads, (int)a->transposed, a->x, a->x_have, (int)a->type, a->rows,
+                           a->m, a->n, a->y, a->y_have, a->out, a->out_have, a->samples, a->sample_count, a->starts,
+                           a->slot_count, a->slots, a->slots_have, a->weights, a->weights_have, a->entries, a->places);
+}
+
 /* ---- rows of D -------------------------------------------------------------------------------------------------- */
 
 enum { IDS = 16 };          /* of an item of work */
@@ -450,4 +476,30 @@ int dts_add_sampled_rows(const char *variant, int threads, const int64_t *ids, i
     dts_parallel(threads, (count + IDS - 1) / IDS, rows_item, &call);
     free(call.rows);
     return 0;
+}
+
+/* The same for one record of these arguments. */
+typedef struct {
+    const char *variant;
+    int64_t threads;
+    const int64_t *ids;
+    int64_t count, m, n;
+    const void *y;
+    int64_t y_have;
+    void *out;
+    int64_t out_have, type;
+    const Sample *samples;
+    int64_t sample_count;
+    const int64_t *starts;
+    int64_t slot_count;
+    const int32_t *slots;
+    int64_t slots_have;
+    const float *weights;
+    int64_t weights_have, entries, places;
+} AddSampledRows;
+
+int dts_add_sampled_rows_record(const AddSampledRows *a) {
+    return dts_add_sampled_rows(a->variant, (int)a->threads, a->ids, a->count, a->m, a->n, a->y, a->y_have, a->out,
+                                a->out_have, (int)a->type, a->samples, a->sample_count, a->starts, a->slot_count,
+                                a->slots, a->slots_have, a->weights, a->weights_have, a->entries, a->places);
 }
