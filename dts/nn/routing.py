@@ -119,7 +119,7 @@ class RoutingState:
         self._calls = self._waiting = 0
         self._changing: int | None = None  # the thread that loads or deletes
         self._recorded: deque[Recorded] = deque(maxlen=RECORDED)
-        self._switched = threading.get_ident(), 0  # where `set` was called last, and the next node's number there
+        self._switched = threading.get_ident(), 0, -1  # where `set` was called last: thread, next node, backward pass
 
     def __getstate__(self) -> dict:
         """Copies and pickles have locks of their own and no calls under way."""
@@ -143,7 +143,14 @@ class RoutingState:
             if call.state is self and call.graph == graph:
                 return call
             call = call.outer
-        return self.chosen if graph < 0 else self._again()
+        return self.chosen if graph in (-1, self._switched[2]) else self._again()
+
+    def _near(self) -> Current:
+        """The innermost call under way in this thread, whatever backward pass it is for."""
+        call = call_here()
+        while call is not None and call.state is not self:
+            call = call.outer
+        return self.chosen if call is None else call
 
     def _again(self) -> Current:
         """The routing of the forward of which a backward pass runs a part again."""
@@ -155,13 +162,13 @@ class RoutingState:
         calls = list(found.values())
         if calls and all(call.mixtures == calls[0].mixtures and call.axis == calls[0].axis for call in calls):
             return calls[0]
-        thread, switched = self._switched
+        thread, switched, _ = self._switched
         same = thread == threading.get_ident() or switched == 0
         if not calls and same and number >= switched and all(m == self.chosen.mixtures for m in mixtures):
             return self.frozen  # a module was called past the model, and only ever with this task
         raise RuntimeError("a backward pass runs a part of a forward again (gradient checkpointing), and which task "
-                           "that forward used is not known here: call the DTSModel itself, from one thread, and set_task() "
-                           "only after the backward pass")  # fmt: skip
+                           "that forward used is not known here: call the DTSModel itself, from one thread, and "
+                           "set_task() only after the backward pass")  # fmt: skip
 
     @property
     def routing(self) -> Routing:
@@ -204,7 +211,7 @@ class RoutingState:
             else:
                 self.chosen.routing = new
             self._freeze()
-            self._switched = threading.get_ident(), _next_node()
+            self._switched = threading.get_ident(), _next_node(), backward_here()
 
     def _freeze(self) -> None:
         """The chosen routing as it is now, for calls: a switch does not reach those under way, nor their gradients."""
@@ -216,9 +223,10 @@ class RoutingState:
     @contextmanager
     def using(self, mixtures: list[Mixture], missing: dict[str, str] | None = None, **options):
         """Other tasks for a while, in this thread.  options: further fields of `Current`."""
-        places = self.now().routing.slots.shape[1]
-        options.setdefault("probing", self.now().probing)
-        options.setdefault("seen", self.now().seen)
+        near = self._near()
+        places = near.routing.slots.shape[1]
+        options.setdefault("probing", near.probing)
+        options.setdefault("seen", near.seen)
         with self._within(Current(self, _routing(mixtures, places, self.device), mixtures, missing or {}, **options)):
             yield
 
