@@ -491,7 +491,7 @@ class DTSModel(nn.Module):
         used = {slot for mixture in mixtures for slot in mixture}
         gone = replaced_layers(self.model, self._layers)
         if not gone:  # wrapped, by torch.compile perhaps
-            self._places = Places(self)
+            self._places = Places(self, [name for name, module in self.named_modules() if isinstance(module, Layer)])
         names = [name for name in gone if self._layers[name].dts.slots & used]
         if names:
             tasks = [name for name, loaded in self._loaded.items()
@@ -508,9 +508,9 @@ class DTSModel(nn.Module):
     def _tell_unused(self) -> None:
         """Once after a load: what tasks change and the call did not reach, neither by a forward nor by a read."""
         seen, self._state.watch = self._state.watch, None
-        if self._state.compiled:  # a program does not say what it ran
+        if seen is None or self._state.compiled:  # another thread was first; a program does not say what it ran
             return
-        acted = {id(tensor) for name in seen if name in self._layers for tensor in _own(self._layers[name])}
+        acted = {id(tensor) for name in set(seen) if name in self._layers for tensor in _own(self._layers[name])}
         self._unused = [name for name, layer in self._layers.items()
                         if name not in seen and not {id(tensor) for tensor in _own(layer)} <= acted]  # fmt: skip
         if self._unused:

@@ -86,7 +86,13 @@ def test_a_layer_that_was_wrapped(maker, dense_twin, where):
         setattr(model.model, where, Wrapper(getattr(model.model, where)))
     else:
         model.model = Wrapper(model.model)
-    close(model(IDS, tasks="a"), dense_twin(base, [(tasks["a"], 1.0)])(IDS))
+    for _ in range(2):
+        close(model(IDS, tasks="a"), dense_twin(base, [(tasks["a"], 1.0)])(IDS))
+    net = model.model if hasattr(model.model, "out") else model.model.inner
+    holder, name = (net.out, "inner") if where == "out" else (net, "out")
+    setattr(holder, name, copy.deepcopy(base.out))
+    with pytest.raises(RuntimeError, match="out was replaced"):
+        model(IDS, tasks="a")
 
 
 def test_resized_embeddings_of_transformers(maker):

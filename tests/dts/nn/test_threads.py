@@ -1,6 +1,7 @@
 """The routing follows the call: threads with different tasks on one model do not meet."""
 
 import copy
+import dataclasses
 import pickle
 import threading
 import warnings
@@ -300,3 +301,15 @@ def test_threads_generate_each_with_its_task(maker):
             assert torch.equal(run(tasks), expected)
 
     together(*[lambda tasks=tasks, expected=expected: work(tasks, expected) for tasks, expected in zip(kinds, wanted)])
+
+
+def test_samples_of_other_sizes_are_named_before_anything_is_loaded(setting, maker):
+    model, tasks, ids, wanted = setting
+    factors, other = None, None
+    while factors is None or not factors.samples or not other.samples:
+        factors, other = maker.factors(8, 8), maker.factors(7, 8)
+    factors = dataclasses.replace(factors, samples=other.samples)
+    entries = tasks["b"] | {"dense.weight": Entry("dense.weight", "dense.weight", (8, 8), "factors", factors=factors)}
+    with pytest.raises(ValueError, match=r"does not fit the model:\n  dense.weight: a sample of \[7, 8\]"):
+        model.load_task("a", entries)
+    close(model(ids, tasks="a"), wanted["a"])
