@@ -32,6 +32,10 @@ class DTSEmbedding(Layer, nn.Embedding):
             return self.base_forward(ids)
         if ids.dtype in (torch.int32, torch.int16, torch.int8, torch.uint8):
             ids = ids.long()  # what kernels read
+        if self.num_embeddings != delta.shape[0]:
+            raise RuntimeError(f"{dts.name or 'an embedding'} was resized from {delta.shape[0]} rows to "
+                               f"{self.num_embeddings} under its tasks: delete_task() them, and resize before "
+                               f"load_task()")  # fmt: skip
         ids, routing = dts.enter(ids)
         beyond = ids >= self.num_embeddings
         inside = torch.where(beyond, 0, ids) if delta.added.tensors else ids

@@ -9,7 +9,7 @@ from dts.codec.factors import Factors
 from dts.nn.deltas import ParameterDelta, Piece, Table
 from dts.nn.layer import Layer, beside, standalone
 from dts.nn.layer import raw as raw_of
-from dts.nn.routing import call_here, gammas, tracing
+from dts.nn.routing import backward_here, call_here, gammas, tracing
 from dts_kernels import Routing
 
 _autocast = torch.is_autocast_enabled
@@ -109,14 +109,18 @@ class DTSLinear(LinearLayer, nn.Linear):
         small layer; `LinearLayer.forward` for all else."""
         dts = self.dts
         state, weight = dts.state, self._parameters.get("weight")
-        now = state.traced if tracing() else call_here() or state.chosen
-        if now.state is not state:
-            now = state.now()
+        if tracing():
+            now, watched = state.now(), False
+        else:
+            now = call_here() or state.chosen
+            if now.state is not state or now.graph != backward_here():
+                now = state.now()
+            watched = now.seen is not None
         routing, delta = now.routing, dts.parameters.get("weight")
         slots = routing.slots
         rows = slots.shape[0]
         if (
-            delta is None or not x.is_cpu or now.missing or weight is None or delta.tabled
+            watched or delta is None or not x.is_cpu or now.missing or weight is None or delta.tabled
             or type(weight) is not nn.Parameter or weight.dtype != x.dtype or _autocast("cpu")
             or rows != 1 and (dts.axis(now) != 0 or x.shape[0] % rows) or not slots.is_cpu or x.dtype == torch.float64
         ):  # fmt: skip

@@ -27,6 +27,7 @@ from dts.nn.merged import merge
 from dts.nn.names import place, sites
 from dts.nn.norm import DTSLayerNorm, DTSNorm
 from dts.nn.owner import Owner
+from dts.nn.places import Places, aliases, replaced_layers
 from dts.nn.probe import Layout, find_rows
 from dts.nn.routing import BASE, Mixture, RoutingState, tracing
 
@@ -68,6 +69,8 @@ class DTSModel(nn.Module):
         self._base: Base | None = None  # the checkpoint it was made from, if that is known
         self._loaded: dict[str, Loaded] = {}
         self._layers: dict[str, Layer] = {}  # by their names in the model
+        self._places = Places(self)
+        self._unused: list[str] = []  # layers that the first call after a load did not reach
         self._layouts: OrderedDict[tuple, Layout] = OrderedDict()
         self._current: list[Task] = [None]  # of calls that name no tasks
         self._last: tuple[int, list[Task]] | None = None  # (thread, tasks) of the last call; None: the current one
@@ -89,11 +92,15 @@ class DTSModel(nn.Module):
         base, source = load_base(path, list(adapters.values()), **options)
         model = cls(base)
         model._base = source
+        wrong = {}
         for name, adapter in adapters.items():
             try:
                 model.load_task(name, adapter)
             except ValueError as error:
-                raise ValueError(f"task {name!r}: {error}") from error
+                wrong[name] = error
+        if wrong:
+            raise ValueError("; ".join(f"task {name!r}: {error}" for name, error in wrong.items())) from next(
+                iter(wrong.values()))  # fmt: skip
         return model
 
     # ---- tasks -------------------------------------------------------------------------------------------------
@@ -136,6 +143,8 @@ class DTSModel(nn.Module):
             by_module[id(site.module)] = module, parts | {site.parameter: pieces}, head or task_only
         self._with_parents(by_module)
         classes = {key: layer_class(module, parts) for key, (module, parts, _) in by_module.items()}
+        self._refuse_aliases(placed)
+        self._refuse_replaced([self._mixture(other) for other in self._loaded if other != name])
         used = {loaded.slot for loaded in self._loaded.values()}
         slot = next(i for i in range(len(used) + 1) if i not in used)  # never that of the task it replaces
         made = Loaded(slot, adapter if isinstance(adapter, Adapter) else None, len(entries) - len(
@@ -146,6 +155,8 @@ class DTSModel(nn.Module):
                 layer.dts.name = layer_name
             old = self._loaded.get(name)
             self._layers, self._loaded[name] = layers, made
+            self._places = Places(self, [f"model.{layer_name}" if layer_name else "model" for layer_name in layers])
+            self._state.watch = set()
             if old is not None:
                 self._clear(old.slot)
             if name in _names(self._current[0]):  # the name was in use, and still is
@@ -233,8 +244,7 @@ class DTSModel(nn.Module):
             self._last = None
             if tracing():  # a program reads the chosen task's tensors each time
                 return self.model(*args, **kwargs)
-            with self._state.call():
-                return self.model(*args, **kwargs)
+            return self._chosen(self.model, args, kwargs)
         return self.call("__call__", *args, tasks=tasks, **kwargs)
 
     def generate(self, *args, tasks: Task | Sequence[Task] = None, **kwargs):
@@ -255,8 +265,7 @@ class DTSModel(nn.Module):
         run = getattr(self.model, method)
         if tasks is None:
             self._last = None
-            with self._state.call():
-                return run(*args, **kwargs)
+            return self._chosen(run, args, kwargs)
         if isinstance(tasks, str) and tasks == AUTO:
             if args:
                 raise ValueError('tasks="auto" takes the model\'s inputs by name: model(input_ids=..., tasks="auto")')
@@ -270,13 +279,25 @@ class DTSModel(nn.Module):
         if rows is not None:
             _check_rows(len(rows), args, kwargs)
         with self._state.held():
-            return self._routed(run, method, args, kwargs, asked)
+            result = self._routed(run, method, args, kwargs, asked)
+            if self._state.watch is not None:
+                self._tell_unused()
+            return result
+
+    def _chosen(self, run, args, kwargs):
+        with self._state.call():
+            if not self._places.hold():
+                self._refuse_replaced(self._state.mixtures)
+            result = run(*args, **kwargs)
+            if self._state.watch is not None:
+                self._tell_unused()
+            return result
 
     def _routed(self, run, method: str, args, kwargs, asked: list[Task]):
         self._known([name for task in asked for name in _names(task)])
         mixtures = [self._mixture(task) for task in asked]
-        if self.model.training and torch.is_grad_enabled():
-            self._refuse_checkpointing()
+        if not self._places.hold():
+            self._refuse_replaced(mixtures)
         self._last = threading.get_ident(), asked
         if not mixtures:  # a batch without rows
             with self._state.call([{}]):
@@ -401,6 +422,7 @@ class DTSModel(nn.Module):
         mixture = self._mixture(task)
         adapters = [self._loaded[name].adapter for name in _names(task)]
         config = adapters[0].model_config if len(adapters) == 1 and adapters[0] is not None else None
+        self._refuse_replaced([mixture])
         routing = RoutingState(self._state.device)
         routing.set([mixture])
         resized = merge(self.model, self._layers, routing)
@@ -410,6 +432,7 @@ class DTSModel(nn.Module):
         _fast_path_again(self.model)
         for found in (self._loaded, self._layers, self._layouts):
             found.clear()
+        self._places, self._unused, self._state.watch = Places(self), [], None
         self._base = None  # these weights are no checkpoint's
         self._state.set([{}])
         self._current, self._last = [None], None
@@ -419,7 +442,10 @@ class DTSModel(nn.Module):
 
     def status(self) -> dict:
         """What is loaded and how it runs: tasks and their bytes in memory, the current task, layers by class, and the
-        layers that force batches of several tasks to run once a task (``grouped``), with the reason."""
+        layers that force batches of several tasks to run once a task (``grouped``), with the reason.
+
+        unused: layers that tasks change and that the first call after the last load did not reach.
+        """
         layers = self._layers
         kinds: dict[str, int] = {}
         for layer in layers.values():
@@ -439,6 +465,7 @@ class DTSModel(nn.Module):
             "layers": kinds,
             "once_a_task": [name for name, layer in layers.items() if isinstance(layer, Owner)],
             "grouped": grouped,
+            "unused": list(self._unused),
             "entries": {name: {"applied": t.applied, "skipped": t.skipped} for name, t in self._loaded.items()},
         }
 
@@ -459,11 +486,36 @@ class DTSModel(nn.Module):
 
     # ---- inside ------------------------------------------------------------------------------------------------
 
-    def _refuse_checkpointing(self) -> None:
-        """The backward pass runs parts of the forward again, when this call's tasks are over: gradients of others."""
-        if any(getattr(module, "gradient_checkpointing", False) is True for module in self.model.modules()):
-            raise RuntimeError("with gradient checkpointing the tasks of a call are over before its backward pass "
-                               "needs them again: choose one with set_task(), or call gradient_checkpointing_disable()")
+    def _refuse_replaced(self, mixtures: list[Mixture]) -> None:
+        """A module that took the place of a layer knows nothing of tasks.  Mixtures without changes there may go on."""
+        used = {slot for mixture in mixtures for slot in mixture}
+        gone = replaced_layers(self.model, self._layers)
+        if not gone:  # wrapped, by torch.compile perhaps
+            self._places = Places(self, [name for name, module in self.named_modules() if isinstance(module, Layer)])
+        names = [name for name in gone if self._layers[name].dts.slots & used]
+        if names:
+            tasks = [name for name, loaded in self._loaded.items()
+                     if loaded.slot in used & set().union(*(self._layers[n].dts.slots for n in names))]  # fmt: skip
+            raise RuntimeError(f"{_few(names)} was replaced after tasks were loaded that change it, {tasks}: what they "
+                               f"change there is lost; delete_task() and load_task() them again")  # fmt: skip
+
+    def _refuse_aliases(self, placed: list) -> None:
+        found = aliases(self.model, {id(site.tensor): site.name for site, _, _ in placed})
+        if found:
+            raise ValueError(f"the model keeps parameters where no task can change them, {_few(found)}: let it keep "
+                             f"the module, or read the parameter in its forward")  # fmt: skip
+
+    def _tell_unused(self) -> None:
+        """Once after a load: what tasks change and the call did not reach, neither by a forward nor by a read."""
+        seen, self._state.watch = self._state.watch, None
+        if seen is None or self._state.compiled:  # another thread was first; a program does not say what it ran
+            return
+        acted = {id(tensor) for name in set(seen) if name in self._layers for tensor in _own(self._layers[name])}
+        self._unused = [name for name, layer in self._layers.items()
+                        if name not in seen and not {id(tensor) for tensor in _own(layer)} <= acted]  # fmt: skip
+        if self._unused:
+            warnings.warn(f"tasks change {_few(self._unused)}, which the first call did not use: its answer is not "
+                          f"theirs if it should have (status() has them all)", stacklevel=4)  # fmt: skip
 
     def _in_base(self, placed: list) -> set[int]:
         """Ids of the modules of which the base has the parameters that an adapter changes.
@@ -591,6 +643,15 @@ def _opened(adapters: Mapping) -> dict[str, Adapter]:
         raise ValueError("; ".join(f"task {name!r}: {error}" for name, error in wrong.items())) from next(
             iter(wrong.values()))  # fmt: skip
     return found
+
+
+def _own(layer: Layer) -> list[Tensor]:
+    """The parameters that tasks change."""
+    return [raw(layer, name) for name in layer.dts.parameters]
+
+
+def _few(names: list[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _rows_of(value, take: list[int], rows: int):

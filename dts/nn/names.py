@@ -180,6 +180,11 @@ def _pieces(entry: Entry, target: Target, site: Site, wrong: list[str]) -> list[
             if index is not None and index.numel() and not 0 <= int(index.min()) <= int(index.max()) < size:
                 wrong.append(f"{entry.name}: a {axis} {int(index.max())} or {int(index.min())} is none of its {size}")
                 return []
+        for samples in () if factors is None else factors.samples:
+            if tuple(samples.shape) != tuple(factors.packed.shape):
+                wrong.append(f"{entry.name}: a sample of {list(samples.shape)} is not of its factors' "
+                             f"{list(factors.packed.shape)}")  # fmt: skip
+                return []
     pieces = []
     if entry.kind == "experts":
         pieces += [Piece("factors", f, e, row) for e, f in enumerate(entry.factors) if f is not None]

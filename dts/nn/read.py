@@ -113,6 +113,8 @@ def read(layer: Layer, name: str, raw: Tensor) -> Tensor:
     now = dts.state.now()
     delta = dts.parameters[name]
     if now.bypassed is None and not now.uses(delta.slots) and not (delta.values.tensors and dts.name in now.missing):
+        if now.seen is not None:
+            now.seen.add(dts.name)
         return raw
     if delta.values.tensors or delta.added.tensors:
         return dense_parameter(layer, name, raw)  # of another shape, perhaps
@@ -126,6 +128,8 @@ def dense_parameter(layer: Layer, name: str, raw: Tensor) -> Tensor:
     """
     dts, delta = layer.dts, layer.dts.parameters[name]
     now = dts.state.now()
+    if not tracing() and now.seen is not None:
+        now.seen.add(dts.name)
     if now.bypassed is not None:
         if now.rows > 1:
             now.bypassed.add(dts.name)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import warnings
+from collections import deque
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -40,6 +43,8 @@ class Current:
     probing: the base runs on any input, only to see where the rows are; ids of a task's own vocabulary are no error.
     bypassed: names of parameters that were read past their layer's forward, where somebody asks for them.
     called: a call of the model; else a part of one, or a stretch without tasks.
+    seen: names of layers that ran or were read, where somebody asks for them.
+    graph: the backward pass within which it began, -1 = none.
     """
 
     state: RoutingState
@@ -52,6 +57,8 @@ class Current:
     bypassed: set[str] | None = None
     called: bool = False
     outer: Current | None = None
+    seen: set[str] | None = None
+    graph: int = -1
 
     @property
     def rows(self) -> int:
@@ -67,9 +74,21 @@ class Current:
         return any(slot in slots for mixture in self.mixtures for slot in mixture)
 
 
+@dataclass(eq=False)
+class Recorded:
+    """A call whose graph nodes have the numbers start to end, which count in each thread."""
+
+    call: Current
+    thread: int
+    start: int
+    end: float = math.inf
+
+
 _calls: ContextVar[Current | None] = ContextVar("dts_call", default=None)
 call_here = _calls.get  # the innermost call of this thread, of whatever model
 tracing = torch.compiler.is_dynamo_compiling
+backward_here = torch._C._current_graph_task_id  # -1 outside of a backward pass
+RECORDED = 1024  # calls whose backward pass may still come
 
 
 class RoutingState:
@@ -80,13 +99,17 @@ class RoutingState:
     Compiled programs and CUDA graphs read those that are written in place (``chosen``), and within a call with tasks
     those of the call (``traced``).  Programs do not know threads: once one was compiled, calls take turns.
 
-    compiled: some layer was traced;  disturbed: a module of the model was replaced since the layers were looked for.
+    A backward pass that runs parts of a forward again (gradient checkpointing) uses the routing of that forward: nodes
+    of a graph are numbered as they are made, and calls that record gradients keep their numbers.
+
+    compiled: some layer was traced;  watch: names of layers that acted, while somebody asks for them.
     """
 
     def __init__(self, device="cpu"):
         self.chosen = Current(self, _routing([{}], 1, device), [{}])
         self.traced = self.chosen
-        self.compiled = self.disturbed = False
+        self.compiled = self.warned = False
+        self.watch: set[str] | None = None
         self._open: list[Current] = []
         self._locks()
         self._freeze()
@@ -95,10 +118,13 @@ class RoutingState:
         self._gate, self._turn = threading.Condition(), threading.RLock()
         self._calls = self._waiting = 0
         self._changing: int | None = None  # the thread that loads or deletes
+        self._recorded: deque[Recorded] = deque(maxlen=RECORDED)
+        self._switched = threading.get_ident(), 0, -1  # where `set` was called last: thread, next node, backward pass
 
     def __getstate__(self) -> dict:
         """Copies and pickles have locks of their own and no calls under way."""
-        state = {k: v for k, v in vars(self).items() if k not in ("_gate", "_turn", "_calls", "_waiting", "_changing")}
+        own = ("_gate", "_turn", "_calls", "_waiting", "_changing", "_recorded", "_switched")
+        state = {k: v for k, v in vars(self).items() if k not in own}
         return state | {"_open": [], "traced": self.chosen}
 
     def __setstate__(self, state: dict) -> None:
@@ -112,12 +138,37 @@ class RoutingState:
         if tracing():
             self.compiled = True
             return self.traced
-        call = call_here()
+        call, graph = call_here(), backward_here()
         while call is not None:
-            if call.state is self:
+            if call.state is self and call.graph == graph:
                 return call
             call = call.outer
-        return self.chosen
+        return self.chosen if graph in (-1, self._switched[2]) else self._again()
+
+    def _near(self) -> Current:
+        """The innermost call under way in this thread, whatever backward pass it is for."""
+        call = call_here()
+        while call is not None and call.state is not self:
+            call = call.outer
+        return self.chosen if call is None else call
+
+    def _again(self) -> Current:
+        """The routing of the forward of which a backward pass runs a part again."""
+        node = torch._C._current_autograd_node()
+        number = -1 if node is None else node._sequence_nr()
+        with self._gate:
+            found = {r.thread: r.call for r in self._recorded if r.start <= number < r.end}  # the innermost of each
+            mixtures = [r.call.mixtures for r in self._recorded]
+        calls = list(found.values())
+        if calls and all(call.mixtures == calls[0].mixtures and call.axis == calls[0].axis for call in calls):
+            return calls[0]
+        thread, switched, _ = self._switched
+        same = thread == threading.get_ident() or switched == 0
+        if not calls and same and number >= switched and all(m == self.chosen.mixtures for m in mixtures):
+            return self.frozen  # a module was called past the model, and only ever with this task
+        raise RuntimeError("a backward pass runs a part of a forward again (gradient checkpointing), and which task "
+                           "that forward used is not known here: call the DTSModel itself, from one thread, and "
+                           "set_task() only after the backward pass")  # fmt: skip
 
     @property
     def routing(self) -> Routing:
@@ -160,6 +211,7 @@ class RoutingState:
             else:
                 self.chosen.routing = new
             self._freeze()
+            self._switched = threading.get_ident(), _next_node(), backward_here()
 
     def _freeze(self) -> None:
         """The chosen routing as it is now, for calls: a switch does not reach those under way, nor their gradients."""
@@ -171,8 +223,10 @@ class RoutingState:
     @contextmanager
     def using(self, mixtures: list[Mixture], missing: dict[str, str] | None = None, **options):
         """Other tasks for a while, in this thread.  options: further fields of `Current`."""
-        places = self.now().routing.slots.shape[1]
-        options.setdefault("probing", self.now().probing)
+        near = self._near()
+        places = near.routing.slots.shape[1]
+        options.setdefault("probing", near.probing)
+        options.setdefault("seen", near.seen)
         with self._within(Current(self, _routing(mixtures, places, self.device), mixtures, missing or {}, **options)):
             yield
 
@@ -181,14 +235,14 @@ class RoutingState:
         """A call of the model, with these tasks or (None) those that count now; nothing is loaded meanwhile."""
         with self.held():
             if mixtures is not None:
-                with self.using(mixtures, missing, called=True, **options):
+                with self.using(mixtures, missing, called=True, seen=self.watch, **options):
                     yield
                 return
             now = self.now()
             if now is self.chosen and not _capturing(self.device):
                 now = self.frozen
             now = Current(self, now.routing, now.mixtures, now.missing, now.axis, now.axes, now.probing, now.bypassed,
-                          called=True)  # fmt: skip
+                          called=True, seen=self.watch)  # fmt: skip
             with self._within(now, traced=False):
                 yield
 
@@ -197,7 +251,8 @@ class RoutingState:
         turn = self.compiled
         if turn:
             self._turn.acquire()
-        call.outer = call_here()
+        call.outer, call.graph = call_here(), backward_here()
+        recorded = self._record(call) if torch.is_grad_enabled() else None
         token = _calls.set(call)
         if traced:
             self._trace(call, True)
@@ -207,8 +262,23 @@ class RoutingState:
             if traced:
                 self._trace(call, False)
             _calls.reset(token)
+            if recorded is not None:
+                recorded.end = _next_node()
             if turn:
                 self._turn.release()
+
+    def _record(self, call: Current) -> Recorded:
+        recorded = Recorded(call, threading.get_ident(), _next_node())
+        with self._gate:
+            self._recorded.append(recorded)
+        return recorded
+
+    def rebased(self, name: str) -> None:
+        """Other weights were loaded into a layer that tasks change."""
+        if not self.warned:
+            self.warned = True
+            warnings.warn(f"other weights were loaded into {name!r}, and perhaps more, under the loaded tasks: these "
+                          f"are differences to the base that they were made for", stacklevel=2)  # fmt: skip
 
     def _trace(self, call: Current, opened: bool) -> None:
         with self._gate:
@@ -264,6 +334,10 @@ class RoutingState:
         while call is not None and not (call.state is self and call.called):
             call = call.outer
         return call is not None
+
+
+def _next_node() -> int:
+    return torch.autograd._get_sequence_nr()
 
 
 def _capturing(device: torch.device) -> bool:

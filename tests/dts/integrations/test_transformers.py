@@ -130,6 +130,19 @@ def test_adapters_of_another_base_are_refused(tmp_path):
     assert model.tasks == []
 
 
+def test_every_adapter_that_does_not_fit_is_named(tmp_path):
+    """Of several: those that cannot be read, and those that are for other sizes."""
+    saved(tmp_path, "BertModel", "BertConfig", TEXT)
+    adapters = {name: adapter(name, tmp_path, i) for i, name in enumerate(["good", "small", "strange"])}
+    adapters["small"].entries["pooler.dense.bias"] = Entry("pooler.dense.bias", "pooler.dense.bias", (3,), "delta",
+                                                           tensor=torch.ones(3))  # fmt: skip
+    adapters["strange"].entries["none.such"] = Entry("none.such", "none.such", (3,), "delta", tensor=torch.ones(3))
+    with pytest.raises(ValueError, match=r"(?s)^task 'small': .*\[3\].*; task 'strange': .*none\.such"):
+        DTSModel.from_pretrained(tmp_path, adapters=adapters)
+    with pytest.raises((ValueError, OSError), match=r"task 'x': .*task 'y': "):
+        DTSModel.from_pretrained(tmp_path, adapters={"good": adapters["good"], "x": tmp_path / "a", "y": tmp_path})
+
+
 def test_the_heads_of_the_checkpoint_stay_usable(tmp_path):
     base = saved(tmp_path, "BertForSequenceClassification", "BertConfig", TEXT | dict(num_labels=3))
     other = adapter("other", tmp_path, 1, model_config={"architectures": ["BertForSequenceClassification"]})

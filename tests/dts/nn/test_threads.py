@@ -1,6 +1,7 @@
 """The routing follows the call: threads with different tasks on one model do not meet."""
 
 import copy
+import dataclasses
 import pickle
 import threading
 import warnings
@@ -12,7 +13,8 @@ from torch import nn
 import dts
 from dts.adapter.entries import Entry
 from dts.nn import DTSModel
-from dts.nn.deltas import ParameterDelta
+from dts.nn.deltas import ParameterDelta, Table
+from dts_kernels import Bank, SampleBank
 
 
 class Net(nn.Module):
@@ -251,3 +253,63 @@ def test_few_layouts_are_remembered(setting):
         model._layouts[i] = None
     model(ids, tasks=["a", "b", "a", "b"])
     assert len(model._layouts) <= 32
+
+
+@pytest.mark.parametrize("failing", [(Table, "_make"), (Bank, "add"), (SampleBank, "_refresh")], ids=lambda f: f[1])
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_a_store_that_fails_midway_changes_nothing(setting, failing, after, monkeypatch):
+    """Within the stacks and banks themselves, for a new name and for one that is in use."""
+    model, tasks, ids, wanted = setting
+    model.set_task("a")
+    owner, method = failing
+    real, left = getattr(owner, method), [after]
+
+    def stopped(self, *args, **kwargs):
+        left[0] -= 1
+        if left[0] == -1:
+            raise MemoryError("no memory")
+        return real(self, *args, **kwargs)
+
+    for name in ("c", "a"):
+        left[0] = after
+        with monkeypatch.context() as patch, pytest.raises(MemoryError):
+            patch.setattr(owner, method, stopped)
+            model.load_task(name, tasks["b"])
+        assert model.tasks == ["a", "b"]
+        close(model(ids), wanted["a"])
+        close(model(ids, tasks="b"), wanted["b"])
+    model.load_task("c", tasks["b"])
+    close(model(ids, tasks="c"), wanted["b"])
+
+
+def test_threads_generate_each_with_its_task(maker):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+                                      num_attention_heads=2, pad_token_id=0, eos_token_id=None)  # fmt: skip
+    model = DTSModel(transformers.LlamaForCausalLM(config).double().eval())
+    for task in "ab":
+        model.load_task(task, maker.entries(model.model, skip=0))
+    ids = torch.randint(1, 40, (2, 4))
+    kinds = ["a", "b", ["a", "b"], None]
+    run = lambda tasks: model.generate(ids, tasks=tasks, max_new_tokens=6, do_sample=False)  # noqa: E731
+    wanted = [run(tasks) for tasks in kinds]
+    assert not torch.equal(wanted[0], wanted[1])
+
+    def work(tasks, expected):
+        for _ in range(3):
+            assert torch.equal(run(tasks), expected)
+
+    together(*[lambda tasks=tasks, expected=expected: work(tasks, expected) for tasks, expected in zip(kinds, wanted)])
+
+
+def test_samples_of_other_sizes_are_named_before_anything_is_loaded(setting, maker):
+    model, tasks, ids, wanted = setting
+    factors, other = None, None
+    while factors is None or not factors.samples or not other.samples:
+        factors, other = maker.factors(8, 8), maker.factors(7, 8)
+    factors = dataclasses.replace(factors, samples=other.samples)
+    entries = tasks["b"] | {"dense.weight": Entry("dense.weight", "dense.weight", (8, 8), "factors", factors=factors)}
+    with pytest.raises(ValueError, match=r"does not fit the model:\n  dense.weight: a sample of \[7, 8\]"):
+        model.load_task("a", entries)
+    close(model(ids, tasks="a"), wanted["a"])
