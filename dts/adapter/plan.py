@@ -29,10 +29,7 @@ LONGEST = -1.234567e-12, 2**32 - 1  # scale and seed of a planned sample: a row'
 def shared_delta(pairing: Pairing, pair: Pair) -> Tensor:
     """finetuned - base, float32, on the rows both have."""
     finetuned, base = pairing.finetuned.load(pair.name), pairing.base.load(pair.base_name)
-    delta = torch.empty(base.shape, dtype=torch.float32)
-    flat, ours, theirs = (x.reshape(-1) for x in (delta, finetuned[: base.shape[0]], base))
-    for out, one, other in zip(flat.split(sums.BLOCK), ours.split(sums.BLOCK), theirs.split(sums.BLOCK)):
-        torch.sub(one.float(), other.float(), out=out)
+    delta = sums.difference(finetuned[: base.shape[0]], base)
     pairing.finetuned.release(pair.name)
     pairing.base.release(pair.base_name)
     return delta
