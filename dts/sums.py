@@ -32,6 +32,17 @@ def squared_difference(a: Tensor, b: Tensor) -> float:
     return _total(difference.dot(difference) for difference in (x - y for x, y in _blocks(a, b)))
 
 
+def difference(a: Tensor, b: Tensor) -> Tensor:
+    """a - b in float32, of two tensors of one shape and any dtypes, of which only blocks are made float32."""
+    if a.shape != b.shape:
+        raise ValueError(f"tensors of one shape are needed, not {[list(a.shape), list(b.shape)]}")
+    result = torch.empty(b.shape, dtype=torch.float32)
+    flat, ours, theirs = (x.reshape(-1) for x in (result, a, b))
+    for out, one, other in zip(flat.split(BLOCK), ours.split(BLOCK), theirs.split(BLOCK), strict=True):
+        torch.sub(one.float(), other.float(), out=out)
+    return result
+
+
 def mean(x: Tensor) -> float:
     """The mean of all elements; NaN if there are none."""
     return _total(wide.sum() for (wide,) in _blocks(x)) / x.numel() if x.numel() else float("nan")

@@ -145,15 +145,22 @@ def allocate_exactly(curves: list[Curve], nbytes: int, total) -> list[int]:
         ranks = allocate(curves, capacity)
         size = total(ranks)
         if size > nbytes:
-            high = capacity
+            # what these ranks left of the capacity must go too, or the next step changes none of them
+            capacity = high = min(capacity, sum(_bytes_at(curve, rank) for curve, rank in zip(curves, ranks)))
         else:
             low = capacity
             if size > best_size:
                 best, best_size = ranks, size
-            if nbytes - size < CLOSE or low >= high:
+            if nbytes - size < CLOSE:
                 break
         capacity += nbytes - size
+        if high - low <= 1:
+            break
         if size == last or not low < capacity < high:  # too small a step to change any rank
             capacity = (low + high) // 2
         last = size
     return best
+
+
+def _bytes_at(curve: Curve, rank: int) -> int:
+    return int(curve.bytes[np.searchsorted(curve.ranks, rank)])

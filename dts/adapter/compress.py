@@ -20,8 +20,9 @@ from dts.adapter.accounting import NothingChanged, of_pairing
 from dts.adapter.adapter import Adapter
 from dts.adapter.entries import Entry
 from dts.adapter.format import FORMAT_VERSION, about_file, check_out, digest, number, plain_config, short, write
+from dts.adapter.in_order import in_order
 from dts.adapter.modules import module_files
-from dts.adapter.plan import Compressible, compressible, matrices_of, plan_tensor, shared_delta
+from dts.adapter.plan import Compressible, compressible, matrices_of, plan_job, shared_delta
 from dts.adapter.predict import prediction
 from dts.adapter.suspicion import look, unchanged
 from dts.adapter.tokenizer import differing_files
@@ -38,7 +39,7 @@ from dts.checkpoint import (
     open_checkpoint,
     pair,
 )
-from dts.codec import Unencodable, compress_tensor
+from dts.codec import Factors, Unencodable, compress_tensor
 from dts.codec.compress import METHODS, TINY
 from dts.files import Changed, Watch, building, check_free
 
@@ -195,6 +196,7 @@ class _Run:
             self.how, self.asked = "nbytes", int(self.asked * 4 * config["base"]["parameters"])
         self.spectrum = self.how != "rank_fraction" or dry_run
         self.prediction, self.allow_empty = None, allow_empty
+        self.known: set[str] = set()  # tensors whose spectra an interrupted run had made
         self.equal: set[str] = set()  # fine-tune's tensors that were compared and are the base's
         sizes = {name: _nbytes(pairing.finetuned, name) for name in pairing.pairs}
         self.sizes, self.done, self.progress = sizes, 0, progress or (lambda done, total, name: None)
@@ -203,9 +205,11 @@ class _Run:
     def entries(self) -> dict[str, Entry]:
         """The adapter's entries; ``config`` describes them afterwards, and ``prediction`` those of a dry run."""
         self.plans = {}
-        for name, origin in self.pairing.pairs.items():
+        plans = in_order(self._plan(origin) for origin in self.pairing.pairs.values())
+        for name, plan in zip(self.pairing.pairs, plans, strict=True):
             self._step(name)
-            plan = self._plan(origin)
+            if isinstance(plan, Compressible) and name not in self.known:
+                self.work.keep_spectra(plan)
             if plan is not None:
                 self.plans[name] = plan
             else:
@@ -223,7 +227,7 @@ class _Run:
             while ranks == last and self.how == "target_error":  # a step too small to change any rank
                 asked *= 0.97
                 ranks = self._ranks(asked)
-            entries = self._assemble(ranks, self._planned if self.dry_run else self._compressed)
+            entries = self._assemble(ranks, self._planned) if self.dry_run else self._compress(ranks)
             size = measured(self.config, entries, self.base_digests, None if self.dry_run else digest)
             exceeds = self.how == "nbytes" and size > self.asked
             if exceeds and not any(ranks):
@@ -255,15 +259,13 @@ class _Run:
             base.release(plan.pair.base_name)
         return (sum(plan.norm**2 for plan in plans) / max(before, TINY)) ** 0.5
 
-    def _plan(self, origin: Pair) -> Entry | Compressible | None:
-        """`plan_tensor`, from the spectra of an interrupted run where it has them."""
+    def _plan(self, origin: Pair) -> tuple[int, Callable[[], Entry | Compressible | None]]:
+        """`plan_job`, from the spectra of an interrupted run where it has them."""
         cached = self.work.spectra(origin.name)
         if cached is None:
-            plan = plan_tensor(self.pairing, origin, self.method, self.spectrum, self.device, self.exact_vectors)
-            if isinstance(plan, Compressible):
-                self.work.keep_spectra(plan)
-            return plan
-        return compressible(self.pairing, origin, cached)
+            return plan_job(self.pairing, origin, self.method, self.spectrum, self.device, self.exact_vectors)
+        self.known.add(origin.name)
+        return 0, lambda: compressible(self.pairing, origin, cached)
 
     def _ranks_of_round(self, asked: float, attempt: int) -> list[int]:
         """`_ranks`; none at all where rounds before exceeded the bytes asked for by more than there is to give."""
@@ -307,17 +309,33 @@ class _Run:
     def _planned(self, plan: Compressible, ranks: list[int]) -> Entry | None:
         return plan.entry([m.planned(rank, self.method) for m, rank in zip(plan.matrices, ranks)])
 
-    def _compressed(self, plan: Compressible, ranks: list[int]) -> Entry | None:
+    def _compress(self, ranks: list[int]) -> dict[str, Entry]:
+        left = iter(ranks)
+        chosen = [(plan, [next(left) for _ in plan.matrices]) for plan in self.plans.values()
+                  if isinstance(plan, Compressible)]  # fmt: skip
+        made = in_order(self._factors(plan, own) for plan, own in chosen)
+        return self._assemble(ranks, lambda plan, own: self._kept(plan, own, next(made)))
+
+    def _factors(self, plan: Compressible, ranks: list[int]) -> tuple[int, Callable[[], list | None]]:
+        """Elements to work on and the work, as `in_order` takes them; None of what is finished."""
+        name = plan.pair.name
+        if self.work.entry(name, ranks) is not None:
+            return 0, lambda: None
+        if not any(ranks):
+            return 0, lambda: [None] * len(ranks)
+        deltas = matrices_of(name, shared_delta(self.pairing, plan.pair))
+        how = {"name": name, "device": self.device, "seed": self.seed, "overwrite": True}
+        return sum(delta.numel() for delta in deltas), lambda: [
+            compress_tensor(delta, self.method, rank=rank, **how) if rank else None
+            for delta, rank in zip(deltas, ranks)]  # fmt: skip
+
+    def _kept(self, plan: Compressible, ranks: list[int], factors: list[Factors | None] | None) -> Entry | None:
+        """The tensor's entry, kept; factors: None where it is kept already."""
         name = plan.pair.name
         self._step(name)
-        found = self.work.entry(name, ranks)
-        if found is None:
-            factors = [None] * len(ranks)
-            if any(ranks):
-                deltas = matrices_of(name, shared_delta(self.pairing, plan.pair))
-                how = {"name": name, "device": self.device, "seed": self.seed, "overwrite": True}
-                factors = [compress_tensor(delta, self.method, rank=rank, **how) if rank else None
-                           for delta, rank in zip(deltas, ranks)]  # fmt: skip
+        if factors is None:
+            found = self.work.entry(name, ranks)
+        else:
             entry = plan.entry(factors)
             found = None if entry is None else self.work.keep(entry, ranks)
         kept = [None] * len(ranks) if found is None else found.factors if plan.kind == "experts" else [found.factors]

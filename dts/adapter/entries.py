@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dts.sums import BLOCK
+
 if TYPE_CHECKING:
     from dts.codec.factors import Factors
 
@@ -97,9 +99,14 @@ class Entry:
         """
         if self.kind == "value":
             return self.tensor.to(self.dtype)
-        value = base.to(torch.float32) if base.dtype != torch.float64 else base
-        delta = self.delta(dtype=value.dtype).to(value.device)
-        value = rounded(value + delta, self.dtype, self.name, value, delta)
+        wide = torch.float64 if base.dtype == torch.float64 else torch.float32
+        delta, value = self.delta(dtype=wide).to(base.device), base.new_empty(base.shape, dtype=self.dtype)
+        if delta.shape != base.shape:
+            raise AdapterError(f"{self.name}: the base's has shape {list(base.shape)}, not {list(delta.shape)}")
+        flat, parts = value.view(-1), (x.reshape(-1).split(BLOCK) for x in (base.detach(), delta))
+        for out, here, change in zip(flat.split(BLOCK), *parts, strict=True):  # only blocks are ever wide
+            here = here.to(wide)
+            out.copy_(rounded(here + change, self.dtype, self.name, here, change))
         if self.added_rows is not None:
             value = torch.cat([value, self.added_rows.to(value.device, self.dtype)])
         return value

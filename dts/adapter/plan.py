@@ -1,6 +1,7 @@
 """What each tensor of a fine-tune becomes, and what it would cost, before anything is compressed."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -28,10 +29,7 @@ LONGEST = -1.234567e-12, 2**32 - 1  # scale and seed of a planned sample: a row'
 def shared_delta(pairing: Pairing, pair: Pair) -> Tensor:
     """finetuned - base, float32, on the rows both have."""
     finetuned, base = pairing.finetuned.load(pair.name), pairing.base.load(pair.base_name)
-    delta = torch.empty(base.shape, dtype=torch.float32)
-    flat, ours, theirs = (x.reshape(-1) for x in (delta, finetuned[: base.shape[0]], base))
-    for out, one, other in zip(flat.split(sums.BLOCK), ours.split(sums.BLOCK), theirs.split(sums.BLOCK)):
-        torch.sub(one.float(), other.float(), out=out)
+    delta = sums.difference(finetuned[: base.shape[0]], base)
     pairing.finetuned.release(pair.name)
     pairing.base.release(pair.base_name)
     return delta
@@ -185,6 +183,26 @@ def plan_tensor(pairing: Pairing, pair: Pair, method: str, spectrum: bool, devic
 
     exact_vectors: else vectors (biases, norms) take 8 bits an element, see `dts.adapter.vectors`.
     """
+    return plan_job(pairing, pair, method, spectrum, device, exact_vectors)[1]()
+
+
+def plan_job(pairing: Pairing, pair: Pair, method: str, spectrum: bool, device=None,
+             exact_vectors: bool = True) -> tuple[int, Callable[[], Entry | Compressible | None]]:  # fmt: skip
+    """`plan_tensor` for `dts.adapter.in_order`: elements to work on, and the work, of what is read here."""
+    read = _read(pairing, pair, method, exact_vectors)
+    if not isinstance(read, Tensor):
+        return 0, lambda: read
+
+    def measure() -> Compressible | None:
+        parts = [Matrix.of(part, pair.name, spectrum, device) for part in matrices_of(pair.name, read)]
+        changed = pair.added_rows or any(m.norm for m in parts)
+        return compressible(pairing, pair, parts) if changed else None
+
+    return read.numel(), measure
+
+
+def _read(pairing: Pairing, pair: Pair, method: str, exact_vectors: bool) -> Entry | Tensor | None:
+    """As `plan_tensor`, but of what is compressed the difference."""
     finetuned = pairing.finetuned
     shape, dtype = finetuned.shape(pair.name), finetuned.dtype(pair.name)
     if pair.tied_to:
@@ -200,11 +218,7 @@ def plan_tensor(pairing: Pairing, pair: Pair, method: str, spectrum: bool, devic
     if base_dtype != dtype and not pair.added_rows:  # a copy in another dtype differs by its rounding alone
         if torch.equal(pairing.finetuned.load(pair.name), pairing.base.load(pair.base_name).to(dtype)):
             return None
-    delta = shared_delta(pairing, pair)
-    parts = [Matrix.of(part, pair.name, spectrum, device) for part in matrices_of(pair.name, delta)]
-    if not pair.added_rows and not any(m.norm for m in parts):
-        return None
-    return compressible(pairing, pair, parts)
+    return shared_delta(pairing, pair)
 
 
 def refuse_nan(value: Tensor, name: str) -> None:

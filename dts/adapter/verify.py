@@ -70,7 +70,7 @@ def _compare(adapter, base, finetuned, model, name: str, report: Report) -> None
     rows = entry.base_shape[0]
     if entry.added_rows is not None and not torch.equal(model.load(name)[rows:], ours[rows:]):
         report.problems.append(f"{name}: added rows are not the fine-tune's")
-    delta = ours[:rows].float() - base.load(entry.base_name).float()
+    delta = sums.difference(ours[:rows], base.load(entry.base_name))
     energy = sums.energy(delta)
     error = sums.squared_difference(delta, entry.delta()) / energy if energy else 0.0
     report.errors[name] = (entry.squared_error, error)

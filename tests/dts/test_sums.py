@@ -51,3 +51,11 @@ def test_what_compress_makes_of_an_embedding_passes_verify(tmp_path):
     adapter = compress(base, tuned, method="residual", rank_fraction=0.001)
     report = adapter.verify(base, tuned)
     assert report.ok, report.problems
+
+
+def test_a_difference_is_the_one_made_at_once():
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(3, (1 << 19) + 1, generator=generator).bfloat16() for _ in range(2))
+    assert torch.equal(sums.difference(a, b), a.float() - b.float())
+    with pytest.raises(ValueError, match="one shape"):
+        sums.difference(a, b.T)
