@@ -426,9 +426,12 @@ def _save(context, in_features, bank, *others):
     context.sizes, context.tensors = (in_features, max_rank, layout), len(packed)
 
 
-def _grad_x(context, grad, others=0):
-    """dx = ((dy U) o sigma) V: the same op with the roles of U and V exchanged."""
-    table, slots, weights, *packed = context.saved_tensors[others:]
+def _grad_x(context, grad, saved):
+    """dx = ((dy U) o sigma) V: the same op with the roles of U and V exchanged.
+
+    saved: the bank's part of ``context.saved_tensors``, which checkpointing lets nobody read twice.
+    """
+    table, slots, weights, *packed = saved
     in_features, max_rank, layout = context.sizes
     return torch.ops.dts.delta_linear(grad, None, packed, table, slots, weights, in_features, max_rank, layout, True)
 
@@ -442,7 +445,7 @@ def _delta_linear_setup(ctx, inputs, output):
 
 
 def _delta_linear_backward(ctx, grad):
-    grad_x = _grad_x(ctx, grad) if ctx.needs_input_grad[0] else None
+    grad_x = _grad_x(ctx, grad, ctx.saved_tensors) if ctx.needs_input_grad[0] else None
     return grad_x, grad if ctx.has_y else None, [None] * ctx.tensors, *[None] * 7
 
 
@@ -453,10 +456,10 @@ def _linear_setup(ctx, inputs, output):
 
 def _linear_backward(ctx, grad):
     grad_x = grad_weight = grad_bias = None
-    weight, x = ctx.saved_tensors[:2]
+    weight, x, *bank = ctx.saved_tensors
     rows = grad.flatten(0, -2) if grad.dim() > 1 else grad[None]
     if ctx.needs_input_grad[0]:
-        grad_x = torch.nn.functional.linear(grad, weight.T) + _grad_x(ctx, grad, 2)
+        grad_x = torch.nn.functional.linear(grad, weight.T) + _grad_x(ctx, grad, bank)
     if ctx.needs_input_grad[1]:
         grad_weight = rows.T @ (x.flatten(0, -2) if x.dim() > 1 else x[None])
     if ctx.needs_input_grad[2]:
