@@ -33,7 +33,7 @@ def carried(name) -> bool:
 
 
 def carried_modules(value) -> bool:
-    """Files of a sentence-transformers model whose classes are the library's and torch's: no code of others is named."""
+    """Files of a sentence-transformers model whose classes are its own and torch's: no other code is named."""
     if not modules.plain(value):
         return False
     rows = value.get(modules.MODULES)

@@ -169,7 +169,7 @@ def compress(
     }  # fmt: skip
     if modules := module_files(pairing.finetuned.folder):  # of sentence-transformers
         config["modules"] = modules
-    check_writable(config, pairing.pairs)  # before hours of work
+    check_writable(config)  # before hours of work
     options = asked | {"method": method, "vectors": vectors, "seed": seed, "base": config["base"]["fingerprint"],
                        "finetuned": fingerprint(pairing.finetuned), "format_version": FORMAT_VERSION,
                        "device": str(torch.device("cpu" if device is None else device)), "package": __version__,

@@ -366,10 +366,9 @@ def complete(adapter) -> tuple[dict[str, Tensor], str, str]:
     return tensors, text, readme
 
 
-def check_writable(config: dict, names: Iterable[str] = ()) -> None:
-    """names: of tensors.  Raises AdapterError naming all of a config that could not be read again: control characters in names, NaN, ..."""
+def check_writable(config: dict) -> None:
+    """Raises AdapterError naming all of a config that could not be read again: control characters in names, NaN, ..."""
     wrong = check.problems(config | {"sha256": "0" * 16})
-    wrong += [f"tensors: {name!r:.80} is no name" for name in names if not check.filename(name)]
     if wrong:
         raise AdapterError(f"the adapter {config['task']['name']!r} cannot be written: " + "; ".join(wrong))
 

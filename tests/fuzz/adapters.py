@@ -268,7 +268,7 @@ def header(folder: Folder, draw: random.Random) -> None:
 
 
 def gentle(folder: Folder, draw: random.Random) -> None:
-    """What keeps the form: numbers, elements, codes, tensors exchanged with their like, a type everywhere it is said."""
+    """What keeps the form: numbers, elements, codes, tensors exchanged with their like, a type wherever it is said."""
     how = draw.randrange(5)
     row = draw.choice(folder.rows)
     if how == 0:
@@ -302,8 +302,8 @@ def link(folder: Folder, draw: random.Random) -> None:
     folder.links[name] = draw.choice(["../outside", "inside.json", "folder"])
 
 
-MUTATIONS = (gentle, gentle, gentle, gentle, gentle, bits, cut, json_value, json_value, json_value, nested, twice, tensor, tensor, tensor, resized, file,
-             header, header, link)  # fmt: skip
+MUTATIONS = ((gentle,) * 5 + (tensor, json_value) * 3
+             + (bits, cut, nested, twice, resized, file, header, header, link))  # fmt: skip
 
 
 def signed(folder: Folder) -> None:
