@@ -32,6 +32,19 @@ def carried(name) -> bool:
             and name.endswith(SUFFIXES))
 
 
+def carried_modules(value) -> bool:
+    """Files of a sentence-transformers model whose classes are its own and torch's: no other code is named."""
+    if not modules.plain(value):
+        return False
+    rows = value.get(modules.MODULES)
+    kinds = [row["type"] for row in rows if isinstance(row, dict) and "type" in row] if isinstance(rows, list) else []
+    contents = [content for content in value.values() if isinstance(content, dict)]
+    functions = [content["activation_function"] for content in contents if "activation_function" in content]
+    return (all(text(kind) and kind.startswith("sentence_transformers.") for kind in kinds)
+            and all(text(function) and function.startswith("torch.nn.") for function in functions)
+            and not any("auto_map" in content for content in contents))  # fmt: skip
+
+
 def text(value) -> bool:
     return isinstance(value, str)
 
@@ -184,7 +197,7 @@ def problems(config: dict) -> list[str]:
     """A line for all that is absent, of the wrong kind, out of range or not known; empty if all is well."""
     version = config.get("format_version")
     later = {} if version in (1, 2, 3) else {"sha256": digest}
-    wrong = list(_wrong("", config, CONFIG | later, {"modules": modules.plain} if later else None))
+    wrong = list(_wrong("", config, CONFIG | later, {"modules": carried_modules} if later else None))
     for key, tests in SECTIONS.items():
         if isinstance(config.get(key), dict):
             wrong += _wrong(f"{key}.", config[key], tests)

@@ -19,7 +19,17 @@ from dts.adapter import budget as budgets
 from dts.adapter.accounting import NothingChanged, of_pairing
 from dts.adapter.adapter import Adapter
 from dts.adapter.entries import Entry
-from dts.adapter.format import FORMAT_VERSION, about_file, check_out, digest, number, plain_config, short, write
+from dts.adapter.format import (
+    FORMAT_VERSION,
+    about_file,
+    check_out,
+    check_writable,
+    digest,
+    number,
+    plain_config,
+    short,
+    write,
+)
 from dts.adapter.in_order import in_order
 from dts.adapter.modules import module_files
 from dts.adapter.plan import Compressible, compressible, matrices_of, plan_job, shared_delta
@@ -160,6 +170,7 @@ def compress(
     }  # fmt: skip
     if modules := module_files(pairing.finetuned.folder):  # of sentence-transformers
         config["modules"] = modules
+    check_writable(config)  # before hours of work
     options = asked | {"method": method, "vectors": vectors, "seed": seed, "base": config["base"]["fingerprint"],
                        "finetuned": fingerprint(pairing.finetuned), "format_version": FORMAT_VERSION,
                        "device": str(torch.device("cpu" if device is None else device)), "package": __version__,

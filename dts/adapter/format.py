@@ -194,7 +194,8 @@ def entry_from(name: str, row: dict, config: dict, load: Callable[[str], Tensor 
         stored = entry.tensor.dtype
         if (entry.scale is not None) != (kind == "delta" and stored == torch.int8):
             raise AdapterError(f"{name}: a scale belongs to an int8 delta, and the other way round")
-        if stored != entry.dtype if kind == "value" else not stored.is_floating_point and entry.scale is None:
+        belongs = (entry.dtype,) if kind == "value" else (entry.dtype, torch.float32)  # mixtures of deltas are float32
+        if stored not in belongs and entry.scale is None:
             raise AdapterError(f"{name}: its {kind} is {short(stored)}, which does not belong to {short(entry.dtype)}")
         check_numbers(f"{name}.{kind}", entry.tensor)
     elif kind == "experts":
@@ -247,11 +248,17 @@ def factors_from(name: str, shape, load, parts: list[dict], squared_error, norm:
     for key in ("u", "v"):
         check_padding(f"{name}.{key}", stored[key], rank)
     own = tuple(samples_from(name, i, row, sizes, load) for i, row in enumerate(samples))
-    levels = 4.0 if packed.levels is None else packed.levels.double().abs().max().item()
-    largest = packed.sigma.double().abs().sum().item() * levels**2 + sum(4 * abs(one.scale) for one in own)
-    if not largest <= LARGEST_VALUE:
+    factors = Factors(packed, tuple(shape), rows, columns, parts, norm, squared_error, own)
+    if not largest_value(factors) <= LARGEST_VALUE:
         raise AdapterError(f"{name}: its sigma or levels are no numbers, or too large")
-    return Factors(packed, tuple(shape), rows, columns, parts, norm, squared_error, own)
+    return factors
+
+
+def largest_value(factors: Factors) -> float:
+    """A bound on the elements of the matrix; NaN if there is any in it."""
+    packed = factors.packed
+    levels = 4.0 if packed.levels is None else packed.levels.double().abs().max().item()
+    return packed.sigma.double().abs().sum().item() * levels**2 + sum(4 * abs(one.scale) for one in factors.samples)
 
 
 def index_from(name: str, stored: Tensor | None, size: int) -> Tensor | None:
@@ -352,13 +359,18 @@ def complete(adapter) -> tuple[dict[str, Tensor], str, str]:
     config["files"] = {name: about_file(path) for name, path in adapter.files.items()}
     config["model_config"] = plain_config(config["model_config"])
     text, readme, _ = total_bytes(config, sizes)
-    wrong = check.problems(parse(text.encode(), LARGEST_TEXT))
-    if wrong:
-        raise AdapterError(f"the adapter {adapter.name!r} cannot be written: " + "; ".join(wrong))
+    check_writable(parse(text.encode(), LARGEST_TEXT))
     tensors = {}
     for entry in adapter.entries.values():
         tensors |= entry_tensors(entry)
     return tensors, text, readme
+
+
+def check_writable(config: dict) -> None:
+    """Raises AdapterError naming all of a config that could not be read again: control characters in names, NaN, ..."""
+    wrong = check.problems(config | {"sha256": "0" * 16})
+    if wrong:
+        raise AdapterError(f"the adapter {config['task']['name']!r} cannot be written: " + "; ".join(wrong))
 
 
 def plain_config(given: dict | None) -> dict | None:
@@ -537,8 +549,8 @@ def read_config(path: Path) -> dict:
     if version < 4:
         config["files"] = {name: {"bytes": size, "sha256": None} for name, size in config["files"].items()}
         config["model_config"] = plain_config(config["model_config"])
-    elif plain_config(config["model_config"]) != config["model_config"]:
-        raise AdapterError(f"{path} is damaged: its model_config has NaN or Infinity, which is no JSON number")
+    elif plain_config(config) != config:
+        raise AdapterError(f"{path} is damaged: it has NaN or Infinity, which is no JSON number")
     return config
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from dts.adapter import format
 from dts.adapter.budget import BLOCK, Curve, allocate_exactly, levelled
-from dts.adapter.entries import Entry
+from dts.adapter.entries import AdapterError, Entry
 from dts.adapter.vectors import eight_bit
 from dts.codec import Factors
 from dts.codec.spectrum import PAPER_KEPT
@@ -80,6 +80,11 @@ def truncated(adapter, nbytes: int):
         return measured(config, entries(ranks), base_digests)
 
     adapter.entries = entries(allocate_exactly(curves, nbytes, total))
+    wrong = [name for name, entry in adapter.entries.items() for f in format.matrices(entry)
+             if f is not None and not format.largest_value(f) <= format.LARGEST_VALUE]  # fmt: skip
+    if wrong:
+        raise AdapterError(f"{', '.join(dict.fromkeys(wrong))}: the recorded norm does not belong to the components, "
+                           "so that no shorter ones can be made of them")  # fmt: skip
     measured(config, adapter.entries, base_digests, format.digest)
     return adapter
 

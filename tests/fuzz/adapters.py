@@ -2,8 +2,10 @@
 
     python -m tests.fuzz.adapters [--count 100000] [--seed 0] [--jobs CORES]
 
-A mutation is drawn from (seed, number) alone.  Every other one is an attacker's, who computes all digests anew: weights
-may differ then, but they are numbers, and nothing ends in another error.
+A mutation is drawn from (seed, number) alone.  Two of three are an attacker's, who computes all digests anew wherever
+the files can still be parsed (as are those of folders older than the digests): weights may differ then, but they are
+numbers, and nothing ends in another error.  What loads is also cut, saved, written as a checkpoint, shown by
+`dts inspect` and loaded into a model.
 """
 
 import argparse
@@ -18,23 +20,33 @@ import tempfile
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from unicodedata import category
 
 import torch
+from typer.testing import CliRunner
 
 import dts
-from dts.adapter import AdapterError, format
+from dts.adapter import AdapterError, BudgetError, format, write_checkpoint
 from dts.checkpoint import Mismatch, open_checkpoint
 from dts.checkpoint.safetensors_file import DTYPES
+from dts.cli.app import app
 from tests.dts.adapter import tiny
+from tests.fuzz.model import Tiny, inputs
 
 KINDS = {
     "residual": {"rank_fraction": 0.3}, "paper": {"method": "paper", "rank_fraction": 0.5},
     "vectors": {"budget": 0.6, "method": "residual"}, "sketch": {"budget": 0.6, "method": "sketch"},
     "difference": {"budget": 0.4, "method": "residual", "kind": "difference"},
 }  # fmt: skip
+GOLDEN = sorted(path for path in Path(tiny.__file__).with_name("golden").iterdir()
+                if path.is_dir() and path.name[0] in "123")
+MODULES = {"modules.json": [{"idx": 0, "path": "", "type": "sentence_transformers.models.Transformer"},
+                            {"idx": 1, "path": "2_Dense", "type": "sentence_transformers.models.Dense"}],
+           "2_Dense/config.json": {"in_features": 20, "activation_function": "torch.nn.modules.activation.Tanh"},
+           "sentence_bert_config.json": {"max_seq_length": 12}}  # fmt: skip
 VALUES = [None, True, False, 0, -1, 1, 2**31, 2**64, 10**30, -0.0, 0.5, 1e300, 1e39, 1e-320, float("nan"),
           float("inf"), "", "x", "a\0b", "\x1b[31m", "../x", "weight", [], [[]], {}, [1], [None], {"x": 1}, [10**30],
-          "float16", "int64", "bool", "float8_e4m3fn", "NaN"]  # fmt: skip
+          "float16", "int64", "bool", "float8_e4m3fn", "NaN", "os.system", "../x/config.json"]  # fmt: skip
 RAW = [float("nan"), float("inf"), 3e38, -1e30, 0.0]
 
 
@@ -47,6 +59,7 @@ class Folder:
     files: dict[str, bytes] = field(default_factory=dict)
     text: bytes | None = None  # instead of what the fields say
     model: bytes | None = None
+    links: dict[str, str] = field(default_factory=dict)  # file -> what it leads to
 
     def copy(self) -> "Folder":
         return Folder(json.loads(json.dumps(self.config)), [list(row) for row in self.rows], dict(self.files))
@@ -71,15 +84,50 @@ class Folder:
         (folder / format.MODEL).write_bytes(self.model_bytes())
         for name, content in self.files.items():
             (folder / name).write_bytes(content)
+        for name, target in self.links.items():
+            path = folder / name
+            if target == "folder":
+                path.unlink(missing_ok=True)
+                path.mkdir()
+                continue
+            content = path.read_bytes() if path.is_file() else b"{}"
+            path.unlink(missing_ok=True)
+            (folder / target).write_bytes(content)
+            path.symlink_to(target)
+
+    def parsed(self) -> bool:
+        """Brings the fields up to date with altered bytes; False if they have no form any more."""
+        try:
+            if self.text is not None:
+                config = json.loads(self.text, object_pairs_hook=once)
+                if not isinstance(config, dict):
+                    return False
+                self.config, self.text = config, None
+            if self.model is not None:
+                self.rows = rows_of(self.model)
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError, MemoryError):
+            return False
+        return True
+
+
+def once(pairs: list) -> dict:
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("twice")
+    return dict(pairs)
+
+
+def rows_of(content: bytes) -> list[list]:
+    """[name, dtype, shape, bytes] of a safetensors file."""
+    start, rows = 8 + int.from_bytes(content[:8], "little"), []
+    for name, row in json.loads(content[8:start]).items():
+        if name != "__metadata__":
+            first, last = row["data_offsets"]
+            rows.append([name, row["dtype"], row["shape"], content[start + first : start + last]])
+    return rows
 
 
 def opened(path: Path) -> Folder:
-    content = (path / format.MODEL).read_bytes()
-    start = 8 + int.from_bytes(content[:8], "little")
-    rows = []
-    for name, row in json.loads(content[8:start]).items():
-        first, last = row["data_offsets"]
-        rows.append([name, row["dtype"], row["shape"], content[start + first : start + last]])
+    rows = rows_of((path / format.MODEL).read_bytes())
     files = {p.name: p.read_bytes() for p in path.iterdir() if p.name not in (format.CONFIG, format.MODEL, format.CARD)}
     return Folder(json.loads((path / format.CONFIG).read_text()), rows, files)
 
@@ -219,31 +267,75 @@ def header(folder: Folder, draw: random.Random) -> None:
     folder.model = len(text).to_bytes(8, "little") + text + content[8 + length :]
 
 
-MUTATIONS = (bits, cut, json_value, json_value, json_value, nested, twice, tensor, tensor, tensor, resized, file,
-             header)  # fmt: skip
+def gentle(folder: Folder, draw: random.Random) -> None:
+    """What keeps the form: numbers, elements, codes, tensors exchanged with their like, a type wherever it is said."""
+    how = draw.randrange(5)
+    row = draw.choice(folder.rows)
+    if how == 0:
+        row[3] = flipped(row[3], draw)
+    elif how == 1:
+        other = draw.choice([other for other in folder.rows if other[1:3] == row[1:3]])
+        row[3], other[3] = other[3], row[3]
+    elif how == 2:
+        container, key = draw.choice([(container, key) for container, key in places(folder.config)
+                                      if type(container[key]) in (int, float)])  # fmt: skip
+        factor = draw.choice([0, 0.5, 2, 3, 1e10, 1e20, 1e29, -1])
+        container[key] = container[key] * factor if type(container[key]) is float else int(container[key] * factor)
+    elif how == 3:
+        name, of = draw.choice([(n, r) for n, r in folder.config["tensors"].items() if r["kind"] in ("delta", "value")])
+        row = next(row for row in folder.rows if row[0] == f"{name}.{of['kind']}")
+        like = [key for key, dtype in DTYPES.items() if row[1] in DTYPES and dtype.itemsize == DTYPES[row[1]].itemsize]
+        row[1] = draw.choice(like)
+        if draw.random() < 0.7:
+            of["dtype"] = str(DTYPES[row[1]])[6:]
+    else:
+        floats = [row for row in folder.rows if row[1] == "F32"]
+        row = draw.choice(floats)
+        at = draw.randrange(len(row[3]) // 4) * 4
+        raw = bytearray(row[3])
+        raw[at : at + 4] = bytes(torch.tensor([draw.choice([*RAW, 1e20, -1.0, 1e-40])]).view(torch.uint8).tolist())
+        row[3] = bytes(raw)
+
+
+def link(folder: Folder, draw: random.Random) -> None:
+    name = draw.choice([format.CONFIG, format.MODEL, *folder.files])
+    folder.links[name] = draw.choice(["../outside", "inside.json", "folder"])
+
+
+MUTATIONS = ((gentle,) * 5 + (tensor, json_value) * 3
+             + (bits, cut, nested, twice, resized, file, header, header, link))  # fmt: skip
 
 
 def signed(folder: Folder) -> None:
     """All digests anew, as an attacker would, of what still has a form that has digests."""
+    if not folder.parsed():
+        return
     config = folder.config
+    version = config.get("format_version")
+    version = version if version in (1, 2, 3) and not isinstance(version, bool) else 4
     for name, about in config.get("files", {}).items() if isinstance(config.get("files"), dict) else ():
-        if isinstance(about, dict) and name in folder.files:
+        if name in folder.files:
             content = folder.files[name]
-            about |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()[:16]}
+            if isinstance(about, dict):
+                about |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()[:16]}
+            elif version < 4:
+                config["files"][name] = len(content)
     rows = config.get("tensors")
     for name, row in rows.items() if isinstance(rows, dict) else ():
+        if not isinstance(row, dict):
+            continue
         own = {}
         for key, dtype, shape, raw in folder.rows:
-            if key.startswith((f"{name}.", f"{name}[")):
+            if isinstance(key, str) and key.startswith((f"{name}.", f"{name}[")):
                 try:
                     own[key] = torch.frombuffer(bytearray(raw), dtype=DTYPES[dtype]).view(shape)
                 except (KeyError, ValueError, TypeError, RuntimeError):
-                    return
-        if isinstance(row, dict):
-            if "bytes" in row and isinstance(row["bytes"], int):
-                row["bytes"] = sum(value.nbytes for value in own.values())
-            row["sha256"] = format.digest(name, own, row)
-    config["sha256"] = format.config_digest(config)
+                    continue
+        if type(row.get("bytes")) is int:
+            row["bytes"] = sum(value.nbytes for value in own.values())
+        row["sha256"] = format.digest(name, own, row, version)
+    if version >= 4:
+        config["sha256"] = format.config_digest(config)
 
 
 # -- what becomes of one ---------------------------------------------------------------------------------------------
@@ -265,10 +357,10 @@ def truth(path: Path, base) -> Truth:
 
 def about(adapter) -> tuple:
     files = {name: path.read_bytes() for name, path in adapter.files.items()}
-    return adapter.name, adapter.class_names, adapter.kind, adapter.model_config, files
+    return adapter.name, adapter.class_names, adapter.kind, adapter.model_config, files, adapter.config.get("modules")
 
 
-def outcome(path: Path, base, expected: Truth, attacked: bool) -> str:
+def outcome(path: Path, base, expected: Truth, attacked: bool, draw: random.Random) -> str:
     """refused | identical | other (an attacker's) | silent: ... | unexpected: ..."""
     try:
         with warnings.catch_warnings():
@@ -282,19 +374,101 @@ def outcome(path: Path, base, expected: Truth, attacked: bool) -> str:
         return f"unexpected: {error}" if "Error(" in str(error) else "refused"
     except BaseException as error:
         return f"unexpected: {type(error).__name__}: {error}"[:300]
+    failed = used(adapter, path, base, weights, draw)
+    if failed:
+        return failed
     same = about(adapter) == expected.about and list(map(str, sorted(weights))) == sorted(expected.weights)
     if same and all(equal(value, expected.weights[name]) for name, value in weights.items()):
         return "identical"
     if not attacked:
         return "silent: other weights, classes or files"
+    odd = not_numbers(weights, adapter)
+    if odd:
+        return f"silent: {odd}"
+    return "other"
+
+
+def used(adapter, path: Path, base, weights: dict, draw: random.Random) -> str | None:
+    """What goes wrong in the rest of the package with an adapter that loads; a third of it each time."""
+    for use in (cut_again, into_a_model, as_a_checkpoint, shown):
+        if draw.random() < 0.34:
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    failed = use(adapter, path, base, weights, draw)
+            except BaseException as error:
+                failed = f"{type(error).__name__}: {error}"
+            if failed:
+                return f"unexpected: {use.__name__}: {failed}"[:300]
+    return None
+
+
+def cut_again(adapter, path: Path, base, weights: dict, draw: random.Random) -> str | None:
+    """Truncated, saved and loaded again."""
+    again = path.with_name(path.name + "again")
+    shutil.rmtree(again, ignore_errors=True)
+    try:
+        if draw.random() < 0.5:
+            smaller = adapter.truncate(nbytes=draw.randrange(100, 12_000))
+        else:
+            smaller = dts.Adapter.load(path, budget=draw.random())
+    except (BudgetError, AdapterError):  # too little; a norm that is not that of the components
+        return None
+    smaller.save(again)
+    loaded = dts.Adapter.load(again)
+    return "; ".join(loaded.verify(base).problems) or not_numbers(dict(loaded.apply(base)), loaded)
+
+
+def into_a_model(adapter, path: Path, base, weights: dict, draw: random.Random) -> str | None:
+    """One call of a `DTSModel`: the shapes of the weights, and numbers where those are of an ordinary size."""
+    model = dts.DTSModel(Tiny().eval())
+    try:
+        model.load_task("altered", adapter)
+    except ValueError:
+        return None
+    with torch.no_grad():
+        logits, classes = model(*inputs(), tasks="altered")
+    words = weights["embed.weight"].shape[0]
+    if tuple(logits.shape) != (2, words) or classes.shape[0] != 2:
+        return f"outputs of {list(logits.shape)} and {list(classes.shape)}, {words} words"
+    largest = max(value.abs().max().item() for value in weights.values() if value.numel() and value.is_floating_point())
+    if largest < 1e4 and not (logits.isfinite().all() and classes.isfinite().all()):
+        return "outputs are no numbers"
+    return None
+
+
+def as_a_checkpoint(adapter, path: Path, base, weights: dict, draw: random.Random) -> str | None:
+    """Written as a folder, and nothing beside it."""
+    out = path.with_name(path.name + "out")
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    before = sorted(path.parent.iterdir())
+    write_checkpoint(base, adapter, out / "model")
+    if sorted(path.parent.iterdir()) != before or [inner.name for inner in out.iterdir()] != ["model"]:
+        return "files beside the folder"
+    code = [file.name for file in (out / "model").rglob("*") if file.suffix in (".py", ".sh", ".so", ".bin", ".pkl")]
+    return f"code: {code}" if code else None
+
+
+def shown(adapter, path: Path, base, weights: dict, draw: random.Random) -> str | None:
+    """`dts inspect`: no error, nothing that steers a terminal."""
+    result = CliRunner().invoke(app, ["inspect", str(path), *draw.choice([[], ["--json"], ["--tensors"]])])
+    if result.exit_code:
+        return f"exit code {result.exit_code}: {result.output[-200:]}"
+    odd = {letter for letter in result.output if letter != "\n" and category(letter) in ("Cc", "Cs")}
+    return f"letters {odd}" if odd else None
+
+
+def not_numbers(weights: dict, adapter) -> str | None:
+    """The first tensor with elements that are no numbers, or that are infinite but for tensors stored as they are."""
     raw = {name for name, entry in adapter.entries.items()
            if entry.kind in ("delta", "value") or entry.added_rows is not None}  # fmt: skip
     for name, value in weights.items():
         if value.is_floating_point() and (value.isnan().any() or name not in raw and value.isinf().any()):
             owner = adapter.entries.get(name)
             if owner is None or owner.tied_to not in raw or value.isnan().any():
-                return f"silent: {name} is not finite"
-    return "other"
+                return f"{name} is not finite"
+    return None
 
 
 def equal(ours, theirs) -> bool:
@@ -317,11 +491,21 @@ class Fuzzer:
         (source / "tokenizer_config.json").write_text('{"model_max_length": 12}')
         for kind, options in KINDS.items():
             dts.compress(tiny.base(), source, out=self.place / kind, name="tiny", **options)
-            self.folders[kind], self.truths[kind] = opened(self.place / kind), truth(self.place / kind, self.base)
+            self._add(kind, self.place / kind)
+        for path in GOLDEN:
+            self._add(path.name, path)
+        modules = self.folders["residual"].copy()
+        modules.config["modules"] = MODULES
+        signed(modules)
+        modules.write(self.place / "modules")
+        self._add("modules", self.place / "modules")
+
+    def _add(self, kind: str, path: Path) -> None:
+        self.folders[kind], self.truths[kind] = opened(path), truth(path, self.base)
 
     def one(self, seed: int, number: int) -> str:
         draw = random.Random(f"{seed} {number}")
-        kind, attacked = draw.choice(list(KINDS)), draw.random() < 0.5
+        kind, attacked = draw.choice(list(self.folders)), draw.random() < 0.67
         folder = self.folders[kind].copy()
         for _ in range(draw.choice([1, 1, 1, 2])):
             try:
@@ -333,15 +517,15 @@ class Fuzzer:
                 signed(folder)
             except (TypeError, AttributeError, ValueError, RecursionError):
                 pass
-        return self.try_one(folder, kind, attacked)
+        return self.try_one(folder, kind, attacked or folder.config.get("format_version") in (1, 2, 3), draw)
 
-    def try_one(self, folder: Folder, kind: str, attacked: bool) -> str:
+    def try_one(self, folder: Folder, kind: str, attacked: bool, draw: random.Random | None = None) -> str:
         path = self.place / f"altered{os.getpid()}"
         try:
             folder.write(path)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             return "refused"  # not even a folder
-        return outcome(path, self.base, self.truths[kind], attacked)
+        return outcome(path, self.base, self.truths[kind], attacked, draw or random.Random(0))
 
     def close(self) -> None:
         shutil.rmtree(self.place, ignore_errors=True)

@@ -65,6 +65,16 @@ def library(path) -> dict | None:
         return None
 
 
+STRICTER = {"name twice", "leading space"}  # than the library
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_the_library_does_with_each_hostile_file_is_known(tmp_path, name):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(HOSTILE[name])
+    assert (library(path) is not None) == (name in STRICTER)
+
+
 @pytest.mark.parametrize("name", [*HOSTILE, *SOUND])
 def test_we_are_at_least_as_strict(tmp_path, name):
     path = tmp_path / "x.safetensors"
