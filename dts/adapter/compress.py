@@ -5,7 +5,6 @@ spectra, from which the ranks follow (`dts.adapter.budget`), then to be compress
 """
 
 import math
-import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from itertools import count
@@ -20,7 +19,7 @@ from dts.adapter.accounting import NothingChanged, of_pairing
 from dts.adapter.adapter import Adapter
 from dts.adapter.entries import Entry
 from dts.adapter.format import FORMAT_VERSION, about_file, check_out, digest, number, plain_config, short, write
-from dts.adapter.modules import module_files
+from dts.adapter.modules import differing_layout
 from dts.adapter.plan import Compressible, compressible, matrices_of, plan_tensor, shared_delta
 from dts.adapter.predict import prediction
 from dts.adapter.suspicion import look, unchanged
@@ -41,6 +40,7 @@ from dts.checkpoint import (
 from dts.codec import Unencodable, compress_tensor
 from dts.codec.compress import METHODS, TINY
 from dts.files import Changed, Watch, building, check_free
+from dts.warn import warn
 
 Progress = Callable[[int, int, str], None]
 KINDS = ("task", "difference")
@@ -134,7 +134,7 @@ def compress(
     watch = Watch(base, finetuned)
     pairing = pair(open_checkpoint(base), open_checkpoint(finetuned))
     if note := dtype_note(pairing.base, pairing.finetuned):
-        warnings.warn(note, OtherDtype, stacklevel=2)
+        warn(note, OtherDtype)
     base_digests = digests(pairing.base)
     files = differing_files(pairing.base.folder, pairing.finetuned.folder)
     # without the bytes asked for: the text's length would change what they have to hold
@@ -157,8 +157,8 @@ def compress(
         "model_config": plain_config(pairing.finetuned.config),
         "tensors": {},
     }  # fmt: skip
-    if modules := module_files(pairing.finetuned.folder):  # of sentence-transformers
-        config["modules"] = modules
+    if (layout := differing_layout(pairing.base, pairing.finetuned)) is not None:
+        config["modules"] = layout
     options = asked | {"method": method, "vectors": vectors, "seed": seed, "base": config["base"]["fingerprint"],
                        "finetuned": fingerprint(pairing.finetuned), "format_version": FORMAT_VERSION,
                        "device": str(torch.device("cpu" if device is None else device)), "package": __version__,

@@ -28,7 +28,7 @@ def from_file(path: Path, select: str | None = None, shard: bool = False) -> Che
         raise CheckpointError(what)
     if path.suffix != ".safetensors" and path.suffix not in PICKLES:
         raise CheckpointError(f"{path} is neither .safetensors nor {', '.join(PICKLES)}")
-    if path.suffix == ".safetensors" and _is_pickle(path):
+    if path.suffix == ".safetensors" and _is_pickle(path) and not is_safetensors(path):
         raise CheckpointError(f"{path} is a PyTorch file with the wrong ending: name it {path.stem}.bin")
     if path.suffix == ".safetensors" or is_safetensors(path):
         file = SafetensorsFile(path)

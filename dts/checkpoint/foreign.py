@@ -39,6 +39,8 @@ ENDINGS = {
 
 def foreign(path: Path) -> str | None:
     """What a file is, and what to do, if it is known to be no PyTorch or safetensors file; else None."""
+    if is_safetensors(path):  # whatever the length of the header, which comes first, looks like
+        return None
     with open(path, "rb") as file:
         start = file.read(512)
     found = _kind(path, start)

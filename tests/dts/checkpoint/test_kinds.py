@@ -160,3 +160,11 @@ def test_dtypes_that_differ_are_said():
     assert dtype_note(wide, wide) is None
     assert "base is bfloat16 and the fine-tune float32" in dtype_note(narrow, wide)
     assert "rounding the fine-tune to bfloat16" in dtype_note(wide, narrow)
+
+
+@pytest.mark.parametrize("length", [0x0280, 0x4B50, 0x8B1F, 0x687A42])
+def test_a_length_that_looks_like_another_files_first_bytes(length, tmp_path):
+    """Of the header, in a safetensors file: pickle's, zip's, gzip's, bzip2's."""
+    text = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+    (tmp_path / "a.safetensors").write_bytes(length.to_bytes(8, "little") + text.ljust(length) + bytes(8))
+    assert open_checkpoint(tmp_path / "a.safetensors").shape("a") == (2,)
