@@ -4,11 +4,12 @@ A row a tensor: changed, equal, new, absent, tied, dropped or skipped, with the 
 name it goes by where that is another one.
 """
 
-import warnings
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 
 from torch import Tensor
+
+from dts.warn import warn
 
 WHAT = ("changed", "equal", "new", "absent", "tied", "dropped", "skipped")
 
@@ -196,16 +197,16 @@ class Effects:
         entry = self.adapter.entries.get(name)
         if entry is None or entry.kind == "tied" or entry.task_only:
             return value
-        if entry.added_rows is not None:
-            self.expected, self.changed = self.expected + 1, self.changed + 1
-            return value
-        base = self.base.load(entry.base_name)
-        if not _same(value, base.to(value.dtype)):
+        return self.compare(entry, self.base.load(entry.base_name), value)
+
+    def compare(self, entry, base: Tensor, value: Tensor) -> Tensor:
+        """The same, given the base's tensor, or the part of a larger one that it is in a model in memory."""
+        if entry.added_rows is not None or not _same(value, base.to(value.dtype)):
             self.expected, self.changed = self.expected + 1, self.changed + 1
         elif entry.kind != "value" and entry.delta().any():
             self.expected += 1
             wide = base.double() + entry.delta().double()
-            (self.rounded if _same(wide.to(value.dtype), value) else self.wrong).append(name)
+            (self.rounded if _same(wide.to(value.dtype), value) else self.wrong).append(entry.name)
         return value
 
     def check(self) -> None:
@@ -216,8 +217,8 @@ class Effects:
             raise NoEffect(f"{len(names)} of the {self.expected} tensors that the adapter {self.adapter.name!r} "
                            f"changes came out equal to the base: {', '.join(names[:20])}.  Nothing was written")
         if self.rounded:
-            warnings.warn(f"the change of {len(self.rounded)} tensors is too small for their dtype and is rounded "
-                          f"away: {', '.join(self.rounded[:20])}", stacklevel=3)  # fmt: skip
+            warn(f"the change of {len(self.rounded)} tensors is too small for their dtype and is rounded "
+                 f"away: {', '.join(self.rounded[:20])}")  # fmt: skip
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

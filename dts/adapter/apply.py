@@ -10,11 +10,12 @@ import torch
 from dts.adapter.accounting import Effects, of_model
 from dts.adapter.entries import rounded
 from dts.adapter.format import CONFIG, check_files, copy_files
-from dts.adapter.modules import MODULES, by_folder, module_files, module_folders, write_module_files
+from dts.adapter.modules import by_part, layout_of, write_layout
 from dts.adapter.tokenizer import TEXT_FILES
 from dts.checkpoint import Checkpoint, Lazy, Mismatch, fingerprint, open_checkpoint, sampled_digest, write_safetensors
 from dts.checkpoint.pairing import swap_prefix
 from dts.checkpoint.safetensors_file import Layout
+from dts.checkpoint.sentence import MODULES
 from dts.files import Watch, building, check_place
 
 SHARD_BYTES = 5 * 10**9
@@ -123,7 +124,9 @@ def reconstructed(adapter, base: Checkpoint) -> Checkpoint:
         if entry.kind == "tied":
             tensors[name], tied[name] = tensors[entry.tied_to], entry.tied_to
     config = adapter.model_config or base.config
-    return Checkpoint(f"{base.source} + {adapter.name}", tensors, tied, config, base.folder, base.revision)
+    layout = adapter.config.get("modules")
+    return Checkpoint(f"{base.source} + {adapter.name}", tensors, tied, config, base.folder, base.revision,
+                      base.parts if layout is None else layout["parts"])  # fmt: skip
 
 
 def _cast(tensor: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
@@ -145,18 +148,21 @@ def write_checkpoint(base, adapter, out: str | Path, overwrite: bool = False, sh
     check_files(adapter)
     model = adapter.on(base)
     of_model(adapter, base, model)
+    layout = adapter.config.get("modules")
+    layout = layout_of(base) if layout is None else layout
     with building(out, lambda: check_target(out, base, adapter, overwrite)) as place:
         partial, effects = place.fresh(), Effects(adapter, base)
-        modules = adapter.config.get("modules") or module_files(base.folder)
-        _write_weights(model, partial, shard_bytes, progress, effects.see, module_folders(modules.get(MODULES)))
+        write_layout(layout, partial)
+        own = partial / model.part_of("")[0]  # of the transformer, where the model has several modules
+        own.mkdir(parents=True, exist_ok=True)
+        _write_weights(model, partial, shard_bytes, progress, effects.see)
         effects.check()
         if model.config is not None:
-            (partial / "config.json").write_text(json.dumps(model.config, indent=2) + "\n", "utf-8")
+            (own / "config.json").write_text(json.dumps(model.config, indent=2) + "\n", "utf-8")
         for pattern in TEXT_FILES if base.folder is not None else ():
             for file in base.folder.glob(pattern):
-                shutil.copyfile(file, partial / file.name)
-        write_module_files(modules, partial)
-        copy_files(adapter, partial)
+                shutil.copyfile(file, own / file.name)
+        copy_files(adapter, own)
         watch.check()
         place.finish()
     return out
@@ -176,13 +182,14 @@ def check_target(out: Path, base: Checkpoint, adapter, overwrite: bool) -> None:
 def _is_model(folder: Path) -> bool:
     """Are a model's weights in it?"""
     weights = [file for pattern in ("*.safetensors", "pytorch_model*.bin") for file in folder.glob(pattern)]
+    if (folder / MODULES).is_file():
+        weights += folder.glob("*/*.safetensors")
     return bool(weights) and not (folder / CONFIG).exists()
 
 
-def _write_weights(model: Checkpoint, folder: Path, shard_bytes: int, progress, see, folders: list[str]) -> None:
-    """folders: of modules that have weights of their own there (`dts.adapter.modules`)."""
+def _write_weights(model: Checkpoint, folder: Path, shard_bytes: int, progress, see) -> None:
     done, total = 0, sum(_bytes(model, name) for name in model.names)
-    for inner, names in by_folder(model.names, folders).items():
+    for inner, names in by_part(model, model.names).items():
 
         def load(name: str, names=names):
             nonlocal done
@@ -192,7 +199,7 @@ def _write_weights(model: Checkpoint, folder: Path, shard_bytes: int, progress, 
                 progress(done, total, names[name])
             return tensor
 
-        (folder / inner).mkdir(exist_ok=True)
+        (folder / inner).mkdir(parents=True, exist_ok=True)
         _write_shards(model, names, folder / inner, shard_bytes, load)
 
 
@@ -214,7 +221,7 @@ def _write_shards(model: Checkpoint, names: dict[str, str], folder: Path, shard_
     where = {}
     for i, shard in enumerate(shards):
         file = "model.safetensors" if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-        write_safetensors(folder / file, shard, load, {"format": "pt"}, model.release)
+        write_safetensors(folder / file, shard, load, {"format": "pt"}, lambda inner: model.release(names[inner]))
         where |= dict.fromkeys(shard, file)
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(_bytes(model, name) for name in names.values())}, "weight_map": where}

@@ -36,9 +36,10 @@ def carried_modules(value) -> bool:
     """Files of a sentence-transformers model whose classes are its own and torch's: no other code is named."""
     if not modules.plain(value):
         return False
-    rows = value.get(modules.MODULES)
+    files = value["files"]
+    rows = files.get(modules.MODULES)
     kinds = [row["type"] for row in rows if isinstance(row, dict) and "type" in row] if isinstance(rows, list) else []
-    contents = [content for content in value.values() if isinstance(content, dict)]
+    contents = [content for content in files.values() if isinstance(content, dict)]
     functions = [content["activation_function"] for content in contents if "activation_function" in content]
     return (all(text(kind) and kind.startswith("sentence_transformers.") for kind in kinds)
             and all(text(function) and function.startswith("torch.nn.") for function in functions)

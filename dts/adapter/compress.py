@@ -5,7 +5,6 @@ spectra, from which the ranks follow (`dts.adapter.budget`), then to be compress
 """
 
 import math
-import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from itertools import count
@@ -31,7 +30,7 @@ from dts.adapter.format import (
     write,
 )
 from dts.adapter.in_order import in_order
-from dts.adapter.modules import module_files
+from dts.adapter.modules import differing_layout
 from dts.adapter.plan import Compressible, compressible, matrices_of, plan_job, shared_delta
 from dts.adapter.predict import prediction
 from dts.adapter.suspicion import look, unchanged
@@ -52,6 +51,7 @@ from dts.checkpoint import (
 from dts.codec import Factors, Unencodable, compress_tensor
 from dts.codec.compress import METHODS, TINY
 from dts.files import Changed, Watch, building, check_free
+from dts.warn import warn
 
 Progress = Callable[[int, int, str], None]
 KINDS = ("task", "difference")
@@ -145,7 +145,7 @@ def compress(
     watch = Watch(base, finetuned)
     pairing = pair(open_checkpoint(base), open_checkpoint(finetuned))
     if note := dtype_note(pairing.base, pairing.finetuned):
-        warnings.warn(note, OtherDtype, stacklevel=2)
+        warn(note, OtherDtype)
     base_digests = digests(pairing.base)
     files = differing_files(pairing.base.folder, pairing.finetuned.folder)
     # without the bytes asked for: the text's length would change what they have to hold
@@ -168,8 +168,8 @@ def compress(
         "model_config": plain_config(pairing.finetuned.config),
         "tensors": {},
     }  # fmt: skip
-    if modules := module_files(pairing.finetuned.folder):  # of sentence-transformers
-        config["modules"] = modules
+    if (layout := differing_layout(pairing.base, pairing.finetuned)) is not None:
+        config["modules"] = layout
     check_writable(config)  # before hours of work
     options = asked | {"method": method, "vectors": vectors, "seed": seed, "base": config["base"]["fingerprint"],
                        "finetuned": fingerprint(pairing.finetuned), "format_version": FORMAT_VERSION,

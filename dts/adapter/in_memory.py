@@ -72,11 +72,13 @@ def _as_module(adapter, model: nn.Module, base, check: bool) -> Iterator[tuple[s
         raise Mismatch(f"{base.source} is not the base of the adapter {adapter.name!r}", wrong)
 
     def tensors():
+        effects = Effects(adapter, base)
         for name in base.names:
-            yield name, _changed(base.load(name), by_tensor.get(canonical[name], ()))
+            yield name, _changed(base.load(name), by_tensor.get(canonical[name], ()), effects)
         for name, entry in heads.items():
             if name not in targets:
                 yield name, entry.apply(None)
+        effects.check()
 
     return tensors()
 
@@ -100,14 +102,16 @@ def _mismatch(adapter, entry, base, name: str, target) -> list[str]:
     return []
 
 
-def _changed(tensor: Tensor, pieces) -> Tensor:
+def _changed(tensor: Tensor, pieces, effects: Effects) -> Tensor:
     """The tensor with every piece applied to its part; in the fine-tune's dtype where one piece is all of it."""
     result = tensor
     for entry, target in pieces:
         if target.expert is None and target.parts == 1:
-            return entry.apply(None if entry.task_only else tensor)
+            value = entry.apply(None if entry.task_only else tensor)
+            return value if entry.task_only else effects.compare(entry, tensor, value)
         if result is tensor:
             result = tensor.clone()
         part = _part(result, target)
-        part.copy_(entry.apply(part.clone()))
+        before = part.clone()
+        part.copy_(effects.compare(entry, before, entry.apply(before)))
     return result

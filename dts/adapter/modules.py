@@ -1,68 +1,90 @@
-"""Folders of sentence-transformers: a model in several modules, each with a folder of its own.
+"""Models in several modules (sentence-transformers): what an adapter carries of their layout, and how it is written.
 
-``modules.json`` names the folders; a tensor of the module in folder ``2_Dense`` is called ``2_Dense.<its name there>``.
+``{"files": {place in the folder: content}, "parts": {module's folder: what its tensors' names start with}}``, both as
+`dts.checkpoint.sentence` read them; empty for a model in one piece.
 """
 
 import json
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-MODULES = "modules.json"
-FILES = (MODULES, "config_sentence_transformers.json", "sentence_bert_config.json")
+from dts.checkpoint import Checkpoint, CheckpointError
+from dts.checkpoint.index import is_inside
+from dts.checkpoint.sentence import MODULES, TOP_FILES, prefix_of
 
 
-def module_folders(modules) -> list[str]:
-    """Folders of the modules that do not lie in the model's own; modules: the content of ``modules.json``."""
-    rows = modules if isinstance(modules, list) else []
-    paths = [row.get("path") for row in rows if isinstance(row, dict)]
-    return [path for path in paths if isinstance(path, str) and path and PurePosixPath(path).name == path != ".."]
+def layout_of(model: Checkpoint) -> dict[str, dict]:
+    """JSON files as what they hold, others as text.  Raises CheckpointError for a damaged one."""
+    return {"files": {place: _content(path) for place, path in model.files.items()}, "parts": dict(model.parts)}
 
 
-def module_files(folder: Path | None) -> dict[str, object]:
-    """{path in the folder: content} of the JSON files that say what the modules are; {} if the model has none."""
-    if folder is None or not (folder / MODULES).is_file():
-        return {}
-    inner = module_folders(_json(folder / MODULES))
-    files = [folder / name for name in FILES if (folder / name).is_file()]
-    files += [file for name in inner for file in sorted((folder / name).glob("*.json"))
-              if not file.name.endswith(".index.json")]  # fmt: skip
-    return {file.relative_to(folder).as_posix(): _json(file) for file in files}
+def differing_layout(base: Checkpoint, finetuned: Checkpoint) -> dict[str, dict] | None:
+    """The fine-tune's, where it is not the base's; of one in memory nothing is known."""
+    if finetuned.folder is None:
+        return None
+    layout = layout_of(finetuned)
+    return None if layout == layout_of(base) else layout
 
 
-def _json(file: Path):
+def _content(path: Path):
     try:
-        return json.loads(file.read_text("utf-8"))
+        text = path.read_text("utf-8")
+        return json.loads(text) if path.suffix == ".json" else text
     except ValueError as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
+        raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
-def plain(files) -> bool:
-    """Is this {path: content} of files that each belong to a module of the model, and lie nowhere else?"""
-    if not isinstance(files, dict):
+def plain(layout) -> bool:
+    """Is this a layout of which every file belongs to a module of the model, so that none lies anywhere else?"""
+    if not isinstance(layout, dict) or layout.keys() != {"files", "parts"}:
         return False
-    allowed = set(module_folders(files.get(MODULES)))
+    files, parts = layout["files"], layout["parts"]
+    if not isinstance(files, dict) or not isinstance(parts, dict):
+        return False
+    rows = files.get(MODULES) if isinstance(files.get(MODULES), list) else []
+    paths = [row.get("path") for row in rows if isinstance(row, dict)]
+    tops = [path.strip("/") for path in paths if isinstance(path, str) and path and _safe(path)]
 
-    def belongs(name: str) -> bool:
-        parts = PurePosixPath(name).parts
-        inner = len(parts) == 2 and "/".join(parts) == name and parts[0] in allowed and name.endswith(".json")
-        return (name in FILES or inner) and not any(c in "\\:" or not c.isprintable() for c in name)
+    def of_module(place: str) -> bool:
+        return _safe(place) and any(place == top or place.startswith(top + "/") for top in tops)
 
-    return all(map(belongs, files))
+    def file(name: str, content) -> bool:
+        if not _safe(name) or name.endswith(".index.json"):
+            return False
+        if of_module(str(PurePosixPath(name).parent)):
+            return name.endswith(".json") or name.endswith(".txt") and isinstance(content, str)
+        return "/" not in name and any(fnmatchcase(name, pattern) for pattern in TOP_FILES)
+
+    def part(place: str, prefix) -> bool:
+        return (place == "" or of_module(place)) and prefix in (("",) if place == "" else ("", prefix_of(place)))
+
+    own = list(parts.values()).count("")
+    return (all(file(*item) for item in files.items()) and all(part(*item) for item in parts.items())
+            and own == bool(parts) and (not files or MODULES in files))  # fmt: skip
 
 
-def write_module_files(files: dict[str, object], out: Path) -> None:
+def _safe(place) -> bool:
+    """Is it one way to write a place below the folder, on every system?"""
+    return (isinstance(place, str) and place != "" and is_inside(place) and place.isprintable()
+            and str(PurePosixPath(place)) == place and place != ".")  # fmt: skip
+
+
+def write_layout(layout: dict[str, dict], out: Path) -> None:
     """Raises ValueError for a file that belongs to no module: an adapter may come from anywhere."""
-    if not plain(files):
-        raise ValueError(f"the adapter carries a file that belongs to no module of its model, among {', '.join(files)}")
-    for name, content in files.items():
+    if not plain(layout):
+        raise ValueError("the adapter carries a file that belongs to no module of its model, among "
+                         f"{', '.join(layout.get('files', ()))}")  # fmt: skip
+    for name, content in layout["files"].items():
         file = out / name
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n" if name.endswith(".json") else content
+        file.write_text(text, "utf-8")
 
 
-def by_folder(names: list[str], folders: list[str]) -> dict[str, dict[str, str]]:
-    """folder ("" for the model's own) -> {name in its file: name}."""
+def by_part(model: Checkpoint, names: list[str]) -> dict[str, dict[str, str]]:
+    """module's folder ("" for the model's own) -> {name in its file: name}."""
     groups: dict[str, dict[str, str]] = {}
     for name in names:
-        folder = next((f for f in folders if name.startswith(f + ".")), "")
-        groups.setdefault(folder, {})[name[len(folder) + 1 :] if folder else name] = name
+        folder, inner = model.part_of(name)
+        groups.setdefault(folder, {})[inner] = name
     return groups

@@ -1,9 +1,9 @@
 """Two models that may not be what was meant: said in words, before an adapter is made of them."""
 
 import re
-import warnings
 
 from dts.adapter.accounting import Suspicious
+from dts.warn import warn
 
 HEAD = re.compile(r"(^|\.)(classifier|classification_head|score|qa_outputs)\.")  # of a task, not of pretraining
 
@@ -24,13 +24,13 @@ def look(pairing, moved: float) -> None:
     """Warns of models that look unrelated or exchanged.  moved: ||finetuned - base|| / ||base|| over the matrices."""
     base, finetuned = pairing.base, pairing.finetuned
     if moved > 1:
-        warnings.warn(f"{finetuned.source} moved by {moved:.0%} of the norm of {base.source}, fine-tunes move by a few "
-                      "percent: is this the base it was trained from?", Suspicious, stacklevel=3)  # fmt: skip
+        warn(f"{finetuned.source} moved by {moved:.0%} of the norm of {base.source}, fine-tunes move by a few "
+             "percent: is this the base it was trained from?", Suspicious)  # fmt: skip
     heads = [name for name in pairing.base_only if HEAD.search(name)]
     own = [p.name for p in pairing.pairs.values() if p.base_name is None]
     if heads and not own:
-        warnings.warn(f"the base {base.source} has a task's head ({', '.join(heads[:5])}) that {finetuned.source} "
-                      "lacks: are the two exchanged?", Suspicious, stacklevel=3)  # fmt: skip
+        warn(f"the base {base.source} has a task's head ({', '.join(heads[:5])}) that {finetuned.source} "
+             "lacks: are the two exchanged?", Suspicious)  # fmt: skip
 
 
 def _short(dtype) -> str:

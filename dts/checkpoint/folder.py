@@ -1,7 +1,6 @@
 """A Hugging Face folder as a checkpoint: which of its files is read, and what all others are."""
 
 import re
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from dts.checkpoint.foreign import ENDINGS, foreign
 from dts.checkpoint.index import from_index
 from dts.checkpoint.json_file import json_object, read_config
 from dts.checkpoint.kinds import MERGE, WEIGHTS
+from dts.warn import warn
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
                 "pytorch_model.bin.index.json")  # fmt: skip
@@ -143,7 +143,7 @@ def _account(folder: Path, main: str, read: set[str], checkpoint: Checkpoint) ->
         raise CheckpointError(f"{folder} has weights that are no part of the model in {main}:\n  " + "\n  ".join(wrong)
                               + "\n  Move away what does not belong to it, or write it anew with save_pretrained()")
     for note in checkpoint.notes:
-        warnings.warn(note, NotRead, stacklevel=2)
+        warn(note, NotRead)
 
 
 def _stem(name: str) -> str:

@@ -39,10 +39,10 @@ ENDINGS = {
 
 def foreign(path: Path) -> str | None:
     """What a file is, and what to do, if it is known to be no PyTorch or safetensors file; else None."""
+    if is_safetensors(path):  # whatever the length of the header, which comes first, looks like
+        return None
     with open(path, "rb") as file:
         start = file.read(512)
-    if is_safetensors(path):  # whose first bytes are a header's length, and may be any
-        return None
     found = _kind(path, start)
     return found and f"{path} is {found[0]}: {found[1]}"
 

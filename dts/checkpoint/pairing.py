@@ -101,6 +101,7 @@ def pair(base: Checkpoint, finetuned: Checkpoint) -> Pairing:
             wrong.append(f"{name} {list(finetuned.shape(name))}: missing in the base, which has it in other layers")
         else:
             result.pairs[name] = _task_only(base, finetuned, name, origin)
+    _with_vocabulary(result, origin)
     kept = {_pattern(name) for name in finetuned.names}
     for base_name in base.names:
         if base_name in origin.values() or base_name in base.tied:
@@ -132,6 +133,17 @@ def _compare(base, finetuned, name: str, base_name: str, in_body: bool, wrong: l
         return Pair(name, base_name, added_rows=ours[0] - theirs[0])
     wrong.append(f"{name}: shape {list(ours)} in the fine-tune, {list(theirs)} in the base")
     return Pair(name, base_name)
+
+
+def _with_vocabulary(pairing: Pairing, origin: dict[str, str]) -> None:
+    """A head that looks like another one, but grew as the vocabulary did, is the enlarged vocabulary's head."""
+    base, finetuned = pairing.base, pairing.finetuned
+    grown = {(base.shape(p.base_name)[0], p.added_rows) for p in pairing.pairs.values() if p.added_rows}
+    for name, p in pairing.pairs.items():
+        if p.base_name is None and name in origin and not p.tied_to:
+            rows, before = finetuned.shape(name)[:1], base.shape(origin[name])[:1]
+            if rows and before and (before[0], rows[0] - before[0]) in grown:
+                pairing.pairs[name] = Pair(name, origin[name], added_rows=rows[0] - before[0])
 
 
 def _related(base, finetuned, name: str, base_name: str) -> bool:

@@ -13,7 +13,8 @@ from dts.checkpoint.folder import from_folder, has_weights, read_weights, relati
 from dts.checkpoint.index import is_inside
 from dts.checkpoint.json_file import json_object, read_json
 
-TOP_FILES = ("modules.json", "config_sentence_transformers.json", "sentence_*_config.json")
+MODULES = "modules.json"
+TOP_FILES = (MODULES, "config_sentence_transformers.json", "sentence_*_config.json")
 MODULE_FILES = ("*.json", "*.txt")  # of modules other than the transformer: configs, vocabularies, word weights
 
 
@@ -37,7 +38,7 @@ def from_modules(folder: Path, variant: str | None = None) -> Checkpoint:
     first = checkpoint.folder
     checkpoint.parts = {held[0]: ""}
     for place in held[1:]:
-        prefix = place.replace("/", ".") + "."
+        prefix = prefix_of(place)
         part = read_weights(folder / place)
         checkpoint.parts[place] = prefix
         clash = [name for name in part.tensors if prefix + name in checkpoint.tensors]
@@ -47,12 +48,19 @@ def from_modules(folder: Path, variant: str | None = None) -> Checkpoint:
         checkpoint.tied |= {prefix + name: prefix + other for name, other in part.tied.items()}
         checkpoint.notes += part.notes
     checkpoint.files = relative_files(folder, TOP_FILES)
+    if first != folder:  # of the transformer, whose other files are those of any transformer
+        checkpoint.files |= {f"{held[0]}/{name}": path for name, path in relative_files(first, TOP_FILES[2:]).items()}
     for place in places:
         if folder / place not in (folder, first):
             found = relative_files(folder / place, MODULE_FILES)
             checkpoint.files |= {f"{place}/{name}": path for name, path in found.items()}
     checkpoint.source, checkpoint.folder = str(folder), first
     return checkpoint
+
+
+def prefix_of(place: str) -> str:
+    """What the names of the tensors of a module in this folder start with, if it is not the first."""
+    return place.replace("/", ".") + "."
 
 
 def _paths(folder: Path) -> list[str]:

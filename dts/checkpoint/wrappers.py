@@ -6,6 +6,7 @@ fine-tune's own class loads, or the base's.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from dts.checkpoint.checkpoint import Checkpoint
 
@@ -21,7 +22,10 @@ def unwrapped(finetuned: Checkpoint, base: Checkpoint) -> tuple[Checkpoint, dict
     """
     leading = [parts for parts in LEADING if not _starts(base.names, parts)]
     known = set(base.names)
-    names = {name: _stripped(name, leading, known) for name in finetuned.names}
+    names = {}
+    for name in finetuned.names:
+        inner = finetuned.part_of(name)[1]  # of a model in several modules, each of which may be wrapped
+        names[name] = name[: len(name) - len(inner)] + _stripped(inner, leading, known)
     return renamed(finetuned, names)
 
 
@@ -40,8 +44,7 @@ def renamed(checkpoint: Checkpoint, names: dict[str, str]) -> tuple[Checkpoint, 
         return checkpoint, {}
     tied = {names[name]: names[other] for name, other in checkpoint.tied.items()}
     tensors = {names[name]: tensor for name, tensor in checkpoint.tensors.items()}
-    return Checkpoint(checkpoint.source, tensors, tied, checkpoint.config, checkpoint.folder,
-                      checkpoint.revision), changed  # fmt: skip
+    return replace(checkpoint, tensors=tensors, tied=tied), changed
 
 
 def _starts(names: Iterable[str], parts: tuple[str, ...]) -> bool:

@@ -1,12 +1,11 @@
 """What a merge did with every tensor of every model, and whether it did anything."""
 
-import warnings
-
 import torch
 from torch import Tensor
 
 from dts.adapter.accounting import Account, NoEffect
 from dts.checkpoint import Checkpoint
+from dts.warn import warn
 
 from .sources import Sources
 
@@ -60,7 +59,7 @@ class Outcome:
                 and (fate.why == ONLY if fate.model != "merged" else True)]  # fmt: skip
         if gone:
             shown = ", ".join(gone[:10]) + (f" and {len(gone) - 10} more" if len(gone) > 10 else "")
-            warnings.warn(f"{len(gone)} tensors are not in the merged model: {shown}", NotMerged, stacklevel=4)
+            warn(f"{len(gone)} tensors are not in the merged model: {shown}", NotMerged)
 
     def _adds(self, model: int) -> bool:
         return any(model == i for members in self.sources.added.values() for i, _ in members)

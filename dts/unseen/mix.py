@@ -1,7 +1,6 @@
 """A mixture of adapters as one adapter: theta_u = theta + sum_n gamma_n Delta_n (DESIGN 3.4)."""
 
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from dts.adapter.accounting import Account, NoEffect
 from dts.adapter.apply import check_base
 from dts.adapter.format import complete, matrices
 from dts.checkpoint import open_checkpoint
+from dts.warn import warn
 
 from .concatenate import mixed_factors
 
@@ -53,7 +53,7 @@ def mix(adapters: Mapping, weights: Mapping[str, float], out: str | Path | None 
         entries[base_name] = _entry(base_name, [(gamma, e) for gamma, _, e in found], base, inexact)
         digests[base_name] = {"base": found[0][1].config["tensors"][found[0][2].name].get("base")}
     if inexact and budget is None and nbytes is None:
-        warnings.warn(f"encoded anew, not exact: {', '.join(inexact)}", NotExact, stacklevel=2)
+        warn(f"encoded anew, not exact: {', '.join(inexact)}", NotExact)
     mixture = Adapter.of(_config(members, weights, name, class_names, description, digests), entries)
     complete(mixture)
     mixture.account = _account(members, mixture)

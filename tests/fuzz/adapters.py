@@ -40,10 +40,11 @@ KINDS = {
 }  # fmt: skip
 GOLDEN = sorted(path for path in Path(tiny.__file__).with_name("golden").iterdir()
                 if path.is_dir() and path.name[0] in "123")
-MODULES = {"modules.json": [{"idx": 0, "path": "", "type": "sentence_transformers.models.Transformer"},
+MODULE_FILES = {"modules.json": [{"idx": 0, "path": "", "type": "sentence_transformers.models.Transformer"},
                             {"idx": 1, "path": "2_Dense", "type": "sentence_transformers.models.Dense"}],
            "2_Dense/config.json": {"in_features": 20, "activation_function": "torch.nn.modules.activation.Tanh"},
            "sentence_bert_config.json": {"max_seq_length": 12}}  # fmt: skip
+MODULES = {"files": MODULE_FILES, "parts": {"": "", "2_Dense": "2_Dense."}}
 VALUES = [None, True, False, 0, -1, 1, 2**31, 2**64, 10**30, -0.0, 0.5, 1e300, 1e39, 1e-320, float("nan"),
           float("inf"), "", "x", "a\0b", "\x1b[31m", "../x", "weight", [], [[]], {}, [1], [None], {"x": 1}, [10**30],
           "float16", "int64", "bool", "float8_e4m3fn", "NaN", "os.system", "../x/config.json"]  # fmt: skip

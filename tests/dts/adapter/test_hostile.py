@@ -16,7 +16,7 @@ from dts.adapter import AdapterError, check, format
 from dts.adapter.card import card
 from dts.cli.app import app
 from tests.dts.adapter import tiny
-from tests.fuzz.adapters import MODULES, opened, signed
+from tests.fuzz.adapters import MODULE_FILES, MODULES, opened, signed
 
 GOLDEN = Path(__file__).parent / "golden"
 PAGE = Path(__file__).parents[3] / "docs/format.md"
@@ -150,7 +150,7 @@ def test_an_old_delta_of_another_floating_type_is_refused(tmp_path):
 ])  # fmt: skip
 def test_modules_name_no_code_of_others(folder, change):
     dts.Adapter.load(resigned(folder, lambda inner: inner.config.update(modules=MODULES)))
-    resigned(folder, lambda inner: inner.config.update(modules=MODULES | change))
+    resigned(folder, lambda inner: inner.config.update(modules=MODULES | {"files": MODULE_FILES | change}))
     with pytest.raises(AdapterError, match="modules"):
         dts.Adapter.load(folder)
 

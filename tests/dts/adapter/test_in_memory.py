@@ -57,3 +57,12 @@ def test_a_wrapped_fine_tune_and_a_prefixed_base():
     base = {f"net.l.{i}.weight": torch.randn(24, 24) for i in range(4)}
     tuned = {name.removeprefix("net."): value + 0.1 for name, value in base.items()}
     assert set(dict(compress(base, tuned, rank_fraction=0.5).apply(base))) == set(base)
+
+
+def test_a_change_lost_on_the_way_into_a_model(finetune, tmp_path, monkeypatch):
+    model, adapter = folders(transformers.Dinov2Model, transformers.Dinov2Config(**VISION), finetune, tmp_path)
+    real, lost = dts.adapter.Entry.apply, next(n for n, e in adapter.entries.items() if e.kind == "factors")
+    monkeypatch.setattr(dts.adapter.Entry, "apply",
+                        lambda self, value: value if self.name == lost else real(self, value))  # fmt: skip
+    with pytest.raises(dts.adapter.NoEffect, match=lost):
+        dict(adapter.apply(model))

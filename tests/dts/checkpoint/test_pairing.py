@@ -88,3 +88,17 @@ def test_an_output_embedding_saved_beside_the_input_embedding_it_equals():
     tuned = model("model.")
     tuned["lm_head.weight"] = tuned["model.embeddings.weight"].clone()
     assert paired(model("model."), tuned).pairs["lm_head.weight"].tied_to == "model.embeddings.weight"
+
+
+def test_a_head_that_moved_far_and_grew_with_the_vocabulary():
+    torch.manual_seed(0)
+    base = {f"model.layers.{i}.weight": torch.randn(24, 24) for i in range(4)}
+    base |= {"model.embed.weight": torch.randn(60, 24), "lm_head.weight": torch.randn(60, 24)}
+    tuned = {name: value + 0.1 * torch.randn_like(value) for name, value in base.items()}
+    tuned["model.embed.weight"] = torch.cat([tuned["model.embed.weight"], torch.randn(4, 24)])
+    tuned["lm_head.weight"] = torch.randn(64, 24)
+    pairs = pair(open_checkpoint(base), open_checkpoint(tuned)).pairs
+    assert [pairs[name].added_rows for name in ("model.embed.weight", "lm_head.weight")] == [4, 4]
+    del tuned["model.embed.weight"]
+    tuned["model.embed.weight"] = base["model.embed.weight"]
+    assert pair(open_checkpoint(base), open_checkpoint(tuned)).pairs["lm_head.weight"].base_name is None
