@@ -170,7 +170,8 @@ def compress(
     }  # fmt: skip
     if (layout := differing_layout(pairing.base, pairing.finetuned)) is not None:
         config["modules"] = layout
-    check_writable(config)  # before hours of work
+    # before hours of work; which method "auto" takes is not known yet
+    check_writable(config | {"method": "residual" if method == "auto" else method})
     options = asked | {"method": method, "vectors": vectors, "seed": seed, "base": config["base"]["fingerprint"],
                        "finetuned": fingerprint(pairing.finetuned), "format_version": FORMAT_VERSION,
                        "device": str(torch.device("cpu" if device is None else device)), "package": __version__,
