@@ -415,9 +415,9 @@ def cut_again(adapter, path: Path, base, weights: dict, draw: random.Random) -> 
             smaller = adapter.truncate(nbytes=draw.randrange(100, 12_000))
         else:
             smaller = dts.Adapter.load(path, budget=draw.random())
-        smaller.save(again)
-    except (BudgetError, AdapterError):  # too little; a norm that is not that of the components; a scale out of range
+    except (BudgetError, AdapterError):  # too little; a norm that is not that of the components
         return None
+    smaller.save(again)
     loaded = dts.Adapter.load(again)
     return "; ".join(loaded.verify(base).problems) or not_numbers(dict(loaded.apply(base)), loaded)
 

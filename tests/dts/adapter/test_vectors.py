@@ -5,7 +5,8 @@ import torch
 
 import dts
 from dts.adapter import AdapterError, compress
-from dts.adapter.vectors import SHORT
+from dts.adapter.entries import Entry
+from dts.adapter.vectors import SHORT, eight_bit
 from dts.checkpoint import open_checkpoint
 
 transformers = pytest.importorskip("transformers")
@@ -75,3 +76,12 @@ def test_an_int8_delta_without_its_scale_is_refused(bert_folders, tmp_path):
     path.write_text(text.replace('"scale"', '"escal"', 1), "utf-8")
     with pytest.raises(AdapterError, match="scale"):
         dts.Adapter.load(tmp_path / "a")
+
+
+@pytest.mark.parametrize("largest", [1e35, float("inf"), float("nan")])
+def test_a_vector_whose_scale_could_not_be_stored_stays_exact(largest):
+    """A scale of 1e33 is refused by whoever reads it."""
+    delta = torch.ones(64)
+    delta[3] = largest
+    entry = Entry("b", "b", (64,), "delta", tensor=delta, norm=1.0)
+    assert eight_bit(entry, delta) is entry
