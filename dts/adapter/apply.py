@@ -38,10 +38,8 @@ def base_mismatches(adapter, base: Checkpoint) -> list[str]:
     for name, entry in adapter.entries.items():
         if entry.base_name is None or entry.kind == "tied":
             continue
-        if entry.base_name not in base.tensors:
-            wrong.append(f"{entry.base_name}: missing")
-        elif base.shape(entry.base_name) != entry.base_shape:
-            wrong.append(f"{entry.base_name}: shape {list(base.shape(entry.base_name))}, not {list(entry.base_shape)}")
+        if lacking := _lacking(entry, base):
+            wrong.append(lacking)
         elif sampled_digest(base.load(entry.base_name)) != config["tensors"][name]["base"]:
             dtype = str(base.dtype(entry.base_name)).removeprefix("torch.")
             wrong.append(f"{entry.base_name}: other values ({dtype})")
@@ -51,16 +49,23 @@ def base_mismatches(adapter, base: Checkpoint) -> list[str]:
     return wrong
 
 
+def _lacking(entry, base: Checkpoint) -> str | None:
+    """Why the base has no tensor of the shape that an entry changes; None if it has."""
+    if entry.base_name not in base.tensors:
+        return f"{entry.base_name}: missing"
+    if base.shape(entry.base_name) != entry.base_shape:
+        return f"{entry.base_name}: shape {list(base.shape(entry.base_name))}, not {list(entry.base_shape)}"
+    return None
+
+
 def misfits(adapter, base: Checkpoint) -> list[str]:
     """A line for all that the adapter says of tensors that cannot be, even if this is its base."""
     section, wrong = adapter.config["finetuned"], []
     for entry in adapter.entries.values():
         if entry.base_name is None or entry.kind == "tied":
             continue
-        if entry.base_name not in base.tensors:
-            wrong.append(f"{entry.base_name}: missing")
-        elif base.shape(entry.base_name) != entry.base_shape:
-            wrong.append(f"{entry.base_name}: shape {list(base.shape(entry.base_name))}, not {list(entry.base_shape)}")
+        if lacking := _lacking(entry, base):
+            wrong.append(lacking)
         elif base.dtype(entry.base_name).is_floating_point != entry.dtype.is_floating_point:
             wrong.append(f"{entry.base_name}: {base.dtype(entry.base_name)}, {entry.dtype} in the fine-tune")
     wrong += [f"{base_name}: missing, {name} is said to come from it" for name, base_name in section["renamed"].items()
