@@ -64,7 +64,10 @@ def _flocked(file: Path, target: Path) -> int | None:
         except OSError as error:
             os.close(descriptor)
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise Busy(_refusal(target, _settled(file))) from None
+                owner = _settled(file)
+                if owner is None and not file.exists():
+                    continue  # let go of and removed since: free
+                raise Busy(_refusal(target, owner)) from None
             if error.errno not in NO_FLOCK:
                 raise
             if not _owner(file):  # made just now by the line above
@@ -154,8 +157,8 @@ def _owner(file: Path) -> dict | None:
 
 
 def _settled(file: Path) -> dict | None:
-    """The owner, who may have locked the file this instant and not written his name yet."""
-    for _ in range(20):
+    """The owner, who may have locked the file this instant and not written his name yet; None if it is gone."""
+    for _ in range(200):
         owner = _owner(file)
         if owner is not None or not file.exists():
             return owner

@@ -80,6 +80,21 @@ def test_a_killed_owner_does_not_block(tmp_path, monkeypatch, flock):
     assert not file.exists()
 
 
+def test_an_owner_that_ends_meanwhile_does_not_block(tmp_path, monkeypatch):
+    """It lets go after the lock was found held and before its name could be read: free, not held by nobody."""
+    file = tmp_path / ".out.lock"
+    first, read = Lock(file, tmp_path / "out"), lock._owner
+
+    def ended_by_now(path):
+        first.release()
+        return read(path)
+
+    monkeypatch.setattr(lock, "_owner", ended_by_now)
+    second = Lock(file, tmp_path / "out")
+    assert read(file)["pid"] == os.getpid()
+    second.release()
+
+
 def test_a_process_of_the_same_number_is_another_one(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "fcntl", None)
     me = lock._me()
