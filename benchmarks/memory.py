@@ -38,13 +38,19 @@ def layout(parameters: int) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
     width = next(w for w in range(128, 1 << 14, 128) if 16 * w * (14.5 * w) + 62.6 * w * w >= 0.99 * parameters)
     shapes = {"model.embed_tokens.weight": (int(62.6 * width), width), "model.norm.weight": (width,)}
     for i in range(layers):
-        own = {"self_attn.q_proj": (width, width), "self_attn.k_proj": (width // 4, width),
-               "self_attn.v_proj": (width // 4, width), "self_attn.o_proj": (width, width),
-               "mlp.gate_proj": (4 * width, width), "mlp.up_proj": (4 * width, width),
-               "mlp.down_proj": (width, 4 * width)}  # fmt: skip
+        own = {
+            "self_attn.q_proj": (width, width),
+            "self_attn.k_proj": (width // 4, width),
+            "self_attn.v_proj": (width // 4, width),
+            "self_attn.o_proj": (width, width),
+            "mlp.gate_proj": (4 * width, width),
+            "mlp.up_proj": (4 * width, width),
+            "mlp.down_proj": (width, 4 * width),
+        }
         shapes |= {f"model.layers.{i}.{name}.weight": shape for name, shape in own.items()}
-        shapes |= {f"model.layers.{i}.{name}.weight": (width,)
-                   for name in ("input_layernorm", "post_attention_layernorm")}  # fmt: skip
+        shapes |= {
+            f"model.layers.{i}.{name}.weight": (width,) for name in ("input_layernorm", "post_attention_layernorm")
+        }
     return {name: (torch.bfloat16, shape) for name, shape in shapes.items()}
 
 
@@ -88,8 +94,12 @@ def watched(code: str, package: Path) -> dict:
     if process.returncode:
         raise SystemExit(f"it failed: {code}")
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"seconds": round(time.perf_counter() - start, 1), "cpu_seconds": round(cpu, 1),
-            "anonymous_mb": round(anonymous / 1000), "resident_mb": round(resident / 1000)}  # fmt: skip
+    return {
+        "seconds": round(time.perf_counter() - start, 1),
+        "cpu_seconds": round(cpu, 1),
+        "anonymous_mb": round(anonymous / 1000),
+        "resident_mb": round(resident / 1000),
+    }
 
 
 def main() -> None:
@@ -106,15 +116,24 @@ def main() -> None:
         model = open_checkpoint(base)
         largest = max(4 * torch.Size(model.shape(name)).numel() for name in model.names)
         names = {name: os.path.join(folder, name) for name in ("adapter", "applied", "merged")}
-        rows = {verb: watched(VERBS[verb].format(base=base, tuned=tuned, budget=args.budget, **names), args.package)
-                for verb in args.verbs}  # fmt: skip
+        rows = {
+            verb: watched(VERBS[verb].format(base=base, tuned=tuned, budget=args.budget, **names), args.package)
+            for verb in args.verbs
+        }
         adapter = os.path.join(folder, "adapter")
         size = sum(file.stat().st_size for file in Path(adapter).iterdir()) if Path(adapter).is_dir() else None
-        result = {"parameters": model.parameters, "largest_tensor_fp32_mb": round(largest / 1e6),
-                  "budget": args.budget, "adapter_bytes": size, "threads": torch.get_num_threads(),
-                  "verbs": rows}  # fmt: skip
-    print(f"{model.parameters / 1e6:,.0f} M parameters, largest tensor {largest / 1e6:,.0f} MB in float32, "
-          f"{args.budget:.2%}, {torch.get_num_threads()} threads")
+        result = {
+            "parameters": model.parameters,
+            "largest_tensor_fp32_mb": round(largest / 1e6),
+            "budget": args.budget,
+            "adapter_bytes": size,
+            "threads": torch.get_num_threads(),
+            "verbs": rows,
+        }
+    print(
+        f"{model.parameters / 1e6:,.0f} M parameters, largest tensor {largest / 1e6:,.0f} MB in float32, "
+        f"{args.budget:.2%}, {torch.get_num_threads()} threads"
+    )
     columns = ("seconds", "cpu_seconds", "anonymous_mb", "resident_mb")
     print(f"{'':10}" + "".join(f"{column:>14}" for column in columns))
     for verb, row in rows.items():

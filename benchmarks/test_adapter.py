@@ -15,9 +15,18 @@ LAYERS, WIDTH = 2, 384
 def models(tmp_path_factory):
     """Two layers of MiniLM's shapes, and a fine-tune of them: (base file, fine-tune file)."""
     folder, generator = tmp_path_factory.mktemp("models"), torch.Generator().manual_seed(0)
-    shapes = {f"layer.{i}.{name}.weight": shape for i in range(LAYERS) for name, shape in (
-        ("query", (WIDTH, WIDTH)), ("key", (WIDTH, WIDTH)), ("value", (WIDTH, WIDTH)), ("output", (WIDTH, WIDTH)),
-        ("up", (4 * WIDTH, WIDTH)), ("down", (WIDTH, 4 * WIDTH)))}  # fmt: skip
+    shapes = {
+        f"layer.{i}.{name}.weight": shape
+        for i in range(LAYERS)
+        for name, shape in (
+            ("query", (WIDTH, WIDTH)),
+            ("key", (WIDTH, WIDTH)),
+            ("value", (WIDTH, WIDTH)),
+            ("output", (WIDTH, WIDTH)),
+            ("up", (4 * WIDTH, WIDTH)),
+            ("down", (WIDTH, 4 * WIDTH)),
+        )
+    }
     base = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     tuned = {}
     for name, (m, n) in shapes.items():

@@ -20,8 +20,9 @@ TASKS, RANK, ROWS, LENGTH = 8, 38, 8, 32  # a rank of a tenth of 384: 0.9 % of a
 
 def build():
     torch.manual_seed(0)
-    config = transformers.BertConfig(vocab_size=1000, hidden_size=384, intermediate_size=1536, num_hidden_layers=6,
-                                     num_attention_heads=12)  # fmt: skip
+    config = transformers.BertConfig(
+        vocab_size=1000, hidden_size=384, intermediate_size=1536, num_hidden_layers=6, num_attention_heads=12
+    )
     return transformers.BertModel(config).eval()
 
 

@@ -8,7 +8,21 @@ from .sample_ops import add_dense_samples, add_sampled_rows, add_samples
 from .samples import Samples
 
 __all__ = [
-    "Bank", "EmbeddingParts", "PackedFactors", "Routing", "SampleBank", "Samples", "add_dense_samples",
-    "add_embedding", "add_rows", "add_sampled_rows", "add_samples", "delta_embedding", "delta_linear", "linear",
-    "pack", "reconstruct", "unpack",
-]  # fmt: skip
+    "Bank",
+    "EmbeddingParts",
+    "PackedFactors",
+    "Routing",
+    "SampleBank",
+    "Samples",
+    "add_dense_samples",
+    "add_embedding",
+    "add_rows",
+    "add_sampled_rows",
+    "add_samples",
+    "delta_embedding",
+    "delta_linear",
+    "linear",
+    "pack",
+    "reconstruct",
+    "unpack",
+]

@@ -16,23 +16,39 @@ def plain(slots: Tensor, weights: Tensor) -> int:
     """
     shape = slots.shape
     if (
-        slots.dtype is _int32 and weights.dtype is _float32 and len(shape) == 2 and weights.shape == shape
-        and slots.is_contiguous() and weights.is_contiguous() and slots.is_cpu and weights.is_cpu
+        slots.dtype is _int32
+        and weights.dtype is _float32
+        and len(shape) == 2
+        and weights.shape == shape
+        and slots.is_contiguous()
+        and weights.is_contiguous()
+        and slots.is_cpu
+        and weights.is_cpu
         and type(slots) is Tensor
     ):
         return shape[0]
     return 0
 
 
-def product(x: Tensor, y: Tensor | None, slots: Tensor, weights: Tensor, adds: Tensor | None, in_features: int,
-            out_features: int) -> bool:
+def product(
+    x: Tensor,
+    y: Tensor | None,
+    slots: Tensor,
+    weights: Tensor,
+    adds: Tensor | None,
+    in_features: int,
+    out_features: int,
+) -> bool:
     """Raise ValueError, with all sizes, unless these are operands of x [..., in_features] -> [..., out_features].
 
     Returns whether all but y lie as C reads them, but for pending signs: on the CPU, routing and adds contiguous.
     """
     shape, entries, dtype = x.shape, plain(slots, weights), x.dtype
     if (
-        entries and len(shape) > 0 and shape[-1] == in_features and dtype in FLOATS
+        entries
+        and len(shape) > 0
+        and shape[-1] == in_features
+        and dtype in FLOATS
         and (entries == 1 or in_features and x.numel() // in_features % entries == 0)
         and (y is None or y.dtype is dtype and y.shape == shape[:-1] + (out_features,))
         and (adds is None or adds.dtype is _float32 and adds.dim() == 2 and adds.shape[1] == out_features)
@@ -44,8 +60,9 @@ def product(x: Tensor, y: Tensor | None, slots: Tensor, weights: Tensor, adds: T
     if x.dtype not in FLOATS:
         wrong.append(f"x must be floating point of 16, 32 or 64 bits, not {x.dtype}")
     if x.dim() and y is not None and (y.shape != x.shape[:-1] + (out_features,) or y.dtype != x.dtype):
-        wrong.append(f"y {list(y.shape)} {y.dtype} must be {[*x.shape[:-1], out_features]} {x.dtype}, "
-                     "as x and the bank say")
+        wrong.append(
+            f"y {list(y.shape)} {y.dtype} must be {[*x.shape[:-1], out_features]} {x.dtype}, as x and the bank say"
+        )
     if adds is not None and (adds.dtype != torch.float32 or adds.dim() != 2 or adds.shape[1] != out_features):
         wrong.append(f"adds {list(adds.shape)} {adds.dtype} must be float32 [slots, {out_features}]")
     wrong += _routing(slots, weights, x.shape[:-1].numel() if x.dim() else 1, f"rows of x {list(x.shape)}")
@@ -58,9 +75,15 @@ def ids(of: Tensor, slots: Tensor, weights: Tensor, y: Tensor | None = None, col
     """The same for ids [...] of rows, and y [..., columns] (None: any).  Returns whether C can read the routing."""
     entries = plain(slots, weights)
     if (
-        entries and of.dtype in IDS and (entries == 1 or of.numel() % entries == 0)
-        and (y is None or y.dtype in FLOATS and y.dim()
-             and y.shape == (*of.shape, y.shape[-1] if columns is None else columns))
+        entries
+        and of.dtype in IDS
+        and (entries == 1 or of.numel() % entries == 0)
+        and (
+            y is None
+            or y.dtype in FLOATS
+            and y.dim()
+            and y.shape == (*of.shape, y.shape[-1] if columns is None else columns)
+        )
     ):
         return True
     wrong = [] if of.dtype in IDS else [f"ids must be int64 or int32, not {of.dtype}"]
@@ -79,8 +102,10 @@ def _routing(slots: Tensor, weights: Tensor, rows: int, what: str) -> list[str]:
     if slots.dtype != torch.int32 or weights.dtype != torch.float32:
         wrong.append(f"routing needs int32 slots and float32 weights, not {slots.dtype} and {weights.dtype}")
     if slots.dim() != 2 or slots.shape != weights.shape:
-        wrong.append(f"routing needs slots and weights of one shape [entries, places], "
-                     f"not {list(slots.shape)} and {list(weights.shape)}")
+        wrong.append(
+            f"routing needs slots and weights of one shape [entries, places], "
+            f"not {list(slots.shape)} and {list(weights.shape)}"
+        )
         return wrong
     entries = slots.shape[0]
     if entries == 0 and rows or entries and rows % entries:
@@ -107,8 +132,10 @@ def gamma(of: Tensor, base: Tensor | None, shape: tuple[int, int], slots: int) -
 def no_forward_mode() -> None:
     """Forward derivatives would be zeros in silence: an op without a formula of its own drops them."""
     if forward_ad._current_level >= 0:
-        raise NotImplementedError("products with packed factors have no forward-mode derivatives (jvp, jacfwd): "
-                                  "use reverse mode (grad, vjp, jacrev)")
+        raise NotImplementedError(
+            "products with packed factors have no forward-mode derivatives (jvp, jacfwd): "
+            "use reverse mode (grad, vjp, jacrev)"
+        )
 
 
 def real(t: Tensor) -> Tensor:

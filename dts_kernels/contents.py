@@ -27,8 +27,10 @@ class Contents:
         self.on_cpu = all(t.is_cpu for t in self.packed)
         sizes = LAYOUTS.values()
         if table.dtype != torch.int64 or table.dim() != 2 or table.shape[1] not in sizes or not _plain(table):
-            raise ValueError(f"a bank's table must be int64 [slots, {TABLE_FIELDS} or {FIELDS}], "
-                             f"not {table.dtype} {list(table.shape)}")
+            raise ValueError(
+                f"a bank's table must be int64 [slots, {TABLE_FIELDS} or {FIELDS}], "
+                f"not {table.dtype} {list(table.shape)}"
+            )
         if table.shape[1] == TABLE_FIELDS:
             self._read_disk(table)
 
@@ -69,8 +71,9 @@ class Contents:
         if wrong:
             raise ValueError("a bank's table does not fit its tensors: " + "; ".join(wrong))
 
-    def fit(self, layout: str, shape: tuple[int, int], max_rank: int, table: Tensor,
-            device: torch.device | None) -> None:
+    def fit(
+        self, layout: str, shape: tuple[int, int], max_rank: int, table: Tensor, device: torch.device | None
+    ) -> None:
         """Raise ValueError unless this is a bank of that layout, for products of (out_features, in_features)."""
         if self.shape is not None and layout == "disk":
             if shape == self.shape and (device is None or self.packed[0].device == device):
@@ -91,23 +94,37 @@ class Contents:
     def _read_planar(self, layout: str, shape: tuple[int, int], max_rank: int, table: Tensor) -> None:
         """Kernels find a task's words, numbers and rank in the table and trust it.  Reads device memory."""
         kinds = [t.dtype for t in self.packed]
-        if kinds != [torch.int32, torch.float32] or not all(
-            _plain(t) and t.dim() == 1 and t.is_contiguous() for t in self.packed
-        ) or not table.is_contiguous():
-            raise ValueError(f"a bank of kernel words needs int32 words and float32 numbers, flat, and a table, all "
-                             f"contiguous; not {[(str(t.dtype), list(t.shape)) for t in self.packed]}")
+        if (
+            kinds != [torch.int32, torch.float32]
+            or not all(_plain(t) and t.dim() == 1 and t.is_contiguous() for t in self.packed)
+            or not table.is_contiguous()
+        ):
+            raise ValueError(
+                f"a bank of kernel words needs int32 words and float32 numbers, flat, and a table, all "
+                f"contiguous; not {[(str(t.dtype), list(t.shape)) for t in self.packed]}"
+            )
         (words, scalars), (m, n), wrong = self.packed, shape, []
         if max_rank < 0 or max_rank % 16:
             wrong.append(f"max_rank must be a multiple of 16, not {max_rank}")
         for slot, (v, u, scalar, rank) in enumerate(table.tolist()):
             if not rank:
                 continue
-            if rank < 0 or rank > max_rank or min(u, v, scalar) < 0 or u % 16 or v % 16 or scalar % 16 or (
-                max(v + math.prod(words_shape(n, rank)), u + math.prod(words_shape(rank, m))) > words.numel()
-                or scalar + HEADER + round_up(rank, 16) > scalars.numel()
+            if (
+                rank < 0
+                or rank > max_rank
+                or min(u, v, scalar) < 0
+                or u % 16
+                or v % 16
+                or scalar % 16
+                or (
+                    max(v + math.prod(words_shape(n, rank)), u + math.prod(words_shape(rank, m))) > words.numel()
+                    or scalar + HEADER + round_up(rank, 16) > scalars.numel()
+                )
             ):
-                wrong.append(f"slot {slot} (words at {v} and {u}, numbers at {scalar}, rank {rank}) does not fit "
-                             f"{words.numel()} words, {scalars.numel()} numbers and rank {max_rank} for {list(shape)}")
+                wrong.append(
+                    f"slot {slot} (words at {v} and {u}, numbers at {scalar}, rank {rank}) does not fit "
+                    f"{words.numel()} words, {scalars.numel()} numbers and rank {max_rank} for {list(shape)}"
+                )
             elif layout == "planar" and scalars[scalar + 1 : scalar + 9].tolist() != 2 * level_coefficients(None):
                 wrong.append(f"slot {slot} has levels: the layout is 'planar_levels'")
         if wrong:
@@ -129,8 +146,9 @@ def trust(packed: list[Tensor], table: Tensor, layout: str, shape: tuple[int, in
     table._dts_contents = Contents(packed, table, (layout, tuple(shape), max_rank))
 
 
-def factors_of(packed: list[Tensor], table: Tensor, in_features: int, out_features: int,
-               transposed=False) -> tuple[dict[int, PackedFactors], dict[int, int]]:
+def factors_of(
+    packed: list[Tensor], table: Tensor, in_features: int, out_features: int, transposed=False
+) -> tuple[dict[int, PackedFactors], dict[int, int]]:
     """The inverse of a bank's table: (slot -> factors, slot -> range exponent).
 
     in_features, out_features: of the factors as stored, which ``transposed`` exchanges in what is returned.

@@ -34,8 +34,9 @@ _library.define(f"delta_embedding(Tensor ids, {_BANK}, int in_features, ScalarTy
 DELTA_LINEAR, LINEAR, RECONSTRUCT, DELTA_EMBEDDING = {}, {}, {}, {}
 
 
-def delta_linear(x: Tensor, bank: Bank, routing: Routing, y: Tensor | None = None,
-                 adds: Tensor | None = None) -> Tensor:
+def delta_linear(
+    x: Tensor, bank: Bank, routing: Routing, y: Tensor | None = None, adds: Tensor | None = None
+) -> Tensor:
     """y + sum over a row's tasks of gamma (((x V^T) o sigma) U^T + adds[task]).
 
     x: [..., in_features] fp16, bf16, fp32 or fp64; y: [..., out_features] or None for zeros;
@@ -53,14 +54,22 @@ def delta_linear(x: Tensor, bank: Bank, routing: Routing, y: Tensor | None = Non
     """
     if direct(x, y, adds):
         return _delta_linear(*_flat(bank, routing, x, y), False, adds, bank.in_features)
-    check.product(x, y if _same_autocast(x, y) else None, routing.slots, routing.weights, adds, bank.in_features,
-                  bank.out_features)
+    check.product(
+        x,
+        y if _same_autocast(x, y) else None,
+        routing.slots,
+        routing.weights,
+        adds,
+        bank.in_features,
+        bank.out_features,
+    )
     out = torch.ops.dts.delta_linear(*_flat(bank, routing, x, y), False)
     return out if adds is None else add_rows(out, adds, routing)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, bank: Bank, routing: Routing,
-           adds: Tensor | None = None) -> Tensor:
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, bank: Bank, routing: Routing, adds: Tensor | None = None
+) -> Tensor:
     """x W^T + b + the delta (and ``adds``, as in `delta_linear`) of each row's tasks, in one call.
 
     weight: [out_features, in_features] and bias [out_features] in x's dtype.
@@ -158,8 +167,9 @@ class EmbeddingParts:
         return None if self._tasks.levels else self._tasks
 
 
-def reconstruct(bank: Bank, gamma: dict[int, float] | Tensor, base: Tensor | None = None,
-                dtype: torch.dtype | None = None) -> Tensor:
+def reconstruct(
+    bank: Bank, gamma: dict[int, float] | Tensor, base: Tensor | None = None, dtype: torch.dtype | None = None
+) -> Tensor:
     """base + sum_s gamma_s U_s diag(sigma_s) V_s, dense.
 
     gamma: slot -> weight, or float32 [slots]; base: [out_features, in_features] or None for zeros.
@@ -172,8 +182,9 @@ def reconstruct(bank: Bank, gamma: dict[int, float] | Tensor, base: Tensor | Non
         gamma = torch.tensor([gamma.get(s, 0.0) for s in range(bank.table.shape[0])], device=bank.table.device)
     dtype = dtype or (base.dtype if base is not None else torch.float32)
     packed, table, max_rank = bank._derived()
-    return torch.ops.dts.reconstruct(packed, table, gamma, base, bank.out_features, bank.in_features, max_rank,
-                                     bank.layout, dtype)
+    return torch.ops.dts.reconstruct(
+        packed, table, gamma, base, bank.out_features, bank.in_features, max_rank, bank.layout, dtype
+    )
 
 
 def direct(*tensors: Tensor | None) -> bool:
@@ -198,11 +209,39 @@ _functorch_level, _any_autocast = torch._C._functorch.peek_interpreter_stack, to
 
 
 @lru_cache(maxsize=4096)
-def _path(op: str, device: str, dtype: torch.dtype, rows: int, in_features: int, out_features: int, max_rank: int,
-          entries: int, places: int, tasks: int, layout: str, transposed: bool, exact: bool) -> str:
+def _path(
+    op: str,
+    device: str,
+    dtype: torch.dtype,
+    rows: int,
+    in_features: int,
+    out_features: int,
+    max_rank: int,
+    entries: int,
+    places: int,
+    tasks: int,
+    layout: str,
+    transposed: bool,
+    exact: bool,
+) -> str:
     dtype = str(dtype).removeprefix("torch.")
-    return dispatch.choose(Problem(op, device, dtype, rows, in_features, out_features, max_rank, entries, places, tasks,
-                                   layout, transposed, exact))
+    return dispatch.choose(
+        Problem(
+            op,
+            device,
+            dtype,
+            rows,
+            in_features,
+            out_features,
+            max_rank,
+            entries,
+            places,
+            tasks,
+            layout,
+            transposed,
+            exact,
+        )
+    )
 
 
 @lru_cache(maxsize=4096)
@@ -211,16 +250,41 @@ def _disk_path(op: str, dtype: torch.dtype, rows: int, entries: int, places: int
     return _path(op, "cpu", dtype, rows, 0, 0, 0, entries, places, 0, "disk", False, exact)
 
 
-def _run(paths: dict, op: str, x: Tensor, slots: Tensor, weights: Tensor, table: Tensor, out_features: int,
-         max_rank: int, layout: str, transposed: bool, adds: Tensor | None, *arguments):
+def _run(
+    paths: dict,
+    op: str,
+    x: Tensor,
+    slots: Tensor,
+    weights: Tensor,
+    table: Tensor,
+    out_features: int,
+    max_rank: int,
+    layout: str,
+    transposed: bool,
+    adds: Tensor | None,
+    *arguments,
+):
     n, (entries, places) = x.shape[-1], slots.shape
     rows = x.numel() // n if n else x.shape[:-1].numel()
     if layout == "disk" and x.is_cpu:
         path = _disk_path(op, x.dtype, rows, entries, places, dispatch.exact())
     else:
         device = x.device.type if layout == "disk" else dispatch.device_kind(x.device.type)
-        path = _path(op, device, x.dtype, rows, n, out_features, max_rank, entries, places, table.shape[0], layout,
-                     transposed, dispatch.exact())
+        path = _path(
+            op,
+            device,
+            x.dtype,
+            rows,
+            n,
+            out_features,
+            max_rank,
+            entries,
+            places,
+            table.shape[0],
+            layout,
+            transposed,
+            dispatch.exact(),
+        )
     dispatch.ran[op, path] += 1
     if adds is None:
         return paths[path](*arguments)
@@ -247,8 +311,9 @@ def _readable(x: Tensor, slots: Tensor, weights: Tensor, adds: Tensor | None):
     return x, slots, weights, None if adds is None else check.flat(adds, device)
 
 
-def _delta_linear(x, y, packed, table, slots, weights, out_features, max_rank, layout, transposed, adds=None,
-                  in_features=None):
+def _delta_linear(
+    x, y, packed, table, slots, weights, out_features, max_rank, layout, transposed, adds=None, in_features=None
+):
     n = in_features if in_features is not None else x.shape[-1] if x.dim() else 0
     plain = check.product(x, y, slots, weights, adds, n, out_features)
     m, n = (n, out_features) if transposed else (out_features, n)
@@ -256,12 +321,33 @@ def _delta_linear(x, y, packed, table, slots, weights, out_features, max_rank, l
     if not plain or check.signed(x, weights, adds):
         x, slots, weights, adds = _readable(x, slots, weights, adds)
     y = None if y is None else check.real(y)
-    return _run(DELTA_LINEAR, "delta_linear", x, slots, weights, table, out_features, max_rank, layout, transposed,
-                adds, x, y, packed, table, slots, weights, out_features, max_rank, transposed)
+    return _run(
+        DELTA_LINEAR,
+        "delta_linear",
+        x,
+        slots,
+        weights,
+        table,
+        out_features,
+        max_rank,
+        layout,
+        transposed,
+        adds,
+        x,
+        y,
+        packed,
+        table,
+        slots,
+        weights,
+        out_features,
+        max_rank,
+        transposed,
+    )
 
 
-def _linear(x, weight, bias, packed, table, slots, weights, out_features, max_rank, layout, adds=None,
-            in_features=None):
+def _linear(
+    x, weight, bias, packed, table, slots, weights, out_features, max_rank, layout, adds=None, in_features=None
+):
     n = in_features if in_features is not None else x.shape[-1] if x.dim() else 0
     plain = check.product(x, None, slots, weights, adds, n, out_features)
     if weight.shape != (out_features, n) or weight.dtype is not x.dtype or weight.layout is not torch.strided:
@@ -271,8 +357,28 @@ def _linear(x, weight, bias, packed, table, slots, weights, out_features, max_ra
     _held(x, packed, table, layout, max_rank, out_features, n)
     if not plain or check.signed(x, weights, adds):
         x, slots, weights, adds = _readable(x, slots, weights, adds)
-    return _run(LINEAR, "linear", x, slots, weights, table, out_features, max_rank, layout, False, adds,
-                x, weight, bias, packed, table, slots, weights, out_features, max_rank)
+    return _run(
+        LINEAR,
+        "linear",
+        x,
+        slots,
+        weights,
+        table,
+        out_features,
+        max_rank,
+        layout,
+        False,
+        adds,
+        x,
+        weight,
+        bias,
+        packed,
+        table,
+        slots,
+        weights,
+        out_features,
+        max_rank,
+    )
 
 
 def _reconstruct(packed, table, gamma, base, out_features, in_features, max_rank, layout, dtype):
@@ -284,8 +390,21 @@ def _reconstruct(packed, table, gamma, base, out_features, in_features, max_rank
     held = contents.of(packed, table)
     held.fit(layout, (out_features, in_features), max_rank, table, None if base is None else base.device)
     device = packed[0].device.type if packed else "cpu"
-    path = _path("reconstruct", dispatch.device_kind(device) if layout != "disk" else device, dtype, out_features,
-                 in_features, out_features, max_rank, 1, 1, table.shape[0], layout, False, dispatch.exact())
+    path = _path(
+        "reconstruct",
+        dispatch.device_kind(device) if layout != "disk" else device,
+        dtype,
+        out_features,
+        in_features,
+        out_features,
+        max_rank,
+        1,
+        1,
+        table.shape[0],
+        layout,
+        False,
+        dispatch.exact(),
+    )
     dispatch.ran["reconstruct", path] += 1
     return RECONSTRUCT[path](packed, table, gamma, base, out_features, in_features, max_rank, dtype)
 
@@ -293,8 +412,9 @@ def _reconstruct(packed, table, gamma, base, out_features, in_features, max_rank
 def _delta_linear_reference(x, y, packed, table, slots, weights, out_features, max_rank, transposed):
     sizes = (out_features, x.shape[-1]) if transposed else (x.shape[-1], out_features)
     factors, exponents = factors_of(packed, table, *sizes, transposed)
-    out = reference.delta_linear(x.flatten(0, -2) if x.dim() > 1 else x[None], factors, slots, weights, out_features,
-                                 exponents)
+    out = reference.delta_linear(
+        x.flatten(0, -2) if x.dim() > 1 else x[None], factors, slots, weights, out_features, exponents
+    )
     out = out.reshape(x.shape[:-1] + (out_features,))
     return (out if y is None else out + y).to(x.dtype)
 
@@ -323,16 +443,29 @@ def _delta_embedding(ids, packed, table, slots, weights, out_features, max_rank,
     ids, slots, weights = (check.flat(t, ids.device) for t in (ids.to(torch.int64), slots, weights))
     if ids.numel() and (largest := int(ids.max())) >= out_features:
         raise IndexError(f"an id of {largest} is beyond the matrix's {out_features} rows")
-    path = _path("delta_embedding", ids.device.type, dtype, ids.numel(), in_features, out_features, max_rank,
-                 *slots.shape, table.shape[0], layout, False, dispatch.exact())
+    path = _path(
+        "delta_embedding",
+        ids.device.type,
+        dtype,
+        ids.numel(),
+        in_features,
+        out_features,
+        max_rank,
+        *slots.shape,
+        table.shape[0],
+        layout,
+        False,
+        dispatch.exact(),
+    )
     dispatch.ran["delta_embedding", path] += 1
     return DELTA_EMBEDDING[path](ids, packed, table, slots, weights, out_features, in_features, dtype)
 
 
 def _delta_embedding_reference(ids, packed, table, slots, weights, out_features, in_features, dtype):
     factors = factors_of(packed, table, in_features, out_features)[0]
-    out = reference.delta_embedding(ids.flatten(), factors, slots, weights, in_features,
-                                    torch.float64 if dtype == torch.float64 else torch.float32)
+    out = reference.delta_embedding(
+        ids.flatten(), factors, slots, weights, in_features, torch.float64 if dtype == torch.float64 else torch.float32
+    )
     return out.reshape(*ids.shape, in_features).to(dtype)
 
 
@@ -345,8 +478,10 @@ LINEAR.update(cpu_paths.LINEAR)
 RECONSTRUCT.update(cpu_paths.RECONSTRUCT)
 
 for paths, name, path in (
-    (DELTA_LINEAR, "triton", products.delta_linear), (DELTA_LINEAR, "dequantise", products.dequantised_delta_linear),
-    (LINEAR, "triton", products.linear), (LINEAR, "dequantise", products.dequantised_linear),
+    (DELTA_LINEAR, "triton", products.delta_linear),
+    (DELTA_LINEAR, "dequantise", products.dequantised_delta_linear),
+    (LINEAR, "triton", products.linear),
+    (LINEAR, "dequantise", products.dequantised_linear),
     (RECONSTRUCT, "triton", products.reconstruct),
 ):
     paths[name], paths[name + "_levels"] = path, partial(path, levels=True)
@@ -362,12 +497,14 @@ _library.impl("delta_embedding", _delta_embedding, "CompositeExplicitAutograd")
 
 def _without_autocast(op: str, dtype_of):
     """An op's kernel of autocast: the arguments ``dtype_of`` in its dtype, and everything inside without it."""
+
     def run(*arguments):
         device = next(t for t in arguments if isinstance(t, Tensor)).device.type
         dtype = torch.get_autocast_dtype(device)
         arguments = [_cast(a, dtype) if i in dtype_of else a for i, a in enumerate(arguments)]
         with torch.autocast(device, enabled=False):
             return getattr(torch.ops.dts, op)(*arguments)
+
     return run
 
 
@@ -383,8 +520,9 @@ def register_autocast(library: torch.library.Library, op: str, dtype_of=()) -> N
 
 def _autocast_linear(x, weight, bias, packed, table, slots, weights, out_features, max_rank, layout):
     y = torch.nn.functional.linear(x, weight, bias)  # as autocast makes it, the weight's copy kept for the region
-    return torch.ops.dts.delta_linear(x.to(y.dtype), y, packed, table, slots, weights, out_features, max_rank, layout,
-                                      False)
+    return torch.ops.dts.delta_linear(
+        x.to(y.dtype), y, packed, table, slots, weights, out_features, max_rank, layout, False
+    )
 
 
 for key in ("AutocastCPU", "AutocastCUDA"):

@@ -71,7 +71,7 @@ class PlanarStore:
 
     @property
     def layout(self) -> str:
-        """"planar", or "planar_levels" once a task has had levels (which needs three products instead of one)."""
+        """ "planar", or "planar_levels" once a task has had levels (which needs three products instead of one)."""
         return "planar_levels" if any(levels is not None for levels in self.levels.values()) else "planar"
 
     def add(self, slot: int, factors: PackedFactors) -> None:
@@ -110,8 +110,15 @@ class PlanarStore:
             self.words.taken.pop(slot), self.scalars.taken.pop(slot)
 
     def factors(self, slot: int) -> PackedFactors:
-        return read_factors(self.words.tensor, self.scalars.tensor, self.table[slot].tolist(), self.exponents[slot],
-                            self.levels[slot], self.in_features, self.out_features)
+        return read_factors(
+            self.words.tensor,
+            self.scalars.tensor,
+            self.table[slot].tolist(),
+            self.exponents[slot],
+            self.levels[slot],
+            self.in_features,
+            self.out_features,
+        )
 
     @property
     def nbytes(self) -> int:
@@ -119,20 +126,33 @@ class PlanarStore:
         return sum(t.numel() * t.element_size() for t in (self.words.tensor, self.scalars.tensor, self.table))
 
 
-def read_factors(words: Tensor, scalars: Tensor, row: list[int], exponent: int, levels: Tensor | None,
-                 in_features: int, out_features: int) -> PackedFactors:
+def read_factors(
+    words: Tensor,
+    scalars: Tensor,
+    row: list[int],
+    exponent: int,
+    levels: Tensor | None,
+    in_features: int,
+    out_features: int,
+) -> PackedFactors:
     """One task's factors in disk bytes, from the arenas and its table row."""
     v, u, scalar, rank = row
     read = lambda start, shape: words[start : start + math.prod(shape)].view(shape)  # noqa: E731
     sigma = scalars[scalar + HEADER : scalar + HEADER + rank] * 2.0**-exponent
-    return from_kernel_layout(KernelFactors(
-        read(u, words_shape(rank, out_features)), read(v, words_shape(in_features, rank)), sigma,
-        None if levels is None else levels.to(words.device), (out_features, in_features),
-    ))
+    return from_kernel_layout(
+        KernelFactors(
+            read(u, words_shape(rank, out_features)),
+            read(v, words_shape(in_features, rank)),
+            sigma,
+            None if levels is None else levels.to(words.device),
+            (out_features, in_features),
+        )
+    )
 
 
-def planar_factors(packed: list[Tensor], table: Tensor, in_features: int,
-                   out_features: int) -> tuple[dict[int, PackedFactors], dict[int, int]]:
+def planar_factors(
+    packed: list[Tensor], table: Tensor, in_features: int, out_features: int
+) -> tuple[dict[int, PackedFactors], dict[int, int]]:
     """The inverse of a planar bank's table: (slot -> factors, slot -> range exponent), for the reference."""
     words, scalars = packed
     factors, exponents = {}, {}

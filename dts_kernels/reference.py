@@ -55,8 +55,14 @@ def product(x: Tensor, factors: PackedFactors, gamma=1.0, exponent: int | None =
     return (shrunk.to(x.dtype).to(wide) @ u.T) * 2.0**-exponent
 
 
-def delta_linear(x: Tensor, factors: dict[int, PackedFactors], slots: Tensor, weights: Tensor, out_features: int,
-                 exponents: dict[int, int] | None = None) -> Tensor:
+def delta_linear(
+    x: Tensor,
+    factors: dict[int, PackedFactors],
+    slots: Tensor,
+    weights: Tensor,
+    out_features: int,
+    exponents: dict[int, int] | None = None,
+) -> Tensor:
     """Each row's delta product, summed over its tasks.
 
     x: [rows, n]; factors: slot -> factors; slots: int [R, P], -1 = none; weights: float32 [R, P];
@@ -91,8 +97,14 @@ def embedding(ids: Tensor, factors: PackedFactors, dtype=torch.float32) -> Tenso
     return (u * factors.sigma.to(dtype)) @ decode(factors.v, factors.rank, v_levels, dtype).T
 
 
-def delta_embedding(ids: Tensor, factors: dict[int, PackedFactors], slots: Tensor, weights: Tensor, in_features: int,
-                    dtype=torch.float32) -> Tensor:
+def delta_embedding(
+    ids: Tensor,
+    factors: dict[int, PackedFactors],
+    slots: Tensor,
+    weights: Tensor,
+    in_features: int,
+    dtype=torch.float32,
+) -> Tensor:
     """Each row's embedding delta, summed over its tasks; the arguments are those of `delta_linear`.
 
     ids: int64 [rows], -1 = zeros.  Returns dtype [rows, in_features].

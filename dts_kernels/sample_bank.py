@@ -40,10 +40,15 @@ class SampleArena:
     def samples(self, slot: int) -> tuple[Samples, ...]:
         """Views of the arena."""
         return tuple(
-            Samples(self.codes.tensor[at : at + one.codes.numel()].view(one.codes.shape), one.scale, one.stride,
-                    one.seed, one.shape)
+            Samples(
+                self.codes.tensor[at : at + one.codes.numel()].view(one.codes.shape),
+                one.scale,
+                one.stride,
+                one.seed,
+                one.shape,
+            )
             for at, one in self.held[slot]
-        )  # fmt: skip
+        )
 
     def _tell(self) -> None:
         rows = [(slot, at, one) for slot in sorted(self.held) for at, one in self.held[slot]]
@@ -55,8 +60,9 @@ class SampleArena:
         counts = [len(self.held.get(slot, ())) for slot in range(self.starts.shape[0] - 1)]
         self.starts.copy_(torch.tensor([0, *counts]).cumsum(0))
         if rows:
-            self.table[: len(rows)] = torch.tensor([[slot, at, one.stride, one.seed] for slot, at, one in rows],
-                                                   device=self.table.device)  # fmt: skip
+            self.table[: len(rows)] = torch.tensor(
+                [[slot, at, one.stride, one.seed] for slot, at, one in rows], device=self.table.device
+            )
             self.scales[: len(rows)] = torch.tensor([one.scale for _, _, one in rows], device=self.scales.device)
 
     @property
@@ -76,8 +82,9 @@ class SampleBank:
     starts: int64 [slots + 1]: a slot's rows of the table are starts[slot] to starts[slot + 1];  scales: float32
     """
 
-    def __init__(self, in_features: int, out_features: int, device="cpu", transposed: bool = False,
-                 arena: bool | None = None):
+    def __init__(
+        self, in_features: int, out_features: int, device="cpu", transposed: bool = False, arena: bool | None = None
+    ):
         self.in_features, self.out_features, self.device = in_features, out_features, torch.device(device)
         self.transposed = transposed
         self.arena = SampleArena(self.device) if (self.device.type != "cpu" if arena is None else arena) else None
@@ -146,8 +153,9 @@ class SampleBank:
         return [one.codes for _, one in found], table.view(-1, FIELDS), torch.tensor([0, *counts]).cumsum(0), scales
 
 
-def samples_of(codes: list[Tensor], table: Tensor, starts: Tensor, scales: Tensor,
-               shape: tuple[int, int]) -> dict[int, tuple[Samples, ...]]:
+def samples_of(
+    codes: list[Tensor], table: Tensor, starts: Tensor, scales: Tensor, shape: tuple[int, int]
+) -> dict[int, tuple[Samples, ...]]:
     """The inverse of a bank's arguments: slot -> samples; shape: (out_features, in_features).  Reads the table on the
     host."""
     found: dict[int, tuple[Samples, ...]] = {}

@@ -110,9 +110,14 @@ def _add_dense_samples_reference(base, codes, table, starts, scales, gamma):
     return out.to(base.dtype)
 
 
-ADD_SAMPLES = {"reference": _add_samples_reference} | cpu_paths.ADD_SAMPLES | {
-    "triton": sample_products.add_samples, "dense": sample_products.add_dense,
-}
+ADD_SAMPLES = (
+    {"reference": _add_samples_reference}
+    | cpu_paths.ADD_SAMPLES
+    | {
+        "triton": sample_products.add_samples,
+        "dense": sample_products.add_dense,
+    }
+)
 
 
 def _ready(like: Tensor, plain: bool, codes, table, starts, scales, slots, weights):
@@ -140,8 +145,14 @@ def _add_samples(x, y, codes, table, starts, scales, slots, weights, transposed)
         x, y = check.real(x), check.flat(y, x.device)
     n = x.shape[-1]
     rows = x.numel() // n if n else x.shape[:-1].numel()
-    path = dispatch.choose_samples("cpu" if x.is_cpu else x.device.type, x.dtype, rows, slots.shape[0], transposed,
-                                   bool(codes) and codes[0].dim() == 1)
+    path = dispatch.choose_samples(
+        "cpu" if x.is_cpu else x.device.type,
+        x.dtype,
+        rows,
+        slots.shape[0],
+        transposed,
+        bool(codes) and codes[0].dim() == 1,
+    )
     dispatch.ran["add_samples", path] += 1
     return ADD_SAMPLES[path](x, y, codes, table, starts, scales, slots, weights, transposed)
 
@@ -157,8 +168,9 @@ def _add_sampled_rows(ids, y, codes, table, starts, scales, slots, weights, rows
         ids, y = check.flat(ids.to(torch.int64), y.device), check.real(y)
     codes, table, starts, scales, slots, weights = _ready(y, plain, codes, table, starts, scales, slots, weights)
     arena = bool(codes) and codes[0].dim() == 1
-    path = dispatch.choose_samples("cpu" if y.is_cpu else y.device.type, y.dtype, ids.numel(), slots.shape[0], False,
-                                   arena)
+    path = dispatch.choose_samples(
+        "cpu" if y.is_cpu else y.device.type, y.dtype, ids.numel(), slots.shape[0], False, arena
+    )
     path = "reference" if arena else path  # rows have no kernel on a GPU
     dispatch.ran["add_sampled_rows", path] += 1
     return ADD_SAMPLED_ROWS[path](ids, y, codes, table, starts, scales, slots, weights, rows)
@@ -201,8 +213,9 @@ def _backward(ctx, grad):
     if ctx.needs_input_grad[0]:
         table, starts, scales, slots, weights, *codes = ctx.saved_tensors
         zeros = grad.new_zeros(*grad.shape[:-1], ctx.features)
-        grad_x = torch.ops.dts.add_samples(grad, zeros, codes, table, starts, scales, slots, weights,
-                                           not ctx.transposed)
+        grad_x = torch.ops.dts.add_samples(
+            grad, zeros, codes, table, starts, scales, slots, weights, not ctx.transposed
+        )
     return grad_x, grad, [None] * ctx.tensors, *[None] * 6
 
 

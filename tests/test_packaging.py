@@ -61,8 +61,12 @@ def distributions(tmp_path_factory):
     for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "constraints.txt"):
         shutil.copy(ROOT / name, source / name)
     out = tmp_path_factory.mktemp("dist")
-    done = subprocess.run([sys.executable, "-m", "build", "--no-isolation", "--outdir", out, source],
-                          capture_output=True, text=True, timeout=300)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", out, source],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return next(out.glob("*.whl")), next(out.glob("*.tar.gz"))
 
@@ -98,6 +102,11 @@ x = torch.randn(5, 30)
 print((layer(x) - x @ (base.weight + factors.reconstruct()).T - base.bias).abs().max().item() < 1e-3)
 """
     assert python(code, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin"}) == "True\n"
-    shown = subprocess.run([sys.executable, "-m", "dts", "--version"], capture_output=True, text=True, cwd=tmp_path,
-                           env={"PYTHONPATH": str(tmp_path / "site")})  # fmt: skip
+    shown = subprocess.run(
+        [sys.executable, "-m", "dts", "--version"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path / "site")},
+    )
     assert shown.stdout == f"dts {dts.__version__}\n"

@@ -56,10 +56,15 @@ def problems(quick: bool) -> list[tuple]:
         if (tasks == 1 or rows == 16) and (m * n < 32 << 20 or rows < 512)
     ]
     return [
-        p for p in every
-        if p in TARGETS or p[5] == "float32" and (p[2] == 0.3 or p[3] == 1 or p[0] == p[1] == 4096 and p[2] == 0.05)
-        or p[5] == "bfloat16" and p[0] == p[1] == 4096 and p[2] == 0.3
-    ]  # fmt: skip
+        p
+        for p in every
+        if p in TARGETS
+        or p[5] == "float32"
+        and (p[2] == 0.3 or p[3] == 1 or p[0] == p[1] == 4096 and p[2] == 0.05)
+        or p[5] == "bfloat16"
+        and p[0] == p[1] == 4096
+        and p[2] == 0.3
+    ]
 
 
 def random_factors(m: int, n: int, rank: int) -> PackedFactors:

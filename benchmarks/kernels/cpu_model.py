@@ -29,8 +29,9 @@ def encoder():
         import transformers
     except ImportError:
         return None
-    config = transformers.BertConfig(vocab_size=30522, hidden_size=384, intermediate_size=1536, num_hidden_layers=6,
-                                     num_attention_heads=12)  # fmt: skip
+    config = transformers.BertConfig(
+        vocab_size=30522, hidden_size=384, intermediate_size=1536, num_hidden_layers=6, num_attention_heads=12
+    )
     return transformers.BertModel(config).eval()
 
 
@@ -100,10 +101,14 @@ def measure(functions: dict, seconds: float) -> dict[str, dict]:
             function()
             times[name].append((time.perf_counter() - start) * 1e3)
     return {
-        name: {"median": statistics.median(t), "p10": sorted(t)[len(t) // 10], "p90": sorted(t)[-1 - len(t) // 10],
-               "turns": len(t)}
+        name: {
+            "median": statistics.median(t),
+            "p10": sorted(t)[len(t) // 10],
+            "p90": sorted(t)[-1 - len(t) // 10],
+            "turns": len(t),
+        }
         for name, t in times.items()
-    }  # fmt: skip
+    }
 
 
 def right(plain, ours, method: str = "residual") -> bool:

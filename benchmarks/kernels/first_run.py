@@ -28,15 +28,20 @@ def layers() -> list[str]:
     for row in rows("layer"):
         work = "one task" if row["work"] == "one" else "as many tasks"
         what = "1 row" if row["rows"] == 1 else f"{row['rows']} rows of {work}"
-        lines.append(f"| {row['m']} x {row['n']}, r = {row['r']}, {what} | "
-                     + " | ".join(value(row, key) for key in LAYER) + " |")  # fmt: skip
+        lines.append(
+            f"| {row['m']} x {row['n']}, r = {row['r']}, {what} | "
+            + " | ".join(value(row, key) for key in LAYER)
+            + " |"
+        )
     return lines
 
 
 def models() -> list[str]:
     """A Markdown table, times the base alone."""
-    lines = ["| Llama, r = .05, 8 tasks | captured, one task | captured, mixed | eager, one task | eager, mixed |",
-             "| --- " * 5 + "|"]  # fmt: skip
+    lines = [
+        "| Llama, r = .05, 8 tasks | captured, one task | captured, mixed | eager, one task | eager, mixed |",
+        "| --- " * 5 + "|",
+    ]
     for row in rows("whole"):
         for batch in (1, 8, 32):
             cells = [value(row, key.format(work, batch)) for key in MODEL for work in ("one", "mixed")]

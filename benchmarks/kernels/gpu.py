@@ -70,8 +70,14 @@ class Result:
 
 def cases() -> list[Case]:
     """Most telling first: a run that is short of time drops the last."""
-    targets = [(0.3, 1, "one"), (0.3, 16, "one"), (0.3, 16, "distinct"), (0.3, 64, "distinct"), (0.3, 4096, "one"),
-               (0.05, 1, "one")]
+    targets = [
+        (0.3, 1, "one"),
+        (0.3, 16, "one"),
+        (0.3, 16, "distinct"),
+        (0.3, 64, "distinct"),
+        (0.3, 4096, "one"),
+        (0.05, 1, "one"),
+    ]
     found = [Case(4096, 4096, *target) for target in targets]
     for m, n in ((4096, 4096), (14336, 4096), (4096, 14336), (768, 768)):
         for fraction in (0.3, 0.1, 0.05):
@@ -115,21 +121,33 @@ def methods(case: Case, device: str, dtype=torch.bfloat16) -> dict[str, tuple]:
     copies = [weight.clone() for _ in range(min(len(tasks), 16))]
     blocks = [x[rows_of[slot]] for slot in tasks]
     found["merged dense" if len(tasks) == 1 else "dense models"] = (
-        lambda: [linear(b, copies[i % len(copies)]) for i, b in enumerate(blocks)], base * len(tasks), None)
+        lambda: [linear(b, copies[i % len(copies)]) for i, b in enumerate(blocks)],
+        base * len(tasks),
+        None,
+    )
     for name, rank in (("fp16 low rank, equal rank", k), ("fp16 low rank, equal bytes", max(1, k // 8))):
-        a, b = (torch.randn(s, device=device, dtype=dtype) for s in ((min(len(tasks), 16), rank, n),
-                                                                    (min(len(tasks), 16), m, rank)))
+        a, b = (
+            torch.randn(s, device=device, dtype=dtype)
+            for s in ((min(len(tasks), 16), rank, n), (min(len(tasks), 16), m, rank))
+        )
 
         def low_rank(a=a, b=b):
-            return linear(x, weight), [linear(linear(block, a[i % len(a)]), b[i % len(b)])
-                                       for i, block in enumerate(blocks)]
+            return linear(x, weight), [
+                linear(linear(block, a[i % len(a)]), b[i % len(b)]) for i, block in enumerate(blocks)
+            ]
 
         found[name] = (low_rank, base + len(tasks) * 2 * rank * (m + n), None)
     return found
 
 
-def sketch(case: Case, device: str, x: torch.Tensor, weight: torch.Tensor, routing: kernels.Routing,
-           rows_of: dict[int, torch.Tensor]) -> dict[str, tuple]:
+def sketch(
+    case: Case,
+    device: str,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    routing: kernels.Routing,
+    rows_of: dict[int, torch.Tensor],
+) -> dict[str, tuple]:
     """The method of that name in the bytes of the case's components: fewer of them, and a sample."""
     m, n = weight.shape
     rank, stride = split(case.rank, (m, n))
@@ -174,10 +192,20 @@ def copy_bandwidth(timer: Callable = milliseconds) -> float:
 def rows_of_table(results: list[Result], copy: float) -> list[dict]:
     """Flat rows with the ratio to the base alone and the share of the measured copy rate."""
     base = {r.case: r.median_us for r in results if r.method == "base alone"}
-    return [asdict(r.case) | {"method": r.method, "error": r.error, "median_us": r.median_us, "p10_us": r.p10_us,
-                              "p90_us": r.p90_us, "ratio_to_base": r.median_us / base[r.case],
-                              "gigabytes_a_second": r.read_bytes / r.median_us / 1e3,
-                              "share_of_copy": r.read_bytes / (r.median_us / 1e6) / copy} for r in results]
+    return [
+        asdict(r.case)
+        | {
+            "method": r.method,
+            "error": r.error,
+            "median_us": r.median_us,
+            "p10_us": r.p10_us,
+            "p90_us": r.p90_us,
+            "ratio_to_base": r.median_us / base[r.case],
+            "gigabytes_a_second": r.read_bytes / r.median_us / 1e3,
+            "share_of_copy": r.read_bytes / (r.median_us / 1e6) / copy,
+        }
+        for r in results
+    ]
 
 
 def plot(rows: list[dict], path: Path) -> None:
@@ -189,8 +217,11 @@ def plot(rows: list[dict], path: Path) -> None:
 
     figure, panels = plt.subplots(1, len(WORKLOADS), figsize=(4 * len(WORKLOADS), 3.5), sharey=True)
     for panel, workload in zip(panels, WORKLOADS):
-        chosen = [r for r in rows if r["workload"] == workload and r["rank_fraction"] == 0.3
-                  and r["out_features"] == r["in_features"] == 4096]
+        chosen = [
+            r
+            for r in rows
+            if r["workload"] == workload and r["rank_fraction"] == 0.3 and r["out_features"] == r["in_features"] == 4096
+        ]
         for method in dict.fromkeys(r["method"] for r in chosen):
             line = sorted((r["rows"], r["ratio_to_base"]) for r in chosen if r["method"] == method)
             panel.loglog(*zip(*line), marker="o", label=method)
@@ -224,15 +255,28 @@ def main(arguments: list[str] | None = None) -> int:
             continue
         for r in results[-7:]:
             if r.case == case:
-                print(f"{case.out_features}x{case.in_features} r={case.rank_fraction} rows={case.rows} "
-                      f"{case.workload:9} {r.method:28} {r.median_us:9.1f} us")
+                print(
+                    f"{case.out_features}x{case.in_features} r={case.rank_fraction} rows={case.rows} "
+                    f"{case.workload:9} {r.method:28} {r.median_us:9.1f} us"
+                )
     name = torch.cuda.get_device_name()
     folder = options.out / file_name(name).removesuffix(".json")
     folder.mkdir(parents=True, exist_ok=True)
     rows = rows_of_table(results, copy)
-    write_text(folder / "kernels.json", json.dumps(
-        {"gpu": name, "torch": torch.__version__, "copy_bytes_a_second": copy, "not_measured": failed, "rows": rows},
-        indent=1) + "\n")
+    write_text(
+        folder / "kernels.json",
+        json.dumps(
+            {
+                "gpu": name,
+                "torch": torch.__version__,
+                "copy_bytes_a_second": copy,
+                "not_measured": failed,
+                "rows": rows,
+            },
+            indent=1,
+        )
+        + "\n",
+    )
     plot(rows, folder / "kernels.png")
     print(folder / "kernels.json")
     return 1 if any("is wrong" in f for f in failed) else 0

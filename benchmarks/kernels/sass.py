@@ -112,16 +112,38 @@ def signature(kernel: str, dtype: str, levels: bool, **overrides) -> tuple[dict,
         constants = {"U": True, "BLOCK_N": 64, "LEVELS": levels}
         options["num_warps"] = 8
     elif kernel in SAMPLED:
-        bank = {"codes": "*u8", "table": "*i64", "starts": "*i64", "scales": "*fp32", "slots": "*i32",
-                "weights": "*fp32"}  # fmt: skip
+        bank = {
+            "codes": "*u8",
+            "table": "*i64",
+            "starts": "*i64",
+            "scales": "*fp32",
+            "slots": "*i32",
+            "weights": "*fp32",
+        }
         if kernel == "sampled_product":
-            arguments = {"x": pointer, "y": pointer, "out": pointer, **bank, "slots_known": "i32", "per_entry": "i32",
-                         "places": "i32", "in_features": "i32", "out_features": "i32"}  # fmt: skip
+            arguments = {
+                "x": pointer,
+                "y": pointer,
+                "out": pointer,
+                **bank,
+                "slots_known": "i32",
+                "per_entry": "i32",
+                "places": "i32",
+                "in_features": "i32",
+                "out_features": "i32",
+            }
             constants = {"BLOCK_T": MOST_ROWS, "BLOCK_M": BLOCK_M, "BLOCK_B": BLOCK_B}
             options |= PRODUCT_OPTIONS
         else:
-            arguments = {**bank, "place": "i32", "out": pointer, "factor": "*fp32", "slots_known": "i32",
-                         "m_size": "i32", "n_size": "i32"}  # fmt: skip
+            arguments = {
+                **bank,
+                "place": "i32",
+                "out": pointer,
+                "factor": "*fp32",
+                "slots_known": "i32",
+                "m_size": "i32",
+                "n_size": "i32",
+            }
             constants = {"BLOCK_M": 32, "BLOCK_N": 64}
     else:
         arguments = {

@@ -23,9 +23,17 @@ from dts.demo import evaluate
 from dts.demo.finetune import Recipe
 
 TRAINING = {  # epochs over at most SAMPLES training images: more where there are few
-    "gtsrb": 3, "cifar10": 3, "dtd10": 8, "mnist": 3, "fashion_mnist": 3, "fer2013": 3, "intel_scenes": 3,
-    "medical_mnist": 2, "sign_digits": 4, "flowers5": 3,
-}  # fmt: skip
+    "gtsrb": 3,
+    "cifar10": 3,
+    "dtd10": 8,
+    "mnist": 3,
+    "fashion_mnist": 3,
+    "fer2013": 3,
+    "intel_scenes": 3,
+    "medical_mnist": 2,
+    "sign_digits": 4,
+    "flowers5": 3,
+}
 SAMPLES = 2000
 UNSEEN = ["flowers5"]
 

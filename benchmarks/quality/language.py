@@ -81,9 +81,13 @@ class LanguageModel(Subject):
                 finetuned_loss += torch.nn.functional.nll_loss(wanted, targets, reduction="sum").item()
                 kl += torch.nn.functional.kl_div(logs, wanted, reduction="sum", log_target=True).item()
         sums = {
-            "accuracy": right, "finetuned_accuracy": finetuned_right, "agreement": agreeing, "kl": kl,
-            "loss": loss, "finetuned_loss": finetuned_loss,
-        }  # fmt: skip
+            "accuracy": right,
+            "finetuned_accuracy": finetuned_right,
+            "agreement": agreeing,
+            "kl": kl,
+            "loss": loss,
+            "finetuned_loss": finetuned_loss,
+        }
         return {name: value / self.samples for name, value in sums.items()} | {"base_loss": self.base_loss}
 
     @cached_property

@@ -14,9 +14,12 @@ from benchmarks.quality.style import FAMILIES, label
 
 BARS = 0.005  # of fp32, of the bars by task
 PLOTS = {
-    "kl": "KL to the fine-tuned model", "adr": "Accuracy lost", "agreement": "Answers that differ",
-    "accuracy": "Accuracy", "loss": "Held-out loss",
-}  # fmt: skip
+    "kl": "KL to the fine-tuned model",
+    "adr": "Accuracy lost",
+    "agreement": "Answers that differ",
+    "accuracy": "Accuracy",
+    "loss": "Held-out loss",
+}
 
 
 def build(out: Path, suites: dict[str, list[dict]], theory: dict | None) -> tuple[str, dict]:
@@ -25,19 +28,27 @@ def build(out: Path, suites: dict[str, list[dict]], theory: dict | None) -> tupl
     means = {suite: cells_of(rows) for suite, (rows, _) in compared.items()}
     parts, figures = [], {}
     if plots.headline(means, out / "headline"):
-        parts.append(image("headline", "KL against bytes", "Kullback-Leibler divergence of the answers from the "
-                            "fine-tuned model's, mean over fine-tunes, against the bytes one fine-tune takes."))
+        parts.append(
+            image(
+                "headline",
+                "KL against bytes",
+                "Kullback-Leibler divergence of the answers from the "
+                "fine-tuned model's, mean over fine-tunes, against the bytes one fine-tune takes.",
+            )
+        )
     for suite, (rows, left) in compared.items():
         parts.append(_suite(out, suite, rows, means[suite], left))
         figures[suite] = {
-            "cells": means[suite], "relative": targets.relative(means[suite]),
+            "cells": means[suite],
+            "relative": targets.relative(means[suite]),
             "checks": [vars(check) | {"verdict": check.verdict} for check in targets.checks(means[suite])],
-        }  # fmt: skip
+        }
     if theory:
         parts.append(theory_page.section(out, theory))
         figures["theory"] = theory_page.figures(theory)
-    contents = " · ".join(f'<a href="#{name}">{html.escape(name)}</a>'
-                          for name in [*suites, *(["theory"] if theory else []), "method"])  # fmt: skip
+    contents = " · ".join(
+        f'<a href="#{name}">{html.escape(name)}</a>' for name in [*suites, *(["theory"] if theory else []), "method"]
+    )
     return PAGE.format(contents=contents, body="\n".join(parts), method=METHOD.format(families=_families())), figures
 
 
@@ -47,10 +58,12 @@ def build(out: Path, suites: dict[str, list[dict]], theory: dict | None) -> tupl
 def _suite(out: Path, suite: str, rows: list[dict], cells: list[dict], left: list[str]) -> str:
     tasks, seeds = sorted({row["task"] for row in rows}), sorted({row["seed"] for row in rows})
     samples = max((row.get("samples", 0) for row in rows), default=0)
-    parts = [f'<h2 id="{suite}">{html.escape(suite.capitalize())}</h2>',
-             f"<p>{len(tasks)} task{'s' * (len(tasks) > 1)} ({html.escape(', '.join(tasks))}), "
-             f"{len(seeds)} seed{'s' * (len(seeds) > 1)} of the fine-tunes"
-             + (f", at most {samples} test samples a task.</p>" if samples else ".</p>")]  # fmt: skip
+    parts = [
+        f'<h2 id="{suite}">{html.escape(suite.capitalize())}</h2>',
+        f"<p>{len(tasks)} task{'s' * (len(tasks) > 1)} ({html.escape(', '.join(tasks))}), "
+        f"{len(seeds)} seed{'s' * (len(seeds) > 1)} of the fine-tunes"
+        + (f", at most {samples} test samples a task.</p>" if samples else ".</p>"),
+    ]
     if left:
         parts.append(f"<p class=note>Left out, since not measured on all of these: {html.escape('; '.join(left))}.</p>")
     parts += ["<h3>Targets</h3>", _checks(targets.checks(cells)), "<h3>Frontier</h3>"]
@@ -59,16 +72,24 @@ def _suite(out: Path, suite: str, rows: list[dict], cells: list[dict], left: lis
     parts.append('<div class="two">' + "".join(image(f"{suite}-{m}", title) for m, title in shown[1:]) + "</div>")
     parts += ["<h3>KL relative to the best peer at equal bytes</h3>", _relative(targets.relative(cells))]
     if plots.by_task(rows, cells, out / f"{suite}-tasks", BARS):
-        parts += ["<h3>Task by task</h3>", image(
-            f"{suite}-tasks", "KL of every task", "This project's methods, the peers that are best there in the mean, "
-            "and the paper's; each between its own sizes, by interpolation.")]  # fmt: skip
+        parts += [
+            "<h3>Task by task</h3>",
+            image(
+                f"{suite}-tasks",
+                "KL of every task",
+                "This project's methods, the peers that are best there in the mean, "
+                "and the paper's; each between its own sizes, by interpolation.",
+            ),
+        ]
     parts.append(f"<details><summary>All figures</summary>{_table(cells)}</details>")
     return "\n".join(parts)
 
 
 def _checks(checks: list[targets.Check]) -> str:
-    rows = [(html.escape(label(c.method)), html.escape(c.target), f"<b>{c.verdict}</b>", html.escape(c.figures))
-            for c in checks]  # fmt: skip
+    rows = [
+        (html.escape(label(c.method)), html.escape(c.target), f"<b>{c.verdict}</b>", html.escape(c.figures))
+        for c in checks
+    ]
     kinds = ["met" if c.met and c.complete else "open" for c in checks]
     return table(("method", "target", "", "figures"), rows, "words", kinds)
 
@@ -76,11 +97,18 @@ def _checks(checks: list[targets.Check]) -> str:
 def _relative(compared: list[dict]) -> str:
     head = ("method", "% of fp32", "KL", "best peer", "its KL", "ratio", "paper's DTS", "ratio")
     rows = [
-        (html.escape(label(row["method"])), f"{100 * row['share']:.3f}", kl_text(row["kl"]),
-         html.escape(label(row["best_peer"])) if row["best_peer"] else "none so small", kl_text(row["peer_kl"]),
-         ratio_text(row["ratio"]), kl_text(row["paper_kl"]), ratio_text(row["paper_ratio"]))
+        (
+            html.escape(label(row["method"])),
+            f"{100 * row['share']:.3f}",
+            kl_text(row["kl"]),
+            html.escape(label(row["best_peer"])) if row["best_peer"] else "none so small",
+            kl_text(row["peer_kl"]),
+            ratio_text(row["ratio"]),
+            kl_text(row["paper_kl"]),
+            ratio_text(row["paper_ratio"]),
+        )
         for row in compared
-    ]  # fmt: skip
+    ]
     return table(head, rows) + INTERPOLATED
 
 

@@ -126,9 +126,17 @@ def by_task(rows: list[dict], cells: list[dict], path: Path, share: float, most:
     for i, method in enumerate(methods):
         heights = [max(values[method, t], FLOOR) if values[method, t] is not None else math.nan for t in tasks]
         look = style(method, own)
-        axes.bar([x + (i + 0.5) * width for x in range(len(tasks))], heights, 0.92 * width, label=label(method),
-                 color=look["color"], hatch=None if method in own else HATCHES[chosen.index(method) % len(HATCHES)],
-                 edgecolor="white", linewidth=0, alpha=1 if method in own else 0.75)  # fmt: skip
+        axes.bar(
+            [x + (i + 0.5) * width for x in range(len(tasks))],
+            heights,
+            0.92 * width,
+            label=label(method),
+            color=look["color"],
+            hatch=None if method in own else HATCHES[chosen.index(method) % len(HATCHES)],
+            edgecolor="white",
+            linewidth=0,
+            alpha=1 if method in own else 0.75,
+        )
     shown = [value for value in values.values() if value]
     axes.set(yscale="log", ylabel=f"KL at {100 * share:g} % of fp32, nats")
     axes.set_ylim(10 ** math.floor(math.log10(max(FLOOR, 0.8 * min(shown, default=1)))), 1.3 * max(shown, default=1))

@@ -58,8 +58,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     suites, theory = load(options.results), _theory([*options.results, COMMITTED])
     if not suites and theory is None:
-        print(f"no rows in {', '.join(map(str, options.results))}: run a suite first, as in "
-              "python -m benchmarks.quality.text --quick", file=sys.stderr)  # fmt: skip
+        print(
+            f"no rows in {', '.join(map(str, options.results))}: run a suite first, as in "
+            "python -m benchmarks.quality.text --quick",
+            file=sys.stderr,
+        )
         return 2
     print(f"report: {build(options.out, suites, theory)}")
     if options.keep:

@@ -19,8 +19,21 @@ DROPPED = ("key", "identity")  # what only continues an interrupted run
 SAME = ("task", "seed", "draw", "method", "size")
 FIRST = ("text", "images", "language")  # the order of the suites
 DIGITS = 5
-MEASURES = ("share", "published_share", "shared", "accuracy", "finetuned_accuracy", "adr", "agreement", "kl", "loss",
-            "finetuned_loss", "base_loss", "squared_error", "seconds")  # fmt: skip
+MEASURES = (
+    "share",
+    "published_share",
+    "shared",
+    "accuracy",
+    "finetuned_accuracy",
+    "adr",
+    "agreement",
+    "kl",
+    "loss",
+    "finetuned_loss",
+    "base_loss",
+    "squared_error",
+    "seconds",
+)
 
 
 def pack(rows: list[dict]) -> dict:
@@ -31,8 +44,10 @@ def pack(rows: list[dict]) -> dict:
 
 
 def unpack(content: dict) -> list[dict]:
-    return [{name: value for name, value in zip(content["columns"], row) if value is not None or name == "size"}
-            for row in content["rows"]]  # fmt: skip
+    return [
+        {name: value for name, value in zip(content["columns"], row) if value is not None or name == "size"}
+        for row in content["rows"]
+    ]
 
 
 def _told(row: dict) -> dict:

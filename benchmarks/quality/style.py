@@ -18,11 +18,24 @@ FAMILIES = {  # name: (colour, methods in the order of their line styles)
 }
 LINES = ("-", (0, (5, 1.5)), (0, (3, 1.2, 1, 1.2)), (0, (1, 1.2)))
 MARKERS = ("o", "s", "^", "D")
-LABELS = {"dts paper": "DTS (paper)", "dts 8 groups": "DTS, 8 groups", "dts 2 groups": "DTS, 2 groups",
-          "dts no scaling": "DTS, no scaling", "delta-come": "Delta-CoMe", "svd fp16": "SVD in fp16",
-          "tsv-compress": "TSV-Compress", "ultradelta": "UltraDelta", "drop 4 bit": "drop + 4 bit", "dare": "DARE",
-          "t-switch": "T-Switch", "bitdelta": "BitDelta", "tvq 2 bit": "TVQ 2 bit", "tvq 3 bit": "TVQ 3 bit",
-          "emr": "EMR", "tall-mask": "TALL-mask"}  # fmt: skip
+LABELS = {
+    "dts paper": "DTS (paper)",
+    "dts 8 groups": "DTS, 8 groups",
+    "dts 2 groups": "DTS, 2 groups",
+    "dts no scaling": "DTS, no scaling",
+    "delta-come": "Delta-CoMe",
+    "svd fp16": "SVD in fp16",
+    "tsv-compress": "TSV-Compress",
+    "ultradelta": "UltraDelta",
+    "drop 4 bit": "drop + 4 bit",
+    "dare": "DARE",
+    "t-switch": "T-Switch",
+    "bitdelta": "BitDelta",
+    "tvq 2 bit": "TVQ 2 bit",
+    "tvq 3 bit": "TVQ 3 bit",
+    "emr": "EMR",
+    "tall-mask": "TALL-mask",
+}
 
 
 def label(method: str) -> str:
@@ -39,12 +52,24 @@ def style(method: str, ours: list[str]) -> dict:
     name = family(method)
     if name == "this project":
         i = ours.index(method) if method in ours else 0
-        return {"color": OURS[i % len(OURS)], "linestyle": LINES[i // len(OURS) % len(LINES)], "linewidth": 2.8,
-                "marker": MARKERS[i % len(MARKERS)], "markersize": 6, "zorder": 5}  # fmt: skip
+        return {
+            "color": OURS[i % len(OURS)],
+            "linestyle": LINES[i // len(OURS) % len(LINES)],
+            "linewidth": 2.8,
+            "marker": MARKERS[i % len(MARKERS)],
+            "markersize": 6,
+            "zorder": 5,
+        }
     colour, methods = FAMILIES[name]
     i = methods.index(method)
-    return {"color": colour, "linestyle": LINES[i], "marker": MARKERS[i], "markersize": 4,
-            "linewidth": 1.9 if i == 0 else 1.3, "zorder": 3}  # fmt: skip
+    return {
+        "color": colour,
+        "linestyle": LINES[i],
+        "marker": MARKERS[i],
+        "markersize": 4,
+        "linewidth": 1.9 if i == 0 else 1.3,
+        "zorder": 3,
+    }
 
 
 def figure(width: float, height: float, columns: int = 1, rows: int = 1, **how):
@@ -60,10 +85,18 @@ def figure(width: float, height: float, columns: int = 1, rows: int = 1, **how):
 
 
 SETTINGS = {
-    "font.size": 11, "axes.labelsize": 11, "axes.titlesize": 12, "axes.edgecolor": INK, "axes.labelcolor": INK,
-    "text.color": INK, "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False,
+    "font.size": 11,
+    "axes.labelsize": 11,
+    "axes.titlesize": 12,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
     "svg.hashsalt": "dts",
-}  # fmt: skip
+}
 
 
 def save(made, path: Path, dpi: int = 110) -> Path:
@@ -104,10 +137,18 @@ def end_labels(axes, ends: dict[str, tuple[float, float, str, bool]], size: floa
     heights = spread([min(1.0, max(0.0, y)) for y in high], gap)
     for (text, (_, _, colour, bold)), x, y, place in zip(ends.items(), low, high, heights):
         axes.annotate(
-            text, (min(1.0, x), min(1.0, max(0.0, y))), (1.045, place), "axes fraction", "axes fraction", color=colour,
-            va="center", fontsize=size, fontweight="bold" if bold else "normal", annotation_clip=False,
+            text,
+            (min(1.0, x), min(1.0, max(0.0, y))),
+            (1.045, place),
+            "axes fraction",
+            "axes fraction",
+            color=colour,
+            va="center",
+            fontsize=size,
+            fontweight="bold" if bold else "normal",
+            annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.55, "relpos": (0, 0.5)},
-        )  # fmt: skip
+        )
 
 
 def spread(places: list[float], gap: float) -> list[float]:

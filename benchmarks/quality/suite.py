@@ -109,8 +109,9 @@ def residual_uniform(tasks: list[Deltas], fraction: float, seed: int) -> list[En
 
 
 def _encoded(deltas: Deltas, ranks: dict[str, int], seed: int, method: str = "residual") -> Encoded:
-    factors = {n: dts.codec.compress_tensor(d, method, rank=ranks[n], name=n, seed=seed)
-               for n, d in deltas.items() if ranks[n]}  # fmt: skip
+    factors = {
+        n: dts.codec.compress_tensor(d, method, rank=ranks[n], name=n, seed=seed) for n, d in deltas.items() if ranks[n]
+    }
     bits = 8 * sum(f.nbytes for f in factors.values())
     result = {n: factors[n].reconstruct() if ranks[n] else torch.zeros_like(d) for n, d in deltas.items()}
     return Encoded(result, bits, bits)

@@ -55,24 +55,43 @@ def relative(cells: list[dict]) -> list[dict]:
     for method in ours(cells):
         for share, kl in line(cells, method):
             best, paper = best_peer(cells, share), at(line(cells, PAPER), share)
-            table.append({
-                "method": method, "share": share, "kl": kl, "best_peer": best and best[0], "peer_kl": best and best[1],
-                "ratio": kl / best[1] if best and best[1] else None, "paper_kl": paper,
-                "paper_ratio": kl / paper if paper else None,
-            })  # fmt: skip
+            table.append(
+                {
+                    "method": method,
+                    "share": share,
+                    "kl": kl,
+                    "best_peer": best and best[0],
+                    "peer_kl": best and best[1],
+                    "ratio": kl / best[1] if best and best[1] else None,
+                    "paper_kl": paper,
+                    "paper_ratio": kl / paper if paper else None,
+                }
+            )
     return table
 
 
 def checks(cells: list[dict]) -> list[Check]:
     """Every target for every one of our methods."""
-    return [check for method in ours(cells) for check in (
-        _drop(cells, method),
-        _against(cells, method, f"KL at most {RATIO:g} of the paper's DTS from 0.1 % to 4 %",
-                 lambda share: (PAPER, at(line(cells, PAPER), share))),
-        _against(cells, method, f"KL at most {RATIO:g} of every peer's from 0.1 % to 4 %",
-                 lambda share: best_peer(cells, share) or ("", None)),
-        _ultradelta(cells, method),
-    )]  # fmt: skip
+    return [
+        check
+        for method in ours(cells)
+        for check in (
+            _drop(cells, method),
+            _against(
+                cells,
+                method,
+                f"KL at most {RATIO:g} of the paper's DTS from 0.1 % to 4 %",
+                lambda share: (PAPER, at(line(cells, PAPER), share)),
+            ),
+            _against(
+                cells,
+                method,
+                f"KL at most {RATIO:g} of every peer's from 0.1 % to 4 %",
+                lambda share: best_peer(cells, share) or ("", None),
+            ),
+            _ultradelta(cells, method),
+        )
+    ]
 
 
 def _drop(cells: list[dict], method: str) -> Check:

@@ -25,11 +25,23 @@ from dts.demo.tasks import Task, folder_tasks
 
 # (training samples at most, epochs): about equal work for each task, more where there are many classes
 TRAINING = {
-    "trec6": (2500, 3), "sst2": (2500, 3), "snips": (2500, 3), "tweet_emotion": (2500, 3), "cr": (2500, 3),
-    "stackoverflow20": (2500, 3), "mrpc": (2500, 3), "sms_spam": (2500, 2), "atis": (2500, 4), "agnews": (2500, 2),
-    "banking77": (4000, 4), "hwu64": (4000, 3), "cola": (2500, 3), "tweet_irony": (2500, 3), "sick_e": (2500, 3),
+    "trec6": (2500, 3),
+    "sst2": (2500, 3),
+    "snips": (2500, 3),
+    "tweet_emotion": (2500, 3),
+    "cr": (2500, 3),
+    "stackoverflow20": (2500, 3),
+    "mrpc": (2500, 3),
+    "sms_spam": (2500, 2),
+    "atis": (2500, 4),
+    "agnews": (2500, 2),
+    "banking77": (4000, 4),
+    "hwu64": (4000, 3),
+    "cola": (2500, 3),
+    "tweet_irony": (2500, 3),
+    "sick_e": (2500, 3),
     "clinc150": (6000, 4),
-}  # fmt: skip
+}
 SUITE = list(TRAINING)[:12]
 
 
@@ -76,8 +88,10 @@ def check(subjects: list[Subject]) -> bool:
     for one in subjects:
         ours, paper = (row for row in rows if row["task"] == one.task)
         passed &= ours["kl"] < paper["kl"] and ours["share"] <= 0.006
-        print(f"{one.task}: KL {ours['kl']:.5f} at {100 * ours['share']:.3f} %, "
-              f"paper {paper['kl']:.5f} at {100 * paper['share']:.3f} %")  # fmt: skip
+        print(
+            f"{one.task}: KL {ours['kl']:.5f} at {100 * ours['share']:.3f} %, "
+            f"paper {paper['kl']:.5f} at {100 * paper['share']:.3f} %"
+        )
     print("passed" if passed else "FAILED")
     return passed
 

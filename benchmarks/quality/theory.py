@@ -38,18 +38,38 @@ def compare(base: Path, finetuned: Path, budgets: list[float], task: str) -> lis
             except dts.BudgetError as error:
                 print(f"{task}, {method} at {100 * budget:g} %: {error}", file=sys.stderr)
                 continue
-            row = {"task": task, "method": method, "budget": budget, "bytes": adapter.nbytes,
-                   "predicted": predicted.squared_error, "lower": predicted.lower, "upper": predicted.upper,
-                   "measured": adapter.config["squared_error"], "tensors": []}  # fmt: skip
+            row = {
+                "task": task,
+                "method": method,
+                "budget": budget,
+                "bytes": adapter.nbytes,
+                "predicted": predicted.squared_error,
+                "lower": predicted.lower,
+                "upper": predicted.upper,
+                "measured": adapter.config["squared_error"],
+                "tensors": [],
+            }
             for tensor in predicted.tensors:
                 entry = adapter.entries.get(tensor.name)
                 if entry is not None and tensor.ranks == (entry.rank,):  # the codec may have moved a few ranks
-                    row["tensors"].append([tensor.name, tensor.shape, entry.rank, tensor.norm, tensor.squared_error,
-                                           tensor.lower, tensor.upper, entry.squared_error])  # fmt: skip
+                    row["tensors"].append(
+                        [
+                            tensor.name,
+                            tensor.shape,
+                            entry.rank,
+                            tensor.norm,
+                            tensor.squared_error,
+                            tensor.lower,
+                            tensor.upper,
+                            entry.squared_error,
+                        ]
+                    )
             rows.append(row)
-            print(f"{task:>14} {method:>8} at {100 * budget:g} %: predicted {row['predicted']:.4f} "
-                  f"({row['lower']:.4f} to {row['upper']:.4f}), measured {row['measured']:.4f}",
-                  flush=True)  # fmt: skip
+            print(
+                f"{task:>14} {method:>8} at {100 * budget:g} %: predicted {row['predicted']:.4f} "
+                f"({row['lower']:.4f} to {row['upper']:.4f}), measured {row['measured']:.4f}",
+                flush=True,
+            )
     return rows
 
 
@@ -73,16 +93,23 @@ def spectra(base: Path, finetuned: Path, task: str, count: int = 3) -> list[dict
     for _, name, delta, values in chosen:
         ranks = sorted({max(1, int(r * len(values))) for r in CURVE})
         measured = {m: [compress_tensor(delta, method=m, rank=k).squared_error for k in ranks] for m in METHODS}
-        rows.append({"task": task, "name": name, "shape": list(delta.shape), "ranks": ranks, "measured": measured,
-                     "singular_values": values.tolist()})  # fmt: skip
+        rows.append(
+            {
+                "task": task,
+                "name": name,
+                "shape": list(delta.shape),
+                "ranks": ranks,
+                "measured": measured,
+                "singular_values": values.tolist(),
+            }
+        )
     return rows
 
 
 def ranks(base: Path, finetuned: Path, task: str, budget: float) -> dict:
     """The ranks that ``budget`` chooses for components alone: {name: [shape, rank]}, from a dry run."""
     predicted = dts.compress(base, finetuned, method="residual", budget=budget, dry_run=True).prediction
-    return {"task": task, "budget": budget,
-            "ranks": {t.name: [list(t.shape), max(t.ranks)] for t in predicted.tensors}}  # fmt: skip
+    return {"task": task, "budget": budget, "ranks": {t.name: [list(t.shape), max(t.ranks)] for t in predicted.tensors}}
 
 
 def rounded(value, digits: int = 4):

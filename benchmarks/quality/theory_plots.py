@@ -62,8 +62,9 @@ def spectra(rows: list[dict], path: Path) -> Path:
         unused.set_visible(False)
     for row, colour in zip(rows, ("#0072B2", "#009E73", "#A65AA6", "#7A7A7A")):
         values = torch.tensor(row["singular_values"])
-        axes[0].plot(range(1, len(values) + 1), values / values[0], color=colour, linewidth=2,
-                     label=_short(row["name"]))  # fmt: skip
+        axes[0].plot(
+            range(1, len(values) + 1), values / values[0], color=colour, linewidth=2, label=_short(row["name"])
+        )
     axes[0].set(xscale="log", yscale="log", xlabel="component", title="singular values, of the largest")
     axes[0].set_ylim(bottom=max(1e-4, 0.5 * min((min(r["singular_values"]) / max(r["singular_values"])) for r in rows)))
     axes[0].legend(frameon=False, fontsize=9.5, loc="lower left")
@@ -76,10 +77,23 @@ def spectra(rows: list[dict], path: Path) -> Path:
         for method in ("residual", "paper"):
             predicted = predicted_error(values, at, method, shape)
             panel.plot(at, predicted, color=COLOURS[method], linewidth=1.8, label=f"{method}, predicted")
-            panel.plot(row["ranks"], row["measured"][method], MARKERS[method], color=COLOURS[method], markersize=7,
-                       markerfacecolor="white", markeredgewidth=1.8, label=f"{method}, measured")  # fmt: skip
-        panel.set(xscale="log", yscale="log", xlabel="rank", ylabel="squared relative error",
-                  title=f"{_short(row['name'])}, {shape[0]} x {shape[1]}")  # fmt: skip
+            panel.plot(
+                row["ranks"],
+                row["measured"][method],
+                MARKERS[method],
+                color=COLOURS[method],
+                markersize=7,
+                markerfacecolor="white",
+                markeredgewidth=1.8,
+                label=f"{method}, measured",
+            )
+        panel.set(
+            xscale="log",
+            yscale="log",
+            xlabel="rank",
+            ylabel="squared relative error",
+            title=f"{_short(row['name'])}, {shape[0]} x {shape[1]}",
+        )
         panel.set_ylim(bottom=0.5 * min(row["measured"]["residual"]))
     axes[1].legend(frameon=False, fontsize=9.5, loc="lower left")
     for panel in axes[: len(rows) + 1]:
@@ -100,10 +114,23 @@ def scatter(compared: list[dict], path: Path) -> Path:
     for method in ("paper", "residual"):
         points = [(t[7], t[4]) for row in compared if row["method"] == method for t in row["tensors"]]
         if points:
-            axes.plot(*zip(*points), MARKERS[method], color=COLOURS[method], markersize=4, alpha=0.5, label=method,
-                      markeredgewidth=0)  # fmt: skip
-    axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), xlabel="measured squared relative error",
-             ylabel="predicted")  # fmt: skip
+            axes.plot(
+                *zip(*points),
+                MARKERS[method],
+                color=COLOURS[method],
+                markersize=4,
+                alpha=0.5,
+                label=method,
+                markeredgewidth=0,
+            )
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlim=(low, high),
+        ylim=(low, high),
+        xlabel="measured squared relative error",
+        ylabel="predicted",
+    )
     axes.legend(frameon=False, title="a point a matrix; band: 15 %", title_fontsize=9.5)
     return save(made, path)
 

@@ -82,16 +82,19 @@ class Account:
 
     def text(self) -> str:
         """The counts in a line a model: "base: 12 changed, 3 equal"."""
-        return "; ".join(f"{model}: {', '.join(f'{n} {what}' for what, n in counts.items())}"
-                         for model, counts in self.counts.items())  # fmt: skip
+        return "; ".join(
+            f"{model}: {', '.join(f'{n} {what}' for what, n in counts.items())}"
+            for model, counts in self.counts.items()
+        )
 
     def complete(self, model: str, names) -> None:
         """Raises Unaccounted for tensors of a model without exactly one row."""
         rows = Counter(fate.name for fate in self.of(model))
         wrong = [name for name in names if rows[name] != 1] + [name for name in rows if name not in set(names)]
         if wrong:
-            raise Unaccounted(f"nothing is known of what became of {len(wrong)} tensors of the {model}: "
-                              f"{', '.join(wrong[:20])}")  # fmt: skip
+            raise Unaccounted(
+                f"nothing is known of what became of {len(wrong)} tensors of the {model}: {', '.join(wrong[:20])}"
+            )
 
 
 def of_pairing(pairing, entries: dict | None = None, dropped=(), equal=()) -> Account:
@@ -214,11 +217,15 @@ class Effects:
         entries = self.adapter.entries.values()
         if self.wrong or self.expected and not self.changed and not any(e.task_only for e in entries):
             names = self.wrong or self.rounded
-            raise NoEffect(f"{len(names)} of the {self.expected} tensors that the adapter {self.adapter.name!r} "
-                           f"changes came out equal to the base: {', '.join(names[:20])}.  Nothing was written")
+            raise NoEffect(
+                f"{len(names)} of the {self.expected} tensors that the adapter {self.adapter.name!r} "
+                f"changes came out equal to the base: {', '.join(names[:20])}.  Nothing was written"
+            )
         if self.rounded:
-            warn(f"the change of {len(self.rounded)} tensors is too small for their dtype and is rounded "
-                 f"away: {', '.join(self.rounded[:20])}")  # fmt: skip
+            warn(
+                f"the change of {len(self.rounded)} tensors is too small for their dtype and is rounded "
+                f"away: {', '.join(self.rounded[:20])}"
+            )
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -23,6 +23,7 @@ from dts_kernels.layout import PackedFactors
 
 def alone(adapter: Adapter) -> Adapter:
     """The adapter with tensors of their own, so that nothing of a larger one it is a prefix of stays in memory."""
+
     def own(factors):
         if factors is None:
             return None
@@ -74,8 +75,18 @@ class Adapter:
     @classmethod
     def of(cls, config: dict, entries: dict[str, Entry], folder: Path | None = None, files=None) -> Adapter:
         task = config["task"]
-        return cls(task["name"], task["class_names"], task["description"], config["kind"], config["method"], config,
-                   entries, config["model_config"], folder, files or {})  # fmt: skip
+        return cls(
+            task["name"],
+            task["class_names"],
+            task["description"],
+            config["kind"],
+            config["method"],
+            config,
+            entries,
+            config["model_config"],
+            folder,
+            files or {},
+        )
 
     @classmethod
     def load(cls, path: str | Path, budget: float | None = None, verify: bool = True) -> Adapter:

@@ -44,8 +44,10 @@ def base_mismatches(adapter, base: Checkpoint) -> list[str]:
             dtype = str(base.dtype(entry.base_name)).removeprefix("torch.")
             wrong.append(f"{entry.base_name}: other values ({dtype})")
     if not wrong:
-        wrong.append(f"fingerprint {theirs}, not {config['base']['fingerprint']}: tensors that the adapter "
-                     "does not change have other names, shapes or values")  # fmt: skip
+        wrong.append(
+            f"fingerprint {theirs}, not {config['base']['fingerprint']}: tensors that the adapter "
+            "does not change have other names, shapes or values"
+        )
     return wrong
 
 
@@ -68,10 +70,16 @@ def misfits(adapter, base: Checkpoint) -> list[str]:
             wrong.append(lacking)
         elif base.dtype(entry.base_name).is_floating_point != entry.dtype.is_floating_point:
             wrong.append(f"{entry.base_name}: {base.dtype(entry.base_name)}, {entry.dtype} in the fine-tune")
-    wrong += [f"{base_name}: missing, {name} is said to come from it" for name, base_name in section["renamed"].items()
-              if base_name not in base.tensors]  # fmt: skip
-    wrong += [f"{name}: missing, the fine-tune is said to lack it" for name in section["base_only"]
-              if name not in base.tensors]  # fmt: skip
+    wrong += [
+        f"{base_name}: missing, {name} is said to come from it"
+        for name, base_name in section["renamed"].items()
+        if base_name not in base.tensors
+    ]
+    wrong += [
+        f"{name}: missing, the fine-tune is said to lack it"
+        for name in section["base_only"]
+        if name not in base.tensors
+    ]
     if wrong:
         return wrong
     origins = _unchanged(adapter, base)
@@ -101,10 +109,12 @@ def _unchanged(adapter, base: Checkpoint) -> list[tuple[str, str]]:
         by_base.setdefault(base_name, []).append(name)
     left = set(section["base_only"])
     return [
-        (name, base_name) for base_name in base.names if base_name not in left and base_name not in base.tied
+        (name, base_name)
+        for base_name in base.names
+        if base_name not in left and base_name not in base.tied
         for name in by_base.get(base_name, [swap_prefix(base_name, section["base_prefix"], section["prefix"])])
         if name not in adapter.entries
-    ]  # fmt: skip
+    ]
 
 
 def reconstructed(adapter, base: Checkpoint) -> Checkpoint:
@@ -115,31 +125,44 @@ def reconstructed(adapter, base: Checkpoint) -> Checkpoint:
     for name, base_name in _unchanged(adapter, base):
         dtype = base.dtype(base_name)
         dtype = getattr(torch, section["dtypes"].get(name, str(main if dtype == base_main else dtype)[6:]))
-        tensors[name] = Lazy(base.shape(base_name), dtype,
-                             lambda n=name, b=base_name, d=dtype: _cast(base.load(b), d, n),
-                             partial(base.release, base_name))  # fmt: skip
+        tensors[name] = Lazy(
+            base.shape(base_name),
+            dtype,
+            lambda n=name, b=base_name, d=dtype: _cast(base.load(b), d, n),
+            partial(base.release, base_name),
+        )
     tied = {}
     for name, entry in adapter.entries.items():
         if entry.kind != "tied":
             tensors[name] = Lazy(
-                entry.shape, entry.dtype, lambda e=entry: e.apply(e.base_name and base.load(e.base_name)),
+                entry.shape,
+                entry.dtype,
+                lambda e=entry: e.apply(e.base_name and base.load(e.base_name)),
                 entry.base_name and partial(base.release, entry.base_name),
-            )  # fmt: skip
+            )
     for name, entry in adapter.entries.items():
         if entry.kind == "tied":
             tensors[name], tied[name] = tensors[entry.tied_to], entry.tied_to
     config = adapter.model_config or base.config
     layout = adapter.config.get("modules")
-    return Checkpoint(f"{base.source} + {adapter.name}", tensors, tied, config, base.folder, base.revision,
-                      base.parts if layout is None else layout["parts"])  # fmt: skip
+    return Checkpoint(
+        f"{base.source} + {adapter.name}",
+        tensors,
+        tied,
+        config,
+        base.folder,
+        base.revision,
+        base.parts if layout is None else layout["parts"],
+    )
 
 
 def _cast(tensor: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
     return tensor if tensor.dtype == dtype else rounded(tensor, dtype, name)
 
 
-def write_checkpoint(base, adapter, out: str | Path, overwrite: bool = False, shard_bytes: int = SHARD_BYTES,
-                     progress=None) -> Path:  # fmt: skip
+def write_checkpoint(
+    base, adapter, out: str | Path, overwrite: bool = False, shard_bytes: int = SHARD_BYTES, progress=None
+) -> Path:
     """Writes the reconstructed fine-tune as a Hugging Face folder that transformers loads.
 
     Weights in the fine-tune's dtypes, in shards of at most ``shard_bytes``; its config; tokenizer files from the

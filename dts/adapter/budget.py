@@ -93,8 +93,9 @@ def allocate(curves: list[Curve], capacity: float = np.inf, target: float = 0.0)
     left, error = capacity, sum(float(c.errors[0]) for c in curves)
     steps = sorted(
         (-_slope(curves[c], start, stop), c, stop)
-        for c, points in enumerate(hulls) for start, stop in zip(points, points[1:])
-    )  # fmt: skip
+        for c, points in enumerate(hulls)
+        for start, stop in zip(points, points[1:])
+    )
     full = set()
     for _, c, stop in steps:
         if error <= target:

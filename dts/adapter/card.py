@@ -15,9 +15,14 @@ def card(config: dict) -> str:
         kinds[kind] = kinds.get(kind, 0) + 1
     rate = 4 * config["amr"] / config["base"]["bytes_per_element"]
     lines = [
-        "---", "tags: [dts, adapter]", f"base_model: {yaml(base['name'])}", "---",
-        f"# {markdown(task['name'])}", "",
-        markdown(task["description"] or f"A full fine-tune of {base['name']}, stored as its difference."), "",
+        "---",
+        "tags: [dts, adapter]",
+        f"base_model: {yaml(base['name'])}",
+        "---",
+        f"# {markdown(task['name'])}",
+        "",
+        markdown(task["description"] or f"A full fine-tune of {base['name']}, stored as its difference."),
+        "",
         f"- classes: {markdown(', '.join(task['class_names'])) if task['class_names'] else 'not named'}",
         f"- base: {markdown(base['name'])}, {base['parameters']:,} parameters, {base['dtype']}, "
         f"fingerprint `{markdown(base['fingerprint'])}`",
@@ -26,12 +31,16 @@ def card(config: dict) -> str:
         + note(config["method"]),
         f"- tensors: {', '.join(f'{count} {kind}' for kind, count in kinds.items()) or 'none'}; "
         f"{len(config['dropped'])} left at the base",
-        f"- made by dts {__version__}", "",
-        "```python", "import dts", "",
+        f"- made by dts {__version__}",
+        "",
+        "```python",
+        "import dts",
+        "",
         f'adapters = {{{python(task["name"])}: "path/to/this/folder"}}',
-        f'model = dts.DTSModel.from_pretrained({python(base["name"])}, adapters=adapters)',
-        f'model.set_task({python(task["name"])})', "```",
-    ]  # fmt: skip
+        f"model = dts.DTSModel.from_pretrained({python(base['name'])}, adapters=adapters)",
+        f"model.set_task({python(task['name'])})",
+        "```",
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -42,8 +51,17 @@ def python(text: str) -> str:
 
 def yaml(text: str) -> str:
     """A scalar, quoted unless it is plain letters: a JSON string is one, but for line ends JSON does not know."""
-    if re.fullmatch(r"[A-Za-z][\w./-]*", text, re.ASCII) and text.lower() not in ("true", "false", "yes", "no", "on",
-                                                                                   "off", "null", "y", "n"):
+    if re.fullmatch(r"[A-Za-z][\w./-]*", text, re.ASCII) and text.lower() not in (
+        "true",
+        "false",
+        "yes",
+        "no",
+        "on",
+        "off",
+        "null",
+        "y",
+        "n",
+    ):
         return text
     quoted = json.dumps(text, ensure_ascii=False)
     return re.sub("[\x7f-\x9f\u2028\u2029\ufeff]", lambda found: f"\\u{ord(found[0]):04x}", quoted)

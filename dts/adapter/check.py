@@ -28,8 +28,12 @@ def plain_name(name) -> bool:
 
 def carried(name) -> bool:
     """May an adapter carry a file of this name?  Tokenizer and processor files; no weights, no code."""
-    return (plain_name(name) and filename(name) and any(fnmatchcase(name, pattern) for pattern in TEXT_FILES)
-            and name.endswith(SUFFIXES))
+    return (
+        plain_name(name)
+        and filename(name)
+        and any(fnmatchcase(name, pattern) for pattern in TEXT_FILES)
+        and name.endswith(SUFFIXES)
+    )
 
 
 def carried_modules(value) -> bool:
@@ -41,9 +45,11 @@ def carried_modules(value) -> bool:
     kinds = [row["type"] for row in rows if isinstance(row, dict) and "type" in row] if isinstance(rows, list) else []
     contents = [content for content in files.values() if isinstance(content, dict)]
     functions = [content["activation_function"] for content in contents if "activation_function" in content]
-    return (all(text(kind) and kind.startswith("sentence_transformers.") for kind in kinds)
-            and all(text(function) and function.startswith("torch.nn.") for function in functions)
-            and not any("auto_map" in content for content in contents))  # fmt: skip
+    return (
+        all(text(kind) and kind.startswith("sentence_transformers.") for kind in kinds)
+        and all(text(function) and function.startswith("torch.nn.") for function in functions)
+        and not any("auto_map" in content for content in contents)
+    )
 
 
 def text(value) -> bool:
@@ -52,14 +58,18 @@ def text(value) -> bool:
 
 def words(value) -> bool:
     """Text without control characters but line ends and tabs."""
-    return isinstance(value, str) and not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in value
-                                              if letter not in "\n\r\t")  # fmt: skip
+    return isinstance(value, str) and not any(
+        unicodedata.category(letter) in ("Cc", "Cs") for letter in value if letter not in "\n\r\t"
+    )
 
 
 def filename(value) -> bool:
     """Text in one line without any control character, not empty: names of tasks, tensors, files."""
-    return isinstance(value, str) and value != "" and not any(unicodedata.category(letter) in ("Cc", "Cs")
-                                                             for letter in value)  # fmt: skip
+    return (
+        isinstance(value, str)
+        and value != ""
+        and not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in value)
+    )
 
 
 def number(value) -> bool:
@@ -131,8 +141,11 @@ def by_name(test: Test) -> Test:
 
 def exactly(**tests: Test) -> Test:
     """An object with these keys and no others."""
-    return lambda value: (isinstance(value, dict) and value.keys() == tests.keys()
-                          and all(test(value[key]) for key, test in tests.items()))  # fmt: skip
+    return lambda value: (
+        isinstance(value, dict)
+        and value.keys() == tests.keys()
+        and all(test(value[key]) for key, test in tests.items())
+    )
 
 
 def parts(value) -> bool:
@@ -141,9 +154,13 @@ def parts(value) -> bool:
     return list_of(one)(value) and len({part["kind"] for part in value}) <= 1
 
 
-samples = list_of(exactly(stride=lambda value: count(value) and value in STRIDES,
-                          seed=lambda value: count(value) and value < 1 << 32,
-                          scale=lambda value: isinstance(value, float) and number(value)))  # fmt: skip
+samples = list_of(
+    exactly(
+        stride=lambda value: count(value) and value in STRIDES,
+        seed=lambda value: count(value) and value < 1 << 32,
+        scale=lambda value: isinstance(value, float) and number(value),
+    )
+)
 
 
 def expert(value) -> bool:
@@ -155,43 +172,70 @@ def expert(value) -> bool:
 
 def labels(value) -> bool:
     """id2label: a number's digits -> a label."""
-    return isinstance(value, dict) and all(key.lstrip("-").isdecimal() and len(key) < 20 and words(label)
-                                           for key, label in value.items())  # fmt: skip
+    return isinstance(value, dict) and all(
+        key.lstrip("-").isdecimal() and len(key) < 20 and words(label) for key, label in value.items()
+    )
 
 
 FILE = exactly(bytes=count, sha256=digest)
 CONFIG = {
-    "format_version": positive, "method": one_of("residual", "paper", "sketch"), "kind": one_of("task", "difference"),
-    "squared_error": or_none(error), "bytes": count, "amr": size, "created": by_name(words), "dropped": by_name(size),
-    "files": section, "model_config": or_none(section), "tensors": section, "task": section, "base": section,
+    "format_version": positive,
+    "method": one_of("residual", "paper", "sketch"),
+    "kind": one_of("task", "difference"),
+    "squared_error": or_none(error),
+    "bytes": count,
+    "amr": size,
+    "created": by_name(words),
+    "dropped": by_name(size),
+    "files": section,
+    "model_config": or_none(section),
+    "tensors": section,
+    "task": section,
+    "base": section,
     "finetuned": section,
-}  # fmt: skip
+}
 SECTIONS = {
     "task": {"name": filename, "class_names": or_none(list_of(words)), "description": or_none(words)},
-    "base": {"name": filename, "revision": or_none(words), "dtype": floating,
-             "bytes_per_element": lambda value: count(value) and value in range(1, 17), "parameters": count,
-             "fingerprint": filename},
-    "finetuned": {"name": filename, "dtype": floating, "base_prefix": words, "prefix": words,
-                  "renamed": by_name(filename),
-                  "base_only": lambda value: list_of(filename)(value) and len(set(value)) == len(value),
-                  "dtypes": by_name(dtype)},
-}  # fmt: skip
+    "base": {
+        "name": filename,
+        "revision": or_none(words),
+        "dtype": floating,
+        "bytes_per_element": lambda value: count(value) and value in range(1, 17),
+        "parameters": count,
+        "fingerprint": filename,
+    },
+    "finetuned": {
+        "name": filename,
+        "dtype": floating,
+        "base_prefix": words,
+        "prefix": words,
+        "renamed": by_name(filename),
+        "base_only": lambda value: list_of(filename)(value) and len(set(value)) == len(value),
+        "dtypes": by_name(dtype),
+    },
+}
 MODEL_CONFIG = {  # what is read of it
-    "architectures": or_none(list_of(words)), "id2label": or_none(labels), "label2id": or_none(section),
+    "architectures": or_none(list_of(words)),
+    "id2label": or_none(labels),
+    "label2id": or_none(section),
     "tie_word_embeddings": or_none(flag),
-}  # fmt: skip
+}
 ROW = {"shape": shape, "kind": one_of(*KINDS), "sha256": digest}
 STORED = {"bytes": count} | ROW
 OF_BASE = {"norm": size, "base": or_none(filename)}
 ROWS = {  # kind -> (what a row has, what it may have)
     "tied": (ROW | {"tied_to": filename}, {}),
-    "factors": (STORED | OF_BASE | {"squared_error": or_none(error)}, {"parts": parts, "samples": samples,
-                                                                           "dtype": floating}),
-    "experts": (STORED | OF_BASE | {"squared_error": or_none(error), "experts": list_of(or_none(expert))},
-                {"dtype": floating}),
+    "factors": (
+        STORED | OF_BASE | {"squared_error": or_none(error)},
+        {"parts": parts, "samples": samples, "dtype": floating},
+    ),
+    "experts": (
+        STORED | OF_BASE | {"squared_error": or_none(error), "experts": list_of(or_none(expert))},
+        {"dtype": floating},
+    ),
     "delta": (STORED | OF_BASE, {"squared_error": or_none(error), "scale": step, "dtype": floating}),
     "value": (STORED, OF_BASE | {"task_only": lambda value: value is True, "dtype": dtype}),
-}  # fmt: skip
+}
 
 
 def problems(config: dict) -> list[str]:
@@ -204,8 +248,11 @@ def problems(config: dict) -> list[str]:
             wrong += _wrong(f"{key}.", config[key], tests)
     if isinstance(config.get("model_config"), dict):
         given = config["model_config"]
-        wrong += [f"model_config.{key} is {shown(given[key])}" for key, test in MODEL_CONFIG.items()
-                  if key in given and not test(given[key])]  # fmt: skip
+        wrong += [
+            f"model_config.{key} is {shown(given[key])}"
+            for key, test in MODEL_CONFIG.items()
+            if key in given and not test(given[key])
+        ]
     if isinstance(config.get("files"), dict):
         wrong += _wrong_files(config["files"], count if version in (1, 2, 3) else FILE)
     if isinstance(config.get("tensors"), dict):
@@ -246,8 +293,9 @@ def _wrong_row(name: str, row) -> Iterator[str]:
     if not text(row.get("kind")) or row["kind"] not in ROWS:
         yield f"{name} is stored as {row.get('kind')!r:.60} (kind), which this version does not know"
         row = {key: value for key, value in row.items() if key != "kind"}
-        yield from _wrong(f"{name}: ", row, {}, {key: test for pair in ROWS.values() for part in pair
-                                                 for key, test in part.items()})  # fmt: skip
+        yield from _wrong(
+            f"{name}: ", row, {}, {key: test for pair in ROWS.values() for part in pair for key, test in part.items()}
+        )
         return
     needed, optional = ROWS[row["kind"]]
     if row["kind"] == "value" and "task_only" not in row:

@@ -126,13 +126,16 @@ def compress(
     sizes = {"budget": budget, "nbytes": nbytes, "rank_fraction": rank_fraction, "target_error": target_error}
     asked = {key: value for key, value in sizes.items() if value is not None} or {"budget": DEFAULT_BUDGET}
     if len(asked) > 1 or not all(isinstance(size, Real) and 0 < size < math.inf for size in asked.values()):
-        raise ValueError("give one size, a number above 0: budget=, nbytes=, rank_fraction= or target_error=; "
-                         f"got {asked}")
+        raise ValueError(
+            f"give one size, a number above 0: budget=, nbytes=, rank_fraction= or target_error=; got {asked}"
+        )
     if target_error is not None and target_error >= 1:
         raise ValueError(f"target_error={target_error}: an error of 1 is that of the base alone; give less")
     if method == "sketch" and target_error is not None:
-        raise ValueError('a sketch adds noise larger than the difference: give method="sketch" a budget=, nbytes= or '
-                         "rank_fraction=, not a target_error=")
+        raise ValueError(
+            'a sketch adds noise larger than the difference: give method="sketch" a budget=, nbytes= or '
+            "rank_fraction=, not a target_error="
+        )
     bytes_asked = asked.keys() <= {"budget", "nbytes"}
     if method == "auto" and not bytes_asked:
         method = "residual"
@@ -161,28 +164,39 @@ def compress(
             "class_names": class_names or _class_names(pairing.finetuned.config),
             "description": description,
         },
-        "squared_error": 0.0, "bytes": 0, "amr": 0.0,
+        "squared_error": 0.0,
+        "bytes": 0,
+        "amr": 0.0,
         "created": {"package": "dts-merge", "version": __version__, "command": command or f"compress {shown}".strip()},
         "dropped": {},
         "files": {name: about_file(path) for name, path in files.items()},
         "model_config": plain_config(pairing.finetuned.config),
         "tensors": {},
-    }  # fmt: skip
+    }
     if (layout := differing_layout(pairing.base, pairing.finetuned)) is not None:
         config["modules"] = layout
     # before hours of work; which method "auto" takes is not known yet
     check_writable(config | {"method": "residual" if method == "auto" else method})
-    options = asked | {"method": method, "vectors": vectors, "seed": seed, "base": config["base"]["fingerprint"],
-                       "finetuned": fingerprint(pairing.finetuned), "format_version": FORMAT_VERSION,
-                       "device": str(torch.device("cpu" if device is None else device)), "package": __version__,
-                       "torch": torch.__version__, "code": code_digest()}  # fmt: skip
+    options = asked | {
+        "method": method,
+        "vectors": vectors,
+        "seed": seed,
+        "base": config["base"]["fingerprint"],
+        "finetuned": fingerprint(pairing.finetuned),
+        "format_version": FORMAT_VERSION,
+        "device": str(torch.device("cpu" if device is None else device)),
+        "package": __version__,
+        "torch": torch.__version__,
+        "code": code_digest(),
+    }
     writes = out is not None and not dry_run
     with building(out, lambda: check_out(out, overwrite), True, resume) if writes else nullcontext() as place:
         work = Work(place, options, config)
         try:
             exact = vectors == "exact"
-            run = _Run(pairing, config, base_digests, method, asked, exact, work, progress, dry_run, device, seed,
-                       allow_empty)  # fmt: skip
+            run = _Run(
+                pairing, config, base_digests, method, asked, exact, work, progress, dry_run, device, seed, allow_empty
+            )
             adapter = Adapter.of(config, run.entries(), files=files)
             adapter.prediction = run.prediction
             adapter.account = of_pairing(pairing, adapter.entries, config["dropped"], run.equal)
@@ -198,8 +212,21 @@ def compress(
 class _Run:
     """One compression: plan, compress, compare with what was asked, plan again."""
 
-    def __init__(self, pairing, config, base_digests, method, asked, exact_vectors, work, progress, dry_run, device,
-                 seed, allow_empty=False):  # fmt: skip
+    def __init__(
+        self,
+        pairing,
+        config,
+        base_digests,
+        method,
+        asked,
+        exact_vectors,
+        work,
+        progress,
+        dry_run,
+        device,
+        seed,
+        allow_empty=False,
+    ):
         self.pairing, self.config, self.method, self.exact_vectors = pairing, config, method, exact_vectors
         self.base_digests = {p.name: base_digests[p.base_name] for p in pairing.pairs.values() if p.base_name}
         self.work, self.dry_run, self.device, self.seed = work, dry_run, device, seed
@@ -229,8 +256,12 @@ class _Run:
         if not self.allow_empty and all(isinstance(p, Entry) and p.kind == "tied" for p in self.plans.values()):
             raise NothingChanged(unchanged(self.pairing))
         look(self.pairing, self._moved())
-        self.where = [(name, i) for name, plan in self.plans.items() if isinstance(plan, Compressible)
-                      for i in range(len(plan.matrices))]  # fmt: skip
+        self.where = [
+            (name, i)
+            for name, plan in self.plans.items()
+            if isinstance(plan, Compressible)
+            for i in range(len(plan.matrices))
+        ]
         if self.method == "auto":
             self.method = self.config["method"] = "sketch" if self._moved() < NEAR else "residual"
         asked, ranks = self.asked, None
@@ -293,8 +324,9 @@ class _Run:
         plans = {name: plan for name, plan in self.plans.items() if isinstance(plan, Compressible)}
         if self.how == "rank_fraction":
             return [k for plan in plans.values() for k in plan.fraction_ranks(asked, self.method)]
-        curves = [m.curve(self.method, limit) for plan in plans.values()
-                  for m, limit in zip(plan.matrices, plan.limits)]  # fmt: skip
+        curves = [
+            m.curve(self.method, limit) for plan in plans.values() for m, limit in zip(plan.matrices, plan.limits)
+        ]
         if self.how == "nbytes":
             matrices = [m for plan in plans.values() for m in plan.matrices]
             curves = budgets.levelled(curves, [m.elements for m in matrices])
@@ -323,8 +355,11 @@ class _Run:
 
     def _compress(self, ranks: list[int]) -> dict[str, Entry]:
         left = iter(ranks)
-        chosen = [(plan, [next(left) for _ in plan.matrices]) for plan in self.plans.values()
-                  if isinstance(plan, Compressible)]  # fmt: skip
+        chosen = [
+            (plan, [next(left) for _ in plan.matrices])
+            for plan in self.plans.values()
+            if isinstance(plan, Compressible)
+        ]
         made = in_order(self._factors(plan, own) for plan, own in chosen)
         return self._assemble(ranks, lambda plan, own: self._kept(plan, own, next(made)))
 
@@ -339,7 +374,8 @@ class _Run:
         how = {"name": name, "device": self.device, "seed": self.seed, "overwrite": True}
         return sum(delta.numel() for delta in deltas), lambda: [
             compress_tensor(delta, self.method, rank=rank, **how) if rank else None
-            for delta, rank in zip(deltas, ranks)]  # fmt: skip
+            for delta, rank in zip(deltas, ranks)
+        ]
 
     def _kept(self, plan: Compressible, ranks: list[int], factors: list[Factors | None] | None) -> Entry | None:
         """The tensor's entry, kept; factors: None where it is kept already."""
@@ -359,8 +395,10 @@ class _Run:
     def _room(self, ranks: list[int]) -> bool:
         """Could any matrix still get more components than these?"""
         plans = [(self.plans[name], i) for name, i in self.where]
-        return any(rank < plan.matrices[i].curve(self.method, plan.limits[i]).ranks[-1]
-                   for (plan, i), rank in zip(plans, ranks))  # fmt: skip
+        return any(
+            rank < plan.matrices[i].curve(self.method, plan.limits[i]).ranks[-1]
+            for (plan, i), rank in zip(plans, ranks)
+        )
 
     def _step(self, name: str) -> None:
         self.progress(min(self.done, self.total), self.total, name)
@@ -373,10 +411,13 @@ def _nbytes(checkpoint: Checkpoint, name: str) -> int:
 
 def _about_base(base: Checkpoint, base_digests: dict[str, str]) -> dict:
     return {
-        "name": _source_name(base), "revision": base.revision, "dtype": short(base.main_dtype),
-        "bytes_per_element": base.main_dtype.itemsize, "parameters": base.parameters,
+        "name": _source_name(base),
+        "revision": base.revision,
+        "dtype": short(base.main_dtype),
+        "bytes_per_element": base.main_dtype.itemsize,
+        "parameters": base.parameters,
         "fingerprint": fingerprint(base, base_digests),
-    }  # fmt: skip
+    }
 
 
 def _about_finetuned(pairing: Pairing) -> dict:
@@ -384,13 +425,21 @@ def _about_finetuned(pairing: Pairing) -> dict:
     base, finetuned = pairing.base, pairing.finetuned
     main, base_main = finetuned.main_dtype, base.main_dtype
     dtypes = {
-        p.name: short(finetuned.dtype(p.name)) for p in pairing.pairs.values()
-        if p.base_name and not p.tied_to
+        p.name: short(finetuned.dtype(p.name))
+        for p in pairing.pairs.values()
+        if p.base_name
+        and not p.tied_to
         and finetuned.dtype(p.name) != (main if base.dtype(p.base_name) == base_main else base.dtype(p.base_name))
-    }  # fmt: skip
-    return {"name": _source_name(finetuned), "dtype": short(main), "base_prefix": pairing.base_prefix,
-            "prefix": pairing.finetuned_prefix, "renamed": pairing.renamed, "base_only": pairing.base_only,
-            "dtypes": dtypes}  # fmt: skip
+    }
+    return {
+        "name": _source_name(finetuned),
+        "dtype": short(main),
+        "base_prefix": pairing.base_prefix,
+        "prefix": pairing.finetuned_prefix,
+        "renamed": pairing.renamed,
+        "base_only": pairing.base_only,
+        "dtypes": dtypes,
+    }
 
 
 def _source_name(checkpoint: Checkpoint) -> str:

@@ -17,6 +17,7 @@ from dts.sums import BLOCK
 if TYPE_CHECKING:
     from dts.codec.factors import Factors
 
+
 class AdapterError(ValueError):
     """A folder that is not a whole adapter, or not one for this base."""
 
@@ -86,8 +87,9 @@ class Entry:
             return self.tensor.to(dtype) if self.scale is None else self.tensor.to(dtype) * self.scale
         if self.kind == "experts":
             matrix = self.base_shape[1:]
-            return torch.stack([torch.zeros(matrix, dtype=dtype) if f is None else f.reconstruct(dtype=dtype)
-                                for f in self.factors])  # fmt: skip
+            return torch.stack(
+                [torch.zeros(matrix, dtype=dtype) if f is None else f.reconstruct(dtype=dtype) for f in self.factors]
+            )
         if self.factors is None:
             return torch.zeros(self.base_shape, dtype=dtype)
         return self.factors.reconstruct(dtype=dtype).reshape(self.base_shape)
@@ -124,6 +126,8 @@ def rounded(value: Tensor, dtype: torch.dtype, name: str, *given: Tensor) -> Ten
     finite = torch.stack([tensor.isfinite() for tensor in given or (value,)]).all(0)
     beyond = int((finite & ~narrow.float().isfinite()).sum())
     if beyond:
-        raise AdapterError(f"{name}: {beyond} elements are too large for {str(dtype)[6:]}: the adapter "
-                           "does not belong to this base, or is damaged")
+        raise AdapterError(
+            f"{name}: {beyond} elements are too large for {str(dtype)[6:]}: the adapter "
+            "does not belong to this base, or is damaged"
+        )
     return narrow

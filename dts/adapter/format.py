@@ -133,8 +133,10 @@ def entry_row(entry: Entry, dtype: torch.dtype, base_digest: str | None, sizes: 
         return row | {"tied_to": entry.tied_to}
     if isinstance(entry.factors, list):
         row["experts"] = [
-            None if f is None else
-            [[vars(p) for p in f.parts], number(f.squared_error), number(f.norm)] + [samples_row(f)] * bool(f.samples)
+            None
+            if f is None
+            else [[vars(p) for p in f.parts], number(f.squared_error), number(f.norm)]
+            + [samples_row(f)] * bool(f.samples)
             for f in entry.factors
         ]
     elif entry.factors is not None:
@@ -184,8 +186,10 @@ def entry_from(name: str, row: dict, config: dict, load: Callable[[str], Tensor 
     if entry.added_rows is not None:
         added = entry.added_rows
         if added.dtype != entry.dtype or added.shape[1:] != shape[1:] or not 0 < added.shape[0] < shape[0]:
-            raise AdapterError(f"{name}: added rows of {short(added.dtype)} {list(added.shape)} do not belong to "
-                               f"{short(entry.dtype)} {list(shape)}")
+            raise AdapterError(
+                f"{name}: added rows of {short(added.dtype)} {list(added.shape)} do not belong to "
+                f"{short(entry.dtype)} {list(shape)}"
+            )
         check_numbers(f"{name}.added", added)
     if kind in ("delta", "value"):
         entry.tensor = load(f"{name}.{kind}")
@@ -209,8 +213,9 @@ def entry_from(name: str, row: dict, config: dict, load: Callable[[str], Tensor 
         if len(shape) < 2:
             raise AdapterError(f"{name}: factors of a tensor of shape {list(shape)}")
         matrix = entry.base_shape[0], torch.Size(entry.base_shape[1:]).numel()
-        entry.factors = factors_from(name, matrix, load, row["parts"], row["squared_error"], row["norm"],
-                                     row.get("samples", ()))
+        entry.factors = factors_from(
+            name, matrix, load, row["parts"], row["squared_error"], row["norm"], row.get("samples", ())
+        )
     elif kind == "factors" and (entry.added_rows is None or "samples" in row):
         raise AdapterError(f"{name}: it has neither parts nor added rows")
     return entry
@@ -244,7 +249,7 @@ def factors_from(name: str, shape, load, parts: list[dict], squared_error, norm:
             f"{name}: factors of {list(packed.shape)}, rank {packed.rank}, where {list(sizes)}, rank {rank} belongs"
         )
     if (packed.levels is not None) != (bool(parts) and parts[0].kind == "paper"):
-        raise AdapterError(f"{name}: levels belong to method \"paper\", and the other way round")
+        raise AdapterError(f'{name}: levels belong to method "paper", and the other way round')
     for key in ("u", "v"):
         check_padding(f"{name}.{key}", stored[key], rank)
     own = tuple(samples_from(name, i, row, sizes, load) for i, row in enumerate(samples))
@@ -480,8 +485,9 @@ def read(folder: Path, verify: bool = True) -> tuple[dict, dict[str, Entry]]:
         raise AdapterError(f"{folder} is not an adapter: it has no {' and no '.join(absent)}{set_aside(folder)}")
     outside = [name for name in (CONFIG, MODEL) if not within(folder, folder / name)]
     if outside:
-        raise AdapterError(f"{folder} is damaged: {' and '.join(outside)} is a link to a place outside of it, "
-                           "which is not followed")
+        raise AdapterError(
+            f"{folder} is damaged: {' and '.join(outside)} is a link to a place outside of it, which is not followed"
+        )
     config = read_config(folder / CONFIG)
     try:
         file = SafetensorsFile(folder / MODEL, mapped=False, largest_header=LARGEST_TEXT)
@@ -541,8 +547,10 @@ def read_config(path: Path) -> dict:
     if not isinstance(version, int) or isinstance(version, bool):
         raise AdapterError(f"{path} is damaged: it has no format_version")
     if version not in READABLE:
-        raise AdapterError(f"{path} has format {version}; this version reads {' and '.join(map(str, READABLE))}: "
-                           "a newer dts may have written it")
+        raise AdapterError(
+            f"{path} has format {version}; this version reads {' and '.join(map(str, READABLE))}: "
+            "a newer dts may have written it"
+        )
     wrong = check.problems(config)
     if wrong:
         raise AdapterError(f"{path} is damaged: {'; '.join(wrong[:50])}" + (len(wrong) > 50) * "; and more")

@@ -22,8 +22,11 @@ def applied_in_memory(adapter, model, check: bool = True) -> Iterator[tuple[str,
     if fits and (not wrong or not check) and (new or isinstance(model, Mapping)):
         return _as_files(adapter, base, keep=bool(new))
     if isinstance(model, Mapping):
-        hint = " (if its names are those a loader gave a model, give the model itself)" if any(
-            line.endswith(": missing") for line in wrong) else ""  # fmt: skip
+        hint = (
+            " (if its names are those a loader gave a model, give the model itself)"
+            if any(line.endswith(": missing") for line in wrong)
+            else ""
+        )
         raise Mismatch(f"{base.source} is not the base of the adapter {adapter.name!r}{hint}", wrong)
     return _as_module(adapter, model, base, check)
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 
 ALONE = 1 << 24  # elements above which a job runs by itself with all threads: two such would take too much memory
-HELD = 1 << 26  # elements of all the jobs that are under way
+HELD = 1 << 25  # elements of all the jobs that are under way
 
 Result = TypeVar("Result")
 

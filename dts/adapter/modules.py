@@ -59,21 +59,33 @@ def plain(layout) -> bool:
         return (place == "" or of_module(place)) and prefix in (("",) if place == "" else ("", prefix_of(place)))
 
     own = list(parts.values()).count("")
-    return (all(file(*item) for item in files.items()) and all(part(*item) for item in parts.items())
-            and own == bool(parts) and (not files or MODULES in files))  # fmt: skip
+    return (
+        all(file(*item) for item in files.items())
+        and all(part(*item) for item in parts.items())
+        and own == bool(parts)
+        and (not files or MODULES in files)
+    )
 
 
 def _safe(place) -> bool:
     """Is it one way to write a place below the folder, on every system?"""
-    return (isinstance(place, str) and place != "" and is_inside(place) and place.isprintable()
-            and str(PurePosixPath(place)) == place and place != ".")  # fmt: skip
+    return (
+        isinstance(place, str)
+        and place != ""
+        and is_inside(place)
+        and place.isprintable()
+        and str(PurePosixPath(place)) == place
+        and place != "."
+    )
 
 
 def write_layout(layout: dict[str, dict], out: Path) -> None:
     """Raises ValueError for a file that belongs to no module: an adapter may come from anywhere."""
     if not plain(layout):
-        raise ValueError("the adapter carries a file that belongs to no module of its model, among "
-                         f"{', '.join(layout.get('files', ()))}")  # fmt: skip
+        raise ValueError(
+            "the adapter carries a file that belongs to no module of its model, among "
+            f"{', '.join(layout.get('files', ()))}"
+        )
     for name, content in layout["files"].items():
         file = out / name
         file.parent.mkdir(parents=True, exist_ok=True)

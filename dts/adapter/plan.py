@@ -71,8 +71,7 @@ class Matrix:
 
     @property
     def compact_shape(self) -> tuple[int, int]:
-        return tuple(size if kept is None else len(kept)
-                     for kept, size in zip((self.rows, self.columns), self.shape))  # fmt: skip
+        return tuple(size if kept is None else len(kept) for kept, size in zip((self.rows, self.columns), self.shape))
 
     @property
     def elements(self) -> int:
@@ -173,12 +172,14 @@ class Compressible:
     def fraction_ranks(self, rank_fraction: float, method: str) -> list[int]:
         """int(rank_fraction * min(m, n)), at least 1, of every matrix that changed."""
         ranks = [max(1, int(rank_fraction * min(m.shape))) for m in self.matrices]
-        return [min(k, RANK_LIMIT[method] * min(m.compact_shape)) if m.norm else 0
-                for k, m in zip(ranks, self.matrices)]  # fmt: skip
+        return [
+            min(k, RANK_LIMIT[method] * min(m.compact_shape)) if m.norm else 0 for k, m in zip(ranks, self.matrices)
+        ]
 
 
-def plan_tensor(pairing: Pairing, pair: Pair, method: str, spectrum: bool, device=None,
-                exact_vectors: bool = True) -> Entry | Compressible | None:  # fmt: skip
+def plan_tensor(
+    pairing: Pairing, pair: Pair, method: str, spectrum: bool, device=None, exact_vectors: bool = True
+) -> Entry | Compressible | None:
     """An entry if the tensor is stored as it is, a `Compressible` if as factors, None if it is the base's.
 
     exact_vectors: else vectors (biases, norms) take 8 bits an element, see `dts.adapter.vectors`.
@@ -186,8 +187,9 @@ def plan_tensor(pairing: Pairing, pair: Pair, method: str, spectrum: bool, devic
     return plan_job(pairing, pair, method, spectrum, device, exact_vectors)[1]()
 
 
-def plan_job(pairing: Pairing, pair: Pair, method: str, spectrum: bool, device=None,
-             exact_vectors: bool = True) -> tuple[int, Callable[[], Entry | Compressible | None]]:  # fmt: skip
+def plan_job(
+    pairing: Pairing, pair: Pair, method: str, spectrum: bool, device=None, exact_vectors: bool = True
+) -> tuple[int, Callable[[], Entry | Compressible | None]]:
     """`plan_tensor` for `dts.adapter.in_order`: elements to work on, and the work, of what is read here."""
     read = _read(pairing, pair, method, exact_vectors)
     if not isinstance(read, Tensor):
@@ -226,8 +228,9 @@ def refuse_nan(value: Tensor, name: str) -> None:
     be meant: masks)."""
     nan = int(value.float().isnan().sum()) if value.is_floating_point() else 0
     if nan:
-        raise Unencodable(f"tensor {name!r} has {nan} NaN elements of {value.numel()}: check the fine-tune for "
-                          "divergence")
+        raise Unencodable(
+            f"tensor {name!r} has {nan} NaN elements of {value.numel()}: check the fine-tune for divergence"
+        )
 
 
 def compressible(pairing: Pairing, pair: Pair, matrices: list[Matrix]) -> Compressible:

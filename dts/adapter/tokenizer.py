@@ -3,8 +3,17 @@
 import json
 from pathlib import Path
 
-TEXT_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model",
-              "*.jinja", "*processor_config.json", "generation_config.json")  # fmt: skip
+TEXT_FILES = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*.model",
+    "*.jinja",
+    "*processor_config.json",
+    "generation_config.json",
+)
 SUFFIXES = (".json", ".jsonl", ".txt", ".model", ".jinja", ".vocab", ".bpe", ".tiktoken", ".spm")  # no code, no weights
 RUN_STATE = ("padding", "truncation")  # of tokenizer.json: what the last call used, not what the tokenizer is
 
@@ -13,8 +22,14 @@ def differing_files(base: Path | None, finetuned: Path | None) -> dict[str, Path
     """Name -> path of the fine-tune's files that the base lacks or has with another content."""
     if finetuned is None:
         return {}
-    files = sorted({file for pattern in TEXT_FILES for file in finetuned.glob(pattern)
-                    if file.is_file() and file.name.endswith(SUFFIXES)})  # fmt: skip
+    files = sorted(
+        {
+            file
+            for pattern in TEXT_FILES
+            for file in finetuned.glob(pattern)
+            if file.is_file() and file.name.endswith(SUFFIXES)
+        }
+    )
     return {f.name: f for f in files if base is None or not _same(base / f.name, f)}
 
 

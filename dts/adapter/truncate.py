@@ -23,8 +23,11 @@ def prefix_curve(factors: Factors) -> Curve:
     """
     if factors.samples:
         curve = prefix_curve(factors.residual())
-        return Curve(np.append(curve.ranks, factors.rank + 1), np.append(curve.bytes, factors.nbytes + HEADER_BYTES),
-                     np.append(curve.errors, curve.errors[-1] ** 2 / factors.norm**2))
+        return Curve(
+            np.append(curve.ranks, factors.rank + 1),
+            np.append(curve.bytes, factors.nbytes + HEADER_BYTES),
+            np.append(curve.errors, curve.errors[-1] ** 2 / factors.norm**2),
+        )
     rank = factors.rank
     ranks = np.unique(np.append(np.arange(0, rank, BLOCK), rank))
     if factors.method == "residual":
@@ -40,8 +43,10 @@ def prefix_curve(factors: Factors) -> Curve:
 
 def cut(entry: Entry, ranks: list[int]) -> Entry | None:
     """The entry with its matrices' first components (samples: one rank more); None if nothing is left of it."""
-    factors = [None if f is None or not k else f if k > f.rank else f.residual().prefix(k)
-               for f, k in zip(format.matrices(entry), ranks, strict=True)]  # fmt: skip
+    factors = [
+        None if f is None or not k else f if k > f.rank else f.residual().prefix(k)
+        for f, k in zip(format.matrices(entry), ranks, strict=True)
+    ]
     if all(f is None for f in factors) and entry.added_rows is None:
         return None
     error = format.whole_error(entry.norm, factors)
@@ -71,20 +76,27 @@ def truncated(adapter, nbytes: int):
             chosen[name][i] = rank
         kept = {name: cut(entry, chosen[name]) if chosen[name] else entry for name, entry in whole.items()}
         config["dropped"] = dropped | {
-            name: format.number(whole[name].norm) for name, entry in kept.items()
+            name: format.number(whole[name].norm)
+            for name, entry in kept.items()
             if whole[name].norm and (entry is None or format.matrices(entry) == [None])
-        }  # fmt: skip
+        }
         return {name: entry for name, entry in kept.items() if entry is not None}
 
     def total(ranks: list[int]) -> int:
         return measured(config, entries(ranks), base_digests)
 
     adapter.entries = entries(allocate_exactly(curves, nbytes, total))
-    wrong = [name for name, entry in adapter.entries.items() for f in format.matrices(entry)
-             if f is not None and not format.largest_value(f) <= format.LARGEST_VALUE]  # fmt: skip
+    wrong = [
+        name
+        for name, entry in adapter.entries.items()
+        for f in format.matrices(entry)
+        if f is not None and not format.largest_value(f) <= format.LARGEST_VALUE
+    ]
     if wrong:
-        raise AdapterError(f"{', '.join(dict.fromkeys(wrong))}: the recorded norm does not belong to the components, "
-                           "so that no shorter ones can be made of them")  # fmt: skip
+        raise AdapterError(
+            f"{', '.join(dict.fromkeys(wrong))}: the recorded norm does not belong to the components, "
+            "so that no shorter ones can be made of them"
+        )
     measured(config, adapter.entries, base_digests, format.digest)
     return adapter
 

@@ -52,11 +52,16 @@ class Work:
             theirs.setdefault("run", place.run)  # version 0.1.0 had none; its package is another one
         except (ValueError, AttributeError):
             raise ValueError(f"the notes of the interrupted run are damaged: {AFRESH}") from None
-        wrong = [f"{k}: {theirs.get(k)!r} then, {options.get(k)!r} now"
-                 for k in sorted({*theirs, *options}) if theirs.get(k) != options.get(k)]  # fmt: skip
+        wrong = [
+            f"{k}: {theirs.get(k)!r} then, {options.get(k)!r} now"
+            for k in sorted({*theirs, *options})
+            if theirs.get(k) != options.get(k)
+        ]
         if wrong:
-            raise ValueError("the interrupted run was another one, and cannot be continued: "
-                             f"{'; '.join(wrong)}.  {AFRESH.capitalize()}")  # fmt: skip
+            raise ValueError(
+                "the interrupted run was another one, and cannot be continued: "
+                f"{'; '.join(wrong)}.  {AFRESH.capitalize()}"
+            )
 
     def entry(self, name: str, ranks: list[int]) -> Entry | None:
         """The finished entry of these ranks, if there is one."""
@@ -98,9 +103,10 @@ class Work:
             return
         tensors = {
             f"{i}.{key}": getattr(m, key)
-            for i, m in enumerate(plan.matrices) for key in ("rows", "columns", "singular")
+            for i, m in enumerate(plan.matrices)
+            for key in ("rows", "columns", "singular")
             if getattr(m, key) is not None
-        }  # fmt: skip
+        }
         about = json.dumps([[m.shape, m.norm] for m in plan.matrices])
         self._write("spectrum", plan.pair.name, tensors, {"matrices": about})
 
@@ -124,6 +130,10 @@ class Work:
 
     def _write(self, stage: str, name: str, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
         path = self._path(stage, name)
-        write_safetensors(path.with_suffix(".new"), layout_of(tensors.items()), tensors.__getitem__,
-                          metadata | {"run": self.place.run})  # fmt: skip
+        write_safetensors(
+            path.with_suffix(".new"),
+            layout_of(tensors.items()),
+            tensors.__getitem__,
+            metadata | {"run": self.place.run},
+        )
         os.replace(path.with_suffix(".new"), path)

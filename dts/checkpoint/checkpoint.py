@@ -64,15 +64,17 @@ class Checkpoint:
     def parameters(self) -> int:
         """Elements of all floating-point tensors, tied ones once."""
         return sum(
-            torch.Size(t.shape).numel() for name, t in self.tensors.items()
+            torch.Size(t.shape).numel()
+            for name, t in self.tensors.items()
             if t.dtype.is_floating_point and name not in self.tied
-        )  # fmt: skip
+        )
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors in their stored dtypes, tied ones once."""
-        return sum(torch.Size(t.shape).numel() * t.dtype.itemsize
-                   for name, t in self.tensors.items() if name not in self.tied)  # fmt: skip
+        return sum(
+            torch.Size(t.shape).numel() * t.dtype.itemsize for name, t in self.tensors.items() if name not in self.tied
+        )
 
     @property
     def main_dtype(self) -> torch.dtype:
@@ -98,5 +100,7 @@ def dtype_note(base: Checkpoint, finetuned: Checkpoint) -> str | None:
         return None
     narrower = min((base, finetuned), key=lambda model: model.main_dtype.itemsize)
     which = "base" if narrower is base else "fine-tune"
-    return (f"the base is {theirs} and the fine-tune {ours}: their difference also holds what rounding the {which} "
-            f"to {theirs if narrower is base else ours} changed")
+    return (
+        f"the base is {theirs} and the fine-tune {ours}: their difference also holds what rounding the {which} "
+        f"to {theirs if narrower is base else ours} changed"
+    )

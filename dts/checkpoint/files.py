@@ -32,8 +32,10 @@ def from_file(path: Path, select: str | None = None, shard: bool = False) -> Che
         raise CheckpointError(f"{path} is a PyTorch file with the wrong ending: name it {path.stem}.bin")
     if path.suffix == ".safetensors" or is_safetensors(path):
         file = SafetensorsFile(path)
-        tensors = {name: Lazy(t.shape, t.dtype, partial(file.load, name), partial(file.release, name))
-                   for name, t in file.tensors.items()}  # fmt: skip
+        tensors = {
+            name: Lazy(t.shape, t.dtype, partial(file.load, name), partial(file.release, name))
+            for name, t in file.tensors.items()
+        }
         if not tensors:
             raise CheckpointError(f"{path} has no tensors at all")
         return Checkpoint(str(path), tensors)

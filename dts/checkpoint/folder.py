@@ -13,11 +13,17 @@ from dts.checkpoint.json_file import json_object, read_config
 from dts.checkpoint.kinds import MERGE, WEIGHTS
 from dts.warn import warn
 
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
-                "pytorch_model.bin.index.json")  # fmt: skip
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 # what trainers, and other programs in their own format, write beside the weights
-BESIDE = re.compile(r"(optimizer|scheduler|scaler|rng_state|random_states|training_args|trainer_state|sampler|"
-                    r"consolidated|custom_checkpoint|tokenizer|vocab|merges).*")  # fmt: skip
+BESIDE = re.compile(
+    r"(optimizer|scheduler|scaler|rng_state|random_states|training_args|trainer_state|sampler|"
+    r"consolidated|custom_checkpoint|tokenizer|vocab|merges).*"
+)
 
 
 def weight_files(variant: str | None = None) -> list[str]:
@@ -73,8 +79,10 @@ def _refuse_other_kinds(folder: Path) -> None:
     if (folder / "model_index.json").is_file():
         index = json_object(folder / "model_index.json")
         parts = [key for key, value in index.items() if isinstance(value, list) and _holds_weights(folder / key)]
-        raise CheckpointError(f"{folder} is a diffusers pipeline of several models: give one of its sub-models, "
-                              f"{some(str(folder / part) for part in parts) or 'none of which is here'}")
+        raise CheckpointError(
+            f"{folder} is a diffusers pipeline of several models: give one of its sub-models, "
+            f"{some(str(folder / part) for part in parts) or 'none of which is here'}"
+        )
 
 
 def _holds_weights(folder: Path) -> bool:
@@ -90,8 +98,11 @@ def _nothing(folder: Path, names: list[str]) -> str:
         total = int(shards[0][3])
         have = {int(match[2]) for match in shards if match[3] == shards[0][3]}
         lost = [i for i in range(1, total + 1) if i not in have]
-        what = (f"{len(lost)} of {total} shards are missing: {some(f'{i:05d}' for i in lost)}" if lost
-                else f"all {total} shards are there, but the index that names their tensors is not")
+        what = (
+            f"{len(lost)} of {total} shards are missing: {some(f'{i:05d}' for i in lost)}"
+            if lost
+            else f"all {total} shards are there, but the index that names their tensors is not"
+        )
         return f"{folder} is incomplete: {what}.  Download it again; there is: {there}"
     hints = []
     nested = [name for name in files if re.fullmatch(r"checkpoint-\d+", name) and _holds_weights(folder / name)]
@@ -132,16 +143,22 @@ def _account(folder: Path, main: str, read: set[str], checkpoint: Checkpoint) ->
             continue
         only, why = _not_among(path, checkpoint)
         if why:
-            checkpoint.notes.append(f"{folder}: {', '.join(sorted(read)[:3])} was read, and {name} beside it was not "
-                                    f"({why})")  # fmt: skip
+            checkpoint.notes.append(
+                f"{folder}: {', '.join(sorted(read)[:3])} was read, and {name} beside it was not ({why})"
+            )
         elif only and other_format and (name.startswith("pytorch_model") or shard):
-            checkpoint.notes.append(f"{folder}: {', '.join(sorted(read)[:3])} was read, and {name} beside it, with "
-                                    f"other tensors ({some(only, 3)}), was not")  # fmt: skip
+            checkpoint.notes.append(
+                f"{folder}: {', '.join(sorted(read)[:3])} was read, and {name} beside it, with "
+                f"other tensors ({some(only, 3)}), was not"
+            )
         elif only:
             wrong.append(f"{name}: {len(only)} tensors that {main} does not have, {some(only, 3)}")
     if wrong:
-        raise CheckpointError(f"{folder} has weights that are no part of the model in {main}:\n  " + "\n  ".join(wrong)
-                              + "\n  Move away what does not belong to it, or write it anew with save_pretrained()")
+        raise CheckpointError(
+            f"{folder} has weights that are no part of the model in {main}:\n  "
+            + "\n  ".join(wrong)
+            + "\n  Move away what does not belong to it, or write it anew with save_pretrained()"
+        )
     for note in checkpoint.notes:
         warn(note, NotRead)
 
@@ -171,5 +188,9 @@ def _not_among(path: Path, checkpoint: Checkpoint) -> tuple[list[str], str | Non
 
 def relative_files(folder: Path, patterns: Iterable[str]) -> dict[str, Path]:
     """Place below the folder -> path of the files that match."""
-    return {str(path.relative_to(folder)): path for pattern in patterns for path in sorted(folder.glob(pattern))
-            if path.is_file()}  # fmt: skip
+    return {
+        str(path.relative_to(folder)): path
+        for pattern in patterns
+        for path in sorted(folder.glob(pattern))
+        if path.is_file()
+    }

@@ -5,13 +5,18 @@ from pathlib import Path
 
 BYTES = {  # what a file starts with -> what it is, and what to do
     b"version https://git-lfs": ("a git-lfs pointer, not the weights themselves", "run `git lfs pull` in its folder"),
-    b"GGUF": ("a GGUF file (llama.cpp)", "give the original Hugging Face folder; or, of unquantised weights, load it "
-              "with transformers' from_pretrained(folder, gguf_file=...) and save_pretrained() it"),
+    b"GGUF": (
+        "a GGUF file (llama.cpp)",
+        "give the original Hugging Face folder; or, of unquantised weights, load it "
+        "with transformers' from_pretrained(folder, gguf_file=...) and save_pretrained() it",
+    ),
     b"ggjt": ("a GGML file (llama.cpp)", "give the original Hugging Face folder"),
     b"lmgg": ("a GGML file (llama.cpp)", "give the original Hugging Face folder"),
     b"tjgg": ("a GGML file (llama.cpp)", "give the original Hugging Face folder"),
-    b"\x89HDF\r\n\x1a\n": ("an HDF5 file (Keras or TensorFlow)", "load it with transformers 4's "
-                           "from_pretrained(folder, from_tf=True) and save_pretrained() it"),
+    b"\x89HDF\r\n\x1a\n": (
+        "an HDF5 file (Keras or TensorFlow)",
+        "load it with transformers 4's from_pretrained(folder, from_tf=True) and save_pretrained() it",
+    ),
     b"\x93NUMPY": ("a numpy array", "give a dict of tensors: {name: torch.from_numpy(array)}"),
     b"\x1f\x8b": ("a gzip archive", "unpack it and give what is inside"),
     b"BZh": ("a bzip2 archive", "unpack it and give what is inside"),
@@ -19,22 +24,28 @@ BYTES = {  # what a file starts with -> what it is, and what to do
     b"\x28\xb5\x2f\xfd": ("a zstandard archive", "unpack it and give what is inside"),
     b"7z\xbc\xaf\x27\x1c": ("a 7z archive", "unpack it and give what is inside"),
     b"Rar!": ("a rar archive", "unpack it and give what is inside"),
-}  # fmt: skip
+}
 ENDINGS = {
     ".onnx": ("an ONNX graph", "give the model it was exported from"),
-    ".gguf": BYTES[b"GGUF"], ".h5": BYTES[b"\x89HDF\r\n\x1a\n"],
+    ".gguf": BYTES[b"GGUF"],
+    ".h5": BYTES[b"\x89HDF\r\n\x1a\n"],
     ".keras": ("a Keras model", "give the PyTorch weights"),
-    ".msgpack": ("Flax weights", "load them with transformers 4's from_pretrained(folder, from_flax=True) and "
-                 "save_pretrained() them"),
-    ".pb": ("a TensorFlow graph", "give the PyTorch weights"), ".tflite": ("a TensorFlow Lite model",
-                                                                          "give the PyTorch weights"),
+    ".msgpack": (
+        "Flax weights",
+        "load them with transformers 4's from_pretrained(folder, from_flax=True) and save_pretrained() them",
+    ),
+    ".pb": ("a TensorFlow graph", "give the PyTorch weights"),
+    ".tflite": ("a TensorFlow Lite model", "give the PyTorch weights"),
     ".npz": ("a numpy archive", "give a dict of tensors: {name: torch.from_numpy(array)}"),
-    ".npy": BYTES[b"\x93NUMPY"], ".distcp": ("a shard of a distributed checkpoint (FSDP)", "merge its folder: "
-                                            "`accelerate merge-weights FOLDER OUT`"),
+    ".npy": BYTES[b"\x93NUMPY"],
+    ".distcp": (
+        "a shard of a distributed checkpoint (FSDP)",
+        "merge its folder: `accelerate merge-weights FOLDER OUT`",
+    ),
     ".zip": ("a zip archive", "unpack it and give what is inside"),
     ".tar": ("a tar archive", "unpack it and give what is inside"),
     ".engine": ("a TensorRT engine", "give the model it was built from"),
-}  # fmt: skip
+}
 
 
 def foreign(path: Path) -> str | None:
@@ -84,7 +95,8 @@ def _zip_kind(path: Path) -> tuple[str, str] | None:
         return "a damaged zip or PyTorch archive, cut off or altered", "copy or download it again"
     if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
         return "a TorchScript archive: a program, not only tensors", (
-            "save torch.jit.load(file).state_dict() instead, best as .safetensors")  # fmt: skip
+            "save torch.jit.load(file).state_dict() instead, best as .safetensors"
+        )
     if any(name.endswith("/data.pkl") or name == "data.pkl" for name in names):
         return None
     if names and all(name.endswith(".npy") for name in names):

@@ -29,8 +29,9 @@ def from_index(index: Path) -> Checkpoint:
         twice = [name for name in content.tensors if where.get(name, shard) != shard]
         unnamed = [name for name in content.tensors if name not in where]
         if twice:
-            wrong.append(f"{shard} in {index.parent} has tensors that the index says are in another shard: "
-                         f"{some(twice)}")  # fmt: skip
+            wrong.append(
+                f"{shard} in {index.parent} has tensors that the index says are in another shard: {some(twice)}"
+            )
         if unnamed:
             wrong.append(f"{shard} in {index.parent} has tensors that {index.name} does not name: {some(unnamed)}")
     if wrong:

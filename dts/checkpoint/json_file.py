@@ -39,8 +39,11 @@ def json_object(path: Path) -> dict:
 def read_config(path: Path) -> dict:
     """A ``config.json``, whose fields that are used here have the types they should have."""
     config = json_object(path)
-    wrong = [f"{key} is {config[key]!r:.80}, not {what}" for key, (what, fits) in FIELDS.items()
-             if config.get(key) is not None and not fits(config[key])]  # fmt: skip
+    wrong = [
+        f"{key} is {config[key]!r:.80}, not {what}"
+        for key, (what, fits) in FIELDS.items()
+        if config.get(key) is not None and not fits(config[key])
+    ]
     if wrong:
         raise CheckpointError(f"{path} is damaged: {'; '.join(wrong)}")
     return config

@@ -7,8 +7,10 @@ from dts.checkpoint.errors import CheckpointError, some
 from dts.checkpoint.quantised import quantised
 from dts.checkpoint.safetensors_file import NAMES, ODD
 
-MERGE = ("merge it into its base first: PeftModel.from_pretrained(base, folder).merge_and_unload(), then "
-         "save_pretrained(), and give the merged model")  # fmt: skip
+MERGE = (
+    "merge it into its base first: PeftModel.from_pretrained(base, folder).merge_and_unload(), then "
+    "save_pretrained(), and give the merged model"
+)
 LEARNED = "it adds learned inputs or scales and has no full weights; only full fine-tunes can be given"
 # what a name of its tensors has in it -> the adapter, and what to do; the names are those of peft, kohya and LyCORIS
 ADAPTERS = {

@@ -15,8 +15,9 @@ from dts.checkpoint.sentence import from_modules
 from dts.checkpoint.state import from_module, from_tensors
 
 
-def open_checkpoint(source, revision: str | None = None, *, subfolder: str = "", variant: str | None = None,
-                    **hub) -> Checkpoint:  # fmt: skip
+def open_checkpoint(
+    source, revision: str | None = None, *, subfolder: str = "", variant: str | None = None, **hub
+) -> Checkpoint:
     """Opens a model without reading it.
 
     source: a Hugging Face folder (``model.safetensors``, sharded safetensors, ``pytorch_model.bin`` whole or
@@ -32,8 +33,9 @@ def open_checkpoint(source, revision: str | None = None, *, subfolder: str = "",
     if isinstance(source, Checkpoint):
         return source
     if not isinstance(source, str | Path | torch.nn.Module | Mapping):
-        raise CheckpointError(f"a model is a folder, a file, a hub id, a module or a state dict, not a "
-                              f"{type(source).__name__}")  # fmt: skip
+        raise CheckpointError(
+            f"a model is a folder, a file, a hub id, a module or a state dict, not a {type(source).__name__}"
+        )
     if isinstance(source, torch.nn.Module):
         checkpoint = from_module(source)
     elif isinstance(source, Mapping):

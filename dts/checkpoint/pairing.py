@@ -62,10 +62,15 @@ class Pairing:
         used = Counter(p.base_name for p in self.pairs.values())
         there, back = (self.base_prefix, self.finetuned_prefix), (self.finetuned_prefix, self.base_prefix)
         return {
-            p.name: p.base_name for p in self.pairs.values()
-            if p.base_name and (used[p.base_name] > 1 or swap_prefix(p.base_name, *there) != p.name
-                                or swap_prefix(p.name, *back) != p.base_name)
-        }  # fmt: skip
+            p.name: p.base_name
+            for p in self.pairs.values()
+            if p.base_name
+            and (
+                used[p.base_name] > 1
+                or swap_prefix(p.base_name, *there) != p.name
+                or swap_prefix(p.name, *back) != p.base_name
+            )
+        }
 
 
 def swap_prefix(name: str, old: str, new: str) -> str:
@@ -237,7 +242,7 @@ def _shortest(old: str, new: str) -> tuple[str, str]:
 
 
 def _wrappers(checkpoint: Checkpoint) -> list[str]:
-    """"" and the dotted prefixes that at least a third of the names share."""
+    """ "" and the dotted prefixes that at least a third of the names share."""
     counts: dict[str, int] = {}
     for name in checkpoint.names:
         for at in [m.end() for m in re.finditer(r"\.", name)][:4]:

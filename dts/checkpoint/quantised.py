@@ -21,23 +21,51 @@ FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 # last part of a name -> the method that writes it
 LEAVES = {
-    "weight_scale_inv": "fp8", "weight_packed": "compressed-tensors", "weight_global_scale": "compressed-tensors",
-    "weight_zero_point": "compressed-tensors", "absmax": "bitsandbytes", "nested_absmax": "bitsandbytes",
-    "quant_map": "bitsandbytes", "nested_quant_map": "bitsandbytes", "SCB": "bitsandbytes",
-    "bitsandbytes__nf4": "bitsandbytes", "bitsandbytes__fp4": "bitsandbytes", "weight_format": "bitsandbytes",
-    "qzeros": "GPTQ or AWQ", "g_idx": "GPTQ", "q_weight": "EXL2", "q_invperm": "EXL2", "_packed_params": "torch.ao",
-    "weight_scale_2": "NVFP4 (ModelOpt)", "weight_double_scale": "NVFP4 (ModelOpt)", "tables2": "HIGGS",
+    "weight_scale_inv": "fp8",
+    "weight_packed": "compressed-tensors",
+    "weight_global_scale": "compressed-tensors",
+    "weight_zero_point": "compressed-tensors",
+    "absmax": "bitsandbytes",
+    "nested_absmax": "bitsandbytes",
+    "quant_map": "bitsandbytes",
+    "nested_quant_map": "bitsandbytes",
+    "SCB": "bitsandbytes",
+    "bitsandbytes__nf4": "bitsandbytes",
+    "bitsandbytes__fp4": "bitsandbytes",
+    "weight_format": "bitsandbytes",
+    "qzeros": "GPTQ or AWQ",
+    "g_idx": "GPTQ",
+    "q_weight": "EXL2",
+    "q_invperm": "EXL2",
+    "_packed_params": "torch.ao",
+    "weight_scale_2": "NVFP4 (ModelOpt)",
+    "weight_double_scale": "NVFP4 (ModelOpt)",
+    "tables2": "HIGGS",
     "res_centroids": "VPTQ",
-}  # fmt: skip
+}
 # these only where they hold codes, not numbers
-CODES = {"qweight": "GPTQ, AWQ or EETQ", "W_q": "HQQ", "codes": "AQLM", "_data": "quanto", "_packed": "quanto",
-         "qdata": "torchao", "weight_qdata": "torchao", "dense_weights": "SpQR"}  # fmt: skip
+CODES = {
+    "qweight": "GPTQ, AWQ or EETQ",
+    "W_q": "HQQ",
+    "codes": "AQLM",
+    "_data": "quanto",
+    "_packed": "quanto",
+    "qdata": "torchao",
+    "weight_qdata": "torchao",
+    "dense_weights": "SpQR",
+}
 NAMED = {*LEAVES.values(), *CODES.values(), "MXFP4"}  # told by a name; a dtype alone says less
 CLASSES = {  # of tensors: the start of their module -> method
-    "torchao": "torchao", "bitsandbytes": "bitsandbytes", "optimum.quanto": "quanto", "quanto": "quanto", "hqq": "HQQ",
-    "transformer_engine": "fp8 (Transformer Engine)", "compressed_tensors": "compressed-tensors", "gguf": "GGUF",
+    "torchao": "torchao",
+    "bitsandbytes": "bitsandbytes",
+    "optimum.quanto": "quanto",
+    "quanto": "quanto",
+    "hqq": "HQQ",
+    "transformer_engine": "fp8 (Transformer Engine)",
+    "compressed_tensors": "compressed-tensors",
+    "gguf": "GGUF",
     "diffusers.quantizers.gguf": "GGUF",
-}  # fmt: skip
+}
 
 
 def way(method: str) -> str:
@@ -47,7 +75,7 @@ def way(method: str) -> str:
 
 
 def quantised(tensors: Mapping, config: Mapping | None) -> str | None:
-    """"quantised by <method> (<what tells>): <what to do>" of a model that is, else None.
+    """ "quantised by <method> (<what tells>): <what to do>" of a model that is, else None.
 
     tensors: name -> anything with ``shape`` and ``dtype``.
     """

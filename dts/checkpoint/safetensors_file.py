@@ -20,12 +20,26 @@ from dts.checkpoint.errors import CheckpointError
 from dts.checkpoint.strict_json import NotStrict, parse
 
 DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
-    "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64, "BOOL": torch.bool, "C64": torch.complex64,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
-    "F8_E5M2FNUZ": torch.float8_e5m2fnuz, "F8_E8M0": torch.float8_e8m0fnu,
-}  # fmt: skip
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
+    "BOOL": torch.bool,
+    "C64": torch.complex64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "F8_E8M0": torch.float8_e8m0fnu,
+}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 ODD = {torch.complex64, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz, torch.float8_e8m0fnu}  # no model's weights are
 LARGEST_HEADER = 100_000_000  # bytes, the library's own limit
@@ -207,8 +221,9 @@ def header_bytes(layout: Layout, metadata: dict[str, str] | None = None) -> tupl
     return len(text).to_bytes(8, "little") + text, order
 
 
-def write_safetensors(path: str | Path, layout: Layout, load, metadata: dict[str, str] | None = None,
-                      release=None) -> None:  # fmt: skip
+def write_safetensors(
+    path: str | Path, layout: Layout, load, metadata: dict[str, str] | None = None, release=None
+) -> None:
     """Writes a file holding one tensor at a time in memory; ``load(name)`` makes each when its turn comes, and
     ``release(name)`` is called once it is written."""
     start, order = header_bytes(layout, metadata)

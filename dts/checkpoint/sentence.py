@@ -24,9 +24,14 @@ def from_modules(folder: Path, variant: str | None = None) -> Checkpoint:
     Raises CheckpointError for a damaged modules.json and for folders of weights that it does not name.
     """
     places = [place for path in _paths(folder) for place in _nested(folder, path)]
-    unnamed = [p.name for p in sorted(folder.iterdir())
-               if re.fullmatch(r"\d+_\w+", p.name) and p.name not in {place.split("/")[0] for place in places}
-               and p.is_dir() and has_weights(p)]  # fmt: skip
+    unnamed = [
+        p.name
+        for p in sorted(folder.iterdir())
+        if re.fullmatch(r"\d+_\w+", p.name)
+        and p.name not in {place.split("/")[0] for place in places}
+        and p.is_dir()
+        and has_weights(p)
+    ]
     if "" not in places and has_weights(folder):
         unnamed.insert(0, "its own weights")
     if unnamed:

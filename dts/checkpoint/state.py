@@ -11,8 +11,9 @@ from dts.checkpoint.errors import CheckpointError, some
 from dts.checkpoint.kinds import WEIGHTS, bad_name
 from dts.checkpoint.quantised import class_method, way
 
-NO_MODELS = ("optim", "sched", "scaler", "rng", "random", "loss", "callbacks", "metrics", "ds_config", "param_shapes",
-             "hyper_parameters", "args", "config")  # fmt: skip  # starts of a trainer's keys beside the model's
+# starts of a trainer's keys beside the model's
+NO_MODELS = ("optim", "sched", "scaler", "rng", "random", "loss", "callbacks", "metrics", "ds_config", "param_shapes")
+NO_MODELS += ("hyper_parameters", "args", "config")
 
 
 def from_module(module: torch.nn.Module) -> Checkpoint:
@@ -20,8 +21,10 @@ def from_module(module: torch.nn.Module) -> Checkpoint:
     name = type(module).__name__
     bases = {cls.__module__.partition(".")[0] + "." + cls.__name__ for cls in type(module).__mro__}
     if bases & {"peft.PeftModel", "peft.PeftMixedModel"} or getattr(module, "_hf_peft_config_loaded", False):
-        raise CheckpointError(f"{name} is a PEFT model (LoRA or another adapter), not a full fine-tune: call "
-                              "merge_and_unload() on it and give what that returns")
+        raise CheckpointError(
+            f"{name} is a PEFT model (LoRA or another adapter), not a full fine-tune: call "
+            "merge_and_unload() on it and give what that returns"
+        )
     checkpoint = from_tensors(module.state_dict(), name)
     config = getattr(module, "config", None)
     checkpoint.config = config.to_dict() if hasattr(config, "to_dict") else None
@@ -59,20 +62,25 @@ def _inner(state: Mapping, states: dict, source: str) -> Checkpoint:
     if set(state) >= {"state", "param_groups"}:
         raise CheckpointError(f"{source} is an optimizer's state: {WEIGHTS}")
     if "param_shapes" in state and "module" in state:
-        raise CheckpointError(f"{source} is a DeepSpeed state, which may hold part of each tensor: run the "
-                              "zero_to_fp32.py that DeepSpeed wrote beside it, and give what that writes")
+        raise CheckpointError(
+            f"{source} is a DeepSpeed state, which may hold part of each tensor: run the "
+            "zero_to_fp32.py that DeepSpeed wrote beside it, and give what that writes"
+        )
     models = {key: value for key, value in states.items() if not str(key).lower().startswith(NO_MODELS)}
     if len(models) == 1:
         return from_tensors(next(iter(models.values())), source)
     if models:
-        raise CheckpointError(f"{source} has several states: {some(models)}.  Give the one you mean: "
-                              f"{' or '.join(f'{source}#{key}' for key in list(models)[:2])} of a file, or "
-                              f"that dict itself")
+        raise CheckpointError(
+            f"{source} has several states: {some(models)}.  Give the one you mean: "
+            f"{' or '.join(f'{source}#{key}' for key in list(models)[:2])} of a file, or "
+            f"that dict itself"
+        )
     keys = some(repr(key) if not isinstance(key, str) else key for key in state)
     if any(str(key).lower().startswith(("optim", "sched", "exp_avg", "base_lrs", "last_epoch")) for key in state):
         raise CheckpointError(f"{source} is an optimizer's or trainer's state (its keys are {keys}): {WEIGHTS}")
-    deeper = {key: [k for k, v in value.items() if _is_state(v)] for key, value in state.items()
-              if isinstance(value, Mapping)}  # fmt: skip
+    deeper = {
+        key: [k for k, v in value.items() if _is_state(v)] for key, value in state.items() if isinstance(value, Mapping)
+    }
     if deeper := {key: inner for key, inner in deeper.items() if inner}:
         found = "; ".join(f"{key}: {some(inner)}" for key, inner in deeper.items())
         raise CheckpointError(f"{source} holds dicts of states ({found}): give one of these")

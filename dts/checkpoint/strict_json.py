@@ -32,8 +32,9 @@ def parse(text: bytes, largest: int, constants: bool = False):
     except UnicodeDecodeError as error:
         raise NotStrict(f"it is not UTF-8 at byte {error.start}") from None
     try:
-        value = json.loads(words, object_pairs_hook=_once, parse_int=_whole,
-                           parse_constant=None if constants else _none)  # fmt: skip
+        value = json.loads(
+            words, object_pairs_hook=_once, parse_int=_whole, parse_constant=None if constants else _none
+        )
     except json.JSONDecodeError as error:
         raise NotStrict(f"it is no JSON: {error.msg} in line {error.lineno}, column {error.colno}") from None
     if "\\u" in words:

@@ -37,8 +37,10 @@ def renamed(checkpoint: Checkpoint, names: dict[str, str]) -> tuple[Checkpoint, 
         if taken.setdefault(names[old], old) != old:
             twice.append(f"{taken[names[old]]} and {old}")
     if twice:
-        raise ValueError(f"{checkpoint.source} has tensors twice, once inside a wrapper: {', '.join(twice)}; "
-                         "save the unwrapped model alone")  # fmt: skip
+        raise ValueError(
+            f"{checkpoint.source} has tensors twice, once inside a wrapper: {', '.join(twice)}; "
+            "save the unwrapped model alone"
+        )
     changed = {new: old for new, old in taken.items() if new != old}
     if not changed:
         return checkpoint, {}

@@ -31,9 +31,22 @@ def apply(
     if not dry_run:
         with progress_bar(f"Writing {out}", in_bytes=True) as progress:
             write_checkpoint(opened, loaded, out, overwrite=overwrite, progress=progress)
-    result = {"out": str(out), "adapter": loaded.name, "tensors": len(model.names), "parameters": model.parameters,
-              "bytes": model.nbytes, "written": not dry_run, "account": account.as_dict()}  # fmt: skip
+    result = {
+        "out": str(out),
+        "adapter": loaded.name,
+        "tensors": len(model.names),
+        "parameters": model.parameters,
+        "bytes": model.nbytes,
+        "written": not dry_run,
+        "account": account.as_dict(),
+    }
     done = "Would write" if dry_run else "Wrote"
-    emit(result, as_json, lambda: output.print(
-        f"{done} {out}: {loaded.name}, {model.parameters:,} parameters, {bytes_text(model.nbytes)}\n"
-        f"{counts_text(result['account'])}", soft_wrap=True))
+    emit(
+        result,
+        as_json,
+        lambda: output.print(
+            f"{done} {out}: {loaded.name}, {model.parameters:,} parameters, {bytes_text(model.nbytes)}\n"
+            f"{counts_text(result['account'])}",
+            soft_wrap=True,
+        ),
+    )

@@ -30,12 +30,15 @@ PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_optio
 
 @bench.command("tune")
 def tune(
-    shape: Annotated[list[str], typer.Option(help="Layer and rank, OUTxINxRANK as in 4096x4096x1228; may be repeated.",
-                                             show_default=False)],
-    dtype: Annotated[list[str] | None, typer.Option(help="float16, bfloat16; default bfloat16.", show_default=False)]
-        = None,
+    shape: Annotated[
+        list[str],
+        typer.Option(help="Layer and rank, OUTxINxRANK as in 4096x4096x1228; may be repeated.", show_default=False),
+    ],
+    dtype: Annotated[
+        list[str] | None, typer.Option(help="float16, bfloat16; default bfloat16.", show_default=False)
+    ] = None,
     as_json: Json = False,
-):  # fmt: skip
+):
     """Measure kernel configurations on this GPU and keep the best for later runs."""
     import torch
 
@@ -59,11 +62,16 @@ def shape_of(text: str) -> tuple[int, int, int]:
 def quality(
     context: typer.Context,
     suite: Annotated[str, typer.Option(help="text, images, language, or several by commas.")] = "text",
-    report: Annotated[Path | None, typer.Option(help="Folder of the page over all suites, its plots and figures.",
-                                                show_default=False)] = None,
-    results: Annotated[str | None, typer.Option(help="Measure nothing: the page from these files or folders of rows, "
-                                                "by commas.", show_default=False)] = None,
-):  # fmt: skip
+    report: Annotated[
+        Path | None, typer.Option(help="Folder of the page over all suites, its plots and figures.", show_default=False)
+    ] = None,
+    results: Annotated[
+        str | None,
+        typer.Option(
+            help="Measure nothing: the page from these files or folders of rows, by commas.", show_default=False
+        ),
+    ] = None,
+):
     """Accuracy, agreement and KL against bytes, beside other methods.  More options: dts bench quality --help"""
     if "--help" in context.args:
         output.print(QUALITY_HELP)
@@ -82,9 +90,10 @@ def quality(
 
 def _add(name: str, module: str, text: str):
     @bench.command(name, help=f"{text}  More options: dts bench {name} --help", context_settings=PASS_ON)
-    def suite(context: typer.Context,
-              report: Annotated[Path | None, typer.Option(help="Folder of results and plots.", show_default=False)]
-              = None):  # fmt: skip
+    def suite(
+        context: typer.Context,
+        report: Annotated[Path | None, typer.Option(help="Folder of results and plots.", show_default=False)] = None,
+    ):
         run(module, [*context.args, *(["--out", str(report)] if report else [])])
 
 

@@ -49,10 +49,15 @@ output = Terminal(markup=False, highlight=False)  # names and paths may hold bra
 errors = Terminal(stderr=True, markup=False, highlight=False)
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of the base's hub id; "
-                                              "id@revision says the same.", show_default=False)]
-FinetunedRevision = Annotated[str | None, typer.Option("--finetuned-revision", help="The same of the fine-tune's hub "
-                                                       "id.", show_default=False)]
+Revision = Annotated[
+    str | None,
+    typer.Option(
+        "--revision", help="Branch, tag or commit of the base's hub id; id@revision says the same.", show_default=False
+    ),
+]
+FinetunedRevision = Annotated[
+    str | None, typer.Option("--finetuned-revision", help="The same of the fine-tune's hub id.", show_default=False)
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out already holds.")]
 
@@ -138,8 +143,10 @@ def finite(value: Any) -> Any:
 
 def counts_text(account: dict) -> str:
     """What became of the tensors, of `Account.as_dict`, in a line a model: "base: 12 changed, 3 equal"."""
-    return "\n".join(f"{model}: {', '.join(f'{n} {what}' for what, n in counts.items())}"
-                     for model, counts in account["counts"].items())  # fmt: skip
+    return "\n".join(
+        f"{model}: {', '.join(f'{n} {what}' for what, n in counts.items())}"
+        for model, counts in account["counts"].items()
+    )
 
 
 def listing(title: str | None, first: str, *rest: str, text: tuple[str, ...] = ()) -> Table:
@@ -165,8 +172,15 @@ def pairs(title: str, rows: dict[str, Any]) -> Table:
 def progress_bar(what: str, in_bytes: bool = False) -> Iterator[Callable[[int, int, str], None]]:
     """A bar with the time left, on stderr; yields ``progress(done, total, name)``."""
     count = DownloadColumn() if in_bytes else MofNCompleteColumn()
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), count, TimeElapsedColumn(),
-               TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[name]}", style="dim", markup=False))
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        count,
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[name]}", style="dim", markup=False),
+    )
     with Progress(*columns, console=errors, transient=True) as bar:
         task = bar.add_task(what, total=None, name="")
         yield lambda done, total, name="": bar.update(task, completed=done, total=total, name=name)

@@ -23,7 +23,7 @@ from dts.cli.common import (
     parse_size,
     percent,
     progress_bar,
-)  # fmt: skip
+)
 from dts.cli.inspect import summary, summary_table
 
 DEFAULT_SIZE = "1%"
@@ -51,41 +51,89 @@ class Kind(StrEnum):
 def compress(
     base: Annotated[str, typer.Argument(help="Folder, file or hub id of the base model.", show_default=False)],
     finetuned: Annotated[list[str], typer.Argument(help="One or more full fine-tunes of it.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where the adapter goes; with several fine-tunes, the "
-                                      "folder of all of them.", show_default=False)],
-    size: Annotated[str | None, typer.Option("--budget", "-s", help="Bytes of the whole adapter: 1% (of the base "
-                    f"in fp32), 500KB, 5MB.  Default {DEFAULT_SIZE}.", show_default=False)] = None,
-    rank_fraction: Annotated[str | None, typer.Option(help="Instead of a size: the same share of the rank of every "
-                             "matrix, 0.3 or 30%.", show_default=False)] = None,
-    target_error: Annotated[str | None, typer.Option(help="Instead of a size: the squared relative error to reach, "
-                            "0.1 or 10%.", show_default=False)] = None,
-    method: Annotated[Method, typer.Option(help="residual: components alone.  sketch: three quarters of the "
-                                          "bytes for a random sample of the rest, whose noise costs less than what "
-                                          "is missing where the fine-tune is near its base.  auto: sketch there "
-                                          "(weights moved by less than 3 %), else residual.  paper: as published.")]
-        = Method.auto,
-    vectors: Annotated[Vectors, typer.Option(help="Biases and norms: exact, or rounded to 8 bits.  auto: 8bit with a "
-                                             "--budget, whose bytes the matrices need more.")] = Vectors.auto,
-    kind: Annotated[Kind, typer.Option(help="task: the base is the pretrained model.  difference: it is a merged one.")]
-        = Kind.task,
-    name: Annotated[str | None, typer.Option(help="Name of the task; default the fine-tune's folder name.",
-                                             show_default=False)] = None,
-    class_names: Annotated[str | None, typer.Option(help="Names of its classes, 'a, b, c' or @file with one a line; "
-                           "default from its config.", show_default=False)] = None,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Where the adapter goes; with several fine-tunes, the folder of all of them.",
+            show_default=False,
+        ),
+    ],
+    size: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            "-s",
+            help=f"Bytes of the whole adapter: 1% (of the base in fp32), 500KB, 5MB.  Default {DEFAULT_SIZE}.",
+            show_default=False,
+        ),
+    ] = None,
+    rank_fraction: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of a size: the same share of the rank of every matrix, 0.3 or 30%.", show_default=False
+        ),
+    ] = None,
+    target_error: Annotated[
+        str | None,
+        typer.Option(help="Instead of a size: the squared relative error to reach, 0.1 or 10%.", show_default=False),
+    ] = None,
+    method: Annotated[
+        Method,
+        typer.Option(
+            help="residual: components alone.  sketch: three quarters of the "
+            "bytes for a random sample of the rest, whose noise costs less than what "
+            "is missing where the fine-tune is near its base.  auto: sketch there "
+            "(weights moved by less than 3 %), else residual.  paper: as published."
+        ),
+    ] = Method.auto,
+    vectors: Annotated[
+        Vectors,
+        typer.Option(
+            help="Biases and norms: exact, or rounded to 8 bits.  auto: 8bit with a "
+            "--budget, whose bytes the matrices need more."
+        ),
+    ] = Vectors.auto,
+    kind: Annotated[
+        Kind, typer.Option(help="task: the base is the pretrained model.  difference: it is a merged one.")
+    ] = Kind.task,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the task; default the fine-tune's folder name.", show_default=False)
+    ] = None,
+    class_names: Annotated[
+        str | None,
+        typer.Option(
+            help="Names of its classes, 'a, b, c' or @file with one a line; default from its config.",
+            show_default=False,
+        ),
+    ] = None,
     description: Annotated[str | None, typer.Option(help="A sentence on what it does.", show_default=False)] = None,
-    merge: Annotated[str | None, typer.Option(help="With --kind difference: merge the fine-tunes by this method (see "
-                     "dts merge --methods) and write out/base and out/adapters; the base may then be 'none'.",
-                     show_default=False)] = None,
+    merge: Annotated[
+        str | None,
+        typer.Option(
+            help="With --kind difference: merge the fine-tunes by this method (see "
+            "dts merge --methods) and write out/base and out/adapters; the base may then be 'none'.",
+            show_default=False,
+        ),
+    ] = None,
     revision: Revision = None,
     finetuned_revision: FinetunedRevision = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     overwrite: Overwrite = False,
-    allow_empty: Annotated[bool, typer.Option("--allow-empty", help="Make an adapter of a fine-tune that equals its "
-                                              "base too.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing: predict the bytes and the error, with its "
-                                          "bounds, from the singular values.")] = False,
-    tensors: Annotated[bool, typer.Option("--tensors", "-t", help="With --dry-run: list every compressed tensor.")]
-        = False,
+    allow_empty: Annotated[
+        bool, typer.Option("--allow-empty", help="Make an adapter of a fine-tune that equals its base too.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Write nothing: predict the bytes and the error, with its bounds, from the singular values.",
+        ),
+    ] = False,
+    tensors: Annotated[
+        bool, typer.Option("--tensors", "-t", help="With --dry-run: list every compressed tensor.")
+    ] = False,
     as_json: Json = False,
 ):
     """Turn full fine-tunes into adapters of about 1 % of the model."""
@@ -106,12 +154,25 @@ def compress(
         folder = out / task if len(finetuned) > 1 else out
         with progress_bar(f"{'Predicting' if dry_run else 'Compressing'} {source}", in_bytes=True) as progress:
             adapter = dts.compress(
-                base, source, out=folder, method=method.value, vectors=vectors.value, kind=kind.value, name=name,
-                class_names=list_of(class_names), description=description, resume=resume, overwrite=overwrite,
-                dry_run=dry_run, progress=progress, allow_empty=allow_empty, **how,
+                base,
+                source,
+                out=folder,
+                method=method.value,
+                vectors=vectors.value,
+                kind=kind.value,
+                name=name,
+                class_names=list_of(class_names),
+                description=description,
+                resume=resume,
+                overwrite=overwrite,
+                dry_run=dry_run,
+                progress=progress,
+                allow_empty=allow_empty,
+                **how,
             )
-        results.append(summary(adapter) | {"folder": str(folder), "written": not dry_run,
-                                           "account": adapter.account.as_dict()})  # fmt: skip
+        results.append(
+            summary(adapter) | {"folder": str(folder), "written": not dry_run, "account": adapter.account.as_dict()}
+        )
         if dry_run:
             results[-1]["predicted"] = asdict(adapter.prediction)
     emit(results[0] if len(results) == 1 else results, as_json, lambda: _show(results, tensors))
@@ -149,13 +210,21 @@ def _merged(base, finetuned, out, merge, method, vectors, kind, how, other: bool
     if kind is not Kind.difference:
         raise ValueError("--merge makes difference vectors: say --kind difference as well")
     if other:
-        raise ValueError("--dry-run, --resume and --overwrite do not go with --merge: run dts merge, then dts compress "
-                         "--kind difference against the merged model")  # fmt: skip
+        raise ValueError(
+            "--dry-run, --resume and --overwrite do not go with --merge: run dts merge, then dts compress "
+            "--kind difference against the merged model"
+        )
     with progress_bar(f"Merging by {merge}, compressing") as progress:
         _, adapters = compress_difference(
-            None if base.lower() == "none" else base, named(finetuned), merge, out, progress=progress,
-            codec=method.value, vectors=vectors.value, **how,
-        )  # fmt: skip
+            None if base.lower() == "none" else base,
+            named(finetuned),
+            merge,
+            out,
+            progress=progress,
+            codec=method.value,
+            vectors=vectors.value,
+            **how,
+        )
     return [summary(adapter) | {"written": True, "account": adapter.account.as_dict()} for adapter in adapters.values()]
 
 
@@ -179,8 +248,10 @@ def _show_several(results: list[dict]):
 
 def _show_predicted(result: dict, tensors: bool):
     predicted = result["predicted"]
-    output.print(f"\n{result['name']}: predicted squared error {predicted['squared_error']:.3f} of the difference, "
-                 f"bounds {predicted['lower']:.3f} to {predicted['upper']:.3f}")  # fmt: skip
+    output.print(
+        f"\n{result['name']}: predicted squared error {predicted['squared_error']:.3f} of the difference, "
+        f"bounds {predicted['lower']:.3f} to {predicted['upper']:.3f}"
+    )
     if not tensors:
         output.print("--tensors lists every compressed tensor")
         return
@@ -188,8 +259,10 @@ def _show_predicted(result: dict, tensors: bool):
     for row in predicted["tensors"]:
         ranks = sorted(set(row["ranks"]))
         table.add_row(
-            row["name"], " x ".join(map(str, row["shape"])),
+            row["name"],
+            " x ".join(map(str, row["shape"])),
             str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}",
-            f"{row['norm']:.3g}", *(f"{row[key]:.3f}" for key in ("squared_error", "lower", "upper")),
-        )  # fmt: skip
+            f"{row['norm']:.3g}",
+            *(f"{row[key]:.3f}" for key in ("squared_error", "lower", "upper")),
+        )
     output.print(table)

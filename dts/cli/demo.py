@@ -13,8 +13,13 @@ TEXT_WIDTH = 64  # characters shown of a text
 
 
 def demo(
-    data: Annotated[Path | None, typer.Option(help="A folder of data sets (info.json and <task>.tsv.gz) instead of "
-                                              "those that arrive with pip.", show_default=False)] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder of data sets (info.json and <task>.tsv.gz) instead of those that arrive with pip.",
+            show_default=False,
+        ),
+    ] = None,
     tasks: Annotated[str | None, typer.Option(help="Which tasks: 'a, b, c'.", show_default=False)] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for adapters, report and plot.")] = Path("demo"),
     as_json: Json = False,
@@ -41,8 +46,12 @@ def _show(report: dict):
 def _table(report: dict) -> Table:
     from dts.demo.run import SHOWN
 
-    table = Table(title="Accuracy on the test sets (%), and what an adapter costs", title_justify="left", box=None,
-                  padding=(0, 1, 0, 0))  # fmt: skip
+    table = Table(
+        title="Accuracy on the test sets (%), and what an adapter costs",
+        title_justify="left",
+        box=None,
+        padding=(0, 1, 0, 0),
+    )
     table.add_column("task (classes)")
     table.add_column("fine-\ntuned", justify="right")
     table.add_column("base", justify="right")
@@ -54,11 +63,15 @@ def _table(report: dict) -> Table:
         first = (title, f"{100 * row['accuracy_finetuned']:.1f}", f"{100 * row['accuracy_base']:.1f}")
         for adapter in (a for a in row["adapters"] if a["adapter"] in SHOWN):
             table.add_row(
-                *first, f"{adapter['method']} {adapter['size']}", f"{100 * adapter['accuracy']:.1f}",
-                f"{100 * adapter['agreement']:.1f}", bytes_text(round(adapter["bytes"])),
-                f"{100 * adapter['amr']:.2f}", f"{100 * adapter['adr']:.2f}",
+                *first,
+                f"{adapter['method']} {adapter['size']}",
+                f"{100 * adapter['accuracy']:.1f}",
+                f"{100 * adapter['agreement']:.1f}",
+                bytes_text(round(adapter["bytes"])),
+                f"{100 * adapter['amr']:.2f}",
+                f"{100 * adapter['adr']:.2f}",
                 f"{adapter['kl']:.4f}",
-            )  # fmt: skip
+            )
             first = ("", "", "")
     return table
 
@@ -74,8 +87,13 @@ def _sentence(report: dict) -> str:
 
 
 def _answers(report: dict) -> Table:
-    table = Table(title="One batch, another task in every row, one forward pass", title_justify="left", box=None,
-                  show_header=False, padding=(0, 2, 0, 0))  # fmt: skip
+    table = Table(
+        title="One batch, another task in every row, one forward pass",
+        title_justify="left",
+        box=None,
+        show_header=False,
+        padding=(0, 2, 0, 0),
+    )
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
     for row in report["mixed_batch"]:

@@ -55,11 +55,16 @@ def compare(base: str, finetuned: str) -> dict:
     look(pairing, relative)
     account = of_pairing(pairing, equal={row["name"] for row in unchanged})
     return {
-        "base": pairing.base.source, "finetuned": pairing.finetuned.source, "changed": changed,
-        "unchanged": [row["name"] for row in unchanged], "only_finetuned": only_finetuned,
-        "only_base": pairing.base_only, "tied": tied,
-        "relative": relative, "account": account.as_dict(),
-    }  # fmt: skip
+        "base": pairing.base.source,
+        "finetuned": pairing.finetuned.source,
+        "changed": changed,
+        "unchanged": [row["name"] for row in unchanged],
+        "only_finetuned": only_finetuned,
+        "only_base": pairing.base_only,
+        "tied": tied,
+        "relative": relative,
+        "account": account.as_dict(),
+    }
 
 
 def _change(pairing, p) -> dict:
@@ -70,8 +75,14 @@ def _change(pairing, p) -> dict:
     after = pairing.finetuned.load(p.name)[: before.shape[0] if p.added_rows else None]
     rows = (after != before).flatten(1).any(1).sum().item() if after.dim() > 1 else None
     norm = sums.squared_difference(after, before) ** 0.5
-    return {"name": p.name, "shape": list(pairing.finetuned.shape(p.name)), "norm": norm,
-            "base_norm": sums.norm(before), "changed_rows": rows, "added_rows": p.added_rows}  # fmt: skip
+    return {
+        "name": p.name,
+        "shape": list(pairing.finetuned.shape(p.name)),
+        "norm": norm,
+        "base_norm": sums.norm(before),
+        "changed_rows": rows,
+        "added_rows": p.added_rows,
+    }
 
 
 def _relative(changed: list[dict], shared: list[dict]) -> float:
@@ -89,17 +100,21 @@ def _show(result: dict, top: int):
         rows = "" if row["changed_rows"] is None else str(row["changed_rows"])
         rows += f" + {row['added_rows']} new" if row["added_rows"] else ""
         table.add_row(
-            row["name"], " x ".join(map(str, row["shape"])),
-            percent(row["norm"] / row["base_norm"] if row["base_norm"] else None), percent(row["norm"] ** 2 / total, 1),
+            row["name"],
+            " x ".join(map(str, row["shape"])),
+            percent(row["norm"] / row["base_norm"] if row["base_norm"] else None),
+            percent(row["norm"] ** 2 / total, 1),
             rows,
-        )  # fmt: skip
+        )
     if listed:
         output.print(table)
     if len(listed) < len(result["changed"]):
         output.print(f"… and {len(result['changed']) - len(listed)} more (--top 0 lists all)")
-    output.print(f"\n{len(result['changed'])} tensors changed, {len(result['unchanged'])} did not; "
-                 f"the whole model moved by {percent(result['relative'])} of its norm\n"
-                 "change: of the base tensor's norm; share: of all change, squared; rows: that changed at all")
+    output.print(
+        f"\n{len(result['changed'])} tensors changed, {len(result['unchanged'])} did not; "
+        f"the whole model moved by {percent(result['relative'])} of its norm\n"
+        "change: of the base tensor's norm; share: of all change, squared; rows: that changed at all"
+    )
     output.print(counts_text(result["account"]), soft_wrap=True)
     for what, names in (
         ("Only in the fine-tune", [row["name"] for row in result["only_finetuned"]]),

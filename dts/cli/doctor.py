@@ -35,22 +35,31 @@ def examine() -> dict:
     """Everything `dts doctor` says, as plain data."""
     import torch
 
-    cpu = {"name": _cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-           "features": _cpu_features()}  # fmt: skip
+    cpu = {
+        "name": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "features": _cpu_features(),
+    }
     devices = {"cpu": cpu}
     for i in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(i)
         devices[f"cuda:{i}"] = {"name": gpu.name, "memory": gpu.total_memory, "sm": f"{gpu.major}{gpu.minor}"}
     kernels = _kernels()
     report = {
-        "versions": {"dts": __version__, "python": platform.python_version(), "torch": torch.__version__,
-                     "triton": _version("triton"), "transformers": _version("transformers"),
-                     "platform": platform.platform()},
+        "versions": {
+            "dts": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "triton": _version("triton"),
+            "transformers": _version("transformers"),
+            "platform": platform.platform(),
+        },
         "devices": devices,
         "extras": {module: importlib.util.find_spec(module) is not None for module in EXTRAS},
         "kernels": kernels,
         "paths": [row for device in kernels for row in _paths(device, kernels[device].get("layout", "disk"))],
-    }  # fmt: skip
+    }
     report["advice"] = _advice(report)
     return report
 
@@ -81,11 +90,31 @@ def _paths(device: str, layout: str) -> list[dict]:
     rows = []
     for what, count, in_features, out_features, rank, tasks in SAMPLES:
         for dtype in ("float32", "bfloat16", "float16"):
-            problem = Problem("linear", device, dtype, count, in_features, out_features, rank, entries=tasks,
-                              tasks=tasks, layout=layout)  # fmt: skip
-            rows.append({"device": device, "what": what, "rows": count, "in_features": in_features,
-                         "out_features": out_features, "rank": rank, "tasks": tasks, "dtype": dtype,
-                         "path": choose(problem)})  # fmt: skip
+            problem = Problem(
+                "linear",
+                device,
+                dtype,
+                count,
+                in_features,
+                out_features,
+                rank,
+                entries=tasks,
+                tasks=tasks,
+                layout=layout,
+            )
+            rows.append(
+                {
+                    "device": device,
+                    "what": what,
+                    "rows": count,
+                    "in_features": in_features,
+                    "out_features": out_features,
+                    "rank": rank,
+                    "tasks": tasks,
+                    "dtype": dtype,
+                    "path": choose(problem),
+                }
+            )
     return rows
 
 
@@ -95,14 +124,20 @@ def _advice(report: dict) -> list[str]:
         if not present:
             extra, purpose = EXTRAS[module]
             missing.setdefault(extra, []).append(purpose)
-    advice = [f"pip install 'dts-merge[{extra}]' for {', '.join(dict.fromkeys(purposes))}"
-              for extra, purposes in missing.items()]  # fmt: skip
+    advice = [
+        f"pip install 'dts-merge[{extra}]' for {', '.join(dict.fromkeys(purposes))}"
+        for extra, purposes in missing.items()
+    ]
     if not report["kernels"]["cpu"]["compiled"]:
-        advice.append("The CPU kernels are not compiled, so products run as slower PyTorch operations: install a C "
-                      "compiler (gcc or clang) and install this package again")  # fmt: skip
+        advice.append(
+            "The CPU kernels are not compiled, so products run as slower PyTorch operations: install a C "
+            "compiler (gcc or clang) and install this package again"
+        )
     if report["kernels"].get("cuda", {}).get("why slow"):
-        advice.append(f"GPU products run through plain PyTorch, many times slower than the packed kernels: "
-                      f"{report['kernels']['cuda']['why slow']}")  # fmt: skip
+        advice.append(
+            f"GPU products run through plain PyTorch, many times slower than the packed kernels: "
+            f"{report['kernels']['cuda']['why slow']}"
+        )
     return advice
 
 
@@ -131,21 +166,42 @@ def _cpu_features() -> list[str]:
     """Those of the CPU's features that a kernel here may use."""
     info = _cpuinfo()
     flags = set((info.get("flags") or info.get("Features") or "").split())
-    wanted = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx_vnni",
-              "amx_int8", "asimd", "asimddp")
+    wanted = (
+        "avx2",
+        "fma",
+        "f16c",
+        "avx512f",
+        "avx512bw",
+        "avx512_vnni",
+        "avx512_bf16",
+        "avx_vnni",
+        "amx_int8",
+        "asimd",
+        "asimddp",
+    )
     return [name for name in wanted if name in flags]
 
 
 def _show(report: dict):
     output.print(pairs("Versions", {name: value or "not installed" for name, value in report["versions"].items()}))
     for name, device in report["devices"].items():
-        shown = {key: bytes_text(value) if key == "memory" else ", ".join(value) or "none known" if key == "features"
-                 else value for key, value in device.items()}
+        shown = {
+            key: bytes_text(value)
+            if key == "memory"
+            else ", ".join(value) or "none known"
+            if key == "features"
+            else value
+            for key, value in device.items()
+        }
         output.print()
         output.print(pairs(name, shown))
     output.print()
-    shown = {device: "; ".join(f"{key}: {', '.join(value) if isinstance(value, list) else value}"
-                               for key, value in found.items() if value) for device, found in report["kernels"].items()}
+    shown = {
+        device: "; ".join(
+            f"{key}: {', '.join(value) if isinstance(value, list) else value}" for key, value in found.items() if value
+        )
+        for device, found in report["kernels"].items()
+    }
     output.print(pairs("Kernels", shown))
     output.print()
     columns = ("product", "in x out, rank", "fp32", "bf16", "fp16")
@@ -157,7 +213,9 @@ def _show(report: dict):
     for key, by_dtype in grouped.items():
         table.add_row(*key, by_dtype["float32"], by_dtype["bfloat16"], by_dtype["float16"])
     output.print(table)
-    output.print("native, triton: compiled kernels; unpack, dequantise: unpacked for a library product; "
-                 "reference: plain PyTorch\n")
+    output.print(
+        "native, triton: compiled kernels; unpack, dequantise: unpacked for a library product; "
+        "reference: plain PyTorch\n"
+    )
     for line in report["advice"] or ["Nothing is missing."]:
         output.print(f"• {line}", soft_wrap=True)

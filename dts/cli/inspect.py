@@ -24,23 +24,36 @@ def inspect(
 def summary(adapter) -> dict:
     """What every verb that ends in an adapter says of it."""
     return {
-        "name": adapter.name, "description": adapter.description, "class_names": adapter.class_names,
-        "folder": str(adapter.folder) if adapter.folder else None, "kind": adapter.kind, "method": adapter.method,
-        "bytes": adapter.nbytes, "amr": adapter.amr, "squared_error": adapter.config.get("squared_error"),
+        "name": adapter.name,
+        "description": adapter.description,
+        "class_names": adapter.class_names,
+        "folder": str(adapter.folder) if adapter.folder else None,
+        "kind": adapter.kind,
+        "method": adapter.method,
+        "bytes": adapter.nbytes,
+        "amr": adapter.amr,
+        "squared_error": adapter.config.get("squared_error"),
         "base": adapter.config["base"],
         "created": adapter.config.get("created"),
-    }  # fmt: skip
+    }
 
 
 def tensors_of(adapter) -> list[dict]:
     """One row a tensor; ``squared_error`` is ||delta - delta_hat||^2 / ||delta||^2."""
     stored = adapter.config["tensors"]
     return [
-        {"name": entry.name, "kind": "task only" if entry.task_only else entry.kind, "shape": list(entry.shape),
-         "rank": entry.rank, "bytes": stored.get(entry.name, {}).get("bytes"), "norm": entry.norm,
-         "squared_error": entry.squared_error, "tied_to": entry.tied_to}
+        {
+            "name": entry.name,
+            "kind": "task only" if entry.task_only else entry.kind,
+            "shape": list(entry.shape),
+            "rank": entry.rank,
+            "bytes": stored.get(entry.name, {}).get("bytes"),
+            "norm": entry.norm,
+            "squared_error": entry.squared_error,
+            "tied_to": entry.tied_to,
+        }
         for entry in adapter.entries.values()
-    ]  # fmt: skip
+    ]
 
 
 def summary_table(result: dict, title: str | None = None):
@@ -85,10 +98,14 @@ def _show(result: dict, all_tensors: bool):
     table = listing(None, "tensor", "kind", "shape", "rank", "bytes", "norm", "error²", text=("kind",))
     for row in result["tensors"]:
         table.add_row(
-            row["name"], row["tied_to"] or row["kind"], " x ".join(map(str, row["shape"])), str(row["rank"] or ""),
-            f"{row['bytes']:,}" if row["bytes"] is not None else "", f"{row['norm']:.3g}" if row["norm"] else "",
+            row["name"],
+            row["tied_to"] or row["kind"],
+            " x ".join(map(str, row["shape"])),
+            str(row["rank"] or ""),
+            f"{row['bytes']:,}" if row["bytes"] is not None else "",
+            f"{row['norm']:.3g}" if row["norm"] else "",
             f"{row['squared_error']:.3f}" if row["rank"] and row["squared_error"] is not None else "",
-        )  # fmt: skip
+        )
     output.print(table)
 
 
@@ -101,7 +118,10 @@ def _by_kind(tensors: list[dict]) -> Table:
         energy = sum(row["norm"] ** 2 for row in known)
         error = sum(row["squared_error"] * row["norm"] ** 2 for row in known) / energy if energy else None
         table.add_row(
-            kind, str(len(rows)), f"{sum(row['bytes'] or 0 for row in rows):,}",
-            f"{min(ranks)} to {max(ranks)}" if ranks else "", f"{error:.3f}" if error is not None else "",
-        )  # fmt: skip
+            kind,
+            str(len(rows)),
+            f"{sum(row['bytes'] or 0 for row in rows):,}",
+            f"{min(ranks)} to {max(ranks)}" if ranks else "",
+            f"{error:.3f}" if error is not None else "",
+        )
     return table

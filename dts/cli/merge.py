@@ -11,15 +11,21 @@ from dts.cli.common import DryRun, Json, Revision, at, bytes_text, counts_text, 
 
 
 def merge(
-    finetuned: Annotated[list[str] | None, typer.Argument(help="Full fine-tunes of one base.", show_default=False)]
-        = None,
-    base: Annotated[str | None, typer.Option("--base", "-b", help="The pretrained model; 'average' works without.",
-                                             show_default=False)] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the merged model.", show_default=False)]
-        = None,
+    finetuned: Annotated[
+        list[str] | None, typer.Argument(help="Full fine-tunes of one base.", show_default=False)
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", "-b", help="The pretrained model; 'average' works without.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of the merged model.", show_default=False)
+    ] = None,
     method: Annotated[str, typer.Option("--method", "-m", help="See --methods.")] = "average",
-    option: Annotated[list[str] | None, typer.Option("--option", help="Of the method, name=value; may be repeated.",
-                                                     show_default=False)] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", help="Of the method, name=value; may be repeated.", show_default=False),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of methods that draw at random.")] = 0,
     methods: Annotated[bool, typer.Option("--methods", help="List the methods and their options.")] = False,
     revision: Revision = None,
@@ -44,11 +50,26 @@ def merge(
         written = sum(_bytes(sources, name) for name in sources.written())
     else:
         with progress_bar(f"Merging by {method}") as progress:
-            dts.merge(base, finetuned, method=method, out=out, seed=seed, progress=progress,
-                      account=accounts.append, **options)  # fmt: skip
+            dts.merge(
+                base,
+                finetuned,
+                method=method,
+                out=out,
+                seed=seed,
+                progress=progress,
+                account=accounts.append,
+                **options,
+            )
         written = (out / "model.safetensors").stat().st_size
-    result = {"out": str(out), "method": method, "options": options, "base": base, "models": finetuned,
-              "bytes": written, "written": not dry_run}  # fmt: skip
+    result = {
+        "out": str(out),
+        "method": method,
+        "options": options,
+        "base": base,
+        "models": finetuned,
+        "bytes": written,
+        "written": not dry_run,
+    }
     result["account"] = accounts[0].as_dict() if accounts else None
     emit(result, as_json, lambda: _show(result))
 
@@ -78,10 +99,15 @@ def _methods() -> list[dict]:
     from dts.merge import METHODS
 
     return [
-        {"name": m.name, "paper": m.paper, "summary": m.summary, "needs_base": m.needs_base,
-         "options": {name: {"default": o.default, "text": o.text} for name, o in m.options.items()}}
+        {
+            "name": m.name,
+            "paper": m.paper,
+            "summary": m.summary,
+            "needs_base": m.needs_base,
+            "options": {name: {"default": o.default, "text": o.text} for name, o in m.options.items()},
+        }
         for m in METHODS.values()
-    ]  # fmt: skip
+    ]
 
 
 def _show_methods():
@@ -97,7 +123,10 @@ def _show_methods():
 
 def _show(result: dict):
     done = "Wrote" if result["written"] else "Would write"
-    output.print(f"{done} {result['out']}: {len(result['models'])} models merged by {result['method']}, "
-                 f"{bytes_text(result['bytes'])}", soft_wrap=True)
+    output.print(
+        f"{done} {result['out']}: {len(result['models'])} models merged by {result['method']}, "
+        f"{bytes_text(result['bytes'])}",
+        soft_wrap=True,
+    )
     if result["account"]:
         output.print(counts_text(result["account"]), soft_wrap=True)

@@ -23,23 +23,49 @@ from dts.cli.inspect import summary, summary_table
 
 def mix(
     adapters: Annotated[list[str], typer.Argument(help="Folders of adapters of one base.", show_default=False)],
-    classes: Annotated[str | None, typer.Option(help="The new task's class names: 'a, b, c' or @file with one a line.",
-                                                show_default=False)] = None,
-    description: Annotated[str | None, typer.Option(help="What the new task is; weighs by it where there are no "
-                                                    "--classes.", show_default=False)] = None,
-    weight: Annotated[list[str] | None, typer.Option(help="Instead of names: task=0.7, once for each task.",
-                                                     show_default=False)] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the mixture as an adapter; without, only the "
-                                             "weights are shown.", show_default=False)] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(help="The new task's class names: 'a, b, c' or @file with one a line.", show_default=False),
+    ] = None,
+    description: Annotated[
+        str | None,
+        typer.Option(help="What the new task is; weighs by it where there are no --classes.", show_default=False),
+    ] = None,
+    weight: Annotated[
+        list[str] | None, typer.Option(help="Instead of names: task=0.7, once for each task.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Write the mixture as an adapter; without, only the weights are shown.",
+            show_default=False,
+        ),
+    ] = None,
     name: Annotated[str, typer.Option(help="Of the new task.")] = "mixture",
-    size: Annotated[str | None, typer.Option("--budget", "-s", help="Encode it anew into 1% (of the base in fp32) or "
-                                             "500KB; without, exact and as large as its parts.", show_default=False)]
-        = None,
-    base: Annotated[str | None, typer.Option("--base", "-b", help="The base model: needed where an adapter holds whole "
-                                             "tensors; makes --budget better.", show_default=False)] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            "-s",
+            help="Encode it anew into 1% (of the base in fp32) or 500KB; without, exact and as large as its parts.",
+            show_default=False,
+        ),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base",
+            "-b",
+            help="The base model: needed where an adapter holds whole tensors; makes --budget better.",
+            show_default=False,
+        ),
+    ] = None,
     encoder: Annotated[str, typer.Option(help="'default', or a sentence-transformers folder or hub id.")] = "default",
-    temperature: Annotated[float | None, typer.Option(help="Softmax of the similarities at this temperature.",
-                                                      show_default=False)] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Softmax of the similarities at this temperature.", show_default=False)
+    ] = None,
     top_k: Annotated[int | None, typer.Option(help="Only the most similar tasks.", min=1, show_default=False)] = None,
     floor: Annotated[float | None, typer.Option(help="Only tasks at least this similar.", show_default=False)] = None,
     negative: Annotated[bool, typer.Option("--negative", help="Let unlike tasks count against.")] = False,
@@ -47,7 +73,7 @@ def mix(
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
     as_json: Json = False,
-):  # fmt: skip
+):
     """Mix adapters by the meaning of a new task's class names, and show why."""
     import dts
 
@@ -61,17 +87,25 @@ def mix(
     if weight:
         weights, rows = weights_of(weight), []
     else:
-        weights = dts.unseen.task_weights(new, opened, encoder=encoder, temperature=temperature, top_k=top_k,
-                                          floor=floor, negative=negative)  # fmt: skip
+        weights = dts.unseen.task_weights(
+            new, opened, encoder=encoder, temperature=temperature, top_k=top_k, floor=floor, negative=negative
+        )
         rows = weights.rows()
     result = {"weights": dict(weights), "similarities": rows, "written": out is not None and not dry_run}
     if out is not None:
         with progress_bar("Mixing", in_bytes=True) as progress:
             mixture = dts.unseen.mix(
-                opened, weights, None if dry_run else out, name=name, class_names=list_of(classes),
-                description=description, base=base, overwrite=overwrite, progress=progress,
+                opened,
+                weights,
+                None if dry_run else out,
+                name=name,
+                class_names=list_of(classes),
+                description=description,
+                base=base,
+                overwrite=overwrite,
+                progress=progress,
                 **(parse_size(size) if size else {}),
-            )  # fmt: skip
+            )
         result["adapter"] = summary(mixture) | {"folder": str(out), "account": mixture.account.as_dict()}
     emit(result, as_json, lambda: _show(result))
 
@@ -93,8 +127,9 @@ def weights_of(given: list[str]) -> dict[str, float]:
 
 
 def _show(result: dict):
-    table = listing("What the mixture is made of", "task", "similarity", "weight", "nearest classes",
-                    text=("nearest classes",))
+    table = listing(
+        "What the mixture is made of", "task", "similarity", "weight", "nearest classes", text=("nearest classes",)
+    )
     for row in result["similarities"]:
         nearest = f"{row['class']} ~ {row['nearest']} ({row['nearest_similarity']:.2f})"
         table.add_row(row["task"], f"{row['similarity']:.3f}", f"{row['weight']:.3f}", nearest)

@@ -12,8 +12,12 @@ from dts.cli.inspect import summary, summary_table
 def truncate(
     adapter: Annotated[str, typer.Argument(help="Folder of the adapter.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the smaller one.", show_default=False)],
-    size: Annotated[str, typer.Option("--budget", "-s", help="Bytes of the whole adapter: 0.5% (of the base in fp32), "
-                                      "500KB.", show_default=False)],
+    size: Annotated[
+        str,
+        typer.Option(
+            "--budget", "-s", help="Bytes of the whole adapter: 0.5% (of the base in fp32), 500KB.", show_default=False
+        ),
+    ],
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
     as_json: Json = False,

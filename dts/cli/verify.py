@@ -10,8 +10,9 @@ from dts.cli.common import CHECK_FAILED, FinetunedRevision, Json, Revision, at, 
 def verify(
     adapter: Annotated[str, typer.Argument(help="Folder of the adapter.", show_default=False)],
     base: Annotated[str, typer.Argument(help="The base it should belong to.", show_default=False)],
-    finetuned: Annotated[str | None, typer.Argument(help="Its fine-tune: measures the errors again.",
-                                                    show_default=False)] = None,
+    finetuned: Annotated[
+        str | None, typer.Argument(help="Its fine-tune: measures the errors again.", show_default=False)
+    ] = None,
     revision: Revision = None,
     finetuned_revision: FinetunedRevision = None,
     as_json: Json = False,
@@ -29,8 +30,9 @@ def verify(
         name, report = loaded.name, loaded.verify(base, finetuned)
     except AdapterError as error:
         report = Report(str(error).splitlines())
-    errors = {name: {"recorded": recorded, "measured": measured}
-              for name, (recorded, measured) in report.errors.items()}  # fmt: skip
+    errors = {
+        name: {"recorded": recorded, "measured": measured} for name, (recorded, measured) in report.errors.items()
+    }
     result = {"adapter": adapter, "ok": report.ok, "problems": report.problems, "squared_errors": errors}
     if report.ok:
         opened = open_checkpoint(base)
@@ -51,5 +53,7 @@ def _show(name: str, report, base: str, finetuned: str | None, result: dict):
     if finetuned is None:
         output.print("Give the fine-tune as well to measure the errors again.")
     else:
-        output.print(f"{len(report.errors)} tensors are as close to {finetuned} as recorded; all others equal it.",
-                     soft_wrap=True)  # fmt: skip
+        output.print(
+            f"{len(report.errors)} tensors are as close to {finetuned} as recorded; all others equal it.",
+            soft_wrap=True,
+        )

@@ -56,8 +56,9 @@ def compress_tensor(
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
     if len(asked) != 1 or not asked[0] > 0:
-        raise ValueError(f"give one of rank_fraction=, rank=, target_error=, above 0; got "
-                         f"{rank_fraction=}, {rank=}, {target_error=}")
+        raise ValueError(
+            f"give one of rank_fraction=, rank=, target_error=, above 0; got {rank_fraction=}, {rank=}, {target_error=}"
+        )
     if target_error is not None and method != "residual":
         raise ValueError('target_error= needs method="residual"; give "paper" and "sketch" a rank_fraction= or rank=')
 
@@ -105,13 +106,17 @@ def checked(delta: Tensor, name: str | None, device) -> Tensor:
     """delta as float32 [m, n] on ``device``; raises Unencodable."""
     label = f"tensor {name!r}" if name else "the tensor"
     if not delta.is_floating_point() or delta.dim() != 2:
-        raise Unencodable(f"{label} is {delta.dtype} {list(delta.shape)}: the codec takes floating point matrices; "
-                          "reshape it to [out_features, everything else] or store it whole")
+        raise Unencodable(
+            f"{label} is {delta.dtype} {list(delta.shape)}: the codec takes floating point matrices; "
+            "reshape it to [out_features, everything else] or store it whole"
+        )
     delta = delta.detach().to(device or delta.device, torch.float32)
     if delta.numel() and not math.isfinite(largest(delta)):
         nan, infinite = delta.isnan().sum().item(), delta.isinf().sum().item()
-        raise Unencodable(f"{label} has {nan} NaN and {infinite} infinite elements (as float32) of {delta.numel()}: "
-                          "check the fine-tune for divergence or overflow")
+        raise Unencodable(
+            f"{label} has {nan} NaN and {infinite} infinite elements (as float32) of {delta.numel()}: "
+            "check the fine-tune for divergence or overflow"
+        )
     return delta
 
 

@@ -69,7 +69,7 @@ class Factors:
 
     @property
     def method(self) -> str:
-        """"sketch" if there are samples, else "paper" or "residual", the kind of the components."""
+        """ "sketch" if there are samples, else "paper" or "residual", the kind of the components."""
         return "sketch" if self.samples else self.parts[-1].kind if self.parts else "residual"
 
     def residual(self) -> "Factors":
@@ -82,8 +82,11 @@ class Factors:
     @property
     def nbytes(self) -> int:
         """Bytes of its tensors on disk, without file headers."""
-        index = sum(index_to_disk(kept, size).nbytes
-                    for kept, size in zip((self.rows, self.columns), self.shape) if kept is not None)
+        index = sum(
+            index_to_disk(kept, size).nbytes
+            for kept, size in zip((self.rows, self.columns), self.shape)
+            if kept is not None
+        )
         return self.packed.nbytes + index + sum(one.nbytes for one in self.samples)
 
     def reconstruct(self, rank: int | None = None, dtype=torch.float32) -> Tensor:

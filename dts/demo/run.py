@@ -57,8 +57,13 @@ RECIPE = Recipe(epochs=2, learning_rate=3e-4, max_length=32)  # short: the whole
 TEST_TEXTS = 300  # of a task, at most: eight models answer each
 
 
-def run(data: str | Path | None = None, names: list[str] | None = None, out: str | Path = "demo",
-        cache: str | Path | None = None, console: Console | None = None) -> dict:  # fmt: skip
+def run(
+    data: str | Path | None = None,
+    names: list[str] | None = None,
+    out: str | Path = "demo",
+    cache: str | Path | None = None,
+    console: Console | None = None,
+) -> dict:
     """Runs the demo and returns its report, which is also written to ``out/report.json`` beside ``frontier.png``.
 
     data: a folder of data sets (see `folder_tasks`), else those that arrive with pip;  names: which tasks of it;
@@ -125,7 +130,10 @@ def _finetunes(tasks: list[Task], base: Path, cache, console: Console) -> dict[s
         start = time.perf_counter()
         with _bar(console, title) as step:
             folders[task.name] = finetune(
-                task, RECIPE, base=base, cache=cache,
+                task,
+                RECIPE,
+                base=base,
+                cache=cache,
                 progress=lambda done, total, loss: step(done, total, f"loss {loss:.2f}"),
             )
         console.print(f"  {title}: {time.perf_counter() - start:.0f} s")
@@ -162,8 +170,11 @@ def _stored(adapters: Path, key: str) -> dict | None:
 
 def _compress(tasks: list[Task], folders: dict[str, Path], base: Path, out: Path, console: Console) -> None:
     """Every task at every size.  One compression keeps one core busy, so there are as many at a time as cores."""
-    jobs = [(base, folders[task.name], out / task.name / size.slug, size, task.name, task.class_names, task.question)
-            for task in tasks for size in SIZES]  # fmt: skip
+    jobs = [
+        (base, folders[task.name], out / task.name / size.slug, size, task.name, task.class_names, task.question)
+        for task in tasks
+        for size in SIZES
+    ]
     if not jobs:
         return
     start, cores = time.perf_counter(), min(len(jobs), os.cpu_count() or 1)
@@ -177,8 +188,17 @@ def _compress(tasks: list[Task], folders: dict[str, Path], base: Path, out: Path
 
 def _compressed(job: tuple) -> Path:
     base, finetuned, out, size, name, class_names, question = job
-    dts.compress(base, finetuned, out=out, overwrite=True, method=size.method, name=name, class_names=class_names,
-                 description=question, **size.how)  # fmt: skip
+    dts.compress(
+        base,
+        finetuned,
+        out=out,
+        overwrite=True,
+        method=size.method,
+        name=name,
+        class_names=class_names,
+        description=question,
+        **size.how,
+    )
     return out
 
 
@@ -206,18 +226,35 @@ def _measure(task: Task, folder: Path, base: Path, adapters: Path, step: Callabl
         model.load_task(size.slug, adapter)
         score = evaluate.score(logits(size.slug), reference, labels)
         model.delete_task(size.slug)
-        results.append({
-            "adapter": size.slug, "method": size.method, "size": size.label, "folder": str(adapters / size.slug),
-            "bytes": adapter.nbytes, "amr": adapter.amr, "accuracy": score.accuracy,
-            "adr": metrics.adr(accuracy, score.accuracy), "agreement": score.agreement, "kl": score.kl,
-        })  # fmt: skip
+        results.append(
+            {
+                "adapter": size.slug,
+                "method": size.method,
+                "size": size.label,
+                "folder": str(adapters / size.slug),
+                "bytes": adapter.nbytes,
+                "amr": adapter.amr,
+                "accuracy": score.accuracy,
+                "adr": metrics.adr(accuracy, score.accuracy),
+                "agreement": score.agreement,
+                "kl": score.kl,
+            }
+        )
     shown = list(range(MIXED_ROWS))
     return {
-        "name": task.name, "question": task.question, "class_names": task.class_names, "source": task.source,
-        "licence": task.licence, "train": len(task.split("train")[0]), "test": len(texts), "finetuned": str(folder),
-        "accuracy_finetuned": accuracy, "accuracy_base": before, "adapters": results,
+        "name": task.name,
+        "question": task.question,
+        "class_names": task.class_names,
+        "source": task.source,
+        "licence": task.licence,
+        "train": len(task.split("train")[0]),
+        "test": len(texts),
+        "finetuned": str(folder),
+        "accuracy_finetuned": accuracy,
+        "accuracy_base": before,
+        "adapters": results,
         "examples": [{"text": texts[i], "label": labels[i], "finetuned": reference[i].argmax().item()} for i in shown],
-    }  # fmt: skip
+    }
 
 
 def _head_of(adapter) -> dts.Adapter:
@@ -261,11 +298,16 @@ def _mixed_batch(tasks: list[Task], rows: list[dict], base: Path, console: Conso
     answers = []
     for (row, example), row_logits in zip(asked, logits):
         chances = row_logits.float().softmax(-1)
-        answers.append({
-            "task": row["name"], "text": example["text"], "answer": row["class_names"][chances.argmax()],
-            "confidence": chances.max().item(), "finetuned": row["class_names"][example["finetuned"]],
-            "truth": row["class_names"][example["label"]],
-        })  # fmt: skip
+        answers.append(
+            {
+                "task": row["name"],
+                "text": example["text"],
+                "answer": row["class_names"][chances.argmax()],
+                "confidence": chances.max().item(),
+                "finetuned": row["class_names"][example["finetuned"]],
+                "truth": row["class_names"][example["label"]],
+            }
+        )
     return model, answers
 
 
@@ -311,9 +353,15 @@ def _bar(console: Console, title: str) -> Iterator[Callable]:
     if not console.is_terminal:
         yield _lines(console, title)
         return
-    columns = (TextColumn("  {task.description}", markup=False), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
-               TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-               TextColumn("{task.fields[note]}", style="dim", markup=False))  # fmt: skip
+    columns = (
+        TextColumn("  {task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", style="dim", markup=False),
+    )
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(title, total=None, note="")
         yield lambda done, total, note="": progress.update(task, completed=done, total=total, note=note)

@@ -220,18 +220,44 @@ DEMO_TASKS: dict[str, Callable[[], Task]] = {
 }
 
 ICD10_CHAPTERS = [
-    "infectious and parasitic diseases", "neoplasms", "blood and immune disorders",
-    "endocrine, nutritional and metabolic diseases", "mental and behavioral disorders", "nervous system", "eye",
-    "ear", "circulatory system", "respiratory system", "digestive system", "skin", "musculoskeletal system",
-    "genitourinary system", "pregnancy and childbirth", "perinatal conditions", "congenital malformations",
-    "symptoms and abnormal findings", "injury and poisoning", "external causes", "health services and status",
-]  # fmt: skip
+    "infectious and parasitic diseases",
+    "neoplasms",
+    "blood and immune disorders",
+    "endocrine, nutritional and metabolic diseases",
+    "mental and behavioral disorders",
+    "nervous system",
+    "eye",
+    "ear",
+    "circulatory system",
+    "respiratory system",
+    "digestive system",
+    "skin",
+    "musculoskeletal system",
+    "genitourinary system",
+    "pregnancy and childbirth",
+    "perinatal conditions",
+    "congenital malformations",
+    "symptoms and abnormal findings",
+    "injury and poisoning",
+    "external causes",
+    "health services and status",
+]
 
 LANGUAGES = {
-    "ar": "Arabic", "de": "German", "es": "Spanish", "fa": "Persian", "fr": "French", "id": "Indonesian",
-    "it": "Italian", "ja": "Japanese", "ko": "Korean", "pt": "Portuguese", "ru": "Russian", "tr": "Turkish",
+    "ar": "Arabic",
+    "de": "German",
+    "es": "Spanish",
+    "fa": "Persian",
+    "fr": "French",
+    "id": "Indonesian",
+    "it": "Italian",
+    "ja": "Japanese",
+    "ko": "Korean",
+    "pt": "Portuguese",
+    "ru": "Russian",
+    "tr": "Turkish",
     "zh": "Chinese",
-}  # fmt: skip
+}
 
 PYTHON_PARTS = {
     "asynchronous programming": "asyncio",

@@ -6,5 +6,19 @@ from dts.files.lock import Busy, Lock
 from dts.files.place import sync_tree, write_text
 from dts.files.watch import Changed, Watch
 
-__all__ = ["OVERTAKEN", "Building", "Busy", "Changed", "Leftover", "Lock", "Watch", "building",
-           "check_free", "check_place", "in_words", "set_aside", "sync_tree", "write_text"]  # fmt: skip
+__all__ = [
+    "OVERTAKEN",
+    "Building",
+    "Busy",
+    "Changed",
+    "Leftover",
+    "Lock",
+    "Watch",
+    "building",
+    "check_free",
+    "check_place",
+    "in_words",
+    "set_aside",
+    "sync_tree",
+    "write_text",
+]

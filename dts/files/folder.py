@@ -79,8 +79,10 @@ def set_aside(out: str | Path) -> str:
     old = hidden(out, OLD)
     if out.exists() or not old.is_dir():
         return ""
-    return f": a run was killed while it replaced it, and what was there is in {old}; rename it back, or write to " \
-           f"{out} again"  # fmt: skip
+    return (
+        f": a run was killed while it replaced it, and what was there is in {old}; rename it back, or write to "
+        f"{out} again"
+    )
 
 
 @contextmanager
@@ -106,8 +108,10 @@ def building(out: str | Path, check: Callable[[], None], resumable: bool = False
             _recover(out)
             check()
             if not resumable and hidden(out, PARTIAL).exists():
-                _say(f"an interrupted compression to {out} is kept in {hidden(out, PARTIAL)}: compress with resume "
-                     "goes on from it, without starts anew; it can be removed")  # fmt: skip
+                _say(
+                    f"an interrupted compression to {out} is kept in {hidden(out, PARTIAL)}: compress with resume "
+                    "goes on from it, without starts anew; it can be removed"
+                )
             place = Building(out, PARTIAL if resumable else SAVING, resume)
             try:
                 yield place
@@ -218,8 +222,9 @@ def _recover(out: Path) -> None:
         os.rename(old, target)
         _say(f"a run was killed while it replaced {out}: what was there is there again")
     elif old.is_dir() and vacant(target):
-        raise FileExistsError(f"a run was killed while it replaced {out}, and what was there is in {old}: rename it "
-                              f"back, or remove it")  # fmt: skip
+        raise FileExistsError(
+            f"a run was killed while it replaced {out}, and what was there is in {old}: rename it back, or remove it"
+        )
     elif old.is_dir():
         _say(f"{old} is what {out} was before a run that was killed; it can be removed")
     if hidden(out, SAVING).exists():

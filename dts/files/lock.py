@@ -136,8 +136,12 @@ def gone(owner: dict) -> bool:
 
 def _me() -> dict:
     pid = os.getpid()
-    return {"pid": pid, "started": _started(pid), "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-            "host": socket.gethostname()}  # fmt: skip
+    return {
+        "pid": pid,
+        "started": _started(pid),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "host": socket.gethostname(),
+    }
 
 
 def _started(pid: int) -> int | None:

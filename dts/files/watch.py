@@ -22,11 +22,16 @@ class Watch:
     def check(self) -> None:
         """Raises Changed with every file that is another one by now."""
         now = {file: _state(file) for file in self.seen}
-        wrong = [f"{file} {'is gone' if now[file] is None else 'changed'}"
-                 for file, state in self.seen.items() if now[file] != state]  # fmt: skip
+        wrong = [
+            f"{file} {'is gone' if now[file] is None else 'changed'}"
+            for file, state in self.seen.items()
+            if now[file] != state
+        ]
         if wrong:
-            raise Changed("what was being read changed meanwhile, so the result would be of neither: "
-                          f"{'; '.join(wrong)}.  Nothing was written; run again when nobody writes there")  # fmt: skip
+            raise Changed(
+                "what was being read changed meanwhile, so the result would be of neither: "
+                f"{'; '.join(wrong)}.  Nothing was written; run again when nobody writes there"
+            )
 
 
 def _files(source) -> list[Path]:

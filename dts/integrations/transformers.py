@@ -38,8 +38,9 @@ class Base:
     def check(self, adapters: list[Adapter]) -> None:
         """Raises ValueError if an adapter says that it was made for another base."""
         expected = {a.name: (a.config or {}).get("base", {}).get("fingerprint") for a in adapters}
-        wrong = [f"{name} was made for {value}" for name, value in expected.items()
-                 if value and value != self.fingerprint]  # fmt: skip
+        wrong = [
+            f"{name} was made for {value}" for name, value in expected.items() if value and value != self.fingerprint
+        ]
         if wrong:
             raise ValueError(f"{self.path} (fingerprint {self.fingerprint}) is not the base of: {'; '.join(wrong)}")
 

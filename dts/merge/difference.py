@@ -6,9 +6,19 @@ from pathlib import Path
 from .merge import merge
 
 
-def compress_difference(base, finetunes: Mapping, method: str = "average", out: str | Path | None = None, *,
-                        options: dict | None = None, seed: int = 0, progress=None, class_names: Mapping | None = None,
-                        descriptions: Mapping | None = None, **compress):  # fmt: skip
+def compress_difference(
+    base,
+    finetunes: Mapping,
+    method: str = "average",
+    out: str | Path | None = None,
+    *,
+    options: dict | None = None,
+    seed: int = 0,
+    progress=None,
+    class_names: Mapping | None = None,
+    descriptions: Mapping | None = None,
+    **compress,
+):
     """Merge fine-tunes into a base theta_m and compress each against it.
 
     finetunes: {task name: model}; base: the pretrained model or None (method "average"); options: of the merging
@@ -25,12 +35,20 @@ def compress_difference(base, finetunes: Mapping, method: str = "average", out: 
     out = Path(out)
     if "codec" in compress:
         compress["method"] = compress.pop("codec")
-    theta_m = merge(base, list(finetunes.values()), method, out / "base", seed=seed, progress=progress,
-                    **(options or {}))
+    theta_m = merge(
+        base, list(finetunes.values()), method, out / "base", seed=seed, progress=progress, **(options or {})
+    )
     adapters = {}
     for name, model in finetunes.items():
         adapters[name] = compress_one(
-            theta_m, model, out=out / "adapters" / name, kind="difference", name=name, progress=progress,
-            class_names=(class_names or {}).get(name), description=(descriptions or {}).get(name), **compress,
+            theta_m,
+            model,
+            out=out / "adapters" / name,
+            kind="difference",
+            name=name,
+            progress=progress,
+            class_names=(class_names or {}).get(name),
+            description=(descriptions or {}).get(name),
+            **compress,
         )
     return theta_m, adapters

@@ -14,13 +14,31 @@ from dts.files import Watch, building, check_place
 from .registry import Method
 from .sources import Sources
 
-COPIED = ("config.json", "generation_config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json",
-          "added_tokens.json", "*.model", "*.jinja", "*processor_config.json")  # fmt: skip
+COPIED = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*.model",
+    "*.jinja",
+    "*processor_config.json",
+)
 OF_ONE_TASK = ("architectures", "id2label", "label2id", "problem_type", "finetuning_task")
 
 
-def write_folder(out: Path, sources: Sources, layout: dict, load: Callable[[str], Tensor], method: Method,
-                 options: dict, seed: int, watch: Watch) -> Path:
+def write_folder(
+    out: Path,
+    sources: Sources,
+    layout: dict,
+    load: Callable[[str], Tensor],
+    method: Method,
+    options: dict,
+    seed: int,
+    watch: Watch,
+) -> Path:
     """Write the whole folder beside ``out`` and rename it, so that an interrupted merge leaves nothing half-written."""
     with building(out, lambda: check_place(out, False, "empty", lambda folder: False)) as place:
         partial = place.fresh()
@@ -73,12 +91,20 @@ def card(name: str, sources: Sources, method: Method, options: dict, seed: int) 
     models = [_source(m) for m in sources.models]
     base = "none" if sources.base is None else _source(sources.base)
     lines = [
-        "---", "library_name: transformers", "tags: [model-merging, dts]", "---", f"# {name}", "",
-        f"{len(models)} models merged with `{method.name}` ({method.paper}) by dts {__version__}.", "",
-        f"{method.summary}", "", "```json",
+        "---",
+        "library_name: transformers",
+        "tags: [model-merging, dts]",
+        "---",
+        f"# {name}",
+        "",
+        f"{len(models)} models merged with `{method.name}` ({method.paper}) by dts {__version__}.",
+        "",
+        f"{method.summary}",
+        "",
+        "```json",
         json.dumps({"method": method.name, "options": options, "seed": seed, "base": base, "models": models}, indent=2),
         "```",
-    ]  # fmt: skip
+    ]
     if sources.left:
         stays = "the base's" if sources.base else "left out"
         lines += ["", f"Tensors that were not merged ({stays}):", ""]

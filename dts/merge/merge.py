@@ -18,9 +18,19 @@ from .sources import Sources
 from .tensor import TensorInfo
 
 
-def merge(base, finetunes, method: str = "average", out: str | Path | None = None, *, dtype: torch.dtype | None = None,
-          seed: int = 0, exclude=(), progress: Callable[[int, int, str], None] | None = None,
-          account: Callable[[Account], None] | None = None, **options):  # fmt: skip
+def merge(
+    base,
+    finetunes,
+    method: str = "average",
+    out: str | Path | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    seed: int = 0,
+    exclude=(),
+    progress: Callable[[int, int, str], None] | None = None,
+    account: Callable[[Account], None] | None = None,
+    **options,
+):
     """Merge fine-tunes into one model theta_m = theta_0 + merged delta.
 
     base: the pretrained model, or None for methods that need none ("average"); finetunes: a list. Each is anything

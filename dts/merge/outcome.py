@@ -34,16 +34,23 @@ class Outcome:
         """Raises NoEffect for a model that equals the base, and if no tensor came out changed."""
         sources = self.sources
         if sources.base is not None:
-            idle = [m.source for i, m in enumerate(sources.models)
-                    if not any(row[i] for row in self.differ.values()) and not self._adds(i)]  # fmt: skip
+            idle = [
+                m.source
+                for i, m in enumerate(sources.models)
+                if not any(row[i] for row in self.differ.values()) and not self._adds(i)
+            ]
             if idle:
-                raise NoEffect(f"{', '.join(idle)} does not differ from the base {sources.base.source} in any "
-                               "tensor that is merged: leave it out, or give another base")  # fmt: skip
+                raise NoEffect(
+                    f"{', '.join(idle)} does not differ from the base {sources.base.source} in any "
+                    "tensor that is merged: leave it out, or give another base"
+                )
             if not any(self.changed.values()) and not sources.added:
                 differ = sum(map(any, self.differ.values()))
-                raise NoEffect(f"merging by {method} gives the base itself: {differ} tensors of the models differ from "
-                               "it and none came out changed; look at the method's options "
-                               "(weights or a scale of 0, a density too small)")  # fmt: skip
+                raise NoEffect(
+                    f"merging by {method} gives the base itself: {differ} tensors of the models differ from "
+                    "it and none came out changed; look at the method's options "
+                    "(weights or a scale of 0, a density too small)"
+                )
         elif self.changed and not any(map(any, self.differ.values())):
             raise NoEffect("the models to merge are zero everywhere")
         account = Account()
@@ -55,8 +62,11 @@ class Outcome:
 
     def _warn(self, account: Account) -> None:
         """Of tensors that the merged model has not: heads of one model, what only some models have."""
-        gone = [f"{fate.name} ({fate.model})" for fate in account.fates if fate.what == "skipped"
-                and (fate.why == ONLY if fate.model != "merged" else True)]  # fmt: skip
+        gone = [
+            f"{fate.name} ({fate.model})"
+            for fate in account.fates
+            if fate.what == "skipped" and (fate.why == ONLY if fate.model != "merged" else True)
+        ]
         if gone:
             shown = ", ".join(gone[:10]) + (f" and {len(gone) - 10} more" if len(gone) > 10 else "")
             warn(f"{len(gone)} tensors are not in the merged model: {shown}", NotMerged)

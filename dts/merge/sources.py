@@ -135,12 +135,17 @@ def added_rows(pairings: list[Pairing]) -> dict[str, list[tuple[int, str]]]:
         models = [pairings[i].finetuned for i, _ in members]
         counts = {m.source: pairings[i].pairs[own].added_rows for m, (i, own) in zip(models, members)}
         first = models[0]
-        others = [m for m, (_, own) in zip(models[1:], members[1:])
-                  if not _same_tokens(first, members[0][1], m, own, pairings[0].base.shape(name)[0])]  # fmt: skip
+        others = [
+            m
+            for m, (_, own) in zip(models[1:], members[1:])
+            if not _same_tokens(first, members[0][1], m, own, pairings[0].base.shape(name)[0])
+        ]
         if len(set(counts.values())) > 1 or others:
             rows = ", ".join(f"{count} by {source}" for source, count in counts.items())
-            wrong.append(f"{name}: rows were added for other tokens ({rows}): merge on a base enlarged to one "
-                         "tokenizer that has them all, or resize the models to the base's vocabulary")  # fmt: skip
+            wrong.append(
+                f"{name}: rows were added for other tokens ({rows}): merge on a base enlarged to one "
+                "tokenizer that has them all, or resize the models to the base's vocabulary"
+            )
     if wrong:
         raise Mismatch("these models have vocabularies of their own", wrong)
     return added
@@ -152,6 +157,7 @@ def _same_tokens(a: Checkpoint, a_name: str, b: Checkpoint, b_name: str, rows: i
         return False
     if a.folder and b.folder and differing_files(None, a.folder):
         files = {name for one, two in ((a, b), (b, a)) for name in differing_files(one.folder, two.folder)}
-        return not any(name.startswith(("tokenizer.json", "added_tokens", "vocab")) or name.endswith(".model")
-                       for name in files)  # fmt: skip
+        return not any(
+            name.startswith(("tokenizer.json", "added_tokens", "vocab")) or name.endswith(".model") for name in files
+        )
     return torch.equal(a.load(a_name)[rows:], b.load(b_name)[rows:])

@@ -29,12 +29,21 @@ class DTSMultiheadAttention(Layer, nn.MultiheadAttention):
         """A layer that shares the parameters of ``attention`` and leaves it as it is."""
         return standalone(attention, cls)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None,
-                need_weights: bool = True, attn_mask: Tensor | None = None, average_attn_weights: bool = True,
-                is_causal: bool = False) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
         if not self.dts.routed():
-            return self.base_forward(query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights,
-                                     is_causal)  # fmt: skip
+            return self.base_forward(
+                query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
+            )
         single = query.dim() == 2
         if self.batch_first or single:
             first = lambda t: t[None] if single else t  # noqa: E731

@@ -28,8 +28,10 @@ class DTSConv2d(Layer, nn.Conv2d):
             return self.base_forward(x)
         if x.dim() == 3:
             if dts.state.rows != 1:
-                raise RuntimeError(f"{dts.name or 'a convolution'} got one image {list(x.shape)} for {dts.state.rows} "
-                                   f"rows; give [rows, channels, height, width]")  # fmt: skip
+                raise RuntimeError(
+                    f"{dts.name or 'a convolution'} got one image {list(x.shape)} for {dts.state.rows} "
+                    f"rows; give [rows, channels, height, width]"
+                )
             return self.forward(x[None])[0]
         x, routing = dts.enter(x)
         y = self._conv_forward(x, self._parameters["weight"], self._parameters["bias"])

@@ -171,8 +171,9 @@ class MatrixDelta:
         self.main = self.main.to(device)
         self.blocks = {slot: [block.to(device) for block in blocks] for slot, blocks in self.blocks.items()}
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routing,
-               adds: Tensor | None = None) -> Tensor:  # fmt: skip
+    def linear(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routing, adds: Tensor | None = None
+    ) -> Tensor:
         """x W^T + b + the delta + gamma adds[task], all but blocks in one call; adds: float32 [slots, m] or None."""
         if self.main.bank.slots:
             y = self.main.linear(x, weight, bias, routing, adds)

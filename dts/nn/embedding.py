@@ -33,14 +33,23 @@ class DTSEmbedding(Layer, nn.Embedding):
         if ids.dtype in (torch.int32, torch.int16, torch.int8, torch.uint8):
             ids = ids.long()  # what kernels read
         if self.num_embeddings != delta.shape[0]:
-            raise RuntimeError(f"{dts.name or 'an embedding'} was resized from {delta.shape[0]} rows to "
-                               f"{self.num_embeddings} under its tasks: delete_task() them, and resize before "
-                               f"load_task()")  # fmt: skip
+            raise RuntimeError(
+                f"{dts.name or 'an embedding'} was resized from {delta.shape[0]} rows to "
+                f"{self.num_embeddings} under its tasks: delete_task() them, and resize before "
+                f"load_task()"
+            )
         ids, routing = dts.enter(ids)
         beyond = ids >= self.num_embeddings
         inside = torch.where(beyond, 0, ids) if delta.added.tensors else ids
-        y = nn.functional.embedding(inside, self._parameters["weight"], self.padding_idx, self.max_norm, self.norm_type,
-                                    self.scale_grad_by_freq, self.sparse)  # fmt: skip
+        y = nn.functional.embedding(
+            inside,
+            self._parameters["weight"],
+            self.padding_idx,
+            self.max_norm,
+            self.norm_type,
+            self.scale_grad_by_freq,
+            self.sparse,
+        )
         if delta.plain is not None:
             y = delta.plain.add_embedding(inside, y, routing)
         if delta.raw.tensors:

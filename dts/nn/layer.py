@@ -121,15 +121,19 @@ class Layer:
     def _load_from_state_dict(self, state_dict, prefix, *args):
         for name in self.dts.parameters:
             given, own = state_dict.get(prefix + name), raw(self, name)
-            if isinstance(given, Tensor) and own is not None and not (
-                given.shape == own.shape and torch.equal(given.to(own.device, own.dtype), own)
+            if (
+                isinstance(given, Tensor)
+                and own is not None
+                and not (given.shape == own.shape and torch.equal(given.to(own.device, own.dtype), own))
             ):
                 self.dts.state.rebased(self.dts.name or prefix.rstrip("."))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _replicate_for_data_parallel(self):
-        raise RuntimeError("nn.DataParallel copies a model to other devices and calls it in other threads, where its "
-                           "tasks are not: use DistributedDataParallel, or one DTSModel a device")  # fmt: skip
+        raise RuntimeError(
+            "nn.DataParallel copies a model to other devices and calls it in other threads, where its "
+            "tasks are not: use DistributedDataParallel, or one DTSModel a device"
+        )
 
     def __getattr__(self, name: str):
         """A parameter that tasks change acts also where somebody else reads it; see `dts.nn.read`."""

@@ -120,10 +120,20 @@ class DTSLinear(LinearLayer, nn.Linear):
         slots = routing.slots
         rows = slots.shape[0]
         if (
-            watched or delta is None or not x.is_cpu or now.missing or weight is None or delta.tabled
-            or type(weight) is not nn.Parameter or weight.dtype != x.dtype or _autocast("cpu")
-            or rows != 1 and (dts.axis(now) != 0 or x.shape[0] % rows) or not slots.is_cpu or x.dtype == torch.float64
-        ):  # fmt: skip
+            watched
+            or delta is None
+            or not x.is_cpu
+            or now.missing
+            or weight is None
+            or delta.tabled
+            or type(weight) is not nn.Parameter
+            or weight.dtype != x.dtype
+            or _autocast("cpu")
+            or rows != 1
+            and (dts.axis(now) != 0 or x.shape[0] % rows)
+            or not slots.is_cpu
+            or x.dtype == torch.float64
+        ):
             return super().forward(x)
         plain, bias = delta.matrices.get(None), dts.parameters.get("bias")
         if plain is None or plain.blocks or not plain.main.bank.max_rank or bias is not None and bias.values.tensors:
@@ -161,8 +171,15 @@ def per_task_product(x: Tensor, weights: Table, routing: Routing, transposed=Fal
     return (products * beside(products, gamma[:, :, None])).sum(-2)
 
 
-def head(x: Tensor, weights: Table, biases: Table | None, routing: Routing, dtype: torch.dtype, padding=False,
-         transposed=False) -> Tensor:
+def head(
+    x: Tensor,
+    weights: Table,
+    biases: Table | None,
+    routing: Routing,
+    dtype: torch.dtype,
+    padding=False,
+    transposed=False,
+) -> Tensor:
     """x W_t^T + b_t of each row's task; outputs beyond the task's own number are -inf."""
     y = per_task_product(x, weights, routing, transposed).to(dtype)
     if biases is not None and biases.tensors:

@@ -18,8 +18,12 @@ def merge(model: nn.Module, layers: dict[str, Layer], state: RoutingState) -> di
 
     Parameters that modules share stay shared unless their values differ now: a task may have untied them.
     """
-    quantised = [f"{name}.{p}" for name, layer in layers.items() for p in layer.dts.parameters
-                 if tuple(raw(layer, p).shape) != parameter_shape(layer, p)]  # fmt: skip
+    quantised = [
+        f"{name}.{p}"
+        for name, layer in layers.items()
+        for p in layer.dts.parameters
+        if tuple(raw(layer, p).shape) != parameter_shape(layer, p)
+    ]
     if quantised:
         raise ValueError(f"cannot write into quantised weights: {', '.join(quantised)}")
     shared = defaultdict(dict)  # id of a tensor -> {(id of a module, parameter): where it is}

@@ -79,8 +79,9 @@ class DTSModel(nn.Module):
         self.choice = None  # its last answer
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, adapters: Mapping[str, str | Path | Adapter] | None = None,
-                        **options) -> DTSModel:  # fmt: skip
+    def from_pretrained(
+        cls, path: str | Path, adapters: Mapping[str, str | Path | Adapter] | None = None, **options
+    ) -> DTSModel:
         """A transformers model with adapters: the base's folder or hub id, and a task name -> adapter for each.
 
         The architecture is the fine-tunes' where they bring heads that the base lacks.  ``options`` go to
@@ -100,7 +101,8 @@ class DTSModel(nn.Module):
                 wrong[name] = error
         if wrong:
             raise ValueError("; ".join(f"task {name!r}: {error}" for name, error in wrong.items())) from next(
-                iter(wrong.values()))  # fmt: skip
+                iter(wrong.values())
+            )
         return model
 
     # ---- tasks -------------------------------------------------------------------------------------------------
@@ -126,8 +128,11 @@ class DTSModel(nn.Module):
             raise ValueError(f"{AUTO!r} asks for a task to be chosen: give this one another name")
         adapter = adapter if isinstance(adapter, Mapping) else _adapter(adapter)
         entries = dict(adapter if isinstance(adapter, Mapping) else adapter.entries)
-        skipped = {} if heads else {key: "only the fine-tune has it (heads=False)" for key, entry in entries.items()
-                                    if entry.task_only}  # fmt: skip
+        skipped = (
+            {}
+            if heads
+            else {key: "only the fine-tune has it (heads=False)" for key, entry in entries.items() if entry.task_only}
+        )
         skipped |= {key: f"tied to {entry.tied_to}" for key, entry in entries.items() if entry.kind == "tied"}
         entries = {key: entry for key, entry in entries.items() if heads or not entry.task_only}
         if not any(entry.kind != "tied" for entry in entries.values()):
@@ -147,8 +152,12 @@ class DTSModel(nn.Module):
         self._refuse_replaced([self._mixture(other) for other in self._loaded if other != name])
         used = {loaded.slot for loaded in self._loaded.values()}
         slot = next(i for i in range(len(used) + 1) if i not in used)  # never that of the task it replaces
-        made = Loaded(slot, adapter if isinstance(adapter, Adapter) else None, len(entries) - len(
-            [key for key in skipped if key in entries]), skipped)  # fmt: skip
+        made = Loaded(
+            slot,
+            adapter if isinstance(adapter, Adapter) else None,
+            len(entries) - len([key for key in skipped if key in entries]),
+            skipped,
+        )
         with self._state.alone():
             layers = self._switch(made, by_module, classes, in_base)
             for layer_name, layer in layers.items():
@@ -274,8 +283,10 @@ class DTSModel(nn.Module):
         asked = rows if rows is not None else [tasks]
         if any(task is None for task in asked) and self._current[0] not in (None, BASE) and not self._warned:
             self._warned = True
-            warnings.warn(f"None in a list of tasks is the base, not the task {self._current[0]!r} of set_task(): say "
-                          f"dts.BASE", stacklevel=3)  # fmt: skip
+            warnings.warn(
+                f"None in a list of tasks is the base, not the task {self._current[0]!r} of set_task(): say dts.BASE",
+                stacklevel=3,
+            )
         if rows is not None:
             _check_rows(len(rows), args, kwargs)
         with self._state.held():
@@ -308,8 +319,10 @@ class DTSModel(nn.Module):
         layout = self._layout(method, args, kwargs, len(mixtures))
         used = {slot for mixture in mixtures for slot in mixture}
         if layout.out_axes and not layout.coupled and max(layout.out_axes) < 0 and method != "generate":
-            raise ValueError(f"tasks has {len(mixtures)} items, one a row, but no output has a row "
-                             f"for each of the inputs' rows: {_shapes(args, kwargs)}")  # fmt: skip
+            raise ValueError(
+                f"tasks has {len(mixtures)} items, one a row, but no output has a row "
+                f"for each of the inputs' rows: {_shapes(args, kwargs)}"
+            )
         if layout.coupled or any(self._layers[name].dts.slots & used for name in layout.unroutable):
             return run_grouped(run, method, args, kwargs, mixtures, layout, self._uniform)
         with self._state.call(mixtures, self._missing(mixtures), **layout.places):
@@ -389,8 +402,10 @@ class DTSModel(nn.Module):
 
     def _layout(self, method: str, args, kwargs, rows: int) -> Layout:
         plain = {k: v for k, v in kwargs.items() if isinstance(v, (bool, int, float, str))}
-        kinds = {k: v if isinstance(v, (bool, str)) or method != "generate" else type(v).__name__
-                 for k, v in plain.items()}  # fmt: skip  # of generate, numbers are lengths and temperatures
+        kinds = {k: v for k, v in plain.items() if isinstance(v, (bool, str))}
+        numbers = {k: v for k, v in plain.items() if k not in kinds}
+        # of generate, numbers are lengths and temperatures
+        kinds |= {k: type(v).__name__ for k, v in numbers.items()} if method == "generate" else numbers
         given = {**dict(enumerate(args)), **kwargs}.items()
         tensors = [(str(k), v.dim(), v.dim() and v.shape[0] == rows) for k, v in given if isinstance(v, Tensor)]
         key = (method, len(args), *sorted(tensors), *sorted(kinds.items()))
@@ -494,16 +509,23 @@ class DTSModel(nn.Module):
             self._places = Places(self, [name for name, module in self.named_modules() if isinstance(module, Layer)])
         names = [name for name in gone if self._layers[name].dts.slots & used]
         if names:
-            tasks = [name for name, loaded in self._loaded.items()
-                     if loaded.slot in used & set().union(*(self._layers[n].dts.slots for n in names))]  # fmt: skip
-            raise RuntimeError(f"{_few(names)} was replaced after tasks were loaded that change it, {tasks}: what they "
-                               f"change there is lost; delete_task() and load_task() them again")  # fmt: skip
+            tasks = [
+                name
+                for name, loaded in self._loaded.items()
+                if loaded.slot in used & set().union(*(self._layers[n].dts.slots for n in names))
+            ]
+            raise RuntimeError(
+                f"{_few(names)} was replaced after tasks were loaded that change it, {tasks}: what they "
+                f"change there is lost; delete_task() and load_task() them again"
+            )
 
     def _refuse_aliases(self, placed: list) -> None:
         found = aliases(self.model, {id(site.tensor): site.name for site, _, _ in placed})
         if found:
-            raise ValueError(f"the model keeps parameters where no task can change them, {_few(found)}: let it keep "
-                             f"the module, or read the parameter in its forward")  # fmt: skip
+            raise ValueError(
+                f"the model keeps parameters where no task can change them, {_few(found)}: let it keep "
+                f"the module, or read the parameter in its forward"
+            )
 
     def _tell_unused(self) -> None:
         """Once after a load: what tasks change and the call did not reach, neither by a forward nor by a read."""
@@ -511,11 +533,17 @@ class DTSModel(nn.Module):
         if seen is None or self._state.compiled:  # another thread was first; a program does not say what it ran
             return
         acted = {id(tensor) for name in set(seen) if name in self._layers for tensor in _own(self._layers[name])}
-        self._unused = [name for name, layer in self._layers.items()
-                        if name not in seen and not {id(tensor) for tensor in _own(layer)} <= acted]  # fmt: skip
+        self._unused = [
+            name
+            for name, layer in self._layers.items()
+            if name not in seen and not {id(tensor) for tensor in _own(layer)} <= acted
+        ]
         if self._unused:
-            warnings.warn(f"tasks change {_few(self._unused)}, which the first call did not use: its answer is not "
-                          f"theirs if it should have (status() has them all)", stacklevel=4)  # fmt: skip
+            warnings.warn(
+                f"tasks change {_few(self._unused)}, which the first call did not use: its answer is not "
+                f"theirs if it should have (status() has them all)",
+                stacklevel=4,
+            )
 
     def _in_base(self, placed: list) -> set[int]:
         """Ids of the modules of which the base has the parameters that an adapter changes.
@@ -523,8 +551,9 @@ class DTSModel(nn.Module):
         The checkpoint's loader knows that; else it has those that an adapter changes by a difference, and shared ones.
         """
         lacking, found = set(), set()
-        shared = Counter(id(site.tensor) for site in {(id(s.module), s.parameter): s for s in
-                                                      sites(self.model).values()}.values())  # fmt: skip
+        shared = Counter(
+            id(site.tensor) for site in {(id(s.module), s.parameter): s for s in sites(self.model).values()}.values()
+        )
         for site, _, task_only in placed:
             has = site.name not in self._base.missing if self._base else not task_only or shared[id(site.tensor)] > 1
             (found if has else lacking).add(id(site.module))
@@ -551,8 +580,12 @@ class DTSModel(nn.Module):
             if not heads:
                 continue
             for row, mixture in enumerate(mixtures):
-                lengths = {tuple(p.values.tensors[s].shape) for p in layer.dts.parameters.values() for s in mixture
-                           if s in p.values.tensors and p is layer.dts.get("weight")}  # fmt: skip
+                lengths = {
+                    tuple(p.values.tensors[s].shape)
+                    for p in layer.dts.parameters.values()
+                    for s in mixture
+                    if s in p.values.tensors and p is layer.dts.get("weight")
+                }
                 own = heads & set(mixture)
                 if layer.dts.in_base and own and own != set(mixture):
                     missing[name] = (
@@ -641,7 +674,8 @@ def _opened(adapters: Mapping) -> dict[str, Adapter]:
         raise next(iter(wrong.values()))
     if wrong:
         raise ValueError("; ".join(f"task {name!r}: {error}" for name, error in wrong.items())) from next(
-            iter(wrong.values()))  # fmt: skip
+            iter(wrong.values())
+        )
     return found
 
 

@@ -55,8 +55,9 @@ def sites(model: nn.Module) -> dict[str, Site]:
     return found
 
 
-def place(model: nn.Module, entries: dict[str, Entry], rename: Callable[[str], Target] = Target,
-          untied: bool = False) -> list[tuple[Site, list[Piece], bool]]:
+def place(
+    model: nn.Module, entries: dict[str, Entry], rename: Callable[[str], Target] = Target, untied: bool = False
+) -> list[tuple[Site, list[Piece], bool]]:
     """What each parameter of the model gets of an adapter: (site, pieces, whether only the fine-tune has it).
 
     rename: how the model's loader names a tensor of a checkpoint;  untied: the fine-tune does not share the tensors
@@ -66,8 +67,11 @@ def place(model: nn.Module, entries: dict[str, Entry], rename: Callable[[str], T
     own = {name: entry for name, entry in entries.items() if entry.kind != "tied"}
     targets = _resolve(own, known, rename, wrong)
     meant = Counter((t.name, t.expert, t.part) for t in targets.values())
-    wrong += [f"{name}: another entry is for {t.name} too" for name, t in targets.items()
-              if meant[t.name, t.expert, t.part] > 1]  # fmt: skip
+    wrong += [
+        f"{name}: another entry is for {t.name} too"
+        for name, t in targets.items()
+        if meant[t.name, t.expert, t.part] > 1
+    ]
     placed: dict[tuple[int, str], tuple[Site, list[Piece], bool]] = {}
     for name, target in targets.items():
         site, entry = known[target.name], own[name]
@@ -92,8 +96,9 @@ def _share(known: dict[str, Site], placed: dict) -> None:
             placed[id(site.module), site.parameter] = (site, *by_tensor[id(site.tensor)])
 
 
-def _check_tied(entries: dict[str, Entry], targets: dict[str, Target], known: dict[str, Site], wrong: list[str],
-                rename) -> None:  # fmt: skip
+def _check_tied(
+    entries: dict[str, Entry], targets: dict[str, Target], known: dict[str, Site], wrong: list[str], rename
+) -> None:
     """A tensor that the fine-tune ties must be the same tensor, or an equal one, in the base."""
     for name, entry in entries.items():
         tied, canonical = rename(name).name, targets.get(entry.tied_to)
@@ -120,16 +125,24 @@ def _resolve(entries: dict[str, Entry], known: dict[str, Site], rename, wrong: l
             parts = name.split(".")
             for i in range(1, len(parts)):
                 suffixes[".".join(parts[i:])].append(".".join(parts[:i]) + ".")
-    options = {name: [(change, _changed(t, change)) for t in choices for change in _changes(t.name, known, suffixes)]
-               for name, choices in open_entries.items()}  # fmt: skip
+    options = {
+        name: [(change, _changed(t, change)) for t in choices for change in _changes(t.name, known, suffixes)]
+        for name, choices in open_entries.items()
+    }
     votes = Counter(change for found in options.values() for change, _ in found)
     for name, found in options.items():
         if found:
             targets[name] = max(found, key=lambda option: votes[option[0]])[1]
         else:
-            wrong.append(f"{name} {list(entries[name].shape)}: the model has no such parameter" + (
-                " (only the fine-tune has it: build the model with the fine-tune's architecture, or load with "
-                "heads=False)" if entries[name].task_only else ""))  # fmt: skip
+            wrong.append(
+                f"{name} {list(entries[name].shape)}: the model has no such parameter"
+                + (
+                    " (only the fine-tune has it: build the model with the fine-tune's architecture, or load with "
+                    "heads=False)"
+                    if entries[name].task_only
+                    else ""
+                )
+            )
     return targets
 
 
@@ -162,8 +175,10 @@ def _pieces(entry: Entry, target: Target, site: Site, wrong: list[str]) -> list[
         own, expected = list(entry.shape), list(site.shape)
         del own[classes], expected[classes]
         if own != expected:
-            wrong.append(f"{entry.name}: the fine-tune's own {list(entry.shape)} does not fit the model's "
-                         f"{list(site.shape)}: only the number of outputs may differ")
+            wrong.append(
+                f"{entry.name}: the fine-tune's own {list(entry.shape)} does not fit the model's "
+                f"{list(site.shape)}: only the number of outputs may differ"
+            )
             return []
         return [Piece("value", entry.tensor)]
     expected = site.shape if target.expert is None else site.shape[1:]
@@ -182,8 +197,10 @@ def _pieces(entry: Entry, target: Target, site: Site, wrong: list[str]) -> list[
                 return []
         for samples in () if factors is None else factors.samples:
             if tuple(samples.shape) != tuple(factors.packed.shape):
-                wrong.append(f"{entry.name}: a sample of {list(samples.shape)} is not of its factors' "
-                             f"{list(factors.packed.shape)}")  # fmt: skip
+                wrong.append(
+                    f"{entry.name}: a sample of {list(samples.shape)} is not of its factors' "
+                    f"{list(factors.packed.shape)}"
+                )
                 return []
     pieces = []
     if entry.kind == "experts":

@@ -29,13 +29,18 @@ class DTSLayerNorm(Layer, nn.LayerNorm):
         x, routing = self.dts.enter(x)
         weight, bias = (self._rows(name, routing) for name in ("weight", "bias"))
         if routing.slots.shape[0] == 1:
-            y = nn.functional.layer_norm(x, self.normalized_shape, *(t if t is None else t[0] for t in (weight, bias)),
-                                         self.eps)  # fmt: skip
+            y = nn.functional.layer_norm(
+                x, self.normalized_shape, *(t if t is None else t[0] for t in (weight, bias)), self.eps
+            )
         else:
             y, dtype = self._normal(x)
             parts = y.unflatten(0, (routing.slots.shape[0], -1))
-            weight, bias = (t if t is None else t.view(-1, *[1] * (parts.dim() - t.dim()), *t.shape[1:]).to(
-                torch.promote_types(t.dtype, y.dtype)) for t in (weight, bias))  # fmt: skip
+            weight, bias = (
+                t
+                if t is None
+                else t.view(-1, *[1] * (parts.dim() - t.dim()), *t.shape[1:]).to(torch.promote_types(t.dtype, y.dtype))
+                for t in (weight, bias)
+            )
             y = (parts * weight if bias is None else torch.addcmul(bias, parts, weight)).view(y.shape).to(dtype)
         return self.dts.leave(y)
 
@@ -83,9 +88,13 @@ class DTSNorm(Layer):
     @classmethod
     def supports(cls, module: nn.Module, pieces: dict[str, list[Piece]]) -> bool:
         own = [*module.parameters(recurse=False)]
-        return _one_input(module) and not list(module.children()) and not list(module.buffers(recurse=False)) and all(
-            p.dim() == 1 for p in own
-        ) and all(p.kind == "raw" for parts in pieces.values() for p in parts)
+        return (
+            _one_input(module)
+            and not list(module.children())
+            and not list(module.buffers(recurse=False))
+            and all(p.dim() == 1 for p in own)
+            and all(p.kind == "raw" for parts in pieces.values() for p in parts)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.dts.routed():

@@ -26,8 +26,9 @@ class Places:
                     break
                 steps[id(module._modules), part] = module._modules, part, child
                 module = child
-        self._holders, self._keys, self._children = (list(column) for column in zip(*steps.values())) if steps else (
-            [], [], [])  # fmt: skip
+        self._holders, self._keys, self._children = (
+            (list(column) for column in zip(*steps.values())) if steps else ([], [], [])
+        )
 
     def hold(self) -> bool:
         """Whether every module is where it was; a few microseconds, for every call."""
@@ -49,7 +50,7 @@ def replaced_layers(model: nn.Module, layers: dict[str, Layer]) -> list[str]:
 
 
 def aliases(model: nn.Module, changed: dict[int, str]) -> list[str]:
-    """"module.attribute is parameter" for attributes, lists and dicts that hold a parameter itself, past its module.
+    """ "module.attribute is parameter" for attributes, lists and dicts that hold a parameter itself, past its module.
 
     changed: id of a tensor -> its name.  What lies in a module's own list is that module's business: `forward_with`.
     """

@@ -133,8 +133,9 @@ def _compare(layers: dict[str, Layer], one: dict, two: dict, stateful: set[str])
         calls_one, calls_two = one[name], two[name]
         if not calls_one and not calls_two:
             continue
-        if len(calls_one) != len(calls_two) or any(len(a[0]) != len(b[0]) or len(a[1]) != len(b[1])
-                                                   for a, b in zip(calls_one, calls_two)):  # fmt: skip
+        if len(calls_one) != len(calls_two) or any(
+            len(a[0]) != len(b[0]) or len(a[1]) != len(b[1]) for a, b in zip(calls_one, calls_two)
+        ):
             layout.unroutable[name] = "it is called another number of times for two rows than for one"
             continue
         found = {

@@ -27,11 +27,39 @@ if TYPE_CHECKING:
 
 _DENSE = {"T", "mT", "H", "mH", "real", "imag"}  # properties that are made of the values
 _RAW = {
-    "size", "dim", "ndimension", "nelement", "numel", "stride", "element_size", "is_contiguous", "is_floating_point",
-    "is_complex", "is_signed", "is_pinned", "is_shared", "is_inference", "is_same_size", "storage_offset", "get_device",
-    "data_ptr", "storage", "untyped_storage", "type", "__len__", "__hash__", "__repr__", "__str__", "__format__",
-    "__deepcopy__", "__reduce_ex__", "register_hook", "retain_grad", "requires_grad_", "dim_order",
-}  # fmt: skip
+    "size",
+    "dim",
+    "ndimension",
+    "nelement",
+    "numel",
+    "stride",
+    "element_size",
+    "is_contiguous",
+    "is_floating_point",
+    "is_complex",
+    "is_signed",
+    "is_pinned",
+    "is_shared",
+    "is_inference",
+    "is_same_size",
+    "storage_offset",
+    "get_device",
+    "data_ptr",
+    "storage",
+    "untyped_storage",
+    "type",
+    "__len__",
+    "__hash__",
+    "__repr__",
+    "__str__",
+    "__format__",
+    "__deepcopy__",
+    "__reduce_ex__",
+    "register_hook",
+    "retain_grad",
+    "requires_grad_",
+    "dim_order",
+}
 
 
 class Lazy(Tensor):
@@ -39,8 +67,9 @@ class Lazy(Tensor):
 
     @staticmethod
     def __new__(cls, raw: Tensor, layer: Layer, name: str):
-        lazy = Tensor._make_wrapper_subclass(cls, raw.shape, raw.stride(), raw.storage_offset(), dtype=raw.dtype,
-                                             device=raw.device)  # fmt: skip
+        lazy = Tensor._make_wrapper_subclass(
+            cls, raw.shape, raw.stride(), raw.storage_offset(), dtype=raw.dtype, device=raw.device
+        )
         lazy.__dict__.update(raw=raw, layer=layer, name=name)
         return lazy
 
@@ -63,8 +92,10 @@ class Lazy(Tensor):
             take = _dense
             if _writes(name):
                 args = tuple(_written(a) if i == 0 and type(a) is Lazy else a for i, a in enumerate(args))
-                kwargs = {k: _written(v) if k in ("tensor", "input", "self") and type(v) is Lazy else v
-                          for k, v in kwargs.items()}  # fmt: skip
+                kwargs = {
+                    k: _written(v) if k in ("tensor", "input", "self") and type(v) is Lazy else v
+                    for k, v in kwargs.items()
+                }
             if type(kwargs.get("out")) is Lazy:
                 kwargs = kwargs | {"out": _written(kwargs["out"])}
         with torch._C.DisableTorchFunctionSubclass():
@@ -81,8 +112,14 @@ class Lazy(Tensor):
 
 def _writes(name: str) -> bool:
     special = name.startswith("__") and name.endswith("__")
-    return name == "__setitem__" or special and name.startswith("__i") and name not in ("__int__", "__invert__",
-        "__index__", "__iter__") or not special and name.endswith("_")  # fmt: skip
+    return (
+        name == "__setitem__"
+        or special
+        and name.startswith("__i")
+        and name not in ("__int__", "__invert__", "__index__", "__iter__")
+        or not special
+        and name.endswith("_")
+    )
 
 
 def _raw(lazy: Lazy) -> Tensor:
@@ -137,8 +174,10 @@ def dense_parameter(layer: Layer, name: str, raw: Tensor) -> Tensor:
     if delta.values.tensors and dts.name in now.missing:
         raise ValueError(now.missing[dts.name])
     if now.rows != 1:
-        raise RuntimeError(f"{dts.name}.{name} is read past the forward of its layer, which has no value for each of "
-                           f"{now.rows} rows; give rows of one task at a time")  # fmt: skip
+        raise RuntimeError(
+            f"{dts.name}.{name} is read past the forward of its layer, which has no value for each of "
+            f"{now.rows} rows; give rows of one task at a time"
+        )
     plain = nullcontext() if tracing() else torch.no_grad()
     with plain:
         full = delta.whole(raw, now.on(raw.device))

@@ -166,9 +166,11 @@ class RoutingState:
         same = thread == threading.get_ident() or switched == 0
         if not calls and same and number >= switched and all(m == self.chosen.mixtures for m in mixtures):
             return self.frozen  # a module was called past the model, and only ever with this task
-        raise RuntimeError("a backward pass runs a part of a forward again (gradient checkpointing), and which task "
-                           "that forward used is not known here: call the DTSModel itself, from one thread, and "
-                           "set_task() only after the backward pass")  # fmt: skip
+        raise RuntimeError(
+            "a backward pass runs a part of a forward again (gradient checkpointing), and which task "
+            "that forward used is not known here: call the DTSModel itself, from one thread, and "
+            "set_task() only after the backward pass"
+        )
 
     @property
     def routing(self) -> Routing:
@@ -241,8 +243,18 @@ class RoutingState:
             now = self.now()
             if now is self.chosen and not _capturing(self.device):
                 now = self.frozen
-            now = Current(self, now.routing, now.mixtures, now.missing, now.axis, now.axes, now.probing, now.bypassed,
-                          called=True, seen=self.watch)  # fmt: skip
+            now = Current(
+                self,
+                now.routing,
+                now.mixtures,
+                now.missing,
+                now.axis,
+                now.axes,
+                now.probing,
+                now.bypassed,
+                called=True,
+                seen=self.watch,
+            )
             with self._within(now, traced=False):
                 yield
 
@@ -277,8 +289,11 @@ class RoutingState:
         """Other weights were loaded into a layer that tasks change."""
         if not self.warned:
             self.warned = True
-            warnings.warn(f"other weights were loaded into {name!r}, and perhaps more, under the loaded tasks: these "
-                          f"are differences to the base that they were made for", stacklevel=2)  # fmt: skip
+            warnings.warn(
+                f"other weights were loaded into {name!r}, and perhaps more, under the loaded tasks: these "
+                f"are differences to the base that they were made for",
+                stacklevel=2,
+            )
 
     def _trace(self, call: Current, opened: bool) -> None:
         with self._gate:

@@ -7,6 +7,20 @@ from .mix import NotExact, mix
 from .router import EnergyRouter, calibrated_router, scrambled
 from .weights import OpaqueNames, TaskWeights, task_embeddings, task_weights
 
-__all__ = ["Choice", "Encoder", "EnergyRouter", "NameRouter", "NotExact", "OpaqueNames", "ProbeRouter",
-           "TaskWeights", "calibrated_router", "choose",
-           "mix", "open_encoder", "scrambled", "task_embeddings", "task_weights"]  # fmt: skip
+__all__ = [
+    "Choice",
+    "Encoder",
+    "EnergyRouter",
+    "NameRouter",
+    "NotExact",
+    "OpaqueNames",
+    "ProbeRouter",
+    "TaskWeights",
+    "calibrated_router",
+    "choose",
+    "mix",
+    "open_encoder",
+    "scrambled",
+    "task_embeddings",
+    "task_weights",
+]

@@ -47,10 +47,13 @@ def side_by_side(members: list[tuple[float, Factors]]) -> bool:
     """
     first = members[0][1]
     return all(
-        f.shape == first.shape and _same(f.rows, first.rows) and _same(f.columns, first.columns)
-        and f.packed.levels is None and all(part.kind == "residual" for part in f.parts)
+        f.shape == first.shape
+        and _same(f.rows, first.rows)
+        and _same(f.columns, first.columns)
+        and f.packed.levels is None
+        and all(part.kind == "residual" for part in f.parts)
         for _, f in members
-    )  # fmt: skip
+    )
 
 
 def _same(a, b) -> bool:

@@ -35,7 +35,7 @@ def open_encoder(source="default") -> Encoder:
     except ImportError as error:
         raise ImportError(
             f"the encoder {source!r} needs sentence-transformers: pip install 'dts-merge[text]', or give a function, a "
-            f"transformers folder, or \"default\""
+            f'transformers folder, or "default"'
         ) from error
     model = SentenceTransformer(str(source), device="cpu")
     return lambda texts: model.encode(list(texts), convert_to_tensor=True, show_progress_bar=False).float()

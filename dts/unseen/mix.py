@@ -22,9 +22,20 @@ class NotExact(UserWarning):
     """Tensors whose mixture could not be written without encoding it anew."""
 
 
-def mix(adapters: Mapping, weights: Mapping[str, float], out: str | Path | None = None, *, name: str = "mixture",
-        class_names: list[str] | None = None, description: str | None = None, base=None, budget: float | None = None,
-        nbytes: int | None = None, overwrite: bool = False, progress=None) -> Adapter:
+def mix(
+    adapters: Mapping,
+    weights: Mapping[str, float],
+    out: str | Path | None = None,
+    *,
+    name: str = "mixture",
+    class_names: list[str] | None = None,
+    description: str | None = None,
+    base=None,
+    budget: float | None = None,
+    nbytes: int | None = None,
+    overwrite: bool = False,
+    progress=None,
+) -> Adapter:
     """One adapter of a weighted sum of adapters of one base.
 
     adapters: {task: Adapter or its folder}; weights: {task: gamma}, of some of them (see `task_weights`);
@@ -48,8 +59,12 @@ def mix(adapters: Mapping, weights: Mapping[str, float], out: str | Path | None 
         check_base(members[0][1], base)
     entries, digests, inexact = {}, {}, []
     for base_name in sorted({e.base_name for _, a in members for e in a.entries.values() if _mixable(e)}):
-        found = [(gamma, a, e) for gamma, a in members for e in a.entries.values()
-                 if e.base_name == base_name and _mixable(e)]  # fmt: skip
+        found = [
+            (gamma, a, e)
+            for gamma, a in members
+            for e in a.entries.values()
+            if e.base_name == base_name and _mixable(e)
+        ]
         entries[base_name] = _entry(base_name, [(gamma, e) for gamma, _, e in found], base, inexact)
         digests[base_name] = {"base": found[0][1].config["tensors"][found[0][2].name].get("base")}
     if inexact and budget is None and nbytes is None:
@@ -60,8 +75,18 @@ def mix(adapters: Mapping, weights: Mapping[str, float], out: str | Path | None 
     size = {"budget": budget} if budget is not None else {"nbytes": nbytes} if nbytes is not None else {}
     if size and base is not None:
         mixture.entries = {name: _without_samples(entry) for name, entry in mixture.entries.items()}
-        encoded = compress(base, mixture.on(base), out, **size, kind=mixture.kind, name=name, class_names=class_names,
-                           description=description, overwrite=overwrite, progress=progress)  # fmt: skip
+        encoded = compress(
+            base,
+            mixture.on(base),
+            out,
+            **size,
+            kind=mixture.kind,
+            name=name,
+            class_names=class_names,
+            description=description,
+            overwrite=overwrite,
+            progress=progress,
+        )
         encoded.account = mixture.account
         return encoded
     account = mixture.account
@@ -98,8 +123,10 @@ def _account(members, mixture: Adapter) -> Account:
     account, changed = Account(), {name for name, entry in mixture.entries.items() if _changes(entry)}
     if not changed:
         held = sum(_mixable(e) and _changes(e) for _, a in members for e in a.entries.values())
-        raise NoEffect(f"the mixture is the base itself: its members change {held} tensors, and " + (
-            "these weights cancel them all" if held else "what they hold besides (heads, added rows) is not mixed"))
+        raise NoEffect(
+            f"the mixture is the base itself: its members change {held} tensors, and "
+            + ("these weights cancel them all" if held else "what they hold besides (heads, added rows) is not mixed")
+        )
     names = [adapter.name for _, adapter in members]
     for i, (_, adapter) in enumerate(members):
         label = adapter.name if names.count(adapter.name) == 1 else f"{adapter.name} {i + 1}"
@@ -152,8 +179,9 @@ def _entry(name: str, members: list[tuple[float, Entry]], base, inexact: list[st
             return Entry(name, name, shape, "factors", dtype)
         factors, exact = mixed_factors(parts, name)
         inexact += [] if exact else [name]
-        return Entry(name, name, shape, "factors", dtype, factors, norm=factors.norm,
-                     squared_error=factors.squared_error)  # fmt: skip
+        return Entry(
+            name, name, shape, "factors", dtype, factors, norm=factors.norm, squared_error=factors.squared_error
+        )
     if kinds == {"experts"}:
         return _experts(name, shape, dtype, members, inexact)
     if "value" in kinds and base is None:
@@ -174,8 +202,9 @@ def _experts(name: str, shape, dtype, members: list[tuple[float, Entry]], inexac
         norms += mixed.norm**2 if mixed else 0.0
     inexact += [] if exact else [name]
     lost = sum(f.squared_error * f.norm**2 for f in factors if f)
-    return Entry(name, name, shape, "experts", dtype, factors, norm=norms**0.5,
-                 squared_error=lost / norms if norms else 0.0)  # fmt: skip
+    return Entry(
+        name, name, shape, "experts", dtype, factors, norm=norms**0.5, squared_error=lost / norms if norms else 0.0
+    )
 
 
 def _config(members, weights, name, class_names, description, digests) -> dict:
@@ -187,11 +216,22 @@ def _config(members, weights, name, class_names, description, digests) -> dict:
         "method": "residual",
         "kind": first["kind"],
         "base": first["base"],
-        "finetuned": {"name": name, "dtype": first["base"]["dtype"], "base_prefix": "", "prefix": "", "renamed": {},
-                      "base_only": [], "dtypes": {}},
+        "finetuned": {
+            "name": name,
+            "dtype": first["base"]["dtype"],
+            "base_prefix": "",
+            "prefix": "",
+            "renamed": {},
+            "base_only": [],
+            "dtypes": {},
+        },
         "task": {"name": name, "class_names": class_names, "description": description},
-        "squared_error": 0.0, "bytes": 0, "amr": 0.0,
+        "squared_error": 0.0,
+        "bytes": 0,
+        "amr": 0.0,
         "created": {"package": "dts-merge", "version": __version__, "command": f"mix {shown}"},
-        "dropped": {}, "files": {}, "model_config": None,
+        "dropped": {},
+        "files": {},
+        "model_config": None,
         "tensors": digests,
-    }  # fmt: skip
+    }

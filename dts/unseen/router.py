@@ -74,8 +74,9 @@ class EnergyRouter:
     sharpness: float = 1.0
 
     @classmethod
-    def of(cls, model: nn.Module, adapters: Mapping, blocks: int = 1, rank: int = 32, layers=None,
-           sharpness: float = 8.0) -> "EnergyRouter":
+    def of(
+        cls, model: nn.Module, adapters: Mapping, blocks: int = 1, rank: int = 32, layers=None, sharpness: float = 8.0
+    ) -> "EnergyRouter":
         """A router for a base (or a ``DTSModel``) and adapters {task: Adapter}.
 
         blocks: how many of the first numbered blocks are looked at; layers: a function of a tensor's name that says
@@ -104,8 +105,9 @@ class EnergyRouter:
         batch: keyword inputs of any content.
         """
         names = fed_first(model, self.modules, batch)
-        return replace(self, layers={n: self.layers[n] for n in names}, modules={n: self.modules[n] for n in names},
-                       centre={})  # fmt: skip
+        return replace(
+            self, layers={n: self.layers[n] for n in names}, modules={n: self.modules[n] for n in names}, centre={}
+        )
 
     def energies(self, inputs: Mapping[str, Tensor], mask: Tensor | None = None) -> dict[str, Tensor]:
         """Log energies [rows, tasks] of each layer, from the layers' inputs."""
@@ -129,8 +131,9 @@ class EnergyRouter:
         return choose(self.scores(inputs, batch.get("attention_mask")), self.names, floor)
 
 
-def calibrated_router(model: nn.Module, adapters: Mapping, batch: Mapping, unlabelled: bool = False,
-                      **options) -> EnergyRouter:
+def calibrated_router(
+    model: nn.Module, adapters: Mapping, batch: Mapping, unlabelled: bool = False, **options
+) -> EnergyRouter:
     """An `EnergyRouter` (with its options) of the first layers of a base or a ``DTSModel``, calibrated.
 
     batch: keyword inputs of the model.  Of any content: what is calibrated on is `scrambled` from them; with

@@ -42,8 +42,16 @@ class TaskWeights(Mapping):
         rows = []
         for task, similarity in self.similarities.items():
             ours, theirs, cosine = self.nearest[task]
-            rows.append({"task": task, "similarity": similarity, "weight": self.weights.get(task, 0.0),
-                         "class": ours, "nearest": theirs, "nearest_similarity": cosine})  # fmt: skip
+            rows.append(
+                {
+                    "task": task,
+                    "similarity": similarity,
+                    "weight": self.weights.get(task, 0.0),
+                    "class": ours,
+                    "nearest": theirs,
+                    "nearest_similarity": cosine,
+                }
+            )
         return rows
 
     def table(self) -> str:
@@ -56,8 +64,15 @@ class TaskWeights(Mapping):
         return "\n".join(lines)
 
 
-def task_weights(classes: str | list[str], adapters: Mapping, encoder="default", temperature: float | None = None,
-                 top_k: int | None = None, floor: float | None = None, negative: bool = False) -> TaskWeights:
+def task_weights(
+    classes: str | list[str],
+    adapters: Mapping,
+    encoder="default",
+    temperature: float | None = None,
+    top_k: int | None = None,
+    floor: float | None = None,
+    negative: bool = False,
+) -> TaskWeights:
     """Mixture weights gamma_n for a new task.
 
     classes: its class names, or a description (a string); adapters: {task: Adapter, or an adapter's folder, or class
@@ -119,8 +134,10 @@ def _embed(texts: dict, encode: Encoder) -> dict:
     flat = [text for group in texts.values() for text in group]
     vectors = encode(flat)
     if vectors.dim() != 2 or len(vectors) != len(flat) or not vectors.isfinite().all():
-        raise ValueError(f"the encoder gave {list(vectors.shape)} for {len(flat)} texts; it must give finite vectors "
-                         f"[{len(flat)}, dimensions]")  # fmt: skip
+        raise ValueError(
+            f"the encoder gave {list(vectors.shape)} for {len(flat)} texts; it must give finite vectors "
+            f"[{len(flat)}, dimensions]"
+        )
     vectors = torch.nn.functional.normalize(vectors, dim=1)
     return dict(zip(texts, vectors.split([len(group) for group in texts.values()])))
 
@@ -140,8 +157,9 @@ def _texts(task: str, source) -> list[str]:
         return [described]
     if named:
         return _clean(task, list(named))
-    warnings.warn(f"task {task} has neither class names nor a description: only its name is compared", OpaqueNames,
-                  stacklevel=3)  # fmt: skip
+    warnings.warn(
+        f"task {task} has neither class names nor a description: only its name is compared", OpaqueNames, stacklevel=3
+    )
     return [readable(task)]
 
 
@@ -157,6 +175,10 @@ def _clean(task: str, classes: str | list[str]) -> list[str]:
     opaque = [name for name in map(str, classes) if is_opaque(name)]
     if opaque:
         shown = ", ".join(repr(name) for name in opaque[:5])
-        warnings.warn(f"{task}: {len(opaque)} of {len(classes)} class names say nothing ({shown}): similarities of "
-                      "them mean nothing; give words or a description", OpaqueNames, stacklevel=3)  # fmt: skip
+        warnings.warn(
+            f"{task}: {len(opaque)} of {len(classes)} class names say nothing ({shown}): similarities of "
+            "them mean nothing; give words or a description",
+            OpaqueNames,
+            stacklevel=3,
+        )
     return [str(name) if is_opaque(str(name)) else readable(str(name)) for name in classes]

@@ -53,14 +53,16 @@ def compile_objects(command: list[str], folder: Path, machine: str, flags=()) ->
 
     Raises RuntimeError with the compiler's words where even portable C does not compile.
     """
+
     def run(arguments: list[str]) -> subprocess.CompletedProcess:
         return subprocess.run([*command, *COMMON, *flags, *arguments], capture_output=True, text=True)
 
     def variant(item):
         name, (header, extra) = item
         out = str(folder / f"{name}.o")
-        done = run([*extra, f"-DVARIANT={name}", f'-DSIMD_HEADER="{header}"', "-c", str(SOURCES / "variant.c"),
-                    "-o", out])
+        done = run(
+            [*extra, f"-DVARIANT={name}", f'-DSIMD_HEADER="{header}"', "-c", str(SOURCES / "variant.c"), "-o", out]
+        )
         return name, out, done
 
     wanted = VARIANTS.get(machine.lower(), {}) | {"portable": ("simd_vector.h", [])}
@@ -88,8 +90,11 @@ def build(folder: Path, flags=()) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as work:
         objects = compile_objects(command, Path(work), platform.machine(), flags)
         out = Path(work) / library_name()
-        result = subprocess.run([*command, *flags, "-shared", *objects, "-o", str(out), "-lm", "-lpthread", "-ldl"],
-                                capture_output=True, text=True)
+        result = subprocess.run(
+            [*command, *flags, "-shared", *objects, "-o", str(out), "-lm", "-lpthread", "-ldl"],
+            capture_output=True,
+            text=True,
+        )
         if result.returncode:
             raise RuntimeError(f"{shlex.join(command)} does not link the library:\n{result.stderr}")
         with open(out, "rb") as file:

@@ -56,8 +56,15 @@ def product(parts: list[tuple[Tensor, float, Tensor]], factors: PackedFactors, d
                 out += t.to(dtype) @ u.T
 
 
-def delta_linear(x: Tensor, y: Tensor | None, factors: dict[int, PackedFactors], slots: Tensor, weights: Tensor,
-                 out_features: int, decode) -> Tensor:
+def delta_linear(
+    x: Tensor,
+    y: Tensor | None,
+    factors: dict[int, PackedFactors],
+    slots: Tensor,
+    weights: Tensor,
+    out_features: int,
+    decode,
+) -> Tensor:
     """y + the delta of every row, with the arguments of `reference.delta_linear`.
 
     A product is of one entry's rows, never of all that share a task: its bits would follow the others' tasks.
@@ -78,8 +85,14 @@ def delta_linear(x: Tensor, y: Tensor | None, factors: dict[int, PackedFactors],
     return (total if y is None else total.add_(y)).to(x.dtype)
 
 
-def reconstruct(factors: dict[int, PackedFactors], gamma: Tensor, base: Tensor | None, shape: tuple[int, int],
-                dtype: torch.dtype, decode=table_unpack) -> Tensor:
+def reconstruct(
+    factors: dict[int, PackedFactors],
+    gamma: Tensor,
+    base: Tensor | None,
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    decode=table_unpack,
+) -> Tensor:
     """base + sum of gamma U diag(sigma) V^T, dense ``dtype`` [m, n]."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     out = torch.zeros(shape, dtype=wide) if base is None else base.to(wide, copy=True)

@@ -27,11 +27,12 @@ _embedding_record = struct.Struct("@PqP2qPP3qPqPPq").pack
 class Task(ctypes.Structure):
     """One task of a bank, where it lies: the struct of kernels.h."""
 
-    _fields_ = [(name, ctypes.c_void_p) for name in ("u", "v", "sigma", "levels")] + [
-        (name, ctypes.c_int64) for name in ("u_stride", "v_stride", "rank")
-    ] + [("lookup", ctypes.c_void_p)] + [
-        (name, ctypes.c_int64) for name in ("u_rows", "v_rows", "u_bytes", "v_bytes", "sigma_count", "lookup_count")
-    ]
+    _fields_ = (
+        [(name, ctypes.c_void_p) for name in ("u", "v", "sigma", "levels")]
+        + [(name, ctypes.c_int64) for name in ("u_stride", "v_stride", "rank")]
+        + [("lookup", ctypes.c_void_p)]
+        + [(name, ctypes.c_int64) for name in ("u_rows", "v_rows", "u_bytes", "v_bytes", "sigma_count", "lookup_count")]
+    )
 
 
 class Tasks:
@@ -114,7 +115,21 @@ def _bind(path: Path) -> ctypes.CDLL:
     for record in ("delta_linear", "embedding", "add_samples", "add_sampled_rows"):
         getattr(library, f"dts_{record}_record").argtypes = [text]
     library.dts_reconstruct.argtypes = [
-        text, i32, i32, pointer, i64, pointer, i64, pointer, i64, pointer, i64, i64, i32, i64, i64,
+        text,
+        i32,
+        i32,
+        pointer,
+        i64,
+        pointer,
+        i64,
+        pointer,
+        i64,
+        pointer,
+        i64,
+        i64,
+        i32,
+        i64,
+        i64,
     ]
     library.dts_unpack.argtypes = [text, i32, pointer, i64, i64, i64, pointer, pointer, i64, i64, i32]
     return library
@@ -143,7 +158,9 @@ def library() -> ctypes.CDLL | None:
     except (RuntimeError, OSError) as error:
         warnings.warn(
             f"the compiled CPU kernels are not available, products with packed factors run as much slower PyTorch "
-            f"operations: {problem or error}", RuntimeWarning, stacklevel=2,
+            f"operations: {problem or error}",
+            RuntimeWarning,
+            stacklevel=2,
         )
     return None
 
@@ -196,9 +213,19 @@ def _check(code: int, what: str) -> None:
         raise RuntimeError(f"{what}: this machine cannot run it")
 
 
-def delta_linear(x: Tensor, y: Tensor | None, tasks: Tasks, slots: Tensor, weights: Tensor, out_features: int,
-                 transposed: bool, exact: bool, name: str | None = None, out: Tensor | None = None,
-                 adds: Tensor | None = None) -> Tensor:
+def delta_linear(
+    x: Tensor,
+    y: Tensor | None,
+    tasks: Tasks,
+    slots: Tensor,
+    weights: Tensor,
+    out_features: int,
+    transposed: bool,
+    exact: bool,
+    name: str | None = None,
+    out: Tensor | None = None,
+    adds: Tensor | None = None,
+) -> Tensor:
     """y + the delta of every row; x [rows..., n] and y in fp32, bf16 or fp16; ``out`` may be y.
 
     exact: float32 products instead of two 8-bit digits;  adds: float32 [slots, out_features], added like the deltas.
@@ -221,19 +248,55 @@ def delta_linear(x: Tensor, y: Tensor | None, tasks: Tasks, slots: Tensor, weigh
     size, to, have = SIZES[dtype], out.data_ptr(), out.numel()
     given, given_have = (0, 0) if y is None else (to, have) if y is out else (y.data_ptr(), y.numel())
     add, adds_have, add_count = (0, 0, 0) if adds is None else (adds.data_ptr(), adds.numel(), adds.shape[0])
-    code = library().dts_delta_linear_record(_delta_linear_record(
-        _name_of(name), torch.get_num_threads(), exact, transposed, x.data_ptr(), count, DTYPES[dtype], n * size, rows,
-        n, given, given_have, out_features * size, to, have, out_features * size, out_features, tasks.pointer,
-        tasks.count, slots.data_ptr(), entries * places, weights.data_ptr(), weights.numel(), entries, places, add,
-        adds_have, add_count,
-    ))
+    code = library().dts_delta_linear_record(
+        _delta_linear_record(
+            _name_of(name),
+            torch.get_num_threads(),
+            exact,
+            transposed,
+            x.data_ptr(),
+            count,
+            DTYPES[dtype],
+            n * size,
+            rows,
+            n,
+            given,
+            given_have,
+            out_features * size,
+            to,
+            have,
+            out_features * size,
+            out_features,
+            tasks.pointer,
+            tasks.count,
+            slots.data_ptr(),
+            entries * places,
+            weights.data_ptr(),
+            weights.numel(),
+            entries,
+            places,
+            add,
+            adds_have,
+            add_count,
+        )
+    )
     if code:
         _check(code, "delta_linear")
     return out
 
 
-def embedding(ids: Tensor, y: Tensor | None, tasks: Tasks, slots: Tensor, weights: Tensor, id_count: int, n: int,
-              dtype: torch.dtype, name: str | None = None, in_place: bool = False) -> Tensor:
+def embedding(
+    ids: Tensor,
+    y: Tensor | None,
+    tasks: Tasks,
+    slots: Tensor,
+    weights: Tensor,
+    id_count: int,
+    n: int,
+    dtype: torch.dtype,
+    name: str | None = None,
+    in_place: bool = False,
+) -> Tensor:
     """y + rows ``ids`` (int64 [...], negative: zeros) of each row's tasks' dense deltas: dtype [..., n].
 
     No task may have levels; slots and weights are contiguous.  in_place: y's own memory takes the result.  Raises
@@ -255,10 +318,25 @@ def embedding(ids: Tensor, y: Tensor | None, tasks: Tasks, slots: Tensor, weight
     out = y if in_place and y is not None else torch.empty(*ids.shape, n, dtype=dtype)
     to = out.data_ptr()
     given = 0 if y is None else to if y is out else y.data_ptr()
-    code = library().dts_embedding_record(_embedding_record(
-        _name_of(name), torch.get_num_threads(), ids.data_ptr(), ids.numel(), id_count, given, to, out.numel(),
-        DTYPES[dtype], n, tasks.pointer, tasks.count, slots.data_ptr(), weights.data_ptr(), entries,
-    ))
+    code = library().dts_embedding_record(
+        _embedding_record(
+            _name_of(name),
+            torch.get_num_threads(),
+            ids.data_ptr(),
+            ids.numel(),
+            id_count,
+            given,
+            to,
+            out.numel(),
+            DTYPES[dtype],
+            n,
+            tasks.pointer,
+            tasks.count,
+            slots.data_ptr(),
+            weights.data_ptr(),
+            entries,
+        )
+    )
     if code == 3:
         raise IndexError(f"an id of {int(ids.max())} is beyond the matrix's {id_count} rows")
     if code:
@@ -266,8 +344,15 @@ def embedding(ids: Tensor, y: Tensor | None, tasks: Tasks, slots: Tensor, weight
     return out
 
 
-def reconstruct(tasks: Tasks, gamma: Tensor, base: Tensor | None, shape: tuple[int, int], dtype: torch.dtype,
-                exact: bool, name: str | None = None) -> Tensor:
+def reconstruct(
+    tasks: Tasks,
+    gamma: Tensor,
+    base: Tensor | None,
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    exact: bool,
+    name: str | None = None,
+) -> Tensor:
     """base + sum of gamma U diag(sigma) V^T, dense [m, n] in fp32, bf16 or fp16."""
     out = torch.empty(shape, dtype=dtype)
     if base is not None:
@@ -276,11 +361,25 @@ def reconstruct(tasks: Tasks, gamma: Tensor, base: Tensor | None, shape: tuple[i
         base = base.to(dtype).contiguous()
     stride = shape[1] * out.element_size()
     gamma = gamma.to(torch.float32).contiguous()
-    _check(library().dts_reconstruct(
-        _named(name), torch.get_num_threads(), exact, tasks.pointer, tasks.count, gamma.data_ptr(),
-        gamma.numel(), None if base is None else base.data_ptr(), stride, out.data_ptr(), out.numel(), stride,
-        DTYPES[dtype], *shape,
-    ), "reconstruct")
+    _check(
+        library().dts_reconstruct(
+            _named(name),
+            torch.get_num_threads(),
+            exact,
+            tasks.pointer,
+            tasks.count,
+            gamma.data_ptr(),
+            gamma.numel(),
+            None if base is None else base.data_ptr(),
+            stride,
+            out.data_ptr(),
+            out.numel(),
+            stride,
+            DTYPES[dtype],
+            *shape,
+        ),
+        "reconstruct",
+    )
     return out
 
 
@@ -289,9 +388,19 @@ def unpack(packed: Tensor, levels: Tensor | None, dtype: torch.dtype, name: str 
     packed = packed if packed.stride(1) == 1 else packed.contiguous()
     out = torch.empty(packed.shape[0], 4 * packed.shape[1], dtype=dtype)
     levels = None if levels is None else levels.contiguous()
-    _check(library().dts_unpack(
-        _named(name), torch.get_num_threads(), packed.data_ptr(), packed.stride(0), *packed.shape,
-        None if levels is None else levels.data_ptr(), out.data_ptr(), out.numel(),
-        out.shape[1] * out.element_size(), DTYPES[dtype],
-    ), "unpack")
+    _check(
+        library().dts_unpack(
+            _named(name),
+            torch.get_num_threads(),
+            packed.data_ptr(),
+            packed.stride(0),
+            *packed.shape,
+            None if levels is None else levels.data_ptr(),
+            out.data_ptr(),
+            out.numel(),
+            out.shape[1] * out.element_size(),
+            DTYPES[dtype],
+        ),
+        "unpack",
+    )
     return out

@@ -18,9 +18,15 @@ _add_sampled_rows_record = struct.Struct("@PqP3qPqP2qPqPqPqP3q").pack
 class Sample(ctypes.Structure):
     """One sample of a bank, where it lies: the struct of samples.h."""
 
-    _fields_ = [("codes", ctypes.c_void_p), ("row_bytes", ctypes.c_int64), ("stride", ctypes.c_int64),
-                ("seed", ctypes.c_uint32), ("scale", ctypes.c_float), ("rows", ctypes.c_int64),
-                ("bytes", ctypes.c_int64)]
+    _fields_ = [
+        ("codes", ctypes.c_void_p),
+        ("row_bytes", ctypes.c_int64),
+        ("stride", ctypes.c_int64),
+        ("seed", ctypes.c_uint32),
+        ("scale", ctypes.c_float),
+        ("rows", ctypes.c_int64),
+        ("bytes", ctypes.c_int64),
+    ]
 
 
 class SampleArray:
@@ -49,8 +55,10 @@ class SampleArray:
             return others[1] is self.others[0] and others[2] is self.others[1]
         if not (len(codes) == len(self.codes) and all(map(is_, codes, self.codes))):
             return False
-        return others[1] is self.others[0] and others[2] is self.others[1] and all(
-            version is None or t._version == version for t, version in zip(others, self.versions)
+        return (
+            others[1] is self.others[0]
+            and others[2] is self.others[1]
+            and all(version is None or t._version == version for t, version in zip(others, self.versions))
         )
 
     @classmethod
@@ -62,8 +70,15 @@ class SampleArray:
         return array
 
 
-def add_samples(x: Tensor, y: Tensor, samples: SampleArray, slots: Tensor, weights: Tensor, transposed: bool,
-                name: str | None = None) -> Tensor:
+def add_samples(
+    x: Tensor,
+    y: Tensor,
+    samples: SampleArray,
+    slots: Tensor,
+    weights: Tensor,
+    transposed: bool,
+    name: str | None = None,
+) -> Tensor:
     """y + x D^T (transposed: x D) of every row's samples; x and y in fp32, bf16 or fp16, summed in float32."""
     n, (entries, places), m, count = x.shape[-1], slots.shape, y.shape[-1], y.numel()
     if not x.is_contiguous():
@@ -73,19 +88,41 @@ def add_samples(x: Tensor, y: Tensor, samples: SampleArray, slots: Tensor, weigh
     out = torch.empty_like(y)
     rows = count // m if m else y.shape[:-1].numel()
     m, n = (n, m) if transposed else (m, n)
-    code = native.library().dts_add_samples_record(_add_samples_record(
-        native._name_of(name), torch.get_num_threads(), transposed, x.data_ptr(), x.numel(), native.DTYPES[x.dtype],
-        rows, m, n, y.data_ptr(), count, out.data_ptr(), out.numel(), samples.pointer, samples.count,
-        samples.starts_pointer, samples.slots, slots.data_ptr(), entries * places, weights.data_ptr(),
-        weights.numel(), entries, places,
-    ))
+    code = native.library().dts_add_samples_record(
+        _add_samples_record(
+            native._name_of(name),
+            torch.get_num_threads(),
+            transposed,
+            x.data_ptr(),
+            x.numel(),
+            native.DTYPES[x.dtype],
+            rows,
+            m,
+            n,
+            y.data_ptr(),
+            count,
+            out.data_ptr(),
+            out.numel(),
+            samples.pointer,
+            samples.count,
+            samples.starts_pointer,
+            samples.slots,
+            slots.data_ptr(),
+            entries * places,
+            weights.data_ptr(),
+            weights.numel(),
+            entries,
+            places,
+        )
+    )
     if code:
         native._check(code, "add_samples")
     return out
 
 
-def add_sampled_rows(ids: Tensor, y: Tensor, samples: SampleArray, slots: Tensor, weights: Tensor, rows: int,
-                     name: str | None = None) -> Tensor:
+def add_sampled_rows(
+    ids: Tensor, y: Tensor, samples: SampleArray, slots: Tensor, weights: Tensor, rows: int, name: str | None = None
+) -> Tensor:
     """y + rows ``ids`` (int64 [...], negative: none) of every id's samples; y [..., n] in fp32, bf16 or fp16.
 
     slots and weights are contiguous.  Raises IndexError for an id from ``rows`` on.
@@ -95,12 +132,31 @@ def add_sampled_rows(ids: Tensor, y: Tensor, samples: SampleArray, slots: Tensor
     if not y.is_contiguous():
         y = y.contiguous()
     out, (entries, places) = torch.empty_like(y), slots.shape
-    code = native.library().dts_add_sampled_rows_record(_add_sampled_rows_record(
-        native._name_of(name), torch.get_num_threads(), ids.data_ptr(), ids.numel(), rows, y.shape[-1], y.data_ptr(),
-        y.numel(), out.data_ptr(), out.numel(), native.DTYPES[y.dtype], samples.pointer, samples.count,
-        samples.starts_pointer, samples.slots, slots.data_ptr(), entries * places, weights.data_ptr(),
-        weights.numel(), entries, places,
-    ))
+    code = native.library().dts_add_sampled_rows_record(
+        _add_sampled_rows_record(
+            native._name_of(name),
+            torch.get_num_threads(),
+            ids.data_ptr(),
+            ids.numel(),
+            rows,
+            y.shape[-1],
+            y.data_ptr(),
+            y.numel(),
+            out.data_ptr(),
+            out.numel(),
+            native.DTYPES[y.dtype],
+            samples.pointer,
+            samples.count,
+            samples.starts_pointer,
+            samples.slots,
+            slots.data_ptr(),
+            entries * places,
+            weights.data_ptr(),
+            weights.numel(),
+            entries,
+            places,
+        )
+    )
     if code == 3:
         raise IndexError(f"an id of {int(ids.max())} is beyond the matrix's {rows} rows")
     if code:

@@ -9,8 +9,7 @@ from ..contents import factors_of
 from . import library_products, native, native_samples
 
 
-def _native_delta_linear(x, y, packed, table, slots, weights, out_features, max_rank, transposed, *, exact,
-                         adds=None):
+def _native_delta_linear(x, y, packed, table, slots, weights, out_features, max_rank, transposed, *, exact, adds=None):
     tasks = native.Tasks.of(packed, table)
     return native.delta_linear(x, y, tasks, slots, weights, out_features, transposed, exact, adds=adds)
 

@@ -16,8 +16,9 @@ UNPACK_ROWS_BFLOAT16 = {"avx512vbmi": 1024, "avx512": 1024, "avx2": 32, "neondot
 UNPACK_ROWS_EXACT = 8  # the float32 loops decode for every row
 
 
-def choose(op: str, dtype: str, rows: int, entries: int = 1, places: int = 1, exact: bool = False,
-           variant: str | None = None) -> str:
+def choose(
+    op: str, dtype: str, rows: int, entries: int = 1, places: int = 1, exact: bool = False, variant: str | None = None
+) -> str:
     """Name of the path of a product with disk bytes.
 
     variant: the instruction set of `native.variants`, "" for a machine without the library; None asks this machine.

@@ -48,8 +48,9 @@ def key(kernel: str, dtype: str, columns: int, contracted: int, rows: int) -> st
     return f"{kernel}|{dtype}|{columns}|{contracted}|{bucket(rows)}"
 
 
-def heuristic(kernel: str, device: Device, dtype: str, columns: int, contracted: int, rows: int,
-              programs: int = 1) -> Config:
+def heuristic(
+    kernel: str, device: Device, dtype: str, columns: int, contracted: int, rows: int, programs: int = 1
+) -> Config:
     """A config that fills the device and fits any shared memory of 99 KB.
 
     columns, contracted: N and K of the product; rows: of one task; programs: row blocks (tasks, places) beside it.
@@ -70,8 +71,9 @@ def heuristic(kernel: str, device: Device, dtype: str, columns: int, contracted:
     return replace(config, split=max(1, min(2 * device.processors // max(grid, 1), tiles, 8 // max(rows, 1))))
 
 
-def choose(kernel: str, device: Device, dtype: str, columns: int, contracted: int, rows: int,
-           programs: int = 1) -> Config:
+def choose(
+    kernel: str, device: Device, dtype: str, columns: int, contracted: int, rows: int, programs: int = 1
+) -> Config:
     """The measured config of this device if there is one, else `heuristic`."""
     measured = measured_configs(device.name).get(key(kernel, dtype, columns, contracted, rows))
     return Config(**measured) if measured else heuristic(kernel, device, dtype, columns, contracted, rows, programs)

@@ -21,8 +21,9 @@ def _turn(word, i: tl.constexpr):
 def _pick(word, i: tl.constexpr, mask: tl.constexpr, bits: tl.constexpr, ASM: tl.constexpr):
     """The word turned right by 2 i, only the bits of ``mask``, and ``bits`` set."""
     if ASM:
-        return tl.inline_asm_elementwise(PICK_ASM, "=r,r,r,r,r", [word, 2 * i, mask, bits], dtype=tl.uint32,
-                                         is_pure=True, pack=1)
+        return tl.inline_asm_elementwise(
+            PICK_ASM, "=r,r,r,r,r", [word, 2 * i, mask, bits], dtype=tl.uint32, is_pure=True, pack=1
+        )
     return (_turn(word, i) & mask) | bits
 
 
@@ -120,8 +121,9 @@ def find_task(table, tasks, slot):
 
 
 @triton.jit
-def select_rows(slots, block, entries, per_entry, places, BLOCK_T: tl.constexpr, GROUPED: tl.constexpr,
-                ENTRIES: tl.constexpr):
+def select_rows(
+    slots, block, entries, per_entry, places, BLOCK_T: tl.constexpr, GROUPED: tl.constexpr, ENTRIES: tl.constexpr
+):
     """(rows [BLOCK_T] int64, which of them are real, their common entry) of a program.
 
     GROUPED (one row an entry, one place): rows of one task run together wherever they are in the batch.  The

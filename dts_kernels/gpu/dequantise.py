@@ -7,8 +7,21 @@ from .decode import combine, decode, find_task, load_words
 
 
 @triton.jit
-def dequantise(words, scalars, table, slots, place, out, tasks, contracted, columns, width, U: tl.constexpr,
-               BLOCK_N: tl.constexpr, LEVELS: tl.constexpr):
+def dequantise(
+    words,
+    scalars,
+    table,
+    slots,
+    place,
+    out,
+    tasks,
+    contracted,
+    columns,
+    width,
+    U: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    LEVELS: tl.constexpr,
+):
     """out [contracted, width]: the values of V^T [in_features, rank] or, if U, of U [rank, out_features].
 
     The task is slots[place], read on the device.  What is beyond the task's rank is set to 0.
@@ -32,5 +45,8 @@ def dequantise(words, scalars, table, slots, place, out, tasks, contracted, colu
         f = combine(f, decode(word, "g", tl.float32), decode(word, "b", tl.float32), one, coefficients, LEVELS)
     else:
         f = combine(f, f, f, f, coefficients, LEVELS)
-    tl.store(out + k.to(tl.int64)[:, None] * width + n[None, :], tl.where(ranks, f, 0.0).to(out.dtype.element_ty),
-             mask=(k < contracted)[:, None] & (n < width)[None, :])
+    tl.store(
+        out + k.to(tl.int64)[:, None] * width + n[None, :],
+        tl.where(ranks, f, 0.0).to(out.dtype.element_ty),
+        mask=(k < contracted)[:, None] & (n < width)[None, :],
+    )

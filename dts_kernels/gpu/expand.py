@@ -7,9 +7,28 @@ from .decode import combine, find_task, load_words, packed_dot, select_rows
 
 
 @triton.jit
-def expanded(t, words, scalars, table, slots, tasks, rows, places, width, out_columns, row, real, entry, n,
-             D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, LEVELS: tl.constexpr,
-             ASM: tl.constexpr):
+def expanded(
+    t,
+    words,
+    scalars,
+    table,
+    slots,
+    tasks,
+    rows,
+    places,
+    width,
+    out_columns,
+    row,
+    real,
+    entry,
+    n,
+    D: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    SPLIT: tl.constexpr,
+    LEVELS: tl.constexpr,
+    ASM: tl.constexpr,
+):
     """float32 [BLOCK_T, BLOCK_N]: sum over places of 2^-e t U^T for rows ``row`` and columns ``n``."""
     total = tl.zeros((BLOCK_T, BLOCK_N), tl.float32)
     k = tl.arange(0, 128)
@@ -40,10 +59,31 @@ def expanded(t, words, scalars, table, slots, tasks, rows, places, width, out_co
 
 
 @triton.jit
-def expand(t, words, scalars, table, slots, y, out, tasks, rows, entries, per_entry, places, width, out_features,
-           out_columns, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, GROUPED: tl.constexpr,
-           ENTRIES: tl.constexpr, LEVELS: tl.constexpr, ADD: tl.constexpr,
-           ASM: tl.constexpr):
+def expand(
+    t,
+    words,
+    scalars,
+    table,
+    slots,
+    y,
+    out,
+    tasks,
+    rows,
+    entries,
+    per_entry,
+    places,
+    width,
+    out_features,
+    out_columns,
+    BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    SPLIT: tl.constexpr,
+    GROUPED: tl.constexpr,
+    ENTRIES: tl.constexpr,
+    LEVELS: tl.constexpr,
+    ADD: tl.constexpr,
+    ASM: tl.constexpr,
+):
     """t [SPLIT, places, rows, width] of `shrink`; out [rows, out_features] = y (if ADD) + the product, in out's dtype.
 
     out_columns: out_features rounded up to 16, the row length of U's words.
@@ -51,8 +91,28 @@ def expand(t, words, scalars, table, slots, y, out, tasks, rows, entries, per_en
     """
     row, real, entry = select_rows(slots, tl.program_id(1), entries, per_entry, places, BLOCK_T, GROUPED, ENTRIES)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    total = expanded(t, words, scalars, table, slots, tasks, rows, places, width, out_columns, row, real, entry, n,
-                     out.dtype.element_ty, BLOCK_T, BLOCK_N, SPLIT, LEVELS, ASM)
+    total = expanded(
+        t,
+        words,
+        scalars,
+        table,
+        slots,
+        tasks,
+        rows,
+        places,
+        width,
+        out_columns,
+        row,
+        real,
+        entry,
+        n,
+        out.dtype.element_ty,
+        BLOCK_T,
+        BLOCK_N,
+        SPLIT,
+        LEVELS,
+        ASM,
+    )
     at = row[:, None] * out_features + n[None, :]
     mask = real[:, None] & (n < out_features)[None, :]
     if ADD:

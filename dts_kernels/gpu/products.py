@@ -32,8 +32,18 @@ class Launch:
     x: [rows, in_features], contiguous, fp16, bf16 or fp32.  configs: kernel name -> Config, else they are chosen.
     """
 
-    def __init__(self, x, packed, table, slots, weights, out_features, max_rank, levels: bool,
-                 configs: dict[str, Config] | None = None):
+    def __init__(
+        self,
+        x,
+        packed,
+        table,
+        slots,
+        weights,
+        out_features,
+        max_rank,
+        levels: bool,
+        configs: dict[str, Config] | None = None,
+    ):
         self.x, (self.words, self.scalars), self.table = x, packed, table
         self.slots, self.weights, self.levels = slots.contiguous(), weights.contiguous(), levels
         self.rows, self.in_features, self.out_features, self.width = *x.shape, out_features, max_rank
@@ -58,8 +68,11 @@ class Launch:
 
     @property
     def common(self) -> dict:
-        return {"GROUPED": self.grouped, "LEVELS": self.levels,
-                "ENTRIES": 1 << max(self.entries - 1, 0).bit_length() if self.grouped else 1}
+        return {
+            "GROUPED": self.grouped,
+            "LEVELS": self.levels,
+            "ENTRIES": 1 << max(self.entries - 1, 0).bit_length() if self.grouped else 1,
+        }
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -73,9 +86,25 @@ class Launch:
         dtype = self.x.dtype if c.split == 1 else torch.float32
         t = torch.empty(c.split, self.places, self.rows, self.width, dtype=dtype, device=self.x.device)
         shrink[(-(-self.width // c.block_n), self.row_blocks(c.block_t), self.places * c.split)](
-            self.x, self.words, self.scalars, self.table, self.slots, self.weights, t, *self.sizes, self.in_features,
-            self.width, BLOCK_T=c.block_t, BLOCK_N=c.block_n, SPLIT=c.split, PDL=pdl, ASM=self.asm(c), **self.common,
-            num_warps=c.warps, num_stages=c.stages, **registers(self.x.dtype, self.levels),
+            self.x,
+            self.words,
+            self.scalars,
+            self.table,
+            self.slots,
+            self.weights,
+            t,
+            *self.sizes,
+            self.in_features,
+            self.width,
+            BLOCK_T=c.block_t,
+            BLOCK_N=c.block_n,
+            SPLIT=c.split,
+            PDL=pdl,
+            ASM=self.asm(c),
+            **self.common,
+            num_warps=c.warps,
+            num_stages=c.stages,
+            **registers(self.x.dtype, self.levels),
         )
         return t, c.split
 
@@ -85,9 +114,25 @@ class Launch:
         c = self.config("expand", self.out_features, self.width)
         out = self.x.new_empty(self.rows, self.out_features)
         expand[(-(-self.out_features // c.block_n), self.row_blocks(c.block_t))](
-            t, self.words, self.scalars, self.table, self.slots, out if y is None else y, out, *self.sizes, self.width,
-            self.out_features, round_up(self.out_features, COLUMN_BLOCK), BLOCK_T=c.block_t, BLOCK_N=c.block_n,
-            SPLIT=parts, ADD=y is not None, ASM=self.asm(c), **self.common, num_warps=c.warps, num_stages=c.stages,
+            t,
+            self.words,
+            self.scalars,
+            self.table,
+            self.slots,
+            out if y is None else y,
+            out,
+            *self.sizes,
+            self.width,
+            self.out_features,
+            round_up(self.out_features, COLUMN_BLOCK),
+            BLOCK_T=c.block_t,
+            BLOCK_N=c.block_n,
+            SPLIT=parts,
+            ADD=y is not None,
+            ASM=self.asm(c),
+            **self.common,
+            num_warps=c.warps,
+            num_stages=c.stages,
         )
         return out
 
@@ -98,10 +143,30 @@ class Launch:
         t, parts = self.shrink(c.pdl)
         out = self.x.new_empty(self.rows, self.out_features)
         base_expand[(-(-self.out_features // c.block_n), self.row_blocks(c.block_t))](
-            self.x, weight, weight if bias is None else bias, t, self.words, self.scalars, self.table, self.slots, out,
-            *self.sizes, self.width, self.in_features, self.out_features, round_up(self.out_features, COLUMN_BLOCK),
-            BLOCK_T=c.block_t, BLOCK_N=c.block_n, BLOCK_K=c.block_k, SPLIT=parts, BIAS=bias is not None, PDL=c.pdl,
-            ASM=self.asm(c), **self.common, num_warps=c.warps, num_stages=c.stages,
+            self.x,
+            weight,
+            weight if bias is None else bias,
+            t,
+            self.words,
+            self.scalars,
+            self.table,
+            self.slots,
+            out,
+            *self.sizes,
+            self.width,
+            self.in_features,
+            self.out_features,
+            round_up(self.out_features, COLUMN_BLOCK),
+            BLOCK_T=c.block_t,
+            BLOCK_N=c.block_n,
+            BLOCK_K=c.block_k,
+            SPLIT=parts,
+            BIAS=bias is not None,
+            PDL=c.pdl,
+            ASM=self.asm(c),
+            **self.common,
+            num_warps=c.warps,
+            num_stages=c.stages,
             **({"launch_pdl": True} if c.pdl else {}),
         )
         return out
@@ -148,8 +213,20 @@ def dequantise(packed, table, slots, place: int, size: int, columns: int, u: boo
     words, scalars = packed
     out = torch.empty(size, columns, dtype=dtype, device=words.device)
     dequantise[(-(-size // 128), -(-columns // 64))](
-        words, scalars, table, slots, place, out, table.shape[0], size, round_up(columns, COLUMN_BLOCK), columns, U=u,
-        BLOCK_N=64, LEVELS=levels, num_warps=8,
+        words,
+        scalars,
+        table,
+        slots,
+        place,
+        out,
+        table.shape[0],
+        size,
+        round_up(columns, COLUMN_BLOCK),
+        columns,
+        U=u,
+        BLOCK_N=64,
+        LEVELS=levels,
+        num_warps=8,
     )
     return out
 
@@ -208,10 +285,25 @@ def reconstruct(packed, table, gamma, base, out_features, in_features, max_rank,
     out = torch.empty(out_features, in_features, dtype=dtype, device=words.device)
     with _on(words):
         reconstruct[(-(-in_features // 128), -(-out_features // 64))](
-            words, scalars, table, slots, gamma, out if base is None else base.contiguous(), out, table.shape[0],
-            gamma.shape[0], in_features, out_features, round_up(out_features, COLUMN_BLOCK), BLOCK_M=64, LEVELS=levels,
-            ADD=base is not None, D=_dot_dtype(torch.float32 if levels else dtype),
-            PRECISION="ieee" if dtype == torch.float32 else "tf32", num_warps=8, num_stages=1,
+            words,
+            scalars,
+            table,
+            slots,
+            gamma,
+            out if base is None else base.contiguous(),
+            out,
+            table.shape[0],
+            gamma.shape[0],
+            in_features,
+            out_features,
+            round_up(out_features, COLUMN_BLOCK),
+            BLOCK_M=64,
+            LEVELS=levels,
+            ADD=base is not None,
+            D=_dot_dtype(torch.float32 if levels else dtype),
+            PRECISION="ieee" if dtype == torch.float32 else "tf32",
+            num_warps=8,
+            num_stages=1,
         )
     return out
 

@@ -16,9 +16,25 @@ def _values(word, coefficients, LEVELS: tl.constexpr, D: tl.constexpr):
 
 
 @triton.jit
-def reconstruct(words, scalars, table, slots, gamma, base, out, tasks, places, in_features, out_features, out_columns,
-                BLOCK_M: tl.constexpr, LEVELS: tl.constexpr, ADD: tl.constexpr, D: tl.constexpr,
-                PRECISION: tl.constexpr):
+def reconstruct(
+    words,
+    scalars,
+    table,
+    slots,
+    gamma,
+    base,
+    out,
+    tasks,
+    places,
+    in_features,
+    out_features,
+    out_columns,
+    BLOCK_M: tl.constexpr,
+    LEVELS: tl.constexpr,
+    ADD: tl.constexpr,
+    D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """out [out_features, in_features] = base (if ADD) + sum over p of gamma[p] times the delta of slots[p].
 
     D: what is multiplied; float32 with levels, which 16 bits would round.  PRECISION: of float32 products, "tf32"
@@ -35,10 +51,12 @@ def reconstruct(words, scalars, table, slots, gamma, base, out, tasks, places, i
         for block in range(0, tl.cdiv(rank, 128)):
             k = block * 128 + tl.arange(0, 128)
             sigma = tl.load(scalars + scalar + HEADER + k, mask=k < columns, other=0.0)
-            left = _values(load_words(words + v, tl.program_id(0), columns, k, k < columns), scalars + scalar + 1,
-                           LEVELS, D)
-            right = _values(load_words(words + u, block, out_columns, m, m < out_columns), scalars + scalar + 5,
-                            LEVELS, D)
+            left = _values(
+                load_words(words + v, tl.program_id(0), columns, k, k < columns), scalars + scalar + 1, LEVELS, D
+            )
+            right = _values(
+                load_words(words + u, block, out_columns, m, m < out_columns), scalars + scalar + 5, LEVELS, D
+            )
             left = (left.to(tl.float32) * sigma[None, :]).to(D)
             product = tl.dot(left, right.to(D), product, input_precision=PRECISION)
         scale = tl.load(scalars + scalar, mask=rank > 0, other=0.0) * tl.load(gamma + place)

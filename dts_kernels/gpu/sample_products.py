@@ -20,9 +20,24 @@ def add_samples(x, y, codes, table, starts, scales, slots, weights, transposed) 
     block_t = min(MOST_ROWS, 1 << (per_entry - 1).bit_length())
     with _on(x):
         sampled_product[(-(-out_features // BLOCK_M), entries * -(-per_entry // block_t))](
-            rows, own, out, *_arena(codes, rows), table, starts, scales, slots.contiguous(), weights.contiguous(),
-            starts.shape[0] - 1, per_entry, places, rows.shape[1], out_features,
-            BLOCK_T=block_t, BLOCK_M=BLOCK_M, BLOCK_B=BLOCK_B, **PRODUCT_OPTIONS,
+            rows,
+            own,
+            out,
+            *_arena(codes, rows),
+            table,
+            starts,
+            scales,
+            slots.contiguous(),
+            weights.contiguous(),
+            starts.shape[0] - 1,
+            per_entry,
+            places,
+            rows.shape[1],
+            out_features,
+            BLOCK_T=block_t,
+            BLOCK_M=BLOCK_M,
+            BLOCK_B=BLOCK_B,
+            **PRODUCT_OPTIONS,
         )
     return out
 
@@ -42,8 +57,21 @@ def add_dense(x, y, codes, table, starts, scales, slots, weights, transposed) ->
         for at in range(entries * places):
             matrix = torch.empty(m, n, dtype=x.dtype, device=x.device)
             sampled_dense[(-(-n // 64), -(-m // 32))](
-                *_arena(codes, rows), table, starts, scales, slots, weights, at, matrix, factor, starts.shape[0] - 1,
-                m, n, BLOCK_M=32, BLOCK_N=64, num_warps=4,
+                *_arena(codes, rows),
+                table,
+                starts,
+                scales,
+                slots,
+                weights,
+                at,
+                matrix,
+                factor,
+                starts.shape[0] - 1,
+                m,
+                n,
+                BLOCK_M=32,
+                BLOCK_N=64,
+                num_warps=4,
             )
             block = slice(at // places * each, (at // places + 1) * each)
             out[block] += _wide_mm(rows[block], matrix if transposed else matrix.T) * factor

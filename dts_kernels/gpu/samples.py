@@ -79,8 +79,25 @@ def _add_sums(totals, products, scale, COUNT: tl.constexpr):
 
 
 @triton.jit
-def sampled_product(x, y, out, codes, table, starts, scales, slots, weights, slots_known, per_entry, places,
-                    in_features, out_features, BLOCK_T: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_B: tl.constexpr):
+def sampled_product(
+    x,
+    y,
+    out,
+    codes,
+    table,
+    starts,
+    scales,
+    slots,
+    weights,
+    slots_known,
+    per_entry,
+    places,
+    in_features,
+    out_features,
+    BLOCK_T: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+):
     """out [rows, out_features] = y + sum over the entry's places of gamma x D^T.
 
     A program takes BLOCK_M outputs of BLOCK_T rows of one entry, BLOCK_B bytes of codes at a time; a byte is loaded
@@ -111,8 +128,9 @@ def sampled_product(x, y, out, codes, table, starts, scales, slots, weights, slo
                 for i in tl.static_range(4):
                     g = 4 * b + i
                     column = g * stride + turn(turned, shift_of(block, g, stride, seed), stride)
-                    products = _add_row_products(products, start_of, column, value_of(byte, i), per_entry - first,
-                                                 in_features, BLOCK_T)
+                    products = _add_row_products(
+                        products, start_of, column, value_of(byte, i), per_entry - first, in_features, BLOCK_T
+                    )
             totals = _add_sums(totals, products, tl.load(scales + k) * gamma, BLOCK_T)
     for t in tl.static_range(BLOCK_T):
         at_out = (entry.to(tl.int64) * per_entry + first + t) * out_features + m
@@ -122,8 +140,22 @@ def sampled_product(x, y, out, codes, table, starts, scales, slots, weights, slo
 
 
 @triton.jit
-def sampled_dense(codes, table, starts, scales, slots, weights, place, out, factor, slots_known, m_size, n_size,
-                  BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+def sampled_dense(
+    codes,
+    table,
+    starts,
+    scales,
+    slots,
+    weights,
+    place,
+    out,
+    factor,
+    slots_known,
+    m_size,
+    n_size,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
     """out [m_size, n_size] times factor [1] = weights[place] times the matrix of slots[place].
 
     The slot's largest scale is in factor, so out holds small numbers around 1: those of a single sample are exact in

@@ -7,10 +7,30 @@ from .decode import HEADER, combine, find_task, load_words, packed_dot, select_r
 
 
 @triton.jit
-def shrink(x, words, scalars, table, slots, weights, t, tasks, rows, entries, per_entry, places, in_features, width,
-           BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, GROUPED: tl.constexpr,
-           ENTRIES: tl.constexpr, LEVELS: tl.constexpr, PDL: tl.constexpr,
-           ASM: tl.constexpr):
+def shrink(
+    x,
+    words,
+    scalars,
+    table,
+    slots,
+    weights,
+    t,
+    tasks,
+    rows,
+    entries,
+    per_entry,
+    places,
+    in_features,
+    width,
+    BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    SPLIT: tl.constexpr,
+    GROUPED: tl.constexpr,
+    ENTRIES: tl.constexpr,
+    LEVELS: tl.constexpr,
+    PDL: tl.constexpr,
+    ASM: tl.constexpr,
+):
     """x [rows, in_features]; t [SPLIT, places, rows, width]: x's dtype, or float32 parts to be summed if SPLIT > 1.
 
     Columns from 16 ceil(rank/16) on are left as they are.  Grid: (ceil(width / BLOCK_N), row blocks, places * SPLIT).
@@ -33,8 +53,11 @@ def shrink(x, words, scalars, table, slots, weights, t, tasks, rows, entries, pe
     for block in range(part, tl.where(busy, tl.cdiv(in_features, 128), 0), SPLIT):
         word = load_words(words + v, block, columns, n, n < columns)
         inside = block * 128 + k
-        tile = tl.load(x + row[:, None] * in_features + inside[None, :],
-                       mask=real[:, None] & (inside < in_features)[None, :], other=0.0)
+        tile = tl.load(
+            x + row[:, None] * in_features + inside[None, :],
+            mask=real[:, None] & (inside < in_features)[None, :],
+            other=0.0,
+        )
         f, g, b, one = packed_dot(tile, word, f, g, b, one, LEVELS, ASM)
 
     out = combine(f, g, b, one, scalars + scalar + 1, LEVELS)

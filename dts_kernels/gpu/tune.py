@@ -28,8 +28,10 @@ def candidates(kernel: str, contracted: int, rows: int) -> list[Config]:
 
 def random_factors(out_features: int, in_features: int, rank: int, seed: int, device) -> layout.PackedFactors:
     generator = torch.Generator(device).manual_seed(seed)
-    sides = [torch.randint(0, 256, (rows, layout.packed_width(rank)), dtype=torch.uint8, device=device,
-                           generator=generator) for rows in (out_features, in_features)]
+    sides = [
+        torch.randint(0, 256, (rows, layout.packed_width(rank)), dtype=torch.uint8, device=device, generator=generator)
+        for rows in (out_features, in_features)
+    ]
     # pad ranks of the last byte are code 0, as `pack` leaves them
     sides = [layout.pack(layout.unpack(side, rank)) for side in sides]
     return layout.PackedFactors(*sides, torch.full((rank,), 1e-3, device=device))
@@ -68,8 +70,12 @@ def _delta(launch: Launch) -> torch.Tensor:
     return launch.expand(*launch.shrink(), None)
 
 
-def tune(shapes: list[tuple[int, int, int]], rows=config.ROW_BUCKETS[:3], dtypes=("bfloat16",),
-         progress: Callable[[str], None] = lambda line: None) -> str:
+def tune(
+    shapes: list[tuple[int, int, int]],
+    rows=config.ROW_BUCKETS[:3],
+    dtypes=("bfloat16",),
+    progress: Callable[[str], None] = lambda line: None,
+) -> str:
     """Measure (out_features, in_features, rank) shapes on the current CUDA device; returns the path of the JSON.
 
     Raises RuntimeError without a CUDA device.
@@ -85,8 +91,11 @@ def tune(shapes: list[tuple[int, int, int]], rows=config.ROW_BUCKETS[:3], dtypes
         slots, weights = torch.zeros(1, 1, dtype=torch.int32, device="cuda"), torch.ones(1, 1, device="cuda")
         operands = ([store.words.tensor, store.scalars.tensor], store.table, slots, weights, m, store.max_rank, False)
         chosen: dict[str, Config] = {}
-        for kernel, columns, contracted in (("shrink", store.max_rank, n), ("expand", m, store.max_rank),
-                                            ("base_expand", m, n)):
+        for kernel, columns, contracted in (
+            ("shrink", store.max_rank, n),
+            ("expand", m, store.max_rank),
+            ("base_expand", m, n),
+        ):
             timed = []
             for c in candidates(kernel, contracted, count):
                 launch = Launch(x, *operands, configs=chosen | {kernel: c})

@@ -25,9 +25,19 @@ def suite(tmp_path, monkeypatch):
         forward = lambda deltas: inputs[:samples] @ deltas["w"].T  # noqa: E731
         return Classifier(task, seed, folder, deltas, forward, forward(deltas).argmax(-1))
 
-    made = command.Suite("linear", ["a", "b"], "abc", finetunes, subject, methods=["residual", "bitdelta"], sizes=[0.2],
-                         quick_tasks=["c"], quick_samples=20, check=lambda subjects: len(subjects) == 1,
-                         check_tasks=["a"])  # fmt: skip
+    made = command.Suite(
+        "linear",
+        ["a", "b"],
+        "abc",
+        finetunes,
+        subject,
+        methods=["residual", "bitdelta"],
+        sizes=[0.2],
+        quick_tasks=["c"],
+        quick_samples=20,
+        check=lambda subjects: len(subjects) == 1,
+        check_tasks=["a"],
+    )
     made.finetunes.asked = asked
     return made
 
@@ -46,8 +56,11 @@ def test_the_defaults_and_quick(suite, reported, tmp_path):
     (out, name, rows), (elsewhere, _, quick) = reported
     assert (out, name, str(elsewhere)) == (tmp_path / "report", "linear", "elsewhere")
     assert [(r["method"], r["task"], r["size"]) for r in rows] == [
-        ("residual", "a", 0.2), ("residual", "b", 0.2), ("bitdelta", "a", None), ("bitdelta", "b", None),
-    ]  # fmt: skip
+        ("residual", "a", 0.2),
+        ("residual", "b", 0.2),
+        ("bitdelta", "a", None),
+        ("bitdelta", "b", None),
+    ]
     assert {r["task"] for r in quick} == {"c"} and {r["size"] for r in quick} == set(suite.quick_sizes)
     assert (tmp_path / "linear.jsonl").is_file()
 

@@ -30,8 +30,13 @@ def data(tmp_path_factory):
     (folder / "images").mkdir()
     labels = np.arange(60) % 2
     content = np.random.default_rng(0).integers(0, 100, (60, SIZE, SIZE, 3)) + 150 * labels[:, None, None, None]
-    np.savez(folder / "images" / "light.npz", images=content.astype(np.uint8), labels=labels,
-             split=np.array([0] * 48 + [2] * 12), classes=["dark", "light"])  # fmt: skip
+    np.savez(
+        folder / "images" / "light.npz",
+        images=content.astype(np.uint8),
+        labels=labels,
+        split=np.array([0] * 48 + [2] * 12),
+        classes=["dark", "light"],
+    )
     (folder / "images" / "info.json").write_text(json.dumps({"light": {"licence": "none"}}))
     return folder
 

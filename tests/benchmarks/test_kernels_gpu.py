@@ -41,8 +41,13 @@ def test_workloads_name_a_task_a_row():
 def test_the_cases_of_the_targets_come_first():
     first = gpu.cases()[:6]
     assert {(c.rows, c.workload, c.rank_fraction) for c in first} == {
-        (1, "one", 0.3), (16, "one", 0.3), (16, "distinct", 0.3), (64, "distinct", 0.3), (4096, "one", 0.3),
-        (1, "one", 0.05)}
+        (1, "one", 0.3),
+        (16, "one", 0.3),
+        (16, "distinct", 0.3),
+        (64, "distinct", 0.3),
+        (4096, "one", 0.3),
+        (1, "one", 0.05),
+    }
     assert len(gpu.cases()) == len(set(gpu.cases()))
 
 

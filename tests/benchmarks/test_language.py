@@ -28,9 +28,17 @@ def tokenizer():
 def base(tokenizer, tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("base")
-    config = LlamaConfig(vocab_size=len(WORDS), hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-                         num_attention_heads=2, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0,
-                         initializer_range=0.3)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=0,
+        initializer_range=0.3,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -115,9 +123,15 @@ def test_scores_are_those_of_whole_logits(trained, base):
         {
             "accuracy": (half.argmax(-1) == targets).double().mean().item(),
             "finetuned_accuracy": (whole.argmax(-1) == targets).double().mean().item(),
-            "agreement": metrics.agreement(half, whole), "kl": metrics.kl(half, whole),
-            "loss": loss(half), "finetuned_loss": loss(whole), "base_loss": loss(none),
-        }, rel=1e-4, abs=1e-6)  # fmt: skip
+            "agreement": metrics.agreement(half, whole),
+            "kl": metrics.kl(half, whole),
+            "loss": loss(half),
+            "finetuned_loss": loss(whole),
+            "base_loss": loss(none),
+        },
+        rel=1e-4,
+        abs=1e-6,
+    )
     assert subject.score(deltas)["kl"] == 0
 
 

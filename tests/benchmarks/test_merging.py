@@ -21,8 +21,14 @@ def base(tmp_path_factory):
     (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
     BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
     torch.manual_seed(0)
-    config = BertConfig(vocab_size=3005, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-                        intermediate_size=64, max_position_embeddings=16)  # fmt: skip
+    config = BertConfig(
+        vocab_size=3005,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=16,
+    )
     BertModel(config).save_pretrained(folder)
     return folder
 
@@ -50,8 +56,11 @@ def suite(base, tmp_path_factory):
     """The folder of the command's rows, with the command on four such fine-tunes."""
     folder = tmp_path_factory.mktemp("suite")
     trained = [finetune(base, folder / f"t{i}", i) for i in range(4)]
-    encode = lambda texts: torch.stack([torch.randn(8, generator=torch.Generator().manual_seed(  # noqa: E731
-        sum(map(ord, text)))) for text in texts])  # fmt: skip
+
+    def encode(texts):
+        seeds = (torch.Generator().manual_seed(sum(map(ord, text))) for text in texts)
+        return torch.stack([torch.randn(8, generator=seed) for seed in seeds])
+
     with pytest.MonkeyPatch.context() as patch:
         for module in (study, routing):
             patch.setattr(module, "base_folder", lambda: base)
@@ -100,8 +109,11 @@ def test_difference_adapters_do_not_carry_the_tokenizer(suite, rows):
 
 
 def test_wrong_names_and_missing_data(suite, capsys, monkeypatch):
-    for words, said in ((["--tasks", "t0,x"], "no task x; there are t0"), (["--methods", "y"], "no method y"),
-                        (["--parts", "z"], "no part z")):  # fmt: skip
+    for words, said in (
+        (["--tasks", "t0,x"], "no task x; there are t0"),
+        (["--methods", "y"], "no method y"),
+        (["--parts", "z"], "no part z"),
+    ):
         with pytest.raises(SystemExit) as stopped:
             command.main([*ARGUMENTS, *words])
         assert stopped.value.code == 2 and said in capsys.readouterr().err
@@ -134,12 +146,19 @@ def test_every_task_is_held_out_once():
 
 
 def test_the_deviation_is_over_seeds_and_the_best_single_task_is_of_each_seed_and_task():
-    rows = [{"seed": seed, "task": task, "encoder": encoder, "accuracy": accuracy}
-            for seed, task, encoder, accuracy in [(0, "a", "single x", 0.1), (0, "a", "single y", 0.3),
-                                                  (0, "b", "single x", 0.5), (1, "a", "single x", 0.2)]]  # fmt: skip
+    rows = [
+        {"seed": seed, "task": task, "encoder": encoder, "accuracy": accuracy}
+        for seed, task, encoder, accuracy in [
+            (0, "a", "single x", 0.1),
+            (0, "a", "single y", 0.3),
+            (0, "b", "single x", 0.5),
+            (1, "a", "single x", 0.2),
+        ]
+    ]
     best = tables.with_best_single(rows)
     ((name, values),) = tables.by(best, lambda r: r["encoder"], lambda r: r["accuracy"])
     assert name.startswith("best single") and values == [0.4, 0.2]
     assert tables.table("t", [("a", [0.4, 0.2]), ("b", [0.5])]).splitlines()[1:] == [
-        f"  {'a':44}  30.00 ± 14.14 %", f"  {'b':44}  50.00 %",
-    ]  # fmt: skip
+        f"  {'a':44}  30.00 ± 14.14 %",
+        f"  {'b':44}  50.00 %",
+    ]

@@ -13,10 +13,23 @@ SIZES = (0.001, 0.01, 0.04)
 
 def row(method, size, kl, task="one", seed=0, share=None, **more):
     return {
-        "suite": "text", "task": task, "seed": seed, "draw": 0, "method": method, "size": size,
-        "share": share or size, "published_share": share or size, "shared": 0.0, "accuracy": 0.9 - kl,
-        "finetuned_accuracy": 0.9, "adr": kl / 0.9, "agreement": 1 - kl, "kl": kl, "squared_error": 0.1, "seconds": 1.0,
-    } | more  # fmt: skip
+        "suite": "text",
+        "task": task,
+        "seed": seed,
+        "draw": 0,
+        "method": method,
+        "size": size,
+        "share": share or size,
+        "published_share": share or size,
+        "shared": 0.0,
+        "accuracy": 0.9 - kl,
+        "finetuned_accuracy": 0.9,
+        "adr": kl / 0.9,
+        "agreement": 1 - kl,
+        "kl": kl,
+        "squared_error": 0.1,
+        "seconds": 1.0,
+    } | more
 
 
 @pytest.fixture
@@ -133,13 +146,32 @@ def test_theory_is_shown_with_predicted_and_measured(measured, tmp_path):
     names = ["bert.encoder.layer.0.attention.self.query.weight", "bert.encoder.layer.1.output.dense.weight", "pooler.w"]
     tensors = [[name, [64, 64], 8, 1.0, 0.2, 0.1, 0.3, 0.25] for name in names]
     theory = {
-        "compared": [{"task": "trec", "method": "residual", "budget": 0.01, "bytes": 9, "predicted": 0.2, "lower": 0.1,
-                      "upper": 0.3, "measured": 0.25, "tensors": tensors}],
-        "spectra": [{"task": "trec", "name": name, "shape": [64, 64], "ranks": [1, 8, 32],
-                     "measured": {"residual": [0.9, 0.4, 0.1], "paper": [0.9, 0.5, 0.4]},
-                     "singular_values": [1 / i for i in range(1, 65)]} for name in names[:2]],
+        "compared": [
+            {
+                "task": "trec",
+                "method": "residual",
+                "budget": 0.01,
+                "bytes": 9,
+                "predicted": 0.2,
+                "lower": 0.1,
+                "upper": 0.3,
+                "measured": 0.25,
+                "tensors": tensors,
+            }
+        ],
+        "spectra": [
+            {
+                "task": "trec",
+                "name": name,
+                "shape": [64, 64],
+                "ranks": [1, 8, 32],
+                "measured": {"residual": [0.9, 0.4, 0.1], "paper": [0.9, 0.5, 0.4]},
+                "singular_values": [1 / i for i in range(1, 65)],
+            }
+            for name in names[:2]
+        ],
         "ranks": [{"task": "trec", "budget": 0.01, "ranks": {name: [[64, 64], 8] for name in names}}],
-    }  # fmt: skip
+    }
     rows.save(measured, tmp_path / "text.json")
     (tmp_path / "theory.json").write_text(json.dumps(theory))
     assert report.main(["--results", str(tmp_path), "--out", str(tmp_path / "out")]) == 0

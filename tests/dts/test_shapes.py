@@ -8,27 +8,60 @@ from dts.shapes import is_stack
 
 transformers = pytest.importorskip("transformers")
 
-SMALL = dict(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
-             num_key_value_heads=2)  # fmt: skip
+SMALL = dict(
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=2,
+)
 EXPERTS = {
-    "jetmoe": dict(num_local_experts=4, num_experts_per_tok=2, kv_channels=16, hidden_size=32, intermediate_size=64,
-                   num_hidden_layers=1, num_key_value_heads=1, vocab_size=64),
+    "jetmoe": dict(
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        kv_channels=16,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_key_value_heads=1,
+        vocab_size=64,
+    ),
     "mixtral": SMALL | dict(num_local_experts=4),
     "gpt_oss": SMALL | dict(num_local_experts=4, head_dim=16),
     "qwen3_moe": SMALL | dict(num_experts=4, moe_intermediate_size=32),
     "granitemoe": SMALL | dict(num_local_experts=4),
     "llama4_text": SMALL | dict(num_local_experts=4, intermediate_size_mlp=64, head_dim=16),
-}  # fmt: skip
+}
 CONVOLUTIONS = {
-    "whisper": dict(d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
-                    decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64, vocab_size=64,
-                    pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1),
-    "wav2vec2": dict(conv_dim=(32, 32), conv_kernel=(10, 3), conv_stride=(5, 2), hidden_size=64, num_hidden_layers=1,
-                     num_attention_heads=2, intermediate_size=64, num_conv_pos_embeddings=16,
-                     num_conv_pos_embedding_groups=4),
+    "whisper": dict(
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        vocab_size=64,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+    ),
+    "wav2vec2": dict(
+        conv_dim=(32, 32),
+        conv_kernel=(10, 3),
+        conv_stride=(5, 2),
+        hidden_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=4,
+    ),
     "mamba": dict(hidden_size=32, num_hidden_layers=1, vocab_size=64, state_size=8),
     "xlnet": dict(d_model=32, n_layer=1, n_head=4, d_inner=64, vocab_size=64),
-}  # fmt: skip
+}
 
 
 def three_dimensional(kind: str, options: dict):
@@ -54,23 +87,40 @@ def test_convolutions_and_projections_to_heads_are_matrices(kind):
         assert not is_stack(name, shape), name
 
 
-@pytest.mark.parametrize("name, shape, stack", [
-    ("mlp.input_linear.weight", (8, 11264, 2048), True), ("experts.gate_up_proj", (512, 1024, 2048), True),
-    ("experts.down_proj", (512, 2048, 512), True), ("experts.down_proj", (768, 4096, 256), True),
-    ("rg_lru.input_gate_weight", (10, 256, 256), True), ("position_embeddings", (1, 197, 768), True),
-    ("conv.weight", (512, 512, 3), False), ("experts.3.conv.weight", (512, 512, 3), False),
-    ("conv1d.weight", (1536, 1, 4), False), ("pos_conv_embed.weight", (768, 48, 128), False),
-    ("rel_attn.q", (1024, 16, 64), False), ("relative_attention", (64, 8, 32), False),
-    ("query.weight", (768, 192, 1), False), ("upsampler.0.weight", (512, 256, 11), False),
-    ("patch_embed.weight", (768, 3, 16, 16), False), ("experts", (4, 2, 64, 64), False), ("weight", (64, 64), False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, shape, stack",
+    [
+        ("mlp.input_linear.weight", (8, 11264, 2048), True),
+        ("experts.gate_up_proj", (512, 1024, 2048), True),
+        ("experts.down_proj", (512, 2048, 512), True),
+        ("experts.down_proj", (768, 4096, 256), True),
+        ("rg_lru.input_gate_weight", (10, 256, 256), True),
+        ("position_embeddings", (1, 197, 768), True),
+        ("conv.weight", (512, 512, 3), False),
+        ("experts.3.conv.weight", (512, 512, 3), False),
+        ("conv1d.weight", (1536, 1, 4), False),
+        ("pos_conv_embed.weight", (768, 48, 128), False),
+        ("rel_attn.q", (1024, 16, 64), False),
+        ("relative_attention", (64, 8, 32), False),
+        ("query.weight", (768, 192, 1), False),
+        ("upsampler.0.weight", (512, 256, 11), False),
+        ("patch_embed.weight", (768, 3, 16, 16), False),
+        ("experts", (4, 2, 64, 64), False),
+        ("weight", (64, 64), False),
+    ],
+)
 def test_shapes_of_published_models(name, shape, stack):
     assert is_stack(name, shape) == stack
 
 
-@pytest.mark.parametrize("conv", [
-    nn.Conv1d(32, 48, 9), nn.Conv1d(32, 32, 5, groups=32), nn.ConvTranspose1d(64, 32, 11),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv1d(32, 48, 9),
+        nn.Conv1d(32, 32, 5, groups=32),
+        nn.ConvTranspose1d(64, 32, 11),
+    ],
+)
 def test_every_convolution_of_torch(conv):
     assert not is_stack("expert.weight", tuple(conv.weight.shape))
 

@@ -16,9 +16,14 @@ def test_every_layout(monkeypatch, block, dtype):
     generator = torch.Generator().manual_seed(0)
     whole = torch.randn(6, 10, 4, generator=generator).to(dtype)
     other = torch.randn(6, 10, 4, generator=generator).to(dtype)
-    for a, b in ((whole, other), (whole.mT, other.mT), (whole[::2, 1:], other[1::2, :-1]),
-                 (whole[0, 0, 0], other[0, 0, 0]),
-                 (whole[:0], other[:0]), (whole.mT, other.mT.contiguous())):  # fmt: skip
+    for a, b in (
+        (whole, other),
+        (whole.mT, other.mT),
+        (whole[::2, 1:], other[1::2, :-1]),
+        (whole[0, 0, 0], other[0, 0, 0]),
+        (whole[:0], other[:0]),
+        (whole.mT, other.mT.contiguous()),
+    ):
         x, y = a.double(), b.double()
         assert sums.energy(a) == pytest.approx(x.square().sum().item(), rel=1e-12)
         assert sums.norm(a) == pytest.approx(x.norm().item(), rel=1e-12)

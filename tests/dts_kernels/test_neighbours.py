@@ -65,8 +65,9 @@ def test_sampled_products(variant, dtype, transposed, rows):
     x, y = torch.randn(rows, bank.in_features).to(dtype), torch.randn(rows, bank.out_features).to(dtype)
     for task in (0, 1, 2):
         alone = Routing.of([task])
-        first = native_samples.add_samples(x[own : own + 1], y[own : own + 1], array, alone.slots, alone.weights,
-                                           transposed, variant)[0]
+        first = native_samples.add_samples(
+            x[own : own + 1], y[own : own + 1], array, alone.slots, alone.weights, transposed, variant
+        )[0]
         for routing in batches(rows, own, task, rows):
             others, beside = torch.randn_like(x), torch.randn_like(y)
             others[own], beside[own] = x[own], y[own]
@@ -88,8 +89,9 @@ def test_components(variant, dtype, exact, rows):
         for routing in batches(rows, own, task, rows):
             others, beside = torch.randn_like(x), torch.randn_like(y)
             others[own], beside[own] = x[own], y[own]
-            got = native.delta_linear(others, beside, tasks, routing.slots, routing.weights, 70, False, exact, variant,
-                                      adds=adds)[own]
+            got = native.delta_linear(
+                others, beside, tasks, routing.slots, routing.weights, 70, False, exact, variant, adds=adds
+            )[own]
             first = got if first is None else first
             assert torch.equal(got, first) and torch.equal(got.signbit(), first.signbit())
 

@@ -115,14 +115,25 @@ def test_products(data):
             if mode == "raw":
                 adds = None
                 held = (*TAIL, slots, weights, out, *tail)
-                got = (ops.delta_linear(x, None, *held, False) if kind == 0 else ops.delta_linear(x, y, *held, False)
-                       if kind == 1 else ops.linear(x, weight, bias, *held) if kind == 2 else
-                       ops.add_samples(x, y, *SAMPLED.arguments, slots, weights, False))
+                got = (
+                    ops.delta_linear(x, None, *held, False)
+                    if kind == 0
+                    else ops.delta_linear(x, y, *held, False)
+                    if kind == 1
+                    else ops.linear(x, weight, bias, *held)
+                    if kind == 2
+                    else ops.add_samples(x, y, *SAMPLED.arguments, slots, weights, False)
+                )
             else:
-                got = (kernels.delta_linear(x, BANK, routing, adds=adds) if kind == 0 else
-                       kernels.delta_linear(x, BANK, routing, y, adds) if kind == 1 else
-                       kernels.linear(x, weight, bias, BANK, routing, adds) if kind == 2 else
-                       kernels.add_samples(x, y, SAMPLED, routing))
+                got = (
+                    kernels.delta_linear(x, BANK, routing, adds=adds)
+                    if kind == 0
+                    else kernels.delta_linear(x, BANK, routing, y, adds)
+                    if kind == 1
+                    else kernels.linear(x, weight, bias, BANK, routing, adds)
+                    if kind == 2
+                    else kernels.add_samples(x, y, SAMPLED, routing)
+                )
             if mode == "grad":
                 got.sum().backward()
     except (ValueError, TypeError, RuntimeError, IndexError, NotImplementedError):
@@ -188,18 +199,30 @@ def routing_of(*slots):
     return Routing.of(list(slots))
 
 
-@pytest.mark.parametrize("table", [
-    [[0, 1, 9, -1, 5, 0]], [[0, 1, 2, -1, 6, 0]], [[0, 1, 2, -1, 10**9, 0]], [[0, -2, 2, -1, 5, 0]],
-    [[1, 0, 2, -1, 5, 0]], [[0, 1, 2, 1, 5, 0]], [[0, 1, 2, -1, 5, 9999]], [[0, 1, 2, -1, 5]], [[2, 1, 0, -1, 5, 0]],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "table",
+    [
+        [[0, 1, 9, -1, 5, 0]],
+        [[0, 1, 2, -1, 6, 0]],
+        [[0, 1, 2, -1, 10**9, 0]],
+        [[0, -2, 2, -1, 5, 0]],
+        [[1, 0, 2, -1, 5, 0]],
+        [[0, 1, 2, 1, 5, 0]],
+        [[0, 1, 2, -1, 5, 9999]],
+        [[0, 1, 2, -1, 5]],
+        [[2, 1, 0, -1, 5, 0]],
+    ],
+)
 @pytest.mark.parametrize("rows", [1, 300])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_table_with_wrong_numbers_is_refused(table, rows, dtype):
     routing, table = routing_of(0), torch.tensor(table)
     held = (BANK.packed[:3], table, routing.slots, routing.weights, M, 5, "disk")
-    for call in (lambda: ops.delta_linear(torch.randn(rows, N, dtype=dtype), None, *held, False),
-                 lambda: ops.delta_embedding(torch.zeros(rows, dtype=torch.int64), *held, N, dtype),
-                 lambda: ops.reconstruct(*held[:2], torch.ones(1), None, M, N, 5, "disk", dtype)):
+    for call in (
+        lambda: ops.delta_linear(torch.randn(rows, N, dtype=dtype), None, *held, False),
+        lambda: ops.delta_embedding(torch.zeros(rows, dtype=torch.int64), *held, N, dtype),
+        lambda: ops.reconstruct(*held[:2], torch.ones(1), None, M, N, 5, "disk", dtype),
+    ):
         with pytest.raises(ValueError):
             call()
 
@@ -220,8 +243,19 @@ def test_planar_tables_too():
         ops.delta_linear(x, None, planar.packed, planar.table, *tail[:4], "disk", False)
 
 
-@pytest.mark.parametrize("change", [{1: [[0, 0, 0, 1]]}, {1: [[0, 0, 9999, 1]]}, {2: [0, 5]}, {2: [-1, 1]}, {2: [1, 0]},
-                                    {1: [[0, 0, 4, -1]]}, {0: torch.float32}, {3: torch.float64}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {1: [[0, 0, 0, 1]]},
+        {1: [[0, 0, 9999, 1]]},
+        {2: [0, 5]},
+        {2: [-1, 1]},
+        {2: [1, 0]},
+        {1: [[0, 0, 4, -1]]},
+        {0: torch.float32},
+        {3: torch.float64},
+    ],
+)
 def test_wrong_samples_are_refused(change):
     own = SAMPLED.samples(0)[0]
     arguments = [[own.codes], torch.tensor([[0, 0, 4, 0]]), torch.tensor([0, 1]), torch.tensor([0.1])]
@@ -253,20 +287,32 @@ def test_a_table_that_changed_or_points_to_other_tensors_is_read_again():
         product()
 
 
-@pytest.mark.parametrize("change", [
-    lambda t: t.resize_(1, 1), lambda t: t.resize_(4000, 3), lambda t: t.t_(), lambda t: t.unsqueeze_(0),
-    lambda t: t.as_strided_((2, 2), (0, 1)), lambda t: t.set_(t.new_zeros(1).untyped_storage(), 0, (2, 2), (0, 0)),
-    lambda t: setattr(t, "data", torch.zeros(2, 2, dtype=torch.int8)), lambda t: t.copy_(t.flip(0)),
-    lambda t: setattr(t, "data", t.new_zeros(1, 1).expand(2, 2)), lambda t: setattr(t, "data", t.flip(0)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t.resize_(1, 1),
+        lambda t: t.resize_(4000, 3),
+        lambda t: t.t_(),
+        lambda t: t.unsqueeze_(0),
+        lambda t: t.as_strided_((2, 2), (0, 1)),
+        lambda t: t.set_(t.new_zeros(1).untyped_storage(), 0, (2, 2), (0, 0)),
+        lambda t: setattr(t, "data", torch.zeros(2, 2, dtype=torch.int8)),
+        lambda t: t.copy_(t.flip(0)),
+        lambda t: setattr(t, "data", t.new_zeros(1, 1).expand(2, 2)),
+        lambda t: setattr(t, "data", t.flip(0)),
+    ],
+)
 @pytest.mark.parametrize("which", ["slots", "weights"])
 def test_a_routing_that_changed_is_looked_at_again(change, which):
     routing, x, y, ids = routing_of({0: 0.5, 2: 1.5}, {2: 2.0, 0: -1.0}), torch.randn(2, N), torch.randn(2, M), [3, 8]
     parts = kernels.EmbeddingParts([(BANK, None)], M)
-    calls = (lambda r: kernels.delta_linear(x, BANK, r), lambda r: kernels.add_samples(x, y, SAMPLED, r),
-             lambda r: kernels.linear(x, torch.ones(M, N), None, BANK, r),
-             lambda r: kernels.add_embedding(torch.tensor(ids), torch.zeros(2, N), parts, r),
-             lambda r: kernels.add_sampled_rows(torch.tensor(ids), torch.zeros(2, N), SAMPLED, r))
+    calls = (
+        lambda r: kernels.delta_linear(x, BANK, r),
+        lambda r: kernels.add_samples(x, y, SAMPLED, r),
+        lambda r: kernels.linear(x, torch.ones(M, N), None, BANK, r),
+        lambda r: kernels.add_embedding(torch.tensor(ids), torch.zeros(2, N), parts, r),
+        lambda r: kernels.add_sampled_rows(torch.tensor(ids), torch.zeros(2, N), SAMPLED, r),
+    )
     for call in calls:
         call(routing)
     change(getattr(routing, which))
@@ -300,9 +346,11 @@ def test_zero_tensors_and_sparse_ones():
 def test_int32_ids_are_ids():
     ids, routing = torch.tensor([[3, -1], [8, 0]]), routing_of(0, 2)
     parts = kernels.EmbeddingParts([(BANK, None)], M)
-    for call in (lambda i: kernels.delta_embedding(i, BANK, routing),
-                 lambda i: kernels.add_embedding(i, torch.zeros(2, 2, N), parts, routing),
-                 lambda i: kernels.add_sampled_rows(i, torch.zeros(2, 2, N), SAMPLED, routing)):
+    for call in (
+        lambda i: kernels.delta_embedding(i, BANK, routing),
+        lambda i: kernels.add_embedding(i, torch.zeros(2, 2, N), parts, routing),
+        lambda i: kernels.add_sampled_rows(i, torch.zeros(2, 2, N), SAMPLED, routing),
+    ):
         assert torch.equal(call(ids.int()), call(ids))
 
 
@@ -371,12 +419,14 @@ def test_opcheck_of_every_op(autocast):
     samples = (*SAMPLED.arguments, routing.slots, routing.weights)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         for op, arguments in (
-            (ops.delta_linear, (x, y, *tail, False)), (ops.linear, (x, weight, torch.randn(M), *tail)),
+            (ops.delta_linear, (x, y, *tail, False)),
+            (ops.linear, (x, weight, torch.randn(M), *tail)),
             (ops.reconstruct, (BANK.packed, BANK.table, gamma, None, M, N, BANK.max_rank, "disk", torch.float32)),
-            (ops.delta_embedding, (ids, *tail, N, torch.float32)), (ops.add_samples, (x, y, *samples, False)),
+            (ops.delta_embedding, (ids, *tail, N, torch.float32)),
+            (ops.add_samples, (x, y, *samples, False)),
             (ops.add_sampled_rows, (ids, torch.randn(4, N), *samples, M)),
             (ops.add_dense_samples, (weight, *SAMPLED.arguments, gamma)),
-        ):  # fmt: skip
+        ):
             assert set(torch.library.opcheck(op.default, arguments).values()) == {"SUCCESS"}, op
 
 

@@ -31,8 +31,9 @@ def truth(x, bank, routing):
 
 
 @pytest.mark.parametrize("entries", ROUTINGS)
-@pytest.mark.parametrize("dtype,tolerance", [(torch.float64, 1e-7), (torch.float32, 1e-4), (torch.float16, 1e-3),
-                                             (torch.bfloat16, 8e-3)])
+@pytest.mark.parametrize(
+    "dtype,tolerance", [(torch.float64, 1e-7), (torch.float32, 1e-4), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)]
+)
 def test_every_dtype_and_routing(bank, entries, dtype, tolerance):
     x, routing = torch.randn(4, 3, 13).to(dtype), kernels.Routing.of(entries)
     got, wanted = kernels.delta_linear(x, bank, routing), truth(x, bank, routing)
@@ -97,8 +98,9 @@ def test_routing_checks_shapes_and_dtypes():
 
 
 def test_gradients_of_x_y_weight_and_bias(bank):
-    x, y, weight, bias = (torch.randn(*s, dtype=torch.float64, requires_grad=True)
-                          for s in ((4, 13), (4, 9), (9, 13), (9,)))
+    x, y, weight, bias = (
+        torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((4, 13), (4, 9), (9, 13), (9,))
+    )
     routing = kernels.Routing.of(ROUTINGS[0])
     assert torch.autograd.gradcheck(lambda x, y: kernels.delta_linear(x, bank, routing, y), (x, y))
     assert torch.autograd.gradcheck(lambda x, w, b: kernels.linear(x, w, b, bank, routing), (x, weight, bias))

@@ -17,8 +17,10 @@ def dense(f):
     u_values, v_values = (VALUES, VALUES) if f.levels is None else f.levels.tolist()
     u, v = unpack(f.u, f.rank).tolist(), unpack(f.v, f.rank).tolist()
     sigma = f.sigma.tolist()
-    return torch.tensor([[sum(s * u_values[a] * v_values[b] for s, a, b in zip(sigma, row, column)) for column in v]
-                         for row in u], dtype=torch.float64)
+    return torch.tensor(
+        [[sum(s * u_values[a] * v_values[b] for s, a, b in zip(sigma, row, column)) for column in v] for row in u],
+        dtype=torch.float64,
+    )
 
 
 @pytest.mark.parametrize("levels", [False, True])
@@ -28,8 +30,9 @@ def test_reconstruct_is_the_sum_of_components(levels):
     torch.testing.assert_close(reference.reconstruct(f, torch.float64), dense(f), rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("dtype,tolerance", [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.float16, 1e-3),
-                                             (torch.bfloat16, 8e-3)])
+@pytest.mark.parametrize(
+    "dtype,tolerance", [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)]
+)
 def test_product_rounds_once(dtype, tolerance):
     torch.manual_seed(0)
     f, x = factors(40, 70, 33), torch.randn(5, 70).to(dtype)

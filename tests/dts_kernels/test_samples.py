@@ -80,8 +80,9 @@ ROUTINGS = [[0], [2], [None], [1], [{0: 0.3, 2: -2.0}], [0, 2, None, {2: 0.5, 0:
 
 
 @pytest.mark.parametrize("entries", ROUTINGS)
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 1e-2),
-                                              (torch.float16, 2e-3)])
+@pytest.mark.parametrize(
+    "dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 1e-2), (torch.float16, 2e-3)]
+)
 @pytest.mark.parametrize("each", [1, 3])
 def test_products_are_those_of_dense_matrices(bank, entries, dtype, tolerance, each):
     rows = len(entries) * each

@@ -132,14 +132,20 @@ def job(verb: str, models: Path, out: Path, which: str = "1", overwrite: bool = 
     weights = {"1": {"x": 0.7, "y": 0.3}, "2": {"x": 0.2, "y": 0.8}}[which]
     adapters = {"x": models / "a1", "y": models / "a2"}
     return {
-        "compress": lambda: dts.compress(models / "base", models / other, out, overwrite=overwrite, resume=resume,
-                                         name="t", **SIZE),
+        "compress": lambda: dts.compress(
+            models / "base", models / other, out, overwrite=overwrite, resume=resume, name="t", **SIZE
+        ),
         "save": lambda: dts.Adapter.load(models / f"a{which}").truncate(nbytes=6000).save(out, overwrite),
         "apply": lambda: write_checkpoint(models / "base", dts.Adapter.load(models / f"a{which}"), out, overwrite),
         "mix": lambda: dts.unseen.mix(adapters, weights, out, overwrite=overwrite),
-        "merge": lambda: dts.merge(models / "base", [models / "one", models / "two"], out=out,
-                                   method="average", exclude=["layer.1"] if which == "2" else []),
-    }[verb]  # fmt: skip
+        "merge": lambda: dts.merge(
+            models / "base",
+            [models / "one", models / "two"],
+            out=out,
+            method="average",
+            exclude=["layer.1"] if which == "2" else [],
+        ),
+    }[verb]
 
 
 ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EFBIG)

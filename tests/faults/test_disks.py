@@ -14,8 +14,13 @@ import pytest
 
 from . import conftest as faults
 
-WORDS = {errno.ENOSPC: "no space left", errno.EDQUOT: "quota", errno.EACCES: "no permission", errno.EROFS: "read-only",
-         errno.EFBIG: "larger than"}  # fmt: skip
+WORDS = {
+    errno.ENOSPC: "no space left",
+    errno.EDQUOT: "quota",
+    errno.EACCES: "no permission",
+    errno.EROFS: "read-only",
+    errno.EFBIG: "larger than",
+}
 
 
 def every_failure(verb, number, models, tmp_path, step=1):
@@ -84,8 +89,9 @@ def small_disk(tmp_path):
     def mount(size: int, options: str = "rw"):
         folder = tmp_path / f"disk{len(mounted)}"
         folder.mkdir()
-        made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k,{options}", "tmpfs", folder],
-                              capture_output=True, text=True)  # fmt: skip
+        made = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}k,{options}", "tmpfs", folder], capture_output=True, text=True
+        )
         if made.returncode:
             pytest.skip(f"may not mount a disk here: {made.stderr.strip()}")
         mounted.append(folder)

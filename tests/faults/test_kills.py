@@ -14,8 +14,9 @@ from dts.files import place
 
 from . import conftest as faults
 
-CASES = [(verb, state) for verb in faults.VERBS for state in ("absent", "empty", "old")
-         if (verb, state) != ("merge", "old")]  # fmt: skip
+CASES = [
+    (verb, state) for verb in faults.VERBS for state in ("absent", "empty", "old") if (verb, state) != ("merge", "old")
+]
 
 
 def prepared(verb, state, models, folder):
@@ -126,12 +127,27 @@ def test_killed_at_random_and_resumed_to_the_same_bytes(models, tmp_path):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_the_command_is_ended_and_resumed(models, tmp_path, number, code):
     """The real command, ended as soon as it has finished its first tensor."""
-    words = [sys.executable, "-m", "dts", "compress", models / "base", models / "one", "-o", tmp_path / "out",
-             "--rank-fraction", "30%", "--name", "t", "--resume"]  # fmt: skip
-    slow = ("import sys, time, runpy\nfrom dts.adapter import work\nreal = work.Work.keep\n"
-            "work.Work.keep = lambda *a: (real(*a), print('kept', flush=True), time.sleep(60))[0]\n"
-            f"sys.argv = {[str(word) for word in words[2:]]!r}\n"
-            "runpy.run_module('dts', run_name='__main__')")  # fmt: skip
+    words = [
+        sys.executable,
+        "-m",
+        "dts",
+        "compress",
+        models / "base",
+        models / "one",
+        "-o",
+        tmp_path / "out",
+        "--rank-fraction",
+        "30%",
+        "--name",
+        "t",
+        "--resume",
+    ]
+    slow = (
+        "import sys, time, runpy\nfrom dts.adapter import work\nreal = work.Work.keep\n"
+        "work.Work.keep = lambda *a: (real(*a), print('kept', flush=True), time.sleep(60))[0]\n"
+        f"sys.argv = {[str(word) for word in words[2:]]!r}\n"
+        "runpy.run_module('dts', run_name='__main__')"
+    )
     child = subprocess.Popen([sys.executable, "-c", slow], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert child.stdout.readline() == "kept\n"
     child.send_signal(number)

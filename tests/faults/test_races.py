@@ -26,8 +26,14 @@ def test_processes_race(verb, writers, models, tmp_path):
         folder.mkdir()
         gate, opened = os.pipe()
         logs = [folder.parent / f"log{i}.{k}" for k in range(writers)]
-        children = [faults.start(faults.job(verb, models, folder / "out", "12"[k % 2], overwrite=True), log,
-                                 lambda gate=gate: os.read(gate, 1)) for k, log in enumerate(logs)]  # fmt: skip
+        children = [
+            faults.start(
+                faults.job(verb, models, folder / "out", "12"[k % 2], overwrite=True),
+                log,
+                lambda gate=gate: os.read(gate, 1),
+            )
+            for k, log in enumerate(logs)
+        ]
         os.write(opened, b"x" * writers)
         codes = [faults.wait(child) for child in children]
         os.close(gate), os.close(opened)

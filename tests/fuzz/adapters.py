@@ -34,20 +34,62 @@ from tests.dts.adapter import tiny
 from tests.fuzz.model import Tiny, inputs
 
 KINDS = {
-    "residual": {"rank_fraction": 0.3}, "paper": {"method": "paper", "rank_fraction": 0.5},
-    "vectors": {"budget": 0.6, "method": "residual"}, "sketch": {"budget": 0.6, "method": "sketch"},
+    "residual": {"rank_fraction": 0.3},
+    "paper": {"method": "paper", "rank_fraction": 0.5},
+    "vectors": {"budget": 0.6, "method": "residual"},
+    "sketch": {"budget": 0.6, "method": "sketch"},
     "difference": {"budget": 0.4, "method": "residual", "kind": "difference"},
-}  # fmt: skip
-GOLDEN = sorted(path for path in Path(tiny.__file__).with_name("golden").iterdir()
-                if path.is_dir() and path.name[0] in "123")
-MODULE_FILES = {"modules.json": [{"idx": 0, "path": "", "type": "sentence_transformers.models.Transformer"},
-                            {"idx": 1, "path": "2_Dense", "type": "sentence_transformers.models.Dense"}],
-           "2_Dense/config.json": {"in_features": 20, "activation_function": "torch.nn.modules.activation.Tanh"},
-           "sentence_bert_config.json": {"max_seq_length": 12}}  # fmt: skip
+}
+GOLDEN = sorted(
+    path for path in Path(tiny.__file__).with_name("golden").iterdir() if path.is_dir() and path.name[0] in "123"
+)
+MODULE_FILES = {
+    "modules.json": [
+        {"idx": 0, "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "path": "2_Dense", "type": "sentence_transformers.models.Dense"},
+    ],
+    "2_Dense/config.json": {"in_features": 20, "activation_function": "torch.nn.modules.activation.Tanh"},
+    "sentence_bert_config.json": {"max_seq_length": 12},
+}
 MODULES = {"files": MODULE_FILES, "parts": {"": "", "2_Dense": "2_Dense."}}
-VALUES = [None, True, False, 0, -1, 1, 2**31, 2**64, 10**30, -0.0, 0.5, 1e300, 1e39, 1e-320, float("nan"),
-          float("inf"), "", "x", "a\0b", "\x1b[31m", "../x", "weight", [], [[]], {}, [1], [None], {"x": 1}, [10**30],
-          "float16", "int64", "bool", "float8_e4m3fn", "NaN", "os.system", "../x/config.json"]  # fmt: skip
+VALUES = [
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    2**31,
+    2**64,
+    10**30,
+    -0.0,
+    0.5,
+    1e300,
+    1e39,
+    1e-320,
+    float("nan"),
+    float("inf"),
+    "",
+    "x",
+    "a\0b",
+    "\x1b[31m",
+    "../x",
+    "weight",
+    [],
+    [[]],
+    {},
+    [1],
+    [None],
+    {"x": 1},
+    [10**30],
+    "float16",
+    "int64",
+    "bool",
+    "float8_e4m3fn",
+    "NaN",
+    "os.system",
+    "../x/config.json",
+]
 RAW = [float("nan"), float("inf"), 3e38, -1e30, 0.0]
 
 
@@ -214,8 +256,18 @@ def tensor(folder: Folder, draw: random.Random) -> None:
     elif how == 2:
         row[1] = draw.choice([*DTYPES, "F4", "X"])
     elif how == 3 and row[2]:
-        row[2] = draw.choice([row[2][::-1], [*row[2], 1], [-1 * size for size in row[2]], [10**30], row[2] + [0],
-                              [torch.Size(row[2]).numel()], [1.0], [None]])  # fmt: skip
+        row[2] = draw.choice(
+            [
+                row[2][::-1],
+                [*row[2], 1],
+                [-1 * size for size in row[2]],
+                [10**30],
+                row[2] + [0],
+                [torch.Size(row[2]).numel()],
+                [1.0],
+                [None],
+            ]
+        )
     elif how == 4:
         other = draw.choice(folder.rows)
         row[0], other[0] = other[0], row[0]
@@ -247,8 +299,9 @@ def resized(folder: Folder, draw: random.Random) -> None:
 
 def file(folder: Folder, draw: random.Random) -> None:
     how = draw.randrange(3)
-    name = draw.choice(["model.safetensors", "config.json", "modeling.py", "tokenizer.py", "tokenizer.json",
-                        "vocab.txt"])  # fmt: skip
+    name = draw.choice(
+        ["model.safetensors", "config.json", "modeling.py", "tokenizer.py", "tokenizer.json", "vocab.txt"]
+    )
     if how == 0:
         folder.files.clear()
     elif how == 1:
@@ -278,8 +331,9 @@ def gentle(folder: Folder, draw: random.Random) -> None:
         other = draw.choice([other for other in folder.rows if other[1:3] == row[1:3]])
         row[3], other[3] = other[3], row[3]
     elif how == 2:
-        container, key = draw.choice([(container, key) for container, key in places(folder.config)
-                                      if type(container[key]) in (int, float)])  # fmt: skip
+        container, key = draw.choice(
+            [(container, key) for container, key in places(folder.config) if type(container[key]) in (int, float)]
+        )
         factor = draw.choice([0, 0.5, 2, 3, 1e10, 1e20, 1e29, -1])
         container[key] = container[key] * factor if type(container[key]) is float else int(container[key] * factor)
     elif how == 3:
@@ -303,8 +357,7 @@ def link(folder: Folder, draw: random.Random) -> None:
     folder.links[name] = draw.choice(["../outside", "inside.json", "folder"])
 
 
-MUTATIONS = ((gentle,) * 5 + (tensor, json_value) * 3
-             + (bits, cut, nested, twice, resized, file, header, header, link))  # fmt: skip
+MUTATIONS = (gentle,) * 5 + (tensor, json_value) * 3 + (bits, cut, nested, twice, resized, file, header, header, link)
 
 
 def signed(folder: Folder) -> None:
@@ -464,8 +517,11 @@ def shown(adapter, path: Path, base, weights: dict, draw: random.Random) -> str 
 
 def not_numbers(weights: dict, adapter) -> str | None:
     """The first tensor with elements that are no numbers, or that are infinite but for tensors stored as they are."""
-    raw = {name for name, entry in adapter.entries.items()
-           if entry.kind in ("delta", "value") or entry.added_rows is not None}  # fmt: skip
+    raw = {
+        name
+        for name, entry in adapter.entries.items()
+        if entry.kind in ("delta", "value") or entry.added_rows is not None
+    }
     for name, value in weights.items():
         if value.is_floating_point() and (value.isnan().any() or name not in raw and value.isinf().any()):
             owner = adapter.entries.get(name)
@@ -554,8 +610,10 @@ def _work(job) -> tuple[collections.Counter, list[str]]:
 
 
 def summary(counts: collections.Counter) -> str:
-    return (f"{counts['refused']} refused, {counts['identical']} identical, {counts['other']} other weights by who "
-            f"computed all digests anew, {counts['silent']} silent, {counts['unexpected']} unexpected")
+    return (
+        f"{counts['refused']} refused, {counts['identical']} identical, {counts['other']} other weights by who "
+        f"computed all digests anew, {counts['silent']} silent, {counts['unexpected']} unexpected"
+    )
 
 
 def main() -> int:

@@ -89,8 +89,11 @@ def save(rows: list[dict], path: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality.merging", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.quality.merging",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--parts", type=list_of(str), default=list(PARTS), help="of " + ", ".join(PARTS))
     parser.add_argument("--tasks", type=list_of(str), default=[], help="names, by commas")

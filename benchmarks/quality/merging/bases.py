@@ -32,10 +32,14 @@ def adapters(study: Study, budgets: Iterable[float]) -> list[dict]:
     """DTS-T and DTS-D: accuracy of every task from its adapter, and the bytes of all adapters together."""
     on = ["pretrained", *(m for m in DIFFERENCE_BASES if m in study.methods)]
     return [
-        study.measure("adapters", {"base": base, "budget": budget},
-                      lambda base=base, budget=budget: _adapters_on(study, base, budget))
-        for budget in budgets for base in on
-    ]  # fmt: skip
+        study.measure(
+            "adapters",
+            {"base": base, "budget": budget},
+            lambda base=base, budget=budget: _adapters_on(study, base, budget),
+        )
+        for budget in budgets
+        for base in on
+    ]
 
 
 def _adapters_on(study: Study, on: str, budget: float) -> dict:

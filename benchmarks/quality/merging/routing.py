@@ -67,11 +67,16 @@ def _among(which: str, study: Study, tested: list[Tested], budget: float) -> lis
         fitted = ProbeRouter.fit({name: study.encode(pool) for name, pool in pools.items()})
         return routed(fitted.route(study.encode(texts)).tasks, gold, names, right())
 
-    routers = {f"energy, {blocks} blocks, {how}": lambda blocks=blocks, how=how: energy(blocks, how)
-               for blocks in (0, 1) for how in ("none", "scrambled", "pool")}  # fmt: skip
+    routers = {
+        f"energy, {blocks} blocks, {how}": lambda blocks=blocks, how=how: energy(blocks, how)
+        for blocks in (0, 1)
+        for how in ("none", "scrambled", "pool")
+    }
     routers |= {"nearest class name": nearest, f"probe, {POOL} samples a task": probe}
-    return [study.measure("routing", {"router": router, "budget": budget, "among": which}, function, tested)
-            for router, function in routers.items()]  # fmt: skip
+    return [
+        study.measure("routing", {"router": router, "budget": budget, "among": which}, function, tested)
+        for router, function in routers.items()
+    ]
 
 
 def load_encoder():

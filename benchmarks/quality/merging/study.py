@@ -18,9 +18,20 @@ from dts.demo.finetune import base_folder
 from dts.unseen import open_encoder
 
 METHODS: dict[str, dict] = {
-    "average": {}, "task_arithmetic": {}, "ties": {}, "dare": {}, "dare_ties": {}, "breadcrumbs": {},
-    "consensus_ta": {}, "fisher": {}, "regmean": {}, "tsv_merge": {}, "iso_c": {}, "knots": {}, "remainder": {},
-}  # fmt: skip
+    "average": {},
+    "task_arithmetic": {},
+    "ties": {},
+    "dare": {},
+    "dare_ties": {},
+    "breadcrumbs": {},
+    "consensus_ta": {},
+    "fisher": {},
+    "regmean": {},
+    "tsv_merge": {},
+    "iso_c": {},
+    "knots": {},
+    "remainder": {},
+}
 CODEC = "residual"  # of all adapters: what a router knows a task by is its components, of which a sketch has fewer
 MEASURING = ("tested", "study", "bases", "unseen", "routing")  # the modules here that figures depend on
 
@@ -78,9 +89,14 @@ class Study:
         for t in tested:
             if (t.task.name, budget) not in self._adapters:
                 self._adapters[t.task.name, budget] = dts.compress(
-                    self.base, t.folder, method=CODEC, budget=budget, name=t.task.name,
-                    class_names=t.task.class_names, description=t.task.question,
-                )  # fmt: skip
+                    self.base,
+                    t.folder,
+                    method=CODEC,
+                    budget=budget,
+                    name=t.task.name,
+                    class_names=t.task.class_names,
+                    description=t.task.question,
+                )
         return {t.task.name: self._adapters[t.task.name, budget] for t in tested}
 
     @cached_property

@@ -49,8 +49,11 @@ def _routing(rows: list[dict]) -> list[str]:
     out = []
     for among in dict.fromkeys(row["among"] for row in rows):
         some = [row for row in rows if row["among"] == among]
-        for title, figure in (("rows sent to the right task", "routed"), ("accuracy with the true task", "accuracy"),
-                              ("accuracy where each row goes as routed", "accuracy_routed")):  # fmt: skip
+        for title, figure in (
+            ("rows sent to the right task", "routed"),
+            ("accuracy with the true task", "accuracy"),
+            ("accuracy where each row goes as routed", "accuracy_routed"),
+        ):
             values = by(some, lambda r: r["router"], lambda r, figure=figure: fmean(r[figure].values()))
             values = values if figure != "accuracy" else [("adapters", values[0][1])]
             out.append(table(f"Routing among {among} tasks: {title}", values))

@@ -9,9 +9,14 @@ from benchmarks.quality.merging.tested import Tested, encoder_of, state_of
 from dts.unseen import mix, task_weights
 
 RULES: dict[str, dict] = {
-    "default": {}, "top 1": {"top_k": 1}, "top 3": {"top_k": 3}, "temperature 0.1": {"temperature": 0.1},
-    "temperature 0.03": {"temperature": 0.03}, "floor 0.2": {"floor": 0.2}, "negative": {"negative": True},
-}  # fmt: skip
+    "default": {},
+    "top 1": {"top_k": 1},
+    "top 3": {"top_k": 3},
+    "temperature 0.1": {"temperature": 0.1},
+    "temperature 0.03": {"temperature": 0.03},
+    "floor 0.2": {"floor": 0.2},
+    "negative": {"negative": True},
+}
 MERGED = ("average", "ties")
 
 
@@ -35,8 +40,11 @@ def groups_of_three(names: list[str]) -> list[list[str]]:
 
 def _task(study: Study, target: Tested, seen: list[Tested], budget: float) -> list[dict]:
     adapters = study.adapters(budget, seen)
-    about = {"names": target.task.class_names, "description": target.task.question,
-             "numbers": [str(i) for i in range(len(target.task.class_names))]}  # fmt: skip
+    about = {
+        "names": target.task.class_names,
+        "description": target.task.question,
+        "numbers": [str(i) for i in range(len(target.task.class_names))],
+    }
     encoders = {"pretrained": lambda: dict(state_of(study.base)), "fine-tuned": lambda: None}
     for method in [m for m in MERGED if m in study.methods]:
         encoders[method] = lambda method=method: study.merged(method, seen)
@@ -61,5 +69,7 @@ def _task(study: Study, target: Tested, seen: list[Tested], budget: float) -> li
         encoder = make()
         return {"accuracy": target.accuracy(encoder), "zero_shot": target.zero_shot(encoder)}
 
-    return [study.measure("unseen", where | {"encoder": name}, lambda make=make: figures(make), [target, *seen])
-            for name, make in encoders.items()]  # fmt: skip
+    return [
+        study.measure("unseen", where | {"encoder": name}, lambda make=make: figures(make), [target, *seen])
+        for name, make in encoders.items()
+    ]

@@ -22,23 +22,45 @@ from benchmarks.quality.published.clip import Clip, ClipTask
 from benchmarks.quality.published.glue import Glue, GlueTask
 from benchmarks.quality.published.hub import Checkpoint
 
-METHODS = ["residual", "dts paper", "svd fp16", "drop 4 bit", "ultradelta", "bitdelta", "tsv-compress", "emr",
-           "tall-mask"]  # fmt: skip
+METHODS = [
+    "residual",
+    "dts paper",
+    "svd fp16",
+    "drop 4 bit",
+    "ultradelta",
+    "bitdelta",
+    "tsv-compress",
+    "emr",
+    "tall-mask",
+]
 SIZES = [0.0025, 0.005, 0.01, 0.0246]
 ALL = 10**9  # samples
 
 
 def clip_suite(name: str, base: Checkpoint, finetuned: dict[str, Checkpoint], tasks: list[str]) -> Suite:
     """CLIP on vision tasks; `finetuned`: the checkpoint of every task."""
-    return _suite(name, finetuned, tasks, ["mnist", "dtd", "eurosat"], cache(lambda: Clip(base, _device())),
-                  lambda task: ClipTask(task, hub.VISION[task], hub.load_rows(hub.VISION[task]),
-                                        hub.prompts(hub.VISION[task].prompts)))  # fmt: skip
+    return _suite(
+        name,
+        finetuned,
+        tasks,
+        ["mnist", "dtd", "eurosat"],
+        cache(lambda: Clip(base, _device())),
+        lambda task: ClipTask(
+            task, hub.VISION[task], hub.load_rows(hub.VISION[task]), hub.prompts(hub.VISION[task].prompts)
+        ),
+    )
 
 
 def glue_suite(name: str, base: Checkpoint, finetuned: dict[str, Checkpoint], tasks: list[str]) -> Suite:
     """A language model on GLUE; `finetuned`: the checkpoint of every task."""
-    return _suite(name, finetuned, tasks, ["sst2", "mrpc", "rte"], cache(lambda: Glue(base, _device())),
-                  lambda task: GlueTask(task, hub.GLUE[task], hub.load_rows(hub.GLUE[task])))  # fmt: skip
+    return _suite(
+        name,
+        finetuned,
+        tasks,
+        ["sst2", "mrpc", "rte"],
+        cache(lambda: Glue(base, _device())),
+        lambda task: GlueTask(task, hub.GLUE[task], hub.load_rows(hub.GLUE[task])),
+    )
 
 
 def _suite(name, finetuned, tasks, quick_tasks, model, load) -> Suite:

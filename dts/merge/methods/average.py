@@ -6,8 +6,12 @@ from torch import Tensor
 from ..registry import register
 
 
-@register("average", "Wortsman et al. 2022, arXiv 2203.05482", needs_base=False,
-          weights="one number a model, scaled to sum to 1; None: all equal")
+@register(
+    "average",
+    "Wortsman et al. 2022, arXiv 2203.05482",
+    needs_base=False,
+    weights="one number a model, scaled to sum to 1; None: all equal",
+)
 def average(deltas: Tensor, tensor, *, weights=None) -> Tensor:
     """The mean of the models, theta_m = sum_i w_i theta_i; needs no base."""
     if weights is None:

@@ -15,15 +15,23 @@ def drop_and_rescale(deltas: Tensor, tensor, drop: float) -> Tensor:
     return deltas.where(torch.stack(kept), 0) / (1 - drop)
 
 
-@register("dare", "Yu et al. 2024, arXiv 2311.03099", drop="p, probability with which an entry is dropped",
-          scale="lambda, the weight of the sum of deltas")
+@register(
+    "dare",
+    "Yu et al. 2024, arXiv 2311.03099",
+    drop="p, probability with which an entry is dropped",
+    scale="lambda, the weight of the sum of deltas",
+)
 def dare(deltas: Tensor, tensor, *, drop=0.9, scale=0.3) -> Tensor:
     """Drop entries at random, rescale the rest by 1 / (1 - p), then task arithmetic."""
     return scale * drop_and_rescale(deltas, tensor, drop).sum(0)
 
 
-@register("dare_ties", "Yu et al. 2024, arXiv 2311.03099; Yadav et al. 2023, arXiv 2306.01708",
-          drop="p, probability with which an entry is dropped", scale="lambda, the weight of the merged delta")
+@register(
+    "dare_ties",
+    "Yu et al. 2024, arXiv 2311.03099; Yadav et al. 2023, arXiv 2306.01708",
+    drop="p, probability with which an entry is dropped",
+    scale="lambda, the weight of the merged delta",
+)
 def dare_ties(deltas: Tensor, tensor, *, drop=0.9, scale=1.0) -> Tensor:
     """Drop and rescale as DARE in place of trimming, then elect signs and average those that agree as TIES."""
     return scale * disjoint_mean(drop_and_rescale(deltas, tensor, drop))

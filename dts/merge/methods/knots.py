@@ -8,9 +8,12 @@ from ..tensor import each_matrix
 from .ties import disjoint_mean, local_thresholds, trim
 
 
-@register("knots", "Stoica et al. 2025, arXiv 2410.19735",
-          density="share of each task's aligned entries kept before the sign election of TIES",
-          scale="weight of the merged delta")
+@register(
+    "knots",
+    "Stoica et al. 2025, arXiv 2410.19735",
+    density="share of each task's aligned entries kept before the sign election of TIES",
+    scale="weight of the merged delta",
+)
 def knots(deltas: Tensor, tensor, *, density=0.2, scale=1.0) -> Tensor:
     """SVD of [tau_1 ... tau_N] = U S [V_1 ... V_N]^T, TIES over the aligned S V_i^T, back through U.
 

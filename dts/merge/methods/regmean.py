@@ -9,9 +9,12 @@ from ..registry import register
 from ..tensor import each_matrix
 
 
-@register("regmean", "Jin et al. 2023, arXiv 2212.09849; Gram matrices of deltas: Cheng et al. 2025, arXiv 2503.08099",
-          off_diagonal="alpha, what off-diagonal entries of the Gram matrices are multiplied by",
-          scale="weight of the merged delta")
+@register(
+    "regmean",
+    "Jin et al. 2023, arXiv 2212.09849; Gram matrices of deltas: Cheng et al. 2025, arXiv 2503.08099",
+    off_diagonal="alpha, what off-diagonal entries of the Gram matrices are multiplied by",
+    scale="weight of the merged delta",
+)
 def regmean(deltas: Tensor, tensor, *, off_diagonal=0.9, scale=1.0) -> Tensor:
     """Least squares over each model's outputs, with inputs guessed from deltas: (sum tau_i G_i) (sum G_i)^-1.
 

@@ -7,8 +7,11 @@ from ..registry import register
 from ..tensor import each_matrix
 
 
-@register("remainder", "this project's, for difference adapters (DTS-D) of arXiv 2512.01461; no model to use by itself",
-          keep="share of each task's components left to its adapter (the default suits adapters of about 1 %)")
+@register(
+    "remainder",
+    "this project's, for difference adapters (DTS-D) of arXiv 2512.01461; no model to use by itself",
+    keep="share of each task's components left to its adapter (the default suits adapters of about 1 %)",
+)
 def remainder(deltas: Tensor, tensor, *, keep=0.1) -> Tensor:
     """The mean of each delta without its leading components: the base whose differences are the nearest to low rank.
 

@@ -35,10 +35,14 @@ def _thresholds(stream, *, density, scale, scope) -> dict:
     return {"thresholds": stream_thresholds(stream, density)} if scope == "model" and density < 1 else {}
 
 
-@register("ties", "Yadav et al. 2023, arXiv 2306.01708", prepare=_thresholds,
-          density="share of each model's entries kept, the largest in magnitude",
-          scale="lambda, the weight of the merged delta",
-          scope="'model': the largest of the whole model, as published (two more passes over the files); 'tensor'")
+@register(
+    "ties",
+    "Yadav et al. 2023, arXiv 2306.01708",
+    prepare=_thresholds,
+    density="share of each model's entries kept, the largest in magnitude",
+    scale="lambda, the weight of the merged delta",
+    scope="'model': the largest of the whole model, as published (two more passes over the files); 'tensor'",
+)
 def ties(deltas: Tensor, tensor, *, density=0.2, scale=1.0, scope="model") -> Tensor:
     """Keep each delta's largest entries, elect each entry's sign by the sum, average those that agree."""
     thresholds = tensor.prepared.get("thresholds")

@@ -7,9 +7,12 @@ from ..registry import register
 from ..tensor import each_matrix
 
 
-@register("tsv_merge", "Gargiulo et al. 2025, arXiv 2412.00081",
-          keep="share of each task's components kept; None: 1 / number of models, as published",
-          scale="alpha, the weight of the merged delta")
+@register(
+    "tsv_merge",
+    "Gargiulo et al. 2025, arXiv 2412.00081",
+    keep="share of each task's components kept; None: 1 / number of models, as published",
+    scale="alpha, the weight of the merged delta",
+)
 def tsv_merge(deltas: Tensor, tensor, *, keep=None, scale=1.0) -> Tensor:
     """Concatenate each task's leading components and whiten U and V across tasks; average what is no matrix."""
     return scale * each_matrix(lambda d: _tsv(d, 1 / len(d) if keep is None else keep), deltas, tensor)

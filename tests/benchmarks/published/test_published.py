@@ -38,8 +38,9 @@ def tokenizer(pad: str | None):
         words.post_processor = processors.TemplateProcessing(
             "<s> $A </s>", "<s> $A </s> $B </s>", [("<s>", 0), ("</s>", 2)]
         )
-    return PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>", unk_token="<unk>",
-                                   pad_token=pad, model_max_length=16)  # fmt: skip
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token=pad, model_max_length=16
+    )
 
 
 def moved(model):
@@ -69,8 +70,11 @@ def reported(monkeypatch):
 def clip(tmp_path):
     tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     ids = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
-    config = CLIPConfig(text_config=tower | ids | {"vocab_size": len(WORDS), "max_position_embeddings": 16},
-                        vision_config=tower | {"image_size": 32, "patch_size": 16}, projection_dim=8)  # fmt: skip
+    config = CLIPConfig(
+        text_config=tower | ids | {"vocab_size": len(WORDS), "max_position_embeddings": 16},
+        vision_config=tower | {"image_size": 32, "patch_size": 16},
+        projection_dim=8,
+    )
     model = CLIPModel(config)
     model.save_pretrained(tmp_path / "base")
     tokenizer("<pad>").save_pretrained(tmp_path / "base")
@@ -136,20 +140,31 @@ def glue_rows(monkeypatch):
 
 
 def gpt2(**more):
-    return GPT2Config(vocab_size=len(WORDS), n_positions=32, n_embd=16, n_layer=2, n_head=2, bos_token_id=0,
-                      eos_token_id=2, **more)  # fmt: skip
+    return GPT2Config(
+        vocab_size=len(WORDS), n_positions=32, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=2, **more
+    )
 
 
 def roberta(**more):
-    return RobertaConfig(vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-                         intermediate_size=32, max_position_embeddings=32, pad_token_id=1, **more)  # fmt: skip
+    return RobertaConfig(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
+        pad_token_id=1,
+        **more,
+    )
 
 
 @pytest.mark.parametrize(
     "config, base_class, finetuned_class, pad",
-    [(gpt2, GPT2Model, GPT2ForSequenceClassification, None),
-     (roberta, RobertaModel, RobertaForSequenceClassification, "<pad>")],
-)  # fmt: skip
+    [
+        (gpt2, GPT2Model, GPT2ForSequenceClassification, None),
+        (roberta, RobertaModel, RobertaForSequenceClassification, "<pad>"),
+    ],
+)
 def test_glue_from_checkpoints_to_rows(config, base_class, finetuned_class, pad, glue_rows, reported, tmp_path):
     base_class(config()).save_pretrained(tmp_path / "base")
     tokenizer(pad).save_pretrained(tmp_path / "base")

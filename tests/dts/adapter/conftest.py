@@ -37,9 +37,15 @@ def bert():
     """(BertModel, a classifier fine-tuned from it)."""
     torch.manual_seed(0)
     config = transformers.BertConfig(
-        vocab_size=500, hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128,
-        max_position_embeddings=64, num_labels=3, id2label={0: "abbreviation", 1: "entity", 2: "human"},
-    )  # fmt: skip
+        vocab_size=500,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=128,
+        max_position_embeddings=64,
+        num_labels=3,
+        id2label={0: "abbreviation", 1: "entity", 2: "human"},
+    )
     base = transformers.BertModel(config)
     model = transformers.BertForSequenceClassification(config)
     model.bert.load_state_dict(base.state_dict())

@@ -14,8 +14,15 @@ from dts.checkpoint import open_checkpoint, pair
 def models():
     generator = torch.Generator().manual_seed(0)
     draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
-    base = {"emb.weight": draw(40, 24), "l.0.weight": draw(24, 24), "l.0.bias": draw(24), "l.1.weight": draw(24, 24),
-            "l.1.bias": draw(24), "steps": torch.tensor(3), "pooler.weight": draw(24, 24)}  # fmt: skip
+    base = {
+        "emb.weight": draw(40, 24),
+        "l.0.weight": draw(24, 24),
+        "l.0.bias": draw(24),
+        "l.1.weight": draw(24, 24),
+        "l.1.bias": draw(24),
+        "steps": torch.tensor(3),
+        "pooler.weight": draw(24, 24),
+    }
     tuned = {name: value.clone() for name, value in base.items() if name != "pooler.weight"}
     tuned["emb.weight"] = torch.cat([tuned["emb.weight"], draw(2, 24)])
     tuned["l.0.weight"] += 0.1 * draw(24, 24)
@@ -32,9 +39,16 @@ def test_every_tensor_of_both_models_has_its_row():
     fates = {fate.name: fate for fate in adapter.account.of("finetuned")}
     assert set(fates) == set(tuned)
     what = {name.removeprefix("_orig_mod."): fate.what for name, fate in fates.items()}
-    assert what == {"emb.weight": "changed", "l.0.weight": "changed", "l.0.bias": "changed", "l.1.bias": "equal",
-                    "l.1.weight": "dropped", "steps": "equal", "classifier.weight": "new",
-                    "out.weight": "tied"}  # fmt: skip
+    assert what == {
+        "emb.weight": "changed",
+        "l.0.weight": "changed",
+        "l.0.bias": "changed",
+        "l.1.bias": "equal",
+        "l.1.weight": "dropped",
+        "steps": "equal",
+        "classifier.weight": "new",
+        "out.weight": "tied",
+    }
     assert fates["_orig_mod.l.0.weight"].written_as == "l.0.weight"
     assert fates["_orig_mod.emb.weight"].why == "2 rows are new"
     ours = {fate.name: fate.what for fate in adapter.account.of("base")}

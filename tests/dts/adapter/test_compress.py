@@ -53,8 +53,10 @@ def test_larger_budgets_give_smaller_errors(bert_folders):
 def test_budget_over_the_model_beats_the_same_fraction_everywhere():
     generator = torch.Generator().manual_seed(0)
     base = {f"layer.{i}.weight": torch.randn(96, 96, generator=generator) for i in range(4)}
-    tuned = {name: value + 0.1 / 4**i * torch.randn(96, 96, generator=generator)
-             for i, (name, value) in enumerate(base.items())}  # fmt: skip
+    tuned = {
+        name: value + 0.1 / 4**i * torch.randn(96, 96, generator=generator)
+        for i, (name, value) in enumerate(base.items())
+    }
     even = compress(base, tuned, rank_fraction=0.2)
     planned = compress(base, tuned, nbytes=even.nbytes)
     assert planned.config["squared_error"] < 0.8 * even.config["squared_error"]
@@ -160,8 +162,10 @@ def test_progress_counts_to_the_end(bert):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_dtypes_of_the_fine_tune_come_back(bert, dtype):
     base = {name: value.clone() for name, value in bert[0].state_dict().items()}
-    tuned = {name: (value + 0.01 * torch.randn(value.shape, generator=torch.Generator().manual_seed(1))).to(dtype)
-             for name, value in base.items()}  # fmt: skip
+    tuned = {
+        name: (value + 0.01 * torch.randn(value.shape, generator=torch.Generator().manual_seed(1))).to(dtype)
+        for name, value in base.items()
+    }
     adapter = compress(base, tuned, rank_fraction=0.5)
     assert adapter.verify(base, tuned).problems == []
     assert all(tensor.dtype == dtype for _, tensor in adapter.apply(base))

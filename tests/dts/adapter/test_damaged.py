@@ -42,8 +42,9 @@ def alter(folder, **changes) -> None:
     path.write_text(json.dumps(config))
 
 
-@pytest.mark.parametrize("name", ["../payload.sh", "/etc/payload", "a/b", "..\\payload", "C:payload", "..", ".", "",
-                                  "a\0b"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", ["../payload.sh", "/etc/payload", "a/b", "..\\payload", "C:payload", "..", ".", "", "a\0b"]
+)
 def test_a_file_that_would_land_outside_is_refused(folder, name):
     (folder.parent / "payload.sh").write_text("echo")
     alter(folder, files={name: 5})
@@ -76,13 +77,33 @@ def test_a_file_missing_or_altered_is_told_and_nothing_is_written(base, folder, 
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
-@pytest.mark.parametrize(("key", "value"), [
-    ("base", None), ("task", 7), ("files", None), ("files", {"tokenizer_config.json": "x"}), ("tensors", []),
-    ("tensors", {"x": None}), ("method", None), ("kind", "x"), ("bytes", "x"), ("bytes", True), ("amr", "x"),
-    ("dropped", {"x": "y"}), ("model_config", []), ("task__name", None), ("task__class_names", "abc"),
-    ("base__parameters", "many"), ("base__dtype", "nn"), ("finetuned__dtype", "float33"), ("finetuned__renamed", []),
-    ("finetuned__base_only", {}), ("finetuned__dtypes", {"x": 3}), ("squared_error", "x"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("base", None),
+        ("task", 7),
+        ("files", None),
+        ("files", {"tokenizer_config.json": "x"}),
+        ("tensors", []),
+        ("tensors", {"x": None}),
+        ("method", None),
+        ("kind", "x"),
+        ("bytes", "x"),
+        ("bytes", True),
+        ("amr", "x"),
+        ("dropped", {"x": "y"}),
+        ("model_config", []),
+        ("task__name", None),
+        ("task__class_names", "abc"),
+        ("base__parameters", "many"),
+        ("base__dtype", "nn"),
+        ("finetuned__dtype", "float33"),
+        ("finetuned__renamed", []),
+        ("finetuned__base_only", {}),
+        ("finetuned__dtypes", {"x": 3}),
+        ("squared_error", "x"),
+    ],
+)
 def test_a_value_of_the_wrong_type_is_refused_by_its_name(folder, key, value):
     alter(folder, **{key: value})
     with pytest.raises(AdapterError, match="is damaged: ") as error:
@@ -90,10 +111,22 @@ def test_a_value_of_the_wrong_type_is_refused_by_its_name(folder, key, value):
     assert key.replace("__", ".").rpartition(".")[2] in str(error.value)
 
 
-@pytest.mark.parametrize(("key", "value"), [
-    ("shape", None), ("shape", ["x"]), ("kind", 3), ("kind", "other"), ("sha256", None), ("norm", "x"), ("bytes", -1),
-    ("dtype", "float33"), ("parts", None), ("parts", [{"kind": "residual", "rank": "x"}]), ("task_only", "yes"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("shape", None),
+        ("shape", ["x"]),
+        ("kind", 3),
+        ("kind", "other"),
+        ("sha256", None),
+        ("norm", "x"),
+        ("bytes", -1),
+        ("dtype", "float33"),
+        ("parts", None),
+        ("parts", [{"kind": "residual", "rank": "x"}]),
+        ("task_only", "yes"),
+    ],
+)
 def test_a_row_that_cannot_be_is_refused_by_its_tensor(folder, key, value):
     config = json.loads((folder / "dts_config.json").read_text())
     name = next(name for name, row in config["tensors"].items() if row["kind"] == "factors")

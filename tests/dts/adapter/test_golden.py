@@ -29,7 +29,7 @@ def test_a_golden_folder_gives_the_weights_it_gave(folder):
         assert [list(given[name].shape), str(given[name].dtype)[6:]] == [shape, dtype]
         assert (value * torch.cos(torch.arange(len(value), dtype=torch.float64))).sum().item() == pytest.approx(
             probe, rel=1e-4, abs=1e-4
-        )  # fmt: skip
+        )
 
 
 def test_every_format_has_a_golden_folder():

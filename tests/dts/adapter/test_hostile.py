@@ -20,8 +20,22 @@ from tests.fuzz.adapters import MODULE_FILES, MODULES, opened, signed
 
 GOLDEN = Path(__file__).parent / "golden"
 PAGE = Path(__file__).parents[3] / "docs/format.md"
-NAMES = ['a"; print(1); "', "a'b", "x\n---\nevil: 1", "```\nimport os\n```", "a: b", "- a", "{{x}}", '\\"); f("', "# a",
-         "null", "$(x)", "'\"\\", "\u2028x\u0085y", "é 漢"]  # fmt: skip
+NAMES = [
+    'a"; print(1); "',
+    "a'b",
+    "x\n---\nevil: 1",
+    "```\nimport os\n```",
+    "a: b",
+    "- a",
+    "{{x}}",
+    '\\"); f("',
+    "# a",
+    "null",
+    "$(x)",
+    "'\"\\",
+    "\u2028x\u0085y",
+    "é 漢",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -56,8 +70,9 @@ def folder(tmp_path):
 @pytest.mark.parametrize("options", [[], ["--json"], ["--tensors"]])
 @pytest.mark.parametrize("name", ["a\u202eb", "\u2066x"])
 def test_no_name_steers_the_terminal(folder, name, options):
-    resigned(folder, lambda inner: inner.config["task"].update(
-        name=name, class_names=[name], description="\t\n" + name))  # fmt: skip
+    resigned(
+        folder, lambda inner: inner.config["task"].update(name=name, class_names=[name], description="\t\n" + name)
+    )
     shown = CliRunner().invoke(app, ["inspect", str(folder), *options])
     assert shown.exit_code == 0 and name not in shown.output
     if options == ["--json"]:
@@ -143,11 +158,17 @@ def test_an_old_delta_of_another_floating_type_is_refused(tmp_path):
         dts.Adapter.load(tmp_path / "a")
 
 
-@pytest.mark.parametrize("change", [
-    {"modules.json": [{"path": "2_Dense", "type": "os.system"}]},
-    {"2_Dense/config.json": {"activation_function": "os.system"}}, {"2_Dense/config.json": {"auto_map": {"x": "y"}}},
-    {"2_Dense/run.py": {}}, {"../x.json": {}}, {"modules.json": None},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"modules.json": [{"path": "2_Dense", "type": "os.system"}]},
+        {"2_Dense/config.json": {"activation_function": "os.system"}},
+        {"2_Dense/config.json": {"auto_map": {"x": "y"}}},
+        {"2_Dense/run.py": {}},
+        {"../x.json": {}},
+        {"modules.json": None},
+    ],
+)
 def test_modules_name_no_code_of_others(folder, change):
     dts.Adapter.load(resigned(folder, lambda inner: inner.config.update(modules=MODULES)))
     resigned(folder, lambda inner: inner.config.update(modules=MODULES | {"files": MODULE_FILES | change}))

@@ -7,8 +7,9 @@ import dts
 from dts.adapter import compress
 
 transformers = pytest.importorskip("transformers")
-VISION = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=40, image_size=16,
-              patch_size=8)  # fmt: skip
+VISION = dict(
+    hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=40, image_size=16, patch_size=8
+)
 LANGUAGE = dict(vocab_size=60, hidden_size=24, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2)
 
 
@@ -21,13 +22,23 @@ def folders(cls, config, finetune, tmp_path):
     return cls.from_pretrained(tmp_path / "base").eval(), dts.Adapter.load(tmp_path / "adapter")
 
 
-@pytest.mark.parametrize("cls, config", [
-    ("Dinov2Model", lambda: transformers.Dinov2Config(**VISION)),
-    ("BertModel", lambda: transformers.BertConfig(vocab_size=60, hidden_size=24, num_hidden_layers=2,
-                                                  num_attention_heads=2, intermediate_size=40)),
-    ("MixtralForCausalLM", lambda: transformers.MixtralConfig(**LANGUAGE, intermediate_size=40, num_local_experts=3)),
-    ("GPT2LMHeadModel", lambda: transformers.GPT2Config(vocab_size=60, n_embd=24, n_layer=2, n_head=2)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "cls, config",
+    [
+        ("Dinov2Model", lambda: transformers.Dinov2Config(**VISION)),
+        (
+            "BertModel",
+            lambda: transformers.BertConfig(
+                vocab_size=60, hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=40
+            ),
+        ),
+        (
+            "MixtralForCausalLM",
+            lambda: transformers.MixtralConfig(**LANGUAGE, intermediate_size=40, num_local_experts=3),
+        ),
+        ("GPT2LMHeadModel", lambda: transformers.GPT2Config(vocab_size=60, n_embd=24, n_layer=2, n_head=2)),
+    ],
+)
 def test_strict_loading_into_the_model_it_was_applied_to(cls, config, finetune, tmp_path):
     model, adapter = folders(getattr(transformers, cls), config(), finetune, tmp_path)
     state = dict(adapter.apply(model))
@@ -62,7 +73,8 @@ def test_a_wrapped_fine_tune_and_a_prefixed_base():
 def test_a_change_lost_on_the_way_into_a_model(finetune, tmp_path, monkeypatch):
     model, adapter = folders(transformers.Dinov2Model, transformers.Dinov2Config(**VISION), finetune, tmp_path)
     real, lost = dts.adapter.Entry.apply, next(n for n, e in adapter.entries.items() if e.kind == "factors")
-    monkeypatch.setattr(dts.adapter.Entry, "apply",
-                        lambda self, value: value if self.name == lost else real(self, value))  # fmt: skip
+    monkeypatch.setattr(
+        dts.adapter.Entry, "apply", lambda self, value: value if self.name == lost else real(self, value)
+    )
     with pytest.raises(dts.adapter.NoEffect, match=lost):
         dict(adapter.apply(model))

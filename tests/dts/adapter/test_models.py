@@ -27,8 +27,9 @@ def round_trip(base, finetuned, tmp_path, **size):
 @pytest.fixture
 def gpt2():
     torch.manual_seed(0)
-    config = transformers.GPT2Config(vocab_size=120, n_positions=32, n_embd=48, n_layer=2, n_head=2, bos_token_id=0,
-                                     eos_token_id=0)  # fmt: skip
+    config = transformers.GPT2Config(
+        vocab_size=120, n_positions=32, n_embd=48, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0
+    )
     return transformers.GPT2LMHeadModel(config).eval()
 
 
@@ -72,8 +73,9 @@ def test_experts_are_matrices_of_their_own(finetune, tmp_path, family):
         config = transformers.MixtralConfig(**common, intermediate_size=48, num_local_experts=4)
         model = transformers.MixtralForCausalLM(config)
     else:
-        config = transformers.Qwen2MoeConfig(**common, intermediate_size=48, moe_intermediate_size=40,
-                                             shared_expert_intermediate_size=40, num_experts=4)  # fmt: skip
+        config = transformers.Qwen2MoeConfig(
+            **common, intermediate_size=48, moe_intermediate_size=40, shared_expert_intermediate_size=40, num_experts=4
+        )
         model = transformers.Qwen2MoeForCausalLM(config)
     model, tuned = model.eval(), finetune(model.eval())
     fused = [name for name, p in model.named_parameters() if p.dim() == 3]
@@ -107,8 +109,15 @@ def test_one_expert_left_alone(tmp_path):
 
 def test_vision_model_with_convolution_and_3d_positions(finetune, tmp_path):
     torch.manual_seed(0)
-    config = transformers.ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-                                    image_size=48, patch_size=8, num_labels=4)  # fmt: skip
+    config = transformers.ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=48,
+        patch_size=8,
+        num_labels=4,
+    )
     model = transformers.ViTForImageClassification(config).eval()
     tuned = finetune(model)
     base, finetuned = save(tmp_path, base=transformers.ViTModel(config), tuned=tuned)
@@ -124,8 +133,12 @@ def test_vision_model_with_convolution_and_3d_positions(finetune, tmp_path):
 
 
 def test_integers_and_booleans_that_differ_are_stored_whole():
-    base = {"w": torch.zeros(32, 32), "steps": torch.tensor([1, 2]), "mask": torch.tensor([True]),
-            "same": torch.ones(3).int()}  # fmt: skip
+    base = {
+        "w": torch.zeros(32, 32),
+        "steps": torch.tensor([1, 2]),
+        "mask": torch.tensor([True]),
+        "same": torch.ones(3).int(),
+    }
     tuned = dict(base) | {"steps": torch.tensor([1, 5]), "mask": torch.tensor([False])}
     adapter = compress(base, tuned, nbytes=4000)
     assert {name: entry.kind for name, entry in adapter.entries.items()} == {"steps": "value", "mask": "value"}

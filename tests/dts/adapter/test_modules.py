@@ -20,8 +20,14 @@ SENTENCES = ["a b c", "j i"]
 def sentence_model(folder, seed, dense=True):
     """A folder of a tiny BERT and mean pooling, and of a dense layer of 20 dimensions and a normalisation."""
     torch.manual_seed(0)
-    config = transformers.BertConfig(vocab_size=30, hidden_size=24, num_hidden_layers=1, num_attention_heads=2,
-                                     intermediate_size=40, max_position_embeddings=16)  # fmt: skip
+    config = transformers.BertConfig(
+        vocab_size=30,
+        hidden_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=40,
+        max_position_embeddings=16,
+    )
     inner = folder.with_name(folder.name + "-bert")
     transformers.BertModel(config).save_pretrained(inner)
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij"]
@@ -68,16 +74,19 @@ def cli():
 
 @pytest.mark.parametrize("layout", ["new", "older", "pooling"])
 def test_the_library_loads_what_is_written(tmp_path, cli, layout):
-    base, tuned = (sentence_model(tmp_path / name, seed, layout != "pooling") for name, seed in (("base", 0),
-                                                                                                 ("tuned", 1)))
+    base, tuned = (
+        sentence_model(tmp_path / name, seed, layout != "pooling") for name, seed in (("base", 0), ("tuned", 1))
+    )
     if layout == "older":
         older(tmp_path / "base"), older(tmp_path / "tuned")
     full = applied(cli, tmp_path / "base", tmp_path / "tuned", tmp_path / "adapter", tmp_path / "full")
     ours, theirs, before = (torch.tensor(m.encode(SENTENCES)) for m in (full, tuned, base))
     assert ours.shape == theirs.shape and (ours - theirs).norm() < 0.5 * (before - theirs).norm()
     assert full.max_seq_length == tuned.max_seq_length == 12
-    want, got = ({str(p.relative_to(tmp_path / name)) for p in (tmp_path / name).rglob("*.safetensors")}
-                 for name in ("tuned", "full"))  # fmt: skip
+    want, got = (
+        {str(p.relative_to(tmp_path / name)) for p in (tmp_path / name).rglob("*.safetensors")}
+        for name in ("tuned", "full")
+    )
     assert want == got
     for file in want:
         assert set(load_file(tmp_path / "tuned" / file)) == set(load_file(tmp_path / "full" / file))
@@ -103,8 +112,12 @@ def test_a_fine_tune_in_one_piece_is_written_in_one_piece(tmp_path, cli):
     for file in ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"):
         (tmp_path / "tuned" / file).unlink(missing_ok=True)
     dts.compress(tmp_path / "base", tmp_path / "tuned", out=tmp_path / "adapter", rank_fraction=1)
-    assert cli.invoke(app, ["apply", *(str(tmp_path / n) for n in ("base", "adapter")), "-o",
-                            str(tmp_path / "full")]).exit_code == 0  # fmt: skip
+    assert (
+        cli.invoke(
+            app, ["apply", *(str(tmp_path / n) for n in ("base", "adapter")), "-o", str(tmp_path / "full")]
+        ).exit_code
+        == 0
+    )
     assert not (tmp_path / "full" / "modules.json").exists()
     transformers.AutoModel.from_pretrained(tmp_path / "full")
 
@@ -121,13 +134,28 @@ def test_wrapped_modules(tmp_path, cli):
     assert cli.invoke(app, ["verify", str(tmp_path / "adapter"), str(tmp_path / "base")]).exit_code == 0
 
 
-GOOD = {"files": {"modules.json": [{"path": ""}, {"path": "2_Dense"}], "2_Dense/config.json": {"a": 1}},
-        "parts": {"": "", "2_Dense": "2_Dense."}}  # fmt: skip
+GOOD = {
+    "files": {"modules.json": [{"path": ""}, {"path": "2_Dense"}], "2_Dense/config.json": {"a": 1}},
+    "parts": {"": "", "2_Dense": "2_Dense."},
+}
 
 
-@pytest.mark.parametrize("name", ["../x.json", "a/../x.json", "2_Dense/run.py", "other/config.json", "x.json",
-                                  "2_Dense/../x.json", "2_Dense/./x.json", "/2_Dense/x.json", "2_Dense\\x.json",
-                                  "2_Dense/model.safetensors.index.json", "2_Dense//x.json"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../x.json",
+        "a/../x.json",
+        "2_Dense/run.py",
+        "other/config.json",
+        "x.json",
+        "2_Dense/../x.json",
+        "2_Dense/./x.json",
+        "/2_Dense/x.json",
+        "2_Dense\\x.json",
+        "2_Dense/model.safetensors.index.json",
+        "2_Dense//x.json",
+    ],
+)
 def test_files_that_belong_to_no_module_are_refused(name, tmp_path):
     with pytest.raises(ValueError, match="belongs to no module"):
         write_layout(GOOD | {"files": GOOD["files"] | {name: {}}}, tmp_path)
@@ -135,7 +163,16 @@ def test_files_that_belong_to_no_module_are_refused(name, tmp_path):
     assert json.loads((tmp_path / "2_Dense" / "config.json").read_text()) == {"a": 1}
 
 
-@pytest.mark.parametrize("parts", [{"": "", "../x": "../x."}, {"": "", "2_Dense": "3_Dense."}, {"": "", "x": "x."},
-                                   {"2_Dense": "2_Dense."}, {"": "", "2_Dense": ""}, {"": 1}])  # fmt: skip
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"": "", "../x": "../x."},
+        {"": "", "2_Dense": "3_Dense."},
+        {"": "", "x": "x."},
+        {"2_Dense": "2_Dense."},
+        {"": "", "2_Dense": ""},
+        {"": 1},
+    ],
+)
 def test_parts_that_are_no_modules_are_refused(parts):
     assert plain(GOOD) and not plain(GOOD | {"parts": parts})

@@ -7,20 +7,26 @@ import dts
 from dts.adapter import BudgetError
 from dts.codec import Unencodable
 
-BASE = {"a.weight": torch.randn(40, 24, generator=torch.Generator().manual_seed(0)), "a.bias": torch.zeros(40),
-        "embed.weight": torch.ones(30, 24)}  # fmt: skip
+BASE = {
+    "a.weight": torch.randn(40, 24, generator=torch.Generator().manual_seed(0)),
+    "a.bias": torch.zeros(40),
+    "embed.weight": torch.ones(30, 24),
+}
 
 
 def tuned(**changes):
     return {name: value + 0.1 for name, value in BASE.items()} | changes
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    ("a.bias", torch.tensor([float("nan")] * 40)),
-    ("head.weight", torch.tensor([[1.0, float("nan")]])),
-    ("embed.weight", torch.cat([torch.ones(30, 24), torch.full((2, 24), float("nan"))])),
-    ("a.weight", torch.full((40, 24), float("inf"))),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("a.bias", torch.tensor([float("nan")] * 40)),
+        ("head.weight", torch.tensor([[1.0, float("nan")]])),
+        ("embed.weight", torch.cat([torch.ones(30, 24), torch.full((2, 24), float("nan"))])),
+        ("a.weight", torch.full((40, 24), float("inf"))),
+    ],
+)
 def test_numbers_that_are_none_are_refused_wherever_they_are(tmp_path, name, value):
     with pytest.raises(Unencodable, match=name):
         dts.compress(BASE, tuned(**{name: value}), out=tmp_path / "a", rank_fraction=0.5)
@@ -39,10 +45,18 @@ def test_a_budget_that_cannot_be_leaves_nothing_behind(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("size", [
-    {"budget": float("inf")}, {"budget": float("nan")}, {"budget": "1%"}, {"nbytes": -3}, {"rank_fraction": 0},
-    {"target_error": 1.0}, {"target_error": 2},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "size",
+    [
+        {"budget": float("inf")},
+        {"budget": float("nan")},
+        {"budget": "1%"},
+        {"nbytes": -3},
+        {"rank_fraction": 0},
+        {"target_error": 1.0},
+        {"target_error": 2},
+    ],
+)
 def test_sizes_that_are_none(size):
     with pytest.raises(ValueError, match=next(iter(size))):
         dts.compress(BASE, tuned(), **size)

@@ -22,8 +22,10 @@ BASE["mlp.experts"] = torch.randn(2, 40, 64)
 def tuned(seed: int) -> dict[str, torch.Tensor]:
     draw = partial(torch.randn, generator=torch.Generator().manual_seed(seed))
     low = lambda *batch, m, n: draw(*batch, m, 8) @ draw(*batch, 8, n) / 8**0.5  # noqa: E731
-    return {name: value + 0.1 * (low(*value.shape[:-2], m=value.shape[-2], n=value.shape[-1]) + draw(value.shape) / 2)
-            for name, value in BASE.items()}  # fmt: skip
+    return {
+        name: value + 0.1 * (low(*value.shape[:-2], m=value.shape[-2], n=value.shape[-1]) + draw(value.shape) / 2)
+        for name, value in BASE.items()
+    }
 
 
 def compressed(seed: int = 1, **options) -> dts.Adapter:
@@ -69,9 +71,16 @@ def damaged(folder, change_config=None, change_tensors=None):
 
 
 WRONG_ROWS = [
-    ("stride", 0), ("stride", 10**12), ("stride", 1), ("stride", "4"), ("seed", -1), ("seed", None),
-    ("scale", "1.0"), ("scale", float("nan")), ("scale", None),
-]  # fmt: skip
+    ("stride", 0),
+    ("stride", 10**12),
+    ("stride", 1),
+    ("stride", "4"),
+    ("seed", -1),
+    ("seed", None),
+    ("scale", "1.0"),
+    ("scale", float("nan")),
+    ("scale", None),
+]
 
 
 @pytest.mark.parametrize(("key", "value"), WRONG_ROWS)
@@ -151,8 +160,10 @@ def test_seeds_of_any_length_keep_the_budget(budget):
 
 
 def moved(share: float, **options) -> dts.Adapter:
-    near = {name: value + share * value.norm() * delta / delta.norm()
-            for (name, value), delta in zip(BASE.items(), (tuned(1)[n] - BASE[n] for n in BASE))}  # fmt: skip
+    near = {
+        name: value + share * value.norm() * delta / delta.norm()
+        for (name, value), delta in zip(BASE.items(), (tuned(1)[n] - BASE[n] for n in BASE))
+    }
     return dts.compress(BASE, near, **{"budget": 0.06} | options)
 
 

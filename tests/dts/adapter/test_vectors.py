@@ -27,8 +27,9 @@ def test_a_budget_rounds_vectors_to_8_bits_and_says_how_far_they_are_off(bert_fo
         off = (entry.delta(dtype=torch.float64) - delta).abs().max()
         assert entry.tensor.dtype == torch.int8 and 0 < off <= delta.abs().max() / 254 * (1 + 1e-6)
     report = dts.Adapter.load(tmp_path / "a").verify(base, finetuned)
-    assert report.ok and all(report.errors[name][1] == pytest.approx(e.squared_error, rel=1e-2)
-                             for name, e in found.items())  # fmt: skip
+    assert report.ok and all(
+        report.errors[name][1] == pytest.approx(e.squared_error, rel=1e-2) for name, e in found.items()
+    )
 
 
 def test_exact_vectors_cost_four_times_as_much_and_are_exact(bert_folders):
@@ -50,8 +51,12 @@ def test_vectors_are_exact_unless_bytes_are_asked_for(bert_folders, how):
 def test_what_8_bits_cannot_hold_stays_exact():
     generator = torch.Generator().manual_seed(0)
     draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
-    base = {"w.weight": draw(64, 64), "short.bias": draw(SHORT - 1), "endless.bias": draw(64),
-            "table": torch.arange(64)}  # fmt: skip
+    base = {
+        "w.weight": draw(64, 64),
+        "short.bias": draw(SHORT - 1),
+        "endless.bias": draw(64),
+        "table": torch.arange(64),
+    }
     tuned = {name: value + (1 if name == "table" else 0.1 * draw(*value.shape)) for name, value in base.items()}
     tuned["endless.bias"] = tuned["endless.bias"].index_fill(0, torch.tensor([3]), torch.inf)
     adapter = compress(base, tuned, nbytes=6_000)

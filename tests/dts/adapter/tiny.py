@@ -8,8 +8,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-NAMES = ("body.0.weight", "body.0.bias", "norm.weight", "conv.weight", "mlp.experts", "embed.weight", "lm_head.weight",
-         "steps")  # in the order a fine-tune draws them
+NAMES = (
+    "body.0.weight",
+    "body.0.bias",
+    "norm.weight",
+    "conv.weight",
+    "mlp.experts",
+    "embed.weight",
+    "lm_head.weight",
+    "steps",
+)  # in the order a fine-tune draws them
 CONFIG = {"architectures": ["Tiny"], "id2label": {"0": "no", "1": "yes", "2": "maybe"}, "num_labels": 3}
 
 

@@ -163,8 +163,12 @@ def test_loading_does_not_change_the_file(state, tmp_path):
 
 def test_fingerprint_sees_every_kind_of_change(state):
     renamed = {"x" + name: value for name, value in state.items()}
-    others = [renamed, state | {"steps": torch.tensor(4)}, state | {"none": torch.zeros(5, 0)},
-              {name: value.double() for name, value in state.items()}]  # fmt: skip
+    others = [
+        renamed,
+        state | {"steps": torch.tensor(4)},
+        state | {"none": torch.zeros(5, 0)},
+        {name: value.double() for name, value in state.items()},
+    ]
     prints = {fingerprint(open_checkpoint(s)) for s in [state, *others]}
     assert len(prints) == 5
     assert fingerprint(open_checkpoint(dict(reversed(state.items())))) == fingerprint(open_checkpoint(state))
@@ -213,14 +217,19 @@ def test_peak_memory_is_a_few_tensors(tmp_path):
     assert float(done.stdout.split()[-1]) < 8 * 4
 
 
-@pytest.mark.parametrize(("file", "content", "says"), [
-    ("pytorch_model.bin", b"no archive", "best as"),
-    ("pytorch_model.bin", b"\x80\x02}q\x00.junk", "cannot be read|best as"),
-    ("model.safetensors.index.json", b"[]", "not an object"), ("model.safetensors.index.json", b"{}", "weight_map"),
-    ("model.safetensors.index.json", b"{", "damaged"),
-    ("model.safetensors.index.json", b'{"weight_map": {"a": 3}}', "weight_map"),
-    ("config.json", b"{broken", "config.json is damaged"), ("config.json", b"[]", "config.json is damaged"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("pytorch_model.bin", b"no archive", "best as"),
+        ("pytorch_model.bin", b"\x80\x02}q\x00.junk", "cannot be read|best as"),
+        ("model.safetensors.index.json", b"[]", "not an object"),
+        ("model.safetensors.index.json", b"{}", "weight_map"),
+        ("model.safetensors.index.json", b"{", "damaged"),
+        ("model.safetensors.index.json", b'{"weight_map": {"a": 3}}', "weight_map"),
+        ("config.json", b"{broken", "config.json is damaged"),
+        ("config.json", b"[]", "config.json is damaged"),
+    ],
+)
 def test_damaged_model_folders_name_the_file(tmp_path, file, content, says):
     from safetensors.torch import save_file
 

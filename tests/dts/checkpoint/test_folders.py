@@ -84,12 +84,20 @@ def test_the_cache_of_a_hub_is_links_to_blobs(tmp_path, folder):
     assert open_checkpoint(snapshot).names == ["a.weight", "b.weight"]
 
 
-@pytest.mark.parametrize(("files", "says"), [
-    (["optimizer.pt", "trainer_state.json"], "a trainer's state only"), (["zero_to_fp32.py", "latest"], "DeepSpeed"),
-    (["__0_0.distcp", ".metadata"], "FSDP"), (["weights.pth"], "give the file itself"),
-    (["model-q4.gguf"], "GGUF"), (["model.onnx"], "ONNX"), (["tf_model.h5"], "HDF5"), (["flax_model.msgpack"], "Flax"),
-    (["x.safetensors", "y.safetensors"], "several weight files"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        (["optimizer.pt", "trainer_state.json"], "a trainer's state only"),
+        (["zero_to_fp32.py", "latest"], "DeepSpeed"),
+        (["__0_0.distcp", ".metadata"], "FSDP"),
+        (["weights.pth"], "give the file itself"),
+        (["model-q4.gguf"], "GGUF"),
+        (["model.onnx"], "ONNX"),
+        (["tf_model.h5"], "HDF5"),
+        (["flax_model.msgpack"], "Flax"),
+        (["x.safetensors", "y.safetensors"], "several weight files"),
+    ],
+)
 def test_folders_without_a_model_say_what_they_are(files, says, tmp_path):
     for name in files:
         (tmp_path / name).write_bytes(b"content")
@@ -124,14 +132,25 @@ def numpy_file(write, *args, **arrays):
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "bin", "pt"])
-@pytest.mark.parametrize(("content", "says"), [
-    (b"", "empty"), (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n", "git lfs pull"),
-    (b"GGUF\x03\0\0\0", "GGUF"), (b"\x89HDF\r\n\x1a\n123", "HDF5"), (b"\x1f\x8b1234567", "gzip"),
-    (b"<!DOCTYPE html><html>", "web page"), (b'{"error": "no access"}', "no access"), (b"PK\x03\x04cut", "damaged zip"),
-    (b"x" * 257 + b"ustar" + b"x" * 300, "tar archive"), (zipped(["m/code/x.py", "m/data.pkl"]), "TorchScript"),
-    (zipped(["config.json", "model.weights.h5"]), "Keras"), (zipped(["a.txt"]), "zip archive"),
-    (numpy_file(numpy.save, numpy.ones(2)), "numpy array"), (numpy_file(numpy.savez, a=numpy.ones(2)), "numpy archive"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n", "git lfs pull"),
+        (b"GGUF\x03\0\0\0", "GGUF"),
+        (b"\x89HDF\r\n\x1a\n123", "HDF5"),
+        (b"\x1f\x8b1234567", "gzip"),
+        (b"<!DOCTYPE html><html>", "web page"),
+        (b'{"error": "no access"}', "no access"),
+        (b"PK\x03\x04cut", "damaged zip"),
+        (b"x" * 257 + b"ustar" + b"x" * 300, "tar archive"),
+        (zipped(["m/code/x.py", "m/data.pkl"]), "TorchScript"),
+        (zipped(["config.json", "model.weights.h5"]), "Keras"),
+        (zipped(["a.txt"]), "zip archive"),
+        (numpy_file(numpy.save, numpy.ones(2)), "numpy array"),
+        (numpy_file(numpy.savez, a=numpy.ones(2)), "numpy archive"),
+    ],
+)
 def test_files_of_other_programs_are_named(content, says, ending, tmp_path):
     path = tmp_path / f"model.{ending}"
     path.write_bytes(content)
@@ -145,11 +164,17 @@ def test_wrong_endings_and_torchscript(tmp_path):
     refused(tmp_path / "model.safetensors", "name it model.bin")
 
 
-@pytest.mark.parametrize(("config", "says"), [
-    ("[" * 100_000, "nested deeper"), ('{"a": ' * 90 + "1" + "}" * 90, "nested deeper"), ('{"a": NaN}', "NaN"),
-    ('{"architectures": "Bert", "id2label": [1], "model_type": 3}', "architectures is 'Bert'"),
-    ('{"architectures": [3], "id2label": {"x": 1}}', "id2label is"), (" " * (64 * 2**20 + 1), "bytes"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ("[" * 100_000, "nested deeper"),
+        ('{"a": ' * 90 + "1" + "}" * 90, "nested deeper"),
+        ('{"a": NaN}', "NaN"),
+        ('{"architectures": "Bert", "id2label": [1], "model_type": 3}', "architectures is 'Bert'"),
+        ('{"architectures": [3], "id2label": {"x": 1}}', "id2label is"),
+        (" " * (64 * 2**20 + 1), "bytes"),
+    ],
+)
 def test_configs_that_are_none(config, says, tmp_path):
     save_file(ONE, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(config)
@@ -194,8 +219,9 @@ def test_the_transformer_may_lie_in_its_own_folder_and_modules_in_a_router(tmp_p
     module(tmp_path, "0_Transformer", ONE, '{"model_type": "bert"}')
     for side in ("query_0_Dense", "document_0_Dense"):
         module(tmp_path, f"1_Router/{side}", TWO)
-    (tmp_path / "1_Router/router_config.json").write_text(json.dumps(
-        {"types": {"query_0_Dense": "x", "document_0_Dense": "x"}, "structure": {}}))  # fmt: skip
+    (tmp_path / "1_Router/router_config.json").write_text(
+        json.dumps({"types": {"query_0_Dense": "x", "document_0_Dense": "x"}, "structure": {}})
+    )
     chain(tmp_path, "0_Transformer", "1_Router")
     opened = open_checkpoint(tmp_path)
     assert opened.names == ["a.weight", "1_Router.query_0_Dense.b.weight", "1_Router.document_0_Dense.b.weight"]
@@ -209,16 +235,25 @@ def test_what_sentence_transformers_itself_saves(tmp_path):
     modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
     from tokenizers import Tokenizer, models
 
-    config = transformers.BertConfig(vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-                                     intermediate_size=16)  # fmt: skip
+    config = transformers.BertConfig(
+        vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
     transformers.BertModel(config).save_pretrained(tmp_path / "bert")
     vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"])}
     transformers.PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]")), pad_token="[PAD]",
-        unk_token="[UNK]").save_pretrained(tmp_path / "bert")  # fmt: skip
-    model = st.SentenceTransformer(modules=[
-        modules.Transformer(str(tmp_path / "bert")), modules.Pooling(16), modules.Dense(16, 8), modules.LayerNorm(8)],
-        device="cpu")  # fmt: skip
+        tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]")),
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+    ).save_pretrained(tmp_path / "bert")
+    model = st.SentenceTransformer(
+        modules=[
+            modules.Transformer(str(tmp_path / "bert")),
+            modules.Pooling(16),
+            modules.Dense(16, 8),
+            modules.LayerNorm(8),
+        ],
+        device="cpu",
+    )
     model.save(str(tmp_path / "saved"))
     opened, state = open_checkpoint(tmp_path / "saved"), model.state_dict()
     assert len(opened.names) == len([name for name in state if "position_ids" not in name])

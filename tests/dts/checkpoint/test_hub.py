@@ -36,8 +36,9 @@ def cache(tmp_path_factory):
     """Two revisions of org/base, a BERT, whose weights differ."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    config = transformers.BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
-                                     intermediate_size=64)  # fmt: skip
+    config = transformers.BertConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
+    )
     made = {}
     for revision in COMMITS:
         made[revision] = tmp_path_factory.mktemp(revision)
@@ -98,18 +99,22 @@ def test_a_model_is_checked_against_the_revision_that_is_loaded(cache, tmp_path)
 def test_verbs_take_a_revision(cache, tmp_path):
     base = opened(cache, "org/base", revision="v2")
     save_file({name: base.load(name) * 1.01 for name in base.names}, tmp_path / "tuned.safetensors")
-    script = "import sys, json; from dts.cli.app import app\n" \
-        "for words in json.loads(sys.argv[1]):\n    app(words, prog_name='dts', standalone_mode=False)"  # fmt: skip
+    script = (
+        "import sys, json; from dts.cli.app import app\n"
+        "for words in json.loads(sys.argv[1]):\n    app(words, prog_name='dts', standalone_mode=False)"
+    )
     words = [
         ["compress", "org/base", "tuned.safetensors", "--revision", "v2", "-o", "a", "-s", "50%"],
-        ["verify", "a", "org/base@v2"], ["verify", "a", "org/base", "--revision", "v2"],
+        ["verify", "a", "org/base@v2"],
+        ["verify", "a", "org/base", "--revision", "v2"],
         ["diff", "org/base", "org/base", "--revision", "v2", "--finetuned-revision", "main"],
         ["apply", "org/base", "a", "--revision", "v2", "-o", "full"],
         ["verify", "a", "org/base"],
-    ]  # fmt: skip
+    ]
     live = os.environ | {"HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.getcwd()}
-    done = subprocess.run([sys.executable, "-c", script, json.dumps(words)], cwd=tmp_path, env=live,
-                          capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", script, json.dumps(words)], cwd=tmp_path, env=live, capture_output=True, text=True
+    )
     assert "other values" in done.stdout.replace("\n", " "), done.stdout + done.stderr
     assert done.stdout.count("whole, and made for org/base@v2") == 2, done.stdout + done.stderr
     assert set(load_file(tmp_path / "full/model.safetensors")) == set(base.names)

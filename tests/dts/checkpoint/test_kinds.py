@@ -21,8 +21,12 @@ QUANTISED = {
     "GPTQ": {"a.qweight": INT, "a.qzeros": INT, "a.scales": W, "a.g_idx": INT[0]},
     "AWQ": {"a.qweight": INT, "a.qzeros": INT, "a.scales": W},
     "EETQ": {"a.qweight": CODE.to(torch.int8), "a.weight_scales": W[0]},
-    "bitsandbytes": {"a.weight": CODE, "a.weight.absmax": W[0], "a.weight.quant_map": W[0],
-                     "a.weight.quant_state.bitsandbytes__nf4": CODE[0]},
+    "bitsandbytes": {
+        "a.weight": CODE,
+        "a.weight.absmax": W[0],
+        "a.weight.quant_map": W[0],
+        "a.weight.quant_state.bitsandbytes__nf4": CODE[0],
+    },
     "dequantise": {"a.weight": CODE.to(torch.int8), "a.SCB": W[0]},
     "HQQ": {"a.W_q": CODE, "a.scale": W, "a.zero": W},
     "quanto": {"a.weight._data": CODE, "a.weight._scale": W},
@@ -30,7 +34,7 @@ QUANTISED = {
     "AQLM": {"a.codes": CODE.to(torch.int16), "a.codebooks": W},
     "NVFP4": {"a.weight": CODE, "a.weight_scale": FP8, "a.weight_scale_2": torch.ones(())},
     "int8 weights": {"a.weight": CODE.to(torch.int8)},
-}  # fmt: skip
+}
 ADAPTERS = {
     "is a LoRA": {"base_model.model.a.lora_A.weight": W, "base_model.model.a.lora_B.weight": W},
     "is a LoRA .lora_unet": {"lora_unet_a.lora_down.weight": W, "lora_unet_a.alpha": torch.ones(())},
@@ -58,9 +62,12 @@ def test_every_kind_is_refused_by_name_from_a_dict_a_file_and_a_folder(says, tmp
 
 def test_models_whose_names_only_look_like_these_are_opened():
     for state in (
-        {"prompt_encoder.no_mask_embed.weight": W, "codebook.weight": W}, {"attn.W_q": W, "a.scale": W, "a.scales": W},
-        {"base_model.model.a.weight": W}, {"mask": CODE, "attn.bias": CODE}, {"a.weight": W, "a.weight_scale": W[0]},
-    ):  # fmt: skip
+        {"prompt_encoder.no_mask_embed.weight": W, "codebook.weight": W},
+        {"attn.W_q": W, "a.scale": W, "a.scales": W},
+        {"base_model.model.a.weight": W},
+        {"mask": CODE, "attn.bias": CODE},
+        {"a.weight": W, "a.weight_scale": W[0]},
+    ):
         assert open_checkpoint(state).names == list(state)
 
 
@@ -84,9 +91,15 @@ class Subclass(torch.Tensor):
         raise NotImplementedError
 
 
-@pytest.mark.parametrize(("module", "says"), [
-    ("torchao.dtypes.affine", "torchao"), ("bitsandbytes.nn.modules", "bitsandbytes"), ("optimum.quanto", "quanto"),
-    ("mine", "mine.Subclass")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("module", "says"),
+    [
+        ("torchao.dtypes.affine", "torchao"),
+        ("bitsandbytes.nn.modules", "bitsandbytes"),
+        ("optimum.quanto", "quanto"),
+        ("mine", "mine.Subclass"),
+    ],
+)
 def test_tensors_of_other_classes_are_named(module, says, monkeypatch):
     monkeypatch.setattr(Subclass, "__module__", module)
     value = Subclass.__new__(Subclass, W)
@@ -141,8 +154,9 @@ def test_what_trainers_write(tmp_path):
         ({"model": sd, "ema": sd}, "several states: ema, model.*model.pt#model"),
         ({"state": {0: sd}, "param_groups": []}, "optimizer's state"),
         ({"module": sd, "param_shapes": []}, "zero_to_fp32"),
-        ({"nets": {"model": sd}}, "nets: model"), ({"epoch": 3}, "keys are epoch"),
-    ):  # fmt: skip
+        ({"nets": {"model": sd}}, "nets: model"),
+        ({"epoch": 3}, "keys are epoch"),
+    ):
         torch.save(state, tmp_path / "model.pt")
         with pytest.raises(CheckpointError, match=says):
             open_checkpoint(tmp_path / "model.pt")

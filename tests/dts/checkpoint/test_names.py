@@ -9,8 +9,9 @@ from dts.checkpoint import Mismatch, open_checkpoint, pair
 
 transformers = pytest.importorskip("transformers")
 SMALL = dict(vocab_size=60, hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
-VISION = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, image_size=16,
-              patch_size=8)  # fmt: skip
+VISION = dict(
+    hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, image_size=16, patch_size=8
+)
 GROUPED = SMALL | {"num_key_value_heads": 2}
 T5 = dict(vocab_size=60, d_model=24, d_kv=8, d_ff=24, num_layers=2, num_heads=2)
 PAIRS = {
@@ -18,8 +19,11 @@ PAIRS = {
     "bert for masks": ("BertForMaskedLM", "BertForSequenceClassification", SMALL),
     "bert body": ("BertForMaskedLM", "BertModel", SMALL),
     "roberta": ("RobertaModel", "RobertaForTokenClassification", SMALL | {"max_position_embeddings": 20}),
-    "distilbert": ("DistilBertModel", "DistilBertForSequenceClassification",
-                   dict(vocab_size=60, dim=24, n_layers=2, n_heads=2, hidden_dim=24)),
+    "distilbert": (
+        "DistilBertModel",
+        "DistilBertForSequenceClassification",
+        dict(vocab_size=60, dim=24, n_layers=2, n_heads=2, hidden_dim=24),
+    ),
     "gpt2": ("GPT2Model", "GPT2LMHeadModel", dict(vocab_size=60, n_embd=24, n_layer=2, n_head=2)),
     "llama": ("LlamaForCausalLM", "LlamaForCausalLM", GROUPED),
     "llama with a head": ("LlamaModel", "LlamaForSequenceClassification", GROUPED | {"pad_token_id": 0}),
@@ -28,11 +32,24 @@ PAIRS = {
     "dinov2": ("Dinov2Model", "Dinov2ForImageClassification", VISION),
     "t5": ("T5ForConditionalGeneration", "T5ForConditionalGeneration", T5),
     "t5 encoder": ("T5EncoderModel", "T5ForTokenClassification", T5),
-    "wav2vec2, weight norm": ("Wav2Vec2Model", "Wav2Vec2ForCTC", dict(
-        vocab_size=20, hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
-        conv_dim=(8, 8), conv_stride=(2, 2), conv_kernel=(3, 3), num_conv_pos_embeddings=4,
-        num_conv_pos_embedding_groups=2, do_stable_layer_norm=False)),
-}  # fmt: skip
+    "wav2vec2, weight norm": (
+        "Wav2Vec2Model",
+        "Wav2Vec2ForCTC",
+        dict(
+            vocab_size=20,
+            hidden_size=24,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=24,
+            conv_dim=(8, 8),
+            conv_stride=(2, 2),
+            conv_kernel=(3, 3),
+            num_conv_pos_embeddings=4,
+            num_conv_pos_embedding_groups=2,
+            do_stable_layer_norm=False,
+        ),
+    ),
+}
 COMPILED = lambda name: "_orig_mod." + name  # noqa: E731
 WRAPPERS = {
     "none": lambda name: name,
@@ -42,11 +59,12 @@ WRAPPERS = {
     "PEFT": lambda name: "base_model.model." + name,
     "a training module": lambda name: "model." + name,
     "three at once": lambda name: "_orig_mod.module.model." + name,
-    "FSDP, layers checkpointed": lambda name: "_fsdp_wrapped_module." + name.replace(
-        ".0.", ".0._checkpoint_wrapped_module.", 1),
+    "FSDP, layers checkpointed": lambda name: (
+        "_fsdp_wrapped_module." + name.replace(".0.", ".0._checkpoint_wrapped_module.", 1)
+    ),
     "a compiled layer": lambda name: name.replace(".0.", ".0._orig_mod.", 1),
     "a body only": lambda name: name if name.split(".")[0] in ("classifier", "lm_head", "score") else "net." + name,
-}  # fmt: skip
+}
 
 
 def saved(folder, cls, config, wrap, state=None):
@@ -100,10 +118,15 @@ def test_what_is_written_loads_whole(kind, wrap, tmp_path):
 
 def plain(head=True):
     generator = torch.Generator().manual_seed(0)
-    state = {f"layer.{i}.dense.{leaf}": torch.randn(*shape, generator=generator)
-             for i in range(3) for leaf, shape in (("weight", (20, 20)), ("bias", (20,)))}  # fmt: skip
-    return state | {"embed.weight": torch.randn(30, 20, generator=generator)} | (
-        {"classifier.weight": torch.ones(3, 20)} if head else {}
+    state = {
+        f"layer.{i}.dense.{leaf}": torch.randn(*shape, generator=generator)
+        for i in range(3)
+        for leaf, shape in (("weight", (20, 20)), ("bias", (20,)))
+    }
+    return (
+        state
+        | {"embed.weight": torch.randn(30, 20, generator=generator)}
+        | ({"classifier.weight": torch.ones(3, 20)} if head else {})
     )
 
 
@@ -138,8 +161,14 @@ def test_a_tensor_saved_twice_is_refused():
         pair(open_checkpoint(plain()), open_checkpoint(tuned))
 
 
-@pytest.mark.parametrize("ours, theirs", [("weight", "gamma"), ("weight_g", "parametrizations.weight.original0"),
-                                          ("parametrizations.weight.original1", "weight_v")])  # fmt: skip
+@pytest.mark.parametrize(
+    "ours, theirs",
+    [
+        ("weight", "gamma"),
+        ("weight_g", "parametrizations.weight.original0"),
+        ("parametrizations.weight.original1", "weight_v"),
+    ],
+)
 def test_the_bases_form_of_old_names(ours, theirs):
     base, tuned = (plain() | {f"m.norm.{leaf}": torch.ones(20)} for leaf in (ours, theirs))
     pairing = pair(open_checkpoint(base), open_checkpoint(tuned))

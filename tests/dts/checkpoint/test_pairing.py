@@ -10,8 +10,10 @@ def model(prefix="", layers=2, rows=50, **extra) -> dict:
     generator = torch.Generator().manual_seed(0)
     state = {"embeddings.weight": torch.randn(rows, 8, generator=generator), "norm.weight": torch.ones(8)}
     for i in range(layers):
-        state |= {f"layer.{i}.dense.weight": torch.randn(8, 8, generator=generator),
-                  f"layer.{i}.dense.bias": torch.zeros(8)}  # fmt: skip
+        state |= {
+            f"layer.{i}.dense.weight": torch.randn(8, 8, generator=generator),
+            f"layer.{i}.dense.bias": torch.zeros(8),
+        }
     return {prefix + name: value for name, value in state.items()} | extra
 
 
@@ -57,8 +59,11 @@ def test_every_mismatch_in_one_error():
     with pytest.raises(Mismatch) as error:
         paired(base, tuned)
     assert [line.split(":")[0].split(" [")[0] for line in error.value.mismatches] == [
-        "layer.0.dense.weight", "layer.1.dense.bias", "layer.2.dense.weight", "steps",
-    ]  # fmt: skip
+        "layer.0.dense.weight",
+        "layer.1.dense.bias",
+        "layer.2.dense.weight",
+        "steps",
+    ]
 
 
 def test_another_architecture_is_refused():

@@ -16,8 +16,20 @@ def adapter(dts, models, tmp_path):
 
 
 def test_compress_says_what_it_wrote(dts, models, tmp_path):
-    result = json.loads(dts("compress", models / "base", models / "one", "-o", "a", "-s", "40%", "--description",
-                            "tells moods", "--json").stdout)  # fmt: skip
+    result = json.loads(
+        dts(
+            "compress",
+            models / "base",
+            models / "one",
+            "-o",
+            "a",
+            "-s",
+            "40%",
+            "--description",
+            "tells moods",
+            "--json",
+        ).stdout
+    )
     assert result["bytes"] == sum(file.stat().st_size for file in (tmp_path / "a").iterdir())
     assert result["amr"] == pytest.approx(result["bytes"] / (4 * (2 * 96 * 64 + 96))) and result["amr"] <= 0.4
     assert result["name"] == "one" and result["class_names"] == ["negative", "positive", "neutral"]
@@ -66,11 +78,17 @@ def test_fine_tunes_of_one_name_are_refused(dts, models, tmp_path):
     assert wrong.exit_code == 2 and "names of their own" in wrong.stderr
 
 
-@pytest.mark.parametrize(("words", "reason"), [
-    (["-s", "5"], "5MB"), (["-s", "1%", "--rank-fraction", "0.1"], "twice"), (["-s", "100B"], "smallest"),
-    (["--method", "papr"], "paper"), (["--method", "sketch", "--target-error", "0.1"], "noise"),
-    (["--rank-fraction", "3"], "between"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["-s", "5"], "5MB"),
+        (["-s", "1%", "--rank-fraction", "0.1"], "twice"),
+        (["-s", "100B"], "smallest"),
+        (["--method", "papr"], "paper"),
+        (["--method", "sketch", "--target-error", "0.1"], "noise"),
+        (["--rank-fraction", "3"], "between"),
+    ],
+)
 def test_sizes_that_cannot_be_are_refused_with_what_can(dts, models, tmp_path, words, reason):
     wrong = dts("compress", models / "base", models / "one", "-o", "a", *words)
     assert wrong.exit_code == 2 and reason in wrong.stderr and not (tmp_path / "a").exists()

@@ -87,9 +87,13 @@ def test_interrupted_is_one_word_and_a_code(dts, monkeypatch):
 def test_every_verb_names_the_place_it_cannot_write(dts, models, tmp_path, verb):
     assert dts("compress", models / "base", models / "one", "-o", "a", "--rank-fraction", "50%").exit_code == 0
     (tmp_path / "file").touch()
-    words = {"compress": (models / "base", models / "one", "-s", "40%"), "apply": (models / "base", "a"),
-             "truncate": ("a", "-s", "30%"), "merge": (models / "one", models / "two"),
-             "mix": ("a", "--weight", "one=1")}[verb]  # fmt: skip
+    words = {
+        "compress": (models / "base", models / "one", "-s", "40%"),
+        "apply": (models / "base", "a"),
+        "truncate": ("a", "-s", "30%"),
+        "merge": (models / "one", models / "two"),
+        "mix": ("a", "--weight", "one=1"),
+    }[verb]
     wrong = dts(verb, *words, "--out", "file/out", "--json")
     assert wrong.exit_code == 2 and "Errno" not in wrong.stderr
     error = json.loads(wrong.stdout)["error"]

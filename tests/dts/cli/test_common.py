@@ -3,11 +3,21 @@ import pytest
 from dts.cli.common import bytes_text, list_of, parse_fraction, parse_size, percent
 
 
-@pytest.mark.parametrize(("text", "parsed"), [
-    ("1%", {"budget": 0.01}), (" 0.5 % ", {"budget": 0.005}), ("0.02", {"budget": 0.02}), (".5%", {"budget": 0.005}),
-    ("5MB", {"nbytes": 5_000_000}), ("5m", {"nbytes": 5_000_000}), ("2MiB", {"nbytes": 2 * 1024**2}),
-    ("500 KB", {"nbytes": 500_000}), ("1.5GB", {"nbytes": 1_500_000_000}), ("1024B", {"nbytes": 1024}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        ("1%", {"budget": 0.01}),
+        (" 0.5 % ", {"budget": 0.005}),
+        ("0.02", {"budget": 0.02}),
+        (".5%", {"budget": 0.005}),
+        ("5MB", {"nbytes": 5_000_000}),
+        ("5m", {"nbytes": 5_000_000}),
+        ("2MiB", {"nbytes": 2 * 1024**2}),
+        ("500 KB", {"nbytes": 500_000}),
+        ("1.5GB", {"nbytes": 1_500_000_000}),
+        ("1024B", {"nbytes": 1024}),
+    ],
+)
 def test_sizes_as_people_write_them(text, parsed):
     assert parse_size(text) == pytest.approx(parsed)
 
@@ -27,8 +37,14 @@ def test_fractions():
 
 def test_bytes_and_rates_read_well():
     assert [bytes_text(n) for n in (0, 999, 1_000, 12_345, 1_234_567, 90_864_192, 5 * 10**12)] == [
-        "0 B", "999 B", "1.00 KB", "12.3 KB", "1.23 MB", "90.9 MB", "5.00 TB",
-    ]  # fmt: skip
+        "0 B",
+        "999 B",
+        "1.00 KB",
+        "12.3 KB",
+        "1.23 MB",
+        "90.9 MB",
+        "5.00 TB",
+    ]
     assert percent(0.01234) == "1.23 %" and percent(None) == "–"
 
 

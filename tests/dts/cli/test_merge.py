@@ -22,10 +22,15 @@ def test_the_methods_are_listed(dts):
     assert "ties" in dts("merge", "--methods").stdout
 
 
-@pytest.mark.parametrize(("words", "reason"), [
-    (["-m", "tis", "-o", "m"], "ties"), (["-m", "ties", "-o", "m", "--option", "densty=1"], "density"),
-    (["-o", "m", "--option", "scale"], "name=value"), ([], "--out"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["-m", "tis", "-o", "m"], "ties"),
+        (["-m", "ties", "-o", "m", "--option", "densty=1"], "density"),
+        (["-o", "m", "--option", "scale"], "name=value"),
+        ([], "--out"),
+    ],
+)
 def test_wrong_words_name_the_right_ones(dts, models, tmp_path, words, reason):
     wrong = dts("merge", models / "one", "--base", models / "base", *words)
     assert wrong.exit_code == 2 and reason in wrong.stderr and not (tmp_path / "m").exists()

@@ -45,10 +45,15 @@ def test_given_weights_make_an_exact_adapter(dts, models, adapters, tmp_path):
     torch.testing.assert_close(mixed["layer.0.weight"], expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("words", "reason"), [
-    ([], "--classes"), (["--weight", "one"], "sst2=0.7"), (["--weight", "oen=1", "-o", "m"], "two"),
-    (["--classes", "a, b", "--weight", "one=1"], "--weight"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ([], "--classes"),
+        (["--weight", "one"], "sst2=0.7"),
+        (["--weight", "oen=1", "-o", "m"], "two"),
+        (["--classes", "a, b", "--weight", "one=1"], "--weight"),
+    ],
+)
 def test_wrong_words_are_refused(dts, adapters, tmp_path, words, reason):
     wrong = dts("mix", *adapters, *words)
     assert wrong.exit_code == 2 and reason in wrong.stderr and not (tmp_path / "m").exists()

@@ -80,8 +80,15 @@ def test_a_real_fine_tune():
     """Every matrix of a small transformer after some steps of training on sequences with a rule to learn."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    config = transformers.BertConfig(vocab_size=200, hidden_size=96, num_hidden_layers=2, num_attention_heads=4,
-                                     intermediate_size=192, max_position_embeddings=24, num_labels=4)  # fmt: skip
+    config = transformers.BertConfig(
+        vocab_size=200,
+        hidden_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=192,
+        max_position_embeddings=24,
+        num_labels=4,
+    )
     model = transformers.BertForSequenceClassification(config)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)

@@ -24,8 +24,14 @@ def toy(tmp_path, monkeypatch):
     (base / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
     BertTokenizerFast(str(base / "vocab.txt")).save_pretrained(base)
     torch.manual_seed(0)
-    config = BertConfig(vocab_size=11, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-                        max_position_embeddings=16)  # fmt: skip
+    config = BertConfig(
+        vocab_size=11,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=16,
+    )
     BertModel(config).save_pretrained(base)
     texts = [f"{article} {word}" for article in WORDS[:2] for word in WORDS[2:]] * 6
     splits = ["train"] * 40 + ["test"] * 8

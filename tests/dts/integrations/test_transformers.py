@@ -16,17 +16,24 @@ from dts_kernels import PackedFactors, pack  # noqa: E402
 
 TEXT = dict(vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
 DECODER = dict(**TEXT, num_key_value_heads=1, bos_token_id=1, eos_token_id=2, pad_token_id=0)
-IMAGE = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=8,
-             patch_size=4)  # fmt: skip
+IMAGE = dict(
+    hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4
+)
 MODELS = {
     "vit": ("ViTForImageClassification", "ViTConfig", IMAGE),
     "mixtral": ("MixtralForCausalLM", "MixtralConfig", DECODER | dict(num_local_experts=4)),
-    "qwen2-moe": ("Qwen2MoeForCausalLM", "Qwen2MoeConfig",
-                  DECODER | dict(num_experts=4, moe_intermediate_size=16, shared_expert_intermediate_size=16)),
+    "qwen2-moe": (
+        "Qwen2MoeForCausalLM",
+        "Qwen2MoeConfig",
+        DECODER | dict(num_experts=4, moe_intermediate_size=16, shared_expert_intermediate_size=16),
+    ),
     "clip": ("CLIPVisionModelWithProjection", "CLIPVisionConfig", IMAGE | dict(projection_dim=16)),
-    "gpt2": ("GPT2LMHeadModel", "GPT2Config", dict(vocab_size=50, n_embd=16, n_layer=1, n_head=2, n_positions=32,
-                                                   bos_token_id=1, eos_token_id=2)),
-}  # fmt: skip
+    "gpt2": (
+        "GPT2LMHeadModel",
+        "GPT2Config",
+        dict(vocab_size=50, n_embd=16, n_layer=1, n_head=2, n_positions=32, bos_token_id=1, eos_token_id=2),
+    ),
+}
 
 
 def saved(folder, model_class, config_class, options):
@@ -134,8 +141,9 @@ def test_every_adapter_that_does_not_fit_is_named(tmp_path):
     """Of several: those that cannot be read, and those that are for other sizes."""
     saved(tmp_path, "BertModel", "BertConfig", TEXT)
     adapters = {name: adapter(name, tmp_path, i) for i, name in enumerate(["good", "small", "strange"])}
-    adapters["small"].entries["pooler.dense.bias"] = Entry("pooler.dense.bias", "pooler.dense.bias", (3,), "delta",
-                                                           tensor=torch.ones(3))  # fmt: skip
+    adapters["small"].entries["pooler.dense.bias"] = Entry(
+        "pooler.dense.bias", "pooler.dense.bias", (3,), "delta", tensor=torch.ones(3)
+    )
     adapters["strange"].entries["none.such"] = Entry("none.such", "none.such", (3,), "delta", tensor=torch.ones(3))
     with pytest.raises(ValueError, match=r"(?s)^task 'small': .*\[3\].*; task 'strange': .*none\.such"):
         DTSModel.from_pretrained(tmp_path, adapters=adapters)
@@ -162,8 +170,9 @@ def test_adapters_of_several_architectures_are_refused(tmp_path):
     adapters = {}
     for name in ("BertForSequenceClassification", "BertForTokenClassification"):
         made = adapter(name, tmp_path, 1, model_config={"architectures": [name]})
-        made.entries["classifier.weight"] = Entry("classifier.weight", None, (2, 16), "value", tensor=torch.ones(2, 16),
-                                                  task_only=True)  # fmt: skip
+        made.entries["classifier.weight"] = Entry(
+            "classifier.weight", None, (2, 16), "value", tensor=torch.ones(2, 16), task_only=True
+        )
         adapters[name] = made
     with pytest.raises(ValueError, match="different architectures"):
         DTSModel.from_pretrained(tmp_path, adapters=adapters)
@@ -172,10 +181,16 @@ def test_adapters_of_several_architectures_are_refused(tmp_path):
 def test_a_merged_classifier_can_be_trained_and_saved(tmp_path):
     saved(tmp_path / "base", "BertModel", "BertConfig", TEXT)
     names = {str(i): label for i, label in enumerate("abcde")}
-    made = adapter("five", tmp_path / "base", 1, model_config={
-        "architectures": ["BertForSequenceClassification"], "id2label": names,
-        "label2id": {label: int(i) for i, label in names.items()},
-    })  # fmt: skip
+    made = adapter(
+        "five",
+        tmp_path / "base",
+        1,
+        model_config={
+            "architectures": ["BertForSequenceClassification"],
+            "id2label": names,
+            "label2id": {label: int(i) for i, label in names.items()},
+        },
+    )
     made.entries = {f"bert.{key}": Entry(**{**vars(e), "name": f"bert.{key}"}) for key, e in made.entries.items()}
     for key, tensor in (("classifier.weight", torch.randn(5, 16)), ("classifier.bias", torch.randn(5))):
         made.entries[key] = Entry(key, None, tuple(tensor.shape), "value", tensor=tensor, task_only=True)
@@ -204,8 +219,9 @@ def test_a_merged_vocabulary_can_be_saved(tmp_path, what):
         made.entries["transformer.wte.weight"] = Entry(**grown)
         ids = torch.tensor([[3, 52, 7]])
     else:
-        made.entries["lm_head.weight"] = Entry("lm_head.weight", None, (50, 16), "value", tensor=torch.randn(50, 16),
-                                               task_only=True)  # fmt: skip
+        made.entries["lm_head.weight"] = Entry(
+            "lm_head.weight", None, (50, 16), "value", tensor=torch.randn(50, 16), task_only=True
+        )
         made.model_config = {"tie_word_embeddings": False}
         ids = torch.tensor([[3, 42, 7]])
     model = DTSModel.from_pretrained(tmp_path / "base")

@@ -20,14 +20,27 @@ def models(tasks=3):
     return base, tuned
 
 
-@pytest.mark.parametrize("base, method, options", [
-    (True, "ties", {"density": 0.5}), (True, "average", {}), (False, "average", {}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "base, method, options",
+    [
+        (True, "ties", {"density": 0.5}),
+        (True, "average", {}),
+        (False, "average", {}),
+    ],
+)
 def test_one_call_writes_the_base_and_every_adapter(base, method, options, tmp_path):
     pretrained, tuned = models()
     source = pretrained if base else None
-    theta, adapters = dts.merge.compress_difference(source, tuned, method, tmp_path, options=options, target_error=0.01,
-                                                    class_names={"t0": ["no", "yes"]}, descriptions={"t1": "words"})
+    theta, adapters = dts.merge.compress_difference(
+        source,
+        tuned,
+        method,
+        tmp_path,
+        options=options,
+        target_error=0.01,
+        class_names={"t0": ["no", "yes"]},
+        descriptions={"t1": "words"},
+    )
     expected = dts.merge(source, list(tuned.values()), method, **options)
     merged = open_checkpoint(theta)
     assert set(merged.names) == set(pretrained)

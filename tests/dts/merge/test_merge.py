@@ -12,17 +12,31 @@ from dts.checkpoint import Checkpoint, Lazy, Mismatch, open_checkpoint
 from dts.merge.outcome import NotMerged
 from dts.merge.tensor import TensorInfo
 
-SIZES = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, vocab_size=40,
-             max_position_embeddings=12)  # fmt: skip
+SIZES = dict(
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=24,
+    vocab_size=40,
+    max_position_embeddings=12,
+)
 
 
 def states(models=3, seed=0):
     """A base and fine-tunes of it that differ a little."""
     generator = torch.Generator().manual_seed(seed)
-    base = {"body.a.weight": torch.randn(6, 5, generator=generator), "body.a.bias": torch.randn(6, generator=generator),
-            "body.count": torch.tensor(7)}  # fmt: skip
-    tuned = [{name: value + 0.1 * torch.randn(value.shape, generator=generator) if value.dim() else value
-              for name, value in base.items()} for _ in range(models)]  # fmt: skip
+    base = {
+        "body.a.weight": torch.randn(6, 5, generator=generator),
+        "body.a.bias": torch.randn(6, generator=generator),
+        "body.count": torch.tensor(7),
+    }
+    tuned = [
+        {
+            name: value + 0.1 * torch.randn(value.shape, generator=generator) if value.dim() else value
+            for name, value in base.items()
+        }
+        for _ in range(models)
+    ]
     return base, tuned
 
 
@@ -33,8 +47,9 @@ def test_a_merged_model_is_the_base_plus_the_merged_delta(method):
     chosen = dts.merge.METHODS[method]
     prepared = {}
     if method == "ties":
-        flat = torch.cat([torch.stack([m[n] - base[n] for m in tuned]).flatten(1)
-                          for n in ("body.a.weight", "body.a.bias")], dim=1).abs()  # fmt: skip
+        flat = torch.cat(
+            [torch.stack([m[n] - base[n] for m in tuned]).flatten(1) for n in ("body.a.weight", "body.a.bias")], dim=1
+        ).abs()
         prepared = {"thresholds": flat.topk(round(0.2 * flat.shape[1])).values[:, -1].tolist()}
     for name in ("body.a.weight", "body.a.bias"):
         deltas = torch.stack([m[name] - base[name] for m in tuned])
@@ -121,11 +136,19 @@ def test_what_became_of_every_tensor_of_every_model():
     found = []
     dts.merge(base, tuned, account=found.append)
     by_model = {m: {f.name: f.what for f in found[0].of(m)} for m in found[0].counts}
-    assert by_model["state dict 1"] == {"body.a.weight": "changed", "body.a.bias": "changed", "body.count": "skipped",
-                                        "classifier.weight": "skipped"}  # fmt: skip
+    assert by_model["state dict 1"] == {
+        "body.a.weight": "changed",
+        "body.a.bias": "changed",
+        "body.count": "skipped",
+        "classifier.weight": "skipped",
+    }
     assert by_model["state dict 2"]["body.a.bias"] == "equal"
-    assert by_model["merged"] == {"body.a.weight": "changed", "body.a.bias": "changed", "body.count": "equal",
-                                  "pooler.weight": "equal"}  # fmt: skip
+    assert by_model["merged"] == {
+        "body.a.weight": "changed",
+        "body.a.bias": "changed",
+        "body.count": "equal",
+        "pooler.weight": "equal",
+    }
 
 
 def test_excluded_tensors_stay_the_bases():
@@ -209,8 +232,9 @@ def test_writes_a_folder_that_transformers_loads(tmp_path):
     save_with_tokenizer(base, tmp_path / "base")
     for i, labels in enumerate((2, 5)):
         tuned = bert("BertForSequenceClassification", i + 1, num_labels=labels)
-        tuned.bert.load_state_dict({n: v + 0.01 * torch.randn_like(v) if v.is_floating_point() else v
-                                    for n, v in base.state_dict().items()})  # fmt: skip
+        tuned.bert.load_state_dict(
+            {n: v + 0.01 * torch.randn_like(v) if v.is_floating_point() else v for n, v in base.state_dict().items()}
+        )
         save_with_tokenizer(tuned, tmp_path / f"tuned{i}")
     tuned = [tmp_path / "tuned0", tmp_path / "tuned1"]
     out = dts.merge(tmp_path / "base", tuned, "ties", tmp_path / "merged", density=0.5)

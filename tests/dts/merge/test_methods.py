@@ -135,18 +135,20 @@ TWINS = [
     ("average", {}, lambda x: sum(x) / len(x)),
     ("average", {"weights": [1, 2, 5]}, per_entry(lambda v: (v[0] + 2 * v[1] + 5 * v[2]) / 8)),
     ("task_arithmetic", {"scale": 0.4}, per_entry(lambda v: 0.4 * (v[0] + v[1] + v[2]))),
-    ("ties", {"density": 0.4, "scale": 0.7, "scope": "tensor"},
-     lambda x: 0.7 * per_entry(elect_and_average)(trimmed(x, 0.4))),
+    (
+        "ties",
+        {"density": 0.4, "scale": 0.7, "scope": "tensor"},
+        lambda x: 0.7 * per_entry(elect_and_average)(trimmed(x, 0.4)),
+    ),
     ("breadcrumbs", {"small": 0.5, "large": 0.1, "scale": 0.3}, lambda x: breadcrumbs_twin(x, 0.5, 0.1, 0.3)),
-    ("consensus_ta", {"threshold": 0.6, "agree": 2, "scale": 0.3},
-     per_entry(lambda v: consensus_twin(v, 0.6, 2, 0.3))),
+    ("consensus_ta", {"threshold": 0.6, "agree": 2, "scale": 0.3}, per_entry(lambda v: consensus_twin(v, 0.6, 2, 0.3))),
     ("fisher", {"power": 2.0}, per_entry(lambda v: sum(d**3 for d in v) / sum(d**2 for d in v))),
     ("regmean", {"off_diagonal": 0.8}, lambda x: regmean_twin(x, 0.8)),
     ("tsv_merge", {"keep": 0.25}, lambda x: tsv_twin(x, 0.25)),
     ("iso_c", {"scale": 1.3}, lambda x: 1.3 * iso_twin(x)),
     ("knots", {"density": 0.6}, lambda x: knots_twin(x, 0.6)),
     ("remainder", {"keep": 0.5}, lambda x: remainder_twin(x, 2)),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("name, options, twin", TWINS, ids=[f"{n}-{i}" for i, (n, _, _) in enumerate(TWINS)])
@@ -190,10 +192,17 @@ def test_random_methods_depend_on_seed_and_name_only(name):
 
 
 IDENTITY_ON_COPIES = [
-    ("average", {}), ("task_arithmetic", {"scale": 1 / 3}), ("ties", {"density": 1.0}), ("fisher", {}),
-    ("consensus_ta", {"scale": 1 / 3}), ("dare", {"drop": 0.0, "scale": 1 / 3}), ("dare_ties", {"drop": 0.0}),
-    ("breadcrumbs", {"small": 0, "large": 0, "scale": 1 / 3}), ("regmean", {}), ("knots", {"density": 1.0}),
-]  # fmt: skip
+    ("average", {}),
+    ("task_arithmetic", {"scale": 1 / 3}),
+    ("ties", {"density": 1.0}),
+    ("fisher", {}),
+    ("consensus_ta", {"scale": 1 / 3}),
+    ("dare", {"drop": 0.0, "scale": 1 / 3}),
+    ("dare_ties", {"drop": 0.0}),
+    ("breadcrumbs", {"small": 0, "large": 0, "scale": 1 / 3}),
+    ("regmean", {}),
+    ("knots", {"density": 1.0}),
+]
 
 
 @pytest.mark.parametrize("name, options", IDENTITY_ON_COPIES)
@@ -283,13 +292,16 @@ def test_ties_with_thresholds_of_the_whole_model():
     assert run("ties", x, info).tolist() == [0.0, -3.0, 2.0]
 
 
-@pytest.mark.parametrize("name, options, message", [
-    ("average", {"weights": [1, 2]}, "3 numbers"),
-    ("dare", {"drop": 1.0}, "below 1"),
-    ("breadcrumbs", {"small": 0.9, "large": 0.1}, "below 1"),
-    ("consensus_ta", {"agree": 4}, "number of models, 3"),
-    ("ties", {"densty": 0.1}, "its options: density=0.2"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("average", {"weights": [1, 2]}, "3 numbers"),
+        ("dare", {"drop": 1.0}, "below 1"),
+        ("breadcrumbs", {"small": 0.9, "large": 0.1}, "below 1"),
+        ("consensus_ta", {"agree": 4}, "number of models, 3"),
+        ("ties", {"densty": 0.1}, "its options: density=0.2"),
+    ],
+)
 def test_bad_options_are_named(name, options, message):
     with pytest.raises(ValueError, match=message):
         run(name, deltas(), **options)

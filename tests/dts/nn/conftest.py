@@ -23,8 +23,10 @@ class Maker:
 
     def factors(self, m, n, rank=3, rows=None, columns=None, levels=False, scale=0.03) -> Factors:
         """Random factors [m, n]; rows, columns: how many are kept, None = all."""
-        index = [None if kept is None else torch.randperm(size, generator=self.generator)[:kept].sort().values
-                 for size, kept in ((m, rows), (n, columns))]  # fmt: skip
+        index = [
+            None if kept is None else torch.randperm(size, generator=self.generator)[:kept].sort().values
+            for size, kept in ((m, rows), (n, columns))
+        ]
         sizes = m if rows is None else rows, n if columns is None else columns
         codes = [torch.randint(0, 4, (size, rank), generator=self.generator, dtype=torch.uint8) for size in sizes]
         table = torch.tensor([[0.5, 2.0, -0.6, -2.2], [0.4, 1.9, -0.5, -2.0]]) if levels else None

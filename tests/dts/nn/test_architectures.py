@@ -13,17 +13,37 @@ from dts_kernels.dispatch import exact_products  # noqa: E402
 
 TEXT = dict(vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
 DECODER = dict(**TEXT, num_key_value_heads=1, bos_token_id=1, eos_token_id=2, pad_token_id=0)
-IMAGE = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=8,
-             patch_size=4)  # fmt: skip
-CLIP = dict(text_config=dict(**TEXT, max_position_embeddings=20, projection_dim=16),
-            vision_config=dict(**IMAGE, projection_dim=16), projection_dim=16)  # fmt: skip
-GPT2 = dict(vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=64, bos_token_id=1, eos_token_id=2,
-            pad_token_id=0)  # fmt: skip
-T5 = dict(vocab_size=50, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, eos_token_id=2,
-          decoder_start_token_id=0, pad_token_id=0)  # fmt: skip
+IMAGE = dict(
+    hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4
+)
+CLIP = dict(
+    text_config=dict(**TEXT, max_position_embeddings=20, projection_dim=16),
+    vision_config=dict(**IMAGE, projection_dim=16),
+    projection_dim=16,
+)
+GPT2 = dict(
+    vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=64, bos_token_id=1, eos_token_id=2, pad_token_id=0
+)
+T5 = dict(
+    vocab_size=50,
+    d_model=16,
+    d_kv=8,
+    d_ff=32,
+    num_layers=2,
+    num_heads=2,
+    eos_token_id=2,
+    decoder_start_token_id=0,
+    pad_token_id=0,
+)
 MIXTRAL = dict(**DECODER, num_local_experts=4, experts_implementation="eager")  # the fused one lacks float64
-QWEN_MOE = dict(**DECODER, num_experts=4, moe_intermediate_size=16, shared_expert_intermediate_size=16,
-                num_experts_per_tok=2, experts_implementation="eager")  # fmt: skip
+QWEN_MOE = dict(
+    **DECODER,
+    num_experts=4,
+    moe_intermediate_size=16,
+    shared_expert_intermediate_size=16,
+    num_experts_per_tok=2,
+    experts_implementation="eager",
+)
 
 MODELS = {
     "bert": ("BertForSequenceClassification", "BertConfig", TEXT | dict(num_labels=3)),
@@ -186,10 +206,14 @@ def test_a_merged_model_can_be_saved_and_loaded_again(tmp_path):
     small = dict(vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
     base = transformers.BertModel(transformers.BertConfig(**small))
     base.save_pretrained(tmp_path / "base")
-    tuned = transformers.BertForSequenceClassification(transformers.BertConfig(
-        **small, num_labels=5, id2label={i: f"class {i}" for i in range(5)},
-        label2id={f"class {i}": i for i in range(5)},
-    ))  # fmt: skip
+    tuned = transformers.BertForSequenceClassification(
+        transformers.BertConfig(
+            **small,
+            num_labels=5,
+            id2label={i: f"class {i}" for i in range(5)},
+            label2id={f"class {i}": i for i in range(5)},
+        )
+    )
     tuned.bert.load_state_dict(base.state_dict())
     tuned.save_pretrained(tmp_path / "tuned")
     other = transformers.BertForSequenceClassification(transformers.BertConfig(**small, num_labels=3))

@@ -9,12 +9,31 @@ transformers = pytest.importorskip("transformers")
 
 from dts.nn import DTSModel  # noqa: E402
 
-TEXT = dict(vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-            num_key_value_heads=1, bos_token_id=1, eos_token_id=None, pad_token_id=0)  # fmt: skip
-GPT2 = dict(vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=64, bos_token_id=1, eos_token_id=None,
-            pad_token_id=0)  # fmt: skip
-T5 = dict(vocab_size=50, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, eos_token_id=None,
-          decoder_start_token_id=0, pad_token_id=0)  # fmt: skip
+TEXT = dict(
+    vocab_size=50,
+    hidden_size=16,
+    intermediate_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    bos_token_id=1,
+    eos_token_id=None,
+    pad_token_id=0,
+)
+GPT2 = dict(
+    vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=64, bos_token_id=1, eos_token_id=None, pad_token_id=0
+)
+T5 = dict(
+    vocab_size=50,
+    d_model=16,
+    d_kv=8,
+    d_ff=32,
+    num_layers=2,
+    num_heads=2,
+    eos_token_id=None,
+    decoder_start_token_id=0,
+    pad_token_id=0,
+)
 MODELS = {
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", GPT2),
     "llama": ("LlamaForCausalLM", "LlamaConfig", TEXT),

@@ -84,8 +84,9 @@ def test_rows_that_are_interleaved_run_once_a_task(maker, dense_twin):
     x = maker.randn(4, 4, 9, scale=1.0)
     found = model(x, tasks=TASKS)
     for i, task in enumerate(TASKS):
-        torch.testing.assert_close(found[i : i + 1], dense_twin(base, weights(task, tasks))(x[i : i + 1]), rtol=1e-9,
-                                   atol=1e-9)  # fmt: skip
+        torch.testing.assert_close(
+            found[i : i + 1], dense_twin(base, weights(task, tasks))(x[i : i + 1]), rtol=1e-9, atol=1e-9
+        )
     assert "linear" in model.status()["grouped"]
 
 
@@ -114,10 +115,17 @@ def test_outputs_in_which_rows_meet_run_once_a_task(maker, dense_twin):
     assert model.status()["grouped"]
 
 
-@pytest.mark.parametrize("options", [
-    dict(kernel_size=3), dict(kernel_size=(2, 3), stride=(2, 1), padding=1), dict(kernel_size=3, padding="same"),
-    dict(kernel_size=3, dilation=2, padding=2, padding_mode="reflect"), dict(kernel_size=4, stride=4, bias=False),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(kernel_size=3),
+        dict(kernel_size=(2, 3), stride=(2, 1), padding=1),
+        dict(kernel_size=3, padding="same"),
+        dict(kernel_size=3, dilation=2, padding=2, padding_mode="reflect"),
+        dict(kernel_size=4, stride=4, bias=False),
+    ],
+    ids=str,
+)
 def test_conv2d(options, maker, dense_twin):
     check(nn.Conv2d(3, 5, **options), DTSConv2d, maker, dense_twin, maker.randn(4, 3, 8, 8, scale=1.0))
 
@@ -133,10 +141,11 @@ def test_conv1d_and_batch_norm_run_once_a_task(maker, dense_twin):
     entries = {
         "1.weight": Entry("1.weight", "1.weight", (5,), "delta", tensor=maker.randn(5)),
         "1.running_mean": Entry("1.running_mean", "1.running_mean", (5,), "delta", tensor=maker.randn(5)),
-        "1.num_batches_tracked": Entry("1.num_batches_tracked", "1.num_batches_tracked", (), "value",
-                                       tensor=torch.tensor(7)),
+        "1.num_batches_tracked": Entry(
+            "1.num_batches_tracked", "1.num_batches_tracked", (), "value", tensor=torch.tensor(7)
+        ),
         "0.weight": Entry("0.weight", "0.weight", (5, 3, 3), "experts", factors=[maker.factors(3, 3)] * 5),
-    }  # fmt: skip
+    }
     twin = copy.deepcopy(base)
     with torch.no_grad():
         for name in ("1.weight", "0.weight"):
@@ -253,8 +262,17 @@ def test_multihead_attention(options, masked, need_weights, maker, dense_twin):
 
     query, key, value = (maker.randn(4, length, 8, scale=1.0) for length in (3, 5, 5))
     mask = torch.ones(3, 5).triu(2).bool() if masked else None
-    check(BatchFirst(), DTSMultiheadAttention, maker, dense_twin, query, key, value, need_weights=need_weights,
-          attn_mask=mask)  # fmt: skip
+    check(
+        BatchFirst(),
+        DTSMultiheadAttention,
+        maker,
+        dense_twin,
+        query,
+        key,
+        value,
+        need_weights=need_weights,
+        attn_mask=mask,
+    )
 
 
 def test_self_attention_with_padding(maker, dense_twin):
@@ -326,8 +344,9 @@ def test_a_base_layer_that_computes_in_its_own_way(maker):
     model.load_task("a", {"0.weight": Entry("0.weight", "0.weight", (6, 9), "factors", factors=factors)})
     x = maker.randn(2, 9, scale=1.0)
     delta = factors.reconstruct(dtype=torch.float64)
-    torch.testing.assert_close(model(x, tasks=["a", None]), base(x) + torch.stack([x[0] @ delta.T, torch.zeros(6)]),
-                               rtol=1e-9, atol=1e-9)  # fmt: skip
+    torch.testing.assert_close(
+        model(x, tasks=["a", None]), base(x) + torch.stack([x[0] @ delta.T, torch.zeros(6)]), rtol=1e-9, atol=1e-9
+    )
     with pytest.raises(ValueError, match="quantised weights: 0.weight"):
         model.merge_and_unload("a")
     torch.testing.assert_close(model(x), base(x), rtol=0, atol=0)
@@ -376,10 +395,13 @@ def test_autocast(maker):
     torch.testing.assert_close(found.float(), layer(x), rtol=0.03, atol=0.03)
 
 
-@pytest.mark.parametrize("make", [
-    lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True), 2),
-    lambda: nn.MultiheadAttention(16, 2, batch_first=True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True), 2),
+        lambda: nn.MultiheadAttention(16, 2, batch_first=True),
+    ],
+)
 def test_attention_under_autocast_is_close_to_float32(make, maker):
     """fp32 weights whose base product comes back in bf16: it is that dtype's answer, and the process lives."""
     torch.manual_seed(0)

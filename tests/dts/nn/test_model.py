@@ -99,15 +99,24 @@ def test_enlarged_vocabulary(maker, dense_twin):
     base["head"].weight = base["embed"].weight
     model = nn.Sequential(base["embed"], base["head"])
     entries = {
-        name: {"0.weight": Entry("0.weight", "0.weight", (10 + added, 8), "factors", factors=maker.factors(10, 8),
-                                 added_rows=maker.randn(added, 8, scale=1.0))}
+        name: {
+            "0.weight": Entry(
+                "0.weight",
+                "0.weight",
+                (10 + added, 8),
+                "factors",
+                factors=maker.factors(10, 8),
+                added_rows=maker.randn(added, 8, scale=1.0),
+            )
+        }
         for name, added in (("two", 2), ("three", 3))
-    }  # fmt: skip
+    }
     dense = {
-        name: torch.cat([model[0].weight + e["0.weight"].factors.reconstruct(dtype=torch.float64),
-                         e["0.weight"].added_rows]).detach()
+        name: torch.cat(
+            [model[0].weight + e["0.weight"].factors.reconstruct(dtype=torch.float64), e["0.weight"].added_rows]
+        ).detach()
         for name, e in entries.items()
-    }  # fmt: skip
+    }
     dts = DTSModel(copy.deepcopy(model))
     for name, e in entries.items():
         dts.load_task(name, e)
@@ -129,8 +138,12 @@ def test_enlarged_vocabulary(maker, dense_twin):
 def test_unknown_tasks_name_those_there_are(base, ids, maker):
     model = DTSModel(base)
     model.load_task("trec", encoder(maker, base))
-    for attempt in (lambda: model.set_task("sst2"), lambda: model(ids, tasks=["trec", "sst2", None, "trec"]),
-                    lambda: model(ids, tasks={"sst2": 1.0}), lambda: model.delete_task("sst2")):  # fmt: skip
+    for attempt in (
+        lambda: model.set_task("sst2"),
+        lambda: model(ids, tasks=["trec", "sst2", None, "trec"]),
+        lambda: model(ids, tasks={"sst2": 1.0}),
+        lambda: model.delete_task("sst2"),
+    ):
         with pytest.raises(ValueError, match=r"no task 'sst2'; the loaded tasks are \['trec'\]"):
             attempt()
     with pytest.raises(ValueError, match="tasks has 3 items, one a row, but no input has 3 rows"):
@@ -151,8 +164,12 @@ def test_an_adapter_that_does_not_fit_is_refused_whole(base, ids, maker):
     }
     with pytest.raises(ValueError) as error:
         model.load_task("bad", entries)
-    for part in ("dense.weight: the adapter is for [9, 8], the model has [8, 8]", "dense.bias", "other.weight",
-                 "score.weight [2, 8]: the model has no such parameter (only the fine-tune has it"):  # fmt: skip
+    for part in (
+        "dense.weight: the adapter is for [9, 8], the model has [8, 8]",
+        "dense.bias",
+        "other.weight",
+        "score.weight [2, 8]: the model has no such parameter (only the fine-tune has it",
+    ):
         assert part in str(error.value)
     assert "norm.weight" not in str(error.value)
     assert model.tasks == [] and torch.equal(model(ids), before) and type(model.dense) is nn.Linear
@@ -160,8 +177,9 @@ def test_an_adapter_that_does_not_fit_is_refused_whole(base, ids, maker):
 
 def test_names_with_another_prefix(base, ids, maker, dense_twin):
     entries = encoder(maker, base)
-    wrapped = {f"bert.{n}": Entry(**{**vars(e), "name": f"bert.{n}", "base_name": f"encoder.{n}"}) for n, e in
-               entries.items()}  # fmt: skip
+    wrapped = {
+        f"bert.{n}": Entry(**{**vars(e), "name": f"bert.{n}", "base_name": f"encoder.{n}"}) for n, e in entries.items()
+    }
     expected = dense_twin(base, [(entries, 1.0)])(ids)
     model = DTSModel(copy.deepcopy(base))
     model.load_task("a", wrapped)
@@ -310,8 +328,10 @@ def test_switching_a_compiled_linear_does_not_recompile(maker):
 
 
 def own_head(maker, classes, inputs=8):
-    return {"classifier.weight": maker.head("classifier.weight", classes, inputs),
-            "classifier.bias": maker.head("classifier.bias", classes)}  # fmt: skip
+    return {
+        "classifier.weight": maker.head("classifier.weight", classes, inputs),
+        "classifier.bias": maker.head("classifier.bias", classes),
+    }
 
 
 def test_a_head_of_another_size_leaves_the_base_s_to_those_that_use_it(base, ids, maker, dense_twin):
@@ -419,8 +439,9 @@ def test_places_beyond_a_matrix_are_refused(base, ids, maker, place):
     model, factors = DTSModel(copy.deepcopy(base)), maker.factors(8, 8, rows=4)
     factors.rows[-1] = place
     with pytest.raises(ValueError, match="dense.weight: a row .* is none of its 8"):
-        model.load_task("a", {"dense.weight": Entry("dense.weight", "dense.weight", (8, 8), "factors",
-                                                    factors=factors)})  # fmt: skip
+        model.load_task(
+            "a", {"dense.weight": Entry("dense.weight", "dense.weight", (8, 8), "factors", factors=factors)}
+        )
     assert model.tasks == [] and torch.equal(model(ids), base(ids))
 
 

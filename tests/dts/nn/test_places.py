@@ -49,8 +49,13 @@ def test_a_layer_that_was_replaced(maker, dense_twin, where):
     model(IDS)
     parent, _, name = where.rpartition(".")
     setattr(model.model.get_submodule(parent), name, copy.deepcopy(base.get_submodule(where)))
-    for call in (lambda: model(IDS), lambda: model(IDS, tasks="b"), lambda: model(IDS, tasks=["a", "b", "a", None]),
-                 lambda: model.call("forward", IDS), lambda: model.merge_and_unload("a")):  # fmt: skip
+    for call in (
+        lambda: model(IDS),
+        lambda: model(IDS, tasks="b"),
+        lambda: model(IDS, tasks=["a", "b", "a", None]),
+        lambda: model.call("forward", IDS),
+        lambda: model.merge_and_unload("a"),
+    ):
         with pytest.raises(RuntimeError, match=rf"{where}.* was replaced after tasks were loaded"):
             call()
     close(model(IDS, tasks=[None] * 4), base(IDS))
@@ -97,8 +102,14 @@ def test_a_layer_that_was_wrapped(maker, dense_twin, where):
 
 def test_resized_embeddings_of_transformers(maker):
     transformers = pytest.importorskip("transformers")
-    config = transformers.LlamaConfig(vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-                                      num_attention_heads=2, tie_word_embeddings=False)  # fmt: skip
+    config = transformers.LlamaConfig(
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        tie_word_embeddings=False,
+    )
     model = DTSModel(transformers.LlamaForCausalLM(config).eval())
     model.load_task("a", maker.entries(model.model, skip=0))
     model(IDS, tasks="a")

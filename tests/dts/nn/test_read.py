@@ -92,11 +92,19 @@ STATE = dict(mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8, m
 HYBRID = {
     "Mamba": dict(**SMALL, state_size=4, time_step_rank=4),
     "Mamba2": dict(**SMALL, state_size=8, num_heads=4, head_dim=8, n_groups=1, chunk_size=4),
-    "Jamba": dict(**SMALL, **ATTENTION, mamba_dt_rank=4, mamba_d_state=4, num_experts=1, use_mamba_kernels=False,
-                  attn_layer_offset=1, attn_layer_period=2),
+    "Jamba": dict(
+        **SMALL,
+        **ATTENTION,
+        mamba_dt_rank=4,
+        mamba_d_state=4,
+        num_experts=1,
+        use_mamba_kernels=False,
+        attn_layer_offset=1,
+        attn_layer_period=2,
+    ),
     "FalconH1": dict(**SMALL, **ATTENTION, **STATE, mamba_chunk_size=4, head_dim=8),
     "Lfm2": dict(**SMALL, **ATTENTION, layer_types=["conv", "full_attention"], block_multiple_of=8),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", HYBRID)

@@ -243,8 +243,10 @@ def test_what_became_of_every_entry(setting, maker):
     head = {"out.weight": maker.head("out.weight", 6, 8)}
     with pytest.warns(UserWarning, match="changes nothing"):
         model.load_task("c", head, heads=False)
-    assert model.status()["entries"]["c"] == {"applied": 0,
-                                              "skipped": {"out.weight": "only the fine-tune has it (heads=False)"}}
+    assert model.status()["entries"]["c"] == {
+        "applied": 0,
+        "skipped": {"out.weight": "only the fine-tune has it (heads=False)"},
+    }
 
 
 def test_few_layouts_are_remembered(setting):
@@ -285,8 +287,15 @@ def test_a_store_that_fails_midway_changes_nothing(setting, failing, after, monk
 def test_threads_generate_each_with_its_task(maker):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
-                                      num_attention_heads=2, pad_token_id=0, eos_token_id=None)  # fmt: skip
+    config = transformers.LlamaConfig(
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        pad_token_id=0,
+        eos_token_id=None,
+    )
     model = DTSModel(transformers.LlamaForCausalLM(config).double().eval())
     for task in "ab":
         model.load_task(task, maker.entries(model.model, skip=0))

@@ -18,8 +18,14 @@ def served(request):
     its attention, whose queries, keys and values the router reads."""
     torch.manual_seed(0)
     if request.param == "bert":
-        config = transformers.BertConfig(vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-                                         intermediate_size=64, max_position_embeddings=16)  # fmt: skip
+        config = transformers.BertConfig(
+            vocab_size=60,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=16,
+        )
         base = transformers.BertForMaskedLM(config).eval()
     else:
         config = transformers.GPT2Config(vocab_size=60, n_embd=32, n_layer=2, n_head=2, n_positions=16)

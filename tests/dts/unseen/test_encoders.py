@@ -16,9 +16,16 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "green", "blue"]
 def bert_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bert")
     torch.manual_seed(0)
-    transformers.BertModel(transformers.BertConfig(
-        vocab_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        max_position_embeddings=8)).save_pretrained(folder)  # fmt: skip
+    transformers.BertModel(
+        transformers.BertConfig(
+            vocab_size=8,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            max_position_embeddings=8,
+        )
+    ).save_pretrained(folder)
     (folder / "vocab.txt").write_text("\n".join(WORDS))
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "model_max_length": 8}')
     return folder
@@ -47,7 +54,9 @@ def test_text_tower_of_clip(bert_folder):
     tower = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     config = transformers.CLIPConfig(
         text_config=dict(vocab_size=8, max_position_embeddings=8, eos_token_id=3, bos_token_id=2, **tower),
-        vision_config=dict(image_size=8, patch_size=4, **tower), projection_dim=6)  # fmt: skip
+        vision_config=dict(image_size=8, patch_size=4, **tower),
+        projection_dim=6,
+    )
     torch.manual_seed(0)
     model = transformers.CLIPModel(config).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(bert_folder)

@@ -138,8 +138,10 @@ def test_experts():
 
 def test_a_budget_is_kept_and_the_base_makes_it_better():
     base = {f"body.{i}.weight": randn(96, 64, seed=i) for i in range(4)}
-    tuned = {f"t{t}": {n: v + 0.1 * randn(96, 64, seed=50 + 10 * t + i) for i, (n, v) in enumerate(base.items())}
-             for t in (0, 1)}  # fmt: skip
+    tuned = {
+        f"t{t}": {n: v + 0.1 * randn(96, 64, seed=50 + 10 * t + i) for i, (n, v) in enumerate(base.items())}
+        for t in (0, 1)
+    }
     adapters, weights = compressed(base, tuned, rank_fraction=1.0), {"t0": 0.5, "t1": 0.5}
     exact = mix(adapters, weights)
     size = exact.nbytes // 2

@@ -13,9 +13,16 @@ def test_meaningful(name):
     assert not is_opaque(name)
 
 
-@pytest.mark.parametrize("name, text", [
-    ("cardLost", "card lost"), ("polka_dotted", "polka dotted"), ("what-is/this", "what is this"), ("NASA", "nasa"),
-    ("  two  words ", "two words"), ("ADE.fact", "ade fact"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("cardLost", "card lost"),
+        ("polka_dotted", "polka dotted"),
+        ("what-is/this", "what is this"),
+        ("NASA", "nasa"),
+        ("  two  words ", "two words"),
+        ("ADE.fact", "ade fact"),
+    ],
+)
 def test_readable(name, text):
     assert readable(name) == text

@@ -18,8 +18,9 @@ def adapter(**deltas):
     entries = {}
     for name, delta in deltas.items():
         name = name.replace("__", ".")
-        entries[name] = SimpleNamespace(kind="factors", base_name=name, shape=tuple(delta.shape),
-                                        factors=compress_tensor(delta, rank=4))  # fmt: skip
+        entries[name] = SimpleNamespace(
+            kind="factors", base_name=name, shape=tuple(delta.shape), factors=compress_tensor(delta, rank=4)
+        )
     return SimpleNamespace(entries=entries, class_names=None, description=None)
 
 
@@ -50,8 +51,10 @@ def routed():
     """A model and two tasks, each fine-tuned on its own half of the tokens."""
     generator, model = torch.Generator().manual_seed(1), Model()
     halves = {"low": torch.arange(4), "high": torch.arange(25, 29)}
-    adapters = {task: adapter(blocks__0__weight=task_delta(model.embed.weight[ids].detach(), generator))
-                for task, ids in halves.items()}  # fmt: skip
+    adapters = {
+        task: adapter(blocks__0__weight=task_delta(model.embed.weight[ids].detach(), generator))
+        for task, ids in halves.items()
+    }
     return model, adapters, halves
 
 
@@ -96,8 +99,9 @@ def test_padding_does_not_count(routed):
     model, adapters, _ = routed
     router = EnergyRouter.of(model, adapters)
     alone = router.route(model, {"input_ids": torch.tensor([[1, 2]])})
-    padded = router.route(model, {"input_ids": torch.tensor([[1, 2, 26, 26, 26]]),
-                                  "attention_mask": torch.tensor([[1, 1, 0, 0, 0]])})  # fmt: skip
+    padded = router.route(
+        model, {"input_ids": torch.tensor([[1, 2, 26, 26, 26]]), "attention_mask": torch.tensor([[1, 1, 0, 0, 0]])}
+    )
     torch.testing.assert_close(alone.scores, padded.scores)
 
 
@@ -173,7 +177,9 @@ def test_a_pooler_behind_the_blocks_is_not_waited_for(routed):
     with_pooler = adapter(blocks__0__weight=torch.randn(12, 12), pooler__weight=torch.randn(12, 12))
     assert list(EnergyRouter.of(model, {"a": with_pooler}).modules) == ["blocks.0.weight"]
     assert set(EnergyRouter.of(model, {"a": with_pooler}, layers=lambda name: True).modules) == {
-        "blocks.0.weight", "pooler.weight"}  # fmt: skip
+        "blocks.0.weight",
+        "pooler.weight",
+    }
 
 
 def test_a_layer_that_does_not_run_is_named(routed):

@@ -10,8 +10,16 @@ import torch
 
 from dts.unseen import OpaqueNames, task_weights
 
-VECTORS = {"cat": [1, 0, 0], "dog": [3, 4, 0], "car": [0, 1, 0], "truck": [0, 2, 0], "sad": [-1, 0, 0],
-           "animal": [3, 1, 0], "0": [0, 0, 1], "class_1": [0, 0, 2]}  # fmt: skip
+VECTORS = {
+    "cat": [1, 0, 0],
+    "dog": [3, 4, 0],
+    "car": [0, 1, 0],
+    "truck": [0, 2, 0],
+    "sad": [-1, 0, 0],
+    "animal": [3, 1, 0],
+    "0": [0, 0, 1],
+    "class_1": [0, 0, 2],
+}
 TASKS = {"pets": ["cat", "dog"], "traffic": ["car", "truck"], "mood": ["sad"]}
 
 
@@ -81,10 +89,13 @@ def test_table_shows_every_task_and_why():
     assert [row["weight"] for row in weights.rows()][-1] == 0.0
 
 
-@pytest.mark.parametrize("bad, message", [
-    (lambda texts: torch.zeros(len(texts)), "it must give finite vectors"),
-    (lambda texts: torch.full((len(texts), 2), float("nan")), "finite"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        (lambda texts: torch.zeros(len(texts)), "it must give finite vectors"),
+        (lambda texts: torch.full((len(texts), 2), float("nan")), "finite"),
+    ],
+)
 def test_bad_encoders(bad, message):
     with pytest.raises(ValueError, match=message):
         task_weights(["cat"], TASKS, bad)

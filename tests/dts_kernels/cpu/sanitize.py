@@ -18,8 +18,13 @@ from dts_kernels.cpu import build
 FLAGS = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 EXAMPLES = "200"  # of each property and variant
 HERE = Path(__file__).parent
-TESTS = [HERE / "test_native.py", HERE / "test_native_samples.py", HERE.parent / "test_samples.py",
-         HERE.parent / "test_ops.py", HERE.parent / "test_neighbours.py"]
+TESTS = [
+    HERE / "test_native.py",
+    HERE / "test_native_samples.py",
+    HERE.parent / "test_samples.py",
+    HERE.parent / "test_ops.py",
+    HERE.parent / "test_neighbours.py",
+]
 PLANTED = """
 import torch
 from dts_kernels.cpu import native
@@ -41,9 +46,12 @@ def main() -> int:
             return _fail(f"this compiler has no sanitizers (needed: gcc, libasan, libubsan): {error}")
         environment = clean | {
             # exceptions pass through AddressSanitizer, which has to find the C++ library that throws them
-            "DTS_LIBRARY": str(library), "LD_PRELOAD": " ".join(runtimes), "OMP_NUM_THREADS": "1",
+            "DTS_LIBRARY": str(library),
+            "LD_PRELOAD": " ".join(runtimes),
+            "OMP_NUM_THREADS": "1",
             # leaks are the interpreter's; torch's own vector instructions confuse the interceptors of string functions
-            "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1:halt_on_error=1", "UBSAN_OPTIONS": "print_stacktrace=1",
+            "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1:halt_on_error=1",
+            "UBSAN_OPTIONS": "print_stacktrace=1",
         }
         planted = subprocess.run([sys.executable, "-c", PLANTED], env=environment, capture_output=True, text=True)
         if not planted.returncode or "heap-buffer-overflow" not in planted.stderr:
@@ -53,15 +61,36 @@ def main() -> int:
         if listed.returncode or not listed.stdout.split():
             return _fail(f"the library with sanitizers does not load: {listed.stderr}")
         operands = str(HERE.parent / "test_operands.py")
-        steps = [("self-test of all variants", [str(HERE / "test_build.py"), "-k", "sanitizers"], clean),
-                 ("every op", [*map(str, TESTS), operands, *sys.argv[1:]], environment | {"DTS_EXAMPLES": "50"})]
-        steps += [(f"properties with {name}", [operands, "-k", "test_products or test_rows"],
-                   environment | {"DTS_VARIANT": name, "DTS_EXAMPLES": EXAMPLES}) for name in listed.stdout.split()]
+        steps = [
+            ("self-test of all variants", [str(HERE / "test_build.py"), "-k", "sanitizers"], clean),
+            ("every op", [*map(str, TESTS), operands, *sys.argv[1:]], environment | {"DTS_EXAMPLES": "50"}),
+        ]
+        steps += [
+            (
+                f"properties with {name}",
+                [operands, "-k", "test_products or test_rows"],
+                environment | {"DTS_VARIANT": name, "DTS_EXAMPLES": EXAMPLES},
+            )
+            for name in listed.stdout.split()
+        ]
         for what, arguments, own in steps:
             report, begun = Path(folder, "report.xml"), time.monotonic()
             # --capture=sys: what the sanitizers write goes past Python and must be seen
-            done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider",
-                                   "--capture=sys", f"--junit-xml={report}", *arguments], env=own)
+            done = subprocess.run(
+                [
+                    sys.executable,
+                    "-m",
+                    "pytest",
+                    "-q",
+                    "-x",
+                    "-p",
+                    "no:cacheprovider",
+                    "--capture=sys",
+                    f"--junit-xml={report}",
+                    *arguments,
+                ],
+                env=own,
+            )
             if done.returncode:
                 return _fail(f"failed under the sanitizers: {what}", done.returncode)
             ran = _ran(report)

@@ -19,8 +19,20 @@ def self_test(tmp_path, command, machine, flags) -> Path:
     objects = build.compile_objects(command, tmp_path, machine, flags)
     program = tmp_path / "selftest"
     subprocess.run(
-        [*command, *build.COMMON, *flags, f"-I{build.SOURCES}", str(SELFTEST), *objects, "-o", str(program), "-lm",
-         "-lpthread", "-ldl"], check=True,
+        [
+            *command,
+            *build.COMMON,
+            *flags,
+            f"-I{build.SOURCES}",
+            str(SELFTEST),
+            *objects,
+            "-o",
+            str(program),
+            "-lm",
+            "-lpthread",
+            "-ldl",
+        ],
+        check=True,
     )
     return program
 

@@ -43,8 +43,9 @@ def run(bank, x, routing, variant, y=None, exact=False, transposed=False, thread
 
 def expected(bank, x, routing, y=None, transposed=False):
     stored = {s: bank.factors(s).transpose() if transposed else bank.factors(s) for s in bank.slots}
-    out = reference.delta_linear(x.double(), stored, routing.slots, routing.weights,
-                                 bank.in_features if transposed else bank.out_features)
+    out = reference.delta_linear(
+        x.double(), stored, routing.slots, routing.weights, bank.in_features if transposed else bank.out_features
+    )
     return out if y is None else out + y.double()
 
 
@@ -56,8 +57,16 @@ def routing_of(rows):
     return Routing.of([(0, 1, 2, None, {0: 0.5, 2: -0.7}, 0)[i % 6] for i in range(rows)])
 
 
-SHAPES = [(64, 64, 16), (100, 77, 7), (130, 2049, 1), (2049, 130, 300), (50, 3424, 1228), (33, 40, 64), (3, 5, 2),
-          (1, 1, 1)]
+SHAPES = [
+    (64, 64, 16),
+    (100, 77, 7),
+    (130, 2049, 1),
+    (2049, 130, 300),
+    (50, 3424, 1228),
+    (33, 40, 64),
+    (3, 5, 2),
+    (1, 1, 1),
+]
 
 
 @pytest.mark.skipif(not native.variants(), reason="needs a C compiler")

@@ -13,8 +13,16 @@ from dts_kernels.samples import dense, groups_of
 VARIANTS = native.variants() or [pytest.param("", marks=pytest.mark.skip(reason="needs a C compiler"))]
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}  # one rounding, of the whole result
 # (m, n), strides of a task's samples
-SHAPES = [((37, 50), (7,)), ((64, 96), (12, 5)), ((5, 33), (40, 1)), ((130, 1037), (13,)), ((33, 20), (64, 16)),
-          ((300, 70), (1,)), ((1, 1), (3,)), ((600, 41), (11, 24))]
+SHAPES = [
+    ((37, 50), (7,)),
+    ((64, 96), (12, 5)),
+    ((5, 33), (40, 1)),
+    ((130, 1037), (13,)),
+    ((33, 20), (64, 16)),
+    ((300, 70), (1,)),
+    ((1, 1), (3,)),
+    ((600, 41), (11, 24)),
+]
 
 
 def samples(shape, stride, seed):
@@ -43,8 +51,10 @@ def run(bank, x, y, routing, variant, threads=1):
 
 
 def expected(bank, x, y, routing):
-    matrices = {slot: sum((dense(s, torch.float64) for s in bank.samples(slot)), torch.zeros(bank.shape).double())
-                for slot in bank.slots}
+    matrices = {
+        slot: sum((dense(s, torch.float64) for s in bank.samples(slot)), torch.zeros(bank.shape).double())
+        for slot in bank.slots
+    }
     out, each = y.double(), x.shape[0] // max(1, routing.slots.shape[0])
     for row in range(x.shape[0]):
         for slot, gamma in zip(routing.slots[row // each].tolist(), routing.weights[row // each].double()):
@@ -153,8 +163,11 @@ def test_the_choice():
     some = native.variant() and "native" or "reference"
     for dtype in TOLERANCE:
         assert dispatch.choose_samples("cpu", dtype, 3, 1, False, False) == some
-    for device, dtype, rows, arena in (("cpu", torch.float64, 3, False), ("cpu", torch.float32, 0, False),
-                                       ("cpu", torch.float32, 3, True)):
+    for device, dtype, rows, arena in (
+        ("cpu", torch.float64, 3, False),
+        ("cpu", torch.float32, 0, False),
+        ("cpu", torch.float32, 3, True),
+    ):
         assert dispatch.choose_samples(device, dtype, rows, 1, False, arena) == "reference"
 
 

@@ -33,8 +33,12 @@ def test_every_variant_has_a_crossover_and_every_choice_a_path():
 
     names = {"portable"}.union(*VARIANTS.values())
     assert set(rules.UNPACK_ROWS) == set(rules.UNPACK_ROWS_BFLOAT16) == names
-    paths = {"delta_linear": ops.DELTA_LINEAR, "linear": ops.LINEAR, "reconstruct": ops.RECONSTRUCT,
-             "delta_embedding": ops.DELTA_EMBEDDING}
+    paths = {
+        "delta_linear": ops.DELTA_LINEAR,
+        "linear": ops.LINEAR,
+        "reconstruct": ops.RECONSTRUCT,
+        "delta_embedding": ops.DELTA_EMBEDDING,
+    }
     for op, known in paths.items():
         for variant in ["", *names]:
             for dtype in ("float16", "bfloat16", "float32", "float64"):
@@ -53,8 +57,12 @@ def test_what_was_chosen_ran():
     with dispatch.exact_products():
         linear(x, weight, None, layer, Routing.of([0]))
     reconstruct(layer, {0: 1.0})
-    assert dispatch.ran == {("delta_linear", "native"): 1, ("delta_linear", "table"): 1, ("linear", "native_exact"): 1,
-                            ("reconstruct", "native"): 1}
+    assert dispatch.ran == {
+        ("delta_linear", "native"): 1,
+        ("delta_linear", "table"): 1,
+        ("linear", "native_exact"): 1,
+        ("reconstruct", "native"): 1,
+    }
 
 
 def test_gradients_and_tracing_still_go_through_the_dispatcher():

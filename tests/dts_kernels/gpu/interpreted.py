@@ -63,10 +63,19 @@ def dtype(request):
     return request.param
 
 
-@pytest.mark.parametrize("entries,levels", [
-    (MIXED, False), (MIXED, True), ([2], False), ([None], False), ([{0: 0.5, 2: -0.25}], False),
-    ([{0: 0.5, 2: 2.0}, {3: 1.0}], False), ([{0: 0.5, 2: 2.0}, {3: 1.0}], True),
-], ids=["rows", "rows-levels", "one", "none", "mixture", "mixtures", "mixtures-levels"])
+@pytest.mark.parametrize(
+    "entries,levels",
+    [
+        (MIXED, False),
+        (MIXED, True),
+        ([2], False),
+        ([None], False),
+        ([{0: 0.5, 2: -0.25}], False),
+        ([{0: 0.5, 2: 2.0}, {3: 1.0}], False),
+        ([{0: 0.5, 2: 2.0}, {3: 1.0}], True),
+    ],
+    ids=["rows", "rows-levels", "one", "none", "mixture", "mixtures", "mixtures-levels"],
+)
 def test_delta_linear_and_linear(entries, levels, dtype):
     made, routing = bank(levels), kernels.Routing.of(entries)
     x, weight, bias = torch.randn(6, IN).to(dtype), (torch.randn(OUT, IN) / 12).to(dtype), torch.randn(OUT).to(dtype)
@@ -86,8 +95,17 @@ def test_delta_linear_and_linear(entries, levels, dtype):
 def test_row_blocks_and_split_contractions(rows, split, dtype):
     made, routing = bank(), kernels.Routing.of([2])
     x = torch.randn(rows, IN).to(dtype)
-    launch = products.Launch(x, made.packed, made.table, routing.slots, routing.weights, OUT, made.max_rank, False,
-                             {"shrink": Config(split=split, block_n=32), "expand": Config(block_n=32)})
+    launch = products.Launch(
+        x,
+        made.packed,
+        made.table,
+        routing.slots,
+        routing.weights,
+        OUT,
+        made.max_rank,
+        False,
+        {"shrink": Config(split=split, block_n=32), "expand": Config(block_n=32)},
+    )
     t, parts = launch.shrink()
     assert parts == split
     assert error(launch.expand(t, parts, None), truth(x, made, routing)) < TOLERANCE[dtype]
@@ -167,8 +185,9 @@ def test_many_rows_use_dequantised_factors(levels, dtype):
     dispatch.ran.clear()
     got = kernels.delta_linear(x[None], made, routing)[0] if not levels or dtype == torch.float32 else None
     if got is None:
-        got = products.dequantised_delta_linear(x, None, made.packed, made.table, routing.slots, routing.weights, OUT,
-                                                made.max_rank, False, levels=True)
+        got = products.dequantised_delta_linear(
+            x, None, made.packed, made.table, routing.slots, routing.weights, OUT, made.max_rank, False, levels=True
+        )
     else:
         assert set(dispatch.ran) == {("delta_linear", "dequantise" + ("_levels" if levels else ""))}
     assert error(got, truth(x, made, routing)) < TOLERANCE[dtype]
@@ -207,18 +226,30 @@ def test_tasks_switch_in_place():
     assert all(one is other for one, other in zip(held, [*made.packed, made.table]))
     routing = kernels.Routing.of([1, 2, 4])
     wanted = truth(x, made, routing)
-    got = torch.ops.dts.delta_linear(x, None, held[:2], held[2], routing.slots, routing.weights, OUT, made.max_rank,
-                                     made.layout, False)
+    got = torch.ops.dts.delta_linear(
+        x, None, held[:2], held[2], routing.slots, routing.weights, OUT, made.max_rank, made.layout, False
+    )
     assert error(got, wanted) < 3e-6 and not got[1].any()
 
 
 def test_opcheck():
     made, routing = bank(), kernels.Routing.of([2, None])
-    arguments = (torch.randn(2, IN, requires_grad=True), None, made.packed, made.table, routing.slots, routing.weights,
-                 OUT, made.max_rank, made.layout, False)
+    arguments = (
+        torch.randn(2, IN, requires_grad=True),
+        None,
+        made.packed,
+        made.table,
+        routing.slots,
+        routing.weights,
+        OUT,
+        made.max_rank,
+        made.layout,
+        False,
+    )
     utilities = ("test_schema", "test_autograd_registration", "test_faketensor")
-    assert set(torch.library.opcheck(ops.torch.ops.dts.delta_linear.default, arguments,
-                                     test_utils=utilities).values()) == {"SUCCESS"}
+    assert set(
+        torch.library.opcheck(ops.torch.ops.dts.delta_linear.default, arguments, test_utils=utilities).values()
+    ) == {"SUCCESS"}
 
 
 # ---- sampled elements --------------------------------------------------------------------------------------------
@@ -243,8 +274,14 @@ def sample_bank(shape=(37, 50), transposed=False, size=0.01):
     return made
 
 
-SAMPLED = {"one": [0], "several samples": [2], "none": [None], "unknown": [9], "mixture": [{0: 0.5, 2: -1.5}],
-           "mixed batch": [2, None, 0, 3, 5, {0: 0.3, 3: 2.0}]}
+SAMPLED = {
+    "one": [0],
+    "several samples": [2],
+    "none": [None],
+    "unknown": [9],
+    "mixture": [{0: 0.5, 2: -1.5}],
+    "mixed batch": [2, None, 0, 3, 5, {0: 0.3, 3: 2.0}],
+}
 
 
 @pytest.mark.parametrize("entries", SAMPLED.values(), ids=SAMPLED)
@@ -255,8 +292,9 @@ def test_sampled_products(entries, each, path, sampled_dtype):
     torch.manual_seed(0)
     made, routing = sample_bank(), kernels.Routing.of(entries)
     x, y = torch.randn(len(entries) * each, 50).to(dtype), torch.randn(len(entries) * each, 37).to(dtype)
-    wanted = sample_ops.ADD_SAMPLES["reference"](x.double(), y.double(), *made.arguments, routing.slots,
-                                                 routing.weights, False)
+    wanted = sample_ops.ADD_SAMPLES["reference"](
+        x.double(), y.double(), *made.arguments, routing.slots, routing.weights, False
+    )
     out = sample_ops.ADD_SAMPLES[path](x, y, *made.arguments, routing.slots, routing.weights, False)
     assert out.shape == y.shape and out.dtype == dtype and error(out, wanted) < SAMPLED_TOLERANCE[dtype]
 
@@ -267,8 +305,9 @@ def test_sampled_products_of_odd_shapes(shape, path):
     torch.manual_seed(0)
     made, routing = sample_bank(shape), kernels.Routing.of([2, {0: 0.5, 3: 1.0}])
     x, y = torch.randn(6, shape[1]), torch.randn(6, shape[0])
-    wanted = sample_ops.ADD_SAMPLES["reference"](x.double(), y.double(), *made.arguments, routing.slots,
-                                                 routing.weights, False)
+    wanted = sample_ops.ADD_SAMPLES["reference"](
+        x.double(), y.double(), *made.arguments, routing.slots, routing.weights, False
+    )
     out = sample_ops.ADD_SAMPLES[path](x, y, *made.arguments, routing.slots, routing.weights, False)
     assert error(out, wanted) < 3e-6
 
@@ -278,8 +317,9 @@ def test_scales_that_fp16_cannot_hold(path):
     torch.manual_seed(0)
     made, routing = sample_bank(size=1e-8), kernels.Routing.of([{2: 0.37, 0: -1e-3}])
     x, y = torch.randn(4, 50).half() * 1e4, torch.zeros(4, 37).half()
-    wanted = sample_ops.ADD_SAMPLES["reference"](x.double(), y.double(), *made.arguments, routing.slots,
-                                                 routing.weights, False)
+    wanted = sample_ops.ADD_SAMPLES["reference"](
+        x.double(), y.double(), *made.arguments, routing.slots, routing.weights, False
+    )
     out = sample_ops.ADD_SAMPLES[path](x, y, *made.arguments, routing.slots, routing.weights, False)
     assert wanted.abs().max() > 1e-3 and error(out, wanted) < 1e-3
 

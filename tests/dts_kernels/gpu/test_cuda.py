@@ -11,8 +11,18 @@ from dts_kernels.gpu.tune import random_factors
 
 pytestmark = pytest.mark.gpu
 
-SIZES = [(768, 768), (3072, 1024), (2048, 2560), (4096, 4096), (5120, 3584), (14336, 4096), (4096, 11008),
-         (8192, 28672), (2049, 3424), (17, 5)]
+SIZES = [
+    (768, 768),
+    (3072, 1024),
+    (2048, 2560),
+    (4096, 4096),
+    (5120, 3584),
+    (14336, 4096),
+    (4096, 11008),
+    (8192, 28672),
+    (2049, 3424),
+    (17, 5),
+]
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 1e-2}
 
 
@@ -87,8 +97,9 @@ def test_assembly_gives_the_same_bits_as_its_pure_twin(dtype, rows):
     for asm in (False, True):
         configs = {kernel: Config(asm=asm) for kernel in ("shrink", "expand")}
         configs["base_expand"] = Config(block_n=32, block_k=32, stages=2, asm=asm)
-        launch = products.Launch(x, made.packed, made.table, routing.slots, routing.weights, 1024, made.max_rank, False,
-                                 configs)
+        launch = products.Launch(
+            x, made.packed, made.table, routing.slots, routing.weights, 1024, made.max_rank, False, configs
+        )
         results.append((launch.expand(*launch.shrink(), None), launch.base_expand(weight, None)))
     assert all(torch.equal(pure, assembly) for pure, assembly in zip(*results))
 
@@ -101,8 +112,13 @@ def test_mixtures_and_gradients():
     check(out.detach(), x.detach(), made, entries)
     upstream = torch.randn_like(out)
     (got,) = torch.autograd.grad(out, x, upstream)
-    deltas = [sum((g * reference.reconstruct(made.factors(s), torch.float64) for s, g in (e or {}).items()),
-                  torch.zeros(512, 640, dtype=torch.float64, device="cuda")) for e in entries]
+    deltas = [
+        sum(
+            (g * reference.reconstruct(made.factors(s), torch.float64) for s, g in (e or {}).items()),
+            torch.zeros(512, 640, dtype=torch.float64, device="cuda"),
+        )
+        for e in entries
+    ]
     wanted = torch.cat([upstream[5 * i : 5 * i + 5].double() @ delta for i, delta in enumerate(deltas)])
     assert (got.double() - wanted).norm() <= 1e-2 * wanted.norm()
 
@@ -150,8 +166,9 @@ def test_compiled_equals_eager():
 def test_reconstruct(dtype):
     made = bank(1000, 700, [64, 300])
     base = torch.randn(1000, 700, device="cuda", dtype=dtype)
-    wanted = base.double() + sum(g * reference.reconstruct(made.factors(s), torch.float64)
-                                 for s, g in ((0, 0.5), (1, 2.0)))
+    wanted = base.double() + sum(
+        g * reference.reconstruct(made.factors(s), torch.float64) for s, g in ((0, 0.5), (1, 2.0))
+    )
     got = kernels.reconstruct(made, {0: 0.5, 1: 2.0}, base)
     assert (got.double() - wanted).norm() <= TOLERANCE[dtype] * wanted.norm()
 
@@ -167,8 +184,16 @@ def sample_bank(m, n, strides, transposed=False):
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("m,n", [(768, 768), (4096, 4096), (2049, 3424), (17, 5)])
-@pytest.mark.parametrize("entries,each,transposed", [([0], 1, False), ([1], 5, False), ([0], 300, False),
-                                                     ([0, None, 2, {0: 0.5, 1: -1.0}], 2, False), ([0, 1], 3, True)])
+@pytest.mark.parametrize(
+    "entries,each,transposed",
+    [
+        ([0], 1, False),
+        ([1], 5, False),
+        ([0], 300, False),
+        ([0, None, 2, {0: 0.5, 1: -1.0}], 2, False),
+        ([0, 1], 3, True),
+    ],
+)
 def test_sampled_products(m, n, entries, each, transposed, dtype):
     made, routing = sample_bank(m, n, (12, 1, 49), transposed), kernels.Routing.of(entries, "cuda")
     rows = len(entries) * each
@@ -177,8 +202,9 @@ def test_sampled_products(m, n, entries, each, transposed, dtype):
     dispatch.ran.clear()
     out = kernels.add_samples(x, y, made, routing)
     assert ("add_samples", "reference") not in dispatch.ran
-    wanted = sample_ops.ADD_SAMPLES["reference"](x.double(), y.double(), *made.arguments, routing.slots,
-                                                 routing.weights, transposed)
+    wanted = sample_ops.ADD_SAMPLES["reference"](
+        x.double(), y.double(), *made.arguments, routing.slots, routing.weights, transposed
+    )
     assert (out.double() - wanted).norm() <= TOLERANCE[dtype] * wanted.norm()
 
 

@@ -10,40 +10,57 @@ from dts_kernels.dispatch import Problem, choose, layout_for
 
 
 def problem(**changes):
-    return Problem(**{"op": "delta_linear", "device": "cuda", "dtype": "bfloat16", "rows": 16, "in_features": 4096,
-                      "out_features": 4096, "max_rank": 1280, "layout": "planar"} | changes)
+    return Problem(
+        **{
+            "op": "delta_linear",
+            "device": "cuda",
+            "dtype": "bfloat16",
+            "rows": 16,
+            "in_features": 4096,
+            "out_features": 4096,
+            "max_rank": 1280,
+            "layout": "planar",
+        }
+        | changes
+    )
 
 
-@pytest.mark.parametrize("changes,path", [
-    ({}, "triton"),
-    ({"op": "linear"}, "triton"),
-    ({"layout": "planar_levels"}, "triton_levels"),
-    ({"op": "reconstruct", "layout": "planar_levels"}, "triton_levels"),
-    ({"rows": 255}, "triton"),
-    ({"rows": 256}, "dequantise"),
-    ({"rows": 4096, "entries": 64}, "triton"),
-    ({"rows": 4096, "layout": "planar_levels"}, "triton_levels"),
-    ({"rows": 4096, "layout": "planar_levels", "dtype": "float32"}, "dequantise_levels"),
-    ({"transposed": True}, "dequantise"),
-    ({"device": "interpreter"}, "triton"),
-    ({"device": "cpu"}, "reference"),
-    ({"dtype": "float64"}, "reference"),
-    ({"rows": 0}, "reference"),
-    ({"max_rank": 0}, "reference"),
-    ({"op": "delta_embedding"}, "reference"),
-])
+@pytest.mark.parametrize(
+    "changes,path",
+    [
+        ({}, "triton"),
+        ({"op": "linear"}, "triton"),
+        ({"layout": "planar_levels"}, "triton_levels"),
+        ({"op": "reconstruct", "layout": "planar_levels"}, "triton_levels"),
+        ({"rows": 255}, "triton"),
+        ({"rows": 256}, "dequantise"),
+        ({"rows": 4096, "entries": 64}, "triton"),
+        ({"rows": 4096, "layout": "planar_levels"}, "triton_levels"),
+        ({"rows": 4096, "layout": "planar_levels", "dtype": "float32"}, "dequantise_levels"),
+        ({"transposed": True}, "dequantise"),
+        ({"device": "interpreter"}, "triton"),
+        ({"device": "cpu"}, "reference"),
+        ({"dtype": "float64"}, "reference"),
+        ({"rows": 0}, "reference"),
+        ({"max_rank": 0}, "reference"),
+        ({"op": "delta_embedding"}, "reference"),
+    ],
+)
 def test_path(changes, path):
     assert choose(problem(**changes)) == path
 
 
-@pytest.mark.parametrize("device,capability,triton,layout,reason", [
-    ("cpu", None, False, "disk", None),
-    ("cuda", (8, 0), True, "planar", None),
-    ("cuda", (12, 0), True, "planar", None),
-    ("cuda", (7, 5), True, "disk", "sm_75"),
-    ("cuda", (9, 0), False, "disk", "Triton"),
-    ("cuda", None, True, "disk", "CUDA"),
-])
+@pytest.mark.parametrize(
+    "device,capability,triton,layout,reason",
+    [
+        ("cpu", None, False, "disk", None),
+        ("cuda", (8, 0), True, "planar", None),
+        ("cuda", (12, 0), True, "planar", None),
+        ("cuda", (7, 5), True, "disk", "sm_75"),
+        ("cuda", (9, 0), False, "disk", "Triton"),
+        ("cuda", None, True, "disk", "CUDA"),
+    ],
+)
 def test_layout_of_a_bank(device, capability, triton, layout, reason):
     got, why = layout_for(device, capability, triton)
     assert got == layout and (why is None if reason is None else reason in why)
@@ -61,11 +78,19 @@ def test_an_old_gpu_falls_back_with_one_warning(monkeypatch):
         assert dispatch.bank_layout(torch.device("cuda")) == "disk"
 
 
-@pytest.mark.parametrize("changes,path", [
-    ({}, "triton"), ({"rows": 63}, "triton"), ({"rows": 64}, "dense"), ({"rows": 640, "entries": 10}, "triton"),
-    ({"transposed": True}, "dense"), ({"dtype": torch.float64}, "reference"), ({"rows": 0}, "reference"),
-    ({"device": "mps"}, "reference"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes,path",
+    [
+        ({}, "triton"),
+        ({"rows": 63}, "triton"),
+        ({"rows": 64}, "dense"),
+        ({"rows": 640, "entries": 10}, "triton"),
+        ({"transposed": True}, "dense"),
+        ({"dtype": torch.float64}, "reference"),
+        ({"rows": 0}, "reference"),
+        ({"device": "mps"}, "reference"),
+    ],
+)
 def test_sampled_products_take_their_paths(monkeypatch, changes, path):
     monkeypatch.setattr(dispatch, "_has_triton", lambda: True)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)

@@ -22,9 +22,11 @@ SAMPLED_BUDGET = {1: 36, 2: 40, 4: 48, 8: 70}  # rows of a program -> for them a
 @pytest.fixture(scope="module")
 def reports(request):
     """Case -> future of its report: two processes compile what this session has selected."""
-    chosen = [tuple(item.callspec.params[name] for name in ("kernel", "arch", "dtype", "levels"))
-              for item in request.session.items
-              if getattr(item, "originalname", "") == "test_no_spills_and_few_instructions"]
+    chosen = [
+        tuple(item.callspec.params[name] for name in ("kernel", "arch", "dtype", "levels"))
+        for item in request.session.items
+        if getattr(item, "originalname", "") == "test_no_spills_and_few_instructions"
+    ]
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         yield {case: pool.submit(sass.report, *case) for case in chosen}
 
@@ -48,10 +50,16 @@ def test_sampled_products_decode_a_code_once_for_all_rows(rows, arch):
     assert 20 < report.instructions_per_code <= SAMPLED_BUDGET[rows]
 
 
-@pytest.mark.parametrize("kernel,ones", [
-    ("sampled_product", {"BLOCK_T": 1, "per_entry": 1, "places": 1}), ("sampled_product", {"places": 1}),
-    ("sampled_product", {"in_features": 1}), ("sampled_product", {"out_features": 1}), ("sampled_dense", {"place": 1}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kernel,ones",
+    [
+        ("sampled_product", {"BLOCK_T": 1, "per_entry": 1, "places": 1}),
+        ("sampled_product", {"places": 1}),
+        ("sampled_product", {"in_features": 1}),
+        ("sampled_product", {"out_features": 1}),
+        ("sampled_dense", {"place": 1}),
+    ],
+)
 def test_sampled_kernels_also_compile_with_ones_and_in_float32(kernel, ones):
     report = sass.report(kernel, 90, "float32", False, **ones)
     assert report.stack == 0 and report.local == 0
@@ -70,7 +78,8 @@ def ptx(code: str, *operands: int) -> int:
             *bits, table = value
             registers[arguments[0]] = sum(
                 (table >> ((bits[0] >> i & 1) << 2 | (bits[1] >> i & 1) << 1 | bits[2] >> i & 1) & 1) << i
-                for i in range(32))
+                for i in range(32)
+            )
         elif name != ".reg":
             raise AssertionError(f"unknown instruction {name}")
     return registers["$0"]
@@ -94,8 +103,14 @@ def test_assembly_also_compiles_in_the_fused_kernel():
 
 
 @pytest.mark.parametrize("kernel", ["shrink", "expand", "base_expand"])
-@pytest.mark.parametrize("ones,split", [({"rows": 1, "entries": 1, "per_entry": 1, "places": 1}, 2),
-                                        ({"entries": 1, "places": 1}, 1), ({"per_entry": 1}, 1)])
+@pytest.mark.parametrize(
+    "ones,split",
+    [
+        ({"rows": 1, "entries": 1, "per_entry": 1, "places": 1}, 2),
+        ({"entries": 1, "places": 1}, 1),
+        ({"per_entry": 1}, 1),
+    ],
+)
 def test_arguments_that_are_one_become_constants_and_still_compile(kernel, ones, split):
     report = sass.report(kernel, 90, "bfloat16", False, GROUPED=False, ENTRIES=1, SPLIT=split, **ones)
     assert report.stack == 0
