@@ -1,0 +1,9 @@
+"""All tasks' deltas of one parameter, in the forms an adapter stores them."""
+
+from dts.nn.deltas.matrix import MatrixDelta
+from dts.nn.deltas.packed import Block, Packed
+from dts.nn.deltas.parameter import ParameterDelta
+from dts.nn.deltas.piece import Piece
+from dts.nn.deltas.table import Table
+
+__all__ = ["Block", "MatrixDelta", "Packed", "ParameterDelta", "Piece", "Table"]

@@ -1,0 +1,123 @@
+"""All tasks' deltas of one parameter or buffer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dts.nn.deltas.matrix import MatrixDelta
+from dts.nn.deltas.piece import Piece
+from dts.nn.deltas.table import Table
+from dts_kernels import Routing
+
+
+class ParameterDelta:
+    """All tasks' deltas of one parameter or buffer of any shape.
+
+    matrices: expert -> `MatrixDelta` (expert None for a parameter that is one matrix, flattened to 2-D)
+    raw: finetuned - base;  values: the fine-tune's whole tensor instead of the base's
+    added: whole rows beyond the base's (an enlarged vocabulary)
+    transposed: the parameter is stored [in, out]; its matrix here is [out, in]
+    """
+
+    def __init__(self, shape: torch.Size, device="cpu", transposed=False):
+        self.shape, self.device, self.transposed = tuple(shape), torch.device(device), transposed
+        self.matrices: dict[int | None, MatrixDelta] = {}
+        self.raw, self.values, self.added = Table(device), Table(device), Table(device)
+
+    def matrix(self, expert: int | None = None) -> MatrixDelta:
+        """The delta of one expert's matrix, made on first use."""
+        if expert not in self.matrices:
+            shape = self.shape[1:] if expert is not None else self.shape
+            flat = (shape[0], torch.Size(shape[1:]).numel())
+            self.matrices[expert] = MatrixDelta(flat[::-1] if self.transposed else flat, self.device, self.transposed)
+        return self.matrices[expert]
+
+    @property
+    def plain(self) -> MatrixDelta | None:
+        """The delta of a parameter that is one matrix."""
+        return self.matrices.get(None)
+
+    @property
+    def tabled(self) -> bool:
+        """Whether a task has more of this parameter than factors."""
+        return bool(self.raw.tensors or self.values.tensors or self.added.tensors)
+
+    @property
+    def slots(self) -> set[int]:
+        """Tasks that change this parameter."""
+        tables = set(self.raw.tensors) | set(self.values.tensors) | set(self.added.tensors)
+        return tables.union(*[m.slots for m in self.matrices.values()])
+
+    def held(self) -> list[Tensor]:
+        """Everything it holds in memory."""
+        stacks = [t.stack for t in (self.raw, self.values, self.added) if t.stack is not None]
+        return stacks + [t for matrix in self.matrices.values() for t in matrix.held()]
+
+    def add(self, slot: int, piece: Piece) -> None:
+        if piece.kind == "factors":
+            self.matrix(piece.expert).add(slot, piece.data, piece.row or 0)
+        elif piece.kind == "raw":
+            self.raw.add(slot, self._whole(slot, piece))
+        else:
+            (self.values if piece.kind == "value" else self.added).add(slot, piece.data)
+
+    def _whole(self, slot: int, piece: Piece) -> Tensor:
+        """A raw delta of the parameter's shape; parts of a fused parameter add up."""
+        if piece.expert is None and piece.row is None:
+            return piece.data.reshape(self.shape)
+        whole = self.raw.tensors.get(slot, torch.zeros(self.shape, dtype=piece.data.dtype)).clone()
+        part = whole if piece.expert is None else whole[piece.expert]
+        row = piece.row or 0
+        part[row : row + piece.data.shape[0]] += piece.data.to(whole.device)
+        return whole
+
+    def remove(self, slot: int) -> None:
+        for part in (self.raw, self.values, self.added, *self.matrices.values()):
+            part.remove(slot)
+
+    def to(self, device) -> None:
+        self.device = torch.device(device)
+        for part in (self.raw, self.values, self.added, *self.matrices.values()):
+            part.to(device)
+
+    def dense(self, base: Tensor, routing: Routing) -> Tensor:
+        """The whole tensor for the one mixture of ``routing`` (one entry), in base's dtype.
+
+        base + sum of gamma delta in fp32 or wider, rounded once; a task's whole value takes the place of the base.
+        """
+        if not base.is_floating_point():
+            return self._value(base, routing) if self.values.tensors else base
+        wide = torch.float64 if base.dtype == torch.float64 else torch.float32
+        full = base.detach().to(wide)
+        for expert, matrix in self.matrices.items():
+            if expert is not None:
+                full = torch.cat([full[:expert], matrix.dense(full[expert], routing)[None], full[expert + 1 :]])
+            elif self.transposed:
+                full = matrix.dense(full.T, routing).T
+            else:
+                full = matrix.dense(full.flatten(1), routing).view(full.shape)
+        if self.raw.tensors:
+            full = full + self.raw.rows(routing, wide)[0]
+        full = full.to(base.dtype)
+        return self._value(full, routing) if self.values.tensors else full
+
+    def whole(self, base: Tensor, routing: Routing) -> Tensor:
+        """As `dense`, with the rows of an enlarged vocabulary."""
+        full = self.dense(base, routing)
+        if not self.added.tensors:
+            return full
+        length = int(self.added.lengths(routing)[0])
+        return torch.cat([full, self.added.rows(routing, full.dtype)[0, :length]])
+
+    def _value(self, base: Tensor, routing: Routing) -> Tensor:
+        """The fine-tune's value where a task has one; a task's own head may have other sizes than the base's."""
+        if base.is_floating_point():
+            value = self.values.rows(routing, base.dtype)[0]
+        else:
+            index, _ = self.values._index(routing)
+            value = self.values.stack[index[0, 0]].to(base.dtype)
+        has = self.values.lengths(routing)[0] > 0
+        if value.shape == base.shape:
+            return torch.where(has, value, base)
+        return value[: int(self.values.lengths(routing)[0])] if has else base
