@@ -68,6 +68,11 @@ class Factors:
         return self.packed.rank
 
     @property
+    def stored(self) -> tuple[PackedFactors | Samples, ...]:
+        """What kernels compute with, in order: their sum is the compact matrix."""
+        return (self.packed, *self.samples)
+
+    @property
     def method(self) -> str:
         """ "sketch" if there are samples, else "paper" or "residual", the kind of the components."""
         return "sketch" if self.samples else self.parts[-1].kind if self.parts else "residual"
