@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 import dts
-from dts.adapter import Adapter, Entry, format
-from dts.adapter.truncate import measured
-from dts.codec import Factors, Part
+from dts.adapter import Adapter, Entry
+from dts.adapter.sizes import measured
+from dts.codec import Factors
 from dts.nn import DTSModel
 from dts_kernels import PackedFactors
 
@@ -41,7 +41,7 @@ def entries(model: nn.Module) -> dict[str, Entry]:
             made[name] = Entry(name, name, shape, "delta", tensor=0.01 * torch.randn(shape))
             continue
         u, v = (torch.randint(0, 256, (size, RANK // 4), dtype=torch.uint8) for size in shape)
-        factors = Factors(PackedFactors(u, v, torch.rand(RANK)), shape, None, None, (Part("residual", RANK),), 1.0, 0.1)
+        factors = Factors((PackedFactors(u, v, torch.rand(RANK)),), shape, None, None, 1.0, 0.1)
         made[name] = Entry(name, name, shape, "factors", factors=factors)
     return made
 
@@ -53,7 +53,7 @@ def adapter(model: nn.Module, folder: Path) -> Path:
     made = dts.compress(state, changed, out=folder / "one", budget=0.01)
     made = Adapter.load(made.folder)
     made.entries = entries(model)
-    measured(made.config, made.entries, {}, format.digest)
+    measured(made.config, made.entries, {}, digests=True)
     return made.save(folder / "a")
 
 

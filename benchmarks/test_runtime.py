@@ -11,7 +11,7 @@ import torch
 transformers = pytest.importorskip("transformers")
 
 from dts.adapter import Entry  # noqa: E402
-from dts.codec import Factors, Part  # noqa: E402
+from dts.codec import Factors  # noqa: E402
 from dts.nn import DTSModel  # noqa: E402
 from dts_kernels import PackedFactors, pack  # noqa: E402
 
@@ -37,7 +37,7 @@ def random_task(base, seed):
             rank = min(RANK, *shape)
             codes = [torch.randint(0, 4, (size, rank), generator=generator, dtype=torch.uint8) for size in shape]
             packed = PackedFactors(pack(codes[0]), pack(codes[1]), 1e-3 * torch.rand(rank, generator=generator))
-            factors = Factors(packed, shape, None, None, (Part("residual", rank),), 1.0, 0.1)
+            factors = Factors((packed,), shape, None, None, 1.0, 0.1)
             entries[name] = Entry(name, name, shape, "factors", factors=factors)
     return entries
 

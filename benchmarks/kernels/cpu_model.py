@@ -12,7 +12,7 @@ import time
 import torch
 
 from dts.adapter import Entry
-from dts.codec import Factors, Part
+from dts.codec import Factors
 from dts.codec.sketch import split
 from dts.nn import DTSModel
 from dts_kernels import PackedFactors, Samples, pack
@@ -62,7 +62,7 @@ def random_task(model: torch.nn.Module, seed: int, method: str = "residual") -> 
         if stride is not None:
             drawn = torch.randint(0, 4, (sizes[0], groups_of(sizes[1], stride)), generator=generator, dtype=torch.uint8)
             samples = (Samples(pack(drawn), 1e-4 * stride, stride, seed, sizes),)
-        factors = Factors(packed, shape, touched, None, (Part("residual", small),), 1.0, 0.1, samples)
+        factors = Factors((packed, *samples), shape, touched, None, 1.0, 0.1)
         entries[name] = Entry(name, name, shape, "factors", factors=factors)
     return entries
 

@@ -26,8 +26,9 @@ import dts.codec
 from benchmarks.quality.peers import ABLATIONS, PEERS, SIZES, Deltas, Encoded, Peer, fp32_bits
 from dts import metrics, sums
 from dts.adapter.budget import Curve, allocate, levelled
-from dts.adapter.plan import Matrix
-from dts.adapter.truncate import HEADER_BYTES
+from dts.adapter.matrix import Matrix
+from dts.adapter.sizes import HEADER_BYTES
+from dts.codec.methods import method_of
 
 
 @dataclass
@@ -127,7 +128,7 @@ def _budgeted_ranks(deltas: Deltas, fraction: float, level: bool = True) -> dict
 @lru_cache(maxsize=512)
 def _curve(delta: Tensor) -> Curve:  # tensors hash by identity
     """Bytes without headers, which no method's bytes hold."""
-    curve = Matrix.of(delta, "", spectrum=True).curve("residual")
+    curve = Matrix.of(delta, "", spectrum=True).curve(method_of("residual"))
     return replace(curve, bytes=curve.bytes - np.where(curve.ranks > 0, HEADER_BYTES, 0))
 
 
@@ -158,7 +159,7 @@ METHODS: dict[str, Peer] = OURS | PEERS
 def codec_digest() -> str:
     """Changes whenever the source of the codec, or of the budget over layers, does."""
     root = Path(dts.codec.__file__).parents[1]
-    files = [*sorted((root / "codec").glob("*.py")), root / "adapter" / "budget.py"]
+    files = [*sorted((root / "codec").rglob("*.py")), root / "adapter" / "budget.py"]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
 
 

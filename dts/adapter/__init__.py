@@ -5,8 +5,7 @@ from dts.adapter.adapter import Adapter
 from dts.adapter.apply import write_checkpoint
 from dts.adapter.budget import BudgetError
 from dts.adapter.compress import compress
-from dts.adapter.entries import Entry
-from dts.adapter.format import AdapterError
+from dts.adapter.entries import AdapterError, Entry
 from dts.adapter.verify import Report
 
 __all__ = [

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 
 from torch import Tensor
 
+from dts.adapter.rows import base_name_of
 from dts.warn import warn
 
 WHAT = ("changed", "equal", "new", "absent", "tied", "dropped", "skipped")
@@ -152,8 +153,6 @@ def _of_base(account: Account, pairing) -> None:
 
 def of_model(adapter, base, model) -> Account:
     """Of a base, an adapter and the model they give."""
-    from dts.adapter.format import base_name_of
-
     section, account, used = adapter.config["finetuned"], Account(), {}
     for name in model.names:
         entry = adapter.entries.get(name)

@@ -9,33 +9,24 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from dts.adapter import format
+from dts.adapter import folder as folders
 from dts.adapter.accounting import Account, Effects
 from dts.adapter.apply import check_base, reconstructed
+from dts.adapter.carried import check_files
 from dts.adapter.entries import Entry
 from dts.adapter.in_memory import applied_in_memory
 from dts.adapter.predict import Prediction
 from dts.adapter.truncate import truncated
 from dts.adapter.verify import Report, verify
 from dts.checkpoint import open_checkpoint
-from dts_kernels.layout import PackedFactors
 
 
 def alone(adapter: Adapter) -> Adapter:
     """The adapter with tensors of their own, so that nothing of a larger one it is a prefix of stays in memory."""
-
-    def own(factors):
-        if factors is None:
-            return None
-        packed = factors.packed
-        kept = PackedFactors(packed.u.clone(), packed.v.clone(), packed.sigma.clone(), packed.levels)
-        return replace(factors, packed=kept)
-
     for name, entry in adapter.entries.items():
-        if isinstance(entry.factors, list):
-            adapter.entries[name] = replace(entry, factors=[own(f) for f in entry.factors])
-        elif entry.factors is not None:
-            adapter.entries[name] = replace(entry, factors=own(entry.factors))
+        if entry.factorised:
+            own = [None if f is None else f.with_tensors(Tensor.clone) for f in entry.matrices]
+            adapter.entries[name] = entry.with_matrices(own)
     return adapter
 
 
@@ -97,24 +88,25 @@ class Adapter:
         Raises AdapterError naming all that is missing, altered, out of range or of the wrong kind.
         """
         folder = Path(path)
-        config, entries = format.read(folder, verify)
+        config, entries = folders.read(folder, verify)
         adapter = cls.of(config, entries, folder, {name: folder / name for name in config["files"]})
         if verify:
-            format.check_files(adapter)
+            check_files(adapter)
         return adapter if budget is None else alone(adapter.truncate(budget=budget))
 
     def truncate(self, budget: float | None = None, nbytes: int | None = None) -> Adapter:
         """A smaller adapter of prefixes of this one's components; exactly one size is given, see `dts.compress`."""
-        if (budget is None) == (nbytes is None):
+        if budget is not None and nbytes is None:
+            nbytes = int(budget * 4 * self.config["base"]["parameters"])
+        elif budget is not None or nbytes is None:
             raise ValueError("give either budget= (a fraction of the base in fp32) or nbytes=")
-        nbytes = int(budget * 4 * self.config["base"]["parameters"]) if nbytes is None else nbytes
         if nbytes >= self.nbytes:
             return self
         return truncated(replace(self, config=copy.deepcopy(self.config), folder=None), nbytes)
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Writes the folder, whole or not at all."""
-        return format.write(self, Path(path), overwrite)
+        return folders.write(self, Path(path), overwrite)
 
     def on(self, base, check: bool = True):
         """The reconstructed fine-tune as a `Checkpoint` whose tensors are made when they are loaded.

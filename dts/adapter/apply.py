@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 
 from dts.adapter.accounting import Effects, of_model
-from dts.adapter.entries import rounded
-from dts.adapter.format import CONFIG, check_files, copy_files
-from dts.adapter.modules import by_part, layout_of, write_layout
+from dts.adapter.carried import check_files, copy_files
+from dts.adapter.entries import Entry, rounded
+from dts.adapter.folder import CONFIG
+from dts.adapter.modules import by_part, modules_of, write_modules
+from dts.adapter.text import dtype_name
 from dts.adapter.tokenizer import TEXT_FILES
 from dts.checkpoint import Checkpoint, Lazy, Mismatch, fingerprint, open_checkpoint, sampled_digest, write_safetensors
 from dts.checkpoint.pairing import swap_prefix
@@ -41,7 +43,7 @@ def base_mismatches(adapter, base: Checkpoint) -> list[str]:
         if lacking := _lacking(entry, base):
             wrong.append(lacking)
         elif sampled_digest(base.load(entry.base_name)) != config["tensors"][name]["base"]:
-            dtype = str(base.dtype(entry.base_name)).removeprefix("torch.")
+            dtype = dtype_name(base.dtype(entry.base_name))
             wrong.append(f"{entry.base_name}: other values ({dtype})")
     if not wrong:
         wrong.append(
@@ -124,11 +126,11 @@ def reconstructed(adapter, base: Checkpoint) -> Checkpoint:
     tensors: dict[str, Lazy] = {}
     for name, base_name in _unchanged(adapter, base):
         dtype = base.dtype(base_name)
-        dtype = getattr(torch, section["dtypes"].get(name, str(main if dtype == base_main else dtype)[6:]))
+        dtype = getattr(torch, section["dtypes"].get(name, dtype_name(main if dtype == base_main else dtype)))
         tensors[name] = Lazy(
             base.shape(base_name),
             dtype,
-            lambda n=name, b=base_name, d=dtype: _cast(base.load(b), d, n),
+            partial(_loaded, base, base_name, dtype, name),
             partial(base.release, base_name),
         )
     tied = {}
@@ -137,14 +139,14 @@ def reconstructed(adapter, base: Checkpoint) -> Checkpoint:
             tensors[name] = Lazy(
                 entry.shape,
                 entry.dtype,
-                lambda e=entry: e.apply(e.base_name and base.load(e.base_name)),
+                partial(_applied, base, entry),
                 entry.base_name and partial(base.release, entry.base_name),
             )
     for name, entry in adapter.entries.items():
         if entry.kind == "tied":
             tensors[name], tied[name] = tensors[entry.tied_to], entry.tied_to
     config = adapter.model_config or base.config
-    layout = adapter.config.get("modules")
+    modules = adapter.config.get("modules")
     return Checkpoint(
         f"{base.source} + {adapter.name}",
         tensors,
@@ -152,11 +154,17 @@ def reconstructed(adapter, base: Checkpoint) -> Checkpoint:
         config,
         base.folder,
         base.revision,
-        base.parts if layout is None else layout["parts"],
+        base.parts if modules is None else modules["parts"],
     )
 
 
-def _cast(tensor: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
+def _applied(base: Checkpoint, entry: Entry) -> torch.Tensor:
+    return entry.apply(None if entry.base_name is None else base.load(entry.base_name))
+
+
+def _loaded(base: Checkpoint, base_name: str, dtype: torch.dtype, name: str) -> torch.Tensor:
+    """The base's tensor in the fine-tune's dtype; name: the fine-tune's."""
+    tensor = base.load(base_name)
     return tensor if tensor.dtype == dtype else rounded(tensor, dtype, name)
 
 
@@ -176,11 +184,11 @@ def write_checkpoint(
     check_files(adapter)
     model = adapter.on(base)
     of_model(adapter, base, model)
-    layout = adapter.config.get("modules")
-    layout = layout_of(base) if layout is None else layout
+    modules = adapter.config.get("modules")
+    modules = modules_of(base) if modules is None else modules
     with building(out, lambda: check_target(out, base, adapter, overwrite)) as place:
         partial, effects = place.fresh(), Effects(adapter, base)
-        write_layout(layout, partial)
+        write_modules(modules, partial)
         own = partial / model.part_of("")[0]  # of the transformer, where the model has several modules
         own.mkdir(parents=True, exist_ok=True)
         _write_weights(model, partial, shard_bytes, progress, effects.see)
@@ -246,7 +254,7 @@ def _write_shards(model: Checkpoint, names: dict[str, str], folder: Path, shard_
             size = 0
         shards[-1][written] = (model.dtype(name), model.shape(name))
         size += nbytes
-    where = {}
+    where: dict[str, str] = {}
     for i, shard in enumerate(shards):
         file = "model.safetensors" if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
         write_safetensors(folder / file, shard, load, {"format": "pt"}, lambda inner: model.release(names[inner]))

@@ -8,6 +8,7 @@ next).
 """
 
 import heapq
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,7 +24,7 @@ class BudgetError(ValueError):
     """A budget that even the parts that cannot shrink exceed."""
 
 
-def too_little(nbytes: int, smallest: int) -> BudgetError:
+def too_little(nbytes: float, smallest: int) -> BudgetError:
     return BudgetError(
         f"{nbytes:,} bytes are not enough: what cannot shrink (heads, biases, norms, added rows, headers, "
         f"tokenizer files) takes {smallest:,} bytes, the smallest possible size"
@@ -131,7 +132,7 @@ def _fill(curves: list[Curve], chosen: list[int], left: float) -> None:
             push(c)
 
 
-def allocate_exactly(curves: list[Curve], nbytes: int, total) -> list[int]:
+def allocate_exactly(curves: list[Curve], nbytes: float, total: Callable[[list[int]], int]) -> list[int]:
     """Ranks for which ``total(ranks)``, the exact bytes of the whole adapter, is as much of ``nbytes`` as fits.
 
     Raises BudgetError naming the smallest possible size if even no component at all is too much.
@@ -140,6 +141,8 @@ def allocate_exactly(curves: list[Curve], nbytes: int, total) -> list[int]:
     if smallest > nbytes:
         raise too_little(nbytes, smallest)
     best, best_size = [0] * len(curves), smallest
+    low: float
+    high: float
     low, high = 0, sum(int(curve.bytes.max()) for curve in curves)
     capacity, last = min(nbytes - smallest, high), None
     for _ in range(TRIALS):  # curves know the bytes of headers only nearly

@@ -4,6 +4,7 @@ import json
 import re
 
 from dts import __version__
+from dts.codec.methods import method_of
 
 
 def card(config: dict) -> str:
@@ -75,7 +76,7 @@ def markdown(text: str) -> str:
 
 def note(method: str) -> str:
     """What explains an adapter's squared error."""
-    return ", mostly the sketch's noise" if method == "sketch" else ""
+    return method_of(method).note
 
 
 def show(error: float | None) -> str:

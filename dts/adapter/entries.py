@@ -6,12 +6,14 @@ base's, unchanged.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from dts.adapter.text import dtype_name
 from dts.sums import BLOCK
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ class AdapterError(ValueError):
     """A folder that is not a whole adapter, or not one for this base."""
 
 
-KINDS = ("factors", "experts", "delta", "value", "tied")
+ENTRY_KINDS = ("factors", "experts", "delta", "value", "tied")
 
 
 @dataclass
@@ -41,7 +43,8 @@ class Entry:
 
     name: the fine-tune's name;  base_name: the base's (None if ``task_only``);  shape, dtype: the fine-tune's.
     added_rows: [rows beyond the base's, ...] of an enlarged vocabulary, whole values in the fine-tune's dtype.
-    norm: ||finetuned - base||_F;  squared_error: ||delta - delta_hat||^2 / ||delta||^2 as measured when compressed.
+    norm: ||finetuned - base||_F;  squared_error: ||delta - delta_hat||^2 / ||delta||^2 as measured when compressed,
+    None where it is not known.
     """
 
     name: str
@@ -55,7 +58,7 @@ class Entry:
     task_only: bool = False
     tied_to: str | None = None
     norm: float = 0.0
-    squared_error: float = 0.0
+    squared_error: float | None = 0.0
     scale: float | None = None
 
     @property
@@ -65,11 +68,32 @@ class Entry:
         return (self.shape[0] - added, *self.shape[1:]) if added else self.shape
 
     @property
+    def factorised(self) -> bool:
+        """Is it stored as matrices, rather than whole?"""
+        return self.kind in ("factors", "experts")
+
+    @property
+    def matrices(self) -> list[Factors | None]:
+        """The factors of every matrix: one, or one an expert; none at all if it is not factorised."""
+        if not self.factorised:
+            return []
+        return self.factors if isinstance(self.factors, list) else [self.factors]
+
+    @property
+    def places(self) -> list[str]:
+        """What the names of the tensors of each of `matrices` start with."""
+        if self.kind == "experts":
+            return [f"{self.name}[{expert}]" for expert in range(len(self.matrices))]
+        return [self.name] * len(self.matrices)
+
+    def with_matrices(self, matrices: Sequence[Factors | None]) -> Entry:
+        """The same with other factors, as many as `matrices`."""
+        return replace(self, factors=list(matrices) if self.kind == "experts" else matrices[0])
+
+    @property
     def rank(self) -> int:
         """Kept components (the most of any expert); 0 for what is not factorised."""
-        if isinstance(self.factors, list):
-            return max((f.rank for f in self.factors if f is not None), default=0)
-        return 0 if self.factors is None else self.factors.rank
+        return max((factors.rank for factors in self.matrices if factors is not None), default=0)
 
     def delta(self, base: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
         """The reconstructed difference on the base's shape, dense.
@@ -82,17 +106,25 @@ class Entry:
         if self.kind == "value":
             if base is None:
                 raise ValueError(f"{self.name} is stored as a whole value: its difference needs the base's tensor")
-            return self.tensor.to(base.device, dtype) - base.to(dtype)
+            return self.whole.to(base.device, dtype) - base.to(dtype)
         if self.kind == "delta":
-            return self.tensor.to(dtype) if self.scale is None else self.tensor.to(dtype) * self.scale
+            return self.whole.to(dtype) if self.scale is None else self.whole.to(dtype) * self.scale
         if self.kind == "experts":
             matrix = self.base_shape[1:]
             return torch.stack(
-                [torch.zeros(matrix, dtype=dtype) if f is None else f.reconstruct(dtype=dtype) for f in self.factors]
+                [torch.zeros(matrix, dtype=dtype) if f is None else f.reconstruct(dtype=dtype) for f in self.matrices]
             )
-        if self.factors is None:
+        (factors,) = self.matrices
+        if factors is None:
             return torch.zeros(self.base_shape, dtype=dtype)
-        return self.factors.reconstruct(dtype=dtype).reshape(self.base_shape)
+        return factors.reconstruct(dtype=dtype).reshape(self.base_shape)
+
+    @property
+    def whole(self) -> Tensor:
+        """The tensor of a delta or a value, which they cannot be without."""
+        if self.tensor is None:
+            raise ValueError(f"{self.name}: its {self.kind} is missing")
+        return self.tensor
 
     def apply(self, base: Tensor | None) -> Tensor:
         """The fine-tune's tensor: base + delta in fp32, rounded once to the fine-tune's dtype.
@@ -100,7 +132,9 @@ class Entry:
         base: the base's tensor, or None if ``task_only``.
         """
         if self.kind == "value":
-            return self.tensor.to(self.dtype)
+            return self.whole.to(self.dtype)
+        if base is None:
+            raise ValueError(f"{self.name} is stored as a difference: its value needs the base's tensor")
         wide = torch.float64 if base.dtype == torch.float64 else torch.float32
         delta, value = self.delta(dtype=wide).to(base.device), base.new_empty(base.shape, dtype=self.dtype)
         if delta.shape != base.shape:
@@ -127,7 +161,7 @@ def rounded(value: Tensor, dtype: torch.dtype, name: str, *given: Tensor) -> Ten
     beyond = int((finite & ~narrow.float().isfinite()).sum())
     if beyond:
         raise AdapterError(
-            f"{name}: {beyond} elements are too large for {str(dtype)[6:]}: the adapter "
+            f"{name}: {beyond} elements are too large for {dtype_name(dtype)}: the adapter "
             "does not belong to this base, or is damaged"
         )
     return narrow

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from dts.adapter.accounting import Effects
 from dts.adapter.apply import base_mismatches
+from dts.adapter.rows import base_name_of
+from dts.adapter.text import dtype_name
 from dts.checkpoint import Mismatch, open_checkpoint, sampled_digest
 
 
@@ -33,8 +35,6 @@ def applied_in_memory(adapter, model, check: bool = True) -> Iterator[tuple[str,
 
 def _as_files(adapter, base, keep: bool) -> Iterator[tuple[str, Tensor]]:
     """keep: the fine-tune's names, of which the base lacks some."""
-    from dts.adapter.format import base_name_of
-
     made, effects = adapter.on(base, check=False), Effects(adapter, base)
     section, taken = adapter.config["finetuned"], set()
     for name in made.names:
@@ -101,7 +101,7 @@ def _mismatch(adapter, entry, base, name: str, target) -> list[str]:
     if tuple(part.shape) != tuple(entry.base_shape):
         return [f"{name}: shape {list(part.shape)}, not {list(entry.base_shape)}"]
     if sampled_digest(part.contiguous()) != adapter.config["tensors"][entry.name]["base"]:
-        return [f"{name}: other values ({str(part.dtype).removeprefix('torch.')})"]
+        return [f"{name}: other values ({dtype_name(part.dtype)})"]
     return []
 
 

@@ -1,4 +1,4 @@
-"""Models in several modules (sentence-transformers): what an adapter carries of their layout, and how it is written.
+"""Models in several modules (sentence-transformers): what an adapter carries of them, and how it is written.
 
 ``{"files": {place in the folder: content}, "parts": {module's folder: what its tensors' names start with}}``, both as
 `dts.checkpoint.sentence` read them; empty for a model in one piece.
@@ -13,17 +13,17 @@ from dts.checkpoint.index import is_inside
 from dts.checkpoint.sentence import MODULES, TOP_FILES, prefix_of
 
 
-def layout_of(model: Checkpoint) -> dict[str, dict]:
+def modules_of(model: Checkpoint) -> dict[str, dict]:
     """JSON files as what they hold, others as text.  Raises CheckpointError for a damaged one."""
     return {"files": {place: _content(path) for place, path in model.files.items()}, "parts": dict(model.parts)}
 
 
-def differing_layout(base: Checkpoint, finetuned: Checkpoint) -> dict[str, dict] | None:
+def differing_modules(base: Checkpoint, finetuned: Checkpoint) -> dict[str, dict] | None:
     """The fine-tune's, where it is not the base's; of one in memory nothing is known."""
     if finetuned.folder is None:
         return None
-    layout = layout_of(finetuned)
-    return None if layout == layout_of(base) else layout
+    ours = modules_of(finetuned)
+    return None if ours == modules_of(base) else ours
 
 
 def _content(path: Path):
@@ -34,14 +34,31 @@ def _content(path: Path):
         raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
-def plain(layout) -> bool:
-    """Is this a layout of which every file belongs to a module of the model, so that none lies anywhere else?"""
-    if not isinstance(layout, dict) or layout.keys() != {"files", "parts"}:
+def harmless(value) -> bool:
+    """Is it `plain`, with classes of that library and of torch alone, so that no other code is named?"""
+    if not plain(value):
         return False
-    files, parts = layout["files"], layout["parts"]
+    files = value["files"]
+    rows = files.get(MODULES)
+    kinds = [row["type"] for row in rows if isinstance(row, dict) and "type" in row] if isinstance(rows, list) else []
+    contents = [content for content in files.values() if isinstance(content, dict)]
+    functions = [content["activation_function"] for content in contents if "activation_function" in content]
+    return (
+        all(isinstance(kind, str) and kind.startswith("sentence_transformers.") for kind in kinds)
+        and all(isinstance(function, str) and function.startswith("torch.nn.") for function in functions)
+        and not any("auto_map" in content for content in contents)
+    )
+
+
+def plain(modules) -> bool:
+    """Are these modules of which every file belongs to a module of the model, so that none lies anywhere else?"""
+    if not isinstance(modules, dict) or modules.keys() != {"files", "parts"}:
+        return False
+    files, parts = modules["files"], modules["parts"]
     if not isinstance(files, dict) or not isinstance(parts, dict):
         return False
-    rows = files.get(MODULES) if isinstance(files.get(MODULES), list) else []
+    listed = files.get(MODULES)
+    rows = listed if isinstance(listed, list) else []
     paths = [row.get("path") for row in rows if isinstance(row, dict)]
     tops = [path.strip("/") for path in paths if isinstance(path, str) and path and _safe(path)]
 
@@ -79,14 +96,14 @@ def _safe(place) -> bool:
     )
 
 
-def write_layout(layout: dict[str, dict], out: Path) -> None:
+def write_modules(modules: dict[str, dict], out: Path) -> None:
     """Raises ValueError for a file that belongs to no module: an adapter may come from anywhere."""
-    if not plain(layout):
+    if not plain(modules):
         raise ValueError(
             "the adapter carries a file that belongs to no module of its model, among "
-            f"{', '.join(layout.get('files', ()))}"
+            f"{', '.join(modules.get('files', ()))}"
         )
-    for name, content in layout["files"].items():
+    for name, content in modules["files"].items():
         file = out / name
         file.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n" if name.endswith(".json") else content

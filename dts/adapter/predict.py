@@ -3,8 +3,11 @@
 from dataclasses import dataclass
 
 from dts.adapter.entries import Entry
-from dts.adapter.plan import Compressible, Matrix
-from dts.codec import error_bounds, predicted_error
+from dts.adapter.matrix import Matrix
+from dts.adapter.plan import Compressible
+from dts.codec.method import Method
+
+Errors = tuple[float, float, float]  # (predicted, lower, upper)
 
 
 @dataclass(frozen=True)
@@ -37,29 +40,34 @@ class Prediction(Predicted):
     tensors: tuple[TensorPrediction, ...]
 
 
-def prediction(plans: dict[str, Entry | Compressible], ranks: list[int], method: str) -> Prediction:
+def prediction(plans: dict[str, Entry | Compressible], ranks: list[int], method: Method) -> Prediction:
     """plans: of all tensors that differ; ranks: of all their matrices, in order.  The plans must know spectra."""
-    left, tensors = iter(ranks), []
+    left, tensors = iter(ranks), list[TensorPrediction]()
     for name, plan in plans.items():
         if isinstance(plan, Compressible):
             own = tuple(next(left) for _ in plan.matrices)
-            errors = [(m.norm**2, _matrix(m, rank, method)) for m, rank in zip(plan.matrices, own)]
-            tensors.append(TensorPrediction(*_mean(errors, plan.norm**2), name, plan.shape, own, plan.norm))
+            each = [(m.norm**2, _matrix(m, rank, method)) for m, rank in zip(plan.matrices, own)]
+            tensors.append(TensorPrediction(*_mean(each, plan.norm**2), name, plan.shape, own, plan.norm))
     whole = sum(plan.norm**2 for plan in plans.values())
     errors = [(t.norm**2, (t.squared_error, t.lower, t.upper)) for t in tensors]
-    errors += [(plan.norm**2, (plan.squared_error or 0.0,) * 3) for plan in plans.values() if isinstance(plan, Entry)]
+    for plan in plans.values():
+        if isinstance(plan, Entry):
+            error = plan.squared_error or 0.0
+            errors.append((plan.norm**2, (error, error, error)))
     return Prediction(*_mean(errors, whole), tuple(tensors))
 
 
-def _matrix(matrix: Matrix, rank: int, method: str) -> tuple[float, float, float]:
-    """(predicted, lower, upper) of one matrix."""
+def _matrix(matrix: Matrix, rank: int, method: Method) -> Errors:
     if not rank or not matrix.norm:
         return 1.0, 1.0, 1.0
-    error = predicted_error(matrix.singular, [rank], method, matrix.compact_shape)
-    lower, upper = error_bounds(matrix.singular, [rank], method, matrix.compact_shape)
+    error = method.predicted_error(matrix.spectrum, [rank], matrix.compact_shape)
+    lower, upper = method.error_bounds(matrix.spectrum, [rank], matrix.compact_shape)
     return error.item(), lower.item(), upper.item()
 
 
-def _mean(errors: list[tuple[float, tuple[float, ...]]], whole: float) -> tuple[float, float, float]:
+def _mean(errors: list[tuple[float, Errors]], whole: float) -> Errors:
     """Means weighted by energy, where the energies need not sum to ``whole``."""
-    return tuple(sum(energy * each[i] for energy, each in errors) / whole if whole else 0.0 for i in range(3))
+    expected, lower, upper = (
+        sum(energy * each[i] for energy, each in errors) / whole if whole else 0.0 for i in range(3)
+    )
+    return expected, lower, upper

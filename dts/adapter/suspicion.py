@@ -3,6 +3,7 @@
 import re
 
 from dts.adapter.accounting import Suspicious
+from dts.adapter.text import dtype_name
 from dts.warn import warn
 
 HEAD = re.compile(r"(^|\.)(classifier|classification_head|score|qa_outputs)\.")  # of a task, not of pretraining
@@ -14,7 +15,7 @@ def unchanged(pairing) -> str:
     dtype = (
         ""
         if base.main_dtype == finetuned.main_dtype
-        else (f" (but for the dtype: {_short(finetuned.main_dtype)}, the base has {_short(base.main_dtype)})")
+        else (f" (but for the dtype: {dtype_name(finetuned.main_dtype)}, the base has {dtype_name(base.main_dtype)})")
     )
     left = f"; it lacks the base's {', '.join(pairing.base_only[:5])}" if pairing.base_only else ""
     return (
@@ -41,7 +42,3 @@ def look(pairing, moved: float) -> None:
             "lacks: are the two exchanged?",
             Suspicious,
         )
-
-
-def _short(dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -5,80 +5,77 @@ from dataclasses import replace
 
 import numpy as np
 
-from dts.adapter import format
 from dts.adapter.budget import BLOCK, Curve, allocate_exactly, levelled
 from dts.adapter.entries import AdapterError, Entry
+from dts.adapter.sizes import HEADER_BYTES, measured, whole_error
+from dts.adapter.text import number
 from dts.adapter.vectors import eight_bit
 from dts.codec import Factors
-from dts.codec.spectrum import PAPER_KEPT
-
-HEADER_BYTES = 400  # of one matrix's header entries and row, nearly
+from dts.codec.methods import method_of
+from dts.values import LARGEST
 
 
 def prefix_curve(factors: Factors) -> Curve:
     """Bytes and remaining error of every prefix of whole blocks (and of all components).
 
-    Samples stay or go: with them counts as one rank more, and as if they took as large a share of what they found as
-    the components did.
+    Parts that are no components stay or go: with them counts as one rank more, and as if they took as large a share of
+    what they found as the components did.
     """
-    if factors.samples:
-        curve = prefix_curve(factors.residual())
+    low_rank = factors.low_rank()
+    if low_rank is not factors:
+        curve = prefix_curve(low_rank)
+        left = curve.errors[-1] ** 2 / factors.norm**2 if low_rank.stored else 0.0
         return Curve(
             np.append(curve.ranks, factors.rank + 1),
             np.append(curve.bytes, factors.nbytes + HEADER_BYTES),
-            np.append(curve.errors, curve.errors[-1] ** 2 / factors.norm**2),
+            np.append(curve.errors, left),
         )
+    if not factors.stored:
+        return Curve(np.zeros(1, int), np.zeros(1, int), np.full(1, factors.norm**2))
+    kind, data = factors.components()
     rank = factors.rank
     ranks = np.unique(np.append(np.arange(0, rank, BLOCK), rank))
-    if factors.method == "residual":
-        errors = 1 - factors.prefix_shares().numpy()[ranks]
-    else:
-        energy = np.concatenate([[0.0], factors.packed.sigma.double().square().cumsum(0).numpy()])[ranks]
-        errors = 1 - PAPER_KEPT * energy / factors.norm**2
-    m, n = factors.packed.shape
-    fixed = sum(t.nbytes for key, t in format.factors_tensors(factors).items() if key not in ("u", "v", "sigma"))
-    nbytes = (m + n) * ((ranks + 3) // 4) + 4 * ranks + np.where(ranks > 0, fixed + HEADER_BYTES, 0)
+    errors = kind.prefix_left(data, factors.norm).numpy()[ranks]
+    nbytes = kind.prefix_bytes(data, ranks) + np.where(ranks > 0, factors.index_nbytes + HEADER_BYTES, 0)
     return Curve(ranks, nbytes, errors * factors.norm**2)
 
 
 def cut(entry: Entry, ranks: list[int]) -> Entry | None:
-    """The entry with its matrices' first components (samples: one rank more); None if nothing is left of it."""
-    factors = [
-        None if f is None or not k else f if k > f.rank else f.residual().prefix(k)
-        for f, k in zip(format.matrices(entry), ranks, strict=True)
+    """The entry with its matrices' first components (all parts: one rank more); None if nothing is left of it."""
+    kept = [
+        None if f is None or not k else f if k > f.rank else f.low_rank().prefix(k)
+        for f, k in zip(entry.matrices, ranks, strict=True)
     ]
-    if all(f is None for f in factors) and entry.added_rows is None:
+    if all(f is None for f in kept) and entry.added_rows is None:
         return None
-    error = format.whole_error(entry.norm, factors)
-    return replace(entry, factors=factors if entry.kind == "experts" else factors[0], squared_error=error)
+    return replace(entry.with_matrices(kept), squared_error=whole_error(entry.norm, kept))
 
 
 def shortened(entry: Entry, method: str) -> Entry:
     """An exact vector in 8 bits, as `dts.compress` has it where bytes are asked for; everything else as it is."""
-    if method == "paper" or entry.kind != "delta" or entry.scale is not None:
+    if not method_of(method).rounds_vectors or entry.kind != "delta" or entry.scale is not None:
         return entry
-    return eight_bit(entry, entry.tensor)
+    return eight_bit(entry, entry.whole)
 
 
 def truncated(adapter, nbytes: int):
     """The adapter cut to at most ``nbytes``; changes the adapter given, not its entries."""
     config = adapter.config
     whole = {name: shortened(entry, adapter.method) for name, entry in adapter.entries.items()}
-    where = [(name, i) for name, entry in whole.items() for i, f in enumerate(format.matrices(entry)) if f is not None]
-    factors = [format.matrices(whole[name])[i] for name, i in where]
-    curves = levelled([prefix_curve(f) for f in factors], [math.prod(f.packed.shape) for f in factors])
+    found = [(name, i, f) for name, entry in whole.items() for i, f in enumerate(entry.matrices) if f is not None]
+    curves = levelled([prefix_curve(f) for _, _, f in found], [math.prod(f.compact_shape) for _, _, f in found])
     base_digests = {name: row.get("base") for name, row in config["tensors"].items()}
     dropped = dict(config["dropped"])
 
     def entries(ranks: list[int]) -> dict[str, Entry]:
-        chosen = {name: [0] * len(format.matrices(entry)) for name, entry in whole.items()}
-        for (name, i), rank in zip(where, ranks):
+        chosen = {name: [0] * len(entry.matrices) for name, entry in whole.items()}
+        for (name, i, _), rank in zip(found, ranks):
             chosen[name][i] = rank
         kept = {name: cut(entry, chosen[name]) if chosen[name] else entry for name, entry in whole.items()}
         config["dropped"] = dropped | {
-            name: format.number(whole[name].norm)
+            name: number(whole[name].norm)
             for name, entry in kept.items()
-            if whole[name].norm and (entry is None or format.matrices(entry) == [None])
+            if whole[name].norm and (entry is None or entry.matrices == [None])
         }
         return {name: entry for name, entry in kept.items() if entry is not None}
 
@@ -89,35 +86,13 @@ def truncated(adapter, nbytes: int):
     wrong = [
         name
         for name, entry in adapter.entries.items()
-        for f in format.matrices(entry)
-        if f is not None and not format.largest_value(f) <= format.LARGEST_VALUE
+        for f in entry.matrices
+        if f is not None and not f.largest <= LARGEST
     ]
     if wrong:
         raise AdapterError(
             f"{', '.join(dict.fromkeys(wrong))}: the recorded norm does not belong to the components, "
             "so that no shorter ones can be made of them"
         )
-    measured(config, adapter.entries, base_digests, format.digest)
+    measured(config, adapter.entries, base_digests, digests=True)
     return adapter
-
-
-def measured(config: dict, entries: dict[str, Entry], base_digests: dict, sha256=None) -> int:
-    """Bytes of an adapter folder with these entries; brings ``config`` up to date.
-
-    sha256: `format.digest`; without it zeros of the same length.
-    """
-    sizes = format.describe(config, entries.values(), base_digests, bool(sha256))
-    config["squared_error"] = overall_error(config, entries)
-    return format.total_bytes(config, sizes)[2]
-
-
-def overall_error(config: dict, entries: dict[str, Entry]) -> float | None:
-    """Squared relative error of the whole difference; None if a tensor does not know its own."""
-    stored = [e for e in entries.values() if e.name not in config["dropped"]]
-    if any(e.squared_error is None for e in stored):
-        return None
-    lost = sum(norm**2 for norm in config["dropped"].values())
-    lost += sum(e.squared_error * e.norm**2 for e in stored)
-    whole = sum(e.norm**2 for e in entries.values() if e.name not in config["dropped"])
-    whole += sum(norm**2 for norm in config["dropped"].values())
-    return format.number(lost / whole) if whole else 0.0

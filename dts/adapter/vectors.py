@@ -9,10 +9,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from dts.adapter.check import LARGEST
 from dts.adapter.entries import Entry
-from dts.adapter.format import number
+from dts.adapter.text import number
 from dts.sums import energy, squared_difference
+from dts.values import LARGEST
 
 SHORT = 16  # elements: below, a scale costs about as much as it saves
 

@@ -5,8 +5,11 @@ from dataclasses import dataclass, field
 import torch
 
 from dts import sums
-from dts.adapter import format
 from dts.adapter.apply import base_mismatches
+from dts.adapter.carried import file_problems
+from dts.adapter.digests import config_digest, digest
+from dts.adapter.folder import CONFIG
+from dts.adapter.rows import entry_tensors
 from dts.checkpoint import Checkpoint
 from dts.checkpoint.names import named_as_loaded
 
@@ -31,12 +34,12 @@ def verify(adapter, base: Checkpoint, finetuned: Checkpoint | None = None) -> Re
     report = Report([f"base: {line}" for line in base_mismatches(adapter, base)])
     rows = adapter.config["tensors"]
     for name, entry in adapter.entries.items():
-        own, version = format.entry_tensors(entry), adapter.config["format_version"]
-        if name not in rows or format.digest(name, own, rows[name], version) != rows[name]["sha256"]:
+        own, version = entry_tensors(entry), adapter.config["format_version"]
+        if name not in rows or digest(name, own, rows[name], version) != rows[name]["sha256"]:
             report.problems.append(f"{name}: what is stored of it was altered")
-    if "sha256" in adapter.config and format.config_digest(adapter.config) != adapter.config["sha256"]:
-        report.problems.append(f"{format.CONFIG}: it was altered")
-    report.problems += format.file_problems(adapter)
+    if "sha256" in adapter.config and config_digest(adapter.config) != adapter.config["sha256"]:
+        report.problems.append(f"{CONFIG}: it was altered")
+    report.problems += file_problems(adapter)
     if report.problems or finetuned is None:
         return report
     model = adapter.on(base, check=False)

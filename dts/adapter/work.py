@@ -3,14 +3,15 @@
 import hashlib
 import json
 import os
-from functools import cache
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
 from dts.adapter.entries import Entry
-from dts.adapter.format import entry_from, entry_row, entry_tensors
-from dts.adapter.plan import Compressible, Matrix
+from dts.adapter.matrix import Matrix
+from dts.adapter.plan import Compressible
+from dts.adapter.rows import entry_from, entry_row, entry_tensors
 from dts.checkpoint import Damaged, SafetensorsFile, write_safetensors
 from dts.checkpoint.safetensors_file import layout_of
 from dts.files import OVERTAKEN, Building, write_text
@@ -20,65 +21,52 @@ AFRESH = "start again without resume, or with what it had"
 LONGEST = 180  # characters of a tensor's name in a file's
 
 
-@cache
-def code_digest() -> str:
-    """16 hex digits over the code that makes entries: a version number does not change with every line."""
-    here = Path(__file__).parent
-    total = hashlib.sha256()
-    for file in sorted([*here.glob("*.py"), *(here.parent / "codec").glob("*.py")]):
-        total.update(file.read_bytes())
-    return total.hexdigest()[:16]
-
-
 class Work:
-    """Entries and spectra by tensor: in memory, or in files of a folder so that a run can be continued.
+    """Entries by tensor, and spectra, in memory."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, tuple[list[int], Entry]] = {}
+
+    def entry(self, name: str, ranks: list[int]) -> Entry | None:
+        """The finished entry of these ranks, if there is one."""
+        ranks_of_found, found = self._entries.get(name, (None, None))
+        return found if ranks_of_found == ranks else None
+
+    def keep(self, entry: Entry, ranks: list[int]) -> Entry:
+        """Stores a finished entry; gives it back, from the file if there is one."""
+        self._entries[entry.name] = ranks, entry
+        return entry
+
+    def spectra(self, name: str) -> list[Matrix] | None:
+        """The measured matrices of a tensor, if they were kept."""
+        return None
+
+    def keep_spectra(self, plan: Compressible) -> None:
+        """Stores the measured matrices of a tensor, where a later run can find them."""
+
+    def clear(self) -> None:
+        """Removes what is kept in files."""
+
+
+class KeptWork(Work):
+    """The same in files of a folder, so that a run can be continued.
 
     place: where they are kept; files of another run that may lie there are not taken, and made again.
     options: everything the result depends on; raises ValueError if those of the run to be continued were others.
     """
 
-    def __init__(self, place: Building | None, options: dict, config: dict):
+    def __init__(self, place: Building, options: dict, config: dict):
+        super().__init__()
         self.place, self.config = place, config
-        self.folder = None if place is None else place.work
-        self._entries: dict[str, tuple[list[int], Entry]] = {}
-        if place is None:
-            return
-        file, options = self.folder / OPTIONS, options | {"run": place.run}
-        if not file.is_file():
-            write_text(file, json.dumps(options))
-            return
-        try:
-            theirs = json.loads(file.read_text("utf-8"))
-            theirs.setdefault("run", place.run)  # version 0.1.0 had none; its package is another one
-        except (ValueError, AttributeError):
-            raise ValueError(f"the notes of the interrupted run are damaged: {AFRESH}") from None
-        wrong = [
-            f"{k}: {theirs.get(k)!r} then, {options.get(k)!r} now"
-            for k in sorted({*theirs, *options})
-            if theirs.get(k) != options.get(k)
-        ]
-        if wrong:
-            raise ValueError(
-                "the interrupted run was another one, and cannot be continued: "
-                f"{'; '.join(wrong)}.  {AFRESH.capitalize()}"
-            )
+        _compare(place.work / OPTIONS, options | {"run": place.run})
 
     def entry(self, name: str, ranks: list[int]) -> Entry | None:
-        """The finished entry of these ranks, if there is one."""
-        if self.folder is None:
-            found = self._entries.get(name)
-            return found[1] if found is not None and found[0] == ranks else None
         found = self._read("entry", name)
         if found is None or json.loads(found.metadata["ranks"]) != ranks:
             return None
-        load = lambda key: found.load(key) if key in found.tensors else None  # noqa: E731
-        return entry_from(name, json.loads(found.metadata["row"]), self.config, load)
+        return entry_from(name, json.loads(found.metadata["row"]), self.config, partial(_load, found))
 
     def keep(self, entry: Entry, ranks: list[int]) -> Entry:
-        """Stores a finished entry; gives it back, from the file if there is one."""
-        if self.folder is None:
-            self._entries[entry.name] = ranks, entry
-            return entry
         tensors = entry_tensors(entry)
         row = entry_row(entry, None, None, layout_of(tensors.items()))
         self._write("entry", entry.name, tensors, {"row": json.dumps(row), "ranks": json.dumps(ranks)})
@@ -88,19 +76,16 @@ class Work:
         return found
 
     def spectra(self, name: str) -> list[Matrix] | None:
-        """The measured matrices of a tensor, if there are any."""
-        found = self._read("spectrum", name) if self.folder is not None else None
+        found = self._read("spectrum", name)
         if found is None:
             return None
-        load = lambda key: found.load(key) if key in found.tensors else None  # noqa: E731
+        load = partial(_load, found)
         return [
-            Matrix(tuple(shape), load(f"{i}.rows"), load(f"{i}.columns"), norm, load(f"{i}.singular"))
-            for i, (shape, norm) in enumerate(json.loads(found.metadata["matrices"]))
+            Matrix((m, n), load(f"{i}.rows"), load(f"{i}.columns"), norm, load(f"{i}.singular"))
+            for i, ((m, n), norm) in enumerate(json.loads(found.metadata["matrices"]))
         ]
 
     def keep_spectra(self, plan: Compressible) -> None:
-        if self.folder is None:
-            return
         tensors = {
             f"{i}.{key}": getattr(m, key)
             for i, m in enumerate(plan.matrices)
@@ -108,17 +93,16 @@ class Work:
             if getattr(m, key) is not None
         }
         about = json.dumps([[m.shape, m.norm] for m in plan.matrices])
-        self._write("spectrum", plan.pair.name, tensors, {"matrices": about})
+        self._write("spectrum", plan.name, tensors, {"matrices": about})
 
     def clear(self) -> None:
-        if self.place is not None:
-            self.place.clear()
+        self.place.clear()
 
     def _path(self, stage: str, name: str) -> Path:
         plain = name.replace("/", "_")
         if plain != name or len(plain) > LONGEST:  # other names must not be this one, and no file's is longer than 255
             plain = f"{plain[:LONGEST]}.{hashlib.sha256(name.encode()).hexdigest()[:16]}"
-        return self.folder / f"{stage}.{plain}.safetensors"
+        return self.place.work / f"{stage}.{plain}.safetensors"
 
     def _read(self, stage: str, name: str) -> SafetensorsFile | None:
         path = self._path(stage, name)
@@ -137,3 +121,33 @@ class Work:
             metadata | {"run": self.place.run},
         )
         os.replace(path.with_suffix(".new"), path)
+
+
+def work_of(place: Building | None, options: dict, config: dict) -> Work:
+    """In memory where nothing is built."""
+    return Work() if place is None else KeptWork(place, options, config)
+
+
+def _compare(file: Path, options: dict) -> None:
+    """Notes the options of a run, or compares them with those that an interrupted one noted; raises ValueError."""
+    if not file.is_file():
+        write_text(file, json.dumps(options))
+        return
+    try:
+        theirs = json.loads(file.read_text("utf-8"))
+        theirs.setdefault("run", options["run"])  # version 0.1.0 had none; its package is another one
+    except (ValueError, AttributeError):
+        raise ValueError(f"the notes of the interrupted run are damaged: {AFRESH}") from None
+    wrong = [
+        f"{k}: {theirs.get(k)!r} then, {options.get(k)!r} now"
+        for k in sorted({*theirs, *options})
+        if theirs.get(k) != options.get(k)
+    ]
+    if wrong:
+        raise ValueError(
+            f"the interrupted run was another one, and cannot be continued: {'; '.join(wrong)}.  {AFRESH.capitalize()}"
+        )
+
+
+def _load(file: SafetensorsFile, key: str) -> Tensor | None:
+    return file.load(key) if key in file.tensors else None

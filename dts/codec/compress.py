@@ -7,20 +7,13 @@ import torch
 from torch import Tensor
 
 from dts import sums
-from dts_kernels.layout import PackedFactors
-from dts_kernels.samples import Samples
 
-from . import four_group, residual, sketch
 from .errors import Unencodable
-from .factors import Factors, Part
-from .spectrum import predicted_error, singular_values
+from .factors import Factors
+from .methods import METHODS, method_of
+from .parts import components, kind_of, with_tensors
 
-ENCODERS = {"residual": residual, "paper": four_group, "sketch": sketch}
-METHODS = tuple(ENCODERS)
-RANK_LIMIT = {"residual": 4, "paper": 1, "sketch": 4}  # times min(m, n) of the matrix without its zero rows and columns
-TRIALS = 6  # ranks tried for a target error
 THREADED = 1 << 21  # elements of a matrix from which its products gain more from threads than joining them can cost
-TINY = 1e-300  # stands for an error of 0 where logarithms are taken
 
 
 def compress_tensor(
@@ -53,37 +46,36 @@ def compress_tensor(
     floating point matrix, or with elements that are NaN, infinite, or too large for float32.
     """
     asked = [size for size in (rank_fraction, rank, target_error) if size is not None]
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+    how = method_of(method)
     if len(asked) != 1 or not asked[0] > 0:
         raise ValueError(
             f"give one of rank_fraction=, rank=, target_error=, above 0; got {rank_fraction=}, {rank=}, {target_error=}"
         )
-    if target_error is not None and method != "residual":
-        raise ValueError('target_error= needs method="residual"; give "paper" and "sketch" a rank_fraction= or rank=')
+    if target_error is not None and not how.searches:
+        able = " or ".join(f'"{name}"' for name, known in METHODS.items() if known.searches)
+        others = " and ".join(f'"{name}"' for name, known in METHODS.items() if not known.searches)
+        raise ValueError(f"target_error= needs method={able}; give {others} a rank_fraction= or rank=")
 
-    shape, (rows, columns, compact) = tuple(delta.shape), compacted(checked(delta, name, device))
+    wide = checked(delta, name, device)
+    m, n = wide.shape
+    rows, columns, compact = compacted(wide)
+    del wide  # where rows or columns are left out, that of them is all that is needed
     if not compact.numel():
-        empty = PackedFactors(*(torch.zeros(size, 0, dtype=torch.uint8) for size in shape), torch.zeros(0))
-        return Factors(empty, shape, None, None, (), 0.0, 0.0)
+        return Factors((components.planned(0, (m, n)),), (m, n), None, None, 0.0, 0.0)
     scale = largest(compact)
     own = overwrite or compact.untyped_storage().data_ptr() != delta.untyped_storage().data_ptr()
     compact = compact.div_(scale) if own else compact / scale
-    limit = RANK_LIMIT[method] * min(compact.shape)
-    samples: tuple[Samples, ...] = ()
+    limit = how.rank_limit * min(compact.shape)
     with one_thread(compact.numel() < THREADED):
         if target_error is not None:
-            packed, error = encode_to_error(compact, target_error, limit, seed)
+            parts, error = how.encode_to_error(compact, target_error, limit, seed)
         else:
-            rank = min(limit, rank or max(1, int(rank_fraction * min(shape))))
-            packed, error, *more = ENCODERS[method].encode(compact, rank, seed)
-            samples = more[0] if more else ()
-    sigma = packed.sigma.double() * scale
-    packed = PackedFactors(packed.u, packed.v, sigma.float(), packed.levels).to("cpu")
-    norm = sums.norm(compact) * scale
-    samples = tuple(one.times(scale).to("cpu") for one in samples)
-    parts = (Part("paper" if method == "paper" else "residual", packed.rank),)
-    return Factors(packed, shape, rows, columns, parts, norm, error, samples)
+            if rank_fraction is not None:
+                rank = max(1, int(rank_fraction * min(m, n)))
+            parts, error = how.encode(compact, min(limit, rank or limit), seed)
+    scaled = (kind_of(data).times(data, scale) for data in parts)
+    stored = tuple(with_tensors(data, lambda tensor: tensor.to("cpu")) for data in scaled)
+    return Factors(stored, (m, n), rows, columns, sums.norm(compact) * scale, error)
 
 
 @contextmanager
@@ -127,36 +119,11 @@ def largest(x: Tensor) -> float:
 
 def compacted(delta: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor]:
     """(rows, columns, delta without its all-zero rows and columns); indices int64 on the CPU, None where all stay."""
-    kept = []
+    kept: list[Tensor | None] = []
     for dim in (1, 0):
         used = (delta != 0).any(dim)
         if not used.all():
             delta = delta.index_select(1 - dim, used.nonzero()[:, 0])
         kept.append(None if used.all() else used.nonzero()[:, 0].cpu())
-    return *kept, delta
-
-
-def encode_to_error(delta: Tensor, target: float, limit: int, seed: int) -> tuple[PackedFactors, float]:
-    """Residual factors with the smallest rank found whose error is at most ``target``, and that error.
-
-    The first rank tried is the predicted one; until one rank misses the target and another meets it, the prediction
-    is scaled by measured over predicted; then the logarithm of the error is interpolated between the two.
-    """
-    predicted = predicted_error(singular_values(delta), range(limit + 1), shape=delta.shape)
-    best, low, high, ratio, errors = None, 0, limit + 1, 1.0, {}
-    for _ in range(TRIALS):
-        if low in errors and high in errors:
-            fall = math.log(errors[low] / target) / math.log(errors[low] / errors[high])
-            guess = math.ceil(low + fall * (high - low))
-        else:
-            guess = int((predicted * ratio > target).sum())
-        rank = min(max(guess, low + 1), high - 1)
-        if rank <= low:
-            break
-        packed, error = residual.encode(delta, rank, seed)
-        errors[rank], ratio = max(error, TINY), error / predicted[rank].item()
-        if error <= target:
-            best, high = (packed, error), rank
-        else:
-            low = rank
-    return best or residual.encode(delta, limit, seed)
+    rows, columns = kept
+    return rows, columns, delta

@@ -4,6 +4,9 @@ Of all elements together: the positive ones, by size, are split into a larger an
 the negative ones.  Each group's elements become the group's RMS with the group's sign.
 """
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,6 +14,9 @@ from dts.sums import energy, squared_difference
 from dts_kernels.layout import PackedFactors, pack
 from dts_kernels.reference import reconstruct
 
+from . import spectrum
+from .method import Method, Parts
+from .parts import components
 from .svd import significant
 
 
@@ -52,3 +58,31 @@ def encode(delta: Tensor, rank: int, seed: int = 0) -> tuple[PackedFactors, floa
     (u_codes, u_levels), (v_codes, v_levels) = four_group_codes(u), four_group_codes(vh)
     packed = PackedFactors(pack(u_codes), pack(v_codes.T), s, torch.stack([u_levels, v_levels]))
     return packed, squared_difference(delta, reconstruct(packed)) / energy(delta)
+
+
+class Paper(Method):
+    """Components as published: of every matrix, vectors kept exactly, levels of the matrix's own."""
+
+    name, rank_limit, small, rounds_vectors = "paper", 1, True, False
+
+    def encode(self, delta: Tensor, rank: int, seed: int = 0) -> tuple[Parts, float]:
+        packed, error = encode(delta, rank, seed)
+        return (packed,), error
+
+    def planned(self, rank: int, shape: tuple[int, int]) -> Parts:
+        return (components.planned(rank, shape, levels=True),)
+
+    def nbytes(self, ranks: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+        return components.bytes_at(shape, ranks, levels=True)
+
+    def left(self, singular: Tensor, ranks: np.ndarray, shape: tuple[int, int]) -> Tensor:
+        return spectrum.paper_error(singular, ranks)
+
+    def predicted_error(self, singular: Tensor, ranks: Any, shape: tuple[int, int] | None) -> Tensor:
+        return spectrum.paper_error(singular, ranks)
+
+    def error_bounds(self, singular: Tensor, ranks: Any, shape: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
+        return spectrum.paper_bounds(singular, ranks)
+
+
+METHOD = Paper()

@@ -17,33 +17,41 @@ The start is the truncated SVD.  Components beyond the delta's rank, if asked fo
 residual.
 """
 
+import math
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from dts.sums import energy
 from dts_kernels.layout import PackedFactors, pack
 
-from .factors import GAIN, error_of, least_squares
+from . import spectrum
+from .codes import RMS, THRESHOLD
+from .method import Method, Parts
+from .parts import components
+from .scale import GAIN, error_of, least_squares
 from .svd import leading_svd
 
-RMS = 2.7  # of the codes that fit a normal distribution best, near enough for a start
-THRESHOLD = 2.5  # halfway between 1 and 4
 RELAXATION = (1.5, 1.1)
 ALTERNATIONS, FEWEST, SETTLING = 24, 8, 3
 EFFORT = 1.5e12  # floating point operations that one matrix's alternations may cost before there are fewer of them
 CHUNK, BLOCK = 64, 8  # components between two updates of all targets, of the chunk's targets; within: one by one
 NEGLIGIBLE = 1e-12  # share of the energy that no further component is spent on
+TRIALS = 6  # ranks tried for a target error
+TINY = 1e-300  # stands for an error of 0 where logarithms are taken
 
 
 def encode(delta: Tensor, rank: int, seed: int = 0) -> tuple[PackedFactors, float]:
-    """At most ``rank`` components of delta, largest first, at the scale of `factors`.
+    """At most ``rank`` components of delta, largest first, at the scale of `dts.codec.scale`.
 
     delta: float32 [m, n], not zero, elements of order 1.  Returns the factors and the squared relative error,
     `error_of` the share of ||delta||^2 that the least squares components explain.
     """
     u, sigma, v = start(delta, rank, seed)
     first, last = RELAXATION
-    alternations = affordable(*delta.shape, rank)
+    alternations = affordable(delta.shape[0], delta.shape[1], rank)
     moving = alternations - SETTLING
     left = v @ delta.T
     for step in range(alternations):
@@ -58,6 +66,34 @@ def encode(delta: Tensor, rank: int, seed: int = 0) -> tuple[PackedFactors, floa
     order = (sigma * u.norm(dim=1) * v.norm(dim=1)).argsort(descending=True, stable=True)
     codes = lambda x: pack(((x < 0) * 2 + (x.abs() > THRESHOLD)).byte()[order].T)  # noqa: E731
     return PackedFactors(codes(u), codes(v), sigma[order] * share**-GAIN), error_of(share)
+
+
+def encode_to_error(delta: Tensor, target: float, limit: int, seed: int) -> tuple[PackedFactors, float]:
+    """Components with the smallest rank found whose error is at most ``target``, and that error.
+
+    The first rank tried is the predicted one; until one rank misses the target and another meets it, the prediction
+    is scaled by measured over predicted; then the logarithm of the error is interpolated between the two.
+    """
+    shape = delta.shape[0], delta.shape[1]
+    predicted = spectrum.residual_error(spectrum.singular_values(delta), range(limit + 1), shape)
+    best, low, high, ratio = None, 0, limit + 1, 1.0
+    errors: dict[int, float] = {}
+    for _ in range(TRIALS):
+        if low in errors and high in errors:
+            fall = math.log(errors[low] / target) / math.log(errors[low] / errors[high])
+            guess = math.ceil(low + fall * (high - low))
+        else:
+            guess = int((predicted * ratio > target).sum())
+        rank = min(max(guess, low + 1), high - 1)
+        if rank <= low:
+            break
+        packed, error = encode(delta, rank, seed)
+        errors[rank], ratio = max(error, TINY), error / predicted[rank].item()
+        if error <= target:
+            best, high = (packed, error), rank
+        else:
+            low = rank
+    return best or encode(delta, limit, seed)
 
 
 def affordable(m: int, n: int, rank: int) -> int:
@@ -120,3 +156,35 @@ def fit(signed: Tensor, other: Tensor, moments: Tensor) -> tuple[Tensor, float]:
     signed[negative] *= -1
     moments[negative] *= -1
     return sigma.abs().clamp(min=1e-9 * sigma.abs().max()).float(), explained[-1].item()
+
+
+class Residual(Method):
+    """Components alone; those beyond the delta's rank correct the rounding of the others."""
+
+    name, rank_limit, searches = "residual", 4, True
+
+    def encode(self, delta: Tensor, rank: int, seed: int = 0) -> tuple[Parts, float]:
+        packed, error = encode(delta, rank, seed)
+        return (packed,), error
+
+    def encode_to_error(self, delta: Tensor, target: float, limit: int, seed: int = 0) -> tuple[Parts, float]:
+        packed, error = encode_to_error(delta, target, limit, seed)
+        return (packed,), error
+
+    def planned(self, rank: int, shape: tuple[int, int]) -> Parts:
+        return (components.planned(rank, shape),)
+
+    def left(self, singular: Tensor, ranks: np.ndarray, shape: tuple[int, int]) -> Tensor:
+        return 1 - spectrum.predicted_share(singular, ranks, shape)
+
+    def error_left(self, error: float) -> float:
+        return 1 - error / 16  # what the scale adds, where errors are small
+
+    def predicted_error(self, singular: Tensor, ranks: Any, shape: tuple[int, int] | None) -> Tensor:
+        return spectrum.residual_error(singular, ranks, shape)
+
+    def error_bounds(self, singular: Tensor, ranks: Any, shape: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
+        return spectrum.residual_bounds(singular, ranks)
+
+
+METHOD = Residual()

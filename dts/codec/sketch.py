@@ -1,31 +1,27 @@
 """Method "sketch": a quarter of the bytes for residual components, the rest for an unbiased sample of what they leave.
 
 What residual components leave out is missing in every layer, and pulls the model's answers the same way in all of
-them; noise of equal size does not add up.  With T what the components leave, one element of T of every G is kept, at
-places that follow from a seed (`dts_kernels.samples`), G times as large:  E[sample] = T, an error that is noise alone
-and that other rows do not share.  Values are rounded to the codes, with one scale that keeps their norm.
+them; noise of equal size does not add up.  So what the components leave is sampled (`dts.codec.parts.sample`).
 
 The noise is several times the delta (``squared_error`` > 1), yet *measured*, the answers of language models and of text
 encoders are closer to the fine-tune's than the residual method's at equal bytes (benchmarks/quality/FINDINGS.md).
 """
 
-import hashlib
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dts.sums import dot, energy
-from dts_kernels.layout import PackedFactors, pack, packed_width
-from dts_kernels.reference import decode, reconstruct
-from dts_kernels.samples import STRIDES, Samples, columns, groups_of
+from dts_kernels.layout import packed_width
+from dts_kernels.samples import STRIDES, groups_of
 
 from . import residual
+from .method import Parts
+from .parts import components, sample
 
 SHARE = 4  # the components have one in so many of the bytes
 BLOCK = 4  # components that share a byte
-ROWS_AT_ONCE = 1 << 23  # elements of what the components leave that are held at a time
-REFINEMENTS = 6  # of the scale and the codes in turn
-KEPT = 0.8795  # of the energy of normal elements when rounded at the best scale; the cosine's square
 
 
 def split(rank: int, shape: tuple[int, int]) -> tuple[int, int | None]:
@@ -46,61 +42,59 @@ def split(rank: int, shape: tuple[int, int]) -> tuple[int, int | None]:
     return first + int(room // (BLOCK * component)) * BLOCK, stride
 
 
-def encode(delta: Tensor, rank: int, seed: int = 0) -> tuple[PackedFactors, float, tuple[Samples, ...]]:
+def encode(delta: Tensor, rank: int, seed: int = 0) -> tuple[Parts, float]:
     """Components and sample, at the bytes of ``rank`` residual components.
 
-    delta: float32 [m, n], not zero, elements of order 1.  Returns the components, the squared relative error of both
-    together, and the sample (none where nothing is left or there is no room).
+    delta: float32 [m, n], not zero, elements of order 1.  Returns them (no sample where nothing is left or there is no
+    room) and the squared relative error of both together.
     """
-    shape = tuple(delta.shape)
-    first, stride = split(rank, shape)
+    first, stride = split(rank, (delta.shape[0], delta.shape[1]))
     packed, error = residual.encode(delta, first, seed)
     if packed.rank < first or stride is None:
-        return packed, error, ()
-    # equal places in two layers would make their noise alike
-    content = f"{seed}".encode() + packed.sigma.cpu().numpy().tobytes()
-    own = int.from_bytes(hashlib.sha256(content).digest()[:4], "little")
-    at = columns(shape, stride, own, delta.device)
-    real = at < shape[1]
-    kept, lost = missing(delta, packed, at.clamp_(max=shape[1] - 1))
-    kept *= real
-    codes, scale = rounded(kept, real)
-    sample = Samples(pack(codes), scale, stride, own, shape).times(stride)
-    values = decode(sample.codes, sample.groups) * sample.scale * real
-    noise = lost + energy(values) - 2 * dot(values, kept)
-    return packed, noise / energy(delta), (sample,)
+        return (packed,), error
+    rest, error = sample.encode(delta, packed, stride, seed)
+    return (packed, rest), error
 
 
-def missing(delta: Tensor, packed: PackedFactors, at: Tensor) -> tuple[Tensor, float]:
-    """What the components leave of delta: its elements at columns ``at`` [m, count], and the energy of all of it.
+class Sketch(residual.Residual):
+    """Residual components and a sample of what they leave; its curves are those of the components, since a sketch gains
+    from bytes where they do."""
 
-    Made some rows at a time: never held whole.
-    """
-    kept, lost = delta.new_empty(at.shape), 0.0
-    rows = max(1, ROWS_AT_ONCE // max(1, delta.shape[1]))
-    for first in range(0, len(delta), rows):
-        here = slice(first, first + rows)
-        left = delta[here] - reconstruct(PackedFactors(packed.u[here], packed.v, packed.sigma, packed.levels))
-        torch.gather(left, 1, at[here], out=kept[here])
-        lost += energy(left)
-    return kept, lost
+    name, searches, to_error = "sketch", False, False
+    note = ", mostly the sketch's noise"
+
+    def encode(self, delta: Tensor, rank: int, seed: int = 0) -> tuple[Parts, float]:
+        return encode(delta, rank, seed)
+
+    def planned(self, rank: int, shape: tuple[int, int]) -> Parts:
+        first, stride = split(rank, shape)
+        packed = components.planned(first, shape)
+        return (packed,) if stride is None else (packed, sample.planned(stride, shape))
+
+    def components(self, rank: int, shape: tuple[int, int]) -> int:
+        return split(rank, shape)[0]
+
+    def limit(self, asked: int, found: int) -> int:
+        return asked
+
+    def predicted_error(self, singular: Tensor, ranks: Any, shape: tuple[int, int] | None) -> Tensor:
+        return self._with_sample(ranks, shape, lambda first: residual.METHOD.predicted_error(singular, first, shape))
+
+    def error_bounds(self, singular: Tensor, ranks: Any, shape: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
+        """Those of its components, with the expected noise of its sample."""
+        bounds = residual.METHOD.error_bounds
+        return (
+            self._with_sample(ranks, shape, lambda first: bounds(singular, first, shape)[0]),
+            self._with_sample(ranks, shape, lambda first: bounds(singular, first, shape)[1]),
+        )
+
+    def _with_sample(self, ranks: Any, shape: tuple[int, int] | None, left: Callable[[list[int]], Tensor]) -> Tensor:
+        """Errors at each rank, from the errors that ``left`` gives of components."""
+        if shape is None:
+            raise ValueError("how a sketch splits its bytes depends on the shape: give it")
+        splits = [split(rank, shape) for rank in torch.as_tensor(ranks).flatten().tolist()]
+        errors = left([first for first, _ in splits])
+        return torch.stack([sample.expected_error(error, stride) for error, (_, stride) in zip(errors, splits)])
 
 
-def rounded(kept: Tensor, real: Tensor) -> tuple[Tensor, float]:
-    """(codes uint8, the scale that keeps the norm) of elements; those not ``real`` are zero and do not count."""
-    size = kept.abs()
-    scale = (energy(size) / int(real.sum())) ** 0.5 / residual.RMS
-    for _ in range(REFINEMENTS):
-        large = size > residual.THRESHOLD * scale
-        values = (1 + 3 * large.float()) * real
-        scale = dot(size, values) / energy(values)
-    return ((kept < 0) * 2 + large).byte(), (energy(kept) / energy(values)) ** 0.5
-
-
-def expected_error(left, stride: int | None):
-    """Squared relative error of both together, where the components leave ``left`` (float or tensor).
-
-    With q what an element t is rounded to, kept once in G:  E (G q - t)^2 / G + (1 - 1 / G) t^2, summed, is
-    (1 + G - 2 sqrt(KEPT)) || T ||^2.
-    """
-    return left if stride is None else left * (1 + stride - 2 * KEPT**0.5)
+METHOD = Sketch()

@@ -46,15 +46,14 @@ low rank), the prediction is too low, several times at worst, while the error is
 import torch
 from torch import Tensor
 
-from . import sketch
-from .factors import GAIN, error_of
+from .codes import KEPT
+from .scale import GAIN, error_of
 from .svd import EXACT_BELOW, gram
 
 PAPER_KEPT = 0.7204  # 2 rho^2 - 1, rho = 0.9275
 PAPER_KEPT_LAPLACE = 0.4803  # the same of elements with a Laplace distribution
 SHANNON_KEPT = 1 - 2**-4  # rho^2 of the best quantiser of 2 bits
 LONELY, COMPANY, REDUNDANCY = 0.8, 2, 0.75  # the constants of b
-SCALAR_KEPT = 0.8795  # rho^2 of values 1 and 4, threshold 2.5, best scale
 GENERATIONS = 4
 TURN = ((1 - 2 * GAIN) / (2 - 2 * GAIN)) ** (1 / GAIN)  # share where `error_of` is largest
 KNOTS = 12  # values of b between which shares are interpolated
@@ -72,21 +71,22 @@ def singular_values(delta: Tensor) -> Tensor:
     return torch.linalg.eigvalsh(gram(x, fast)).flip(0).clamp(min=0).sqrt()
 
 
-def predicted_error(singular_values: Tensor, ranks, method: str = "residual", shape=None) -> Tensor:
-    """Predicted squared relative error at each rank, by the formulas above.
+def residual_error(singular_values: Tensor, ranks, shape: tuple[int, int] | None = None) -> Tensor:
+    """Predicted squared relative error of method "residual" at each rank: float64 [len(ranks)].
 
     singular_values: [count], all of them, in any order; ranks: ints; shape: (m, n) of the matrix without its zero
-    rows and columns, needed for "sketch".  Returns float64 [len(ranks)].
+    rows and columns, where it is known.
     """
-    if method == "paper":
-        return 1 - PAPER_KEPT * head_share(sorted_energies(singular_values), ranks)
-    if method == "sketch":
-        return with_sketch(ranks, shape, lambda first: predicted_error(singular_values, first, shape=shape))
     return error_of(predicted_share(singular_values, ranks, shape))
 
 
-def predicted_share(singular_values: Tensor, ranks, shape=None) -> Tensor:
-    """Share of the energy that method "residual" at its least squares scale explains; as `predicted_error`."""
+def paper_error(singular_values: Tensor, ranks) -> Tensor:
+    """The same of method "paper"."""
+    return 1 - PAPER_KEPT * head_share(sorted_energies(singular_values), ranks)
+
+
+def predicted_share(singular_values: Tensor, ranks, shape: tuple[int, int] | None = None) -> Tensor:
+    """Share of the energy that method "residual" at its least squares scale explains; as `residual_error`."""
     energies, ranks = sorted_energies(singular_values), torch.as_tensor(ranks).flatten()
     bits = bits_at(energies, ranks, shape)
     low, high = bits.min().item(), bits.max().item()
@@ -102,10 +102,10 @@ def predicted_share(singular_values: Tensor, ranks, shape=None) -> Tensor:
 
 def kept_by(bits: float) -> float:
     """rho^2 of ``bits`` a number."""
-    return max(SCALAR_KEPT, 1 - 2 ** (-2 * bits))
+    return max(KEPT, 1 - 2 ** (-2 * bits))
 
 
-def bits_at(energies: Tensor, ranks: Tensor, shape=None) -> Tensor:
+def bits_at(energies: Tensor, ranks: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
     """b above for each rank: float64 [len(ranks)]."""
     bits = 2 * (1 - LONELY / (ranks.double() + COMPANY))
     if shape is not None:
@@ -116,30 +116,22 @@ def bits_at(energies: Tensor, ranks: Tensor, shape=None) -> Tensor:
     return bits
 
 
-def with_sketch(ranks, shape: tuple[int, int], error) -> Tensor:
-    """Errors of method "sketch" from ``error(ranks)`` of its components."""
-    splits = [sketch.split(rank, shape) for rank in torch.as_tensor(ranks).flatten().tolist()]
-    left = error([first for first, _ in splits])
-    return torch.stack([sketch.expected_error(e, stride) for e, (_, stride) in zip(left, splits)])
-
-
-def error_bounds(singular_values: Tensor, ranks, method: str = "residual", shape=None) -> tuple[Tensor, Tensor]:
-    """(lower, upper) bounds of the squared relative error at each rank: float64 [len(ranks)] each.
+def residual_bounds(singular_values: Tensor, ranks) -> tuple[Tensor, Tensor]:
+    """(lower, upper) bounds of method "residual"'s squared relative error at each rank: float64 [len(ranks)] each.
 
     The lower one holds for every matrix, the upper one for singular vectors whose elements are close to normal; see
-    **Bounds** and **Where they fail** above.  Of "sketch" they are those of its components with the expected noise
-    of its sample.  Arguments as in `predicted_error`.
+    **Bounds** and **Where they fail** above.  Arguments as in `residual_error`.
     """
-    if method == "sketch":
-        own = [with_sketch(ranks, shape, lambda first, i=i: error_bounds(singular_values, first)[i]) for i in (0, 1)]
-        return own[0], own[1]
     energies = sorted_energies(singular_values)
-    most = head_share(energies, ranks).clamp(max=1)
-    if method == "paper":
-        return 1 - most, 1 - PAPER_KEPT_LAPLACE * most
-    least = residual_share(energies, ranks, SCALAR_KEPT)
+    most, least = head_share(energies, ranks).clamp(max=1), residual_share(energies, ranks, KEPT)
     # below a share of TURN, the codec's scale adds more error than the components remove
     return error_of(most).clamp(max=1), error_of(least.clamp(min=TURN))
+
+
+def paper_bounds(singular_values: Tensor, ranks) -> tuple[Tensor, Tensor]:
+    """The same of method "paper"."""
+    most = head_share(sorted_energies(singular_values), ranks).clamp(max=1)
+    return 1 - most, 1 - PAPER_KEPT_LAPLACE * most
 
 
 def sorted_energies(singular_values: Tensor) -> Tensor:

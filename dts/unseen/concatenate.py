@@ -1,59 +1,58 @@
-"""Factors of a mixture: sum_i gamma_i U_i diag(sigma_i) V_i is one product of the factors side by side."""
+"""Factors of a mixture: sum_i gamma_i Delta_i of factors side by side, each kind of part by its own rule."""
 
 import torch
 
-from dts.codec import Factors, Part, compress_tensor
-from dts.codec.factors import code_gram
-from dts_kernels.layout import PackedFactors, pack, unpack
-from dts_kernels.reference import factor_values
+from dts.codec import Factors, compress_tensor
+from dts.codec.disk import of_kind
+from dts.codec.parts import KINDS, kind_of
+
+Members = list[tuple[float, Factors]]  # (gamma, factors)
 
 
-def concatenated(members: list[tuple[float, Factors]]) -> Factors:
-    """The exact mixture of factors of equal shape, gamma scaled into sigma; components in order of their size.
+def concatenated(members: Members) -> Factors:
+    """The exact mixture of factors of equal shape; components in order of their size.
 
     ``norm`` is the mixture's own (of the components, not the samples) and ``squared_error`` 0, so that its prefixes are
     refitted to the mixture.
-    Raises ValueError unless `side_by_side`.
+    Raises ValueError where they do not fit `side_by_side`.
     """
-    if not side_by_side(members):
+    mixture = side_by_side(members)
+    if mixture is None:
         raise ValueError("these factors do not fit side by side: other zero rows or columns, levels, or parts")
-    first = members[0][1]
-    u, v = (torch.cat([unpack(getattr(f.packed, side), f.rank) for _, f in members], dim=1) for side in "uv")
-    sigma = torch.cat([gamma * f.packed.sigma for gamma, f in members])
-    u_values, v_values = factor_values(PackedFactors(pack(u), pack(v), sigma))
-    order = (sigma.abs() * u_values.norm(dim=0) * v_values.norm(dim=0)).argsort(descending=True, stable=True)
-    wide = sigma.double()
-    norm = (wide @ code_gram(u_values, v_values) @ wide).clamp(min=0).sqrt().item()
-    packed = PackedFactors(pack(u[:, order]), pack(v[:, order]), sigma[order].contiguous())
-    samples = tuple(sample.times(gamma) for gamma, f in members for sample in f.samples)
-    parts = (Part("residual", packed.rank),)
-    return Factors(packed, first.shape, first.rows, first.columns, parts, norm, 0.0, samples)
+    return mixture
 
 
-def mixed_factors(members: list[tuple[float, Factors]], name: str | None = None) -> tuple[Factors, bool]:
+def mixed_factors(members: Members, name: str | None = None) -> tuple[Factors, bool]:
     """(factors of the mixture, whether they are exact); where they cannot be, encoded anew at the sum of the ranks,
-    without samples, whose noise would be all there is to encode."""
-    if side_by_side(members):
-        return concatenated(members), True
-    members = [(gamma, f.residual()) for gamma, f in members]
-    dense = sum(gamma * f.reconstruct() for gamma, f in members)
+    of components alone: the noise of samples would be all there is to encode."""
+    mixture = side_by_side(members)
+    if mixture is not None:
+        return mixture, True
+    members = [(gamma, f.low_rank()) for gamma, f in members]
+    dense = sum((gamma * f.reconstruct() for gamma, f in members), torch.zeros(()))
     return compress_tensor(dense, rank=sum(f.rank for _, f in members), name=name), False
 
 
-def side_by_side(members: list[tuple[float, Factors]]) -> bool:
-    """Whether the factors cover the same rows and columns in the same code.
+def side_by_side(members: Members) -> Factors | None:
+    """The exact mixture, if the factors cover the same rows and columns in parts that can be added up.
 
     The code has no zero: a row one member does not have cannot be written for it.
     """
     first = members[0][1]
-    return all(
-        f.shape == first.shape
-        and _same(f.rows, first.rows)
-        and _same(f.columns, first.columns)
-        and f.packed.levels is None
-        and all(part.kind == "residual" for part in f.parts)
-        for _, f in members
-    )
+    if not all(
+        f.shape == first.shape and _same(f.rows, first.rows) and _same(f.columns, first.columns) for _, f in members
+    ):
+        return None
+    stored = []
+    for kind in KINDS.values():
+        own = [(gamma, data) for gamma, f in members for data in of_kind(f, kind)]
+        sums = kind.weighted(own) if own else []
+        if sums is None:
+            return None
+        stored += sums
+    ranked = [data for data in stored if kind_of(data).ranked]
+    norm = sum(kind_of(data).energy(data) for data in ranked) ** 0.5
+    return Factors(tuple(stored), first.shape, first.rows, first.columns, norm, 0.0)
 
 
 def _same(a, b) -> bool:

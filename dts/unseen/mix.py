@@ -1,16 +1,20 @@
-"""A mixture of adapters as one adapter: theta_u = theta + sum_n gamma_n Delta_n (DESIGN 3.4)."""
+"""A mixture of adapters as one adapter: theta_u = theta + sum_n gamma_n Delta_n."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from dts import __version__, sums
 from dts.adapter import Adapter, Entry, compress
 from dts.adapter.accounting import Account, NoEffect
 from dts.adapter.apply import check_base
-from dts.adapter.format import complete, matrices
+from dts.adapter.folder import complete
+from dts.adapter.text import dtype_name
 from dts.checkpoint import open_checkpoint
+from dts.codec import Factors, residual
+from dts.codec.parts import kind_of
 from dts.warn import warn
 
 from .concatenate import mixed_factors
@@ -57,8 +61,11 @@ def mix(
     if base is not None:
         base = open_checkpoint(base)
         check_base(members[0][1], base)
-    entries, digests, inexact = {}, {}, []
-    for base_name in sorted({e.base_name for _, a in members for e in a.entries.values() if _mixable(e)}):
+    entries: dict[str, Entry] = {}
+    digests: dict[str, dict] = {}
+    inexact: list[str] = []
+    mixable = [e for _, a in members for e in a.entries.values() if _mixable(e)]
+    for base_name in sorted({e.base_name for e in mixable if e.base_name is not None}):
         found = [
             (gamma, a, e)
             for gamma, a in members
@@ -72,14 +79,15 @@ def mix(
     mixture = Adapter.of(_config(members, weights, name, class_names, description, digests), entries)
     complete(mixture)
     mixture.account = _account(members, mixture)
-    size = {"budget": budget} if budget is not None else {"nbytes": nbytes} if nbytes is not None else {}
-    if size and base is not None:
-        mixture.entries = {name: _without_samples(entry) for name, entry in mixture.entries.items()}
+    sized = budget is not None or nbytes is not None
+    if sized and base is not None:
+        mixture.entries = {name: _low_rank(entry) for name, entry in mixture.entries.items()}
         encoded = compress(
             base,
             mixture.on(base),
             out,
-            **size,
+            budget=budget,
+            nbytes=nbytes,
             kind=mixture.kind,
             name=name,
             class_names=class_names,
@@ -90,7 +98,7 @@ def mix(
         encoded.account = mixture.account
         return encoded
     account = mixture.account
-    mixture = mixture.truncate(**size) if size else mixture
+    mixture = mixture.truncate(budget, nbytes) if sized else mixture
     mixture.account = account
     if out is not None:
         mixture.save(out, overwrite)
@@ -137,7 +145,7 @@ def _account(members, mixture: Adapter) -> Account:
             elif entry.task_only:
                 what, why = "skipped", "only this task has it: heads are not mixed"
             elif not _mixable(entry):
-                what, why = "skipped", f"{str(entry.dtype).removeprefix('torch.')} values are not mixed"
+                what, why = "skipped", f"{dtype_name(entry.dtype)} values are not mixed"
             elif entry.added_rows is not None:
                 what, why = "changed", f"without its {len(entry.added_rows)} added rows, which are not mixed"
             elif entry.base_name in changed:
@@ -155,8 +163,14 @@ def _changes(entry: Entry) -> bool:
     """Is its difference more than what rounding leaves where weights cancel?"""
     if entry.tensor is not None:
         return bool(entry.tensor.any())
-    kept = [f for f in matrices(entry) if f is not None]
-    return any(f.samples or f.norm > CANCELLED * f.packed.sigma.abs().max().item() for f in kept)
+    return any(_differs(factors) for factors in entry.matrices if factors is not None)
+
+
+def _differs(factors: Factors) -> bool:
+    """Do its components add up to more than rounding leaves, or does it have other parts?"""
+    known = [(kind_of(data), data) for data in factors.stored]
+    size = max((kind.largest_component(data) for kind, data in known), default=0.0)
+    return factors.norm > CANCELLED * size or not all(kind.ranked for kind, _ in known)
 
 
 def _mixable(entry: Entry) -> bool:
@@ -164,20 +178,21 @@ def _mixable(entry: Entry) -> bool:
     return entry.base_name is not None and entry.kind != "tied" and entry.dtype.is_floating_point
 
 
-def _without_samples(entry: Entry) -> Entry:
-    """Their noise, a few times the difference, would be what an encoder spends its bytes on."""
-    kept = [None if f is None else f.residual() for f in matrices(entry)]
-    return replace(entry, factors=kept if entry.kind == "experts" else kept[0]) if kept else entry
+def _low_rank(entry: Entry) -> Entry:
+    """Without samples: their noise, a few times the difference, would be what an encoder spends its bytes on."""
+    if not entry.factorised:
+        return entry
+    return entry.with_matrices([None if factors is None else factors.low_rank() for factors in entry.matrices])
 
 
 def _entry(name: str, members: list[tuple[float, Entry]], base, inexact: list[str]) -> Entry:
     shape, dtype = members[0][1].base_shape, members[0][1].dtype
     kinds = {entry.kind for _, entry in members}
     if kinds == {"factors"}:
-        parts = [(gamma, e.factors) for gamma, e in members if e.factors is not None]
-        if not parts:
+        known = [(gamma, factors) for gamma, e in members for factors in e.matrices if factors is not None]
+        if not known:
             return Entry(name, name, shape, "factors", dtype)
-        factors, exact = mixed_factors(parts, name)
+        factors, exact = mixed_factors(known, name)
         inexact += [] if exact else [name]
         return Entry(
             name, name, shape, "factors", dtype, factors, norm=factors.norm, squared_error=factors.squared_error
@@ -188,23 +203,24 @@ def _entry(name: str, members: list[tuple[float, Entry]], base, inexact: list[st
         raise ValueError(f"{name} is stored as a whole value: give base=, its difference is needed to weight it")
 
     value = base.load(name) if "value" in kinds else None
-    delta = sum(gamma * entry.delta(value) for gamma, entry in members)
+    delta = sum((gamma * entry.delta(value) for gamma, entry in members), torch.zeros(()))
     return Entry(name, name, shape, "delta", dtype, tensor=delta, norm=sums.norm(delta))
 
 
 def _experts(name: str, shape, dtype, members: list[tuple[float, Entry]], inexact: list[str]) -> Entry:
-    factors, norms, exact = [], 0.0, True
-    for experts in zip(*(e.factors for _, e in members), strict=True):
-        parts = [(gamma, f) for (gamma, _), f in zip(members, experts) if f is not None]
-        mixed, kept = mixed_factors(parts, name) if parts else (None, True)
-        factors.append(mixed)
+    stack: list[Factors | None] = []
+    lost, energy, exact = 0.0, 0.0, True
+    for experts in zip(*(e.matrices for _, e in members), strict=True):
+        known = [(gamma, f) for (gamma, _), f in zip(members, experts) if f is not None]
+        mixed, kept = mixed_factors(known, name) if known else (None, True)
+        stack.append(mixed)
         exact &= kept
-        norms += mixed.norm**2 if mixed else 0.0
+        if mixed is not None:
+            energy += mixed.norm**2
+            lost += (mixed.squared_error or 0.0) * mixed.norm**2
     inexact += [] if exact else [name]
-    lost = sum(f.squared_error * f.norm**2 for f in factors if f)
-    return Entry(
-        name, name, shape, "experts", dtype, factors, norm=norms**0.5, squared_error=lost / norms if norms else 0.0
-    )
+    error = lost / energy if energy else 0.0
+    return Entry(name, name, shape, "experts", dtype, stack, norm=energy**0.5, squared_error=error)
 
 
 def _config(members, weights, name, class_names, description, digests) -> dict:
@@ -213,7 +229,7 @@ def _config(members, weights, name, class_names, description, digests) -> dict:
     shown = " + ".join(f"{weights[t]:.4g} {t}" for t in weights)
     return {
         "format_version": first["format_version"],
-        "method": "residual",
+        "method": residual.METHOD.name,
         "kind": first["kind"],
         "base": first["base"],
         "finetuned": {

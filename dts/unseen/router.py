@@ -205,7 +205,7 @@ def _subspaces(module: nn.Module, factors: Mapping, names: list[str], rank: int)
 
 def _table(factors, rank: int, lookup: bool, transposed: bool) -> Tensor:
     """Scaled subspace [rank, n] of one task, or the energy [ids] of every id of a lookup."""
-    factors = factors.residual()  # samples have no subspace of their own
+    factors = factors.low_rank()  # samples have no subspace of their own
     factors = factors.prefix(min(rank, factors.rank))
     u, v = factor_values(factors.packed)
     rows, columns = (factors.rows, factors.columns)

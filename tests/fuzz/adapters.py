@@ -26,7 +26,8 @@ import torch
 from typer.testing import CliRunner
 
 import dts
-from dts.adapter import AdapterError, BudgetError, format, write_checkpoint
+from dts.adapter import AdapterError, BudgetError, digests, write_checkpoint
+from dts.adapter import folder as folders
 from dts.checkpoint import Mismatch, open_checkpoint
 from dts.checkpoint.safetensors_file import DTYPES
 from dts.cli.app import app
@@ -123,8 +124,8 @@ class Folder:
     def write(self, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        (folder / format.CONFIG).write_bytes(self.text_bytes())
-        (folder / format.MODEL).write_bytes(self.model_bytes())
+        (folder / folders.CONFIG).write_bytes(self.text_bytes())
+        (folder / folders.MODEL).write_bytes(self.model_bytes())
         for name, content in self.files.items():
             (folder / name).write_bytes(content)
         for name, target in self.links.items():
@@ -170,9 +171,11 @@ def rows_of(content: bytes) -> list[list]:
 
 
 def opened(path: Path) -> Folder:
-    rows = rows_of((path / format.MODEL).read_bytes())
-    files = {p.name: p.read_bytes() for p in path.iterdir() if p.name not in (format.CONFIG, format.MODEL, format.CARD)}
-    return Folder(json.loads((path / format.CONFIG).read_text()), rows, files)
+    rows = rows_of((path / folders.MODEL).read_bytes())
+    files = {
+        p.name: p.read_bytes() for p in path.iterdir() if p.name not in (folders.CONFIG, folders.MODEL, folders.CARD)
+    }
+    return Folder(json.loads((path / folders.CONFIG).read_text()), rows, files)
 
 
 # -- mutations ------------------------------------------------------------------------------------------------------
@@ -353,7 +356,7 @@ def gentle(folder: Folder, draw: random.Random) -> None:
 
 
 def link(folder: Folder, draw: random.Random) -> None:
-    name = draw.choice([format.CONFIG, format.MODEL, *folder.files])
+    name = draw.choice([folders.CONFIG, folders.MODEL, *folder.files])
     folder.links[name] = draw.choice(["../outside", "inside.json", "folder"])
 
 
@@ -387,9 +390,9 @@ def signed(folder: Folder) -> None:
                     continue
         if type(row.get("bytes")) is int:
             row["bytes"] = sum(value.nbytes for value in own.values())
-        row["sha256"] = format.digest(name, own, row, version)
+        row["sha256"] = digests.digest(name, own, row, version)
     if version >= 4:
-        config["sha256"] = format.config_digest(config)
+        config["sha256"] = digests.config_digest(config)
 
 
 # -- what becomes of one ---------------------------------------------------------------------------------------------

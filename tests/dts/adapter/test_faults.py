@@ -4,13 +4,12 @@ import errno
 import json
 import os
 import random
-import sys
 
 import pytest
 import torch
 
 import dts
-from dts.adapter import AdapterError, compress
+from dts.adapter import AdapterError, compress, folder, options, plans, work
 from dts.checkpoint import safetensors_file
 from dts.checkpoint.safetensors_file import SafetensorsFile
 
@@ -24,8 +23,7 @@ class Killed(BaseException):
 @pytest.fixture
 def compressed(monkeypatch):
     """Names of the tensors compressed so far; set ``limit`` to be killed there."""
-    compress_module = sys.modules["dts.adapter.compress"]
-    real, calls = compress_module.compress_tensor, []
+    real, calls = plans.compress_tensor, []
 
     def counted(delta, *args, name, **options):
         if len(calls) == counted.limit:
@@ -34,7 +32,7 @@ def compressed(monkeypatch):
         return real(delta, *args, name=name, **options)
 
     counted.limit, counted.calls = None, calls
-    monkeypatch.setattr(compress_module, "compress_tensor", counted)
+    monkeypatch.setattr(plans, "compress_tensor", counted)
     return counted
 
 
@@ -69,7 +67,7 @@ def test_only_the_same_run_is_continued(bert_folders, tmp_path, compressed, monk
     with pytest.raises(ValueError, match="seed: 0 then, 1 now"):
         compress(*bert_folders, out=tmp_path / "a", resume=True, seed=1, **SIZE)
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules["dts.adapter.compress"], "__version__", "9.9")
+        patch.setattr(options, "__version__", "9.9")
         patch.setattr(torch, "__version__", "9.8")
         with pytest.raises(ValueError, match="package: .* then, '9.9' now; torch: .* then, '9.8' now.*without resume"):
             compress(*bert_folders, out=tmp_path / "a", resume=True, **SIZE)
@@ -88,8 +86,8 @@ def test_a_full_disk_leaves_nothing_half_written(bert_folders, tmp_path, monkeyp
         return real(path, *args, **options)
 
     with monkeypatch.context() as patch:
-        for name in ("format", "work"):
-            patch.setattr(sys.modules[f"dts.adapter.{name}"], "write_safetensors", full)
+        for module in (folder, work):
+            patch.setattr(module, "write_safetensors", full)
         with pytest.raises(OSError, match="no space left while writing .*resume"):
             compress(*bert_folders, out=tmp_path / "a", **SIZE)
     assert not (tmp_path / "a").exists()

@@ -9,7 +9,7 @@ import torch
 
 import dts
 from dts.adapter import AdapterError
-from dts.adapter.format import FORMAT_VERSION, version_of
+from dts.adapter.digests import FORMAT_VERSION, version_of
 from tests.dts.adapter import tiny
 
 FOLDERS = sorted(path for path in (Path(__file__).parent / "golden").iterdir() if path.is_dir())

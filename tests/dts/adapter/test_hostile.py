@@ -12,8 +12,10 @@ import torch
 from typer.testing import CliRunner
 
 import dts
-from dts.adapter import AdapterError, check, format
+from dts.adapter import AdapterError, check
+from dts.adapter import folder as folders
 from dts.adapter.card import card
+from dts.adapter.rows import entry_tensors
 from dts.cli.app import app
 from tests.dts.adapter import tiny
 from tests.fuzz.adapters import MODULE_FILES, MODULES, opened, signed
@@ -102,18 +104,18 @@ def test_components_cut_by_a_budget_do_not_keep_the_whole_file(tmp_path):
     dts.compress(base, tuned, tmp_path / "a", rank_fraction=0.06, method="residual")
     whole = dts.Adapter.load(tmp_path / "a")
     cut = dts.Adapter.load(tmp_path / "a", budget=whole.amr / 3)
-    kept = sum(t.untyped_storage().nbytes() for e in cut.entries.values() for t in format.entry_tensors(e).values())
+    kept = sum(t.untyped_storage().nbytes() for e in cut.entries.values() for t in entry_tensors(e).values())
     assert kept <= cut.nbytes < whole.nbytes / 2
 
 
 def test_a_million_tensors_and_rows_are_refused_in_bounded_memory(folder):
     row = '"%d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
     header = ("{" + ",".join(row % i for i in range(1_000_000)) + "}").encode()
-    (folder / format.MODEL).write_bytes(len(header).to_bytes(8, "little") + header)
+    (folder / folders.MODEL).write_bytes(len(header).to_bytes(8, "little") + header)
     wide = folder.with_name("wide")
     shutil.copytree(folder, wide)
     rows = ",".join(f'"{i}":{{"kind":"x","shape":[1]}}' for i in range(1_100_000))
-    (wide / format.CONFIG).write_text(f'{{"format_version":4,"tensors":{{{rows}}}}}')
+    (wide / folders.CONFIG).write_text(f'{{"format_version":4,"tensors":{{{rows}}}}}')
     del header, rows
     tracemalloc.start()
     with pytest.raises(AdapterError, match="header of"):
@@ -122,15 +124,15 @@ def test_a_million_tensors_and_rows_are_refused_in_bounded_memory(folder):
         dts.Adapter.load(wide)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 4 * format.LARGEST_TEXT
+    assert peak < 4 * folders.LARGEST_TEXT
 
 
 def test_the_page_names_all_that_a_config_has():
     page = PAGE.read_text()
     keys = set(check.CONFIG) | set(check.SECTIONS) | {key for tests in check.SECTIONS.values() for key in tests}
-    keys |= {key for pair in check.ROWS.values() for tests in pair for key in tests} | {"modules", "sha256"}
+    keys |= {key for pair in check.rows().values() for tests in pair for key in tests} | {"modules", "sha256"}
     assert sorted(key for key in keys if f"`{key}`" not in page) == []
-    for name in (format.CONFIG, format.MODEL, format.CARD):
+    for name in (folders.CONFIG, folders.MODEL, folders.CARD):
         assert f"`{name}`" in page and (GOLDEN / "4-sketch" / name).is_file()
 
 

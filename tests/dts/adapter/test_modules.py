@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import dts
-from dts.adapter.modules import plain, write_layout
+from dts.adapter.modules import plain, write_modules
 from dts.checkpoint import open_checkpoint
 from dts.cli.app import app
 
@@ -158,8 +158,8 @@ GOOD = {
 )
 def test_files_that_belong_to_no_module_are_refused(name, tmp_path):
     with pytest.raises(ValueError, match="belongs to no module"):
-        write_layout(GOOD | {"files": GOOD["files"] | {name: {}}}, tmp_path)
-    write_layout(GOOD, tmp_path)
+        write_modules(GOOD | {"files": GOOD["files"] | {name: {}}}, tmp_path)
+    write_modules(GOOD, tmp_path)
     assert json.loads((tmp_path / "2_Dense" / "config.json").read_text()) == {"a": 1}
 
 

@@ -1,14 +1,10 @@
 """A budget is an upper bound even where every plan promises less than the codec then takes."""
 
-import importlib
-
 import pytest
 import torch
 
 import dts
-from dts.adapter import BudgetError
-
-module = importlib.import_module("dts.adapter.compress")  # the function of that name hides it
+from dts.adapter import BudgetError, plans, run
 
 
 def pair():
@@ -21,26 +17,27 @@ def pair():
 @pytest.mark.parametrize("ignored", [40, 10_000])
 def test_a_planner_that_underestimates(monkeypatch, method, ignored):
     """The whole adapter weighs more than planned by a constant, in every round."""
-    right = module.measured
+    right = run.measured
 
-    def measured(config, entries, digests, sha256=None):
-        size = right(config, entries, digests, sha256)
-        return size + ignored if sha256 and any(e.factors is not None for e in entries.values()) else size
+    def measured(config, entries, base_digests, digests=False):
+        size = right(config, entries, base_digests, digests)
+        return size + ignored if digests and any(e.factors is not None for e in entries.values()) else size
 
-    monkeypatch.setattr(module, "measured", measured)
+    for module in (run, plans):
+        monkeypatch.setattr(module, "measured", measured)
     adapter = dts.compress(*pair(), nbytes=9_000, method=method)
     assert adapter.nbytes + (ignored if any(e.factors for e in adapter.entries.values()) else 0) <= 9_000
 
 
 def test_a_planner_that_promises_a_quarter(monkeypatch):
-    right = module._Run._ranks
-    monkeypatch.setattr(module._Run, "_ranks", lambda run, asked: right(run, 4 * asked))
+    right = run.Run._ranks
+    monkeypatch.setattr(run.Run, "_ranks", lambda run, asked: right(run, 4 * asked))
     adapter = dts.compress(*pair(), nbytes=9_000, method="residual")
     assert adapter.nbytes <= 9_000
 
 
 def test_what_never_fits_is_an_error(monkeypatch):
-    right = module.measured
-    monkeypatch.setattr(module, "measured", lambda c, e, d, sha256=None: right(c, e, d, sha256) + 10**6 * bool(sha256))
+    right = run.measured
+    monkeypatch.setattr(run, "measured", lambda c, e, d, digests=False: right(c, e, d, digests) + 10**6 * digests)
     with pytest.raises(BudgetError, match="smallest possible size"):
         dts.compress(*pair(), nbytes=9_000)

@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 
 import dts
 from dts.adapter import AdapterError
-from dts.adapter.format import matrices
 from dts.unseen.router import EnergyRouter
 
 torch.manual_seed(0)
@@ -46,7 +45,7 @@ def test_the_folder_holds_samples_and_gives_them_back(tmp_path):
     stored = load_file(tmp_path / "a" / "dts_model.safetensors")
     loaded = dts.Adapter.load(tmp_path / "a")
     for name, entry in adapter.entries.items():
-        for ours, theirs in zip(matrices(entry), matrices(loaded.entries[name])):
+        for ours, theirs in zip(entry.matrices, loaded.entries[name].matrices):
             assert theirs.samples and all(torch.equal(a.codes, b.codes) for a, b in zip(ours.samples, theirs.samples))
             about = [[(s.scale, s.stride, s.seed, s.shape) for s in f.samples] for f in (ours, theirs)]
             assert about[0] == about[1]
@@ -134,7 +133,7 @@ def test_cut_below_its_samples_it_is_the_residual_components():
     small = compressed().truncate(nbytes=adapter.nbytes * 2 // 3)
     assert small.nbytes <= adapter.nbytes * 2 // 3
     assert small.entries.keys() == adapter.entries.keys()
-    assert any(not f.samples for entry in small.entries.values() for f in matrices(entry))
+    assert any(not f.samples for entry in small.entries.values() for f in entry.matrices)
     energy = lambda adapter: sum(d.square().sum() for d in dense(adapter).values())  # noqa: E731
     assert energy(small) < energy(adapter)
 
@@ -147,7 +146,7 @@ def test_a_target_error_is_refused():
 def test_a_router_knows_a_task_by_the_components():
     name, model = "0.weight", torch.nn.Sequential(torch.nn.Linear(200, 96, bias=False))
     entry = replace(compressed().entries["body.0.weight"], name=name, base_name=name)
-    half = replace(entry, factors=entry.factors.residual())
+    half = replace(entry, factors=entry.factors.low_rank())
     routers = [EnergyRouter.of(model, {"one": SimpleNamespace(entries={name: e})}) for e in (entry, half)]
     tables = [router.layers[name].table for router in routers]
     assert torch.equal(*tables) and tables[0].shape[1] == half.factors.rank

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dts.codec import compress_tensor, error_bounds, predicted_error, singular_values, sketch
+from dts.codec import codes, compress_tensor, error_bounds, predicted_error, singular_values, sketch
 from dts_kernels.layout import VALUES, unpack
 from dts_kernels.samples import columns
 
@@ -22,7 +22,7 @@ def test_takes_the_bytes_of_residual_components_and_no_more(shape, rank):
     assert ours.nbytes <= plain.nbytes
     first, stride = sketch.split(rank, shape)
     assert ours.rank == first and [s.stride for s in ours.samples] == ([] if stride is None else [stride])
-    assert ours.method == ("residual" if stride is None else "sketch")
+    assert [part.kind for part in ours.parts] == ["residual"] + ["sample"] * (stride is not None)
     if rank >= 20:  # what whole bytes a row leave over
         assert ours.nbytes > plain.nbytes - shape[0] - sum(shape) - 20
 
@@ -30,7 +30,7 @@ def test_takes_the_bytes_of_residual_components_and_no_more(shape, rank):
 def test_samples_are_the_rest_rounded_at_their_places():
     matrix = delta(40, 96)
     factors = compress_tensor(matrix, "sketch", rank=24)
-    half = factors.residual()
+    half = factors.low_rank()
     assert torch.equal(half.packed.u, compress_tensor(matrix, rank=factors.rank).packed.u)
     (sample,) = factors.samples
     at = columns(sample.shape, sample.stride, sample.seed)
@@ -44,17 +44,17 @@ def test_samples_are_the_rest_rounded_at_their_places():
     assert sample.scale == pytest.approx(wanted.item(), rel=1e-5)
     assert sample.scale == float(f"{sample.scale:.7g}")
     cosine = torch.nn.functional.cosine_similarity(values, kept, dim=0)
-    assert cosine > sketch.KEPT**0.5 - 0.02
+    assert cosine > codes.KEPT**0.5 - 0.02
 
 
 def test_on_average_it_adds_the_rest():
     matrix, mean = delta(40, 96), torch.zeros(40, 96)
-    half = compress_tensor(matrix, "sketch", rank=16).residual().reconstruct()
+    half = compress_tensor(matrix, "sketch", rank=16).low_rank().reconstruct()
     left = matrix - half
     for seed in range(200):
         mean += (compress_tensor(matrix, "sketch", rank=16, seed=seed).reconstruct() - half) / 200
     along = ((mean * left).sum() / left.square().sum()).item()
-    assert along == pytest.approx(sketch.KEPT**0.5, rel=0.05)
+    assert along == pytest.approx(codes.KEPT**0.5, rel=0.05)
     assert (mean - along * left).norm() < 0.35 * left.norm()  # 200 draws of noise of several times the rest
 
 
@@ -89,7 +89,7 @@ def test_what_components_explain_alone_needs_no_sample():
     generator = torch.Generator().manual_seed(0)
     signs = lambda size: torch.randn(size, 1, generator=generator).sign()  # noqa: E731
     factors = compress_tensor(signs(40) @ signs(30).T, "sketch", rank=16)
-    assert factors.method == "residual" and factors.squared_error < 1e-6
+    assert [part.kind for part in factors.parts] == ["residual"] and factors.squared_error < 1e-6
 
 
 def test_zero_rows_and_columns_are_left_out_of_the_sample():

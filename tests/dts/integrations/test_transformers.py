@@ -10,7 +10,7 @@ from safetensors.torch import load_file  # noqa: E402
 from dts.adapter import Adapter, Entry  # noqa: E402
 from dts.checkpoint import open_checkpoint  # noqa: E402
 from dts.checkpoint.fingerprint import fingerprint  # noqa: E402
-from dts.codec import Factors, Part  # noqa: E402
+from dts.codec import Factors  # noqa: E402
 from dts.nn import DTSModel  # noqa: E402
 from dts_kernels import PackedFactors, pack  # noqa: E402
 
@@ -53,7 +53,7 @@ def entry(name, tensor, generator):
     m, n = shape[0], tensor[0].numel()
     codes = [torch.randint(0, 4, (size, 3), generator=generator, dtype=torch.uint8) for size in (m, n)]
     packed = PackedFactors(pack(codes[0]), pack(codes[1]), 0.02 * torch.rand(3, generator=generator))
-    factors = Factors(packed, (m, n), None, None, (Part("residual", 3),), 1.0, 0.1)
+    factors = Factors((packed,), (m, n), None, None, 1.0, 0.1)
     return Entry(name, name, shape, "factors", factors=factors)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dts.adapter.entries import Entry
-from dts.codec.factors import Factors, Part
+from dts.codec.factors import Factors
 from dts_kernels import PackedFactors, Samples, pack
 from dts_kernels.samples import groups_of
 
@@ -32,12 +32,12 @@ class Maker:
         table = torch.tensor([[0.5, 2.0, -0.6, -2.2], [0.4, 1.9, -0.5, -2.0]]) if levels else None
         sigma = (torch.rand(rank, generator=self.generator) + 0.5) * scale
         packed = PackedFactors(pack(codes[0]), pack(codes[1]), sigma, table)
-        kind, samples = "paper" if levels else "residual", ()
+        samples = ()
         if not levels and self.chance(0.5):
             stride = min(3, *sizes)
             codes = torch.randint(0, 4, (sizes[0], groups_of(sizes[1], stride)), generator=self.generator)
             samples = (Samples(pack(codes.byte()), 2 * scale, stride, m + n, sizes),)
-        return Factors(packed, (m, n), index[0], index[1], (Part(kind, rank),), 1.0, 0.1, samples)
+        return Factors((packed, *samples), (m, n), index[0], index[1], 1.0, 0.1)
 
     def chance(self, share: float) -> bool:
         return torch.rand((), generator=self.generator).item() < share

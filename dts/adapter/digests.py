@@ -1,0 +1,57 @@
+"""Versions of the format, and the digests by which accidents are found; docs/format.md has both.
+
+Everything is under a digest: a tensor's name, dtype, shape and bytes with its row under the row's ``sha256``, files
+under theirs, the rest under the config's.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from dts.adapter.entries import Entry
+from dts.checkpoint.safetensors_file import NAMES, tensor_bytes
+from dts.codec.parts import kind_of
+
+FORMAT_VERSION = 4  # 1 had no 8-bit vectors, 2 no sketches, 3 digests of bytes and rows only
+READABLE = (1, 2, 3, 4)
+
+
+def version_of(entries: Iterable[Entry], digests: bool = True) -> int:
+    """The format that these entries need; whoever writes a folder asks here.
+
+    digests: with those of this version, as all that is written now.
+    """
+    needed = 4 if digests else 1
+    for entry in entries:
+        kinds = [kind_of(data) for factors in entry.matrices if factors is not None for data in factors.stored]
+        needed = max([needed, 2 if entry.scale is not None else 1, *[kind.version for kind in kinds]])
+    return needed
+
+
+def digest(name: str, tensors: dict[str, Tensor], row: dict, version: int = FORMAT_VERSION) -> str:
+    """16 hex digits over an entry's row and its tensors; before version 4 without any name, dtype or shape."""
+    row = {k: v for k, v in row.items() if k != "sha256"}
+    total = hashlib.sha256(canonical(row if version < 4 else [name, row], version))
+    for key in sorted(tensors):
+        if version >= 4:
+            total.update(canonical([key, NAMES[tensors[key].dtype], list(tensors[key].shape)]))
+        total.update(tensor_bytes(tensors[key]))
+    return total.hexdigest()[:16]
+
+
+def config_digest(config: dict) -> str:
+    """16 hex digits over the configuration without its ``sha256``."""
+    return hashlib.sha256(canonical({k: v for k, v in config.items() if k != "sha256"})).hexdigest()[:16]
+
+
+def file_digest(content: bytes) -> str:
+    """16 hex digits over a file's bytes."""
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def canonical(value, version: int = FORMAT_VERSION) -> bytes:
+    """The one JSON text of a value: ASCII, keys sorted, without spaces (before version 4 with them)."""
+    separators = (",", ":") if version >= 4 else None
+    return json.dumps(value, sort_keys=True, separators=separators).encode()

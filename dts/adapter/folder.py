@@ -1,0 +1,183 @@
+"""The adapter folder, read and written: ``dts_config.json``, ``dts_model.safetensors``, a card, and tokenizer files.
+
+docs/format.md has it byte by byte.  ``dts_config.json`` holds beside the rows of the tensors: ``finetuned`` (how its
+names and dtypes follow from the base's), ``dropped`` (tensors the budget left at the base, with the norm of what is
+missing), ``files`` (tokenizer files that differ from the base's) and ``model_config`` (the fine-tune's config.json).
+"""
+
+import json
+import math
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from dts.adapter import check
+from dts.adapter.carried import about_file, check_files, copy_files, within
+from dts.adapter.digests import READABLE, config_digest, digest
+from dts.adapter.entries import AdapterError, Entry
+from dts.adapter.rows import entry_from, entry_tensors
+from dts.adapter.sizes import describe, total_bytes
+from dts.checkpoint import Damaged, SafetensorsFile, write_safetensors
+from dts.checkpoint.safetensors_file import layout_of
+from dts.checkpoint.strict_json import NotStrict, parse
+from dts.files import Building, building, check_place, set_aside
+
+LARGEST_TEXT = 1 << 25  # bytes of a configuration and of a header: some hundred thousand matrices
+CONFIG, MODEL, CARD = "dts_config.json", "dts_model.safetensors", "README.md"
+
+
+def read(folder: Path, verify: bool = True) -> tuple[dict, dict[str, Entry]]:
+    """(config, entries) of an adapter folder, in memory of their own: what becomes of the files cannot touch them.
+
+    verify: compare all digests.  Everything else is checked in any case, before any of it is used.
+    Raises AdapterError with all that is wrong.
+    """
+    absent = [name for name in (CONFIG, MODEL) if not (folder / name).is_file()]
+    if absent:
+        raise AdapterError(f"{folder} is not an adapter: it has no {' and no '.join(absent)}{set_aside(folder)}")
+    outside = [name for name in (CONFIG, MODEL) if not within(folder, folder / name)]
+    if outside:
+        raise AdapterError(
+            f"{folder} is damaged: {' and '.join(outside)} is a link to a place outside of it, which is not followed"
+        )
+    config = read_config(folder / CONFIG)
+    try:
+        file = SafetensorsFile(folder / MODEL, mapped=False, largest_header=LARGEST_TEXT)
+        entries, wrong = _entries(config, file, verify)
+    except Damaged as error:
+        raise AdapterError(str(error)) from None
+    if verify and config["format_version"] >= 4 and config_digest(config) != config["sha256"]:
+        wrong.append(f"{CONFIG} was altered after it was written")
+    if wrong:
+        raise AdapterError(f"{folder} is damaged:\n  " + "\n  ".join(wrong))
+    return config, entries
+
+
+def _entries(config: dict, file: SafetensorsFile, verify: bool) -> tuple[dict[str, Entry], list[str]]:
+    """(entries, a line for all that is wrong with them)."""
+    used: set[str] = set()
+    wrong: list[str] = []
+    entries: dict[str, Entry] = {}
+
+    def load(own: dict[str, Tensor], key: str) -> Tensor | None:
+        if key not in file.tensors:
+            return None
+        if key in used:
+            raise AdapterError(f"{key} is said to belong to two tensors")
+        used.add(key)
+        own[key] = file.load(key)
+        return own[key]
+
+    for name, row in config["tensors"].items():
+        own: dict[str, Tensor] = {}
+        try:
+            entry = entry_from(name, row, config, partial(load, own))
+        except AdapterError as error:
+            wrong.append(str(error))
+            used |= {key for key in file.tensors if key.startswith(name)}  # told already
+            continue
+        nbytes = sum(tensor.nbytes for tensor in own.values())
+        if row["kind"] != "tied" and nbytes != row["bytes"]:
+            wrong.append(f"{name}: {nbytes} bytes are stored of it, recorded {row['bytes']}")
+        elif verify and digest(name, own, row, config["format_version"]) != row["sha256"]:
+            wrong.append(f"{name}: what is stored of it was altered")
+        entries[name] = entry
+    wrong += [f"{name}: not in {CONFIG}" for name in sorted(set(file.tensors) - used)]
+    return entries, wrong
+
+
+def read_config(path: Path) -> dict:
+    """``dts_config.json``, with all that is read later; raises AdapterError with everything that is wrong with it.
+
+    ``files`` of versions that had only their sizes are given as this version has them.
+    """
+    with open(path, "rb") as file:
+        text = file.read(LARGEST_TEXT + 1)
+    try:  # infinite numbers of a model's configuration were once written as such
+        config = parse(text, LARGEST_TEXT, constants=True)
+    except NotStrict as error:
+        raise AdapterError(f"{path} is damaged: {error}") from None
+    version = config.get("format_version") if isinstance(config, dict) else None
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise AdapterError(f"{path} is damaged: it has no format_version")
+    if version not in READABLE:
+        raise AdapterError(
+            f"{path} has format {version}; this version reads {' and '.join(map(str, READABLE))}: "
+            "a newer dts may have written it"
+        )
+    wrong = check.problems(config)
+    if wrong:
+        raise AdapterError(f"{path} is damaged: {'; '.join(wrong[:50])}" + (len(wrong) > 50) * "; and more")
+    if version < 4:
+        config["files"] = {name: {"bytes": size, "sha256": None} for name, size in config["files"].items()}
+        config["model_config"] = plain_config(config["model_config"])
+    elif plain_config(config) != config:
+        raise AdapterError(f"{path} is damaged: it has NaN or Infinity, which is no JSON number")
+    return config
+
+
+def write(adapter, out: Path, overwrite: bool = False, place: Building | None = None) -> Path:
+    """Writes the folder beside ``out`` and renames it, so that ``out`` is a whole adapter or what it was before.
+
+    place: of a run that is building there already.  Raises FileExistsError if there is something else.
+    """
+    out = Path(out)
+    check_files(adapter)
+    with nullcontext(place) if place else building(out, lambda: check_out(out, overwrite)) as place:
+        partial = place.fresh()
+        tensors, text, readme = complete(adapter)
+        write_safetensors(partial / MODEL, layout_of(tensors.items()), tensors.__getitem__)
+        (partial / CONFIG).write_text(text, "utf-8", newline="\n")
+        (partial / CARD).write_text(readme, "utf-8", newline="\n")
+        copy_files(adapter, partial)
+        place.finish()
+    adapter.folder = out
+    adapter.files = {name: out / name for name in adapter.files}
+    return out
+
+
+def check_out(out: Path, overwrite: bool) -> None:
+    """Refuses to write over what is not an adapter, and over an adapter unless asked to."""
+    check_place(out, overwrite, "an adapter", lambda folder: (folder / CONFIG).is_file())
+
+
+def complete(adapter) -> tuple[dict[str, Tensor], str, str]:
+    """All tensors, and the texts; brings the adapter's config up to date with its entries.
+
+    Raises AdapterError if the result could not be read again (names with control characters, ...).
+    """
+    config = adapter.config
+    base_digests = {name: row.get("base") for name, row in config["tensors"].items()}
+    sizes = describe(config, adapter.entries.values(), base_digests)
+    config["files"] = {name: about_file(path) for name, path in adapter.files.items()}
+    config["model_config"] = plain_config(config["model_config"])
+    text, readme, _ = total_bytes(config, sizes)
+    check_writable(parse(text.encode(), LARGEST_TEXT))
+    tensors: dict[str, Tensor] = {}
+    for entry in adapter.entries.values():
+        tensors |= entry_tensors(entry)
+    return tensors, text, readme
+
+
+def check_writable(config: dict) -> None:
+    """Raises AdapterError naming all of a config that could not be read again: control characters in names, NaN, ..."""
+    wrong = check.problems(config | {"sha256": "0" * 16})
+    if wrong:
+        raise AdapterError(f"the adapter {config['task']['name']!r} cannot be written: " + "; ".join(wrong))
+
+
+def plain_config(given: dict | None) -> dict | None:
+    """A model's configuration as JSON gives it back: keys are text, infinite numbers as transformers writes them."""
+    if given is None:
+        return None
+
+    def plain(value):
+        if isinstance(value, float) and not math.isfinite(value):
+            return {"__float__": "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"}
+        if isinstance(value, dict):
+            return {key: plain(inner) for key, inner in value.items()}
+        return [plain(inner) for inner in value] if isinstance(value, list) else value
+
+    return plain(json.loads(json.dumps(given)))

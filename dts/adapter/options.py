@@ -1,0 +1,131 @@
+"""What `dts.compress` was asked for: one value, checked once, noted by a run and compared when it is continued."""
+
+import hashlib
+import math
+from dataclasses import dataclass
+from functools import cache
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dts import __version__
+from dts.adapter.digests import FORMAT_VERSION
+from dts.codec.method import Choice
+from dts.codec.methods import CHOICES
+
+KINDS = ("task", "difference")
+VECTORS = ("auto", "exact", "8bit")
+SIZES = ("budget", "nbytes", "rank_fraction", "target_error")
+IN_BYTES = ("budget", "nbytes")
+DEFAULT_BUDGET = 0.01
+
+
+@dataclass(frozen=True)
+class Options:
+    """The parameters of `dts.compress` of these names, which says what they mean.
+
+    Raises ValueError naming all that cannot be.
+    """
+
+    method: str = "auto"
+    budget: float | None = None
+    nbytes: float | None = None
+    rank_fraction: float | None = None
+    target_error: float | None = None
+    vectors: str = "auto"
+    kind: str = "task"
+    name: str | None = None
+    class_names: list[str] | None = None
+    description: str | None = None
+    resume: bool = False
+    overwrite: bool = False
+    dry_run: bool = False
+    device: Any = None
+    seed: int = 0
+    command: str | None = None
+    allow_empty: bool = False
+
+    def __post_init__(self):
+        wrong = [
+            f"{what} must be one of {', '.join(choices)}, not {value!r}"
+            for what, value, choices in (
+                ("method", self.method, CHOICES),
+                ("kind", self.kind, KINDS),
+                ("vectors", self.vectors, VECTORS),
+            )
+            if value not in choices
+        ]
+        asked = self.asked
+        if len(asked) > 1 or not all(isinstance(size, Real) and 0 < size < math.inf for size in asked.values()):
+            wrong.append(
+                f"give one size, a number above 0: budget=, nbytes=, rank_fraction= or target_error=; got {asked}"
+            )
+        elif self.target_error is not None and self.target_error >= 1:
+            wrong.append(f"target_error={self.target_error}: an error of 1 is that of the base alone; give less")
+        if self.method in CHOICES and not CHOICES[self.method].to_error and self.target_error is not None:
+            wrong.append(
+                f'a {self.method} adds noise larger than the difference: give method="{self.method}" a budget=, '
+                "nbytes= or rank_fraction=, not a target_error="
+            )
+        if wrong:
+            raise ValueError("; ".join(wrong))
+
+    @property
+    def asked(self) -> dict[str, float]:
+        """The sizes that were given, by name; the default where none was."""
+        sizes = {size: getattr(self, size) for size in SIZES}
+        return {size: value for size, value in sizes.items() if value is not None} or {"budget": DEFAULT_BUDGET}
+
+    @property
+    def in_bytes(self) -> bool:
+        """Is the size a number of bytes?"""
+        return self.asked.keys() <= set(IN_BYTES)
+
+    @property
+    def choice(self) -> Choice:
+        """The method, or the rule that will choose it."""
+        return CHOICES[self.method].for_size(self.in_bytes)
+
+    @property
+    def exact_vectors(self) -> bool:
+        """Are biases and norms stored as they are, rather than in 8 bits?"""
+        if self.vectors == "auto":
+            return not (self.in_bytes and self.choice.rounds_vectors)
+        return self.vectors == "exact"
+
+    @property
+    def told(self) -> str:
+        """The command, as the adapter notes it.  Without the bytes asked for: the text's length would change what they
+        have to hold."""
+        shown = " ".join(f"{size}={value}" for size, value in self.asked.items() if size not in IN_BYTES)
+        return self.command or f"compress {shown}".strip()
+
+    def recorded(self, base: str, finetuned: str) -> dict[str, Any]:
+        """All that the entries depend on, as a run notes it: it is continued only by one of the same.
+
+        base, finetuned: fingerprints.
+        """
+        return self.asked | {
+            "method": self.choice.name,
+            "vectors": "exact" if self.exact_vectors else "8bit",
+            "seed": self.seed,
+            "base": base,
+            "finetuned": finetuned,
+            "format_version": FORMAT_VERSION,
+            "device": str(torch.device("cpu" if self.device is None else self.device)),
+            "package": __version__,
+            "torch": torch.__version__,
+            "code": code_digest(),
+        }
+
+
+@cache
+def code_digest() -> str:
+    """16 hex digits over the code that makes entries: a version number does not change with every line."""
+    here = Path(__file__).parent
+    total = hashlib.sha256()
+    for file in sorted([*here.rglob("*.py"), *(here.parent / "codec").rglob("*.py")]):
+        total.update(file.read_bytes())
+    return total.hexdigest()[:16]

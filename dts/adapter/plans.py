@@ -1,0 +1,106 @@
+"""What all tensors of a fine-tune become, and the adapter's entries at given ranks.
+
+*Ranks* are one a matrix, in the order of the plans.
+"""
+
+from collections.abc import Callable
+
+from dts.adapter.entries import Entry
+from dts.adapter.in_order import in_order
+from dts.adapter.options import Options
+from dts.adapter.plan import Compressible, matrices_of, shared_delta
+from dts.adapter.sizes import measured
+from dts.adapter.text import number
+from dts.adapter.work import Work
+from dts.checkpoint import Pairing
+from dts.codec import Factors, compress_tensor
+from dts.codec.method import Method
+
+Job = tuple[int, Callable[[], list[Factors | None] | None]]  # as `in_order` takes it
+
+
+class Plans:
+    """Of all tensors that are not the base's.
+
+    by_name: an entry for a tensor that is stored whole, a `Compressible` for one that is compressed
+    config: the adapter's, whose ``dropped`` names the tensors that have no components at the ranks given last
+    """
+
+    def __init__(self, config: dict, base_digests: dict[str, str]):
+        self.by_name: dict[str, Entry | Compressible] = {}
+        self.config, self.base_digests = config, base_digests
+
+    @property
+    def compressed(self) -> list[Compressible]:
+        return [plan for plan in self.by_name.values() if isinstance(plan, Compressible)]
+
+    def no_ranks(self) -> list[int]:
+        return [0] * sum(len(plan.matrices) for plan in self.compressed)
+
+    def planned(self, ranks: list[int], method: Method) -> dict[str, Entry]:
+        """Entries without content: right in every byte."""
+        return self._assembled([(plan, own, plan.planned(own, method)) for plan, own in self._by_plan(ranks)])
+
+    def planned_bytes(self, ranks: list[int], method: Method) -> int:
+        """Bytes of the folder with these."""
+        return measured(self.config, self.planned(ranks, method), self.base_digests)
+
+    def made(
+        self,
+        ranks: list[int],
+        method: Method,
+        pairing: Pairing,
+        options: Options,
+        work: Work,
+        step: Callable[[str], None],
+    ) -> dict[str, Entry]:
+        """Entries with what the codec makes.  work: keeps them, and has those that are made;  step: told each name."""
+        chosen = self._by_plan(ranks)
+        jobs = in_order(_job(plan, own, method, pairing, options, work) for plan, own in chosen)
+        made = []
+        for factors, (plan, own) in zip(jobs, chosen, strict=True):
+            step(plan.name)
+            entry = _kept(plan, own, factors, work)
+            if entry is not None:
+                plan.saw(own, entry.matrices, method)
+            made.append((plan, own, entry))
+        return self._assembled(made)
+
+    def _by_plan(self, ranks: list[int]) -> list[tuple[Compressible, list[int]]]:
+        """Each compressed tensor with the ranks of its own matrices."""
+        left = iter(ranks)
+        return [(plan, [next(left) for _ in plan.matrices]) for plan in self.compressed]
+
+    def _assembled(self, made: list[tuple[Compressible, list[int], Entry | None]]) -> dict[str, Entry]:
+        """All entries, in the order of the plans, from those of the compressed tensors."""
+        entry_of = {plan.name: entry for plan, _, entry in made}
+        self.config["dropped"] = {plan.name: number(plan.norm) for plan, own, _ in made if plan.norm and not any(own)}
+        entries = {}
+        for name, plan in self.by_name.items():
+            entry = entry_of[name] if isinstance(plan, Compressible) else plan
+            if entry is not None:
+                entries[name] = entry
+        return entries
+
+
+def _job(plan: Compressible, ranks: list[int], method: Method, pairing: Pairing, options: Options, work: Work) -> Job:
+    """Elements to work on and the work; it gives None for what is kept already."""
+    if work.entry(plan.name, ranks) is not None:
+        return 0, lambda: None
+    if not any(ranks):
+        return 0, lambda: [None] * len(ranks)
+    deltas = matrices_of(plan.name, shared_delta(pairing, pairing.pairs[plan.name]))
+
+    def encode(delta, rank: int) -> Factors | None:
+        how = {"name": plan.name, "device": options.device, "seed": options.seed, "overwrite": True}
+        return compress_tensor(delta, method.name, rank=rank, **how) if rank else None
+
+    return sum(delta.numel() for delta in deltas), lambda: [encode(*one) for one in zip(deltas, ranks)]
+
+
+def _kept(plan: Compressible, ranks: list[int], factors: list[Factors | None] | None, work: Work) -> Entry | None:
+    """The tensor's entry, kept; factors: None where it is kept already."""
+    if factors is None:
+        return work.entry(plan.name, ranks)
+    entry = plan.entry(factors)
+    return None if entry is None else work.keep(entry, ranks)

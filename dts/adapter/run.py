@@ -1,0 +1,194 @@
+"""One compression: plan, compress, compare with what was asked, plan again.
+
+Tensors are read one at a time, twice if the size is a budget or an error over the whole model: first for their
+spectra, from which the ranks follow (`dts.adapter.budget`), then to be compressed.
+"""
+
+from collections.abc import Callable
+from itertools import count
+
+import torch
+
+from dts import sums
+from dts.adapter.accounting import NothingChanged
+from dts.adapter.budget import BudgetError, allocate, allocate_exactly, levelled, too_little
+from dts.adapter.entries import Entry
+from dts.adapter.in_order import in_order
+from dts.adapter.options import Options
+from dts.adapter.plan import Compressible, compressible, plan_job
+from dts.adapter.plans import Plans
+from dts.adapter.predict import Prediction, prediction
+from dts.adapter.sizes import measured
+from dts.adapter.suspicion import look, unchanged
+from dts.adapter.work import Work
+from dts.checkpoint import Checkpoint, Pair, Pairing
+from dts.codec.method import Method
+
+Progress = Callable[[int, int, str], None]
+SLACK = 32  # bytes of text more that a budget leaves each time it was exceeded
+ROUNDS = 4  # plans made until what the codec really did is near what was asked; more, where it is above the bytes asked
+LAST = 12  # the plan after which no component at all is tried
+NEARLY = 0.99  # of the bytes asked for is enough
+SMALLER = 0.97  # of an error asked for, where it changed no rank
+NO_NORM = 1e-300  # stands for the energy of a base without any
+
+
+class Run:
+    """Of one pair of models.
+
+    config: the adapter's, described anew whenever entries are made;  base_digests: by the base's names.
+    After `made`, ``prediction`` has the errors of a dry run, and ``equal`` the names of the fine-tune's tensors that
+    were compared and are the base's.
+    """
+
+    method: Method  # known once the matrices are
+
+    def __init__(
+        self,
+        pairing: Pairing,
+        config: dict,
+        base_digests: dict[str, str],
+        options: Options,
+        work: Work,
+        progress: Progress | None = None,
+    ):
+        self.pairing, self.config, self.options, self.work = pairing, config, options, work
+        self.base_digests = {p.name: base_digests[p.base_name] for p in pairing.pairs.values() if p.base_name}
+        ((self.size, self.wanted),) = options.asked.items()  # of the rounds: "budget" is made "nbytes"
+        if self.size == "budget":
+            self.size, self.wanted = "nbytes", int(self.wanted * 4 * config["base"]["parameters"])
+        self.spectrum = self.size != "rank_fraction" or options.dry_run
+        self.prediction: Prediction | None = None
+        self.plans = Plans(config, self.base_digests)
+        self.known: set[str] = set()  # tensors whose spectra an interrupted run had made
+        self.equal: set[str] = set()
+        self.read = {name: _nbytes(pairing.finetuned, name) for name in pairing.pairs}
+        self.done, self.total = 0, sum(self.read.values()) * (1 if options.dry_run else 2)
+        self.progress = progress or (lambda done, total, name: None)
+
+    def made(self) -> dict[str, Entry]:
+        """The adapter's entries by name, which ``config`` describes."""
+        self._plan()
+        if not self.options.allow_empty and not any(_changes(plan) for plan in self.plans.by_name.values()):
+            raise NothingChanged(unchanged(self.pairing))
+        moved = self._moved()
+        look(self.pairing, moved)
+        self.method = self.options.choice.for_distance(moved)
+        self.config["method"] = self.method.name
+        entries = self._rounds()
+        self.progress(self.total, self.total, "")
+        return entries
+
+    # -- what each tensor becomes
+
+    def _plan(self) -> None:
+        plans = in_order(self._plan_job(pair) for pair in self.pairing.pairs.values())
+        for name, plan in zip(self.pairing.pairs, plans, strict=True):
+            self._step(name)
+            if isinstance(plan, Compressible) and name not in self.known:
+                self.work.keep_spectra(plan)
+            if plan is None:
+                self.equal.add(name)
+            else:
+                self.plans.by_name[name] = plan
+
+    def _plan_job(self, pair: Pair) -> tuple[int, Callable[[], Entry | Compressible | None]]:
+        """`plan_job`, from the spectra of an interrupted run where it has them."""
+        cached, options = self.work.spectra(pair.name), self.options
+        if cached is None:
+            return plan_job(self.pairing, pair, options.choice, self.spectrum, options.device, options.exact_vectors)
+        self.known.add(pair.name)
+        return 0, lambda: compressible(self.pairing, pair, cached)
+
+    def _moved(self) -> float:
+        """|| finetuned - base || / || base || of all matrices together."""
+        base, before = self.pairing.base, 0.0
+        for plan in self.plans.compressed:
+            before += sums.energy(base.load(plan.base_name))
+            base.release(plan.base_name)
+        return (sum(plan.norm**2 for plan in self.plans.compressed) / max(before, NO_NORM)) ** 0.5
+
+    # -- rounds, until what is made is what was asked
+
+    def _rounds(self) -> dict[str, Entry]:
+        asked = self.wanted
+        ranks: list[int] = []
+        for attempt in count():
+            asked, ranks = self._ranks_of_round(asked, attempt, ranks)
+            if self.options.dry_run:
+                entries = self.plans.planned(ranks, self.method)
+            else:
+                entries = self.plans.made(ranks, self.method, self.pairing, self.options, self.work, self._step)
+            size = measured(self.config, entries, self.base_digests, digests=not self.options.dry_run)
+            if self.size == "nbytes" and size > self.wanted and not any(ranks):
+                raise too_little(self.wanted, size)
+            following = self._asked_next(asked, attempt, size, ranks)
+            if following is None:
+                break
+            asked = following
+            self.total += sum(self.read.values())
+        if self.options.dry_run:
+            self.prediction = prediction(self.plans.by_name, ranks, self.method)
+        return entries
+
+    def _ranks_of_round(self, asked: float, attempt: int, before: list[int]) -> tuple[float, list[int]]:
+        """(what was really asked, ranks).  No rank at all where rounds before exceeded the bytes asked for by more
+        than there is to give; others than ``before`` where an error is asked for again."""
+        try:
+            ranks = self._ranks(asked) if attempt < LAST else self.plans.no_ranks()
+        except BudgetError:
+            if asked == self.wanted:
+                raise
+            ranks = self.plans.no_ranks()
+        while self.size == "target_error" and attempt and ranks == before:  # a step too small to change any rank
+            asked *= SMALLER
+            ranks = self._ranks(asked)
+        return asked, ranks
+
+    def _asked_next(self, asked: float, attempt: int, size: int, ranks: list[int]) -> float | None:
+        """What to ask for in another round; None where these ranks are right, or as near as can be."""
+        exceeds = self.size == "nbytes" and size > self.wanted
+        if self.options.dry_run or self.size == "rank_fraction" or attempt >= ROUNDS - 1 and not exceeds:
+            return None
+        if self.size == "target_error":
+            error = self.config["squared_error"]
+            enough = error is None or error <= self.wanted or not self._room(ranks)
+            return None if enough else asked * (NEARLY * self.wanted / error)
+        if exceeds:  # by a few bytes: a smaller step might change no rank
+            return asked - (size - self.wanted + SLACK * 2**attempt)
+        enough = NEARLY * self.wanted <= size or size < self.wanted and not self._room(ranks)
+        return None if enough else asked
+
+    # -- ranks, one a matrix, in the order of the plans
+
+    def _ranks(self, asked: float) -> list[int]:
+        plans, method = self.plans.compressed, self.method
+        if self.size == "rank_fraction":
+            return [rank for plan in plans for rank in plan.fraction_ranks(asked, method)]
+        curves = [m.curve(method, limit) for plan in plans for m, limit in zip(plan.matrices, plan.limits)]
+        if self.size == "nbytes":
+            curves = levelled(curves, [m.elements for plan in plans for m in plan.matrices])
+            return allocate_exactly(curves, asked, lambda ranks: self.plans.planned_bytes(ranks, method))
+        target = asked * sum(plan.norm**2 for plan in self.plans.by_name.values())
+        return allocate(curves, target=target * method.error_left(asked))
+
+    def _room(self, ranks: list[int]) -> bool:
+        """Could any matrix still get more than these ranks?"""
+        left = iter(ranks)
+        return any(
+            next(left) < matrix.curve(self.method, limit).ranks[-1]
+            for plan in self.plans.compressed
+            for matrix, limit in zip(plan.matrices, plan.limits)
+        )
+
+    def _step(self, name: str) -> None:
+        self.progress(min(self.done, self.total), self.total, name)
+        self.done += self.read[name]
+
+
+def _changes(plan: Entry | Compressible) -> bool:
+    return isinstance(plan, Compressible) or plan.kind != "tied"
+
+
+def _nbytes(checkpoint: Checkpoint, name: str) -> int:
+    return torch.Size(checkpoint.shape(name)).numel() * checkpoint.dtype(name).itemsize

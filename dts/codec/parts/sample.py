@@ -1,0 +1,152 @@
+"""A sample: one element of every G of a matrix, G times as large, at places that follow from a seed (`Samples`).
+
+    .samples, .samples1, ...    uint8 [rows, ceil(groups / 4)]: codes, see `dts_kernels.samples`
+
+Fragment: [{"stride", "seed", "scale"}, ...], one a sample: a compressed matrix has one, of a mixture one a member.
+
+With T the matrix that is sampled, E[sample] = T: an error that is noise alone and that other rows do not share.  Values
+are rounded to the codes, with one scale that keeps their norm.
+"""
+
+import hashlib
+from typing import overload
+
+import torch
+from torch import Tensor
+
+from dts import values
+from dts.sums import dot, energy
+from dts_kernels.layout import PackedFactors, pack, packed_width
+from dts_kernels.reference import decode as decoded_codes
+from dts_kernels.reference import reconstruct
+from dts_kernels.samples import STRIDES, Samples, columns, dense, groups_of
+
+from ..codes import KEPT, LARGEST, RMS, THRESHOLD
+from ..errors import Undecodable
+from .kind import Load, PartKind, packed_bits_end
+
+ROWS_AT_ONCE = 1 << 23  # elements of what is sampled that are held at a time
+REFINEMENTS = 6  # of the scale and the codes in turn
+LONGEST = -1.234567e-12, 2**32 - 1  # scale and seed of a planned sample: a row's text takes no fewer bytes than it will
+
+_fragment = values.list_of(
+    values.exactly(
+        stride=lambda value: values.count(value) and value in STRIDES,
+        seed=lambda value: values.count(value) and value < 1 << 32,
+        scale=values.real,
+    )
+)
+
+
+class Sample(PartKind[Samples]):
+    name, data, key, version, alone, ranked = "sample", Samples, "samples", 3, False, False
+
+    def tensors(self, place: int, data: Samples) -> dict[str, Tensor]:
+        return {suffix(place): data.codes}
+
+    def fragment(self, parts: list[Samples]) -> list:
+        return [{"stride": data.stride, "seed": data.seed, "scale": data.scale} for data in parts]
+
+    def fits(self, fragment) -> bool:
+        return _fragment(fragment)
+
+    def decode(self, name: str, fragment, shape: tuple[int, int], load: Load) -> list[Samples]:
+        return [self._decode(name, place, about, shape, load) for place, about in enumerate(fragment)]
+
+    def _decode(self, name: str, place: int, about: dict, shape: tuple[int, int], load: Load) -> Samples:
+        codes = load(suffix(place))
+        if codes is None:
+            raise Undecodable(f"{name}: its {suffix(place)} is missing")
+        try:
+            data = Samples(codes, about["scale"], about["stride"], about["seed"], shape)
+        except ValueError as error:
+            raise Undecodable(f"{name}: {error}") from None
+        if not packed_bits_end(codes, data.groups):
+            raise Undecodable(f"{name}.{suffix(place)}: bits beyond its {data.groups} codes are set")
+        return data
+
+    def shape(self, data: Samples) -> tuple[int, int]:
+        return data.shape
+
+    def dense(self, data: Samples, dtype: torch.dtype = torch.float32) -> Tensor:
+        return dense(data, dtype)
+
+    def largest(self, data: Samples) -> float:
+        return LARGEST * abs(data.scale)
+
+    def times(self, data: Samples, factor: float) -> Samples:
+        return data.times(factor)
+
+
+def suffix(place: int) -> str:
+    return f"samples{place or ''}"
+
+
+def encode(delta: Tensor, packed: PackedFactors, stride: int, seed: int) -> tuple[Samples, float]:
+    """A sample of what components leave of delta, and the squared relative error of both together.
+
+    delta: float32 [m, n], not zero, elements of order 1;  stride: one element of how many is kept.
+    """
+    m, n = delta.shape
+    # equal places in two layers would make their noise alike
+    content = f"{seed}".encode() + packed.sigma.cpu().numpy().tobytes()
+    own = int.from_bytes(hashlib.sha256(content).digest()[:4], "little")
+    at = columns((m, n), stride, own, delta.device)
+    real = at < n
+    kept, lost = missing(delta, packed, at.clamp_(max=n - 1))
+    kept *= real
+    codes, scale = rounded(kept, real)
+    sample = Samples(pack(codes), scale, stride, own, (m, n)).times(stride)
+    noisy = decoded_codes(sample.codes, sample.groups) * sample.scale * real
+    noise = lost + energy(noisy) - 2 * dot(noisy, kept)
+    return sample, noise / energy(delta)
+
+
+def missing(delta: Tensor, packed: PackedFactors, at: Tensor) -> tuple[Tensor, float]:
+    """What the components leave of delta: its elements at columns ``at`` [m, count], and the energy of all of it.
+
+    Made some rows at a time: never held whole.
+    """
+    kept, lost = delta.new_empty(at.shape), 0.0
+    rows = max(1, ROWS_AT_ONCE // max(1, delta.shape[1]))
+    for first in range(0, len(delta), rows):
+        here = slice(first, first + rows)
+        left = delta[here] - reconstruct(PackedFactors(packed.u[here], packed.v, packed.sigma, packed.levels))
+        torch.gather(left, 1, at[here], out=kept[here])
+        lost += energy(left)
+    return kept, lost
+
+
+def rounded(kept: Tensor, real: Tensor) -> tuple[Tensor, float]:
+    """(codes uint8, the scale that keeps the norm) of elements; those not ``real`` are zero and do not count."""
+    magnitude = kept.abs()
+    scale = (energy(magnitude) / int(real.sum())) ** 0.5 / RMS
+    for _ in range(REFINEMENTS):
+        large = magnitude > THRESHOLD * scale
+        codes = (1 + 3 * large.float()) * real
+        scale = dot(magnitude, codes) / energy(codes)
+    return ((kept < 0) * 2 + large).byte(), (energy(kept) / energy(codes)) ** 0.5
+
+
+@overload
+def expected_error(left: float, stride: int | None) -> float: ...
+@overload
+def expected_error(left: Tensor, stride: int | None) -> Tensor: ...
+
+
+def expected_error(left, stride):
+    """Squared relative error of components and sample, where the components leave ``left`` (float or tensor).
+
+    With q what an element t is rounded to, kept once in G = ``stride`` (None: no sample):
+    E (G q - t)^2 / G + (1 - 1 / G) t^2, summed, is (1 + G - 2 sqrt(KEPT)) || T ||^2.
+    """
+    return left if stride is None else left * (1 + stride - 2 * KEPT**0.5)
+
+
+def planned(stride: int, shape: tuple[int, int]) -> Samples:
+    """A sample without content: right in every shape, with the longest numbers there are."""
+    codes = torch.zeros((), dtype=torch.uint8).expand(shape[0], packed_width(groups_of(shape[1], stride)))
+    return Samples(codes, LONGEST[0], stride, LONGEST[1], shape)
+
+
+KIND = Sample()
