@@ -24,7 +24,9 @@ def prefix_curve(factors: Factors) -> Curve:
     low_rank = factors.low_rank()
     if low_rank is not factors:
         curve = prefix_curve(low_rank)
-        left = curve.errors[-1] ** 2 / factors.norm**2 if low_rank.stored else 0.0
+        left = curve.errors[-1] ** 2 / factors.norm**2
+        if not low_rank.stored:
+            left = (factors.squared_error or 0.0) * factors.norm**2
         return Curve(
             np.append(curve.ranks, factors.rank + 1),
             np.append(curve.bytes, factors.nbytes + HEADER_BYTES),

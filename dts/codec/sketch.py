@@ -10,6 +10,7 @@ encoders are closer to the fine-tune's than the residual method's at equal bytes
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from dts_kernels.layout import packed_width
 from dts_kernels.samples import STRIDES, groups_of
 
 from . import residual
-from .method import Parts
+from .method import Method, Parts
 from .parts import components, sample
 
 SHARE = 4  # the components have one in so many of the bytes
@@ -56,11 +57,10 @@ def encode(delta: Tensor, rank: int, seed: int = 0) -> tuple[Parts, float]:
     return (packed, rest), error
 
 
-class Sketch(residual.Residual):
-    """Residual components and a sample of what they leave; its curves are those of the components, since a sketch gains
-    from bytes where they do."""
+class Sketch(Method):
+    """Residual components and a sample of what they leave."""
 
-    name, searches, to_error = "sketch", False, False
+    name, rank_limit, to_error = "sketch", residual.METHOD.rank_limit, False
     note = ", mostly the sketch's noise"
 
     def encode(self, delta: Tensor, rank: int, seed: int = 0) -> tuple[Parts, float]:
@@ -76,6 +76,10 @@ class Sketch(residual.Residual):
 
     def limit(self, asked: int, found: int) -> int:
         return asked
+
+    def left(self, singular: Tensor, ranks: np.ndarray, shape: tuple[int, int]) -> Tensor:
+        """That of components at these bytes: a sketch gains from bytes where they do."""
+        return residual.METHOD.left(singular, ranks, shape)
 
     def predicted_error(self, singular: Tensor, ranks: Any, shape: tuple[int, int] | None) -> Tensor:
         return self._with_sample(ranks, shape, lambda first: residual.METHOD.predicted_error(singular, first, shape))

@@ -1,10 +1,10 @@
-"""Prefixes that know their best sigma and error from stored codes alone; bytes; indices on disk."""
+"""Prefixes that know their best sigma and error from stored codes alone; bytes; parts."""
 
 import pytest
 import torch
 from matrices import power_law, squared_error
 
-from dts.codec import compress_tensor, index_from_disk, index_to_disk
+from dts.codec import Factors, Part, compress_tensor
 from dts_kernels.reference import factor_values
 
 
@@ -52,6 +52,7 @@ def test_paper_prefix_keeps_sigma(delta):
     assert torch.equal(prefix.packed.sigma, factors.packed.sigma[:6]) and prefix.squared_error is None
     with pytest.raises(ValueError, match="residual"):
         factors.prefix_errors()
+    assert torch.equal(factors.reconstruct(rank=6), prefix.reconstruct())
 
 
 def test_nbytes_counts_what_is_stored(delta):
@@ -64,10 +65,23 @@ def test_nbytes_counts_what_is_stored(delta):
     assert paper.nbytes == factors.nbytes + 4 * 8
 
 
-@pytest.mark.parametrize("size", [1, 8, 9, 1000])
-@pytest.mark.parametrize("share", [0.001, 0.02, 0.5, 1.0])
-def test_indices_survive_the_disk_in_the_smaller_form(size, share):
-    kept = (torch.rand(size, generator=torch.Generator().manual_seed(size)) < share).nonzero()[:, 0]
-    stored = index_to_disk(kept, size)
-    assert torch.equal(index_from_disk(stored), kept)
-    assert stored.nbytes == min(4 * len(kept), (size + 7) // 8)
+def test_parts_are_added_up_where_the_index_says():
+    parts = compress_tensor(power_law(24, 20, 0.7), "sketch", rank=16).stored
+    rows = torch.arange(0, 48, 2)
+    factors = Factors(parts, (48, 20), rows, None, 1.0, None)
+    assert factors.parts == (Part("residual", factors.rank), Part("sample", 0))
+    assert factors.compact_shape == (24, 20) and factors.packed is parts[0] and factors.samples == parts[1:]
+    whole = factors.reconstruct()
+    assert torch.equal(whole[rows], Factors(parts, (24, 20), None, None, 1.0, None).reconstruct())
+    assert not whole[1::2].any()
+    each = [Factors((part,), (48, 20), rows, None, 1.0, None) for part in parts]
+    torch.testing.assert_close(whole, each[0].reconstruct() + each[1].reconstruct())
+    assert factors.nbytes == sum(one.nbytes for one in each) - factors.index_nbytes
+    assert factors.low_rank().parts == factors.parts[:1] and each[0].low_rank() is each[0]
+    assert whole.abs().max() <= factors.largest
+
+
+def test_factors_of_no_part_are_zeros():
+    nothing = Factors((), (6, 5), torch.tensor([1, 4]), None, 0.0, 0.0)
+    assert nothing.rank == 0 and nothing.parts == () and torch.equal(nothing.reconstruct(), torch.zeros(6, 5))
+    assert nothing.packed.shape == (2, 5)
