@@ -39,6 +39,11 @@ def summary(adapter) -> dict:
     }
 
 
+def account_of(adapter) -> dict:
+    """What became of every tensor of the models, of an adapter that was just made."""
+    return {} if adapter.account is None else {"account": adapter.account.as_dict()}
+
+
 def tensors_of(adapter) -> list[dict]:
     """One row a tensor; ``squared_error`` is ||delta - delta_hat||^2 / ||delta||^2."""
     stored = adapter.config["tensors"]

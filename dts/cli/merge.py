@@ -34,7 +34,7 @@ def merge(
     as_json: Json = False,
 ):
     """Merge fine-tunes into one model that transformers loads, one tensor at a time."""
-    import dts
+    from dts.merge import merge as merge_models
 
     if methods:
         return emit(_methods(), as_json, _show_methods)
@@ -43,7 +43,7 @@ def merge(
     options, base = options_of(option), at(base, revision)
     accounts: list = []
     with progress_bar(f"Merging by {method}") as progress:
-        merged = dts.merge(
+        merged = merge_models(
             base,
             finetuned,
             method=method,

@@ -58,9 +58,9 @@ def write_folder(
                 lambda own, names=names: reference.release(names[own]),
             )
         own = partial / reference.part_of("")[0]  # of the transformer, where the model has several modules
-        origin = next((c for c in (sources.base, *sources.models) if c and c.folder), None)
+        origin = next((c.folder for c in (sources.base, *sources.models) if c and c.folder), None)
         if origin:
-            _copy(origin.folder, own)
+            _copy(origin, own)
         if sources.enlarged_by is not None and sources.enlarged_by.folder:
             _copy(sources.enlarged_by.folder, own)  # its tokenizer, which knows the added rows; the config follows
         config = _config(sources)
@@ -79,7 +79,7 @@ def _copy(folder: Path, to: Path) -> None:
                 shutil.copyfile(file, to / file.name)
 
 
-def _config(sources: Sources) -> dict | None:
+def _config(sources: Sources) -> dict:
     """The base's configuration; a fine-tune's without its head and labels, where there is no base.
 
     Where a model's added rows are kept, the sizes of its vocabulary.
@@ -87,8 +87,8 @@ def _config(sources: Sources) -> dict | None:
     if sources.base is not None and sources.base.config:
         config = sources.base.config
     else:
-        config = next((m.config for m in sources.models if m.config), None)
-        config = config and {key: value for key, value in config.items() if key not in OF_ONE_TASK}
+        found = next((m.config for m in sources.models if m.config), {})
+        config = {key: value for key, value in found.items() if key not in OF_ONE_TASK}
     if config and sources.enlarged_by is not None:
         before = {sources.reference.shape(name)[0]: sources.shape(name)[0] for name in sources.added}
         config = _resized(config, before)

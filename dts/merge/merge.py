@@ -91,7 +91,8 @@ def merge(
         return value
 
     outcome = Outcome(sources)
-    names, done, to_merge = sources.written(), [], set(sources.merged)
+    names, to_merge = sources.written(), set(sources.merged)
+    done: list[str] = []
     stored = {name: sources.reference.dtype(name) for name in names}
     dtypes = {name: dtype or was if was.is_floating_point else was for name, was in stored.items()}
     if dry_run:
