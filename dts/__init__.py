@@ -5,6 +5,25 @@ costs next to nothing and pulls in neither transformers nor triton.
 """
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # what callers' type checkers see of the names that are imported on first use
+    from dts import adapter, checkpoint, codec, integrations, merge, metrics, nn, unseen
+    from dts.adapter import Adapter, AdapterError, BudgetError
+    from dts.adapter.compress import compress
+    from dts.checkpoint import Checkpoint, CheckpointError, Mismatch, open_checkpoint
+    from dts.codec import Factors, Part, Unencodable, compress_tensor
+    from dts.nn import (
+        BASE,
+        DTSConv1D,
+        DTSConv2d,
+        DTSEmbedding,
+        DTSLayerNorm,
+        DTSLinear,
+        DTSModel,
+        DTSMultiheadAttention,
+        DTSNorm,
+    )
 
 __version__ = "0.1.0"
 
