@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from dts import __version__
-from dts.adapter.modules import by_part, layout_of, write_layout
+from dts.adapter.modules import by_part, modules_of, write_modules
 from dts.checkpoint import Checkpoint, write_safetensors
 from dts.files import Watch, building, check_place
 
@@ -47,7 +47,7 @@ def write_folder(
     reference = sources.reference
     with building(out, lambda: check_place(out, False, "empty", lambda folder: False)) as place:
         partial = place.fresh()
-        write_layout(layout_of(reference), partial)
+        write_modules(modules_of(reference), partial)
         for inner, names in by_part(reference, list(layout)).items():
             (partial / inner).mkdir(parents=True, exist_ok=True)
             write_safetensors(
