@@ -1,6 +1,4 @@
-"""All loaded tasks of one layer, and which of them each row of a batch uses."""
-
-from dataclasses import dataclass
+"""Packed factors of all loaded tasks of one layer, as the ops take them."""
 
 import torch
 from torch import Tensor
@@ -11,48 +9,9 @@ from .dispatch import bank_layout
 from .layout import PackedFactors
 from .planar import PlanarStore
 from .reference import range_exponent
+from .routing import Routing as Routing
 
 EAGER = 8
-
-
-@dataclass(frozen=True)
-class Routing:
-    """Which tasks each row of a batch uses, and how much of each.
-
-    slots: int32 [R, P], a bank's slot or -1 for none; weights: float32 [R, P], the gammas.
-    R is 1 (the same for every row) or the batch size; an input of ``rows`` rows, a multiple of R
-    (tokens flattened batch-major), follows entry i // (rows / R) in its row i.
-    Both are tensors of fixed shape: another task is other contents, never another program.
-    """
-
-    slots: Tensor
-    weights: Tensor
-
-    def __post_init__(self):
-        if self.slots.dim() != 2 or self.slots.shape != self.weights.shape:
-            raise ValueError(
-                f"routing needs slots and weights of one shape [rows, places], "
-                f"not {list(self.slots.shape)} and {list(self.weights.shape)}"
-            )
-        if self.slots.dtype != torch.int32 or self.weights.dtype != torch.float32:
-            raise TypeError(
-                f"routing needs int32 slots and float32 weights, not {self.slots.dtype} and {self.weights.dtype}"
-            )
-
-    @classmethod
-    def of(cls, entries, device="cpu") -> "Routing":
-        """From one item a row: a slot, None, or a mixture {slot: weight}."""
-        mixtures = [e if isinstance(e, dict) else {} if e is None else {e: 1.0} for e in entries]
-        places = max([len(m) for m in mixtures] + [1])
-        slots = [list(m) + [-1] * (places - len(m)) for m in mixtures]
-        weights = [list(m.values()) + [0.0] * (places - len(m)) for m in mixtures]
-        return cls(
-            torch.tensor(slots, dtype=torch.int32, device=device).reshape(-1, places),
-            torch.tensor(weights, dtype=torch.float32, device=device).reshape(-1, places),
-        )
-
-    def to(self, device) -> "Routing":
-        return Routing(self.slots.to(device), self.weights.to(device))
 
 
 class Bank:

@@ -12,12 +12,13 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import check, contents, dispatch, reference
-from .bank import Bank, Routing
+from .bank import Bank
 from .contents import factors_of
 from .cpu import native
 from .cpu import paths as cpu_paths
 from .dispatch import Problem
 from .gpu import products
+from .routing import Routing, add_rows
 
 _library = torch.library.Library("dts", "DEF")
 _BANK = "Tensor[] packed, Tensor table, Tensor slots, Tensor weights, int out_features, int max_rank, str layout"
@@ -94,22 +95,6 @@ def _flat(bank: Bank, routing: Routing, *tensors):
 def _same_autocast(x: Tensor, y: Tensor | None) -> bool:
     """Whether y must have x's dtype already: autocast makes them one."""
     return y is None or not torch.is_autocast_enabled(x.device.type)
-
-
-def add_rows(y: Tensor, adds: Tensor, routing: Routing) -> Tensor:
-    """y + each row's sum of gamma adds[slot]; a slot beyond the table adds nothing.
-
-    y: [..., m]; adds: [slots, m].
-    """
-    if not adds.shape[0]:
-        return y.clone()
-    index = routing.slots.clamp(0, adds.shape[0] - 1)
-    gamma = torch.where(index == routing.slots, routing.weights, 0.0)
-    rows = (adds[index].to(y.dtype) * gamma[..., None].to(y.dtype)).sum(1)
-    if rows.shape[0] <= 1:
-        return y + rows.sum(0)
-    each = y.shape[:-1].numel() // rows.shape[0]
-    return (y.reshape(rows.shape[0], each, rows.shape[1]) + rows[:, None]).view(y.shape)
 
 
 def delta_embedding(ids: Tensor, bank: Bank, routing: Routing, dtype=torch.float32) -> Tensor:

@@ -128,6 +128,11 @@ class SampleBank:
         """How many tasks have samples."""
         return len(self.arena.held if self.arena else self._samples)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the codes; of an arena with its room for more."""
+        return sum(codes.numel() for codes in self.arguments[0])
+
     def to(self, device) -> "SampleBank":
         moved = SampleBank(self.in_features, self.out_features, device, self.transposed)
         for slot in self.slots:

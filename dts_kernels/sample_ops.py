@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import check, dispatch
-from .bank import Routing
 from .cpu import paths as cpu_paths
 from .gpu import sample_products
 from .ops import direct, register_autocast
+from .routing import Routing
 from .sample_bank import SampleBank, samples_of
 from .samples import check_samples, dense
 

@@ -281,7 +281,7 @@ def reconstruct(packed, table, gamma, base, out_features, in_features, max_rank,
 
     words, scalars = packed
     slots = torch.arange(table.shape[0], dtype=torch.int32, device=words.device)
-    gamma = gamma.to(words.device, torch.float32).contiguous()
+    gamma = gamma[: table.shape[0]].to(words.device, torch.float32).contiguous()  # a place a slot, no more
     out = torch.empty(out_features, in_features, dtype=dtype, device=words.device)
     with _on(words):
         reconstruct[(-(-in_features // 128), -(-out_features // 64))](
