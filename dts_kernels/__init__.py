@@ -3,10 +3,19 @@
 from . import parts
 from .bank import Bank
 from .layout import PackedFactors, pack, unpack
-from .ops import EmbeddingParts, add_embedding, delta_embedding, delta_linear, linear, reconstruct
+from .ops import (
+    EmbeddingParts,
+    add_dense_samples,
+    add_embedding,
+    add_sampled_rows,
+    add_samples,
+    delta_embedding,
+    delta_linear,
+    linear,
+    reconstruct,
+)
 from .routing import Routing, add_rows
 from .sample_bank import SampleBank
-from .sample_ops import add_dense_samples, add_sampled_rows, add_samples
 from .samples import Samples
 
 __all__ = [

@@ -7,9 +7,10 @@ from . import contents
 from .contents import TABLE_FIELDS
 from .dispatch import bank_layout
 from .layout import PackedFactors
+from .operands import DenseOperands, FactorOperands
 from .planar import PlanarStore
 from .reference import range_exponent
-from .routing import Routing as Routing
+from .routing import Routing
 
 EAGER = 8
 
@@ -89,14 +90,33 @@ class Bank:
     def max_rank(self) -> int:
         return self._derived()[2]
 
+    def operands(self, routing: Routing) -> FactorOperands:
+        """What the ops take for a routing, made once for the one that was used last."""
+        made = self._made
+        if made is None or made[0] is not routing:
+            self._made = made = routing, self.new_operands(routing)
+        return made[1]
+
+    def new_operands(self, routing: Routing) -> FactorOperands:
+        """The same, not kept: for those who trace, whose programs must not depend on which routing was last."""
+        packed, table, max_rank = self._derived()
+        return FactorOperands(packed, table, routing.slots, routing.weights, self.out_features, max_rank, self.layout)
+
+    def dense_operands(self, gamma: Tensor, base: Tensor | None) -> DenseOperands:
+        """What `reconstruct` takes."""
+        packed, table, max_rank = self._derived()
+        return DenseOperands(packed, table, gamma, base, self.out_features, self.in_features, max_rank, self.layout)
+
     def _refresh(self) -> None:
         """Derive again what the ops take.  Beyond EAGER tasks on the CPU, when first needed: loading one task after
         another would else go through all of them each time.  (A compiled program compiles again when that happens.)"""
-        self._ready = None
+        self._ready: tuple[list[Tensor], Tensor, int] | None = None
+        self._made: tuple[Routing, FactorOperands] | None = None
         if self._store is not None:
             store, self.layout = self._store, self._store.layout
-            self._ready = [store.words.tensor, store.scalars.tensor], store.table, store.max_rank
-            contents.trust(*self._ready[:2], self.layout, self.shape, store.max_rank)
+            packed = [store.words.tensor, store.scalars.tensor]
+            self._ready = packed, store.table, store.max_rank
+            contents.trust(packed, store.table, self.layout, (self.out_features, self.in_features), store.max_rank)
         elif len(self._factors) <= EAGER:
             self._ready = self._derive()
 

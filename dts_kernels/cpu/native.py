@@ -87,9 +87,10 @@ class Tasks:
     @classmethod
     def of(cls, packed: list[Tensor], table: Tensor) -> "Tasks":
         """The array of a bank's table, made once a table."""
-        held = contents.of(packed, table)
-        if held.tasks is None:
-            held.tasks = cls(packed, table)
+        held = getattr(table, "_dts_contents", None)
+        if held is None or held.given is not packed or held.tasks is None:  # not as the op has just seen it
+            held = contents.of(packed, table)
+            held.tasks = held.tasks or cls(packed, table)
         return held.tasks
 
 

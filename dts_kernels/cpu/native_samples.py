@@ -7,7 +7,8 @@ from operator import is_
 import torch
 from torch import Tensor
 
-from ..samples import check_samples
+from .. import check
+from ..operands import StoredSamples
 from . import native
 
 # as in samples.c
@@ -35,7 +36,7 @@ class SampleArray:
     def __init__(self, codes: list[Tensor], table: Tensor, starts: Tensor, scales: Tensor):
         self.given, self.codes, self.others = codes, tuple(codes), (starts, scales)
         self.versions = tuple(None if t.is_inference() else t._version for t in (table, starts, scales))
-        check_samples(codes, table, starts, scales)
+        check.samples(StoredSamples(codes, table, starts, scales), False)
         self.array, self.count = (Sample * max(len(codes), 1))(), len(codes)
         self.kept = [c.detach() if c.stride(1) == 1 else c.contiguous() for c in codes]
         for sample, own, (_, _, stride, seed), scale in zip(self.array, self.kept, table.tolist(), scales.tolist()):

@@ -7,6 +7,7 @@ from itertools import product
 import torch
 
 from .. import layout, planar
+from ..operands import FactorOperands
 from . import config
 from .config import Config
 from .products import Launch, device_properties
@@ -89,7 +90,8 @@ def tune(
         store.add(0, random_factors(m, n, rank, 0, "cuda"))
         x, weight = (torch.randn(s, n, device="cuda", dtype=DTYPES[dtype]) for s in (count, m))
         slots, weights = torch.zeros(1, 1, dtype=torch.int32, device="cuda"), torch.ones(1, 1, device="cuda")
-        operands = ([store.words.tensor, store.scalars.tensor], store.table, slots, weights, m, store.max_rank, False)
+        packed = [store.words.tensor, store.scalars.tensor]
+        operands = FactorOperands(packed, store.table, slots, weights, m, store.max_rank, store.layout)
         chosen: dict[str, Config] = {}
         for kernel, columns, contracted in (
             ("shrink", store.max_rank, n),
@@ -98,7 +100,7 @@ def tune(
         ):
             timed = []
             for c in candidates(kernel, contracted, count):
-                launch = Launch(x, *operands, configs=chosen | {kernel: c})
+                launch = Launch(x, operands, configs=chosen | {kernel: c})
                 run = partial(launch.base_expand, weight, None) if kernel == "base_expand" else partial(_delta, launch)
                 timed.append((c, milliseconds(run)))
             chosen[kernel] = best(timed)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ops import row_in
 from ..routing import Routing, add_rows
 
 
@@ -92,11 +93,6 @@ class Joined:
         for bank, lookup in self.banks:
             y = bank.rows(row_in(lookup, ids), y, routing)
         return y
-
-
-def row_in(lookup: Tensor | None, ids: Tensor) -> Tensor:
-    """A bank's rows for those of the whole matrix: ids where it has all of them, else int64 with -1 for none."""
-    return ids if lookup is None else torch.where(ids < 0, -1, lookup[ids.clamp(min=0).long()].long())
 
 
 @dataclass(frozen=True)

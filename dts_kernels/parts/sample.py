@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ops import add_dense_samples, add_sampled_rows, add_samples
 from ..routing import Routing
 from ..sample_bank import SampleBank
-from ..sample_ops import add_dense_samples, add_sampled_rows, add_samples
 from ..samples import Samples
 from .kind import Kind, PartBank
 

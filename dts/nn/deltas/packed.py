@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from dts_kernels import Routing
-from dts_kernels.parts import KINDS, PartBank, base_product, kind_of, row_in
+from dts_kernels.ops import row_in
+from dts_kernels.parts import KINDS, PartBank, base_product, kind_of
 
 
 class Packed:
