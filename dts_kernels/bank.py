@@ -28,6 +28,8 @@ class Bank:
         self.device = torch.device(device)
         self.layout = layout or bank_layout(self.device)
         self._factors: dict[int, PackedFactors] = {}
+        self._ready: tuple[list[Tensor], Tensor, int] | None = None
+        self._made: tuple[Routing, FactorOperands] | None = None  # for the routing that was used last
         self._store = None if self.layout == "disk" else PlanarStore(in_features, out_features, self.device)
         self._refresh()
 
@@ -110,8 +112,7 @@ class Bank:
     def _refresh(self) -> None:
         """Derive again what the ops take.  Beyond EAGER tasks on the CPU, when first needed: loading one task after
         another would else go through all of them each time.  (A compiled program compiles again when that happens.)"""
-        self._ready: tuple[list[Tensor], Tensor, int] | None = None
-        self._made: tuple[Routing, FactorOperands] | None = None
+        self._ready = self._made = None
         if self._store is not None:
             store, self.layout = self._store, self._store.layout
             packed = [store.words.tensor, store.scalars.tensor]

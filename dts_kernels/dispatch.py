@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 
 import torch
 
@@ -48,24 +48,6 @@ def chooser(choose: Callable[[Problem], str | None]) -> Callable[[Problem], str 
 def choose(problem: Problem) -> str:
     """Name of the path for a problem."""
     return next((path for ask in _choosers if (path := ask(problem))), "reference")
-
-
-@lru_cache(maxsize=4096)
-def path_of(
-    op: str,
-    device: str,
-    dtype: torch.dtype,
-    rows: int,
-    entries: int,
-    places: int,
-    layout: str,
-    transposed: bool,
-    empty: bool,
-    exact: bool,
-) -> str:
-    """`choose` on this machine, remembered: hashing plain arguments costs less than making a `Problem`."""
-    name = str(dtype).removeprefix("torch.")
-    return choose(Problem(op, device, name, rows, entries, places, layout, transposed, empty, exact))
 
 
 # ---- what the choice looks at ----------------------------------------------------------------------------------

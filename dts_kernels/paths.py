@@ -20,7 +20,7 @@ from torch import Tensor
 Path = TypeVar("Path", bound=Callable[..., Tensor])
 
 PATHS: dict[str, dict[str, Callable[..., Tensor]]] = {}  # op -> name of the path -> implementation
-TAKES_ADDS: set[tuple[str, str]] = set()  # (op, path) that adds the tasks' addends in the same pass
+TAKES_ADDS: set[Callable[..., Tensor]] = set()  # those that add the tasks' addends in the same pass
 
 
 def register(op: str, path: str, adds: bool = False) -> Callable[[Path], Path]:
@@ -34,7 +34,7 @@ def register(op: str, path: str, adds: bool = False) -> Callable[[Path], Path]:
             raise ValueError(f"{op} has a path {path!r} already")
         PATHS[op][path] = function
         if adds:
-            TAKES_ADDS.add((op, path))
+            TAKES_ADDS.add(function)
         return function
 
     return keep

@@ -85,6 +85,8 @@ class SampleBank:
         self.transposed = transposed
         self.arena = SampleArena(self.device) if (self.device.type != "cpu" if arena is None else arena) else None
         self._samples: dict[int, tuple[Samples, ...]] = {}
+        self._ready: StoredSamples | None = None
+        self._made: tuple[Routing, SampleOperands] | None = None  # for the routing that was used last
         self._refresh()
 
     @property
@@ -155,8 +157,7 @@ class SampleBank:
 
     def _refresh(self) -> None:
         """Derive again what the ops take; beyond EAGER tasks on the CPU when first needed, see `Bank`."""
-        self._made: tuple[Routing, SampleOperands] | None = None
-        self._ready: StoredSamples | None = None
+        self._ready = self._made = None
         if self.arena:
             self._ready = self.arena.arguments
         elif len(self._samples) <= EAGER:

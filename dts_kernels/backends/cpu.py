@@ -77,7 +77,7 @@ def add_sampled_rows(ids: Tensor, y: Tensor, operands: SampleOperands, rows: int
 
 def _unpacked_delta_linear(x, y, operands: FactorOperands, transposed, *, decode) -> Tensor:
     packed, table, slots, weights, out_features, _, _ = operands
-    sizes = (out_features, x.shape[-1]) if transposed else (x.shape[-1], out_features)
+    sizes: tuple[int, int] = (out_features, x.shape[-1]) if transposed else (x.shape[-1], out_features)
     factors, _ = factors_of(packed, table, *sizes, transposed)
     return library_products.delta_linear(x, y, factors, slots, weights, out_features, decode)
 

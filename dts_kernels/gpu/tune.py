@@ -34,8 +34,8 @@ def random_factors(out_features: int, in_features: int, rank: int, seed: int, de
         for rows in (out_features, in_features)
     ]
     # pad ranks of the last byte are code 0, as `pack` leaves them
-    sides = [layout.pack(layout.unpack(side, rank)) for side in sides]
-    return layout.PackedFactors(*sides, torch.full((rank,), 1e-3, device=device))
+    u, v = (layout.pack(layout.unpack(side, rank)) for side in sides)
+    return layout.PackedFactors(u, v, torch.full((rank,), 1e-3, device=device))
 
 
 def milliseconds(run: Callable[[], object], repeats: int = 20, flush: int = 256 << 20) -> list[float]:

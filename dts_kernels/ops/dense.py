@@ -6,9 +6,8 @@ from torch import Tensor
 from .. import check, contents
 from ..bank import Bank
 from ..operands import DenseOperands, schema
-from ..paths import PATHS
 from .library import op
-from .run import path_for
+from .run import chosen
 
 
 def reconstruct(
@@ -39,8 +38,8 @@ def _reconstruct_op(*rest):
     gamma = check.gamma(gamma, base, (m, n), table.shape[0])
     base = None if base is None else check.real(base)
     contents.of(packed, table).fit(layout, (m, n), max_rank, table, None if base is None else base.device)
-    path = path_for("reconstruct", packed[0] if packed else table, dtype, m, (1, 1), layout, empty=max_rank == 0)
-    return PATHS["reconstruct"][path](operands._replace(gamma=gamma, base=base), dtype)
+    path = chosen("reconstruct", packed[0] if packed else table, dtype, m, (1, 1), layout, empty=max_rank == 0)
+    return path(operands._replace(gamma=gamma, base=base), dtype)
 
 
 @torch.library.register_fake("dts::reconstruct")

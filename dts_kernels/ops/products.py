@@ -6,9 +6,10 @@ from torch import Tensor
 from .. import check
 from ..bank import Bank
 from ..operands import FactorOperands, schema
+from ..paths import TAKES_ADDS
 from ..routing import Routing, add_rows
 from .library import direct, op
-from .run import fit, readable, run
+from .run import chosen, fit, readable
 
 
 def delta_linear(
@@ -80,7 +81,13 @@ def _delta_linear(
     if not plain or check.signed(x, weights, adds):
         x, operands, adds = readable(x, operands, adds)
     y = None if y is None else check.real(y)
-    return run("delta_linear", x, operands, transposed, adds, x, y, operands, transposed)
+    rows = x.numel() // n if n else x.shape[:-1].numel()
+    path = chosen("delta_linear", x, x.dtype, rows, slots.shape, operands.layout, transposed, operands.max_rank == 0)
+    if adds is None:
+        return path(x, y, operands, transposed)
+    if path in TAKES_ADDS:
+        return path(x, y, operands, transposed, adds=adds)
+    return add_rows(path(x, y, operands, transposed), adds, Routing(operands.slots, operands.weights))
 
 
 def _linear(
@@ -101,7 +108,13 @@ def _linear(
     fit(x, operands, m, n)
     if not plain or check.signed(x, weights, adds):
         x, operands, adds = readable(x, operands, adds)
-    return run("linear", x, operands, False, adds, x, weight, bias, operands)
+    rows = x.numel() // n if n else x.shape[:-1].numel()
+    path = chosen("linear", x, x.dtype, rows, slots.shape, operands.layout, False, operands.max_rank == 0)
+    if adds is None:
+        return path(x, weight, bias, operands)
+    if path in TAKES_ADDS:
+        return path(x, weight, bias, operands, adds=adds)
+    return add_rows(path(x, weight, bias, operands), adds, Routing(operands.slots, operands.weights))
 
 
 @op(f"delta_linear(Tensor x, Tensor? y, {schema(FactorOperands)}, bool transposed) -> Tensor", cast=(0, 1))

@@ -7,10 +7,9 @@ from .. import check, dispatch
 from ..bank import Bank
 from ..cpu import native
 from ..operands import FactorOperands, schema
-from ..paths import PATHS
 from ..routing import Routing
 from .library import direct, op
-from .run import fit, path_for
+from .run import chosen, fit
 
 
 def delta_embedding(ids: Tensor, bank: Bank, routing: Routing, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -85,8 +84,8 @@ def _delta_embedding_op(ids, *rest):
     if ids.numel() and (largest := int(ids.max())) >= operands.out_features:
         raise IndexError(f"an id of {largest} is beyond the matrix's {operands.out_features} rows")
     empty = operands.max_rank == 0
-    path = path_for("delta_embedding", ids, dtype, ids.numel(), slots.shape, operands.layout, empty=empty)
-    return PATHS["delta_embedding"][path](ids, operands, in_features, dtype)
+    path = chosen("delta_embedding", ids, dtype, ids.numel(), slots.shape, operands.layout, empty=empty)
+    return path(ids, operands, in_features, dtype)
 
 
 @torch.library.register_fake("dts::delta_embedding")

@@ -1,13 +1,17 @@
 """From an op's arguments to the path that computes them: the last checks, the choice, and the count of what ran."""
 
+from collections.abc import Callable
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from .. import check, contents, dispatch
+from ..cpu import native_samples
+from ..dispatch import Problem
 from ..operands import FactorOperands, SampleOperands, sample_layout
-from ..paths import PATHS, TAKES_ADDS
-from ..routing import Routing, add_rows
+from ..paths import PATHS
 
 
 def fit(x: Tensor, operands: FactorOperands, m: int, n: int) -> None:
@@ -15,7 +19,9 @@ def fit(x: Tensor, operands: FactorOperands, m: int, n: int) -> None:
     if forward_ad._current_level >= 0:
         check.no_forward_mode()
     packed, table, _, _, _, max_rank, layout = operands
-    held = contents.of(packed, table)
+    held = getattr(table, contents.HELD, None)
+    if held is None or held.given is not packed or held.shape is None:  # else a bank's own, which makes another table
+        held = contents.of(packed, table)
     if held.shape != (m, n) or not held.on_cpu or not x.is_cpu or layout != "disk":
         held.fit(layout, (m, n), max_rank, table, x.device)
 
@@ -28,53 +34,58 @@ def readable(x: Tensor, operands: FactorOperands, adds: Tensor | None) -> tuple[
     return check.real(x), operands._replace(slots=slots, weights=weights), adds
 
 
-def path_for(
+@lru_cache(maxsize=4096)
+def _choice(
+    op: str,
+    device: str,
+    dtype: torch.dtype,
+    rows: int,
+    entries: int,
+    places: int,
+    layout: str,
+    transposed: bool,
+    empty: bool,
+    exact: bool,
+) -> tuple[tuple[str, str], Callable[..., Tensor]]:
+    """((op, path), implementation) on this machine; hashing plain arguments costs less than making a `Problem`."""
+    name = str(dtype).removeprefix("torch.")
+    path = dispatch.choose(Problem(op, device, name, rows, entries, places, layout, transposed, empty, exact))
+    return (op, path), PATHS[op][path]
+
+
+def chosen(
     op: str,
     like: Tensor,
     dtype: torch.dtype,
     rows: int,
-    routing: tuple[int, int] | torch.Size,
+    routing: tuple[int, ...],
     layout: str,
     transposed: bool = False,
     empty: bool = False,
-) -> str:
+) -> Callable[..., Tensor]:
     """The path of a product with operands on the device of ``like``, counted.  routing: its [entries, places]."""
     entries, places = routing
     if layout == "disk":
         device = "cpu" if like.is_cpu else like.device.type
     else:
         device = dispatch.device_kind(like.device.type)
-    path = dispatch.path_of(op, device, dtype, rows, entries, places, layout, transposed, empty, dispatch.exact())
-    dispatch.ran[op, path] += 1
+    key, path = _choice(op, device, dtype, rows, entries, places, layout, transposed, empty, dispatch.exact())
+    dispatch.ran[key] += 1
     return path
 
 
-def run(op: str, x: Tensor, operands: FactorOperands, transposed: bool, adds: Tensor | None, *arguments) -> Tensor:
-    """The product by the path that is chosen for it, which takes ``arguments``; and ``adds``, if there are any."""
-    _, _, slots, weights, _, max_rank, layout = operands
-    n = x.shape[-1]
-    rows = x.numel() // n if n else x.shape[:-1].numel()
-    path = path_for(op, x, x.dtype, rows, slots.shape, layout, transposed, max_rank == 0)
-    function = PATHS[op][path]
-    if adds is None:
-        return function(*arguments)
-    if (op, path) in TAKES_ADDS:
-        return function(*arguments, adds=adds)
-    return add_rows(function(*arguments), adds, Routing(slots, weights))
-
-
-def readable_samples(like: Tensor, plain: bool, operands: SampleOperands) -> SampleOperands:
+def readable_samples(like: Tensor, plain: bool, operands: SampleOperands) -> tuple[SampleOperands, str]:
     """Samples and a routing (plain: that lies as C reads it) as kernels read them, on the device of ``like``, checked;
-    on the CPU without an arena `native_samples` keeps what it has seen of a table."""
+    and the samples' layout.  On the CPU without an arena `native_samples` keeps what it has seen of a table."""
     codes, table, starts, scales, slots, weights = operands
-    array = getattr(table, "_dts_samples", None)
+    array = getattr(table, native_samples.HELD, None)
     if plain and array is not None and like.is_cpu and array.of_now(codes, table, starts, scales):
-        return operands
-    arena = sample_layout(codes) == "arena"
-    check.samples(operands.stored, arena)
-    device = like.device
-    if arena:
+        return operands, "disk"
+    layout, device = sample_layout(codes), like.device
+    check.samples(operands.stored, layout == "arena")
+    if layout == "arena":
         codes = [check.flat(c, device) for c in codes]
     if any(c.device != device for c in codes):
         raise ValueError(f"all tensors of a product must be on one device: codes are not on {device}")
-    return SampleOperands(codes, *(check.flat(t, device) for t in (table, starts, scales, slots, weights)))
+    tensors = (check.flat(t, device) for t in (table, starts, scales, slots, weights))
+    return SampleOperands(codes, *tensors), layout

@@ -6,11 +6,10 @@ from torch.autograd import forward_ad
 
 from .. import check
 from ..operands import SampleOperands, StoredSamples, sample_layout, schema
-from ..paths import PATHS
 from ..routing import Routing
 from ..sample_bank import SampleBank
 from .library import direct, op
-from .run import path_for, readable_samples
+from .run import chosen, readable_samples
 
 
 def add_samples(x: Tensor, y: Tensor, bank: SampleBank, routing: Routing) -> Tensor:
@@ -59,12 +58,12 @@ def _add_samples(x: Tensor, y: Tensor, operands: SampleOperands, transposed: boo
     if forward_ad._current_level >= 0:
         check.no_forward_mode()
     plain = plain and not check.signed(x, weights)
-    operands = readable_samples(x, plain, operands)
+    operands, layout = readable_samples(x, plain, operands)
     if not (plain and y.is_cpu and not y.is_neg()):
         x, y = check.real(x), check.flat(y, x.device)
     rows = x.numel() // n if n else x.shape[:-1].numel()
-    path = path_for("add_samples", x, x.dtype, rows, operands.slots.shape, sample_layout(operands.codes), transposed)
-    return PATHS["add_samples"][path](x, y, operands, transposed)
+    path = chosen("add_samples", x, x.dtype, rows, operands.slots.shape, layout, transposed)
+    return path(x, y, operands, transposed)
 
 
 def _add_sampled_rows(
@@ -77,9 +76,9 @@ def _add_sampled_rows(
     plain = check.ids(ids, operands.slots, weights, y, columns) and not check.signed(y, weights)
     if not (plain and ids.dtype is torch.int64 and ids.is_cpu and y.is_cpu and ids.is_contiguous()):
         ids, y = check.flat(ids.to(torch.int64), y.device), check.real(y)
-    operands = readable_samples(y, plain, operands)
-    path = path_for("add_sampled_rows", y, y.dtype, ids.numel(), operands.slots.shape, sample_layout(operands.codes))
-    return PATHS["add_sampled_rows"][path](ids, y, operands, rows)
+    operands, layout = readable_samples(y, plain, operands)
+    path = chosen("add_sampled_rows", y, y.dtype, ids.numel(), operands.slots.shape, layout)
+    return path(ids, y, operands, rows)
 
 
 @op(f"add_samples(Tensor x, Tensor y, {schema(SampleOperands)}, bool transposed) -> Tensor", cast=(0, 1))
@@ -105,8 +104,8 @@ def _add_dense_samples_op(base, *rest):
     layout = sample_layout(stored.codes)
     check.samples(stored, layout == "arena")
     base = check.real(base)
-    path = path_for("add_dense_samples", base, base.dtype, base.shape[0], (1, 1), layout)
-    return PATHS["add_dense_samples"][path](base, stored, gamma)
+    path = chosen("add_dense_samples", base, base.dtype, base.shape[0], (1, 1), layout)
+    return path(base, stored, gamma)
 
 
 # ---- fakes and gradients ---------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ class Packed:
     """
 
     def __init__(self, shape: tuple[int, int], device: torch.device | str = "cpu", transposed: bool = False):
-        self.shape, self.device, self.transposed = tuple(shape), torch.device(device), transposed
+        self.shape, self.device, self.transposed = (shape[0], shape[1]), torch.device(device), transposed
         self.banks: dict[str, PartBank] = {}
         self.first: PartBank | None = None
         self.rest: tuple[PartBank, ...] = ()
