@@ -1,10 +1,21 @@
 """Products with packed low-rank factors.  Knows nothing of models, files or task names; needs no GPU."""
 
-from .bank import Bank, Routing
+from . import parts
+from .bank import Bank
 from .layout import PackedFactors, pack, unpack
-from .ops import EmbeddingParts, add_embedding, add_rows, delta_embedding, delta_linear, linear, reconstruct
+from .ops import (
+    EmbeddingParts,
+    add_dense_samples,
+    add_embedding,
+    add_sampled_rows,
+    add_samples,
+    delta_embedding,
+    delta_linear,
+    linear,
+    reconstruct,
+)
+from .routing import Routing, add_rows
 from .sample_bank import SampleBank
-from .sample_ops import add_dense_samples, add_sampled_rows, add_samples
 from .samples import Samples
 
 __all__ = [
@@ -23,6 +34,7 @@ __all__ = [
     "delta_linear",
     "linear",
     "pack",
+    "parts",
     "reconstruct",
     "unpack",
 ]

@@ -1,6 +1,4 @@
-"""All loaded tasks of one layer, and which of them each row of a batch uses."""
-
-from dataclasses import dataclass
+"""Packed factors of all loaded tasks of one layer, as the ops take them."""
 
 import torch
 from torch import Tensor
@@ -9,50 +7,12 @@ from . import contents
 from .contents import TABLE_FIELDS
 from .dispatch import bank_layout
 from .layout import PackedFactors
+from .operands import DenseOperands, FactorOperands
 from .planar import PlanarStore
 from .reference import range_exponent
+from .routing import Routing
 
 EAGER = 8
-
-
-@dataclass(frozen=True)
-class Routing:
-    """Which tasks each row of a batch uses, and how much of each.
-
-    slots: int32 [R, P], a bank's slot or -1 for none; weights: float32 [R, P], the gammas.
-    R is 1 (the same for every row) or the batch size; an input of ``rows`` rows, a multiple of R
-    (tokens flattened batch-major), follows entry i // (rows / R) in its row i.
-    Both are tensors of fixed shape: another task is other contents, never another program.
-    """
-
-    slots: Tensor
-    weights: Tensor
-
-    def __post_init__(self):
-        if self.slots.dim() != 2 or self.slots.shape != self.weights.shape:
-            raise ValueError(
-                f"routing needs slots and weights of one shape [rows, places], "
-                f"not {list(self.slots.shape)} and {list(self.weights.shape)}"
-            )
-        if self.slots.dtype != torch.int32 or self.weights.dtype != torch.float32:
-            raise TypeError(
-                f"routing needs int32 slots and float32 weights, not {self.slots.dtype} and {self.weights.dtype}"
-            )
-
-    @classmethod
-    def of(cls, entries, device="cpu") -> "Routing":
-        """From one item a row: a slot, None, or a mixture {slot: weight}."""
-        mixtures = [e if isinstance(e, dict) else {} if e is None else {e: 1.0} for e in entries]
-        places = max([len(m) for m in mixtures] + [1])
-        slots = [list(m) + [-1] * (places - len(m)) for m in mixtures]
-        weights = [list(m.values()) + [0.0] * (places - len(m)) for m in mixtures]
-        return cls(
-            torch.tensor(slots, dtype=torch.int32, device=device).reshape(-1, places),
-            torch.tensor(weights, dtype=torch.float32, device=device).reshape(-1, places),
-        )
-
-    def to(self, device) -> "Routing":
-        return Routing(self.slots.to(device), self.weights.to(device))
 
 
 class Bank:
@@ -68,6 +28,8 @@ class Bank:
         self.device = torch.device(device)
         self.layout = layout or bank_layout(self.device)
         self._factors: dict[int, PackedFactors] = {}
+        self._ready: tuple[list[Tensor], Tensor, int] | None = None
+        self._made: tuple[Routing, FactorOperands] | None = None  # for the routing that was used last
         self._store = None if self.layout == "disk" else PlanarStore(in_features, out_features, self.device)
         self._refresh()
 
@@ -130,14 +92,32 @@ class Bank:
     def max_rank(self) -> int:
         return self._derived()[2]
 
+    def operands(self, routing: Routing) -> FactorOperands:
+        """What the ops take for a routing, made once for the one that was used last."""
+        made = self._made
+        if made is None or made[0] is not routing:
+            self._made = made = routing, self.new_operands(routing)
+        return made[1]
+
+    def new_operands(self, routing: Routing) -> FactorOperands:
+        """The same, not kept: for those who trace, whose programs must not depend on which routing was last."""
+        packed, table, max_rank = self._derived()
+        return FactorOperands(packed, table, routing.slots, routing.weights, self.out_features, max_rank, self.layout)
+
+    def dense_operands(self, gamma: Tensor, base: Tensor | None) -> DenseOperands:
+        """What `reconstruct` takes."""
+        packed, table, max_rank = self._derived()
+        return DenseOperands(packed, table, gamma, base, self.out_features, self.in_features, max_rank, self.layout)
+
     def _refresh(self) -> None:
         """Derive again what the ops take.  Beyond EAGER tasks on the CPU, when first needed: loading one task after
         another would else go through all of them each time.  (A compiled program compiles again when that happens.)"""
-        self._ready = None
+        self._ready = self._made = None
         if self._store is not None:
             store, self.layout = self._store, self._store.layout
-            self._ready = [store.words.tensor, store.scalars.tensor], store.table, store.max_rank
-            contents.trust(*self._ready[:2], self.layout, self.shape, store.max_rank)
+            packed = [store.words.tensor, store.scalars.tensor]
+            self._ready = packed, store.table, store.max_rank
+            contents.trust(packed, store.table, self.layout, (self.out_features, self.in_features), store.max_rank)
         elif len(self._factors) <= EAGER:
             self._ready = self._derive()
 

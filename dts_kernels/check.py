@@ -4,6 +4,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .operands import StoredSamples
+from .samples import STRIDES
+
 FLOATS = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
 IDS = (torch.int64, torch.int32)
 _int32, _float32, _strided = torch.int32, torch.float32, torch.strided
@@ -127,6 +130,32 @@ def gamma(of: Tensor, base: Tensor | None, shape: tuple[int, int], slots: int) -
         raise ValueError("; ".join(wrong))
     of = real(of).to(torch.float32).contiguous()
     return of if of.shape[0] >= slots else torch.nn.functional.pad(of, (0, slots - of.shape[0]))
+
+
+def samples(stored: StoredSamples, arena: bool) -> None:
+    """Raise ValueError unless these can be a bank's, shape by shape; arena: whether all codes are in one tensor.  On
+    the CPU the numbers in them too: GPU kernels read only what a bank wrote."""
+    codes, table, starts, scales = stored
+    wrong = []
+    if table.dtype != torch.int64 or table.dim() != 2 or table.shape[1] != 4:
+        wrong.append(f"the samples' table must be int64 [samples, 4], not {table.dtype} {list(table.shape)}")
+    if starts.dtype != torch.int64 or starts.dim() != 1 or not starts.numel():
+        wrong.append(f"starts must be int64 [slots + 1], not {starts.dtype} {list(starts.shape)}")
+    if scales.dtype != torch.float32 or scales.dim() != 1 or table.dim() and scales.numel() < table.shape[0]:
+        wrong.append(f"scales must be float32 [samples], not {scales.dtype} {list(scales.shape)}")
+    if any(c.dtype != torch.uint8 or c.dim() != (1 if arena else 2) or c.layout is not torch.strided for c in codes):
+        wrong.append(f"codes must be uint8, not {[(str(c.dtype), list(c.shape)) for c in codes]}")
+    if not wrong and table.is_cpu and starts.is_cpu and not arena:
+        at = starts.tolist()
+        if at[0] < 0 or any(b < a for a, b in zip(at, at[1:])) or at[-1] > min(len(codes), table.shape[0]):
+            wrong.append(f"starts {at} do not rise from 0 to at most {min(len(codes), table.shape[0])} samples")
+        for slot, _, stride, seed in table.tolist():
+            if stride not in STRIDES or not 0 <= seed < 1 << 32 or slot < 0:
+                wrong.append(f"a sample in slot {slot} has stride {stride}, seed {seed}")
+        if table.shape[0] < len(codes):
+            wrong.append(f"{len(codes)} tensors of codes for {table.shape[0]} rows of the table")
+    if wrong:
+        raise ValueError("; ".join(wrong))
 
 
 def no_forward_mode() -> None:

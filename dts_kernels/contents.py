@@ -2,14 +2,17 @@
 
 import math
 from operator import is_
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .layout import PackedFactors, level_coefficients, round_up, words_shape
 from .planar import FIELDS, HEADER, planar_factors
+from .reference import range_exponent
 
 TABLE_FIELDS = 6  # u, v, sigma, levels: where in `packed` (-1: none); rank; range exponent
+HELD = "_dts_contents"  # the attribute of a table that keeps what was read of it
 LAYOUTS = {"disk": TABLE_FIELDS, "planar": FIELDS, "planar_levels": FIELDS}
 
 
@@ -22,7 +25,10 @@ class Contents:
 
     def __init__(self, packed: list[Tensor], table: Tensor, known=None):
         self.given, self.packed, self.version = packed, tuple(packed), _version(table)
-        self.factors, self.exponents, self.shape, self.tasks = {}, {}, None, None
+        self.factors: dict[int, PackedFactors] = {}
+        self.exponents: dict[int, int] = {}
+        self.shape: tuple[int, int] | None = None
+        self.tasks: Any = None
         self.known = set() if known is None else {known}
         self.on_cpu = all(t.is_cpu for t in self.packed)
         sizes = LAYOUTS.values()
@@ -133,17 +139,18 @@ class Contents:
 
 def of(packed: list[Tensor], table: Tensor) -> Contents:
     """The contents of a table, read again only when it or the tensors are others.  Raises ValueError."""
-    held = getattr(table, "_dts_contents", None)
+    held = getattr(table, HELD, None)
     if held is not None and held.given is packed and held.shape is not None:
         return held  # a bank's own: it makes another table
     if held is None or not held.of_now(packed, table):
-        held = table._dts_contents = Contents(packed, table)
+        held = Contents(packed, table)
+        setattr(table, HELD, held)
     return held
 
 
 def trust(packed: list[Tensor], table: Tensor, layout: str, shape: tuple[int, int], max_rank: int) -> None:
     """What a bank of kernel words just wrote itself is not read back from the device."""
-    table._dts_contents = Contents(packed, table, (layout, tuple(shape), max_rank))
+    setattr(table, HELD, Contents(packed, table, (layout, tuple(shape), max_rank)))
 
 
 def factors_of(
@@ -153,8 +160,6 @@ def factors_of(
 
     in_features, out_features: of the factors as stored, which ``transposed`` exchanges in what is returned.
     """
-    from .reference import range_exponent
-
     held = of(packed, table)
     if table.shape[1] == TABLE_FIELDS:
         factors, exponents = held.factors, held.exponents

@@ -1,9 +1,14 @@
-"""Which path computes a product: a pure function of device, shapes, dtype and rows, and a count of what ran."""
+"""Which path computes a product: a pure function of what it looks at, and a count of what ran.
+
+Each backend says of a `Problem` which of its paths it would take, or that it has none (`chooser`); the first that has
+one gets it, and "reference", plain PyTorch, is what is left.  `dts doctor` prints the choices from here.
+"""
 
 import importlib.util
 import os
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -11,39 +16,41 @@ from functools import cache
 
 import torch
 
-from .cpu import native, rules
-
-ran: Counter = Counter()  # (op, path) -> calls, shown by `dts doctor` and asserted by tests
+ran: Counter[tuple[str, str]] = Counter()  # (op, path) -> calls, shown by `dts doctor` and asserted by tests
 
 
 @dataclass(frozen=True)
 class Problem:
     """Everything the choice may depend on."""
 
-    op: str  # "delta_linear" | "linear" | "reconstruct" | "delta_embedding"
+    op: str  # a key of `paths.PATHS`
     device: str  # "cpu" | "cuda" | "interpreter" (Triton's, on the CPU)
     dtype: str  # "float16" | "bfloat16" | "float32" | "float64"
     rows: int
-    in_features: int
-    out_features: int
-    max_rank: int
     entries: int = 1
     places: int = 1
-    tasks: int = 1
-    layout: str = "disk"  # "disk" | "planar" | "planar_levels"
+    layout: str = "disk"  # of a bank: "disk" | "planar" | "planar_levels"; of samples: "disk" | "arena"
     transposed: bool = False
+    empty: bool = False  # no task has a rank
     exact: bool = False  # float32 products on the CPU, not two 8-bit digits (`exact_products`)
     variant: str | None = None  # the CPU's instruction set as in `cpu.native.variants`; None: this machine's
 
 
+_choosers: list[Callable[[Problem], str | None]] = []
+
+
+def chooser(choose: Callable[[Problem], str | None]) -> Callable[[Problem], str | None]:
+    """Decorator for a backend's function: problem -> the path it would take, or None."""
+    _choosers.append(choose)
+    return choose
+
+
 def choose(problem: Problem) -> str:
     """Name of the path for a problem."""
-    if problem.layout != "disk":
-        return _choose_planar(problem)
-    return _choose_disk(problem)
+    return next((path for ask in _choosers if (path := ask(problem))), "reference")
 
 
-# ---- CPU -------------------------------------------------------------------------------------------------------
+# ---- what the choice looks at ----------------------------------------------------------------------------------
 
 _exact: ContextVar[bool] = ContextVar("exact_products", default=False)
 exact = _exact.get  # () -> whether `exact_products` is on here
@@ -62,47 +69,14 @@ def exact_products(exact: bool = True):
         _exact.reset(before)
 
 
-def _choose_disk(p: Problem) -> str:
-    if p.device not in ("cpu", "interpreter"):
-        return "reference"
-    return rules.choose(p.op, p.dtype, p.rows, p.entries, p.places, p.exact, p.variant)
-
-
-# ---- GPU -------------------------------------------------------------------------------------------------------
-
-OLDEST = (8, 0)  # bf16 tensor cores and asynchronous copies to shared memory
-DENSE_ROWS = 64  # of one task, from here a dense matrix and a library product; modelled, not measured
-DEQUANTISE_ROWS = 256  # from here two library products with dequantised factors; crossover modelled, not measured
-
-
-def _choose_planar(p: Problem) -> str:
-    kernels = p.device in ("cuda", "interpreter") and p.dtype in ("float16", "bfloat16", "float32")
-    # an embedding's rows have no kernel: the reference waits for the device and no CUDA graph can capture it
-    if not kernels or p.op == "delta_embedding" or p.rows == 0 or p.max_rank == 0:
-        return "reference"
-    levels = "_levels" if p.layout == "planar_levels" else ""
-    if p.op == "reconstruct":
-        return "triton" + levels
-    # levels in 16 bits would be rounded values instead of exact codes, so they stay packed
-    exact = not levels or p.dtype == "float32"
-    many = p.entries == 1 and p.rows >= DEQUANTISE_ROWS and exact
-    return ("dequantise" if p.transposed or many else "triton") + levels
-
-
-def choose_samples(device: str, dtype: torch.dtype, rows: int, entries: int, transposed: bool, arena: bool) -> str:
-    """Name of the path for a product with sampled elements; arena: all codes are in one tensor, as off the CPU."""
-    if not rows or dtype not in native.DTYPES:
-        return "reference"
-    if arena:
-        if device_kind(device) not in ("cuda", "interpreter") or device == "cuda" and not _has_triton():
-            return "reference"
-        return "dense" if transposed or entries == 1 and rows >= DENSE_ROWS else "triton"
-    return "native" if device == "cpu" and native.variant() else "reference"
-
-
 def device_kind(device: str) -> str:
     """`Problem.device` of a torch device type."""
     return "interpreter" if device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1" else device
+
+
+# ---- layouts ---------------------------------------------------------------------------------------------------
+
+OLDEST = (8, 0)  # bf16 tensor cores and asynchronous copies to shared memory
 
 
 def layout_for(device: str, capability: tuple[int, int] | None, has_triton: bool) -> tuple[str, str | None]:
@@ -130,7 +104,8 @@ def bank_layout(device: torch.device) -> str:
 
 
 @cache
-def _has_triton() -> bool:
+def has_triton() -> bool:
+    """Whether the GPU kernels run on this machine's GPU."""
     return importlib.util.find_spec("triton") is not None and bank_layout(torch.device("cuda")) == "planar"
 
 

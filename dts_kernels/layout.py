@@ -130,8 +130,8 @@ class PackedFactors:
         return PackedFactors(self.u[start:stop], self.v, self.sigma, self.levels)
 
     def to(self, device) -> "PackedFactors":
-        move = lambda t: None if t is None else t.to(device)  # noqa: E731
-        return PackedFactors(move(self.u), move(self.v), move(self.sigma), move(self.levels))
+        levels = None if self.levels is None else self.levels.to(device)
+        return PackedFactors(self.u.to(device), self.v.to(device), self.sigma.to(device), levels)
 
 
 def round_up(size: int, block: int) -> int:

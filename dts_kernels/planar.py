@@ -160,8 +160,9 @@ def planar_factors(
         if row[3]:
             header = scalars[row[2] : row[2] + HEADER].double()
             exponents[slot] = round(-torch.log2(header[0]).item())
-            levels = torch.stack([levels_of(header[5:9]), levels_of(header[1:5])]).float()
-            levels = None if header[1:9].tolist() == 2 * level_coefficients(None) else levels
+            levels = None
+            if header[1:9].tolist() != 2 * level_coefficients(None):
+                levels = torch.stack([levels_of(header[5:9]), levels_of(header[1:5])]).float()
             factors[slot] = read_factors(words, scalars, row, exponents[slot], levels, in_features, out_features)
     return factors, exponents
 

@@ -1,11 +1,12 @@
 """Samples of all loaded tasks of one layer, as the ops take them."""
 
 import torch
-from torch import Tensor
 
 from .bank import EAGER
 from .layout import packed_width
+from .operands import SampleOperands, StoredSamples
 from .planar import Arena, grown
+from .routing import Routing
 from .samples import Samples, groups_of
 
 FIELDS = 4  # of a table's row: slot, where the codes begin in an arena, stride, seed
@@ -66,8 +67,8 @@ class SampleArena:
             self.scales[: len(rows)] = torch.tensor([one.scale for _, _, one in rows], device=self.scales.device)
 
     @property
-    def arguments(self) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
-        return [self.codes.tensor], self.table, self.starts, self.scales
+    def arguments(self) -> StoredSamples:
+        return StoredSamples([self.codes.tensor], self.table, self.starts, self.scales)
 
 
 class SampleBank:
@@ -75,11 +76,6 @@ class SampleBank:
 
     transposed: they are of the [in_features, out_features] matrix (layers that store their weight so).
     arena: codes in one tensor, as the GPU kernels read them; None takes what the device needs.
-
-    What the ops take, all of it on the bank's device:
-    codes: a tensor a sample, as given (a memory-mapped file stays one); or one arena
-    table: int64 [samples, FIELDS], in the order of slots (an arena's has room for more)
-    starts: int64 [slots + 1]: a slot's rows of the table are starts[slot] to starts[slot + 1];  scales: float32
     """
 
     def __init__(
@@ -89,6 +85,8 @@ class SampleBank:
         self.transposed = transposed
         self.arena = SampleArena(self.device) if (self.device.type != "cpu" if arena is None else arena) else None
         self._samples: dict[int, tuple[Samples, ...]] = {}
+        self._ready: StoredSamples | None = None
+        self._made: tuple[Routing, SampleOperands] | None = None  # for the routing that was used last
         self._refresh()
 
     @property
@@ -128,6 +126,11 @@ class SampleBank:
         """How many tasks have samples."""
         return len(self.arena.held if self.arena else self._samples)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the codes; of an arena with its room for more."""
+        return sum(codes.numel() for codes in self.arguments[0])
+
     def to(self, device) -> "SampleBank":
         moved = SampleBank(self.in_features, self.out_features, device, self.transposed)
         for slot in self.slots:
@@ -135,29 +138,44 @@ class SampleBank:
         return moved
 
     @property
-    def arguments(self) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
-        """(codes, table, starts, scales) of the class's docstring."""
+    def arguments(self) -> StoredSamples:
+        """What the ops take of the bank."""
         if self._ready is None:
             self._ready = self._derive()
         return self._ready
 
+    def operands(self, routing: Routing) -> SampleOperands:
+        """What the ops take for a routing, made once for the one that was used last."""
+        made = self._made
+        if made is None or made[0] is not routing:
+            self._made = made = routing, self.new_operands(routing)
+        return made[1]
+
+    def new_operands(self, routing: Routing) -> SampleOperands:
+        """The same, not kept: for those who trace, whose programs must not depend on which routing was last."""
+        return SampleOperands(*self.arguments, routing.slots, routing.weights)
+
     def _refresh(self) -> None:
         """Derive again what the ops take; beyond EAGER tasks on the CPU when first needed, see `Bank`."""
-        self._ready = self.arena.arguments if self.arena else self._derive() if len(self._samples) <= EAGER else None
+        self._ready = self._made = None
+        if self.arena:
+            self._ready = self.arena.arguments
+        elif len(self._samples) <= EAGER:
+            self._ready = self._derive()
 
-    def _derive(self) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+    def _derive(self) -> StoredSamples:
         found = [(slot, one) for slot in self.slots for one in self._samples[slot]]
         counts = [len(self._samples.get(slot, ())) for slot in range(max(self._samples, default=-1) + 1)]
         table = torch.tensor([[slot, 0, one.stride, one.seed] for slot, one in found], dtype=torch.int64)
         scales = torch.tensor([one.scale for _, one in found], dtype=torch.float32)
-        return [one.codes for _, one in found], table.view(-1, FIELDS), torch.tensor([0, *counts]).cumsum(0), scales
+        codes, starts = [one.codes for _, one in found], torch.tensor([0, *counts]).cumsum(0)
+        return StoredSamples(codes, table.view(-1, FIELDS), starts, scales)
 
 
-def samples_of(
-    codes: list[Tensor], table: Tensor, starts: Tensor, scales: Tensor, shape: tuple[int, int]
-) -> dict[int, tuple[Samples, ...]]:
+def samples_of(stored: StoredSamples, shape: tuple[int, int]) -> dict[int, tuple[Samples, ...]]:
     """The inverse of a bank's arguments: slot -> samples; shape: (out_features, in_features).  Reads the table on the
     host."""
+    codes, table, starts, scales = stored
     found: dict[int, tuple[Samples, ...]] = {}
     arena, count = bool(codes) and codes[0].dim() == 1, int(starts[-1])
     for k, ((slot, offset, stride, seed), scale) in enumerate(zip(table[:count].tolist(), scales.tolist())):

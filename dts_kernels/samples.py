@@ -92,28 +92,3 @@ def dense(samples: Samples, dtype=torch.float32, rows: Tensor | None = None) -> 
     out = torch.zeros(codes.shape[0], samples.groups * samples.stride, dtype=dtype, device=codes.device)
     out.scatter_(1, at, values * torch.tensor(samples.scale, dtype=torch.float32, device=codes.device).to(dtype))
     return out[:, : samples.shape[1]]
-
-
-def check_samples(codes: list[Tensor], table: Tensor, starts: Tensor, scales: Tensor, arena: bool = False) -> None:
-    """Raise ValueError unless these can be a bank's arguments (`sample_bank.SampleBank`), shape by shape; codes: a
-    tensor a sample, or one arena.  On the CPU the numbers in them too: GPU kernels read only what a bank wrote."""
-    wrong = []
-    if table.dtype != torch.int64 or table.dim() != 2 or table.shape[1] != 4:
-        wrong.append(f"the samples' table must be int64 [samples, 4], not {table.dtype} {list(table.shape)}")
-    if starts.dtype != torch.int64 or starts.dim() != 1 or not starts.numel():
-        wrong.append(f"starts must be int64 [slots + 1], not {starts.dtype} {list(starts.shape)}")
-    if scales.dtype != torch.float32 or scales.dim() != 1 or table.dim() and scales.numel() < table.shape[0]:
-        wrong.append(f"scales must be float32 [samples], not {scales.dtype} {list(scales.shape)}")
-    if any(c.dtype != torch.uint8 or c.dim() != (1 if arena else 2) or c.layout is not torch.strided for c in codes):
-        wrong.append(f"codes must be uint8, not {[(str(c.dtype), list(c.shape)) for c in codes]}")
-    if not wrong and table.is_cpu and starts.is_cpu and not arena:
-        at = starts.tolist()
-        if at[0] < 0 or any(b < a for a, b in zip(at, at[1:])) or at[-1] > min(len(codes), table.shape[0]):
-            wrong.append(f"starts {at} do not rise from 0 to at most {min(len(codes), table.shape[0])} samples")
-        for slot, _, stride, seed in table.tolist():
-            if stride not in STRIDES or not 0 <= seed < 1 << 32 or slot < 0:
-                wrong.append(f"a sample in slot {slot} has stride {stride}, seed {seed}")
-        if table.shape[0] < len(codes):
-            wrong.append(f"{len(codes)} tensors of codes for {table.shape[0]} rows of the table")
-    if wrong:
-        raise ValueError("; ".join(wrong))

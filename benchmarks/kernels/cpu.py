@@ -22,7 +22,8 @@ from benchmarks.kernels import cpu_model
 from dts.files import write_text
 from dts_kernels import Bank, PackedFactors, Routing, delta_linear, dispatch, linear, reconstruct
 from dts_kernels.bank import factors_of
-from dts_kernels.cpu import native, paths
+from dts_kernels.cpu import native
+from dts_kernels.paths import PATHS
 
 SIZES = [(384, 384), (3072, 768), (4096, 1024), (4096, 4096), (11008, 4096)]
 RANK_FRACTIONS = [0.05, 0.1, 0.3]
@@ -98,9 +99,7 @@ class Competitors:
             return functional.linear(functional.linear(x, lora[0][0]), lora[0][1])
 
         def fallback():
-            return paths.LINEAR["table"](
-                x, weight, None, bank.packed, bank.table, routing.slots, routing.weights, m, bank.max_rank
-            )
+            return PATHS["linear"]["table"](x, weight, None, bank.operands(routing))
 
         self.functions = {
             "nn.Linear": lambda: functional.linear(x, weight),
@@ -264,20 +263,13 @@ def crossover(seconds: float) -> None:
         for rows in (16, 32, 64, 128, 256, 512):
             c = Competitors(4096, 1024, 0.3, rows, 1, dtype)
             tasks = native.Tasks.of(c.bank.packed, c.bank.table)
-            arguments = (
-                c.x,
-                None,
-                c.bank.packed,
-                c.bank.table,
-                c.routing.slots,
-                c.routing.weights,
-                4096,
-                c.bank.max_rank,
-            )
-            functions = {"nn.Linear": lambda a=arguments: paths.DELTA_LINEAR["unpack"](*a, False)}
+            operands = c.bank.operands(c.routing)
+            functions = {
+                "nn.Linear": lambda x=c.x, held=operands: PATHS["delta_linear"]["unpack"](x, None, held, False)
+            }
             for name in native.variants():
-                functions[name] = lambda a=arguments, t=tasks, name=name: native.delta_linear(
-                    a[0], None, t, a[4], a[5], 4096, False, False, name
+                functions[name] = lambda x=c.x, held=operands, t=tasks, name=name: native.delta_linear(
+                    x, None, t, held.slots, held.weights, 4096, False, False, name
                 )
             times = measure(functions, seconds)
             for name in native.variants():

@@ -84,24 +84,12 @@ def _kernels() -> dict[str, dict]:
 
 def _paths(device: str, layout: str) -> list[dict]:
     """The path `dts_kernels` takes for each sample and each dtype on a device."""
-    import dts_kernels  # noqa: F401  registers the paths
     from dts_kernels.dispatch import Problem, choose
 
     rows = []
     for what, count, in_features, out_features, rank, tasks in SAMPLES:
         for dtype in ("float32", "bfloat16", "float16"):
-            problem = Problem(
-                "linear",
-                device,
-                dtype,
-                count,
-                in_features,
-                out_features,
-                rank,
-                entries=tasks,
-                tasks=tasks,
-                layout=layout,
-            )
+            problem = Problem("linear", device, dtype, count, entries=tasks, layout=layout)
             rows.append(
                 {
                     "device": device,

@@ -7,6 +7,7 @@ import os
 import struct
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ class Tasks:
     def _set(self, stored: dict[int, PackedFactors], count: int) -> None:
         self.count = count
         self.array = (Task * max(count, 1))()
-        self.kept = []
+        self.kept: list[Any] = []  # whose memory C reads
         self.levels = False  # whether a task has its own
         for slot, one in stored.items():
             if not one.rank:
@@ -87,9 +88,10 @@ class Tasks:
     @classmethod
     def of(cls, packed: list[Tensor], table: Tensor) -> "Tasks":
         """The array of a bank's table, made once a table."""
-        held = contents.of(packed, table)
-        if held.tasks is None:
-            held.tasks = cls(packed, table)
+        held = getattr(table, contents.HELD, None)
+        if held is None or held.given is not packed or held.tasks is None:  # not as the op has just seen it
+            held = contents.of(packed, table)
+            held.tasks = held.tasks or cls(packed, table)
         return held.tasks
 
 
@@ -166,6 +168,15 @@ def library() -> ctypes.CDLL | None:
 
 
 @functools.cache
+def loaded() -> ctypes.CDLL:
+    """The library for those who have seen that it is there."""
+    found = library()
+    if found is None:
+        raise RuntimeError("the compiled CPU kernels are not available here")
+    return found
+
+
+@functools.cache
 def variants() -> tuple[str, ...]:
     """The instruction sets that this machine can run, fastest first; empty without the library.
 
@@ -174,7 +185,7 @@ def variants() -> tuple[str, ...]:
     found = library()
     if found is None:
         return ()
-    names = []
+    names: list[str] = []
     while (name := found.dts_variant(len(names))) is not None:
         names.append(name.decode())
     only = os.environ.get("DTS_VARIANT")
@@ -242,13 +253,13 @@ def delta_linear(
         if y.dtype is not dtype:
             raise ValueError(f"y must be in x's dtype {dtype}, not {y.dtype}")
     if out is None:
-        out = x.new_empty(sizes)
+        out = x.new_empty(sizes) if y is None else torch.empty_like(y)
     elif out is not y and not (out.is_contiguous() and out.dtype is dtype):
         raise ValueError("out must be contiguous and in x's dtype")
     size, to, have = SIZES[dtype], out.data_ptr(), out.numel()
     given, given_have = (0, 0) if y is None else (to, have) if y is out else (y.data_ptr(), y.numel())
     add, adds_have, add_count = (0, 0, 0) if adds is None else (adds.data_ptr(), adds.numel(), adds.shape[0])
-    code = library().dts_delta_linear_record(
+    code = loaded().dts_delta_linear_record(
         _delta_linear_record(
             _name_of(name),
             torch.get_num_threads(),
@@ -308,8 +319,9 @@ def embedding(
     if places > 1:  # a place at a time, rounded once
         total = None
         for place in range(places):
-            one = slots[:, place].contiguous(), weights[:, place].contiguous()
-            total = embedding(ids, total, tasks, *(t[:, None] for t in one), id_count, n, torch.float32, name, True)
+            own, gamma = (t[:, place].contiguous()[:, None] for t in (slots, weights))
+            total = embedding(ids, total, tasks, own, gamma, id_count, n, torch.float32, name, True)
+        assert total is not None
         return total.to(dtype) if y is None else y.add_(total) if in_place else (y + total).to(dtype)
     if ids.dtype is not torch.int64 or not ids.is_contiguous():
         ids = ids.to(torch.int64).contiguous()
@@ -318,7 +330,7 @@ def embedding(
     out = y if in_place and y is not None else torch.empty(*ids.shape, n, dtype=dtype)
     to = out.data_ptr()
     given = 0 if y is None else to if y is out else y.data_ptr()
-    code = library().dts_embedding_record(
+    code = loaded().dts_embedding_record(
         _embedding_record(
             _name_of(name),
             torch.get_num_threads(),
@@ -362,7 +374,7 @@ def reconstruct(
     stride = shape[1] * out.element_size()
     gamma = gamma.to(torch.float32).contiguous()
     _check(
-        library().dts_reconstruct(
+        loaded().dts_reconstruct(
             _named(name),
             torch.get_num_threads(),
             exact,
@@ -389,7 +401,7 @@ def unpack(packed: Tensor, levels: Tensor | None, dtype: torch.dtype, name: str 
     out = torch.empty(packed.shape[0], 4 * packed.shape[1], dtype=dtype)
     levels = None if levels is None else levels.contiguous()
     _check(
-        library().dts_unpack(
+        loaded().dts_unpack(
             _named(name),
             torch.get_num_threads(),
             packed.data_ptr(),

@@ -7,12 +7,16 @@ from operator import is_
 import torch
 from torch import Tensor
 
-from ..samples import check_samples
+from .. import check
+from ..operands import StoredSamples
 from . import native
 
 # as in samples.c
 _add_samples_record = struct.Struct("@P2qP5qPqPqPqPqPqP3q").pack
 _add_sampled_rows_record = struct.Struct("@PqP3qPqP2qPqPqPqP3q").pack
+
+
+HELD = "_dts_samples"  # the attribute of a table that keeps its `SampleArray`
 
 
 class Sample(ctypes.Structure):
@@ -35,7 +39,7 @@ class SampleArray:
     def __init__(self, codes: list[Tensor], table: Tensor, starts: Tensor, scales: Tensor):
         self.given, self.codes, self.others = codes, tuple(codes), (starts, scales)
         self.versions = tuple(None if t.is_inference() else t._version for t in (table, starts, scales))
-        check_samples(codes, table, starts, scales)
+        check.samples(StoredSamples(codes, table, starts, scales), False)
         self.array, self.count = (Sample * max(len(codes), 1))(), len(codes)
         self.kept = [c.detach() if c.stride(1) == 1 else c.contiguous() for c in codes]
         for sample, own, (_, _, stride, seed), scale in zip(self.array, self.kept, table.tolist(), scales.tolist()):
@@ -64,9 +68,12 @@ class SampleArray:
     @classmethod
     def of(cls, codes: list[Tensor], table: Tensor, starts: Tensor, scales: Tensor) -> "SampleArray":
         """The array of a bank's table, made once a table."""
-        array = getattr(table, "_dts_samples", None)
+        array = getattr(table, HELD, None)
+        if array is not None and array.given is codes and array.others[0] is starts and array.others[1] is scales:
+            return array  # as the op has just seen it
         if array is None or not array.of_now(codes, table, starts, scales):
-            array = table._dts_samples = cls(codes, table, starts, scales)
+            array = cls(codes, table, starts, scales)
+            setattr(table, HELD, array)
         return array
 
 
@@ -88,7 +95,7 @@ def add_samples(
     out = torch.empty_like(y)
     rows = count // m if m else y.shape[:-1].numel()
     m, n = (n, m) if transposed else (m, n)
-    code = native.library().dts_add_samples_record(
+    code = native.loaded().dts_add_samples_record(
         _add_samples_record(
             native._name_of(name),
             torch.get_num_threads(),
@@ -132,7 +139,7 @@ def add_sampled_rows(
     if not y.is_contiguous():
         y = y.contiguous()
     out, (entries, places) = torch.empty_like(y), slots.shape
-    code = native.library().dts_add_sampled_rows_record(
+    code = native.loaded().dts_add_sampled_rows_record(
         _add_sampled_rows_record(
             native._name_of(name),
             torch.get_num_threads(),

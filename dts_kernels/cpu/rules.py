@@ -9,29 +9,44 @@ Crossovers are those of `python -m benchmarks.kernels.cpu --crossover` on a CPU 
 (4096 x 1024, r = .3, up to 512 rows); the Arm ones follow AVX2's and are not measured.
 """
 
+from ..dispatch import Problem
 from . import native
 
-UNPACK_ROWS = {"avx512vbmi": None, "avx512": None, "avx2": 256, "neondot": None, "neon": 64, "portable": 16}
-UNPACK_ROWS_BFLOAT16 = {"avx512vbmi": 1024, "avx512": 1024, "avx2": 32, "neondot": 64, "neon": 32, "portable": 16}
+DTYPES = ("float32", "bfloat16", "float16")
+UNPACK_ROWS: dict[str, int | None] = {
+    "avx512vbmi": None,
+    "avx512": None,
+    "avx2": 256,
+    "neondot": None,
+    "neon": 64,
+    "portable": 16,
+}
+UNPACK_ROWS_BFLOAT16: dict[str, int | None] = {
+    "avx512vbmi": 1024,
+    "avx512": 1024,
+    "avx2": 32,
+    "neondot": 64,
+    "neon": 32,
+    "portable": 16,
+}
 UNPACK_ROWS_EXACT = 8  # the float32 loops decode for every row
 
 
-def choose(
-    op: str, dtype: str, rows: int, entries: int = 1, places: int = 1, exact: bool = False, variant: str | None = None
-) -> str:
-    """Name of the path of a product with disk bytes.
-
-    variant: the instruction set of `native.variants`, "" for a machine without the library; None asks this machine.
-    """
-    variant = native.variant() if variant is None else variant
-    if op == "delta_embedding":
-        return "reference"
-    if dtype not in ("float32", "bfloat16", "float16") or not variant or places > native.MOST_PLACES:
+def choose(p: Problem) -> str | None:
+    """Name of the path of a product with disk bytes on the CPU, None for others."""
+    if p.layout != "disk" or p.device not in ("cpu", "interpreter"):
+        return None
+    variant = native.variant() if p.variant is None else p.variant
+    compiled = p.dtype in DTYPES and bool(variant)
+    if p.op in ("add_samples", "add_sampled_rows"):
+        return "native" if compiled and p.rows else None
+    if p.op not in ("delta_linear", "linear", "reconstruct"):
+        return None
+    if not compiled or p.places > native.MOST_PLACES:
         return "table"
-    if op == "reconstruct":
-        return "native_exact" if exact else "native"
-    crossover = UNPACK_ROWS_BFLOAT16 if dtype == "bfloat16" else UNPACK_ROWS
-    crossover = UNPACK_ROWS_EXACT if exact else crossover[variant]
-    if entries == 1 and crossover is not None and rows >= crossover:
-        return "unpack"
-    return "native_exact" if exact else "native"
+    packed = "native_exact" if p.exact else "native"
+    if p.op == "reconstruct":
+        return packed
+    crossover = (UNPACK_ROWS_BFLOAT16 if p.dtype == "bfloat16" else UNPACK_ROWS)[variant]
+    crossover = UNPACK_ROWS_EXACT if p.exact else crossover
+    return "unpack" if p.entries == 1 and crossover is not None and p.rows >= crossover else packed

@@ -1,6 +1,6 @@
 """The ops' GPU paths: which kernels run, with which shapes and scratch.  Nothing here reads a device tensor's values.
 
-levels: whether any task of the bank has levels (`planar.py`), which the kernels then assume of all.
+levels: whether any task of the bank has levels (its layout is "planar_levels"), which the kernels then assume of all.
 """
 
 from contextlib import nullcontext
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..layout import COLUMN_BLOCK, round_up
+from ..operands import DenseOperands, FactorOperands
 from ..planar import HEADER
 from . import config
 from .config import Config, Device
@@ -32,21 +33,12 @@ class Launch:
     x: [rows, in_features], contiguous, fp16, bf16 or fp32.  configs: kernel name -> Config, else they are chosen.
     """
 
-    def __init__(
-        self,
-        x,
-        packed,
-        table,
-        slots,
-        weights,
-        out_features,
-        max_rank,
-        levels: bool,
-        configs: dict[str, Config] | None = None,
-    ):
+    def __init__(self, x: Tensor, operands: FactorOperands, configs: dict[str, Config] | None = None):
+        packed, table, slots, weights, out_features, max_rank, layout = operands
         self.x, (self.words, self.scalars), self.table = x, packed, table
-        self.slots, self.weights, self.levels = slots.contiguous(), weights.contiguous(), levels
-        self.rows, self.in_features, self.out_features, self.width = *x.shape, out_features, max_rank
+        self.slots, self.weights, self.levels = slots.contiguous(), weights.contiguous(), layout == "planar_levels"
+        self.rows, self.in_features = x.shape
+        self.out_features, self.width = out_features, max_rank
         self.entries, self.places = slots.shape
         self.per_entry = self.rows // self.entries
         self.grouped = self.per_entry == 1 and self.places == 1 and 1 < self.entries <= GROUPED_ENTRIES
@@ -185,22 +177,23 @@ def _flat(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1]).contiguous()
 
 
-def delta_linear(x, y, packed, table, slots, weights, out_features, max_rank, transposed, levels=False):
+def delta_linear(x: Tensor, y: Tensor | None, operands: FactorOperands, transposed: bool) -> Tensor:
+    """Not transposed."""
     with _on(x):
-        launch = Launch(_flat(x), packed, table, slots, weights, out_features, max_rank, levels)
+        launch = Launch(_flat(x), operands)
         out = launch.expand(*launch.shrink(), None if y is None else _flat(y))
-    return out.view(*x.shape[:-1], out_features)
+    return out.view(*x.shape[:-1], operands.out_features)
 
 
-def linear(x, weight, bias, packed, table, slots, weights, out_features, max_rank, levels=False):
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, operands: FactorOperands) -> Tensor:
     with _on(x):
-        launch = Launch(_flat(x), packed, table, slots, weights, out_features, max_rank, levels)
+        launch = Launch(_flat(x), operands)
         if launch.per_entry > 16 or x.dtype == torch.float32:  # the library's product is the faster one from here
             y = torch.nn.functional.linear(launch.x, weight, bias)
             out = launch.expand(*launch.shrink(), y)
         else:
             out = launch.base_expand(weight.contiguous(), bias)
-    return out.view(*x.shape[:-1], out_features)
+    return out.view(*x.shape[:-1], operands.out_features)
 
 
 def dequantise(packed, table, slots, place: int, size: int, columns: int, u: bool, dtype, levels: bool) -> Tensor:
@@ -250,8 +243,10 @@ def _wide_mm(a: Tensor, b: Tensor) -> Tensor:
     return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float()
 
 
-def dequantised_delta_linear(x, y, packed, table, slots, weights, out_features, max_rank, transposed, levels=False):
+def dequantised_delta_linear(x: Tensor, y: Tensor | None, operands: FactorOperands, transposed: bool) -> Tensor:
     """Two library products an entry and place; the same rounding as the kernels.  Transposed: gradients for x."""
+    packed, table, slots, weights, out_features, max_rank, layout = operands
+    levels = layout == "planar_levels"
     rows = _flat(x)
     entries, places = slots.shape
     sizes = (out_features, x.shape[-1]) if transposed else (x.shape[-1], out_features)
@@ -271,17 +266,19 @@ def dequantised_delta_linear(x, y, packed, table, slots, weights, out_features, 
     return (out if y is None else out + y).to(x.dtype)
 
 
-def dequantised_linear(x, weight, bias, packed, table, slots, weights, out_features, max_rank, levels=False):
+def dequantised_linear(x: Tensor, weight: Tensor, bias: Tensor | None, operands: FactorOperands) -> Tensor:
     y = torch.nn.functional.linear(x, weight, bias)
-    return dequantised_delta_linear(x, y, packed, table, slots, weights, out_features, max_rank, False, levels)
+    return dequantised_delta_linear(x, y, operands, False)
 
 
-def reconstruct(packed, table, gamma, base, out_features, in_features, max_rank, dtype, levels=False):
+def reconstruct(operands: DenseOperands, dtype: torch.dtype) -> Tensor:
     from .reconstruct import reconstruct
 
+    packed, table, gamma, base, out_features, in_features, _, layout = operands
+    levels = layout == "planar_levels"
     words, scalars = packed
     slots = torch.arange(table.shape[0], dtype=torch.int32, device=words.device)
-    gamma = gamma.to(words.device, torch.float32).contiguous()
+    gamma = gamma[: table.shape[0]].to(words.device, torch.float32).contiguous()  # a place a slot, no more
     out = torch.empty(out_features, in_features, dtype=dtype, device=words.device)
     with _on(words):
         reconstruct[(-(-in_features // 128), -(-out_features // 64))](

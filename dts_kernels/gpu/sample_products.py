@@ -3,16 +3,18 @@
 import torch
 from torch import Tensor
 
+from ..operands import SampleOperands
 from .products import _on, _wide_mm
 
 BLOCK_M, BLOCK_B, MOST_ROWS = 16, 8, 8  # few registers and many programs; modelled, not measured
 PRODUCT_OPTIONS = {"num_warps": 4, "maxnreg": 128}  # without a limit ptxas aims at 96 registers and spills
 
 
-def add_samples(x, y, codes, table, starts, scales, slots, weights, transposed) -> Tensor:
+def add_samples(x: Tensor, y: Tensor, operands: SampleOperands, transposed: bool) -> Tensor:
     """Straight from the codes; not transposed."""
     from .samples import sampled_product
 
+    codes, table, starts, scales, slots, weights = operands
     rows, own = x.reshape(-1, x.shape[-1]).contiguous(), y.contiguous()
     out = torch.empty_like(own)
     entries, places = slots.shape
@@ -42,10 +44,11 @@ def add_samples(x, y, codes, table, starts, scales, slots, weights, transposed) 
     return out
 
 
-def add_dense(x, y, codes, table, starts, scales, slots, weights, transposed) -> Tensor:
+def add_dense(x: Tensor, y: Tensor, operands: SampleOperands, transposed: bool) -> Tensor:
     """A library product with the dense matrix of every entry and place; transposed: x D instead of x D^T."""
     from .samples import sampled_dense
 
+    codes, table, starts, scales, slots, weights = operands
     rows = x.reshape(-1, x.shape[-1])
     entries, places = slots.shape
     each, out_features = rows.shape[0] // entries, y.shape[-1]

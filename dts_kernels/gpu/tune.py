@@ -7,6 +7,7 @@ from itertools import product
 import torch
 
 from .. import layout, planar
+from ..operands import FactorOperands
 from . import config
 from .config import Config
 from .products import Launch, device_properties
@@ -33,8 +34,8 @@ def random_factors(out_features: int, in_features: int, rank: int, seed: int, de
         for rows in (out_features, in_features)
     ]
     # pad ranks of the last byte are code 0, as `pack` leaves them
-    sides = [layout.pack(layout.unpack(side, rank)) for side in sides]
-    return layout.PackedFactors(*sides, torch.full((rank,), 1e-3, device=device))
+    u, v = (layout.pack(layout.unpack(side, rank)) for side in sides)
+    return layout.PackedFactors(u, v, torch.full((rank,), 1e-3, device=device))
 
 
 def milliseconds(run: Callable[[], object], repeats: int = 20, flush: int = 256 << 20) -> list[float]:
@@ -89,7 +90,8 @@ def tune(
         store.add(0, random_factors(m, n, rank, 0, "cuda"))
         x, weight = (torch.randn(s, n, device="cuda", dtype=DTYPES[dtype]) for s in (count, m))
         slots, weights = torch.zeros(1, 1, dtype=torch.int32, device="cuda"), torch.ones(1, 1, device="cuda")
-        operands = ([store.words.tensor, store.scalars.tensor], store.table, slots, weights, m, store.max_rank, False)
+        packed = [store.words.tensor, store.scalars.tensor]
+        operands = FactorOperands(packed, store.table, slots, weights, m, store.max_rank, store.layout)
         chosen: dict[str, Config] = {}
         for kernel, columns, contracted in (
             ("shrink", store.max_rank, n),
@@ -98,7 +100,7 @@ def tune(
         ):
             timed = []
             for c in candidates(kernel, contracted, count):
-                launch = Launch(x, *operands, configs=chosen | {kernel: c})
+                launch = Launch(x, operands, configs=chosen | {kernel: c})
                 run = partial(launch.base_expand, weight, None) if kernel == "base_expand" else partial(_delta, launch)
                 timed.append((c, milliseconds(run)))
             chosen[kernel] = best(timed)

@@ -2,74 +2,98 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dts_kernels import (
-    Bank,
-    PackedFactors,
-    Routing,
-    SampleBank,
-    Samples,
-    add_dense_samples,
-    add_sampled_rows,
-    add_samples,
-    delta_embedding,
-    delta_linear,
-    linear,
-    reconstruct,
-)
+from dts_kernels import Routing
+from dts_kernels.ops import row_in
+from dts_kernels.parts import KINDS, PartBank, base_product, kind_of
 
 
 class Packed:
-    """Packed components and samples of tasks of one [m, n] matrix.
+    """What tasks store of one [m, n] matrix: a bank for each kind of part, made when a task first has some.
 
-    transposed: samples are of the [n, m] matrix; components have two sides to exchange instead.
+    transposed: what is stored is of the [n, m] matrix.
+    first, rest: the banks that hold something, in the order of `KINDS`; first is None where there is none
     """
 
-    def __init__(self, shape: tuple[int, int], device="cpu", transposed=False):
-        self.bank = Bank(shape[1], shape[0], device)
-        self.samples = SampleBank(shape[1], shape[0], device, transposed)
+    def __init__(self, shape: tuple[int, int], device: torch.device | str = "cpu", transposed: bool = False):
+        self.shape, self.device, self.transposed = (shape[0], shape[1]), torch.device(device), transposed
+        self.banks: dict[str, PartBank] = {}
+        self.first: PartBank | None = None
+        self.rest: tuple[PartBank, ...] = ()
 
-    def add(self, slot: int, packed: PackedFactors, samples: tuple[Samples, ...]) -> None:
-        self.bank.add(slot, packed)
-        if samples:
-            self.samples.add(slot, samples)
+    def add(self, slot: int, stored: Sequence[Any]) -> None:
+        """Put all that a task stores, data of any kinds, into a free or used slot."""
+        for data in stored:
+            kind_of(data)
+        for name, kind in KINDS.items():
+            own = [data for data in stored if kind_of(data) is kind]
+            if own and name not in self.banks:
+                self.banks[name] = kind.bank(self.shape[1], self.shape[0], self.device, self.transposed)
+            if own:
+                self.banks[name].add(slot, own)
+            elif name in self.banks:
+                self.banks[name].remove(slot)
+        self._refresh()
 
     def remove(self, slot: int) -> None:
-        self.bank.remove(slot)
-        self.samples.remove(slot)
+        for bank in self.banks.values():
+            bank.remove(slot)
+        self._refresh()
 
-    def to(self, device) -> Packed:
-        moved = Packed(self.bank.shape, device, self.samples.transposed)
-        moved.bank, moved.samples = self.bank.to(device), self.samples.to(device)
+    def _refresh(self) -> None:
+        banks = [self.banks[name] for name in KINDS if name in self.banks and self.banks[name].slots]
+        self.first, self.rest = (banks[0] if banks else None), tuple(banks[1:])
+
+    @property
+    def filled(self) -> tuple[PartBank, ...]:
+        """The banks that hold something."""
+        return () if self.first is None else (self.first, *self.rest)
+
+    @property
+    def slots(self) -> set[int]:
+        return {slot for bank in self.banks.values() for slot in bank.slots}
+
+    def to(self, device: torch.device | str) -> Packed:
+        moved = Packed(self.shape, device, self.transposed)
+        moved.banks = {name: bank.to(device) for name, bank in self.banks.items()}
+        moved._refresh()
         return moved
 
     def held(self) -> list[Tensor]:
-        return self.bank.packed + self.samples.arguments[0]
+        return [t for bank in self.banks.values() for t in bank.held()]
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routing, adds: Tensor | None) -> Tensor:
-        return self._sampled(x, linear(x, weight, bias, self.bank, routing, adds), routing)
+        """x W^T + b + x Delta^T + gamma adds[task] of each row's tasks, the first kind's together with the base."""
+        if self.first is None:
+            return base_product(x, weight, bias, routing, adds)
+        y = self.first.linear(x, weight, bias, routing, adds)
+        for bank in self.rest:
+            y = bank.product(x, y, routing)
+        return y
 
-    def product(self, x: Tensor, routing: Routing, y: Tensor | None = None) -> Tensor:
+    def product(self, x: Tensor, y: Tensor | None, routing: Routing) -> Tensor:
         """y (None: zeros) + x Delta^T of each row's tasks."""
-        return self._sampled(x, delta_linear(x, self.bank, routing, y), routing)
+        for bank in self.filled:
+            y = bank.product(x, y, routing)
+        return x.new_zeros(*x.shape[:-1], self.shape[0]) if y is None else y
 
-    def _sampled(self, x: Tensor, y: Tensor, routing: Routing) -> Tensor:
-        return add_samples(x, y, self.samples, routing) if len(self.samples) else y
-
-    def rows(self, ids: Tensor, routing: Routing, dtype: torch.dtype) -> Tensor:
-        """Rows ``ids`` (int64 [...], -1 = none) of the delta: dtype [..., n]."""
-        return self.sampled_rows(ids, delta_embedding(ids, self.bank, routing, dtype), routing)
-
-    def sampled_rows(self, ids: Tensor, y: Tensor, routing: Routing) -> Tensor:
-        return add_sampled_rows(ids, y, self.samples, routing) if len(self.samples) else y
+    def rows(self, ids: Tensor, y: Tensor, routing: Routing) -> Tensor:
+        """y + rows ``ids`` (int64 [...], -1 = none) of the delta; y [..., n]."""
+        for bank in self.filled:
+            y = bank.rows(ids, y, routing)
+        return y
 
     def dense(self, gamma: Tensor, base: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
-        full = reconstruct(self.bank, gamma, base, dtype)
-        return add_dense_samples(full, self.samples, gamma) if len(self.samples) else full
+        """base (None: zeros) + the sum of gamma Delta, [m, n] in ``dtype`` (None: base's); gamma: float32 [slots]."""
+        for bank in self.filled:
+            base = bank.dense(gamma, base, dtype)
+        return torch.zeros(self.shape, dtype=dtype, device=self.device) if base is None else base
 
 
 @dataclass
@@ -81,10 +105,10 @@ class Block:
     columns: Tensor | None
     lookup: Tensor | None  # int32 [all rows]: row of the matrix -> row of the packed one, -1 = none
 
-    def to(self, device) -> Block:
+    def to(self, device: torch.device | str) -> Block:
         move = lambda t: None if t is None else t.to(device)  # noqa: E731
         return Block(self.packed.to(device), move(self.rows), move(self.columns), move(self.lookup))
 
     def where(self, ids: Tensor) -> Tensor:
         """Rows of the packed matrix for rows of the whole one."""
-        return ids if self.lookup is None else torch.where(ids < 0, -1, self.lookup[ids.clamp(min=0)].long())
+        return row_in(self.lookup, ids)

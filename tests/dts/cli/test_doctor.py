@@ -1,12 +1,12 @@
 import json
 
-from dts_kernels import ops
+from dts_kernels.paths import PATHS
 
 
 def test_it_names_the_path_of_every_sample(dts):
     report = json.loads(dts("doctor", "--json").stdout)
     assert report["versions"]["torch"] and report["devices"]["cpu"]["cores"] >= 1
-    assert {p["path"] for p in report["paths"]} <= set(ops.LINEAR)
+    assert {p["path"] for p in report["paths"]} <= set(PATHS["linear"])
     assert {p["dtype"] for p in report["paths"]} == {"float32", "bfloat16", "float16"}
 
 

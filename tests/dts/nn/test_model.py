@@ -264,7 +264,7 @@ def test_copies_dtypes_and_state(base, ids, maker):
     half = twin.to(torch.bfloat16)
     assert half(ids).dtype == torch.bfloat16
     torch.testing.assert_close(half(ids).double(), plain, rtol=0.05, atol=0.05)
-    codes = model.dense.dts.parameters["weight"].plain.main.bank.factors(0)
+    codes = model.dense.dts.parameters["weight"].plain.main.banks["components"].bank.factors(0)
     assert codes.u.dtype == torch.uint8 and codes.sigma.dtype == torch.float32
 
 

@@ -7,6 +7,7 @@ import torch
 
 from dts_kernels import Routing, SampleBank, Samples, add_sampled_rows, add_samples, dispatch, pack
 from dts_kernels.cpu import native, native_samples
+from dts_kernels.dispatch import Problem, choose
 from dts_kernels.layout import packed_width
 from dts_kernels.samples import dense, groups_of
 
@@ -161,14 +162,11 @@ def test_the_op_takes_this_path(transposed):
 
 def test_the_choice():
     some = native.variant() and "native" or "reference"
-    for dtype in TOLERANCE:
-        assert dispatch.choose_samples("cpu", dtype, 3, 1, False, False) == some
-    for device, dtype, rows, arena in (
-        ("cpu", torch.float64, 3, False),
-        ("cpu", torch.float32, 0, False),
-        ("cpu", torch.float32, 3, True),
-    ):
-        assert dispatch.choose_samples(device, dtype, rows, 1, False, arena) == "reference"
+    for op in ("add_samples", "add_sampled_rows"):
+        for dtype in TOLERANCE:
+            assert choose(Problem(op, "cpu", str(dtype).removeprefix("torch."), 3)) == some
+        for dtype, rows, layout in (("float64", 3, "disk"), ("float32", 0, "disk"), ("float32", 3, "arena")):
+            assert choose(Problem(op, "cpu", dtype, rows, layout=layout)) == "reference"
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

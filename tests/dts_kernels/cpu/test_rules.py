@@ -6,6 +6,7 @@ import torch
 from dts_kernels import Bank, PackedFactors, Routing, delta_linear, dispatch, linear, pack, reconstruct
 from dts_kernels.cpu import native, rules
 from dts_kernels.dispatch import Problem
+from dts_kernels.paths import PATHS
 
 
 def bank():
@@ -17,34 +18,30 @@ def bank():
 
 @pytest.mark.parametrize("op", ["delta_linear", "linear"])
 def test_rows_and_dtypes(op):
-    assert rules.choose(op, "float32", 1, variant="avx512vbmi") == "native"
-    assert rules.choose(op, "float32", 1, variant="") == "table"
-    assert rules.choose(op, "float64", 1, variant="avx512vbmi") == "table"
-    assert rules.choose(op, "float32", 10_000, variant="portable") == "unpack"
-    assert rules.choose(op, "float32", 10_000, entries=10_000, variant="portable") == "native"
-    assert rules.choose(op, "float32", 1, exact=True, variant="avx2") == "native_exact"
-    assert rules.choose(op, "float32", 1000, exact=True, variant="avx512vbmi") == "unpack"
-    assert rules.choose(op, "float32", 1, places=1000, variant="avx2") == "table"
+    def path(dtype, rows, **more):
+        return dispatch.choose(Problem(op, "cpu", dtype, rows, **more))
+
+    assert path("float32", 1, variant="avx512vbmi") == "native"
+    assert path("float32", 1, variant="") == "table"
+    assert path("float64", 1, variant="avx512vbmi") == "table"
+    assert path("float32", 10_000, variant="portable") == "unpack"
+    assert path("float32", 10_000, entries=10_000, variant="portable") == "native"
+    assert path("float32", 1, exact=True, variant="avx2") == "native_exact"
+    assert path("float32", 1000, exact=True, variant="avx512vbmi") == "unpack"
+    assert path("float32", 1, places=1000, variant="avx2") == "table"
 
 
 def test_every_variant_has_a_crossover_and_every_choice_a_path():
-    from dts_kernels import ops
     from dts_kernels.cpu.build import VARIANTS
 
     names = {"portable"}.union(*VARIANTS.values())
     assert set(rules.UNPACK_ROWS) == set(rules.UNPACK_ROWS_BFLOAT16) == names
-    paths = {
-        "delta_linear": ops.DELTA_LINEAR,
-        "linear": ops.LINEAR,
-        "reconstruct": ops.RECONSTRUCT,
-        "delta_embedding": ops.DELTA_EMBEDDING,
-    }
-    for op, known in paths.items():
+    for op, known in PATHS.items():
         for variant in ["", *names]:
             for dtype in ("float16", "bfloat16", "float32", "float64"):
                 for rows in (0, 1, 100, 5000):
                     for exact in (False, True):
-                        problem = Problem(op, "cpu", dtype, rows, 64, 64, 8, exact=exact, variant=variant)
+                        problem = Problem(op, "cpu", dtype, rows, exact=exact, variant=variant)
                         assert dispatch.choose(problem) in known
 
 
@@ -94,18 +91,16 @@ def test_a_bank_that_changed_is_seen():
 @pytest.mark.parametrize("shape", [(50,), (3, 50), (2, 3, 50)], ids=str)
 def test_results_are_new_memory(path, shape):
     """An op that returns a view would forbid the caller to change it in place where gradients are kept."""
-    from dts_kernels import ops
-
     if path != "table" and not native.variants():
         pytest.skip("needs a C compiler")
     layer, routing, x = bank(), Routing.of([0]), torch.randn(shape)
     weight, bias = torch.randn(30, 50), torch.randn(30)
-    held = (layer.packed, layer.table, routing.slots, routing.weights, 30, layer.max_rank)
+    operands = layer.operands(routing)
     delta = x @ reconstruct(layer, {0: 1.0}, dtype=torch.float64).float().T
     for b in (None, bias):
-        got = ops.LINEAR[path](x, weight, b, *held)
+        got = PATHS["linear"][path](x, weight, b, operands)
         assert not got._is_view()
         want = torch.nn.functional.linear(x, weight, b) + delta
         assert (got - want).norm() < 1e-4 * want.norm()
-    got = ops.DELTA_LINEAR[path](x, None, *held, False)
+    got = PATHS["delta_linear"][path](x, None, operands, False)
     assert not got._is_view() and (got - delta).norm() < 3e-4 * delta.norm()

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dts_kernels.layout import level_coefficients, words_to_codes
+from dts_kernels.operands import FactorOperands
 from dts_kernels.planar import HEADER
 
 
@@ -25,7 +26,7 @@ def every_half_word():
         codes = words_to_codes(words.view(1, columns, 8), 128, columns).long()
         packed = [words.to(device), scalars.to(device)]
         slots, weights = torch.zeros(1, 1, dtype=torch.int32), torch.ones(1, 1)
-        operands = (packed, table.to(device), slots.to(device), weights.to(device), 1, columns, False)
+        operands = FactorOperands(packed, table.to(device), slots.to(device), weights.to(device), 1, columns, "planar")
         return torch.eye(128, dtype=dtype, device=device), operands, torch.tensor([1.0, 4, -1, -4])[codes].to(device)
 
     return make

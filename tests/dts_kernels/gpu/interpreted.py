@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import dts_kernels as kernels
-from dts_kernels import dispatch, ops, reference, sample_ops
-from dts_kernels.gpu import products
+from dts_kernels import dispatch, reference
+from dts_kernels.gpu import products, rules
 from dts_kernels.gpu.config import Config
+from dts_kernels.paths import PATHS
 from dts_kernels.samples import dense as dense_samples
 
 IN, OUT = 150, 60  # neither a multiple of 16
@@ -97,13 +98,7 @@ def test_row_blocks_and_split_contractions(rows, split, dtype):
     x = torch.randn(rows, IN).to(dtype)
     launch = products.Launch(
         x,
-        made.packed,
-        made.table,
-        routing.slots,
-        routing.weights,
-        OUT,
-        made.max_rank,
-        False,
+        made.operands(routing),
         {"shrink": Config(split=split, block_n=32), "expand": Config(block_n=32)},
     )
     t, parts = launch.shrink()
@@ -114,7 +109,7 @@ def test_row_blocks_and_split_contractions(rows, split, dtype):
 def test_every_half_word_decodes_to_its_codes(every_half_word, dtype):
     """The product with the identity is the decoded words: 65,536 of them, all low and all high halves."""
     x, operands, wanted = every_half_word(dtype, "cpu")
-    t, _ = products.Launch(x, *operands, {"shrink": Config(block_t=128, block_n=1024)}).shrink()
+    t, _ = products.Launch(x, operands, {"shrink": Config(block_t=128, block_n=1024)}).shrink()
     assert torch.equal(t[0, 0].float(), wanted)
 
 
@@ -181,13 +176,11 @@ def test_dequantise_is_the_factor(side, levels):
 @pytest.mark.parametrize("levels", [False, True], ids=["4:1", "levels"])
 def test_many_rows_use_dequantised_factors(levels, dtype):
     made, routing = bank(levels), kernels.Routing.of([{2: 0.5, 0: 1.0}])
-    x = torch.randn(dispatch.DEQUANTISE_ROWS, IN).to(dtype)
+    x = torch.randn(rules.DEQUANTISE_ROWS, IN).to(dtype)
     dispatch.ran.clear()
     got = kernels.delta_linear(x[None], made, routing)[0] if not levels or dtype == torch.float32 else None
     if got is None:
-        got = products.dequantised_delta_linear(
-            x, None, made.packed, made.table, routing.slots, routing.weights, OUT, made.max_rank, False, levels=True
-        )
+        got = products.dequantised_delta_linear(x, None, made.operands(routing), False)
     else:
         assert set(dispatch.ran) == {("delta_linear", "dequantise" + ("_levels" if levels else ""))}
     assert error(got, truth(x, made, routing)) < TOLERANCE[dtype]
@@ -237,19 +230,13 @@ def test_opcheck():
     arguments = (
         torch.randn(2, IN, requires_grad=True),
         None,
-        made.packed,
-        made.table,
-        routing.slots,
-        routing.weights,
-        OUT,
-        made.max_rank,
-        made.layout,
+        *made.operands(routing),
         False,
     )
     utilities = ("test_schema", "test_autograd_registration", "test_faketensor")
-    assert set(
-        torch.library.opcheck(ops.torch.ops.dts.delta_linear.default, arguments, test_utils=utilities).values()
-    ) == {"SUCCESS"}
+    assert set(torch.library.opcheck(torch.ops.dts.delta_linear.default, arguments, test_utils=utilities).values()) == {
+        "SUCCESS"
+    }
 
 
 # ---- sampled elements --------------------------------------------------------------------------------------------
@@ -292,10 +279,8 @@ def test_sampled_products(entries, each, path, sampled_dtype):
     torch.manual_seed(0)
     made, routing = sample_bank(), kernels.Routing.of(entries)
     x, y = torch.randn(len(entries) * each, 50).to(dtype), torch.randn(len(entries) * each, 37).to(dtype)
-    wanted = sample_ops.ADD_SAMPLES["reference"](
-        x.double(), y.double(), *made.arguments, routing.slots, routing.weights, False
-    )
-    out = sample_ops.ADD_SAMPLES[path](x, y, *made.arguments, routing.slots, routing.weights, False)
+    wanted = PATHS["add_samples"]["reference"](x.double(), y.double(), made.operands(routing), False)
+    out = PATHS["add_samples"][path](x, y, made.operands(routing), False)
     assert out.shape == y.shape and out.dtype == dtype and error(out, wanted) < SAMPLED_TOLERANCE[dtype]
 
 
@@ -305,10 +290,8 @@ def test_sampled_products_of_odd_shapes(shape, path):
     torch.manual_seed(0)
     made, routing = sample_bank(shape), kernels.Routing.of([2, {0: 0.5, 3: 1.0}])
     x, y = torch.randn(6, shape[1]), torch.randn(6, shape[0])
-    wanted = sample_ops.ADD_SAMPLES["reference"](
-        x.double(), y.double(), *made.arguments, routing.slots, routing.weights, False
-    )
-    out = sample_ops.ADD_SAMPLES[path](x, y, *made.arguments, routing.slots, routing.weights, False)
+    wanted = PATHS["add_samples"]["reference"](x.double(), y.double(), made.operands(routing), False)
+    out = PATHS["add_samples"][path](x, y, made.operands(routing), False)
     assert error(out, wanted) < 3e-6
 
 
@@ -317,10 +300,8 @@ def test_scales_that_fp16_cannot_hold(path):
     torch.manual_seed(0)
     made, routing = sample_bank(size=1e-8), kernels.Routing.of([{2: 0.37, 0: -1e-3}])
     x, y = torch.randn(4, 50).half() * 1e4, torch.zeros(4, 37).half()
-    wanted = sample_ops.ADD_SAMPLES["reference"](
-        x.double(), y.double(), *made.arguments, routing.slots, routing.weights, False
-    )
-    out = sample_ops.ADD_SAMPLES[path](x, y, *made.arguments, routing.slots, routing.weights, False)
+    wanted = PATHS["add_samples"]["reference"](x.double(), y.double(), made.operands(routing), False)
+    out = PATHS["add_samples"][path](x, y, made.operands(routing), False)
     assert wanted.abs().max() > 1e-3 and error(out, wanted) < 1e-3
 
 

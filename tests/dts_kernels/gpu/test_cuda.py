@@ -4,10 +4,11 @@ import pytest
 import torch
 
 import dts_kernels as kernels
-from dts_kernels import dispatch, reference, sample_ops
+from dts_kernels import dispatch, reference
 from dts_kernels.gpu import products
 from dts_kernels.gpu.config import Config
 from dts_kernels.gpu.tune import random_factors
+from dts_kernels.paths import PATHS
 
 pytestmark = pytest.mark.gpu
 
@@ -84,7 +85,7 @@ def test_a_task_a_row(tasks, rows, dtype):
 def test_every_half_word_decodes_to_its_codes(every_half_word, dtype, asm):
     x, operands, wanted = every_half_word(dtype, "cuda")
     for block_n in (32, 64, 128):
-        t, _ = products.Launch(x, *operands, {"shrink": Config(block_n=block_n, asm=asm)}).shrink()
+        t, _ = products.Launch(x, operands, {"shrink": Config(block_n=block_n, asm=asm)}).shrink()
         assert torch.equal(t[0, 0].float(), wanted)
 
 
@@ -97,9 +98,7 @@ def test_assembly_gives_the_same_bits_as_its_pure_twin(dtype, rows):
     for asm in (False, True):
         configs = {kernel: Config(asm=asm) for kernel in ("shrink", "expand")}
         configs["base_expand"] = Config(block_n=32, block_k=32, stages=2, asm=asm)
-        launch = products.Launch(
-            x, made.packed, made.table, routing.slots, routing.weights, 1024, made.max_rank, False, configs
-        )
+        launch = products.Launch(x, made.operands(routing), configs)
         results.append((launch.expand(*launch.shrink(), None), launch.base_expand(weight, None)))
     assert all(torch.equal(pure, assembly) for pure, assembly in zip(*results))
 
@@ -202,9 +201,7 @@ def test_sampled_products(m, n, entries, each, transposed, dtype):
     dispatch.ran.clear()
     out = kernels.add_samples(x, y, made, routing)
     assert ("add_samples", "reference") not in dispatch.ran
-    wanted = sample_ops.ADD_SAMPLES["reference"](
-        x.double(), y.double(), *made.arguments, routing.slots, routing.weights, transposed
-    )
+    wanted = PATHS["add_samples"]["reference"](x.double(), y.double(), made.operands(routing), transposed)
     assert (out.double() - wanted).norm() <= TOLERANCE[dtype] * wanted.norm()
 
 

@@ -16,9 +16,6 @@ def problem(**changes):
             "device": "cuda",
             "dtype": "bfloat16",
             "rows": 16,
-            "in_features": 4096,
-            "out_features": 4096,
-            "max_rank": 1280,
             "layout": "planar",
         }
         | changes
@@ -42,7 +39,7 @@ def problem(**changes):
         ({"device": "cpu"}, "reference"),
         ({"dtype": "float64"}, "reference"),
         ({"rows": 0}, "reference"),
-        ({"max_rank": 0}, "reference"),
+        ({"empty": True}, "reference"),
         ({"op": "delta_embedding"}, "reference"),
     ],
 )
@@ -67,7 +64,6 @@ def test_layout_of_a_bank(device, capability, triton, layout, reason):
 
 
 def test_an_old_gpu_falls_back_with_one_warning(monkeypatch):
-    import torch
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     dispatch._warn_once.cache_clear()
@@ -86,18 +82,23 @@ def test_an_old_gpu_falls_back_with_one_warning(monkeypatch):
         ({"rows": 64}, "dense"),
         ({"rows": 640, "entries": 10}, "triton"),
         ({"transposed": True}, "dense"),
-        ({"dtype": torch.float64}, "reference"),
+        ({"dtype": "float64"}, "reference"),
         ({"rows": 0}, "reference"),
         ({"device": "mps"}, "reference"),
     ],
 )
 def test_sampled_products_take_their_paths(monkeypatch, changes, path):
-    monkeypatch.setattr(dispatch, "_has_triton", lambda: True)
+    monkeypatch.setattr(dispatch, "has_triton", lambda: True)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    problem = {"device": "cuda", "dtype": torch.bfloat16, "rows": 16, "entries": 1, "transposed": False, "arena": True}
-    assert dispatch.choose_samples(**problem | changes) == path
+    assert choose(problem(**{"op": "add_samples", "layout": "arena"} | changes)) == path
 
 
 def test_sampled_products_without_triton_run_as_pytorch(monkeypatch):
-    monkeypatch.setattr(dispatch, "_has_triton", lambda: False)
-    assert dispatch.choose_samples("cuda", torch.bfloat16, 16, 1, False, True) == "reference"
+    monkeypatch.setattr(dispatch, "has_triton", lambda: False)
+    assert choose(problem(op="add_samples", layout="arena")) == "reference"
+
+
+@pytest.mark.parametrize("op", ["add_sampled_rows", "add_dense_samples"])
+def test_rows_and_dense_matrices_of_samples_have_no_kernel(monkeypatch, op):
+    monkeypatch.setattr(dispatch, "has_triton", lambda: True)
+    assert choose(problem(op=op, layout="arena")) == "reference"

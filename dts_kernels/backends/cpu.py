@@ -1,0 +1,98 @@
+"""The CPU's paths: C (`cpu.native`, `cpu.native_samples`), and unpacked factors for the library's products."""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .. import dispatch
+from ..contents import factors_of
+from ..cpu import library_products, native, native_samples, rules
+from ..cpu.native import Tasks
+from ..cpu.native_samples import SampleArray
+from ..operands import DenseOperands, FactorOperands, SampleOperands
+from ..paths import register
+
+dispatch.chooser(rules.choose)
+
+
+def base_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + b in new memory: `functional.linear` of more than two dimensions returns a view, which no op may that
+    gradients go through."""
+    if x.dim() == 2 or not torch.is_grad_enabled():
+        return functional.linear(x, weight, bias)
+    out = x.new_empty(x.shape[:-1] + weight.shape[:1])
+    rows, flat = x.reshape(-1, x.shape[-1]), out.view(-1, weight.shape[0])
+    if bias is None:
+        torch.mm(rows, weight.t(), out=flat)
+    else:
+        torch.addmm(bias, rows, weight.t(), out=flat)
+    return out
+
+
+# ---- C ---------------------------------------------------------------------------------------------------------
+
+
+def _delta_linear(x, y, operands: FactorOperands, transposed, *, exact, adds=None) -> Tensor:
+    packed, table, slots, weights, out_features, _, _ = operands
+    tasks = Tasks.of(packed, table)
+    return native.delta_linear(x, y, tasks, slots, weights, out_features, transposed, exact, adds=adds)
+
+
+def _linear(x, weight, bias, operands: FactorOperands, *, exact, adds=None) -> Tensor:
+    packed, table, slots, weights, out_features, _, _ = operands
+    y = base_product(x, weight, bias)
+    if y.dtype is not x.dtype or not y.is_contiguous():
+        y = y.to(x.dtype).contiguous()
+    tasks = Tasks.of(packed, table)
+    return native.delta_linear(x, y, tasks, slots, weights, out_features, False, exact, out=y, adds=adds)
+
+
+def _reconstruct(operands: DenseOperands, dtype: torch.dtype, *, exact) -> Tensor:
+    packed, table, gamma, base, out_features, in_features, _, _ = operands
+    return native.reconstruct(Tasks.of(packed, table), gamma, base, (out_features, in_features), dtype, exact)
+
+
+for _name, _exact in (("native", False), ("native_exact", True)):
+    register("delta_linear", _name, adds=True)(partial(_delta_linear, exact=_exact))
+    register("linear", _name, adds=True)(partial(_linear, exact=_exact))
+    register("reconstruct", _name)(partial(_reconstruct, exact=_exact))
+
+
+@register("add_samples", "native")
+def add_samples(x: Tensor, y: Tensor, operands: SampleOperands, transposed: bool) -> Tensor:
+    codes, table, starts, scales, slots, weights = operands
+    return native_samples.add_samples(x, y, SampleArray.of(codes, table, starts, scales), slots, weights, transposed)
+
+
+@register("add_sampled_rows", "native")
+def add_sampled_rows(ids: Tensor, y: Tensor, operands: SampleOperands, rows: int) -> Tensor:
+    codes, table, starts, scales, slots, weights = operands
+    return native_samples.add_sampled_rows(ids, y, SampleArray.of(codes, table, starts, scales), slots, weights, rows)
+
+
+# ---- unpacked, for the library's products ----------------------------------------------------------------------
+
+
+def _unpacked_delta_linear(x, y, operands: FactorOperands, transposed, *, decode) -> Tensor:
+    packed, table, slots, weights, out_features, _, _ = operands
+    sizes: tuple[int, int] = (out_features, x.shape[-1]) if transposed else (x.shape[-1], out_features)
+    factors, _ = factors_of(packed, table, *sizes, transposed)
+    return library_products.delta_linear(x, y, factors, slots, weights, out_features, decode)
+
+
+def _unpacked_linear(x, weight, bias, operands: FactorOperands, *, decode) -> Tensor:
+    return _unpacked_delta_linear(x, base_product(x, weight, bias), operands, False, decode=decode)
+
+
+for _name, _decode in (("unpack", native.unpack), ("table", library_products.table_unpack)):
+    register("delta_linear", _name)(partial(_unpacked_delta_linear, decode=_decode))
+    register("linear", _name)(partial(_unpacked_linear, decode=_decode))
+
+
+@register("reconstruct", "table")
+def unpacked_reconstruct(operands: DenseOperands, dtype: torch.dtype) -> Tensor:
+    packed, table, gamma, base, out_features, in_features, _, _ = operands
+    factors, _ = factors_of(packed, table, in_features, out_features)
+    return library_products.reconstruct(factors, gamma, base, (out_features, in_features), dtype)

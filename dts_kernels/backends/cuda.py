@@ -1,0 +1,20 @@
+"""The GPU's paths, Triton kernels all of them; on a CPU with TRITON_INTERPRET=1 they run in its interpreter.
+
+A bank's layout tells a path whether any task has levels, which the kernels then assume of all.
+"""
+
+from .. import dispatch
+from ..gpu import products, rules, sample_products
+from ..paths import register
+
+dispatch.chooser(rules.choose)
+
+for _levels in ("", "_levels"):
+    register("delta_linear", "triton" + _levels)(products.delta_linear)
+    register("delta_linear", "dequantise" + _levels)(products.dequantised_delta_linear)
+    register("linear", "triton" + _levels)(products.linear)
+    register("linear", "dequantise" + _levels)(products.dequantised_linear)
+    register("reconstruct", "triton" + _levels)(products.reconstruct)
+
+register("add_samples", "triton")(sample_products.add_samples)
+register("add_samples", "dense")(sample_products.add_dense)

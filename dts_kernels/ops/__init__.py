@@ -1,0 +1,28 @@
+"""The public face: products with packed factors and samples as torch.library ops, a module for each form of product.
+
+The functions take a bank and a `Routing` and call the op of the same name in the namespace ``dts``, which has a fake
+(shapes without data), autograd for x and y (what is packed is constant) and a path for every device (`paths`).  Checks
+of dtypes, shapes, devices and the routing are inside the ops.  On the CPU, with plain tensors and nobody tracing, the
+functions pass torch's dispatcher by (`library.direct`) and go to the same code.
+"""
+
+from .. import backends as _backends  # noqa: F401  registers the paths
+from .dense import reconstruct
+from .library import direct
+from .products import delta_linear, linear
+from .rows import EmbeddingParts, add_embedding, delta_embedding, row_in
+from .samples import add_dense_samples, add_sampled_rows, add_samples
+
+__all__ = [
+    "EmbeddingParts",
+    "add_dense_samples",
+    "add_embedding",
+    "add_sampled_rows",
+    "add_samples",
+    "delta_embedding",
+    "delta_linear",
+    "direct",
+    "linear",
+    "reconstruct",
+    "row_in",
+]

@@ -1,0 +1,129 @@
+"""What a kind of part is at run time, and which kinds there are."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..ops import row_in
+from ..routing import Routing, add_rows
+
+
+class PartBank(ABC):
+    """What all loaded tasks store, in one kind of part, of one [out_features, in_features] matrix.
+
+    Slots are the tasks' numbers; data is always given as stored, of the transposed matrix if the bank is told so.
+    Products are of each row's tasks, gamma each, as `Routing` says; a slot that holds nothing adds nothing.
+    """
+
+    @abstractmethod
+    def add(self, slot: int, data: list[Any]) -> None:
+        """Put a task's data into a free or used slot.  Raises ValueError if it does not fit the matrix."""
+
+    @abstractmethod
+    def remove(self, slot: int) -> None:
+        """Empty a slot; an empty one stays so."""
+
+    @property
+    @abstractmethod
+    def slots(self) -> list[int]:
+        """Those that hold something, ascending."""
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes of what it holds, room for more tasks included."""
+
+    @abstractmethod
+    def held(self) -> list[Tensor]:
+        """Every tensor that takes memory."""
+
+    @abstractmethod
+    def to(self, device: torch.device | str) -> PartBank:
+        """A bank of the same on another device."""
+
+    @abstractmethod
+    def product(self, x: Tensor, y: Tensor | None, routing: Routing) -> Tensor:
+        """y (None: zeros) + x D^T.  x [..., in_features]; y and what is returned [..., out_features] in x's dtype."""
+
+    @abstractmethod
+    def rows(self, ids: Tensor, y: Tensor, routing: Routing) -> Tensor:
+        """y + rows ``ids`` of D: int64 or int32 [...], -1 = zeros; y [..., in_features]."""
+
+    @abstractmethod
+    def dense(self, gamma: Tensor, base: Tensor | None, dtype: torch.dtype | None = None) -> Tensor:
+        """base (None: zeros) + the sum of gamma D, [out_features, in_features] in ``dtype`` (None: base's).
+
+        gamma: float32 [slots], those that are missing are 0.
+        """
+
+    def linear(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routing, adds: Tensor | None = None
+    ) -> Tensor:
+        """x W^T + b + x D^T + gamma adds[task], all in x's dtype; a kind that has this in one call says so here.
+
+        adds: float32 [slots, out_features] or None.
+        """
+        y = base_product(x, weight, bias, routing, adds)
+        return self.product(x, y, routing)
+
+
+def base_product(x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routing, adds: Tensor | None) -> Tensor:
+    """x W^T + b + gamma adds[task], without any part."""
+    y = torch.nn.functional.linear(x, weight, bias)
+    return y if adds is None else add_rows(y, adds, routing)
+
+
+class Joined:
+    """Banks of one kind that each hold some rows of one matrix [rows, n], no slot in two of them.
+
+    banks: each with int32 [rows], the bank's row of every row of the matrix (-1: none), or None where it has all.
+    """
+
+    def __init__(self, banks: list[tuple[PartBank, Tensor | None]], rows: int):
+        self.banks = banks
+
+    def add(self, ids: Tensor, y: Tensor, routing: Routing) -> Tensor:
+        """y + rows ``ids`` [...] (-1 = none) of the matrix; y [..., n] may be written into."""
+        for bank, lookup in self.banks:
+            y = bank.rows(row_in(lookup, ids), y, routing)
+        return y
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of part: a way to store a matrix, whose products are added to those of the other kinds.
+
+    name: as the adapter's format has it;  data: the class of what is stored, which no other kind has
+    bank: (in_features, out_features, device, transposed) -> an empty `PartBank`
+    join: (banks with lookups, rows) -> `Joined`, for a kind that takes rows from several banks in one call
+    """
+
+    name: str
+    data: type
+    bank: Callable[[int, int, torch.device | str, bool], PartBank]
+    join: Callable[[list[tuple[Any, Tensor | None]], int], Joined] = Joined
+
+
+KINDS: dict[str, Kind] = {}  # by name, in the order in which their products are added
+
+
+def register(kind: Kind) -> Kind:
+    """Make a kind known.  Raises ValueError where its name or its class of data is taken."""
+    if kind.name in KINDS or any(known.data is kind.data for known in KINDS.values()):
+        raise ValueError(f"a kind of part {kind.name!r}, or one with data {kind.data.__name__}, is there already")
+    KINDS[kind.name] = kind
+    return kind
+
+
+def kind_of(data: Any) -> Kind:
+    """The kind that stores such data.  Raises TypeError if there is none."""
+    for kind in KINDS.values():
+        if isinstance(data, kind.data):
+            return kind
+    raise TypeError(f"{type(data).__name__} is the data of no kind of part; known kinds are {list(KINDS)}")
