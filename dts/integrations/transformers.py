@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,7 +13,6 @@ from dts.adapter import Adapter
 from dts.checkpoint import open_checkpoint
 from dts.checkpoint.fingerprint import fingerprint
 from dts.checkpoint.hub import OPTIONS, split_revision
-from dts.nn.names import Target, sites
 
 HUB = ("revision", "subfolder", *OPTIONS)  # options that say which checkpoint is loaded, and from where
 
@@ -89,55 +87,6 @@ def _architecture(adapters: list[Adapter]) -> str | None:
     if len(found) > 1:
         raise ValueError(f"the adapters are for different architectures, load them into one model each: {found}")
     return next(iter(found), None)
-
-
-def renamer(model: nn.Module) -> Callable[[str], Target]:
-    """How the loader turns the names of a checkpoint into those of a model in memory.
-
-    That of transformers renames modules between versions and stacks experts' matrices; both are read off its own
-    conversion tables.  Names of any other model are those on disk.
-    """
-    if not (hasattr(model, "config") and hasattr(model, "base_model_prefix")):
-        return Target
-    try:
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightConverter, WeightRenaming
-    except ImportError:  # transformers 4: names in memory are those on disk
-        return Target
-    known = sites(model)
-    mapping = get_model_conversion_mapping(model)
-    renamings = [m for m in mapping if isinstance(m, WeightRenaming)]
-    converters = [m for m in mapping if isinstance(m, WeightConverter)]
-
-    def rename(name: str) -> Target:
-        if name in known:
-            return Target(name)
-        renamed = name
-        for renaming in renamings:
-            renamed, _ = renaming.rename_source_key(renamed)
-        for converter in converters:
-            target, pattern = converter.rename_source_key(renamed)
-            if pattern is not None:
-                return _converted(name, renamed, target, pattern, converter)
-        return Target(renamed)
-
-    return rename
-
-
-def _converted(name: str, renamed: str, target: str, pattern: str, converter) -> Target:
-    """The part of a fused parameter that one tensor of a checkpoint becomes."""
-    steps = [type(op).__name__ for op in converter.operations]
-    stacked = "MergeModulelist" in steps
-    joined = [op for op in converter.operations if type(op).__name__ == "Concatenate"]
-    rows = 1 if stacked else 0
-    if set(steps) - {"MergeModulelist", "Concatenate"} or any(op.dim != rows for op in joined):
-        raise ValueError(f"{name}: transformers turns it into {target} by {', '.join(steps)}, which cannot be followed")
-    expert = None
-    if stacked:
-        regex = re.escape(pattern).replace(r"\*", r"(\d+)").replace("\\^", "").replace("\\$", "")
-        expert = int(re.search(regex, renamed).group(1))
-    sources = list(converter.source_patterns)
-    return Target(target, expert, sources.index(pattern), len(sources) if joined else 1)
 
 
 def update_config(model: nn.Module, resized: dict[str, tuple[int, int]], given: dict) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from dts.nn.owner import join_rows
+from dts.nn.layers.owner import join_rows
 from dts.nn.probe import Layout
 from dts.nn.routing import Mixture, groups
 

@@ -16,20 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from dts.adapter import Adapter, Entry
-from dts.nn.attention import DTSMultiheadAttention
-from dts.nn.conv import DTSConv2d
 from dts.nn.deltas import Piece
-from dts.nn.embedding import DTSEmbedding
+from dts.nn.fit import Change, fit
 from dts.nn.grouped import run_grouped
-from dts.nn.layer import Layer, LayerDeltas, adopt, base_class, raw, release
-from dts.nn.linear import DTSConv1D, DTSLinear, LinearLayer
+from dts.nn.layers import Layer, LayerDeltas, Owner, adopt, kind_of, layer_class, release
 from dts.nn.merged import merge
-from dts.nn.names import place, sites
-from dts.nn.norm import DTSLayerNorm, DTSNorm
-from dts.nn.owner import Owner
 from dts.nn.places import Places, aliases, replaced_layers
 from dts.nn.probe import Layout, find_rows
 from dts.nn.routing import BASE, Mixture, RoutingState, tracing
+from dts.sites import raw, sites
+from dts.sites.transformers import renamer
 
 if TYPE_CHECKING:
     from dts.integrations.transformers import Base
@@ -120,8 +116,6 @@ class DTSModel(nn.Module):
         Raises ValueError that lists every tensor that does not fit, and for an adapter that was made for another base
         than a model of `from_pretrained` is (no other model knows its base's fingerprint); the model is then as before.
         """
-        from dts.integrations.transformers import renamer
-
         if not isinstance(name, str) or not name:
             raise TypeError(f"a task's name is a string that is not empty, not {name!r}")
         if name == AUTO:
@@ -140,15 +134,16 @@ class DTSModel(nn.Module):
         if self._base is not None and isinstance(adapter, Adapter):
             self._base.check([adapter])
         config = getattr(adapter, "model_config", None) or {}
-        placed = place(self.model, entries, renamer(self.model), untied=config.get("tie_word_embeddings") is False)
+        changes = fit(self.model, entries, renamer(self.model), untied=config.get("tie_word_embeddings") is False)
         by_module: dict[int, tuple[nn.Module, dict[str, list[Piece]], bool]] = {}
-        in_base = self._in_base(placed)
-        for site, pieces, task_only in placed:
+        in_base = self._in_base(changes)
+        for change in changes:
+            site = change.site
             module, parts, head = by_module.get(id(site.module), (site.module, {}, False))
-            by_module[id(site.module)] = module, parts | {site.parameter: pieces}, head or task_only
+            by_module[id(site.module)] = module, parts | {site.parameter: change.pieces}, head or change.task_only
         self._with_parents(by_module)
         classes = {key: layer_class(module, parts) for key, (module, parts, _) in by_module.items()}
-        self._refuse_aliases(placed)
+        self._refuse_aliases(changes)
         self._refuse_replaced([self._mixture(other) for other in self._loaded if other != name])
         used = {loaded.slot for loaded in self._loaded.values()}
         slot = next(i for i in range(len(used) + 1) if i not in used)  # never that of the task it replaces
@@ -378,22 +373,9 @@ class DTSModel(nn.Module):
 
     def _width(self, task: Task, widest: int) -> int:
         """Outputs a task has of ``widest``: those of its own head or enlarged vocabulary."""
-        names = _names(task)
-        for layer in self._layers.values():
-            weight = layer.dts.get("weight")
-            if not isinstance(layer, LinearLayer) or weight is None:
-                continue
-            base = raw(layer, "weight").shape[1 if layer.transposed else 0]
-            own = [weight.values.tensors.get(self._loaded[name].slot) for name in names]
-            added = [weight.added.tensors.get(self._loaded[name].slot) for name in names]
-            if weight.values.tensors and max(weight.values.longest, base) == widest:
-                if own and own[0] is not None:
-                    return own[0].shape[0]
-                if layer.dts.in_base:
-                    return base
-            if weight.added.tensors and base + weight.added.longest == widest:
-                return base + max([a.shape[0] for a in added if a is not None], default=0)
-        return widest
+        slots = [self._loaded[name].slot for name in _names(task)]
+        widths = (layer.dts_width(slots, widest) for layer in self._layers.values())
+        return next((width for width in widths if width is not None), widest)
 
     @contextmanager
     def _uniform(self, mixture: Mixture):
@@ -519,8 +501,8 @@ class DTSModel(nn.Module):
                 f"change there is lost; delete_task() and load_task() them again"
             )
 
-    def _refuse_aliases(self, placed: list) -> None:
-        found = aliases(self.model, {id(site.tensor): site.name for site, _, _ in placed})
+    def _refuse_aliases(self, changes: list[Change]) -> None:
+        found = aliases(self.model, {id(change.site.tensor): change.site.name for change in changes})
         if found:
             raise ValueError(
                 f"the model keeps parameters where no task can change them, {_few(found)}: let it keep "
@@ -545,7 +527,7 @@ class DTSModel(nn.Module):
                 stacklevel=4,
             )
 
-    def _in_base(self, placed: list) -> set[int]:
+    def _in_base(self, changes: list[Change]) -> set[int]:
         """Ids of the modules of which the base has the parameters that an adapter changes.
 
         The checkpoint's loader knows that; else it has those that an adapter changes by a difference, and shared ones.
@@ -554,7 +536,8 @@ class DTSModel(nn.Module):
         shared = Counter(
             id(site.tensor) for site in {(id(s.module), s.parameter): s for s in sites(self.model).values()}.values()
         )
-        for site, _, task_only in placed:
+        for change in changes:
+            site, task_only = change.site, change.task_only
             has = site.name not in self._base.missing if self._base else not task_only or shared[id(site.tensor)] > 1
             (found if has else lacking).add(id(site.module))
         return found - lacking
@@ -604,39 +587,13 @@ class DTSModel(nn.Module):
 
     def _with_parents(self, by_module: dict) -> None:
         """An attention module that reads the weight of its output layer must know that layer's deltas."""
-        for module in self.model.modules():
-            child = getattr(module, "out_proj", None)
-            if isinstance(module, nn.MultiheadAttention) and id(child) in by_module:
+        for module in list(self.model.modules()):
+            if any(id(getattr(module, child, None)) in by_module for child in kind_of(module).dts_reads):
                 by_module.setdefault(id(module), (module, {}, False))
 
 
 def _tensors(batch: Mapping) -> dict[str, Tensor]:
     return {key: value for key, value in batch.items() if isinstance(value, Tensor)}
-
-
-def layer_class(module: nn.Module, pieces: dict[str, list[Piece]]) -> type[Layer]:
-    """The DTS layer for a module and what changes of it: rows of several tasks together where that is possible."""
-    base = base_class(module)
-    if base.__name__ == "Conv1D" and hasattr(module, "nf"):
-        choice = DTSConv1D
-    elif issubclass(base, nn.Linear) and base.forward is nn.Linear.forward:
-        choice = DTSLinear
-    elif "weight" in pieces and _quantised(module):
-        choice = LinearLayer
-    elif issubclass(base, nn.MultiheadAttention):
-        choice = DTSMultiheadAttention
-    else:
-        plain = {nn.Embedding: DTSEmbedding, nn.Conv2d: DTSConv2d, nn.LayerNorm: DTSLayerNorm}
-        choice = plain.get(base, DTSNorm)
-    return choice if choice.supports(module, pieces) else Owner
-
-
-def _quantised(module: nn.Module) -> bool:
-    """Whether a module is a linear layer whose weight is stored in some other form."""
-    if not (hasattr(module, "in_features") and hasattr(module, "out_features")):
-        return False
-    weight = raw(module, "weight")
-    return not weight.is_floating_point() or tuple(weight.shape) != (module.out_features, module.in_features)
 
 
 def _adapter(given: Adapter | str | Path) -> Adapter:

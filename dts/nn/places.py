@@ -10,7 +10,8 @@ from operator import is_
 
 from torch import Tensor, nn
 
-from dts.nn.layer import Layer, raw
+from dts.nn.layers import Layer
+from dts.sites import raw_or_none
 
 
 class Places:
@@ -59,7 +60,11 @@ def aliases(model: nn.Module, changed: dict[int, str]) -> list[str]:
         for attribute, value in vars(module).items():
             if attribute in ("_parameters", "_buffers", "_modules", "dts"):
                 continue
-            own = {id(raw(module, p)) for p in (*module._parameters, *module._buffers)} if type(value) is list else ()
+            own = (
+                {id(raw_or_none(module, p)) for p in (*module._parameters, *module._buffers)}
+                if type(value) is list
+                else ()
+            )
             for tensor in _held(value):
                 if id(tensor) in changed and id(tensor) not in own:
                     found.append(f"{name + '.' if name else ''}{attribute} holds {changed[id(tensor)]}")

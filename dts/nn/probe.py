@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from dts.nn.layer import SHARED, UNROUTABLE, Layer
-from dts.nn.owner import Owner
+from dts.nn.layers import SHARED, UNROUTABLE, Layer, Owner
 from dts.nn.routing import RoutingState
 
 NO_AXIS = -1  # a tensor that does not grow with the batch
