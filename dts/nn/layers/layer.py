@@ -45,7 +45,7 @@ class Layer(nn.Module):
         """Put what one task changes of each parameter into a slot."""
         for name, parts in pieces.items():
             if name not in self.dts.parameters:
-                transposed = self.transposed and name == "weight"
+                transposed = type(self).transposed and name == "weight"  # convolutions have one of their own
                 device = raw(self, name).device
                 self.dts.parameters[name] = ParameterDelta(parameter_shape(self, name), device, transposed)
             for piece in parts:

@@ -38,7 +38,7 @@ class LinearForward(Layer):
         y = self._product(x, weight, bias, routing)
         if weight is not None and weight.tabled:
             if weight.raw.tensors:
-                y = y + per_task_product(x, weight.raw, routing).to(y.dtype)
+                y = y + per_task_product(x, weight.raw, routing, self.transposed).to(y.dtype)
             if weight.added.tensors:
                 biases = None if bias is None else bias.added
                 y = torch.cat([y, head(x, weight.added, biases, routing, y.dtype, padding=True)], -1)
