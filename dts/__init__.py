@@ -6,6 +6,8 @@ costs next to nothing and pulls in neither transformers nor triton.
 
 import importlib
 
+from dts.services import provide
+
 __version__ = "0.1.0"
 
 _MODULES = ("adapter", "checkpoint", "codec", "integrations", "merge", "metrics", "nn", "unseen")
@@ -26,6 +28,10 @@ _NAMES = {
         "DTSNorm",
     ),
 }
+# what the run-time asks for by name, since it is in rooms above: see `dts.services`
+provide("library", "dts.integrations.transformers")
+provide("router", "dts.unseen.router:calibrated_router")
+
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = sorted([*_MODULE_OF, *_MODULES])

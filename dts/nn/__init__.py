@@ -11,7 +11,7 @@ from dts.nn.layers import (
     Owner,
 )
 from dts.nn.model import DTSModel
-from dts.nn.routing import BASE
+from dts.nn.selection import BASE
 
 __all__ = [
     "BASE",
