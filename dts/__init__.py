@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # what callers' type checkers see of the names that are impor
         DTSNorm,
     )
 
+from dts.services import provide
+
 __version__ = "0.1.0"
 
 _MODULES = ("adapter", "checkpoint", "codec", "integrations", "merge", "metrics", "nn", "unseen")
@@ -45,6 +47,10 @@ _NAMES = {
         "DTSNorm",
     ),
 }
+# what the run-time asks for by name, since it is in rooms above: see `dts.services`
+provide("library", "dts.integrations.transformers")
+provide("router", "dts.unseen.router:calibrated_router")
+
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = sorted([*_MODULE_OF, *_MODULES])

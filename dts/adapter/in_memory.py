@@ -1,7 +1,7 @@
 """An adapter applied to a model in memory, under that model's own names.
 
 A loader may rename a checkpoint's tensors, and join several to one: an adapter made from the files has their names, the
-model its own.  `dts.nn.names` knows which part of which parameter each of them is.
+model its own.  `dts.sites` knows which part of which parameter each of them is.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,6 +13,8 @@ from dts.adapter.apply import base_mismatches
 from dts.adapter.rows import base_name_of
 from dts.adapter.text import dtype_name
 from dts.checkpoint import Mismatch, open_checkpoint, sampled_digest
+from dts.sites import resolve, sites
+from dts.sites.transformers import renamer
 
 
 def applied_in_memory(adapter, model, check: bool = True) -> Iterator[tuple[str, Tensor]]:
@@ -51,16 +53,13 @@ def _as_files(adapter, base, keep: bool) -> Iterator[tuple[str, Tensor]]:
 
 
 def _as_module(adapter, model: nn.Module, base, check: bool) -> Iterator[tuple[str, Tensor]]:
-    from dts.integrations.transformers import renamer
-    from dts.nn.names import _resolve, sites
-
     entries = {name: entry for name, entry in adapter.entries.items() if entry.kind != "tied"}
     heads = {name: entry for name, entry in entries.items() if entry.task_only}
     wrong: list[str] = []
     rename, known = renamer(model), sites(model)
-    targets = _resolve({n: e for n, e in entries.items() if n not in heads}, known, rename, wrong)
+    targets = resolve({n: e for n, e in entries.items() if n not in heads}, known, rename, wrong)
     for name in heads:
-        targets |= _resolve({name: heads[name]}, known, rename, [])
+        targets |= resolve({name: heads[name]}, known, rename, [])
     canonical = {name: base.tied.get(name, name) for name in base.names}
     by_tensor: dict[str, list] = {}
     for name, target in targets.items():

@@ -9,6 +9,7 @@ are heads for the architecture's.
 from dts.checkpoint.checkpoint import Checkpoint
 from dts.checkpoint.pairing import OLD_NAMES, align, swap_prefix
 from dts.checkpoint.wrappers import renamed, unwrapped
+from dts.sites.transformers import loadable
 
 WEIGHT_NORM = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
 FORMS = [*OLD_NAMES.items(), *WEIGHT_NORM.items(), *((new, old) for old, new in WEIGHT_NORM.items())]
@@ -50,8 +51,6 @@ def _forms(base: Checkpoint, names: list[str]) -> dict[str, str]:
 
 def _as_its_class(base: Checkpoint, finetuned: Checkpoint, exchange: tuple[str, str]) -> dict[str, str] | None:
     """{name: name that the class of its own config loads}; None if that class is not known or knows none of them."""
-    from dts.integrations.names import loadable
-
     found = loadable(finetuned.config)
     if found is None:
         return None

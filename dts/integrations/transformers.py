@@ -1,51 +1,21 @@
-"""Transformers models: which class to build, and where its loader puts the tensors of a checkpoint."""
+"""Transformers models: which class to build, and what else than weights of one a task changes (`dts.nn.library`)."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from dts.adapter import Adapter
-from dts.checkpoint import open_checkpoint
-from dts.checkpoint.fingerprint import fingerprint
 from dts.checkpoint.hub import OPTIONS, split_revision
-from dts.nn.names import Target, sites
+from dts.nn.base import Base
 
 HUB = ("revision", "subfolder", *OPTIONS)  # options that say which checkpoint is loaded, and from where
 
 
-@dataclass
-class Base:
-    """Which checkpoint a model was made from.
-
-    missing: parameters of the model that the checkpoint lacks: random, until a task brings its own.
-    options: which of a hub id's or folder's checkpoints it is: revision, subfolder, variant, cache_dir, token, ...
-    """
-
-    path: str | Path
-    missing: frozenset[str] = frozenset()
-    options: dict = field(default_factory=dict, repr=False)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        return fingerprint(open_checkpoint(self.path, **self.options))
-
-    def check(self, adapters: list[Adapter]) -> None:
-        """Raises ValueError if an adapter says that it was made for another base."""
-        expected = {a.name: (a.config or {}).get("base", {}).get("fingerprint") for a in adapters}
-        wrong = [
-            f"{name} was made for {value}" for name, value in expected.items() if value and value != self.fingerprint
-        ]
-        if wrong:
-            raise ValueError(f"{self.path} (fingerprint {self.fingerprint}) is not the base of: {'; '.join(wrong)}")
-
-
-def load_base(path: str | Path, adapters: list[Adapter], **options) -> tuple[nn.Module, Base]:
+def load_base(path: str | Path, adapters: Sequence[Adapter], **options: Any) -> tuple[nn.Module, Base]:
     """The base model of a folder or hub id, in eval mode, ready for the adapters, and what it was made from.
 
     It is built with the fine-tunes' architecture where they bring tensors that the base lacks (heads).
@@ -78,9 +48,9 @@ def load_base(path: str | Path, adapters: list[Adapter], **options) -> tuple[nn.
     return model.eval(), base
 
 
-def _architecture(adapters: list[Adapter]) -> str | None:
+def _architecture(adapters: Sequence[Adapter]) -> str | None:
     """The one class that all fine-tunes with heads of their own were saved from, None if there are none."""
-    found = {}
+    found: dict[str | None, list[str]] = {}
     for adapter in adapters:
         if any(entry.task_only for entry in adapter.entries.values()):
             names = (adapter.model_config or {}).get("architectures") or [None]
@@ -91,65 +61,16 @@ def _architecture(adapters: list[Adapter]) -> str | None:
     return next(iter(found), None)
 
 
-def renamer(model: nn.Module) -> Callable[[str], Target]:
-    """How the loader turns the names of a checkpoint into those of a model in memory.
-
-    That of transformers renames modules between versions and stacks experts' matrices; both are read off its own
-    conversion tables.  Names of any other model are those on disk.
-    """
-    if not (hasattr(model, "config") and hasattr(model, "base_model_prefix")):
-        return Target
-    try:
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightConverter, WeightRenaming
-    except ImportError:  # transformers 4: names in memory are those on disk
-        return Target
-    known = sites(model)
-    mapping = get_model_conversion_mapping(model)
-    renamings = [m for m in mapping if isinstance(m, WeightRenaming)]
-    converters = [m for m in mapping if isinstance(m, WeightConverter)]
-
-    def rename(name: str) -> Target:
-        if name in known:
-            return Target(name)
-        renamed = name
-        for renaming in renamings:
-            renamed, _ = renaming.rename_source_key(renamed)
-        for converter in converters:
-            target, pattern = converter.rename_source_key(renamed)
-            if pattern is not None:
-                return _converted(name, renamed, target, pattern, converter)
-        return Target(renamed)
-
-    return rename
-
-
-def _converted(name: str, renamed: str, target: str, pattern: str, converter) -> Target:
-    """The part of a fused parameter that one tensor of a checkpoint becomes."""
-    steps = [type(op).__name__ for op in converter.operations]
-    stacked = "MergeModulelist" in steps
-    joined = [op for op in converter.operations if type(op).__name__ == "Concatenate"]
-    rows = 1 if stacked else 0
-    if set(steps) - {"MergeModulelist", "Concatenate"} or any(op.dim != rows for op in joined):
-        raise ValueError(f"{name}: transformers turns it into {target} by {', '.join(steps)}, which cannot be followed")
-    expert = None
-    if stacked:
-        regex = re.escape(pattern).replace(r"\*", r"(\d+)").replace("\\^", "").replace("\\$", "")
-        expert = int(re.search(regex, renamed).group(1))
-    sources = list(converter.source_patterns)
-    return Target(target, expert, sources.index(pattern), len(sources) if joined else 1)
-
-
-def update_config(model: nn.Module, resized: dict[str, tuple[int, int]], given: dict) -> None:
+def update_config(model: nn.Module, resized: Mapping[str, tuple[int, int]], given: Mapping[str, Any]) -> None:
     """Labels, vocabulary and ties of a model's config, and of its modules, after a task was written into its weights.
 
     resized: layer -> (rows before, now);  given: the fine-tune's own config, for what sizes do not tell.
     """
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if not (hasattr(config, "get_text_config") and hasattr(model, "get_input_embeddings")):
         return
     text = config.get_text_config()
-    inputs, outputs = _found(model.get_input_embeddings), _found(model.get_output_embeddings)
+    inputs, outputs = (_found(getattr(model, f"get_{end}_embeddings")) for end in ("input", "output"))
     labels, vocabulary = config.num_labels, getattr(text, "vocab_size", None)
     for name, (before, now) in resized.items():
         module = model.get_submodule(name)

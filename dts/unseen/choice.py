@@ -1,22 +1,8 @@
 """What a router answers."""
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Choice:
-    """The task of each row.
-
-    tasks: a name a row, None (the base) where the confidence is below the floor: what ``DTSModel`` takes as ``tasks=``.
-    confidence: float32 [rows], the probability of the best task; scores: float32 [rows, tasks], columns as ``names``.
-    """
-
-    tasks: list[str | None]
-    confidence: Tensor
-    scores: Tensor
-    names: list[str]
+from dts.nn.router import Choice
 
 
 def choose(scores: Tensor, names: list[str], floor: float = 0.0) -> Choice:

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from dts.nn.layers import kind_of
+from dts.sites.transformers import renamer
 from dts.sums import energy
 from dts_kernels.reference import factor_values
 
@@ -175,8 +177,6 @@ def _block(name: str) -> int | None:
 def _modules(model: nn.Module, names: list[str]) -> dict[str, nn.Module]:
     """The modules whose weight a checkpoint calls so, under the names the model's loader gives them, with any prefix
     more or less; heads and others are left out."""
-    from dts.integrations.transformers import renamer
-
     rename, found = renamer(model), {}
     weights = {f"{name}.weight": module for name, module in model.named_modules() if hasattr(module, "weight")}
     for name in names:
@@ -191,7 +191,7 @@ def _modules(model: nn.Module, names: list[str]) -> dict[str, nn.Module]:
 
 def _subspaces(module: nn.Module, factors: Mapping, names: list[str], rank: int) -> Subspaces:
     lookup = isinstance(module, nn.Embedding)
-    transposed = type(module).__name__.endswith("Conv1D")  # stores its weight as [in, out]
+    transposed = kind_of(module).transposed
     tables = {task: _table(f, rank, lookup, transposed) for task, f in factors.items()}
     shape = next(iter(tables.values())).shape
     width = max(t.shape[0] for t in tables.values()) if not lookup else 0

@@ -20,7 +20,7 @@ class ParameterDelta:
     transposed: the parameter is stored [in, out]; its matrix here is [out, in]
     """
 
-    def __init__(self, shape: torch.Size, device="cpu", transposed=False):
+    def __init__(self, shape: tuple[int, ...], device: torch.device | str = "cpu", transposed: bool = False):
         self.shape, self.device, self.transposed = tuple(shape), torch.device(device), transposed
         self.matrices: dict[int | None, MatrixDelta] = {}
         self.raw, self.values, self.added = Table(device), Table(device), Table(device)
@@ -51,34 +51,37 @@ class ParameterDelta:
 
     def held(self) -> list[Tensor]:
         """Everything it holds in memory."""
-        stacks = [t.stack for t in (self.raw, self.values, self.added) if t.stack is not None]
+        stacks = [t.stack for t in (self.raw, self.values, self.added) if t.tensors]
         return stacks + [t for matrix in self.matrices.values() for t in matrix.held()]
 
     def add(self, slot: int, piece: Piece) -> None:
         if piece.kind == "factors":
-            self.matrix(piece.expert).add(slot, piece.data, piece.row or 0)
+            self.matrix(piece.expert).add(slot, piece.factors, piece.row or 0)
         elif piece.kind == "raw":
             self.raw.add(slot, self._whole(slot, piece))
         else:
-            (self.values if piece.kind == "value" else self.added).add(slot, piece.data)
+            (self.values if piece.kind == "value" else self.added).add(slot, piece.tensor)
 
     def _whole(self, slot: int, piece: Piece) -> Tensor:
         """A raw delta of the parameter's shape; parts of a fused parameter add up."""
         if piece.expert is None and piece.row is None:
-            return piece.data.reshape(self.shape)
-        whole = self.raw.tensors.get(slot, torch.zeros(self.shape, dtype=piece.data.dtype)).clone()
+            return piece.tensor.reshape(self.shape)
+        whole = self.raw.tensors.get(slot, torch.zeros(self.shape, dtype=piece.tensor.dtype)).clone()
         part = whole if piece.expert is None else whole[piece.expert]
         row = piece.row or 0
-        part[row : row + piece.data.shape[0]] += piece.data.to(whole.device)
+        part[row : row + piece.tensor.shape[0]] += piece.tensor.to(whole.device)
         return whole
 
+    def _stores(self) -> list[Table | MatrixDelta]:
+        return [self.raw, self.values, self.added, *self.matrices.values()]
+
     def remove(self, slot: int) -> None:
-        for part in (self.raw, self.values, self.added, *self.matrices.values()):
+        for part in self._stores():
             part.remove(slot)
 
-    def to(self, device) -> None:
+    def to(self, device: torch.device | str) -> None:
         self.device = torch.device(device)
-        for part in (self.raw, self.values, self.added, *self.matrices.values()):
+        for part in self._stores():
             part.to(device)
 
     def dense(self, base: Tensor, routing: Routing) -> Tensor:
@@ -115,7 +118,7 @@ class ParameterDelta:
         if base.is_floating_point():
             value = self.values.rows(routing, base.dtype)[0]
         else:
-            index, _ = self.values._index(routing)
+            index, _ = self.values.index(routing)
             value = self.values.stack[index[0, 0]].to(base.dtype)
         has = self.values.lengths(routing)[0] > 0
         if value.shape == base.shape:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, cast
 
 from torch import Tensor
 
@@ -17,7 +18,17 @@ class Piece:
     expert: index into a parameter [E, m, n];  row: where it starts, for a part of a fused matrix
     """
 
-    kind: str
+    kind: Literal["factors", "raw", "value", "added"]
     data: Factors | Tensor
     expert: int | None = None
     row: int | None = None
+
+    @property
+    def factors(self) -> Factors:
+        """The data of a piece of factors."""
+        return cast(Factors, self.data)
+
+    @property
+    def tensor(self) -> Tensor:
+        """The data of any other piece."""
+        return cast(Tensor, self.data)

@@ -15,9 +15,12 @@ from dts_kernels.ops import direct
 class Table:
     """Raw tensors of the tasks that have one, stacked by slot; sizes of dim 0 may differ, shorter ones end in zeros."""
 
-    def __init__(self, device="cpu"):
+    def __init__(self, device: torch.device | str = "cpu"):
         self.device = torch.device(device)
         self.tensors: dict[int, Tensor] = {}
+        self._stack: Tensor | None
+        self._length: Tensor | None
+        self._wide: Tensor | None
         self._refresh()
 
     def add(self, slot: int, tensor: Tensor) -> None:
@@ -33,7 +36,7 @@ class Table:
         self.tensors.pop(slot, None)
         self._refresh()
 
-    def to(self, device) -> None:
+    def to(self, device: torch.device | str) -> None:
         self.device = torch.device(device)
         self.tensors = {slot: tensor.to(device) for slot, tensor in self.tensors.items()}
         self._refresh()
@@ -42,38 +45,34 @@ class Table:
         """Make the stack again; beyond EAGER tasks on the CPU when first needed, see `Bank`."""
         self._wide = self._stack = self._length = None
         self.longest = max((t.shape[0] if t.dim() else 1 for t in self.tensors.values()), default=0)
-        if self.device.type != "cpu" or len(self.tensors) <= EAGER:
+        if self.tensors and (self.device.type != "cpu" or len(self.tensors) <= EAGER):
             self._make()
 
     @property
-    def stack(self) -> Tensor | None:
-        """[slots, longest, ...]"""
-        if self._stack is None:
-            self._make()
-        return self._stack
+    def stack(self) -> Tensor:
+        """[slots, longest, ...]; there must be tensors."""
+        return self._make()[0] if self._stack is None else self._stack
 
     @property
-    def length(self) -> Tensor | None:
-        """int64 [slots], 0 = this slot has none"""
-        if self._stack is None:
-            self._make()
-        return self._length
+    def length(self) -> Tensor:
+        """int64 [slots], 0 = this slot has none; there must be tensors."""
+        return self._make()[1] if self._length is None else self._length
 
-    def _make(self) -> None:
-        if not self.tensors:
-            return
+    def _make(self) -> tuple[Tensor, Tensor]:
+        """The stack and the lengths."""
         first = next(iter(self.tensors.values()))
         shape = (max(self.tensors) + 1, self.longest, *first.shape[1:]) if first.dim() else (max(self.tensors) + 1,)
         dtype = reduce(torch.promote_types, [t.dtype for t in self.tensors.values()])
-        self._stack = torch.zeros(shape, dtype=dtype, device=self.device)
-        self._length = torch.zeros(shape[0], dtype=torch.int64, device=self.device)
+        self._stack = stack = torch.zeros(shape, dtype=dtype, device=self.device)
+        self._length = length = torch.zeros(shape[0], dtype=torch.int64, device=self.device)
         for slot, tensor in list(self.tensors.items()):
             if tensor.dim():
-                self._stack[slot, : tensor.shape[0]] = tensor
-                self.tensors[slot] = self._stack[slot, : tensor.shape[0]]  # a view: the stack is the only copy
+                stack[slot, : tensor.shape[0]] = tensor
+                self.tensors[slot] = stack[slot, : tensor.shape[0]]  # a view: the stack is the only copy
             else:
-                self._stack[slot] = tensor
-            self._length[slot] = self.longest if not tensor.dim() else tensor.shape[0]
+                stack[slot] = tensor
+            length[slot] = self.longest if not tensor.dim() else tensor.shape[0]
+        return stack, length
 
     @property
     def wide(self) -> Tensor:
@@ -90,16 +89,16 @@ class Table:
             if len(used) == 1:
                 row = self.stack[used[0][0] : used[0][0] + 1].to(dtype)
                 return row if used[0][1] == 1 else row * used[0][1]
-        index, gamma = self._index(routing)
+        index, gamma = self.index(routing)
         shape = (*index.shape, *[1] * (self.stack.dim() - 1))
         return (self.stack[index].to(dtype) * gamma.to(dtype).view(shape)).sum(1)
 
     def lengths(self, routing: Routing) -> Tensor:
         """int64 [entries]: rows of each entry's tensor, 0 where its tasks have none."""
-        index, gamma = self._index(routing)
+        index, gamma = self.index(routing)
         return torch.where(gamma != 0, self.length[index], 0).amax(1)
 
-    def _index(self, routing: Routing) -> tuple[Tensor, Tensor]:
+    def index(self, routing: Routing) -> tuple[Tensor, Tensor]:
         """Rows of the stack and their gammas; a slot without a tensor has a row of zeros or is beyond the stack."""
         index = routing.slots.clamp(0, self.stack.shape[0] - 1)
         return index, torch.where(index == routing.slots, routing.weights, 0.0)

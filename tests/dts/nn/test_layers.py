@@ -135,6 +135,22 @@ def test_conv2d_with_groups(maker, dense_twin):
     check(model, Owner, maker, dense_twin, maker.randn(4, 4, 6, 6, scale=1.0))
 
 
+def test_a_transposed_convolution_runs_once_a_task(maker, dense_twin):
+    """It calls itself transposed, and means another thing by it than a weight stored [in, out]."""
+    check(nn.ConvTranspose2d(6, 4, 3), Owner, maker, dense_twin, maker.randn(4, 6, 5, 5, scale=1.0))
+
+
+@pytest.mark.parametrize("sizes", [(6, 6), (6, 9)])
+def test_a_raw_delta_of_a_weight_stored_in_by_out(sizes, maker):
+    conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
+    base, delta, x = conv1d(sizes[1], sizes[0]).double(), maker.randn(*sizes), maker.randn(4, sizes[0], scale=1.0)
+    model = DTSModel(nn.Sequential(copy.deepcopy(base)))
+    model.load_task("a", {"0.weight": Entry("0.weight", "0.weight", sizes, "delta", tensor=delta)})
+    torch.testing.assert_close(model(x, tasks="a"), base(x) + x @ delta)
+    torch.testing.assert_close(model(x, tasks=["a", None, "a", None])[1::2], base(x)[1::2])
+    torch.testing.assert_close(model.merge_and_unload("a")(x), base(x) + x @ delta)
+
+
 def test_conv1d_and_batch_norm_run_once_a_task(maker, dense_twin):
     net = nn.Sequential(nn.Conv1d(3, 5, 3), nn.BatchNorm1d(5))
     base = net.double().eval()

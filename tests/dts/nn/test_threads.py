@@ -249,12 +249,12 @@ def test_what_became_of_every_entry(setting, maker):
     }
 
 
-def test_few_layouts_are_remembered(setting):
+def test_few_kinds_of_calls_are_remembered(setting):
     model, _, ids, _ = setting
     for i in range(100):
-        model._layouts[i] = None
+        model._known_calls.found[i] = None
     model(ids, tasks=["a", "b", "a", "b"])
-    assert len(model._layouts) <= 32
+    assert len(model._known_calls.found) <= 32
 
 
 @pytest.mark.parametrize("failing", [(Table, "_make"), (Bank, "add"), (SampleBank, "_refresh")], ids=lambda f: f[1])

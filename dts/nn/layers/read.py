@@ -14,16 +14,13 @@ that reads a pointer past Python would compute with the base; it fails instead.
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from dts.nn.layers.layer_deltas import LayerDeltas
 from dts.nn.routing import tracing
-
-if TYPE_CHECKING:
-    from dts.nn.layer import Layer
 
 _DENSE = {"T", "mT", "H", "mH", "real", "imag"}  # properties that are made of the values
 _RAW = {
@@ -66,11 +63,11 @@ class Lazy(Tensor):
     """Stands for one parameter of one layer; see the module's docstring."""
 
     @staticmethod
-    def __new__(cls, raw: Tensor, layer: Layer, name: str):
+    def __new__(cls, raw: Tensor, dts: LayerDeltas, name: str):
         lazy = Tensor._make_wrapper_subclass(
             cls, raw.shape, raw.stride(), raw.storage_offset(), dtype=raw.dtype, device=raw.device
         )
-        lazy.__dict__.update(raw=raw, layer=layer, name=name)
+        lazy.__dict__.update(raw=raw, dts=dts, name=name)
         return lazy
 
     @classmethod
@@ -81,11 +78,11 @@ class Lazy(Tensor):
             attribute = getattr(getattr(function, "__self__", None), "__name__", "")
             if name == "__get__" and attribute == "data":
                 first = vars(args[0])
-                return Lazy(first["raw"].data, first["layer"], first["name"])
+                return Lazy(first["raw"].data, first["dts"], first["name"])
             take = _dense if name == "__get__" and attribute in _DENSE else _raw if name == "__get__" else _written
         elif name == "detach":
             first = vars(args[0])
-            return Lazy(first["raw"].detach(), first["layer"], first["name"])
+            return Lazy(first["raw"].detach(), first["dts"], first["name"])
         elif name in _RAW:
             take = _raw
         else:
@@ -128,25 +125,24 @@ def _raw(lazy: Lazy) -> Tensor:
 
 def _dense(lazy: Lazy) -> Tensor:
     own = vars(lazy)
-    return dense_parameter(own["layer"], own["name"], own["raw"])
+    return dense_parameter(own["dts"], own["name"], own["raw"])
 
 
 def _written(lazy: Lazy) -> Tensor:
     """The base's tensor, to be written into; not by a model's forward, whose writes are meant for the task's."""
     own = vars(lazy)
-    dts = own["layer"].dts
+    dts = own["dts"]
     if dts.state.now().called:
         raise RuntimeError(f"a forward writes into {dts.name}.{own['name']}, which is another tensor for each task")
     return own["raw"]
 
 
-def read(layer: Layer, name: str, raw: Tensor) -> Tensor:
+def read(dts: LayerDeltas, name: str, raw: Tensor) -> Tensor:
     """What reading a parameter or buffer gives that some task changes."""
-    dts = layer.dts
     if dts.inside:
         return raw
     if tracing():
-        return dense_parameter(layer, name, raw)  # in a program another task is another input, also from or to the base
+        return dense_parameter(dts, name, raw)  # in a program another task is another input, also from or to the base
     now = dts.state.now()
     delta = dts.parameters[name]
     if now.bypassed is None and not now.uses(delta.slots) and not (delta.values.tensors and dts.name in now.missing):
@@ -154,17 +150,16 @@ def read(layer: Layer, name: str, raw: Tensor) -> Tensor:
             now.seen.add(dts.name)
         return raw
     if delta.values.tensors or delta.added.tensors:
-        return dense_parameter(layer, name, raw)  # of another shape, perhaps
-    return Lazy(raw, layer, name)
+        return dense_parameter(dts, name, raw)  # of another shape, perhaps
+    return Lazy(raw, dts, name)
 
 
-def dense_parameter(layer: Layer, name: str, raw: Tensor) -> Tensor:
+def dense_parameter(dts: LayerDeltas, name: str, raw: Tensor) -> Tensor:
     """The whole tensor of the present mixture; gradients go to the base's.
 
     Raises RuntimeError if rows have different tasks: what reads the tensor cannot tell rows apart.
     """
-    dts, delta = layer.dts, layer.dts.parameters[name]
-    now = dts.state.now()
+    delta, now = dts.parameters[name], dts.state.now()
     if not tracing() and now.seen is not None:
         now.seen.add(dts.name)
     if now.bypassed is not None:

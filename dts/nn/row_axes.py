@@ -7,15 +7,16 @@ added is the batch axis; values show whether flattened rows stay together.  Noth
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from dts.nn.layer import SHARED, UNROUTABLE, Layer
-from dts.nn.owner import Owner
+from dts.nn.layers import SHARED, UNROUTABLE, Layer, Owner
 from dts.nn.routing import RoutingState
 
 NO_AXIS = -1  # a tensor that does not grow with the batch
@@ -24,8 +25,11 @@ PLAIN = (Tensor, bool, int, float, str, type(None), torch.dtype, torch.device)  
 SAME = 0.05  # two runs of one row differ by less, relative to its size; half precision leaves about 0.01
 
 
+Inputs = tuple[Sequence[Any], Mapping[str, Any]]  # args and kwargs of a call
+
+
 @dataclass
-class Layout:
+class RowAxes:
     """What the probe found.
 
     axis: a layer's batch axis;  axes: those of an `Owner`'s arguments and outputs;  out_axes: of the model's outputs.
@@ -42,37 +46,39 @@ class Layout:
         return COUPLED in self.out_axes
 
     @property
-    def places(self) -> dict[str, dict]:
+    def fields(self) -> dict[str, Any]:
         """What a call must know of it: fields of `Current`."""
         return {"axis": self.axis, "axes": self.axes}
 
 
-def find_rows(model: nn.Module, layers: dict[str, Layer], state: RoutingState, call, one: tuple, two: tuple) -> Layout:
-    """Run ``call(*args, **kwargs)`` on one row and on two, all of the base, and compare.
+def find_rows(
+    model: nn.Module, layers: dict[str, Layer], state: RoutingState, run: Callable[..., Any], one: Inputs, two: Inputs
+) -> RowAxes:
+    """Run ``run(*args, **kwargs)`` on one row and on two, all of the base, and compare.
 
     one, two: (args, kwargs) of one row and of two.
     """
     with _evaluating(model), state.using([{}], probing=True):
         stateful: set[str] = set()
-        (first, record_one), (second, record_two) = (_record(layers, call, rows, stateful) for rows in (one, two))
-        layout = _compare(layers, record_one, record_two, stateful)
-        layout.out_axes = [_axis(a, b) for a, b in zip(_seen(first), _seen(second))]
-        if layout.coupled:
-            return layout
+        (first, record_one), (second, record_two) = (_record(layers, run, rows, stateful) for rows in (one, two))
+        where = _compare(layers, record_one, record_two, stateful)
+        where.out_axes = [_axis(a, b) for a, b in zip(_seen(first), _seen(second))]
+        if where.coupled:
+            return where
         bypassed: set[str] = set()
-        with state.using([{}, {}], bypassed=bypassed, **layout.places):
-            failure = _differs(call, two, second)
+        with state.using([{}, {}], bypassed=bypassed, **where.fields):
+            failure = _differs(run, two, second)
         if failure:
-            _give_up(layers, layout, failure)
+            _give_up(layers, where, failure)
         for name in bypassed:
-            layout.unroutable[name] = "another module reads its parameters, for all rows at once"
-    return layout
+            where.unroutable[name] = "another module reads its parameters, for all rows at once"
+    return where
 
 
-def _differs(call, inputs: tuple, expected) -> str:
-    """Why a run with one routing entry a row gives something else than without, or nothing."""
+def _differs(run: Callable[..., Any], inputs: Inputs, expected: object) -> str:
+    """Why a run with one row of the routing for each row gives something else than without, or nothing."""
     try:
-        found = call(*inputs[0], **inputs[1])
+        found = run(*inputs[0], **inputs[1])
     except (RuntimeError, ValueError, IndexError) as error:
         return str(error).splitlines()[0]
     for a, b in zip(_tensors(found), _tensors(expected)):
@@ -84,12 +90,12 @@ def _differs(call, inputs: tuple, expected) -> str:
     return ""
 
 
-def _give_up(layers: dict[str, Layer], layout: Layout, failure: str) -> None:
+def _give_up(layers: dict[str, Layer], where: RowAxes, failure: str) -> None:
     """Something cannot be repeated a row: shared inputs are the first suspects, then everything."""
-    suspects = [name for name, axis in layout.axis.items() if axis == SHARED] or list(layers)
+    suspects = [name for name, axis in where.axis.items() if axis == SHARED] or list(layers)
     for name in suspects:
-        layout.axis[name] = UNROUTABLE
-        layout.unroutable[name] = f"its output is shared by all rows and cannot be repeated for each: {failure}"
+        where.axis[name] = UNROUTABLE
+        where.unroutable[name] = f"its output is shared by all rows and cannot be repeated for each: {failure}"
 
 
 @dataclass
@@ -110,6 +116,9 @@ class Seen:
         return cls(tensor.shape, digests)
 
 
+Record = dict[str, list[tuple[list[Seen], list[Seen]]]]  # layer name -> (tensors in, tensors out) of each of its calls
+
+
 def _axis(one: Seen, two: Seen) -> int:
     """The axis that holds the rows, NO_AXIS, or COUPLED if several grew or rows are interleaved."""
     if one.shape == two.shape:
@@ -127,8 +136,8 @@ def _axis(one: Seen, two: Seen) -> int:
     return axis
 
 
-def _compare(layers: dict[str, Layer], one: dict, two: dict, stateful: set[str]) -> Layout:
-    layout = Layout()
+def _compare(layers: dict[str, Layer], one: Record, two: Record, stateful: set[str]) -> RowAxes:
+    where = RowAxes()
     for name, layer in layers.items():
         calls_one, calls_two = one[name], two[name]
         if not calls_one and not calls_two:
@@ -136,37 +145,39 @@ def _compare(layers: dict[str, Layer], one: dict, two: dict, stateful: set[str])
         if len(calls_one) != len(calls_two) or any(
             len(a[0]) != len(b[0]) or len(a[1]) != len(b[1]) for a, b in zip(calls_one, calls_two)
         ):
-            layout.unroutable[name] = "it is called another number of times for two rows than for one"
+            where.unroutable[name] = "it is called another number of times for two rows than for one"
             continue
         found = {
             tuple(tuple(_axis(a, b) for a, b in zip(side_a, side_b)) for side_a, side_b in zip(call_a, call_b))
             for call_a, call_b in zip(calls_one, calls_two)
         }
         if len(found) > 1:
-            layout.unroutable[name] = "it is called with the batch in different places"
+            where.unroutable[name] = "it is called with the batch in different places"
             continue
         (inputs, outputs), first = found.pop(), calls_one[0][0]
         if isinstance(layer, Owner) and name in stateful:
-            layout.unroutable[name] = "it is given an object, a cache perhaps, of which each task would need its own"
+            where.unroutable[name] = "it is given an object, a cache perhaps, of which each task would need its own"
             continue
         if isinstance(layer, Owner):
-            layout.axes[name] = list(inputs), list(outputs)
+            where.axes[name] = list(inputs), list(outputs)
             if COUPLED in inputs or COUPLED in outputs or not any(axis >= 0 for axis in inputs):
-                layout.unroutable[name] = "its arguments have no batch axis"
+                where.unroutable[name] = "its arguments have no batch axis"
         elif not inputs or inputs[0] == COUPLED:
-            layout.unroutable[name] = "the rows of its input are not in the batch's order"
+            where.unroutable[name] = "the rows of its input are not in the batch's order"
         elif inputs[0] == NO_AXIS and not (first[0].shape and first[0].shape[0] == 1):
-            layout.unroutable[name] = f"its input {list(first[0].shape)} has no batch axis"
+            where.unroutable[name] = f"its input {list(first[0].shape)} has no batch axis"
         else:
-            layout.axis[name] = SHARED if inputs[0] == NO_AXIS else inputs[0]
-        if isinstance(layer, Owner) and name not in layout.unroutable:
-            layout.axis[name] = 0
-    return layout
+            where.axis[name] = SHARED if inputs[0] == NO_AXIS else inputs[0]
+        if isinstance(layer, Owner) and name not in where.unroutable:
+            where.axis[name] = 0
+    return where
 
 
-def _record(layers: dict[str, Layer], call, inputs: tuple, stateful: set[str]) -> tuple[object, dict]:
-    """(output, layer name -> [(tensors in, tensors out) of each call]); stateful gets those that are given objects."""
-    record: dict[str, list] = {name: [] for name in layers}
+def _record(
+    layers: dict[str, Layer], run: Callable[..., Any], inputs: Inputs, stateful: set[str]
+) -> tuple[object, Record]:
+    """The output and what the layers saw; stateful gets those that are given objects."""
+    record: Record = {name: [] for name in layers}
     handles = []
     for name, layer in layers.items():
 
@@ -177,22 +188,22 @@ def _record(layers: dict[str, Layer], call, inputs: tuple, stateful: set[str]) -
 
         handles.append(layer.register_forward_hook(hook, with_kwargs=True))
     try:
-        return call(*inputs[0], **inputs[1]), record
+        return run(*inputs[0], **inputs[1]), record
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _tensors(tree) -> list[Tensor]:
+def _tensors(tree: object) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def _seen(tree) -> list[Seen]:
+def _seen(tree: object) -> list[Seen]:
     return [Seen.of(tensor) for tensor in _tensors(tree)]
 
 
 @contextmanager
-def _evaluating(model: nn.Module):
+def _evaluating(model: nn.Module) -> Iterator[None]:
     """No gradients, no dropout, for a while."""
     training = [module for module in model.modules() if module.training]
     model.eval()

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from dts.nn.owner import join_rows
-from dts.nn.probe import Layout
+from dts.nn.known_calls import rows_of
+from dts.nn.layers.owner import join_rows
 from dts.nn.routing import Mixture, groups
+from dts.nn.row_axes import RowAxes
 
 
-def run_grouped(run, method: str, args, kwargs, mixtures: list[Mixture], layout: Layout, uniform):
+def run_once_a_task(
+    run: Callable[..., Any],
+    method: str,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    mixtures: list[Mixture],
+    where: RowAxes,
+    uniform: Callable[[Mixture], AbstractContextManager[None]],
+) -> Any:
     """Run once a distinct mixture and put the rows' outputs together in the batch's order.
 
     uniform: a context in which every row uses one mixture.  Outputs without a row for each of the batch (a loss, a
@@ -20,38 +33,32 @@ def run_grouped(run, method: str, args, kwargs, mixtures: list[Mixture], layout:
     rows, results, places = len(mixtures), [], []
     for mixture, chosen in groups(mixtures):
         # rows that meet in the outputs (an image against all texts) must all be there
-        take = list(range(rows)) if layout.coupled else chosen
-        part = lambda v, take=take: _take(v, take, rows)  # noqa: E731
+        take = list(range(rows)) if where.coupled else chosen
+        part = lambda v, take=take: rows_of(v, take, rows)  # noqa: E731
         with uniform(mixture):
             result = run(*[part(v) for v in args], **{k: part(v) for k, v in kwargs.items()})
-        results.append(_select(result, chosen, rows) if layout.coupled else result)
+        results.append(_select(result, chosen, rows) if where.coupled else result)
         places += chosen
     if method == "generate":
         return _join_sequences(results, places, kwargs, run)
-    axes = None if layout.coupled else layout.out_axes
+    axes = None if where.coupled else where.out_axes
     return join_rows([_without_state(result) for result in results], places, axes, drop=True)
 
 
-def _take(value, rows: list[int], count: int):
-    if isinstance(value, Tensor) and value.dim() and value.shape[0] == count:
-        return value[rows]
-    return value
-
-
-def _select(result, rows: list[int], count: int):
+def _select(result: Any, rows: list[int], count: int) -> Any:
     """The given rows of every output that has a row for each of the batch; None for the others."""
     keep = lambda t: t[rows] if isinstance(t, Tensor) and t.dim() and t.shape[0] == count else None  # noqa: E731
     return tree_map(keep, result)
 
 
-def _without_state(result):
+def _without_state(result: Any) -> Any:
     """Caches of one task are no cache of the batch."""
     leaves, spec = tree_flatten(result)
     plain = (Tensor, bool, int, float, str, type(None))
     return tree_unflatten([leaf if isinstance(leaf, plain) else None for leaf in leaves], spec)
 
 
-def _join_sequences(results: list, places: list[int], kwargs: dict, run):
+def _join_sequences(results: list[Any], places: list[int], kwargs: Mapping[str, Any], run: Callable[..., Any]) -> Any:
     """Generated ids of all groups, right-padded to the longest."""
     if not all(isinstance(result, Tensor) for result in results):
         raise NotImplementedError(

@@ -5,9 +5,12 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from dts.nn.deltas import Piece
-from dts.nn.layer import Layer, beside, standalone
+from dts.nn.layers.layer import Layer, standalone
+from dts.nn.layers.layer_deltas import beside
+from dts.nn.layers.registry import register
 
 
+@register(nn.Conv2d)
 class DTSConv2d(Layer, nn.Conv2d):
     """An `nn.Conv2d` (one group) that adds each row's deltas; the matrix is [out, in * kh * kw]."""
 
@@ -15,7 +18,12 @@ class DTSConv2d(Layer, nn.Conv2d):
     def supports(cls, module: nn.Module, pieces: dict[str, list[Piece]]) -> bool:
         kinds = {p.kind for p in pieces.get("weight", [])}
         bias = {p.kind for p in pieces.get("bias", [])}
-        return module.groups == 1 and set(pieces) <= {"weight", "bias"} and kinds <= {"factors"} and bias <= {"raw"}
+        return (
+            getattr(module, "groups", 0) == 1
+            and set(pieces) <= {"weight", "bias"}
+            and kinds <= {"factors"}
+            and bias <= {"raw"}
+        )
 
     @classmethod
     def from_conv2d(cls, conv: nn.Conv2d) -> DTSConv2d:
@@ -34,7 +42,9 @@ class DTSConv2d(Layer, nn.Conv2d):
                 )
             return self.forward(x[None])[0]
         x, routing = dts.enter(x)
-        y = self._conv_forward(x, self._parameters["weight"], self._parameters["bias"])
+        kernel = self._parameters["weight"]
+        assert kernel is not None  # a convolution always has one
+        y = self._conv_forward(x, kernel, self._parameters["bias"])
         weight, bias = dts.get("weight"), dts.get("bias")
         if weight is not None and weight.plain is not None:
             delta = weight.plain.add_product(self._patches(x).to(y.dtype), y.flatten(2).mT, routing)

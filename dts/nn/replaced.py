@@ -10,14 +10,18 @@ from operator import is_
 
 from torch import Tensor, nn
 
-from dts.nn.layer import Layer, raw
+from dts.nn.fit import Change
+from dts.nn.layers import Layer
+from dts.nn.loaded import LoadedTasks
+from dts.nn.routing import Mixture
+from dts.sites import raw_or_none
 
 
 class Places:
     """Where the layers were when they were looked for: each module on the way to one, in the dict that holds it."""
 
     def __init__(self, model: nn.Module, names: Iterable[str] = ()):
-        steps = {}
+        steps: dict[tuple[int, str], tuple[dict[str, nn.Module | None], str, nn.Module]] = {}
         for name in names:
             module = model
             for part in name.split(".") if name else ():
@@ -26,9 +30,9 @@ class Places:
                     break
                 steps[id(module._modules), part] = module._modules, part, child
                 module = child
-        self._holders, self._keys, self._children = (
-            (list(column) for column in zip(*steps.values())) if steps else ([], [], [])
-        )
+        self._holders = [holder for holder, _, _ in steps.values()]
+        self._keys = [key for _, key, _ in steps.values()]
+        self._children = [child for _, _, child in steps.values()]
 
     def hold(self) -> bool:
         """Whether every module is where it was; a few microseconds, for every call."""
@@ -41,12 +45,41 @@ def replaced_layers(model: nn.Module, layers: dict[str, Layer]) -> list[str]:
     for name, layer in layers.items():
         module = model
         for part in name.split(".") if name else ():
-            if part not in module._modules:
+            child = module._modules.get(part)
+            if child is None:
                 break
-            module = module._modules[part]
+            module = child
         if module is not layer and not any(inner is layer for inner in module.modules()):
             gone.append(name)
     return gone
+
+
+def refuse_replaced(model: nn.Module, layers: dict[str, Layer], tasks: LoadedTasks, mixtures: list[Mixture]) -> bool:
+    """A module that took the place of a layer knows nothing of tasks.  Mixtures without changes there may go on.
+
+    Raises RuntimeError for others; returns whether some layer was replaced: if none, one was wrapped, perhaps.
+    """
+    used = {slot for mixture in mixtures for slot in mixture}
+    gone = replaced_layers(model, layers)
+    names = [name for name in gone if layers[name].dts.slots & used]
+    if names:
+        slots = used & set().union(*(layers[name].dts.slots for name in names))
+        lost = [name for name, loaded in tasks.items() if loaded.slot in slots]
+        raise RuntimeError(
+            f"{few(names)} was replaced after tasks were loaded that change it, {lost}: what they "
+            f"change there is lost; delete_task() and load_task() them again"
+        )
+    return bool(gone)
+
+
+def refuse_aliases(model: nn.Module, changes: list[Change]) -> None:
+    """Raises ValueError where the model keeps a parameter that a task changes past its module."""
+    found = aliases(model, {id(change.site.tensor): change.site.name for change in changes})
+    if found:
+        raise ValueError(
+            f"the model keeps parameters where no task can change them, {few(found)}: let it keep "
+            f"the module, or read the parameter in its forward"
+        )
 
 
 def aliases(model: nn.Module, changed: dict[int, str]) -> list[str]:
@@ -59,14 +92,23 @@ def aliases(model: nn.Module, changed: dict[int, str]) -> list[str]:
         for attribute, value in vars(module).items():
             if attribute in ("_parameters", "_buffers", "_modules", "dts"):
                 continue
-            own = {id(raw(module, p)) for p in (*module._parameters, *module._buffers)} if type(value) is list else ()
+            own = (
+                {id(raw_or_none(module, p)) for p in (*module._parameters, *module._buffers)}
+                if type(value) is list
+                else ()
+            )
             for tensor in _held(value):
                 if id(tensor) in changed and id(tensor) not in own:
                     found.append(f"{name + '.' if name else ''}{attribute} holds {changed[id(tensor)]}")
     return found
 
 
-def _held(value, depth: int = 3) -> Iterator[Tensor]:
+def few(names: list[str], most: int = 8) -> str:
+    """The first of these names, in words."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _held(value: object, depth: int = 3) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif depth and isinstance(value, (list, tuple, dict, set)):

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from dts.nn.deltas import Piece
-from dts.nn.layer import Layer, raw
+from dts.nn.layers.layer import Layer
 from dts.nn.routing import groups
+from dts.sites import raw
 
 
 class Owner(Layer):

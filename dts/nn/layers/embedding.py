@@ -6,9 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from dts.nn.deltas import Piece
-from dts.nn.layer import Layer, beside, standalone
+from dts.nn.layers.layer import Layer, standalone
+from dts.nn.layers.layer_deltas import beside
+from dts.nn.layers.registry import register
 
 
+@register(nn.Embedding)
 class DTSEmbedding(Layer, nn.Embedding):
     """An `nn.Embedding` that adds each row's deltas.
 
@@ -41,9 +44,11 @@ class DTSEmbedding(Layer, nn.Embedding):
         ids, routing = dts.enter(ids)
         beyond = ids >= self.num_embeddings
         inside = torch.where(beyond, 0, ids) if delta.added.tensors else ids
+        weight = self._parameters["weight"]
+        assert weight is not None  # an embedding always has one
         y = nn.functional.embedding(
             inside,
-            self._parameters["weight"],
+            weight,
             self.padding_idx,
             self.max_norm,
             self.norm_type,
@@ -60,7 +65,7 @@ class DTSEmbedding(Layer, nn.Embedding):
 
     @staticmethod
     def _raw(ids: Tensor, table, routing, y: Tensor) -> Tensor:
-        index, gamma = table._index(routing)
+        index, gamma = table.index(routing)
         return sum(
             table.stack[beside(ids, index[:, p]), ids].to(y.dtype) * beside(y, gamma[:, p, None].to(y.dtype))
             for p in range(index.shape[1])

@@ -8,9 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from dts.nn.deltas import Piece
-from dts.nn.layer import Layer, base_class, raw, standalone
+from dts.nn.layers.layer import Layer, base_class, standalone
+from dts.nn.layers.registry import register
+from dts.sites import raw
 
 
+@register(nn.LayerNorm)
 class DTSLayerNorm(Layer, nn.LayerNorm):
     """An `nn.LayerNorm` with a weight and bias a row."""
 

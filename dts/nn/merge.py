@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from dts.nn.deltas import ParameterDelta
-from dts.nn.layer import Layer, parameter_shape, raw
-from dts.nn.names import Site, sites
+from dts.nn.layers import Layer
 from dts.nn.routing import RoutingState
+from dts.sites import Site, parameter_shape, raw, sites
 
 
 def merge(model: nn.Module, layers: dict[str, Layer], state: RoutingState) -> dict[str, tuple[int, int]]:
@@ -26,12 +26,12 @@ def merge(model: nn.Module, layers: dict[str, Layer], state: RoutingState) -> di
     ]
     if quantised:
         raise ValueError(f"cannot write into quantised weights: {', '.join(quantised)}")
-    shared = defaultdict(dict)  # id of a tensor -> {(id of a module, parameter): where it is}
+    shared: dict[int, dict[tuple[int, str], Site]] = defaultdict(dict)  # id of a tensor -> where it is
     for site in sites(model).values():
         shared[id(site.tensor)].setdefault((id(site.module), site.parameter), site)
     for holders in list(shared.values()):
         _write(list(holders.values()), state)
-    return {name: change for name, layer in layers.items() if (change := _resize(layer)) is not None}
+    return {name: change for name, layer in layers.items() if (change := layer.dts_resized()) is not None}
 
 
 def _write(holders: list[Site], state: RoutingState) -> None:
@@ -55,16 +55,3 @@ def _write(holders: list[Site], state: RoutingState) -> None:
 def merged(delta: ParameterDelta, tensor: Tensor, state: RoutingState) -> Tensor:
     """One parameter's dense value, with the rows of an enlarged vocabulary."""
     return delta.whole(tensor, state.on(tensor.device)).contiguous()
-
-
-def _resize(layer: Layer) -> tuple[int, int] | None:
-    """A layer's own idea of its sizes."""
-    rows = None
-    if isinstance(layer, nn.Linear):
-        weight = raw(layer, "weight")
-        rows = layer.out_features, weight.shape[0]
-        layer.out_features, layer.in_features = weight.shape
-    elif isinstance(layer, nn.Embedding):
-        rows = layer.num_embeddings, raw(layer, "weight").shape[0]
-        layer.num_embeddings = rows[1]
-    return rows if rows and rows[0] != rows[1] else None

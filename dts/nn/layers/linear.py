@@ -6,17 +6,20 @@ import torch
 from torch import Tensor, nn
 
 from dts.codec.factors import Factors
-from dts.nn.deltas import ParameterDelta, Piece, Table
-from dts.nn.layer import Layer, beside, standalone
-from dts.nn.layer import raw as raw_of
-from dts.nn.routing import backward_here, call_here, gammas, tracing
+from dts.nn.deltas import ParameterDelta, Piece
+from dts.nn.layers.layer import Layer, base_class, standalone
+from dts.nn.layers.layer_deltas import beside
+from dts.nn.layers.per_task import head, per_task_product
+from dts.nn.layers.registry import register
+from dts.nn.routing import backward_here, call_here, tracing
+from dts.sites import raw, raw_or_none
 from dts_kernels import Routing
 
 _autocast = torch.is_autocast_enabled
 
 
-class LinearLayer(Layer):
-    """The forward of `DTSLinear` and `DTSConv1D`."""
+class LinearForward(Layer):
+    """The forward of all linear layers; a subclass says of which modules, and how they store their weight."""
 
     @classmethod
     def supports(cls, module: nn.Module, pieces: dict[str, list[Piece]]) -> bool:
@@ -35,54 +38,77 @@ class LinearLayer(Layer):
         y = self._product(x, weight, bias, routing)
         if weight is not None and weight.tabled:
             if weight.raw.tensors:
-                y = y + per_task_product(x, weight.raw, routing).to(y.dtype)
+                y = y + per_task_product(x, weight.raw, routing, self.transposed).to(y.dtype)
             if weight.added.tensors:
-                y = torch.cat([y, head(x, weight.added, bias and bias.added, routing, y.dtype, padding=True)], -1)
+                biases = None if bias is None else bias.added
+                y = torch.cat([y, head(x, weight.added, biases, routing, y.dtype, padding=True)], -1)
         if any(p is not None and p.values.tensors for p in (weight, bias)):
             y = self._whole_values(x, y, weight, bias, routing)
         return dts.leave(y)
 
-    def _product(self, x: Tensor, weight: ParameterDelta | None, bias: ParameterDelta | None, routing) -> Tensor:
+    def _product(
+        self, x: Tensor, weight: ParameterDelta | None, bias: ParameterDelta | None, routing: Routing
+    ) -> Tensor:
         """Base, factors and the deltas of the bias."""
         plain = None if weight is None else weight.plain
-        raw = bias.raw if bias is not None and bias.raw.tensors else None
+        left = bias.raw if bias is not None and bias.raw.tensors else None
         if plain is not None and self._in_dtype(x):
-            matrix = self._parameters["weight"]
+            matrix = raw(self, "weight")
             matrix = matrix.T if self.transposed else matrix
             # 16-bit numbers have their sum rounded once; wider ones than float32 stay as wide as they are
-            adds = None if raw is None or x.dtype == torch.float64 else raw.wide
-            y = plain.linear(x, matrix, raw_of(self, "bias"), routing, adds)
-            raw = raw if adds is None else None
+            adds = None if left is None or x.dtype == torch.float64 else left.wide
+            y = plain.linear(x, matrix, raw_or_none(self, "bias"), routing, adds)
+            left = left if adds is None else None
         else:
             y = self.base_forward(x)
             if plain is not None:
                 y = plain.add_product(x.to(y.dtype), y, routing)
-        return y if raw is None else y + beside(y, raw.rows(routing, y.dtype))
+        return y if left is None else y + beside(y, left.rows(routing, y.dtype))
 
     def _in_dtype(self, x: Tensor) -> bool:
         """Whether the base product is that of the weight as it is, with x as it is."""
         weight = self._parameters.get("weight")
         return type(weight) is nn.Parameter and weight.dtype == x.dtype and not _autocast(x.device.type)
 
-    def _whole_values(self, x, y, weight: ParameterDelta | None, bias: ParameterDelta | None, routing) -> Tensor:
+    def _whole_values(
+        self, x: Tensor, y: Tensor, weight: ParameterDelta | None, bias: ParameterDelta | None, routing: Routing
+    ) -> Tensor:
         """Rows whose task has this layer whole (its own head) get that; shorter outputs end in -inf."""
+        values = None if bias is None else bias.values
         if weight is None or not weight.values.tensors:
-            delta = bias.values.rows(routing, y.dtype) - raw_of(self, "bias")
-            return y + beside(y, torch.where(bias.values.lengths(routing)[:, None] > 0, delta, 0))
-        whole = head(x, weight.values, bias and bias.values, routing, y.dtype, padding=True, transposed=self.transposed)
+            if values is None:
+                return y
+            delta = values.rows(routing, y.dtype) - raw(self, "bias")
+            return y + beside(y, torch.where(values.lengths(routing)[:, None] > 0, delta, 0))
+        whole = head(x, weight.values, values, routing, y.dtype, padding=True, transposed=self.transposed)
         width = max(whole.shape[-1], y.shape[-1])
         whole, y = (nn.functional.pad(t, (0, width - t.shape[-1]), value=-torch.inf) for t in (whole, y))
         return torch.where(beside(y, weight.values.lengths(routing)[:, None] > 0), whole, y)
+
+    def dts_width(self, slots: list[int], widest: int) -> int | None:
+        weight = self.dts.get("weight")
+        if weight is None:
+            return None
+        base = raw(self, "weight").shape[1 if self.transposed else 0]
+        if weight.values.tensors and max(weight.values.longest, base) == widest:
+            if slots and slots[0] in weight.values.tensors:
+                return weight.values.tensors[slots[0]].shape[0]
+            if self.dts.in_base:
+                return base
+        if weight.added.tensors and base + weight.added.longest == widest:
+            added = [weight.added.tensors[slot] for slot in slots if slot in weight.added.tensors]
+            return base + max([rows.shape[0] for rows in added], default=0)
+        return None
 
     def load_task(self, name: str, factors: Factors, bias: Tensor | None = None) -> None:
         """Give a task's delta to a layer that stands alone.
 
         factors: of shape [out_features, in_features];  bias: its delta, [out_features].
         """
-        expected = tuple(raw_of(self, "weight").shape)
+        expected, own_bias = tuple(raw(self, "weight").shape), raw_or_none(self, "bias")
         if tuple(factors.shape) != expected:
             raise ValueError(f"factors {list(factors.shape)} of task {name!r} do not fit the weight {list(expected)}")
-        if bias is not None and (raw_of(self, "bias") is None or bias.shape != raw_of(self, "bias").shape):
+        if bias is not None and (own_bias is None or bias.shape != own_bias.shape):
             raise ValueError(f"task {name!r} has a bias {list(bias.shape)} that the layer has not")
         tasks = self.__dict__.setdefault("_tasks", {})
         slot = tasks.get(name, next(i for i in range(len(tasks) + 1) if i not in tasks.values()))
@@ -101,12 +127,36 @@ class LinearLayer(Layer):
         self.dts.state.set([{tasks[name]: weight for name, weight in mixture.items()}])
 
 
-class DTSLinear(LinearLayer, nn.Linear):
+def _quantised(module: nn.Module) -> bool:
+    """Whether a module is a linear layer whose weight is stored in some other form."""
+    if not (hasattr(module, "in_features") and hasattr(module, "out_features")):
+        return False
+    weight = raw(module, "weight")
+    return not weight.is_floating_point() or tuple(weight.shape) != (module.out_features, module.in_features)
+
+
+@register(when=_quantised)
+class LinearLayer(LinearForward):
+    """A linear layer with a quantised weight: the delta is added to whatever the base layer computes."""
+
+    @classmethod
+    def supports(cls, module: nn.Module, pieces: dict[str, list[Piece]]) -> bool:
+        return "weight" in pieces and super().supports(module, pieces)
+
+
+def _plain(module: nn.Module) -> bool:
+    """Whether a module is an `nn.Linear` that computes what one does, whatever its class."""
+    base = base_class(module)
+    return issubclass(base, nn.Linear) and base.forward is nn.Linear.forward
+
+
+@register(when=_plain)
+class DTSLinear(LinearForward, nn.Linear):
     """An `nn.Linear` that adds each row's deltas straight from the packed bits."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Straight to the kernel for the common case on a CPU, where every step beside it costs as much as a row of a
-        small layer; `LinearLayer.forward` for all else."""
+        small layer; `LinearForward.forward` for all else."""
         dts = self.dts
         state, weight = dts.state, self._parameters.get("weight")
         if tracing():
@@ -147,7 +197,8 @@ class DTSLinear(LinearLayer, nn.Linear):
         return standalone(linear, cls)
 
 
-class DTSConv1D(LinearLayer):
+@register(when=lambda module: base_class(module).__name__ == "Conv1D" and hasattr(module, "nf"))
+class DTSConv1D(LinearForward):
     """The linear layer of GPT-2 (transformers' ``Conv1D``), whose weight is stored [in, out]."""
 
     transposed = True
@@ -156,33 +207,3 @@ class DTSConv1D(LinearLayer):
     def from_conv1d(cls, conv1d: nn.Module) -> DTSConv1D:
         """A layer that shares the parameters of ``conv1d`` and leaves it as it is."""
         return standalone(conv1d, cls)
-
-
-def per_task_product(x: Tensor, weights: Table, routing: Routing, transposed=False) -> Tensor:
-    """x W_t^T weighted by each row's gammas, for a small dense W_t a task (heads, raw deltas).
-
-    weights: [tasks, out, in] ([tasks, in, out] if transposed).  All tasks' products are taken at once and the row's
-    chosen: another task is another choice, never another shape.  Returns [..., out].
-    """
-    stack = weights.stack.transpose(1, 2) if transposed else weights.stack
-    tasks, width = stack.shape[:2]
-    products = nn.functional.linear(x, stack.flatten(0, 1).to(x.dtype)).unflatten(-1, (tasks, width))
-    gamma = gammas(routing, tasks).to(x.dtype) * (weights.length > 0)
-    return (products * beside(products, gamma[:, :, None])).sum(-2)
-
-
-def head(
-    x: Tensor,
-    weights: Table,
-    biases: Table | None,
-    routing: Routing,
-    dtype: torch.dtype,
-    padding=False,
-    transposed=False,
-) -> Tensor:
-    """x W_t^T + b_t of each row's task; outputs beyond the task's own number are -inf."""
-    y = per_task_product(x, weights, routing, transposed).to(dtype)
-    if biases is not None and biases.tensors:
-        y = y + beside(y, biases.rows(routing, dtype))
-    own = torch.arange(y.shape[-1], device=y.device) < weights.lengths(routing)[:, None]
-    return y.masked_fill(~beside(y, own), -torch.inf) if padding else y

@@ -8,16 +8,22 @@ import torch
 from torch import Tensor, nn
 
 from dts.nn.deltas import Piece
-from dts.nn.layer import Layer, beside, raw, standalone
-from dts.nn.linear import per_task_product
+from dts.nn.layers.layer import Layer, base_class, standalone
+from dts.nn.layers.layer_deltas import beside
+from dts.nn.layers.per_task import per_task_product
+from dts.nn.layers.registry import register
+from dts.sites import raw, raw_or_none
 from dts_kernels import Routing
 
 
+@register(when=lambda module: issubclass(base_class(module), nn.MultiheadAttention))
 class DTSMultiheadAttention(Layer, nn.MultiheadAttention):
     """An `nn.MultiheadAttention` with packed deltas on its projections; same arguments, same results.
 
     The output projection is a child layer with deltas of its own and is called as one.
     """
+
+    dts_reads = ("out_proj",)
 
     @classmethod
     def supports(cls, module: nn.Module, pieces: dict[str, list[Piece]]) -> bool:
@@ -73,15 +79,15 @@ class DTSMultiheadAttention(Layer, nn.MultiheadAttention):
         for i, (name, x) in enumerate((("q", query), ("k", key), ("v", value))):
             if self._qkv_same_embed_dim:
                 if id(x) not in done:
-                    done[id(x)] = self._product(first(x), "in_proj_weight", raw(self, "in_proj_bias"), routing)
+                    done[id(x)] = self._product(first(x), "in_proj_weight", raw_or_none(self, "in_proj_bias"), routing)
                 part = done[id(x)].narrow(-1, i * self.embed_dim, self.embed_dim)
             else:
-                bias = raw(self, "in_proj_bias")
-                bias = None if bias is None else bias.chunk(3)[i]
+                biases = raw_or_none(self, "in_proj_bias")
+                bias = None if biases is None else biases.chunk(3)[i]
                 part = self._product(first(x), f"{name}_proj_weight", bias, routing)
-            bias = self.dts.get("in_proj_bias")
-            if bias is not None and bias.raw.tensors:
-                part = part + beside(part, bias.raw.rows(routing, part.dtype).chunk(3, -1)[i])
+            delta = self.dts.get("in_proj_bias")
+            if delta is not None and delta.raw.tensors:
+                part = part + beside(part, delta.raw.rows(routing, part.dtype).chunk(3, -1)[i])
             parts.append(part.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2))
         return parts
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from dts.adapter.entries import Entry
 from dts.nn import DTSModel
-from dts.nn.read import Lazy
+from dts.nn.layers.read import Lazy
 
 
 class Reads(nn.Module):
@@ -197,7 +197,7 @@ def test_metadata_costs_nothing_and_writes_go_to_the_base(loaded, monkeypatch):
     layer, raw = model.model[0], model.model[0]._parameters["weight"]
     weight = layer.weight
     assert type(weight) is Lazy
-    monkeypatch.setattr("dts.nn.read.dense_parameter", lambda *_: pytest.fail("made dense for nothing"))
+    monkeypatch.setattr("dts.nn.layers.read.dense_parameter", lambda *_: pytest.fail("made dense for nothing"))
     assert weight.shape == (5, 6) and weight.dtype == torch.float64 and weight.device.type == "cpu" and len(weight) == 5
     assert weight.requires_grad and weight.size(0) == 5 and weight.numel() == 30 and weight.data_ptr() == raw.data_ptr()
     with torch.no_grad():

@@ -1,0 +1,147 @@
+"""What each parameter of a model gets of an adapter, with every reason why an adapter does not fit a model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dts.adapter.entries import Entry
+from dts.codec.factors import Factors
+from dts.nn.deltas import Piece
+from dts.nn.layers import kind_of
+from dts.sites import Site, Target, resolve, sites
+
+
+@dataclass
+class Change:
+    """What one task changes of one parameter; task_only: a tensor that only the fine-tune has."""
+
+    site: Site
+    pieces: list[Piece]
+    task_only: bool
+
+
+def fit(
+    model: nn.Module, entries: Mapping[str, Entry], rename: Callable[[str], Target] = Target, untied: bool = False
+) -> list[Change]:
+    """What each parameter of the model gets of an adapter.
+
+    rename: how the model's loader names a tensor of a checkpoint;  untied: the fine-tune does not share the tensors
+    that the model shares.  Raises ValueError that lists every tensor that does not fit.
+    """
+    known, wrong = sites(model), list[str]()
+    own = {name: entry for name, entry in entries.items() if entry.kind != "tied"}
+    targets = resolve(own, known, rename, wrong)
+    meant = Counter((t.name, t.expert, t.part) for t in targets.values())
+    wrong += [
+        f"{name}: another entry is for {t.name} too"
+        for name, t in targets.items()
+        if meant[t.name, t.expert, t.part] > 1
+    ]
+    changes: dict[tuple[int, str], Change] = {}
+    for name, target in targets.items():
+        site, entry = known[target.name], own[name]
+        change = changes.setdefault((id(site.module), site.parameter), Change(site, [], entry.task_only))
+        change.pieces += _pieces(entry, target, site, wrong)
+    if not untied:
+        _share(known, changes)
+    _check_tied(entries, targets, known, wrong, rename)
+    if wrong:
+        raise ValueError("the adapter does not fit the model:\n  " + "\n  ".join(wrong))
+    return list(changes.values())
+
+
+def _share(known: dict[str, Site], changes: dict[tuple[int, str], Change]) -> None:
+    """A parameter that the model uses in several places changes in all of them."""
+    by_tensor = {id(change.site.tensor): change for change in changes.values()}
+    for site in known.values():
+        change, place = by_tensor.get(id(site.tensor)), (id(site.module), site.parameter)
+        if change is not None and place not in changes:
+            changes[place] = Change(site, change.pieces, change.task_only)
+
+
+def _check_tied(
+    entries: Mapping[str, Entry],
+    targets: dict[str, Target],
+    known: dict[str, Site],
+    wrong: list[str],
+    rename: Callable[[str], Target],
+) -> None:
+    """A tensor that the fine-tune ties must be the same tensor, or an equal one, in the base."""
+    for name, entry in entries.items():
+        tied, canonical = rename(name).name, targets.get(entry.tied_to or "")
+        if entry.kind != "tied" or tied not in known or canonical is None:
+            continue
+        a, b = known[tied].tensor, known[canonical.name].tensor
+        if a is not b and not (a.shape == b.shape and torch.equal(a, b)):
+            wrong.append(f"{name} is tied to {entry.tied_to} in the fine-tune, but they differ in the base")
+
+
+def _pieces(entry: Entry, target: Target, site: Site, wrong: list[str]) -> list[Piece]:
+    """What one entry changes of its parameter; what does not fit is added to ``wrong``."""
+    if entry.task_only:
+        return _own(entry, site, wrong)
+    expected = site.shape if target.expert is None else site.shape[1:]
+    row = None
+    if target.parts > 1:
+        expected = (expected[0] // target.parts, *expected[1:])
+        row = target.part * expected[0]
+    if tuple(entry.base_shape) != tuple(expected):
+        wrong.append(f"{entry.name}: the adapter is for {list(entry.base_shape)}, the model has {list(expected)}")
+        return []
+    several = entry.factors if isinstance(entry.factors, list) else [entry.factors]
+    misfit = next((found for factors in several if factors and (found := _misfit(factors))), "")
+    if misfit:
+        wrong.append(f"{entry.name}: {misfit}")
+        return []
+    pieces = []
+    if isinstance(entry.factors, list):
+        pieces += [Piece("factors", f, e, row) for e, f in enumerate(entry.factors) if f is not None]
+    elif entry.factors is not None:
+        pieces.append(Piece("factors", entry.factors, target.expert, row))
+    elif entry.tensor is not None and entry.kind == "delta":
+        pieces.append(Piece("raw", entry.tensor if entry.scale is None else entry.delta(), target.expert, row))
+    elif entry.tensor is not None:
+        if target.expert is not None or row is not None:
+            wrong.append(f"{entry.name}: a whole value cannot be a part of the fused {target.name}")
+        pieces.append(_whole(entry, entry.tensor, site.tensor))
+    if entry.added_rows is not None:
+        pieces.append(Piece("added", entry.added_rows))
+    return pieces
+
+
+def _own(entry: Entry, site: Site, wrong: list[str]) -> list[Piece]:
+    """A tensor that only the fine-tune has: it may have other outputs than the model's, and only those."""
+    outputs = slice(-1, None) if kind_of(site.module).transposed else slice(0, 1)  # their axis
+    own, expected = list(entry.shape), list(site.shape)
+    del own[outputs], expected[outputs]
+    if own != expected or entry.tensor is None:
+        wrong.append(
+            f"{entry.name}: the fine-tune's own {list(entry.shape)} does not fit the model's "
+            f"{list(site.shape)}: only the number of outputs may differ"
+        )
+        return []
+    return [Piece("value", entry.tensor)]
+
+
+def _misfit(factors: Factors) -> str:
+    """What lies outside of the matrix that the factors say they are of, or nothing."""
+    for axis, index, size in zip(("row", "column"), (factors.rows, factors.columns), factors.shape):
+        if index is not None and index.numel() and not 0 <= int(index.min()) <= int(index.max()) < size:
+            return f"a {axis} {int(index.max())} or {int(index.min())} is none of its {size}"
+    for samples in factors.samples:
+        if tuple(samples.shape) != tuple(factors.packed.shape):
+            return f"a sample of {list(samples.shape)} is not of its factors' {list(factors.packed.shape)}"
+    return ""
+
+
+def _whole(entry: Entry, value: Tensor, base: Tensor) -> Piece:
+    """A whole value of a tensor that the base has too: as a difference where mixing must make sense (floats)."""
+    if base.is_floating_point() and value.is_floating_point():
+        wide = torch.float64 if base.dtype == torch.float64 else torch.float32
+        return Piece("raw", entry.delta(base.detach(), wide))
+    return Piece("value", value)

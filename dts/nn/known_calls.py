@@ -1,0 +1,86 @@
+"""Where the rows are in each kind of call of a model: looked for once, and remembered."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from dts.nn.layers import Layer
+from dts.nn.routing import RoutingState
+from dts.nn.row_axes import Inputs, RowAxes, find_rows
+
+REMEMBERED = 32  # kinds of calls
+
+
+class KnownCalls:
+    """The `RowAxes` of the last kinds of calls: a method, and which arguments of which kind it is given."""
+
+    def __init__(self) -> None:
+        self.found: OrderedDict[tuple[Any, ...], RowAxes] = OrderedDict()
+
+    def where(
+        self,
+        model: nn.Module,
+        layers: dict[str, Layer],
+        state: RoutingState,
+        method: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        rows: int,
+    ) -> RowAxes:
+        """Where the rows are in ``model.method(*args, **kwargs)``, of a batch with so many rows."""
+        key = _kind_of_call(method, args, kwargs, rows)
+        if key in self.found:
+            return self.found[key]
+        one, two = (_first_rows(method, args, kwargs, rows, take) for take in ([0], [0, 1]))
+        where = self.found[key] = find_rows(model, layers, state, getattr(model, method), one, two)
+        while len(self.found) > REMEMBERED:
+            self.found.popitem(last=False)
+        return where
+
+
+def check_rows(rows: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Raises ValueError if no input has as many rows as there are items of ``tasks``."""
+    shapes = shapes_of(args, kwargs)
+    if not any(shape and shape[0] == rows for shape in shapes.values()):
+        raise ValueError(f"tasks has {rows} items, one a row, but no input has {rows} rows: {shapes}")
+
+
+def shapes_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Shapes of the tensors among the arguments, by what an error calls them."""
+    tensors = {**{f"argument {i}": v for i, v in enumerate(args)}, **kwargs}
+    return {name: list(v.shape) for name, v in tensors.items() if isinstance(v, Tensor)}
+
+
+def rows_of(value: Any, take: list[int], rows: int) -> Any:
+    """The given rows of a tensor that has ``rows`` of them; anything else as it is."""
+    if isinstance(value, Tensor) and value.dim() and value.shape[0] == rows:
+        return value[take]
+    return value
+
+
+def _plain(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in kwargs.items() if isinstance(v, (bool, int, float, str))}
+
+
+def _kind_of_call(method: str, args: Sequence[Any], kwargs: Mapping[str, Any], rows: int) -> tuple[Any, ...]:
+    plain = _plain(kwargs)
+    kinds = {k: v for k, v in plain.items() if isinstance(v, (bool, str))}
+    numbers = {k: v for k, v in plain.items() if k not in kinds}
+    # of generate, numbers are lengths and temperatures
+    kinds |= {k: type(v).__name__ for k, v in numbers.items()} if method == "generate" else numbers
+    given = {**dict(enumerate(args)), **kwargs}.items()
+    tensors = [(str(k), v.dim(), v.dim() and v.shape[0] == rows) for k, v in given if isinstance(v, Tensor)]
+    return (method, len(args), *sorted(tensors), *sorted(kinds.items()))
+
+
+def _first_rows(method: str, args: Sequence[Any], kwargs: Mapping[str, Any], rows: int, take: list[int]) -> Inputs:
+    """The same call of some rows only, and as short as one can be."""
+    kept = _plain(kwargs) | {k: v for k, v in kwargs.items() if isinstance(v, Tensor)}
+    if method == "generate":
+        kept |= {"max_new_tokens": 2, "do_sample": False, "num_beams": 1, "num_return_sequences": 1}
+        kept.pop("max_length", None)
+    return [rows_of(v, take, rows) for v in args], {k: rows_of(v, take, rows) for k, v in kept.items()}

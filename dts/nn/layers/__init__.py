@@ -1,0 +1,40 @@
+"""The kinds of layers that run tasks straight from packed factors, a file each.
+
+A new kind is a file like these with a `Layer` in it, its `register` line, and its name below (or, outside of this
+package, an import of that file before tasks are loaded).
+"""
+
+from dts.nn.layers.attention import DTSMultiheadAttention
+from dts.nn.layers.choose import layer_class
+from dts.nn.layers.conv import DTSConv2d
+from dts.nn.layers.embedding import DTSEmbedding
+from dts.nn.layers.layer import Layer, adopt, base_class, release, standalone
+from dts.nn.layers.layer_deltas import SHARED, UNROUTABLE, LayerDeltas
+from dts.nn.layers.linear import DTSConv1D, DTSLinear, LinearForward, LinearLayer
+from dts.nn.layers.norm import DTSLayerNorm, DTSNorm
+from dts.nn.layers.owner import Owner
+from dts.nn.layers.registry import kind_of, register
+
+__all__ = [
+    "SHARED",
+    "UNROUTABLE",
+    "DTSConv1D",
+    "DTSConv2d",
+    "DTSEmbedding",
+    "DTSLayerNorm",
+    "DTSLinear",
+    "DTSMultiheadAttention",
+    "DTSNorm",
+    "Layer",
+    "LayerDeltas",
+    "LinearForward",
+    "LinearLayer",
+    "Owner",
+    "adopt",
+    "base_class",
+    "kind_of",
+    "layer_class",
+    "register",
+    "release",
+    "standalone",
+]

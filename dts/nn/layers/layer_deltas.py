@@ -1,0 +1,77 @@
+"""The deltas of one layer's parameters, and where the rows of the batch are in its input."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from dts.nn.deltas import ParameterDelta
+from dts.nn.routing import Current, RoutingState, tracing
+from dts_kernels import Routing
+
+SHARED = -1  # the input has no batch axis but size 1 in the first: repeated for every row
+UNROUTABLE = -2  # the rows of the input cannot be told apart: only one mixture at a time
+
+
+class LayerDeltas:
+    """Deltas of one layer's parameters, and where the batch is in its input.
+
+    heads: slots of the tasks that bring this layer whole
+    in_base: the base has this layer too, for the tasks that do not; else it is only random numbers there
+    inside: the layer's own forward is being traced, which reads the raw parameters (eager code reads `raw`)
+
+    Where the batch is in the input depends on the call (`Current`): the axis of the input whose size is a multiple of
+    the batch's rows, row by row; or SHARED or UNROUTABLE; 0 where nobody looked.
+    """
+
+    def __init__(self, state: RoutingState, name: str = ""):
+        self.state, self.name = state, name
+        self.parameters: dict[str, ParameterDelta] = {}
+        self.heads: set[int] = set()
+        self.in_base = False
+        self.inside = False
+
+    @property
+    def slots(self) -> set[int]:
+        return set().union(*[p.slots for p in self.parameters.values()])
+
+    def get(self, name: str) -> ParameterDelta | None:
+        return self.parameters.get(name)
+
+    def axis(self, now: Current) -> int:
+        return 0 if now.axis is None else now.axis.get(self.name, UNROUTABLE)
+
+    def routed(self) -> bool:
+        """Whether deltas apply at all in the present call."""
+        now = self.state.now()
+        if not tracing() and now.seen is not None:
+            now.seen.add(self.name)
+        return now.rows == 1 or self.axis(now) != UNROUTABLE
+
+    def enter(self, x: Tensor) -> tuple[Tensor, Routing]:
+        """The input with its batch axis first, and the routing on its device."""
+        now = self.state.now()
+        routing = now.on(x.device)
+        rows = routing.slots.shape[0]
+        if rows == 1:
+            return x, routing
+        axis = self.axis(now)
+        if axis == SHARED and x.dim() and x.shape[0] == 1:
+            return x.expand(rows, *x.shape[1:]), routing
+        if axis < 0 or axis >= x.dim() or x.shape[axis] % rows:
+            raise RuntimeError(
+                f"{self.name or 'a layer'} got an input {list(x.shape)} in which the {rows} rows of the batch cannot "
+                f"be told apart; give rows of one task at a time"
+            )
+        return x.movedim(axis, 0), routing
+
+    def leave(self, y: Tensor) -> Tensor:
+        """Undo `enter` on the output."""
+        now = self.state.now()
+        axis = self.axis(now) if now.rows > 1 else 0
+        return y.movedim(0, axis) if axis > 0 else y
+
+
+def beside(y: Tensor, entries: Tensor) -> Tensor:
+    """Entries [R, ...] repeated to the rows of y (its first axis is a multiple of R), to broadcast over the middle."""
+    repeated = entries.repeat_interleave(y.shape[0] // entries.shape[0], 0) if entries.shape[0] > 1 else entries
+    return repeated.view(repeated.shape[0], *[1] * (y.dim() - entries.dim()), *entries.shape[1:])

@@ -1,0 +1,123 @@
+"""Putting a task into the layers of a model: whole, or not at all."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from dts.adapter import Entry
+from dts.nn.deltas import Piece
+from dts.nn.fit import Change
+from dts.nn.layers import Layer, LayerDeltas, Owner, adopt, kind_of, layer_class
+from dts.nn.routing import RoutingState
+from dts.sites import sites
+
+
+@dataclass
+class ModuleChange:
+    """What one task changes of one module.
+
+    pieces: by parameter;  head: the task brings the module whole;  in_base: the base has it too.
+    """
+
+    module: nn.Module
+    pieces: dict[str, list[Piece]] = field(default_factory=dict)
+    head: bool = False
+    in_base: bool = False
+
+
+def without_effect(entries: Mapping[str, Entry], heads: bool) -> dict[str, str]:
+    """Entries that change nothing by themselves, and why; heads: whether what only the fine-tune has is loaded."""
+    left_out = "only the fine-tune has it (heads=False)"
+    skipped = {} if heads else {key: left_out for key, entry in entries.items() if entry.task_only}
+    return skipped | {key: f"tied to {entry.tied_to}" for key, entry in entries.items() if entry.kind == "tied"}
+
+
+def by_module(model: nn.Module, changes: list[Change], missing: frozenset[str] | None) -> list[ModuleChange]:
+    """The changes of each module; missing: names of parameters that the base's checkpoint lacks, None: not known."""
+    found: dict[int, ModuleChange] = {}
+    has = _in_base(model, changes, missing)
+    for change in changes:
+        site = change.site
+        there = found.setdefault(id(site.module), ModuleChange(site.module, in_base=id(site.module) in has))
+        there.pieces[site.parameter] = change.pieces
+        there.head |= change.task_only
+    for module in list(model.modules()):  # what reads the weight of a child must know that child's deltas
+        if any(id(getattr(module, child, None)) in found for child in kind_of(module).dts_reads):
+            found.setdefault(id(module), ModuleChange(module))
+    return list(found.values())
+
+
+def _in_base(model: nn.Module, changes: list[Change], missing: frozenset[str] | None) -> set[int]:
+    """Ids of the modules of which the base has the parameters that an adapter changes.
+
+    The checkpoint's loader knows that; else it has those that an adapter changes by a difference, and shared ones.
+    """
+    lacking, found = set[int](), set[int]()
+    holders = {(id(site.module), site.parameter): id(site.tensor) for site in sites(model).values()}
+    shared = Counter(holders.values())
+    for change in changes:
+        site = change.site
+        has = site.name not in missing if missing is not None else not change.task_only or shared[id(site.tensor)] > 1
+        (found if has else lacking).add(id(site.module))
+    return found - lacking
+
+
+def layer_classes(changes: Iterable[ModuleChange]) -> list[type[Layer]]:
+    """What each module becomes; what runs once a task already goes on so."""
+    return [
+        Owner if isinstance(change.module, Owner) else layer_class(change.module, change.pieces) for change in changes
+    ]
+
+
+def put(slot: int, changes: list[ModuleChange], classes: list[type[Layer]], state: RoutingState) -> None:
+    """Put a task into a slot that no task has.  Undone whole where it fails."""
+    before: list[_Before] = []
+    try:
+        for change, kind in zip(changes, classes):
+            known = change.module.dts if isinstance(change.module, Layer) else None
+            deltas = known or LayerDeltas(state)
+            before.append(_Before(change.module, type(change.module), known, set(deltas.parameters), deltas.in_base))
+            adopt(change.module, kind, deltas).load(slot, change.pieces)
+            if change.head:
+                deltas.heads.add(slot)
+            deltas.in_base |= change.in_base
+    except BaseException:
+        for was in reversed(before):
+            was.restore(slot)
+        raise
+
+
+@dataclass
+class _Before:
+    """A module as it was."""
+
+    module: nn.Module
+    kind: type[nn.Module]
+    deltas: LayerDeltas | None
+    parameters: set[str]
+    in_base: bool
+
+    def restore(self, slot: int) -> None:
+        """Without the slot, and what was made for it."""
+        self.module.__class__ = self.kind
+        if self.deltas is None:
+            self.module.__dict__.pop("dts", None)
+            return
+        self.deltas.in_base = self.in_base
+        self.deltas.heads.discard(slot)
+        for name in set(self.deltas.parameters) - self.parameters:
+            del self.deltas.parameters[name]
+        for parameter in self.deltas.parameters.values():
+            if slot in parameter.slots:
+                parameter.remove(slot)
+
+
+def take_out(slot: int, layers: Iterable[Layer]) -> None:
+    """Empty a slot."""
+    for layer in layers:
+        layer.remove(slot)
+        layer.dts.heads.discard(slot)

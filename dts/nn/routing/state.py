@@ -1,0 +1,225 @@
+"""Which task each row uses: a state that every DTS layer of a model shares, and the routing of each call."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+
+from dts.nn.routing.current import Current, backward_here, call_here, calls, tracing
+from dts.nn.routing.gate import Gate
+from dts.nn.routing.history import History
+from dts.nn.routing.mixtures import Mixture, routing_of
+from dts_kernels import Routing
+
+
+class RoutingState:
+    """The routing that `set` chose, held in tensors so that a switch is other contents, never another program; and that
+    of each call under way, which belongs to the thread (the context) that calls.
+
+    A call without tasks of its own uses what was chosen when it began: `frozen`, tensors that nobody writes into.
+    Compiled programs and CUDA graphs read those that are written in place (``chosen``), and within a call with tasks
+    those of the call (``traced``).  Programs do not know threads: once one was compiled, calls take turns.
+
+    A backward pass that runs parts of a forward again (gradient checkpointing) uses the routing of that forward, see
+    `History`.
+
+    compiled: some layer was traced;  watch: names of layers that acted, while somebody asks for them.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu"):
+        self.chosen = Current(self, routing_of([{}], 1, device), [{}])
+        self.traced = self.chosen
+        self.compiled = self.warned = False
+        self.watch: set[str] | None = None
+        self._open: list[Current] = []
+        self._gate, self._history = Gate(), History()
+        self._freeze()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles have no calls under way."""
+        return vars(self) | {"_open": [], "traced": self.chosen}
+
+    # ---- reading -----------------------------------------------------------------------------------------------
+
+    def now(self) -> Current:
+        """The routing of the call that this is part of, else the chosen one."""
+        if tracing():
+            self.compiled = True
+            return self.traced
+        call, graph = call_here(), backward_here()
+        while call is not None:
+            if call.state is self and call.graph == graph:
+                return call
+            call = call.outer
+        if graph in (-1, self._history.switched[2]):
+            return self.chosen
+        return self._history.again(self.chosen, self.frozen)
+
+    def _near(self) -> Current:
+        """The innermost call under way in this thread, whatever backward pass it is for."""
+        call = call_here()
+        while call is not None and call.state is not self:
+            call = call.outer
+        return self.chosen if call is None else call
+
+    @property
+    def routing(self) -> Routing:
+        return self.now().routing
+
+    @property
+    def mixtures(self) -> list[Mixture]:
+        return self.now().mixtures
+
+    @property
+    def missing(self) -> dict[str, str]:
+        return self.now().missing
+
+    @property
+    def rows(self) -> int:
+        return self.now().rows
+
+    @property
+    def device(self) -> torch.device:
+        return self.chosen.routing.slots.device
+
+    def on(self, device: torch.device) -> Routing:
+        return self.now().on(device)
+
+    # ---- changing ----------------------------------------------------------------------------------------------
+
+    def to(self, device: torch.device | str) -> None:
+        self.chosen.routing = self.chosen.routing.to(device)
+        self._freeze()
+
+    def set(self, mixtures: list[Mixture], missing: dict[str, str] | None = None) -> None:
+        """Switch.  Shapes that fit are written in place, so compiled programs and CUDA graphs stay valid."""
+        routing = self.chosen.routing
+        new = routing_of(mixtures, routing.slots.shape[1], routing.slots.device)
+        with self._gate.lock:
+            self.chosen.mixtures, self.chosen.missing = mixtures, missing or {}
+            if new.slots.shape == routing.slots.shape:
+                routing.slots.copy_(new.slots)
+                routing.weights.copy_(new.weights)
+            else:
+                self.chosen.routing = new
+            self._freeze()
+            self._history.switch()
+
+    def forbid(self, missing: dict[str, str]) -> None:
+        """Other layers cannot run with the chosen tasks than before: other tasks are loaded."""
+        self.chosen.missing = missing
+        self._freeze()
+
+    def _freeze(self) -> None:
+        """The chosen routing as it is now, for calls: a switch does not reach those under way, nor their gradients."""
+        routing = self.chosen.routing
+        with torch.inference_mode(False):
+            routing = Routing(routing.slots.clone(), routing.weights.clone())
+        self.frozen = Current(self, routing, self.chosen.mixtures, self.chosen.missing)
+
+    def rebased(self, name: str) -> None:
+        """Other weights were loaded into a layer that tasks change."""
+        if not self.warned:
+            self.warned = True
+            warnings.warn(
+                f"other weights were loaded into {name!r}, and perhaps more, under the loaded tasks: these "
+                f"are differences to the base that they were made for",
+                stacklevel=2,
+            )
+
+    # ---- calls -------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def using(self, mixtures: list[Mixture], missing: dict[str, str] | None = None, **options: Any) -> Iterator[None]:
+        """Other tasks for a while, in this thread.  options: further fields of `Current`."""
+        near = self._near()
+        places = near.routing.slots.shape[1]
+        options.setdefault("probing", near.probing)
+        options.setdefault("seen", near.seen)
+        routing = routing_of(mixtures, places, self.device)
+        with self._within(Current(self, routing, mixtures, missing or {}, **options)):
+            yield
+
+    @contextmanager
+    def call(
+        self, mixtures: list[Mixture] | None = None, missing: dict[str, str] | None = None, **options: Any
+    ) -> Iterator[None]:
+        """A call of the model, with these tasks or (None) those that count now; nothing is loaded meanwhile."""
+        with self.held():
+            if mixtures is not None:
+                with self.using(mixtures, missing, called=True, seen=self.watch, **options):
+                    yield
+                return
+            now = self.now()
+            if now is self.chosen and not _capturing(self.device):
+                now = self.frozen
+            now = Current(
+                self,
+                now.routing,
+                now.mixtures,
+                now.missing,
+                now.axis,
+                now.axes,
+                now.probing,
+                now.bypassed,
+                called=True,
+                seen=self.watch,
+            )
+            with self._within(now, traced=False):
+                yield
+
+    @contextmanager
+    def _within(self, call: Current, traced: bool = True) -> Iterator[None]:
+        turn = self.compiled
+        if turn:
+            self._gate.turn.acquire()
+        call.outer, call.graph = call_here(), backward_here()
+        recorded = self._history.record(call) if torch.is_grad_enabled() else None
+        token = calls.set(call)
+        if traced:
+            self._trace(call, True)
+        try:
+            yield
+        finally:
+            if traced:
+                self._trace(call, False)
+            calls.reset(token)
+            if recorded is not None:
+                recorded.close()
+            if turn:
+                self._gate.turn.release()
+
+    def _trace(self, call: Current, opened: bool) -> None:
+        with self._gate.lock:
+            (self._open.append if opened else self._open.remove)(call)
+            self.traced = self._open[-1] if self._open else self.chosen
+
+    def held(self) -> AbstractContextManager[None]:
+        """No task is loaded or deleted meanwhile."""
+        return nullcontext() if self._inside() else self._gate.held()
+
+    def alone(self) -> AbstractContextManager[None]:
+        """For loading and deleting: waits for the calls of other threads.  Raises RuntimeError within a call."""
+        if self._gate.changing_here:
+            return nullcontext()
+        if self._inside():
+            raise RuntimeError("a task cannot be loaded or deleted within a call of the model that may use it")
+        return self._gate.alone()
+
+    def _inside(self) -> bool:
+        """Whether this thread is within a call of this state's model, or is the one that loads."""
+        if self._gate.changing_here:
+            return True
+        call = call_here()
+        while call is not None and not (call.state is self and call.called):
+            call = call.outer
+        return call is not None
+
+
+def _capturing(device: torch.device) -> bool:
+    """A CUDA graph must read the tensors that are written in place, whenever it is replayed."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()

@@ -1,0 +1,78 @@
+"""What a model has loaded and how it runs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import TypedDict
+
+from torch import Tensor
+
+from dts.nn.layers import Layer, Owner
+from dts.nn.loaded import LoadedTasks
+from dts.nn.routing import Mixture
+from dts.nn.row_axes import RowAxes
+from dts.sites import raw
+
+
+class Account(TypedDict):
+    """What became of an adapter's entries: how many change something, and why each other one does not."""
+
+    applied: int
+    skipped: dict[str, str]
+
+
+class Status(TypedDict):
+    """`DTSModel.status`.
+
+    nbytes: bytes of the tasks in memory;  current: the mixture of each row, or the one of all;  layers: by class;
+    once_a_task: layers that run once a task;  grouped: what forces the whole model to, and why;
+    unused: layers that tasks change and that the first call after the last load did not reach.
+    """
+
+    tasks: list[str]
+    current: list[dict[str, float]]
+    nbytes: int
+    layers: dict[str, int]
+    once_a_task: list[str]
+    grouped: dict[str, str]
+    unused: list[str]
+    entries: dict[str, Account]
+
+
+def status(
+    tasks: LoadedTasks,
+    layers: Mapping[str, Layer],
+    known: Iterable[RowAxes],
+    mixtures: list[Mixture],
+    unused: list[str],
+) -> Status:
+    """known: where the rows are in calls so far;  mixtures: what is set."""
+    grouped = dict[str, str]()
+    for where in known:
+        grouped |= where.unroutable
+        if where.coupled:
+            grouped["outputs"] = "rows of the batch meet in them"
+    held = [t for layer in layers.values() for p in layer.dts.parameters.values() for t in p.held()]
+    names = tasks.names
+    return {
+        "tasks": list(tasks),
+        "current": [{names[s]: w for s, w in mixture.items()} for mixture in mixtures],
+        "nbytes": sum({(t.data_ptr(), t.nbytes): t.nbytes for t in held}.values()),  # tied factors once
+        "layers": dict(Counter(type(layer).__name__ for layer in layers.values())),
+        "once_a_task": [name for name, layer in layers.items() if isinstance(layer, Owner)],
+        "grouped": grouped,
+        "unused": list(unused),
+        "entries": {name: {"applied": t.applied, "skipped": t.skipped} for name, t in tasks.items()},
+    }
+
+
+def not_reached(layers: Mapping[str, Layer], seen: set[str]) -> list[str]:
+    """Layers that tasks change and a call did not use, neither by a forward nor by a read of a shared parameter."""
+    acted = {id(tensor) for name in set(seen) if name in layers for tensor in _own(layers[name])}
+    return [name for name, layer in layers.items() if name not in seen and not {id(t) for t in _own(layer)} <= acted]
+
+
+def _own(layer: Layer) -> list[Tensor]:
+    """The parameters that tasks change."""
+    return [raw(layer, name) for name in layer.dts.parameters]

@@ -1,0 +1,57 @@
+"""Every place in a model where a parameter or buffer is, and the tensor there as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def raw(module: nn.Module, name: str) -> Tensor:
+    """A parameter or buffer as it is, whatever tasks change of it.  For one that may be None: `raw_or_none`."""
+    own = module.__dict__
+    for store in ("_parameters", "_buffers"):
+        if name in own[store]:
+            return own[store][name]
+    return getattr(module, name)
+
+
+raw_or_none: Callable[[nn.Module, str], Tensor | None] = raw  # the same, for a bias that a layer may not have
+
+
+def parameter_shape(module: nn.Module, name: str) -> tuple[int, ...]:
+    """Shape of a parameter or buffer; that of the matrix it stands for if a linear layer's weight is quantised."""
+    linear: Any = module
+    if name == "weight" and hasattr(linear, "in_features") and hasattr(linear, "out_features"):
+        return linear.out_features, linear.in_features
+    return tuple(raw(module, name).shape)
+
+
+@dataclass
+class Site:
+    """One parameter or buffer of one module."""
+
+    module: nn.Module
+    parameter: str
+    name: str  # full name in the model
+
+    @property
+    def tensor(self) -> Tensor:
+        return raw(self.module, self.parameter)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return parameter_shape(self.module, self.parameter)
+
+
+def sites(model: nn.Module) -> dict[str, Site]:
+    """Every name of every parameter and buffer; one that is shared has several names."""
+    found = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for parameter in (*module._parameters, *module._buffers):
+            if raw_or_none(module, parameter) is not None:
+                name = f"{prefix}.{parameter}" if prefix else parameter
+                found[name] = Site(module, parameter, name)
+    return found

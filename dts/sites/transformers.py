@@ -1,0 +1,97 @@
+"""What transformers' loader makes of the names in a checkpoint: read off its own tables, so that ours never differ."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from dts.sites.resolve import Target
+from dts.sites.site import sites
+
+
+def renamer(model: nn.Module) -> Callable[[str], Target]:
+    """How the loader turns the names of a checkpoint into those of a model in memory.
+
+    That of transformers renames modules between versions and stacks experts' matrices; both are read off its own
+    conversion tables.  Names of any other model are those on disk.
+    """
+    if not (hasattr(model, "config") and hasattr(model, "base_model_prefix")):
+        return Target
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming
+    except ImportError:  # transformers 4: names in memory are those on disk
+        return Target
+    known = sites(model)
+    loader: Any = model  # one of transformers' models
+    mapping = get_model_conversion_mapping(loader)
+    renamings = [m for m in mapping if isinstance(m, WeightRenaming)]
+    converters = [m for m in mapping if isinstance(m, WeightConverter)]
+
+    def rename(name: str) -> Target:
+        if name in known:
+            return Target(name)
+        renamed = name
+        for renaming in renamings:
+            renamed, _ = renaming.rename_source_key(renamed)
+        for converter in converters:
+            target, pattern = converter.rename_source_key(renamed)
+            if pattern is not None:
+                return _converted(name, renamed, target, pattern, converter)
+        return Target(renamed)
+
+    return rename
+
+
+def _converted(name: str, renamed: str, target: str, pattern: str, converter: Any) -> Target:
+    """The part of a fused parameter that one tensor of a checkpoint becomes."""
+    steps = [type(op).__name__ for op in converter.operations]
+    stacked = "MergeModulelist" in steps
+    joined = [op for op in converter.operations if type(op).__name__ == "Concatenate"]
+    rows = 1 if stacked else 0
+    if set(steps) - {"MergeModulelist", "Concatenate"} or any(op.dim != rows for op in joined):
+        raise ValueError(f"{name}: transformers turns it into {target} by {', '.join(steps)}, which cannot be followed")
+    expert = None
+    if stacked:
+        regex = re.escape(pattern).replace(r"\*", r"(\d+)").replace("\\^", "").replace("\\$", "")
+        found = re.search(regex, renamed)
+        assert found is not None  # the loader has matched it
+        expert = int(found.group(1))
+    sources = list(converter.source_patterns)
+    return Target(target, expert, sources.index(pattern), len(sources) if joined else 1)
+
+
+def loadable(config: dict | None) -> tuple[frozenset[str], str] | None:
+    """(names of the tensors of the class a config names, the prefix of its body).
+
+    The class is built without memory.  None where that is not known: no config, no class of transformers, or
+    transformers is not installed.
+    """
+    if config is None:
+        return None
+    names = config.get("architectures")
+    if not isinstance(names, list) or len(names) != 1 or not isinstance(config.get("model_type"), str):
+        return None
+    try:
+        return _loadable(json.dumps(config, sort_keys=True))
+    except Exception:  # a config that transformers cannot build from: then the names are judged by the base's alone
+        return None
+
+
+@lru_cache(maxsize=8)
+def _loadable(text: str) -> tuple[frozenset[str], str] | None:
+    import transformers
+
+    config = json.loads(text)
+    cls = getattr(transformers, config["architectures"][0], None)
+    if cls is None:
+        return None
+    with torch.device("meta"):
+        model = cls(cls.config_class.from_dict(config))
+    return frozenset(model.state_dict()), model.base_model_prefix
