@@ -24,7 +24,7 @@ with TemporaryDirectory() as folder:
     base = make_base(root / "base")
     finetunes = {name: make_finetune(base, root / name, i, TASKS[name]) for i, name in enumerate(TASKS)}
     adapters = {
-        name: dts.compress(base, finetune, root / "adapters" / name, budget=0.02, class_names=TASKS[name])
+        name: dts.compress(base, finetune, root / "adapters" / name, budget=0.01, class_names=TASKS[name])
         for name, finetune in finetunes.items()
     }
 
@@ -45,5 +45,5 @@ with TemporaryDirectory() as folder:
     # on disk: one adapter, exact and as large as its parts, or made anew at the size you ask for
     about = dict(name="wild animals", class_names=NEW, base=base)
     exact = dts.unseen.mix(adapters, weights, **about)
-    small = dts.unseen.mix(adapters, weights, root / "wild", budget=0.02, **about)
-    print(f"as one adapter: {exact.nbytes:,} bytes exact, {small.nbytes:,} bytes where 2 % were asked for")
+    small = dts.unseen.mix(adapters, weights, root / "wild", budget=0.01, **about)
+    print(f"as one adapter: {exact.nbytes:,} bytes exact, {small.nbytes:,} bytes where 1 % was asked for")
