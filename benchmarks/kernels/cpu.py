@@ -21,7 +21,7 @@ from torch.nn import functional
 from benchmarks.kernels import cpu_model
 from dts.files import write_text
 from dts_kernels import Bank, PackedFactors, Routing, delta_linear, dispatch, linear, reconstruct
-from dts_kernels.bank import factors_of
+from dts_kernels.contents import factors_of
 from dts_kernels.cpu import native, paths
 
 SIZES = [(384, 384), (3072, 768), (4096, 1024), (4096, 4096), (11008, 4096)]
