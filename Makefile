@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 PIP_INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo test sanitize faults fuzz gpu bench bench-cpu lint clean
+.PHONY: help demo test sanitize faults fuzz gpu bench bench-cpu lint types docs clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -26,8 +26,9 @@ $(VENV)/.%-installed: pyproject.toml setup.py constraints.txt | $(VENV)/bin/pyth
 demo: $(VENV)/.demo-installed ## fine-tune, compress, load and answer on real data; some minutes, then seconds
 	@$(RUN) -m dts demo $(ARGS)
 
-test: $(VENV)/.test-installed ## the whole test suite (what .ci/run runs)
-	$(RUN) -m pytest $(ARGS)
+# a process a core, at most four; the tests of a file share its fixtures, so they stay together
+test: $(VENV)/.test-installed ## the whole test suite (what .ci/run runs); ARGS="-n 0" in one process
+	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 sanitize: $(VENV)/.test-installed ## the C kernels under AddressSanitizer and UBSan; needs gcc with libasan
 	$(RUN) -m tests.dts_kernels.cpu.sanitize $(ARGS)
@@ -48,10 +49,18 @@ bench-cpu: $(VENV)/.test-installed ## the CPU kernels beside nn.Linear, LoRA and
 fuzz: $(VENV)/.test-installed ## 100,000 altered adapters, each refused or identical; ARGS="--count N --seed S"
 	$(RUN) -m tests.fuzz.adapters $(ARGS)
 
-lint: $(VENV)/.test-installed ## ruff
+lint: $(VENV)/.dev-installed ## ruff, and clang-format of the C sources: nothing is changed
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/clang-format --dry-run -Werror dts_kernels/cpu/src/*.[ch]
+
+types: $(VENV)/.dev-installed $(VENV)/.test-installed ## mypy on both packages
+	$(RUN) -m mypy $(ARGS)
+
+docs: $(VENV)/.docs-installed ## the pages and the reference into build/site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict $(ARGS)
 
 clean: ## remove everything that can be made again
-	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .benchmarks
+	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache .benchmarks
 	find dts dts_kernels tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 	find dts_kernels -name '*.so' -delete

