@@ -91,6 +91,36 @@ def test_delta_linear_and_linear(entries, levels, dtype):
         assert torch.equal(kernels.delta_linear(x, made, routing), torch.zeros(6, OUT, dtype=dtype))
 
 
+@pytest.mark.parametrize("entries", [MIXED, [2], [{0: 0.5, 2: -0.25}]], ids=["rows", "one", "mixture"])
+def test_base_and_delta_in_one_kernel(entries, dtype):
+    """Whether or not a device is known on which it is the faster way."""
+    made, routing = bank(), kernels.Routing.of(entries)
+    x, weight, bias = torch.randn(6, IN).to(dtype), (torch.randn(OUT, IN) / 12).to(dtype), torch.randn(OUT).to(dtype)
+    launch = products.Launch(
+        x, made.packed, made.table, routing.slots, routing.weights, OUT, made.max_rank, False, FUSED
+    )
+    wanted = truth(x, made, routing, x.double() @ weight.double().T + bias.double())
+    assert error(launch.base_expand(weight, bias), wanted) < TOLERANCE[dtype]
+
+
+FUSED = {"base_expand": Config(block_n=32, block_k=32, stages=2)}
+
+
+@pytest.mark.parametrize("entries", [[2], [2, None, 0]], ids=["one", "several"])
+@pytest.mark.parametrize("with_y", [False, True])
+@pytest.mark.parametrize("size", [1e-8, 1e-3, 1e6])
+def test_many_rows_in_bfloat16_are_rounded_once(entries, with_y, size):
+    """A task's scale goes into t, which a power of two leaves exact: t and the result are rounded, nothing else."""
+    made, routing = bank(size=size), kernels.Routing.of(entries)
+    x = torch.randn(3 * len(entries), IN).bfloat16()
+    y = (size * torch.randn(len(x), OUT)).bfloat16() if with_y else None
+    arguments = made.packed, made.table, routing.slots, routing.weights, OUT, made.max_rank
+    got = products.dequantised_delta_linear(x, y, *arguments, False)
+    wanted = truth(x, made, routing, y)
+    assert got.dtype == torch.bfloat16 and error(got, wanted) < 4e-3
+    assert (got[:3].double() - wanted[:3]).norm() < 4e-3 * wanted[:3].norm()
+
+
 @pytest.mark.parametrize("rows,split", [(1, 2), (17, 1), (17, 2)])
 def test_row_blocks_and_split_contractions(rows, split, dtype):
     made, routing = bank(), kernels.Routing.of([2])
