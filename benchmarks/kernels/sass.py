@@ -70,7 +70,6 @@ def signature(kernel: str, dtype: str, levels: bool, **overrides) -> tuple[dict,
             "width": "i32",
         }
         constants |= {"PDL": False}
-        options |= registers(getattr(torch, dtype), levels)
     elif kernel == "expand":
         arguments = {
             "t": t,
@@ -167,6 +166,8 @@ def signature(kernel: str, dtype: str, levels: bool, **overrides) -> tuple[dict,
         }
         options |= {"num_warps": 8, "num_stages": 1}
     options |= {k: overrides.pop(k) for k in ("num_warps", "num_stages") if k in overrides}
+    if kernel in ("shrink", "expand"):
+        options |= registers(getattr(torch, dtype), levels, options["num_warps"])
     return arguments, constants | overrides, options
 
 

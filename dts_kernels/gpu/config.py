@@ -103,6 +103,11 @@ def choose(
     return Config(**measured) if measured else heuristic(kernel, device, dtype, columns, contracted, rows, blocks)
 
 
+def for_levels(chosen: Config) -> Config:
+    """The same for codes of four arbitrary levels, whose decode takes more registers than two warps have."""
+    return replace(chosen, warps=max(chosen.warps, 4)) if chosen.block_n == 128 else chosen
+
+
 FUSED_ROWS, FUSED_RANK = range(5, 17), 512
 
 

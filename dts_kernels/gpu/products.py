@@ -68,7 +68,8 @@ class Launch:
         if given is not None:
             return given
         blocks = self.entries * (self.places if kernel == "shrink" else 1)
-        return config.choose(kernel, self.device, self.dtype, columns, contracted, self.per_entry, blocks)
+        chosen = config.choose(kernel, self.device, self.dtype, columns, contracted, self.per_entry, blocks)
+        return config.for_levels(chosen) if self.levels else chosen
 
     def row_blocks(self, block_t: int) -> int:
         return self.entries if self.grouped else self.entries * -(-self.per_entry // block_t)
@@ -118,7 +119,7 @@ class Launch:
             **self.common,
             num_warps=c.warps,
             num_stages=c.stages,
-            **registers(self.x.dtype, self.levels),
+            **registers(self.x.dtype, self.levels, c.warps),
         )
         return t, c.split
 
@@ -147,6 +148,7 @@ class Launch:
             **self.common,
             num_warps=c.warps,
             num_stages=c.stages,
+            **registers(self.x.dtype, self.levels, c.warps),
         )
         return out
 
@@ -204,9 +206,9 @@ class Launch:
         return out
 
 
-def registers(dtype: torch.dtype, levels: bool) -> dict:
-    """Launch options of shrink: without a limit ptxas aims at 96 registers and spills (sm_90, fp16)."""
-    return {} if dtype == torch.float32 or levels else {"maxnreg": 128}
+def registers(dtype: torch.dtype, levels: bool, warps: int) -> dict:
+    """Launch options of shrink and expand: without a limit ptxas aims at 96 registers and spills (sm_90, fp16)."""
+    return {} if dtype == torch.float32 or levels or warps < 4 else {"maxnreg": 128}
 
 
 def _on(tensor: Tensor):
