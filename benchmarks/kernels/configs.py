@@ -12,6 +12,8 @@ from pathlib import Path
 
 from dts_kernels.gpu import config
 from dts_kernels.gpu.config import Config
+from dts_kernels.layout import round_up
+from dts_kernels.planar import RANK_BLOCK
 
 RESULTS = Path(__file__).parents[1] / "results"
 DEVICE = "NVIDIA H100 80GB HBM3"
@@ -29,6 +31,11 @@ def layout(row: dict) -> tuple[int, int]:
     return (rows, 1) if work == "one" else (1, rows)
 
 
+def width(row: dict) -> int:
+    """The ranks that kernels go through: a bank's capacity grows by blocks."""
+    return round_up(row["k"], RANK_BLOCK)
+
+
 def pairs(row: dict) -> dict[str, float]:
     """Parts -> microseconds of shrink and expand together, of those that were both measured."""
     shrink, expand = row["shrink_by_split"], row["expand_by_split"]
@@ -41,7 +48,7 @@ def best(row: dict) -> dict[str, Config]:
     together = pairs(row)
     parts = min(together, key=lambda parts: together[parts])
     found = {}
-    for kernel, columns, contracted in (("shrink", row["k"], n), ("expand", m, row["k"])):
+    for kernel, columns, contracted in (("shrink", width(row), n), ("expand", m, width(row))):
         block_n, warps, stages, split = row[f"{kernel}_by_split"][parts][1]
         key = config.key(kernel, "bfloat16", columns, contracted, *layout(row))
         found[key] = Config(block_n=block_n, warps=warps, stages=stages, split=split, asm=True)

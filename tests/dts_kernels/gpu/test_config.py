@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.kernels.configs import best, layout, pairs, sweeps, text
+from benchmarks.kernels.configs import best, layout, pairs, sweeps, text, width
 from dts_kernels.gpu import config
 from dts_kernels.gpu.config import Config, Device
 
@@ -50,8 +50,8 @@ def test_few_rows_take_what_a_sweep_on_a_card_found_within_a_tenth_of_the_best(r
     A choice that is none of these has no time here, and fails."""
     m, n = row["case"][:2]
     choose = getattr(config, chosen_by)
-    shrink = choose("shrink", H100, "bfloat16", row["k"], n, *layout(row))
-    expand = choose("expand", H100, "bfloat16", m, row["k"], *layout(row))
+    shrink = choose("shrink", H100, "bfloat16", width(row), n, *layout(row))
+    expand = choose("expand", H100, "bfloat16", m, width(row), *layout(row))
     times, parts = [], str(shrink.split)
     for chosen, found, split in ((shrink, row["shrink_by_split"], shrink.split), (expand, row["expand_by_split"], 1)):
         time, best = found[parts]
@@ -77,7 +77,7 @@ def test_the_fused_kernel_is_taken_where_a_card_has_shown_it_to_be_faster():
         if layer is None:
             continue
         faster = layer["base_expand asm+pdl"] < row["ratio_side_stream"]
-        assert config.fused(H100, "bfloat16", *layout(row), row["k"]) == faster, row["case"]
+        assert config.fused(H100, "bfloat16", *layout(row), width(row)) == faster, row["case"]
         compared += 1
     assert compared >= 6
     assert not config.fused(ORIN, "bfloat16", 16, 1, 1228) and not config.fused(H100, "float32", 16, 1, 1228)
