@@ -47,12 +47,14 @@ def best(row: dict) -> dict[str, Config]:
     m, n = row["case"][:2]
     together = pairs(row)
     parts = min(together, key=lambda parts: together[parts])
-    found = {}
-    for kernel, columns, contracted in (("shrink", width(row), n), ("expand", m, width(row))):
-        block_n, warps, stages, split = row[f"{kernel}_by_split"][parts][1]
-        key = config.key(kernel, "bfloat16", columns, contracted, *layout(row))
-        found[key] = Config(block_n=block_n, warps=warps, stages=stages, split=split, asm=True)
-    return found
+    keys = {config.key("shrink", "bfloat16", width(row), n, *layout(row)): row["shrink_by_split"][parts]}
+    for read in {parts, "1"}:  # eagerly by every program of expand, in a graph added up before
+        keys[config.key("expand", "bfloat16", m, width(row), *layout(row), int(read))] = row["expand_by_split"][read]
+    return {key: _config(*chosen) for key, (_, chosen) in keys.items()}
+
+
+def _config(block_n: int, warps: int, stages: int, split: int) -> Config:
+    return Config(block_n=block_n, warps=warps, stages=stages, split=split, asm=True)
 
 
 def text(device: str = DEVICE) -> str:

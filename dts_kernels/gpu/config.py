@@ -44,19 +44,27 @@ def bucket(rows: int) -> int:
     return next((b for b in ROW_BUCKETS if rows <= b), ROW_BUCKETS[-1])
 
 
-def key(kernel: str, dtype: str, columns: int, contracted: int, rows: int, blocks: int = 1) -> str:
-    """Name of a measured config: shrink|bfloat16|1280|4096|16, and behind it x16 where so many blocks of rows run."""
-    several = f"x{bucket(blocks)}" if blocks > 1 else ""
+def key(kernel: str, dtype: str, columns: int, contracted: int, rows: int, blocks: int = 1, parts: int = 1) -> str:
+    """Name of a measured config: shrink|bfloat16|1280|4096|16, and behind it x16 where so many blocks of rows run and
+    /4 of an expand that reads so many parts."""
+    several = (f"x{bucket(blocks)}" if blocks > 1 else "") + (f"/{parts}" if parts > 1 else "")
     return f"{kernel}|{dtype}|{columns}|{contracted}|{bucket(rows)}{several}"
 
 
 def heuristic(
-    kernel: str, device: Device, dtype: str, columns: int, contracted: int, rows: int, blocks: int = 1
+    kernel: str,
+    device: Device,
+    dtype: str,
+    columns: int,
+    contracted: int,
+    rows: int,
+    blocks: int = 1,
+    parts: int = 1,
 ) -> Config:
     """A config that fills the device and fits any shared memory of 99 KB.
 
     columns, contracted: N and K of the product; rows: of one task; blocks: of rows (tasks, places), a program each
-    beside the columns'.  Few rows: what the sweeps on an H100 found best, within 10 %
+    beside the columns';  parts: that expand adds up of t.  Few rows: what the sweeps on an H100 found best, within 10 %
     (benchmarks/results/nvidia-h100-80gb-hbm3/sweeps.jsonl); more than 16 rows of one task were not swept.
     """
     if dtype == "float32":
@@ -70,14 +78,17 @@ def heuristic(
         # 128 columns a program decode with the fewest instructions, 64 where that would leave processors idle
         block_n = 128 if -(-columns // 128) * blocks >= device.processors else 64
         return Config(32, block_n, stages=3, asm=asm)
-    choice = _one_task if blocks == 1 else _a_task_each
-    return replace(choice(kernel, device.processors, columns, contracted, blocks), asm=asm)
+    if blocks == 1:
+        chosen = _one_task(kernel, device.processors, columns, contracted, parts)
+    else:
+        chosen = _a_task_each(kernel, device.processors, columns, contracted, blocks)
+    return replace(chosen, asm=asm)
 
 
-def _one_task(kernel: str, processors: int, columns: int, contracted: int, blocks: int) -> Config:
+def _one_task(kernel: str, processors: int, columns: int, contracted: int, parts: int) -> Config:
     """Many narrow programs: each waits for memory most of its time."""
     if kernel == "expand":
-        return Config(block_n=32, warps=2)
+        return Config(block_n=16 if parts == 1 else 32, warps=2)
     tiles = -(-contracted // 128)
     wide = -(-columns // 32)
     block_n = 32 if PARTS * wide >= processors else 16
@@ -96,11 +107,19 @@ def _a_task_each(kernel: str, processors: int, columns: int, contracted: int, bl
 
 
 def choose(
-    kernel: str, device: Device, dtype: str, columns: int, contracted: int, rows: int, blocks: int = 1
+    kernel: str,
+    device: Device,
+    dtype: str,
+    columns: int,
+    contracted: int,
+    rows: int,
+    blocks: int = 1,
+    parts: int = 1,
 ) -> Config:
     """The measured config of this device if there is one, else `heuristic`."""
-    measured = measured_configs(device.name).get(key(kernel, dtype, columns, contracted, rows, blocks))
-    return Config(**measured) if measured else heuristic(kernel, device, dtype, columns, contracted, rows, blocks)
+    sizes = dtype, columns, contracted, rows, blocks, parts
+    measured = measured_configs(device.name).get(key(kernel, *sizes))
+    return Config(**measured) if measured else heuristic(kernel, device, *sizes)
 
 
 def for_levels(chosen: Config) -> Config:

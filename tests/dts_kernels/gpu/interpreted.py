@@ -141,6 +141,17 @@ def test_row_blocks_and_split_contractions(rows, split, dtype):
     assert error(launch.expand(t, parts, None), truth(x, made, routing)) < TOLERANCE[dtype]
 
 
+def test_parts_that_are_added_up_before_give_the_same_bits(dtype):
+    made, routing = bank(), kernels.Routing.of([{2: 0.5, 0: 1.5}])
+    x = torch.randn(3, IN).to(dtype)
+    arguments = made.packed, made.table, routing.slots, routing.weights, OUT, made.max_rank, False
+    launch = products.Launch(x, *arguments, {"shrink": Config(split=2, block_n=32)})
+    parts, count = launch.shrink()
+    whole = launch.combine(parts, launch.scratch(1))
+    assert count == 2 and whole.dtype == dtype
+    assert torch.equal(launch.expand(whole, 1, None), launch.expand(parts, 2, None))
+
+
 def test_every_half_word_decodes_to_its_codes(every_half_word, dtype):
     """The product with the identity is the decoded words: 65,536 of them, all low and all high halves."""
     x, operands, wanted = every_half_word(dtype, "cpu")

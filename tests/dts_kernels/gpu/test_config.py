@@ -51,13 +51,15 @@ def test_few_rows_take_what_a_sweep_on_a_card_found_within_a_tenth_of_the_best(r
     m, n = row["case"][:2]
     choose = getattr(config, chosen_by)
     shrink = choose("shrink", H100, "bfloat16", width(row), n, *layout(row))
-    expand = choose("expand", H100, "bfloat16", m, width(row), *layout(row))
+    expand = choose("expand", H100, "bfloat16", m, width(row), *layout(row), shrink.split)
     times, parts = [], str(shrink.split)
     for chosen, found, split in ((shrink, row["shrink_by_split"], shrink.split), (expand, row["expand_by_split"], 1)):
         time, best = found[parts]
         assert [chosen.block_n, chosen.warps, chosen.stages, split] == best and chosen.asm
         times.append(time)
     assert sum(times) <= 1.1 * min(pairs(row).values())
+    whole = choose("expand", H100, "bfloat16", m, width(row), *layout(row))
+    assert [whole.block_n, whole.warps, whole.stages, 1] == row["expand_by_split"]["1"][1] and whole.asm
 
 
 def test_the_shipped_configs_are_those_of_the_sweeps():
