@@ -1,9 +1,12 @@
-"""The packed products beside their alternatives on a CUDA device, in one run, with cold caches and CUDA graphs.
+"""The packed products beside their alternatives on a CUDA device, in one run, as a model pays for them.
 
-    python -m benchmarks.kernels.gpu [--seconds 240] [--out benchmarks/results]
+    python -m benchmarks.kernels.gpu [--seconds 170] [--out benchmarks/results]
 
-Correctness comes first and in the same run: a case whose result is wrong gets no time.  Writes kernels.json and
-kernels.png to OUT/<gpu>/.  Ratios are to the base product alone with as many rows.
+A case is several layers of one shape, each with weights and tasks of its own (some 300 MB together, so that caches are
+cold), captured one after another in one CUDA graph; times are a replay's over the number of layers.  One layer between
+two events would add the same 5 us to both sides and hide the difference.  Correctness comes first and in the same run:
+a case whose result is wrong gets no time.  Writes kernels.json and kernels.png to OUT/<gpu>/ after every case.  Ratios
+are to the base product alone with as many rows.
 """
 
 import argparse
@@ -12,8 +15,9 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,10 +27,11 @@ from dts.codec.sketch import split
 from dts.files import write_text
 from dts_kernels import reference
 from dts_kernels.gpu.config import file_name
-from dts_kernels.gpu.tune import milliseconds, random_factors
+from dts_kernels.gpu.tune import random_factors, rotated_milliseconds
 from dts_kernels.samples import dense, groups_of
 
 TOLERANCE = 1e-2  # bf16, RMS ratio to float64
+COLD, ROOM = 300 << 20, 6 << 30  # bytes of weights that leave caches cold; of tasks, or of one peer, that fit
 WORKLOADS = ("one", "distinct", "uniform", "zipf")
 
 
@@ -93,100 +98,131 @@ def summary(times_ms: list[float]) -> tuple[float, float, float]:
     return 1e3 * statistics.median(ordered), at(0.1), at(0.9)
 
 
-def methods(case: Case, device: str, dtype=torch.bfloat16) -> dict[str, tuple]:
-    """name -> (run, weight bytes read, the product in float64 or None where it is no product of ours)."""
-    m, n, k = case.out_features, case.in_features, case.rank
-    entries, tasks = case.entries, sorted(set(case.entries))
-    made = kernels.Bank(n, m, device)
-    for slot in tasks:
-        made.add(slot, random_factors(m, n, k, slot, device))
-    routing = kernels.Routing.of(entries, device)
-    x, weight = torch.randn(case.rows, n, device=device, dtype=dtype), torch.randn(m, n, device=device, dtype=dtype)
-    of_row = entries * case.rows if len(entries) == 1 else entries
-    rows_of = {slot: torch.tensor([i for i, s in enumerate(of_row) if s == slot], device=device) for slot in tasks}
-
-    wanted = x.double() @ weight.double().T
-    for slot in tasks:
-        delta = reference.reconstruct(made.factors(slot), torch.float64)
-        wanted[rows_of[slot]] += x[rows_of[slot]].double() @ delta.T
-
-    base, packed = 2 * m * n, len(tasks) * made.factors(tasks[0]).nbytes
-    linear = torch.nn.functional.linear
-    found = {
-        "base alone": (lambda: linear(x, weight), base, None),
-        "packed": (lambda: kernels.linear(x, weight, None, made, routing), base + packed, wanted),
-    }
-    found |= sketch(case, device, x, weight, routing, rows_of)
-    # dense copies of at most 16 tasks are kept; with more their times are that many products of one row block
-    copies = [weight.clone() for _ in range(min(len(tasks), 16))]
-    blocks = [x[rows_of[slot]] for slot in tasks]
-    found["merged dense" if len(tasks) == 1 else "dense models"] = (
-        lambda: [linear(b, copies[i % len(copies)]) for i, b in enumerate(blocks)],
-        base * len(tasks),
-        None,
-    )
-    for name, rank in (("fp16 low rank, equal rank", k), ("fp16 low rank, equal bytes", max(1, k // 8))):
-        a, b = (
-            torch.randn(s, device=device, dtype=dtype)
-            for s in ((min(len(tasks), 16), rank, n), (min(len(tasks), 16), m, rank))
-        )
-
-        def low_rank(a=a, b=b):
-            return linear(x, weight), [
-                linear(linear(block, a[i % len(a)]), b[i % len(b)]) for i, block in enumerate(blocks)
-            ]
-
-        found[name] = (low_rank, base + len(tasks) * 2 * rank * (m + n), None)
-    return found
+def layer_count(case: Case) -> int:
+    """Layers of a case: enough to be cold, few enough to fit."""
+    tasks = len(set(case.entries))
+    weights = 2 * case.out_features * case.in_features
+    packed = tasks * (case.out_features + case.in_features) * case.rank // 4
+    return max(2, min(12, COLD // weights, ROOM // max(packed, 1)))
 
 
-def sketch(
-    case: Case,
-    device: str,
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    routing: kernels.Routing,
-    rows_of: dict[int, torch.Tensor],
-) -> dict[str, tuple]:
-    """The method of that name in the bytes of the case's components: fewer of them, and a sample."""
-    m, n = weight.shape
+class Layers:
+    """Layers of one shape with a base weight and the same number of random tasks each, and what runs on all of them."""
+
+    def __init__(self, case: Case, device: str, dtype=torch.bfloat16):
+        self.case, self.device = case, device
+        self.m, self.n, self.tasks = case.out_features, case.in_features, sorted(set(case.entries))
+        self.count = layer_count(case)
+        make = partial(torch.randn, device=device, dtype=dtype)
+        self.x = make(case.rows, self.n)
+        self.weights = [make(self.m, self.n) for _ in range(self.count)]
+        self.routing = kernels.Routing.of(case.entries, device)
+        of_row = case.entries * case.rows if len(case.entries) == 1 else case.entries
+        self.rows_of = {t: torch.tensor([i for i, s in enumerate(of_row) if s == t], device=device) for t in self.tasks}
+        self.make = make
+
+    def bank(self, rank: int, layer: int) -> kernels.Bank:
+        made = kernels.Bank(self.n, self.m, self.device)
+        made.reserve(max(self.tasks) + 1, rank)
+        for slot in self.tasks:
+            made.add(slot, random_factors(self.m, self.n, rank, layer * 1000 + slot, self.device))
+        return made
+
+    def samples(self, stride: int, layer: int) -> kernels.SampleBank:
+        made = kernels.SampleBank(self.n, self.m, self.device)
+        for slot in self.tasks:
+            codes = torch.randint(4, (self.m, groups_of(self.n, stride)), dtype=torch.uint8, device=self.device)
+            seed = layer * 1000 + slot
+            made.add(slot, (kernels.Samples(kernels.pack(codes), 1e-4 * stride, stride, seed, (self.m, self.n)),))
+        return made
+
+    def wanted(self, bank: kernels.Bank, samples: kernels.SampleBank | None = None) -> torch.Tensor:
+        """The first layer's product in float64."""
+        out = self.x.double() @ self.weights[0].double().T
+        for slot, rows in self.rows_of.items():
+            delta = reference.reconstruct(bank.factors(slot), torch.float64)
+            if samples is not None:
+                delta += dense(samples.samples(slot)[0], torch.float64)
+            out[rows] += self.x[rows].double() @ delta.T
+        return out
+
+
+def methods(case: Case, device: str, dtype=torch.bfloat16) -> Iterator[tuple[str, list, int, torch.Tensor | None]]:
+    """(name, what to run a layer, weight bytes that a layer reads, the first layer's product in float64), one after
+    another: what one needs goes before the next.  No product where the method is none of ours."""
+    layers = Layers(case, device, dtype)
+    x, weights, routing, tasks, m, n = layers.x, layers.weights, layers.routing, layers.tasks, layers.m, layers.n
+    linear, base = torch.nn.functional.linear, 2 * layers.m * layers.n
+    yield "base alone", [partial(linear, x, w) for w in weights], base, None
+
+    banks = [layers.bank(case.rank, i) for i in range(layers.count)]
+    packed = len(tasks) * banks[0].factors(tasks[0]).nbytes
+    runs = [partial(kernels.linear, x, w, None, bank, routing) for w, bank in zip(weights, banks)]
+    yield "packed", runs, base + packed, layers.wanted(banks[0])
+    del banks, runs
+
     rank, stride = split(case.rank, (m, n))
-    if stride is None:
-        return {}
-    made, sampled = kernels.Bank(n, m, device), kernels.SampleBank(n, m, device)
-    wanted = x.double() @ weight.double().T
-    for slot, rows in rows_of.items():
-        made.add(slot, random_factors(m, n, rank, slot, device))
-        codes = torch.randint(4, (m, groups_of(n, stride)), dtype=torch.uint8, device=device)
-        sampled.add(slot, (kernels.Samples(kernels.pack(codes), 1e-4 * stride, stride, slot, (m, n)),))
-        delta = reference.reconstruct(made.factors(slot), torch.float64)
-        wanted[rows] += x[rows].double() @ (delta + dense(sampled.samples(slot)[0], torch.float64)).T
-    size = sum(made.factors(slot).nbytes + sampled.samples(slot)[0].nbytes for slot in rows_of)
+    if stride is not None:
+        pairs = [(layers.bank(rank, i), layers.samples(stride, i)) for i in range(layers.count)]
 
-    def product():
-        return kernels.add_samples(x, kernels.linear(x, weight, None, made, routing), sampled, routing)
+        def product(w, bank, samples):
+            return kernels.add_samples(x, kernels.linear(x, w, None, bank, routing), samples, routing)
 
-    return {"sketch, equal bytes": (product, 2 * m * n + size, wanted)}
+        size = len(tasks) * (pairs[0][0].factors(tasks[0]).nbytes + pairs[0][1].samples(tasks[0])[0].nbytes)
+        runs = [partial(product, w, *pair) for w, pair in zip(weights, pairs)]
+        yield "sketch, equal bytes", runs, base + size, layers.wanted(*pairs[0])
+        del pairs, runs
+
+    if len(tasks) == 1:
+        yield "merged dense", [partial(linear, x, w) for w in weights], base, None
+    else:  # dense copies of at most 16 tasks are kept; with more their times are that many products of one row block
+        copies = [layers.make(m, n) for _ in range(min(len(tasks), 16))]
+        blocks = [x[rows] for rows in layers.rows_of.values()]
+        yield (
+            "dense models",
+            [lambda: [linear(b, copies[i % len(copies)]) for i, b in enumerate(blocks)]],
+            (base * len(tasks)),
+            None,
+        )
+        del copies
+
+    for name, low in (("LoRA, equal rank", case.rank), ("LoRA, equal bytes", max(1, case.rank // 8))):
+        copies = 1 if len(tasks) == 1 else case.rows  # grouped: a batched product, of the factors of every row
+        if 2 * copies * low * (m + n) * layers.count > ROOM:
+            continue
+        if len(tasks) == 1:
+            runs = [partial(_lora, x, w, layers.make(n, low), layers.make(low, m)) for w in weights]
+        else:
+            runs = [partial(_grouped, x, w, layers.make(copies, n, low), layers.make(copies, low, m)) for w in weights]
+        yield name, runs, base + len(tasks) * 2 * low * (m + n), None
+        del runs
 
 
-def measure(case: Case, device: str, timer: Callable = milliseconds) -> list[Result]:
-    """Raises AssertionError, before anything is timed, where the packed product is wrong."""
-    runs = methods(case, device)
-    results, errors = [], {}
-    for name, (run, _, wanted) in runs.items():
+def _lora(x, weight, a, b):
+    return torch.addmm(torch.nn.functional.linear(x, weight), x @ a, b)
+
+
+def _grouped(x, weight, a, b):
+    return torch.nn.functional.linear(x, weight) + torch.bmm(torch.bmm(x[:, None], a), b)[:, 0]
+
+
+def measure(case: Case, device: str, timer: Callable = rotated_milliseconds) -> list[Result]:
+    """Raises AssertionError, before it is timed, where one of our products is wrong."""
+    results = []
+    for name, runs, size, wanted in methods(case, device):
+        error = None
         if wanted is not None:
-            errors[name] = ((run().double() - wanted).norm() / wanted.norm()).item()
-            assert errors[name] <= TOLERANCE, f"{name} is wrong for {case}: error {errors[name]:.2e}"
-    for name, (run, size, _) in runs.items():
-        results.append(Result(case, name, errors.get(name), *summary(timer(run)), size))
+            error = ((runs[0]().double() - wanted).norm() / wanted.norm()).item()
+            assert error <= TOLERANCE, f"{name} is wrong for {case}: error {error:.2e}"
+        results.append(Result(case, name, error, *summary(timer(runs)), size))
     return results
 
 
-def copy_bandwidth(timer: Callable = milliseconds) -> float:
+def copy_bandwidth(timer: Callable = rotated_milliseconds) -> float:
     """Bytes a second that a copy of 1 GiB reads and writes."""
     source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
-    return 2 * source.numel() / (statistics.median(timer(lambda: target.copy_(source))) / 1e3)
+    return 2 * source.numel() / (statistics.median(timer([lambda: target.copy_(source)])) / 1e3)
 
 
 def rows_of_table(results: list[Result], copy: float) -> list[dict]:
@@ -235,51 +271,44 @@ def plot(rows: list[dict], path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=240, help="start no case after so long")
+    parser.add_argument("--seconds", type=float, default=170, help="start no case after so long")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print("not measured: this needs a CUDA device", file=sys.stderr)
         return 1
     started, results, failed = time.monotonic(), [], []
-    copy = copy_bandwidth()
+    copy, name = copy_bandwidth(), torch.cuda.get_device_name()
+    folder = options.out / file_name(name).removesuffix(".json")
+    folder.mkdir(parents=True, exist_ok=True)
     for case in cases():
         if time.monotonic() - started > options.seconds:
             failed.append(f"{case}: out of time")
             continue
         try:
-            results += measure(case, "cuda")
-        except (AssertionError, torch.cuda.OutOfMemoryError) as failure:
-            failed.append(str(failure))
-            print(failure, file=sys.stderr)
+            found = measure(case, "cuda")
+        except (AssertionError, RuntimeError) as failure:  # wrong, out of memory, not to be captured
+            failed.append(f"{case}: {failure}"[:400])
+            print(failed[-1], file=sys.stderr)
             continue
-        for r in results[-7:]:
-            if r.case == case:
-                print(
-                    f"{case.out_features}x{case.in_features} r={case.rank_fraction} rows={case.rows} "
-                    f"{case.workload:9} {r.method:28} {r.median_us:9.1f} us"
-                )
-    name = torch.cuda.get_device_name()
-    folder = options.out / file_name(name).removesuffix(".json")
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = rows_of_table(results, copy)
-    write_text(
-        folder / "kernels.json",
-        json.dumps(
-            {
-                "gpu": name,
-                "torch": torch.__version__,
-                "copy_bytes_a_second": copy,
-                "not_measured": failed,
-                "rows": rows,
-            },
-            indent=1,
-        )
-        + "\n",
-    )
-    plot(rows, folder / "kernels.png")
+        results += found
+        for r in found:
+            print(
+                f"{case.out_features}x{case.in_features} r={case.rank_fraction} rows={case.rows} {case.workload:9} "
+                f"{r.method:22} {r.median_us:9.1f} us {r.median_us / found[0].median_us:6.2f}"
+            )
+        _write(folder, name, copy, results, failed)
+    _write(folder, name, copy, results, failed)
+    plot(rows_of_table(results, copy), folder / "kernels.png")
     print(folder / "kernels.json")
     return 1 if any("is wrong" in f for f in failed) else 0
+
+
+def _write(folder: Path, name: str, copy: float, results: list[Result], failed: list[str]) -> None:
+    """What there is so far: a run that is cut off has measured something."""
+    found = {"gpu": name, "torch": torch.__version__, "copy_bytes_a_second": copy, "not_measured": failed}
+    text = json.dumps(found | {"rows": rows_of_table(results, copy)}, indent=1)
+    write_text(folder / "kernels.json", text + "\n")
 
 
 if __name__ == "__main__":

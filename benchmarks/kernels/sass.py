@@ -27,8 +27,9 @@ from dts_kernels.gpu.sample_products import BLOCK_B, BLOCK_M, MOST_ROWS, PRODUCT
 
 ARCHITECTURES = (80, 87, 89, 90, 120)
 DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
-KERNELS = ("shrink", "expand", "base_expand", "dequantise", "reconstruct")
+KERNELS = ("shrink", "expand", "base_expand", "dequantise", "reconstruct", "combine_parts")
 SAMPLED = ("sampled_product", "sampled_dense")  # without levels
+MODULES = {"combine_parts": "shrink"}  # of kernels that are in another one's file
 ASM = "+asm"  # of the name of a kernel that decodes by inline assembly
 ALL = (*KERNELS, *SAMPLED, "shrink" + ASM, "expand" + ASM)
 CONFIG = {"BLOCK_T": 16, "BLOCK_N": 128, "SPLIT": 1, "GROUPED": True, "ENTRIES": 16}
@@ -70,7 +71,6 @@ def signature(kernel: str, dtype: str, levels: bool, **overrides) -> tuple[dict,
             "width": "i32",
         }
         constants |= {"PDL": False}
-        options |= registers(getattr(torch, dtype), levels)
     elif kernel == "expand":
         arguments = {
             "t": t,
@@ -99,6 +99,9 @@ def signature(kernel: str, dtype: str, levels: bool, **overrides) -> tuple[dict,
         }
         constants |= {"BLOCK_N": 32, "BLOCK_K": 128, "BIAS": True, "PDL": False}
         options["num_stages"] = 4
+    elif kernel == "combine_parts":
+        arguments = {"parts": "*fp32", "t": pointer, "size": "i32"}
+        constants = {"PARTS": 4, "BLOCK": 1024}
     elif kernel == "dequantise":
         arguments = {
             **operands,
@@ -167,6 +170,8 @@ def signature(kernel: str, dtype: str, levels: bool, **overrides) -> tuple[dict,
         }
         options |= {"num_warps": 8, "num_stages": 1}
     options |= {k: overrides.pop(k) for k in ("num_warps", "num_stages") if k in overrides}
+    if kernel in ("shrink", "expand"):
+        options |= registers(getattr(torch, dtype), levels, options["num_warps"])
     return arguments, constants | overrides, options
 
 
@@ -178,7 +183,7 @@ def compile_kernel(kernel: str, arch: int, dtype: str, levels: bool, **overrides
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    module = "samples" if kernel in SAMPLED else kernel
+    module = "samples" if kernel in SAMPLED else MODULES.get(kernel, kernel)
     function = getattr(importlib.import_module(f"dts_kernels.gpu.{module}"), kernel)
     arguments, constants, options = signature(kernel, dtype, levels, **overrides)
     names = function.arg_names
@@ -284,7 +289,7 @@ def cases(kernels=ALL, architectures=ARCHITECTURES, dtypes=("float16", "bfloat16
         for kernel in kernels
         for arch in architectures
         for dtype in dtypes
-        for levels in ((False,) if kernel.endswith(ASM) or kernel in SAMPLED else (False, True))
+        for levels in ((False,) if kernel.endswith(ASM) or kernel in (*SAMPLED, *MODULES) else (False, True))
     ]
 
 

@@ -3,23 +3,23 @@
 import torch
 from torch import Tensor
 
-ROWS = 1024  # rows of a matrix that are float64 at a time
+ROWS, COLUMNS = 1024, 512  # of a matrix that are multiplied at a time
 EXACT_BELOW = 640  # short sides up to here: a whole eigendecomposition costs less than subspace iteration
 OVERSAMPLING, ITERATIONS = 16, 1
 
 
 def gram(x: Tensor, fast: bool = False) -> Tensor:
-    """x^T x in float64, in chunks of rows: x float32 [m, n] -> float64 [n, n].
+    """The lower triangle of x^T x in float64, which is all that `torch.linalg.eigh` reads: x float32 [m, n] -> [n, n].
 
+    In chunks of rows, and of columns, of which what is above the triangle is left out (zeros): x^T x is symmetric.
     fast: float32 within a chunk, at half the cost; right to about 1e-6 of the largest element.
     """
     total = x.new_zeros(x.shape[1], x.shape[1], dtype=torch.float64)
     for rows in x.split(ROWS):
-        if fast:
-            total += rows.T @ rows
-        else:
-            rows = rows.double()
-            total.addmm_(rows.T, rows)
+        rows = rows if fast else rows.double()
+        for first in range(0, x.shape[1], COLUMNS):
+            own = rows[:, first : first + COLUMNS]
+            total[first:, first : first + COLUMNS] += rows[:, first:].T @ own
     return total
 
 

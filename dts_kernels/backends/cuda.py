@@ -4,16 +4,16 @@ A bank's layout tells a path whether any task has levels, which the kernels then
 """
 
 from .. import dispatch
-from ..gpu import products, rules, sample_products
+from ..gpu import library_products, products, rules, sample_products
 from ..paths import register
 
 dispatch.chooser(rules.choose)
 
 for _levels in ("", "_levels"):
     register("delta_linear", "triton" + _levels)(products.delta_linear)
-    register("delta_linear", "dequantise" + _levels)(products.dequantised_delta_linear)
+    register("delta_linear", "dequantise" + _levels)(library_products.delta_linear)
     register("linear", "triton" + _levels)(products.linear)
-    register("linear", "dequantise" + _levels)(products.dequantised_linear)
+    register("linear", "dequantise" + _levels)(library_products.linear)
     register("reconstruct", "triton" + _levels)(products.reconstruct)
 
 register("add_samples", "triton")(sample_products.add_samples)

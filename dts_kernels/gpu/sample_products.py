@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from ..operands import SampleOperands
-from .products import _on, _wide_mm
+from .device import on_device
+from .library_products import wide_mm
 
 BLOCK_M, BLOCK_B, MOST_ROWS = 16, 8, 8  # few registers and many programs; modelled, not measured
 PRODUCT_OPTIONS = {"num_warps": 4, "maxnreg": 128}  # without a limit ptxas aims at 96 registers and spills
@@ -20,7 +21,7 @@ def add_samples(x: Tensor, y: Tensor, operands: SampleOperands, transposed: bool
     entries, places = slots.shape
     per_entry, out_features = rows.shape[0] // entries, y.shape[-1]
     block_t = min(MOST_ROWS, 1 << (per_entry - 1).bit_length())
-    with _on(x):
+    with on_device(x):
         sampled_product[(-(-out_features // BLOCK_M), entries * -(-per_entry // block_t))](
             rows,
             own,
@@ -56,7 +57,7 @@ def add_dense(x: Tensor, y: Tensor, operands: SampleOperands, transposed: bool) 
     full = y.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     out, slots, weights = full.view(-1, out_features), slots.reshape(-1), weights.reshape(-1)
     factor = torch.empty(1, dtype=torch.float32, device=x.device)
-    with _on(x):
+    with on_device(x):
         for at in range(entries * places):
             matrix = torch.empty(m, n, dtype=x.dtype, device=x.device)
             sampled_dense[(-(-n // 64), -(-m // 32))](
@@ -77,7 +78,7 @@ def add_dense(x: Tensor, y: Tensor, operands: SampleOperands, transposed: bool) 
                 num_warps=4,
             )
             block = slice(at // places * each, (at // places + 1) * each)
-            out[block] += _wide_mm(rows[block], matrix if transposed else matrix.T) * factor
+            out[block] += wide_mm(rows[block], matrix if transposed else matrix.T) * factor
     return full.to(y.dtype)
 
 

@@ -65,3 +65,14 @@ def shrink(
     out *= tl.load(weights + row // per_entry * places + place, mask=real, other=0.0)[:, None]
     at = ((part * places + place).to(tl.int64) * rows + row) * width
     tl.store(t + at[:, None] + n[None, :], out.to(t.dtype.element_ty), mask=real[:, None] & (n < columns)[None, :])
+
+
+@triton.jit
+def combine_parts(parts, t, size, PARTS: tl.constexpr, BLOCK: tl.constexpr):
+    """t [size] = round(the sum of parts [PARTS, size], float32, in their order): what every program of expand would do
+    for itself.  Grid: ceil(size / BLOCK)."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.load(parts + at, mask=at < size, other=0.0)
+    for part in tl.static_range(1, PARTS):
+        total += tl.load(parts + part * size.to(tl.int64) + at, mask=at < size, other=0.0)
+    tl.store(t + at, total.to(t.dtype.element_ty), mask=at < size)

@@ -1,6 +1,6 @@
 """Measure configs on the GPU at hand and keep the best.  Called explicitly (`dts bench tune`), never by a product."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import product
 
@@ -10,7 +10,8 @@ from .. import layout, planar
 from ..operands import FactorOperands
 from . import config
 from .config import Config
-from .products import Launch, device_properties
+from .device import device_properties
+from .products import Launch
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -59,6 +60,35 @@ def milliseconds(run: Callable[[], object], repeats: int = 20, flush: int = 256 
         stop.record()
         torch.cuda.synchronize()
         times.append(start.elapsed_time(stop))
+    return times
+
+
+def rotated_milliseconds(runs: Sequence[Callable[[], object]], repeats: int = 20) -> list[float]:
+    """Times of one of ``runs``, captured one after another in one CUDA graph: each should touch memory of its own.
+
+    As a model pays for a layer; a replay of one alone adds some 5 us between the events.
+    """
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            for run in runs:
+                run()
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kept = [run() for run in runs]
+    times = []
+    for i in range(repeats + 3):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        stop.record()
+        torch.cuda.synchronize()
+        if i >= 3:
+            times.append(start.elapsed_time(stop) / len(runs))
+    del kept
     return times
 
 

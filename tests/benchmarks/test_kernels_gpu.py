@@ -7,8 +7,9 @@ from benchmarks.kernels import gpu
 from benchmarks.kernels.gpu import Case
 
 
-def fake_timer(run):
-    run()
+def fake_timer(runs):
+    for run in runs:
+        run()
     return [1.0, 2.0, 3.0]
 
 
@@ -19,6 +20,7 @@ def test_every_method_of_a_case_is_timed_after_its_result_is_checked(workload):
     results = gpu.measure(case, "cpu", fake_timer)
     names = [r.method for r in results]
     assert names[:3] == ["base alone", "packed", "sketch, equal bytes"] and len(names) == 6
+    assert 2 <= gpu.layer_count(case) <= 12
     assert [r.error is not None for r in results] == [n in ("packed", "sketch, equal bytes") for n in names]
     assert all(r.median_us == 2000 and r.p10_us == 1000 and r.p90_us == 3000 for r in results)
     rows = gpu.rows_of_table(results, copy=1e9)
@@ -29,7 +31,7 @@ def test_every_method_of_a_case_is_timed_after_its_result_is_checked(workload):
 def test_a_wrong_product_gets_no_time(monkeypatch):
     monkeypatch.setattr(gpu.kernels, "linear", lambda x, weight, *rest: x @ weight.T * 2)
     with pytest.raises(AssertionError, match="packed is wrong"):
-        gpu.measure(Case(32, 32, 0.3, 2, "one"), "cpu", lambda run: pytest.fail("timed"))
+        gpu.measure(Case(32, 32, 0.3, 2, "one"), "cpu", fake_timer)
 
 
 def test_workloads_name_a_task_a_row():

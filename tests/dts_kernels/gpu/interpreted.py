@@ -10,7 +10,7 @@ import torch
 
 import dts_kernels as kernels
 from dts_kernels import dispatch, reference
-from dts_kernels.gpu import products, rules
+from dts_kernels.gpu import library_products, products, rules
 from dts_kernels.gpu.config import Config
 from dts_kernels.paths import PATHS
 from dts_kernels.samples import dense as dense_samples
@@ -92,6 +92,33 @@ def test_delta_linear_and_linear(entries, levels, dtype):
         assert torch.equal(kernels.delta_linear(x, made, routing), torch.zeros(6, OUT, dtype=dtype))
 
 
+@pytest.mark.parametrize("entries", [MIXED, [2], [{0: 0.5, 2: -0.25}]], ids=["rows", "one", "mixture"])
+def test_base_and_delta_in_one_kernel(entries, dtype):
+    """Whether or not a device is known on which it is the faster way."""
+    made, routing = bank(), kernels.Routing.of(entries)
+    x, weight, bias = torch.randn(6, IN).to(dtype), (torch.randn(OUT, IN) / 12).to(dtype), torch.randn(OUT).to(dtype)
+    launch = products.Launch(x, made.operands(routing), FUSED)
+    wanted = truth(x, made, routing, x.double() @ weight.double().T + bias.double())
+    assert error(launch.base_expand(weight, bias), wanted) < TOLERANCE[dtype]
+
+
+FUSED = {"base_expand": Config(block_n=32, block_k=32, stages=2)}
+
+
+@pytest.mark.parametrize("entries", [[2], [2, None, 0]], ids=["one", "several"])
+@pytest.mark.parametrize("with_y", [False, True])
+@pytest.mark.parametrize("size", [1e-8, 1e-3, 1e6])
+def test_many_rows_in_bfloat16_are_rounded_once(entries, with_y, size):
+    """A task's scale goes into t, which a power of two leaves exact: t and the result are rounded, nothing else."""
+    made, routing = bank(size=size), kernels.Routing.of(entries)
+    x = torch.randn(3 * len(entries), IN).bfloat16()
+    y = (size * torch.randn(len(x), OUT)).bfloat16() if with_y else None
+    got = library_products.delta_linear(x, y, made.operands(routing), False)
+    wanted = truth(x, made, routing, y)
+    assert got.dtype == torch.bfloat16 and error(got, wanted) < 4e-3
+    assert (got[:3].double() - wanted[:3]).norm() < 4e-3 * wanted[:3].norm()
+
+
 @pytest.mark.parametrize("rows,split", [(1, 2), (17, 1), (17, 2)])
 def test_row_blocks_and_split_contractions(rows, split, dtype):
     made, routing = bank(), kernels.Routing.of([2])
@@ -104,6 +131,16 @@ def test_row_blocks_and_split_contractions(rows, split, dtype):
     t, parts = launch.shrink()
     assert parts == split
     assert error(launch.expand(t, parts, None), truth(x, made, routing)) < TOLERANCE[dtype]
+
+
+def test_parts_that_are_added_up_before_give_the_same_bits(dtype):
+    made, routing = bank(), kernels.Routing.of([{2: 0.5, 0: 1.5}])
+    x = torch.randn(3, IN).to(dtype)
+    launch = products.Launch(x, made.operands(routing), {"shrink": Config(split=2, block_n=32)})
+    parts, count = launch.shrink()
+    whole = launch.combine(parts, launch.scratch(1))
+    assert count == 2 and whole.dtype == dtype
+    assert torch.equal(launch.expand(whole, 1, None), launch.expand(parts, 2, None))
 
 
 def test_every_half_word_decodes_to_its_codes(every_half_word, dtype):
@@ -165,7 +202,9 @@ def test_dequantise_is_the_factor(side, levels):
     slots = torch.tensor([0, 2, 5, -1], dtype=torch.int32)
     for place in range(4):
         sizes = (made.max_rank, OUT) if side == "u" else (IN, made.max_rank)
-        got = products.dequantise(made.packed, made.table, slots, place, *sizes, side == "u", torch.float32, levels)
+        got = library_products.dequantise(
+            made.packed, made.table, slots, place, *sizes, side == "u", torch.float32, levels
+        )
         wanted = torch.zeros(sizes)
         if slots[place] in (0, 2):
             u, v = reference.factor_values(made.factors(int(slots[place])))
@@ -180,7 +219,7 @@ def test_many_rows_use_dequantised_factors(levels, dtype):
     dispatch.ran.clear()
     got = kernels.delta_linear(x[None], made, routing)[0] if not levels or dtype == torch.float32 else None
     if got is None:
-        got = products.dequantised_delta_linear(x, None, made.operands(routing), False)
+        got = library_products.delta_linear(x, None, made.operands(routing), False)
     else:
         assert set(dispatch.ran) == {("delta_linear", "dequantise" + ("_levels" if levels else ""))}
     assert error(got, truth(x, made, routing)) < TOLERANCE[dtype]

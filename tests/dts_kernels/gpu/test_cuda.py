@@ -153,6 +153,23 @@ def test_a_captured_graph_follows_tasks_that_are_swapped():
         check(out, x, made, entries, x.double() @ weight.double().T)
 
 
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("rows", [1, 16, 512])
+def test_one_task_is_captured_too_whatever_the_rows(rows, dtype):
+    """Shrink beside the base's product, the fused kernel, and long prompts by library products."""
+    made, routing = bank(1024, 768, [600, 30]), kernels.Routing.of([0], "cuda")
+    x, weight = (torch.randn(size, 768, device="cuda", dtype=dtype) for size in (rows, 1024))
+    eager = kernels.linear(x, weight, None, made, routing)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outs = [kernels.linear(x, weight, None, made, routing) for _ in range(3)]  # scratch of one is the next one's
+    graph.replay()
+    assert all(torch.equal(out, eager) for out in outs)
+    routing.slots.fill_(1)
+    graph.replay()
+    check(outs[-1], x, made, [1], x.double() @ weight.double().T)
+
+
 def test_compiled_equals_eager():
     made, x = bank(768, 640, [64, 100]), torch.randn(4, 640, device="cuda", dtype=torch.float16)
     step = torch.compile(lambda x, r: kernels.delta_linear(x, made, r), fullgraph=True)

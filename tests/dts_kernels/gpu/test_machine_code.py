@@ -3,13 +3,16 @@
 import multiprocessing
 import re
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from itertools import product
 
 import pytest
 
 triton = pytest.importorskip("triton", reason="needs Triton (pip install triton)")
 
 from benchmarks.kernels import sass  # noqa: E402
-from dts_kernels.gpu import decode  # noqa: E402
+from dts_kernels.gpu import config, decode  # noqa: E402
+from dts_kernels.gpu.config import Device  # noqa: E402
 
 # Lane instructions a code in the main loop.  The machine code is that of the ptxas in Triton's wheel: with Triton 3.6
 # four levels take up to 6.3, and 4:1 codes 3.3 in fp16 on sm_90, so the four-level budget is asserted from 3.9 on.
@@ -40,6 +43,33 @@ def test_no_spills_and_few_instructions(reports, kernel, arch, dtype, levels):
         assert 1 < report.instructions_per_code <= ASM_BUDGET
     elif kernel in ("shrink", "expand") and report.levels in BUDGET:
         assert 1 < report.instructions_per_code <= BUDGET[report.levels]
+
+
+def chosen_configs() -> list[tuple]:
+    """(kernel, whether rows of a task are gathered, config) of every choice that a size can get on these devices."""
+    devices = Device("NVIDIA H100 80GB HBM3", 132, (9, 0)), Device("Orin", 16, (8, 7))
+    sizes = (128, 204, 1228, 4096, 14336)
+    layouts = (1, 1), (16, 1), (1, 2), (1, 16), (1, 64)
+    found = {
+        (kernel, blocks > 1, replace(config.choose(kernel, device, "bfloat16", *size, rows, blocks), asm=False))
+        for kernel, device, size, (rows, blocks) in product(
+            ("shrink", "expand"), devices, product(sizes, sizes), layouts
+        )
+    }
+    return sorted(found, key=str)
+
+
+@pytest.mark.parametrize("kernel,grouped,chosen", chosen_configs(), ids=str)
+@pytest.mark.parametrize(
+    "arch,dtype,levels,asm",
+    [(90, "float16", False, True), (90, "bfloat16", True, False), (80, "float16", False, False)],
+)
+def test_every_config_that_is_chosen_stays_in_registers(kernel, grouped, chosen, arch, dtype, levels, asm):
+    c = config.for_levels(chosen) if levels else chosen
+    shape = {"BLOCK_N": c.block_n, "num_warps": c.warps, "num_stages": c.stages, "SPLIT": c.split}
+    shape |= {"GROUPED": grouped, "ENTRIES": 16 if grouped else 1}
+    report = sass.report(kernel + sass.ASM * asm, arch, dtype, levels, **shape)
+    assert report.stack == 0 and report.local == 0 and report.shared <= 99 * 1024
 
 
 @pytest.mark.parametrize("arch", sass.ARCHITECTURES)
