@@ -4,13 +4,21 @@ A row a tensor: changed, equal, new, absent, tied, dropped or skipped, with the 
 name it goes by where that is another one.
 """
 
+from __future__ import annotations
+
 from collections import Counter
 from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from dts.adapter.rows import base_name_of
 from dts.warn import warn
+
+if TYPE_CHECKING:
+    from dts.adapter.adapter import Adapter
+    from dts.adapter.entries import Entry
+    from dts.checkpoint import Checkpoint, Pairing
 
 WHAT = ("changed", "equal", "new", "absent", "tied", "dropped", "skipped")
 
@@ -98,7 +106,7 @@ class Account:
             )
 
 
-def of_pairing(pairing, entries: dict | None = None, dropped=(), equal=()) -> Account:
+def of_pairing(pairing: Pairing, entries: dict | None = None, dropped=(), equal=()) -> Account:
     """Of a base and its fine-tune.
 
     entries, dropped: of the adapter, None before there is one;  equal: names of the fine-tune's tensors that were
@@ -134,7 +142,7 @@ def of_pairing(pairing, entries: dict | None = None, dropped=(), equal=()) -> Ac
     return account
 
 
-def _of_base(account: Account, pairing) -> None:
+def _of_base(account: Account, pairing: Pairing) -> None:
     what = {fate.written_as or fate.name: fate.what for fate in account.fates}
     used: dict[str, str] = {}
     for name, pair in pairing.pairs.items():
@@ -151,7 +159,7 @@ def _of_base(account: Account, pairing) -> None:
     account.complete("base", pairing.base.names)
 
 
-def of_model(adapter, base, model) -> Account:
+def of_model(adapter: Adapter, base: Checkpoint, model: Checkpoint) -> Account:
     """Of a base, an adapter and the model they give."""
     section, account, used = adapter.config["finetuned"], Account(), {}
     for name in model.names:
@@ -188,7 +196,7 @@ def of_model(adapter, base, model) -> Account:
 class Effects:
     """Does what is written differ from the base where the adapter says so?  Fed tensor by tensor while it is."""
 
-    def __init__(self, adapter, base):
+    def __init__(self, adapter: Adapter, base: Checkpoint):
         self.adapter, self.base = adapter, base
         self.changed = self.expected = 0
         self.rounded: list[str] = []
@@ -197,11 +205,11 @@ class Effects:
     def see(self, name: str, value: Tensor) -> Tensor:
         """Looks at the reconstructed tensor, which it returns."""
         entry = self.adapter.entries.get(name)
-        if entry is None or entry.kind == "tied" or entry.task_only:
+        if entry is None or entry.kind == "tied" or entry.base_name is None:
             return value
         return self.compare(entry, self.base.load(entry.base_name), value)
 
-    def compare(self, entry, base: Tensor, value: Tensor) -> Tensor:
+    def compare(self, entry: Entry, base: Tensor, value: Tensor) -> Tensor:
         """The same, given the base's tensor, or the part of a larger one that it is in a model in memory."""
         if entry.added_rows is not None or not _same(value, base.to(value.dtype)):
             self.expected, self.changed = self.expected + 1, self.changed + 1

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from dts.adapter import folder as folders
 from dts.adapter.accounting import Account, Effects
 from dts.adapter.apply import check_base, reconstructed
 from dts.adapter.carried import check_files
 from dts.adapter.entries import Entry
+from dts.adapter.folder import read_folder, write_folder
 from dts.adapter.in_memory import applied_in_memory
 from dts.adapter.predict import Prediction
 from dts.adapter.truncate import truncated
@@ -88,7 +88,7 @@ class Adapter:
         Raises AdapterError naming all that is missing, altered, out of range or of the wrong kind.
         """
         folder = Path(path)
-        config, entries = folders.read(folder, verify)
+        config, entries = read_folder(folder, verify)
         adapter = cls.of(config, entries, folder, {name: folder / name for name in config["files"]})
         if verify:
             check_files(adapter)
@@ -106,7 +106,7 @@ class Adapter:
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Writes the folder, whole or not at all."""
-        return folders.write(self, Path(path), overwrite)
+        return write_folder(self, Path(path), overwrite)
 
     def on(self, base, check: bool = True):
         """The reconstructed fine-tune as a `Checkpoint` whose tensors are made when they are loaded.

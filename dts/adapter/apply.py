@@ -1,9 +1,12 @@
 """Base + adapter -> the reconstructed fine-tune, tensor by tensor, and as a checkpoint folder."""
 
+from __future__ import annotations
+
 import json
 import shutil
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,17 +23,20 @@ from dts.checkpoint.safetensors_file import Layout
 from dts.checkpoint.sentence import MODULES
 from dts.files import Watch, building, check_place
 
+if TYPE_CHECKING:
+    from dts.adapter.adapter import Adapter
+
 SHARD_BYTES = 5 * 10**9
 
 
-def check_base(adapter, base: Checkpoint) -> None:
+def check_base(adapter: Adapter, base: Checkpoint) -> None:
     """Raises Mismatch listing every difference between this base and the one the adapter was made for."""
     wrong = base_mismatches(adapter, base)
     if wrong:
         raise Mismatch(f"{base.source} is not the base of the adapter {adapter.name!r}", wrong)
 
 
-def base_mismatches(adapter, base: Checkpoint) -> list[str]:
+def base_mismatches(adapter: Adapter, base: Checkpoint) -> list[str]:
     """A line for each difference; empty for the right base."""
     config = adapter.config
     theirs = fingerprint(base)
@@ -62,7 +68,7 @@ def _lacking(entry, base: Checkpoint) -> str | None:
     return None
 
 
-def misfits(adapter, base: Checkpoint) -> list[str]:
+def misfits(adapter: Adapter, base: Checkpoint) -> list[str]:
     """A line for all that the adapter says of tensors that cannot be, even if this is its base."""
     section, wrong = adapter.config["finetuned"], []
     for entry in adapter.entries.values():
@@ -103,7 +109,7 @@ def misfits(adapter, base: Checkpoint) -> list[str]:
     return wrong
 
 
-def _unchanged(adapter, base: Checkpoint) -> list[tuple[str, str]]:
+def _unchanged(adapter: Adapter, base: Checkpoint) -> list[tuple[str, str]]:
     """(fine-tune's name, base's) of every tensor without an entry."""
     section = adapter.config["finetuned"]
     by_base: dict[str, list[str]] = {}
@@ -119,7 +125,7 @@ def _unchanged(adapter, base: Checkpoint) -> list[tuple[str, str]]:
     ]
 
 
-def reconstructed(adapter, base: Checkpoint) -> Checkpoint:
+def reconstructed(adapter: Adapter, base: Checkpoint) -> Checkpoint:
     """The fine-tune as a checkpoint of tensors that are made when they are loaded."""
     section = adapter.config["finetuned"]
     main, base_main = getattr(torch, section["dtype"]), base.main_dtype
@@ -133,17 +139,17 @@ def reconstructed(adapter, base: Checkpoint) -> Checkpoint:
             partial(_loaded, base, base_name, dtype, name),
             partial(base.release, base_name),
         )
-    tied = {}
+    tied: dict[str, str] = {}
     for name, entry in adapter.entries.items():
         if entry.kind != "tied":
             tensors[name] = Lazy(
                 entry.shape,
                 entry.dtype,
                 partial(_applied, base, entry),
-                entry.base_name and partial(base.release, entry.base_name),
+                None if entry.base_name is None else partial(base.release, entry.base_name),
             )
     for name, entry in adapter.entries.items():
-        if entry.kind == "tied":
+        if entry.tied_to is not None:
             tensors[name], tied[name] = tensors[entry.tied_to], entry.tied_to
     config = adapter.model_config or base.config
     modules = adapter.config.get("modules")
@@ -169,7 +175,7 @@ def _loaded(base: Checkpoint, base_name: str, dtype: torch.dtype, name: str) -> 
 
 
 def write_checkpoint(
-    base, adapter, out: str | Path, overwrite: bool = False, shard_bytes: int = SHARD_BYTES, progress=None
+    base, adapter: Adapter, out: str | Path, overwrite: bool = False, shard_bytes: int = SHARD_BYTES, progress=None
 ) -> Path:
     """Writes the reconstructed fine-tune as a Hugging Face folder that transformers loads.
 
@@ -204,7 +210,7 @@ def write_checkpoint(
     return out
 
 
-def check_target(out: Path, base: Checkpoint, adapter, overwrite: bool) -> None:
+def check_target(out: Path, base: Checkpoint, adapter: Adapter, overwrite: bool) -> None:
     """Raises FileExistsError unless ``out`` may become the model's folder, whatever it holds being deleted then."""
     target, file = out.resolve(), Path(base.source)
     sources = {"base": base.folder or (file if file.is_file() else None), "adapter": adapter.folder}

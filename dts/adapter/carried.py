@@ -1,12 +1,18 @@
 """The tokenizer and processor files that an adapter carries: which may be, and that they are as they were recorded."""
 
+from __future__ import annotations
+
 from fnmatch import fnmatchcase
 from pathlib import Path, PureWindowsPath
+from typing import TYPE_CHECKING
 
 from dts.adapter.digests import file_digest
 from dts.adapter.entries import AdapterError
 from dts.adapter.tokenizer import SUFFIXES, TEXT_FILES
 from dts.values import line
+
+if TYPE_CHECKING:
+    from dts.adapter.adapter import Adapter
 
 
 def plain_name(name) -> bool:
@@ -32,7 +38,7 @@ def about_file(path: Path) -> dict:
     return {"bytes": len(content), "sha256": file_digest(content)}
 
 
-def file_problems(adapter) -> list[str]:
+def file_problems(adapter: Adapter) -> list[str]:
     """A line for each tokenizer file that is missing, altered, a link, or would be copied elsewhere."""
     wrong = []
     for name in adapter.files:
@@ -43,7 +49,7 @@ def file_problems(adapter) -> list[str]:
     return wrong
 
 
-def checked_file(adapter, name: str) -> bytes:
+def checked_file(adapter: Adapter, name: str) -> bytes:
     """The content of one of the adapter's tokenizer files; raises AdapterError unless it is as it was recorded."""
     path, about = adapter.files[name], adapter.config["files"].get(name)
     if not plain_name(name):
@@ -62,14 +68,14 @@ def checked_file(adapter, name: str) -> bytes:
     return content
 
 
-def check_files(adapter) -> None:
+def check_files(adapter: Adapter) -> None:
     """Raises AdapterError unless every tokenizer file can be copied as it was recorded."""
     wrong = file_problems(adapter)
     if wrong:
         raise AdapterError(f"the adapter {adapter.name!r} is damaged:\n  " + "\n  ".join(wrong))
 
 
-def copy_files(adapter, folder: Path) -> None:
+def copy_files(adapter: Adapter, folder: Path) -> None:
     """Writes the tokenizer files into a folder: the very bytes that were checked."""
     for name in adapter.files:
         (folder / name).write_bytes(checked_file(adapter, name))

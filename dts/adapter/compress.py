@@ -7,7 +7,7 @@ from dts.adapter.accounting import NothingChanged, of_pairing
 from dts.adapter.adapter import Adapter
 from dts.adapter.budget import BudgetError
 from dts.adapter.config import config_of
-from dts.adapter.folder import check_out, check_writable, write
+from dts.adapter.folder import check_out, check_writable, write_folder
 from dts.adapter.options import Options
 from dts.adapter.run import Progress, Run
 from dts.adapter.tokenizer import differing_files
@@ -117,7 +117,7 @@ def _compressed(base, finetuned, out: Path | None, options: Options, progress: P
             adapter.account = of_pairing(pairing, adapter.entries, config["dropped"], run.equal)
             watch.check()
             if written is not None:
-                write(adapter, written, options.overwrite, place)
+                write_folder(adapter, written, options.overwrite, place)
         except (BudgetError, Unencodable, NothingChanged, Changed):  # the same run would fail again
             work.clear()
             raise

@@ -30,7 +30,7 @@ def version_of(entries: Iterable[Entry], digests: bool = True) -> int:
     return needed
 
 
-def digest(name: str, tensors: dict[str, Tensor], row: dict, version: int = FORMAT_VERSION) -> str:
+def row_digest(name: str, tensors: dict[str, Tensor], row: dict, version: int = FORMAT_VERSION) -> str:
     """16 hex digits over an entry's row and its tensors; before version 4 without any name, dtype or shape."""
     row = {k: v for k, v in row.items() if k != "sha256"}
     total = hashlib.sha256(canonical(row if version < 4 else [name, row], version))

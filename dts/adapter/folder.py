@@ -5,17 +5,20 @@ names and dtypes follow from the base's), ``dropped`` (tensors the budget left a
 missing), ``files`` (tokenizer files that differ from the base's) and ``model_config`` (the fine-tune's config.json).
 """
 
+from __future__ import annotations
+
 import json
 import math
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from dts.adapter import check
 from dts.adapter.carried import about_file, check_files, copy_files, within
-from dts.adapter.digests import READABLE, config_digest, digest
+from dts.adapter.digests import READABLE, config_digest, row_digest
 from dts.adapter.entries import AdapterError, Entry
 from dts.adapter.rows import entry_from, entry_tensors
 from dts.adapter.sizes import describe, total_bytes
@@ -24,11 +27,14 @@ from dts.checkpoint.safetensors_file import layout_of
 from dts.checkpoint.strict_json import NotStrict, parse
 from dts.files import Building, building, check_place, set_aside
 
+if TYPE_CHECKING:
+    from dts.adapter.adapter import Adapter
+
 LARGEST_TEXT = 1 << 25  # bytes of a configuration and of a header: some hundred thousand matrices
 CONFIG, MODEL, CARD = "dts_config.json", "dts_model.safetensors", "README.md"
 
 
-def read(folder: Path, verify: bool = True) -> tuple[dict, dict[str, Entry]]:
+def read_folder(folder: Path, verify: bool = True) -> tuple[dict, dict[str, Entry]]:
     """(config, entries) of an adapter folder, in memory of their own: what becomes of the files cannot touch them.
 
     verify: compare all digests.  Everything else is checked in any case, before any of it is used.
@@ -81,7 +87,7 @@ def _entries(config: dict, file: SafetensorsFile, verify: bool) -> tuple[dict[st
         nbytes = sum(tensor.nbytes for tensor in own.values())
         if row["kind"] != "tied" and nbytes != row["bytes"]:
             wrong.append(f"{name}: {nbytes} bytes are stored of it, recorded {row['bytes']}")
-        elif verify and digest(name, own, row, config["format_version"]) != row["sha256"]:
+        elif verify and row_digest(name, own, row, config["format_version"]) != row["sha256"]:
             wrong.append(f"{name}: what is stored of it was altered")
         entries[name] = entry
     wrong += [f"{name}: not in {CONFIG}" for name in sorted(set(file.tensors) - used)]
@@ -118,7 +124,7 @@ def read_config(path: Path) -> dict:
     return config
 
 
-def write(adapter, out: Path, overwrite: bool = False, place: Building | None = None) -> Path:
+def write_folder(adapter: Adapter, out: Path, overwrite: bool = False, place: Building | None = None) -> Path:
     """Writes the folder beside ``out`` and renames it, so that ``out`` is a whole adapter or what it was before.
 
     place: of a run that is building there already.  Raises FileExistsError if there is something else.
@@ -143,7 +149,7 @@ def check_out(out: Path, overwrite: bool) -> None:
     check_place(out, overwrite, "an adapter", lambda folder: (folder / CONFIG).is_file())
 
 
-def complete(adapter) -> tuple[dict[str, Tensor], str, str]:
+def complete(adapter: Adapter) -> tuple[dict[str, Tensor], str, str]:
     """All tensors, and the texts; brings the adapter's config up to date with its entries.
 
     Raises AdapterError if the result could not be read again (names with control characters, ...).

@@ -15,7 +15,7 @@ from dts.adapter.digests import FORMAT_VERSION
 from dts.codec.method import Choice
 from dts.codec.methods import CHOICES
 
-KINDS = ("task", "difference")
+ADAPTER_KINDS = ("task", "difference")
 VECTORS = ("auto", "exact", "8bit")
 SIZES = ("budget", "nbytes", "rank_fraction", "target_error")
 IN_BYTES = ("budget", "nbytes")
@@ -52,7 +52,7 @@ class Options:
             f"{what} must be one of {', '.join(choices)}, not {value!r}"
             for what, value, choices in (
                 ("method", self.method, CHOICES),
-                ("kind", self.kind, KINDS),
+                ("kind", self.kind, ADAPTER_KINDS),
                 ("vectors", self.vectors, VECTORS),
             )
             if value not in choices

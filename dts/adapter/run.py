@@ -54,10 +54,10 @@ class Run:
     ):
         self.pairing, self.config, self.options, self.work = pairing, config, options, work
         self.base_digests = {p.name: base_digests[p.base_name] for p in pairing.pairs.values() if p.base_name}
-        ((self.size, self.wanted),) = options.asked.items()  # of the rounds: "budget" is made "nbytes"
-        if self.size == "budget":
-            self.size, self.wanted = "nbytes", int(self.wanted * 4 * config["base"]["parameters"])
-        self.spectrum = self.size != "rank_fraction" or options.dry_run
+        ((self.goal, self.wanted),) = options.asked.items()
+        if self.goal == "budget":
+            self.goal, self.wanted = "nbytes", int(self.wanted * 4 * config["base"]["parameters"])
+        self.spectrum = self.goal != "rank_fraction" or options.dry_run
         self.prediction: Prediction | None = None
         self.plans = Plans(config, self.base_digests)
         self.known: set[str] = set()  # tensors whose spectra an interrupted run had made
@@ -119,10 +119,10 @@ class Run:
                 entries = self.plans.planned(ranks, self.method)
             else:
                 entries = self.plans.made(ranks, self.method, self.pairing, self.options, self.work, self._step)
-            size = measured(self.config, entries, self.base_digests, digests=not self.options.dry_run)
-            if self.size == "nbytes" and size > self.wanted and not any(ranks):
-                raise too_little(self.wanted, size)
-            following = self._asked_next(asked, attempt, size, ranks)
+            nbytes = measured(self.config, entries, self.base_digests, digests=not self.options.dry_run)
+            if self.goal == "nbytes" and nbytes > self.wanted and not any(ranks):
+                raise too_little(self.wanted, nbytes)
+            following = self._asked_next(asked, attempt, nbytes, ranks)
             if following is None:
                 break
             asked = following
@@ -140,33 +140,33 @@ class Run:
             if asked == self.wanted:
                 raise
             ranks = self.plans.no_ranks()
-        while self.size == "target_error" and attempt and ranks == before:  # a step too small to change any rank
+        while self.goal == "target_error" and attempt and ranks == before:  # a step too small to change any rank
             asked *= SMALLER
             ranks = self._ranks(asked)
         return asked, ranks
 
-    def _asked_next(self, asked: float, attempt: int, size: int, ranks: list[int]) -> float | None:
+    def _asked_next(self, asked: float, attempt: int, nbytes: int, ranks: list[int]) -> float | None:
         """What to ask for in another round; None where these ranks are right, or as near as can be."""
-        exceeds = self.size == "nbytes" and size > self.wanted
-        if self.options.dry_run or self.size == "rank_fraction" or attempt >= ROUNDS - 1 and not exceeds:
+        exceeds = self.goal == "nbytes" and nbytes > self.wanted
+        if self.options.dry_run or self.goal == "rank_fraction" or attempt >= ROUNDS - 1 and not exceeds:
             return None
-        if self.size == "target_error":
+        if self.goal == "target_error":
             error = self.config["squared_error"]
             enough = error is None or error <= self.wanted or not self._room(ranks)
             return None if enough else asked * (NEARLY * self.wanted / error)
         if exceeds:  # by a few bytes: a smaller step might change no rank
-            return asked - (size - self.wanted + SLACK * 2**attempt)
-        enough = NEARLY * self.wanted <= size or size < self.wanted and not self._room(ranks)
+            return asked - (nbytes - self.wanted + SLACK * 2**attempt)
+        enough = NEARLY * self.wanted <= nbytes or nbytes < self.wanted and not self._room(ranks)
         return None if enough else asked
 
     # -- ranks, one a matrix, in the order of the plans
 
     def _ranks(self, asked: float) -> list[int]:
         plans, method = self.plans.compressed, self.method
-        if self.size == "rank_fraction":
+        if self.goal == "rank_fraction":
             return [rank for plan in plans for rank in plan.fraction_ranks(asked, method)]
         curves = [m.curve(method, limit) for plan in plans for m, limit in zip(plan.matrices, plan.limits)]
-        if self.size == "nbytes":
+        if self.goal == "nbytes":
             curves = levelled(curves, [m.elements for plan in plans for m in plan.matrices])
             return allocate_exactly(curves, asked, lambda ranks: self.plans.planned_bytes(ranks, method))
         target = asked * sum(plan.norm**2 for plan in self.plans.by_name.values())

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from dts.adapter.card import card
-from dts.adapter.digests import config_digest, digest, version_of
+from dts.adapter.digests import config_digest, row_digest, version_of
 from dts.adapter.entries import Entry
 from dts.adapter.rows import entry_row, entry_tensors
 from dts.adapter.text import number
@@ -71,7 +71,7 @@ def describe(config: dict, entries: Iterable[Entry], base_digests: dict, digests
         own = entry_tensors(entry)
         layout = layout_of(own.items())
         row = config["tensors"][entry.name] = entry_row(entry, dtype, base_digests.get(entry.name), layout)
-        row["sha256"] = digest(entry.name, own, row) if digests else "0" * 16
+        row["sha256"] = row_digest(entry.name, own, row) if digests else "0" * 16
         sizes |= layout
     return sizes
 

@@ -1,7 +1,10 @@
 """A smaller adapter from a larger one, without the fine-tune: a prefix of every matrix's components, 8-bit vectors."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +16,9 @@ from dts.adapter.vectors import eight_bit
 from dts.codec import Factors
 from dts.codec.methods import method_of
 from dts.values import LARGEST
+
+if TYPE_CHECKING:
+    from dts.adapter.adapter import Adapter
 
 
 def prefix_curve(factors: Factors) -> Curve:
@@ -60,7 +66,7 @@ def shortened(entry: Entry, method: str) -> Entry:
     return eight_bit(entry, entry.whole)
 
 
-def truncated(adapter, nbytes: int):
+def truncated(adapter: Adapter, nbytes: int) -> Adapter:
     """The adapter cut to at most ``nbytes``; changes the adapter given, not its entries."""
     config = adapter.config
     whole = {name: shortened(entry, adapter.method) for name, entry in adapter.entries.items()}

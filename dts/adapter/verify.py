@@ -1,17 +1,23 @@
 """Is an adapter whole, for this base, and as exact as it says?"""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 
 from dts import sums
 from dts.adapter.apply import base_mismatches
 from dts.adapter.carried import file_problems
-from dts.adapter.digests import config_digest, digest
+from dts.adapter.digests import config_digest, row_digest
 from dts.adapter.folder import CONFIG
 from dts.adapter.rows import entry_tensors
 from dts.checkpoint import Checkpoint
 from dts.checkpoint.names import named_as_loaded
+
+if TYPE_CHECKING:
+    from dts.adapter.adapter import Adapter
 
 TOLERANCE = 1e-3  # of a squared relative error, or that share of one above 1: float32 sums in another order
 
@@ -29,13 +35,13 @@ class Report:
         return not self.problems
 
 
-def verify(adapter, base: Checkpoint, finetuned: Checkpoint | None = None) -> Report:
+def verify(adapter: Adapter, base: Checkpoint, finetuned: Checkpoint | None = None) -> Report:
     """Digests of stored tensors, sizes of files, the base's fingerprint and, with the fine-tune, the errors anew."""
     report = Report([f"base: {line}" for line in base_mismatches(adapter, base)])
     rows = adapter.config["tensors"]
     for name, entry in adapter.entries.items():
         own, version = entry_tensors(entry), adapter.config["format_version"]
-        if name not in rows or digest(name, own, rows[name], version) != rows[name]["sha256"]:
+        if name not in rows or row_digest(name, own, rows[name], version) != rows[name]["sha256"]:
             report.problems.append(f"{name}: what is stored of it was altered")
     if "sha256" in adapter.config and config_digest(adapter.config) != adapter.config["sha256"]:
         report.problems.append(f"{CONFIG}: it was altered")
@@ -55,7 +61,9 @@ def verify(adapter, base: Checkpoint, finetuned: Checkpoint | None = None) -> Re
     return report
 
 
-def _compare(adapter, base, finetuned, model, name: str, report: Report) -> None:
+def _compare(
+    adapter: Adapter, base: Checkpoint, finetuned: Checkpoint, model: Checkpoint, name: str, report: Report
+) -> None:
     if name not in finetuned.tensors or finetuned.shape(name) != model.shape(name):
         report.problems.append(f"{name}: not in the fine-tune with shape {list(model.shape(name))}")
         return
@@ -68,7 +76,7 @@ def _compare(adapter, base, finetuned, model, name: str, report: Report) -> None
     if entry is None:
         report.errors[name] = (1.0, 1.0)
         return
-    if entry.kind == "tied":
+    if entry.kind == "tied" or entry.base_name is None:
         return
     rows = entry.base_shape[0]
     if entry.added_rows is not None and not torch.equal(model.load(name)[rows:], ours[rows:]):

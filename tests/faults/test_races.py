@@ -137,7 +137,7 @@ def test_files_of_another_run_are_not_taken(models, tmp_path, monkeypatch):
 
     for which in "12":
         with monkeypatch.context() as patch:
-            patch.setattr(module, "write", stop)
+            patch.setattr(module, "write_folder", stop)
             with pytest.raises(KeyboardInterrupt):
                 faults.job("compress", models, tmp_path / which / "out", which)()
     for file in (tmp_path / "2" / ".out.partial").glob("*.safetensors"):

@@ -390,7 +390,7 @@ def signed(folder: Folder) -> None:
                     continue
         if type(row.get("bytes")) is int:
             row["bytes"] = sum(value.nbytes for value in own.values())
-        row["sha256"] = digests.digest(name, own, row, version)
+        row["sha256"] = digests.row_digest(name, own, row, version)
     if version >= 4:
         config["sha256"] = digests.config_digest(config)
 
