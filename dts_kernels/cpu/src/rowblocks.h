@@ -2,6 +2,7 @@
 #ifndef DTS_ROWBLOCKS_H
 #define DTS_ROWBLOCKS_H
 #include "kernels.h"
+#include "task.h"
 
 typedef struct {
     int64_t row;
@@ -26,8 +27,5 @@ typedef struct {
 /* out = y + the delta of every row, unless tasks have fewer than `from` rows on average (a task and a thread).
  * Returns 1 if done, 0 if not, -1 without memory. */
 int dts_row_blocks(const RowBlocks *call, int threads, const TaskRow *list, int64_t rows, int64_t from);
-
-/* t = gamma * sigma * one row of u. */
-void dts_decode_row(const uint8_t *row, int64_t rank, const float *values, const float *sigma, float gamma, float *t);
 
 #endif

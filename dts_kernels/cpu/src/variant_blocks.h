@@ -1,4 +1,4 @@
-/* The inner loops of row blocks (rowblocks.c); included by variant.c after its SIMD header.
+/* The inner loops of row blocks; included by variant.c after its SIMD header.
  *
  * A decoded tile of V is [quads of four rows of V][vectors][lane]: a vector holds LANES ranks, those of LANES / 4 bytes,
  * plane by plane (rank 4 j + plane of its byte j in lane plane * LANES / 4 + j).  A tile of U is [bytes][4 vectors][lane],
@@ -122,7 +122,7 @@ static void decode_columns(const uint8_t *u, int64_t stride, int64_t rows, int64
 #endif
 
 /* Sums of a tile's columns times a row's scale, with the row's addend and y: no separate passes.  The order of the
- * float operations is that of dts.c. */
+ * float operations is that of expand.c. */
 INLINE void finish(acc a[4], const Digits *t, const BlockRow *row, const float *add, int dtype, int64_t columns) {
     fvec scale = fset(t->scale), gamma = fset(row->gamma), part[4];
     for (int i = 0; i < 4; i++) part[i] = fadd(fset(0), fmul(to_float(a[i], 4 * t->sum), scale)); /* no -0 */

@@ -1,9 +1,10 @@
-/* The inner loops of sampled elements (samples.c); included by variant.c after its SIMD header.
+/* The inner loops of sampled elements; included by variant.c after its SIMD header.
  *
  * Few rows of x: a lane is a row of D, so a code word of each of LANES rows holds 16 groups of them, and what they meet
  * in one group of columns is a turned run of the group.  Many rows: a lane is a row of x, and an element of D is one
  * number for all of them.
  */
+#include "codes.h"
 #include "samples.h"
 
 #ifdef __clang__ /* shifts by constants */
@@ -12,7 +13,6 @@
 #define UNROLLED _Pragma("GCC unroll 16")
 #endif
 
-static const float sample_values[4] = {1, 4, -1, -4};
 enum { SUMS = 8 }; /* chains of additions at once */
 
 /* shifts[g] of a block's groups, from `group` on */
@@ -55,7 +55,7 @@ INLINE acc load_words(const uint32_t *words) { acc a; memcpy(&a, words, sizeof a
 /* Chains `first` to first + ways - 1 of a segment, added to sum[row] in order. */
 INLINE void gather_chains(int rows, int first, int ways, int groups, const uint32_t words[][LANES], const int32_t *at,
                           const float *const *x, fvec *sum) {
-    fvec table = load_values(sample_values), a[SUMS];
+    fvec table = load_values(code_values), a[SUMS];
     for (int w = 0; w < ways; w++)
         for (int r = 0; r < rows; r++) a[w * rows + r] = first + w ? fset(0) : sum[r];
     int g = 0;
@@ -112,12 +112,12 @@ INLINE void gather_lanes(int rows, int groups, const uint32_t words[][LANES], co
 static void samples_gather(const SamplePart *part, int last, int rows, const float *const *x, const float *factor,
                            float *const *sums, float *const *y) {
     const Sample *s = part->sample;
-    int groups = (int)(part->last_group - part->group), bytes = (groups + 3) / 4;
+    int groups = (int)(part->last_group - part->group), bytes = (int)bytes_of(groups);
     int64_t pitch = sample_pitch(s->stride, LANES), next;
     int32_t at[MOST_GROUPS];
     uint32_t words[MOST_GROUPS / 16][LANES] = {{0}};
-    const float *from[8];
-    float own[8][LANES];
+    const float *from[FEW_ROWS];
+    float own[FEW_ROWS][LANES];
     for (int64_t row = part->row; row < part->last_row; row = next) {
         int64_t block = row / s->stride;
         next = sample_turns(part, block, groups, pitch, at);
@@ -142,8 +142,8 @@ static void samples_gather(const SamplePart *part, int last, int rows, const flo
 
 INLINE void scatter_lanes(int rows, int groups, const uint32_t words[][LANES], const int32_t *at,
                           const float x[][LANES], float *const *out) {
-    fvec table = load_values(sample_values), own[8];
-    float *to[8];
+    fvec table = load_values(code_values), own[FEW_ROWS];
+    float *to[FEW_ROWS];
     for (int r = 0; r < rows; r++) own[r] = fload(x[r]), to[r] = out[r];
     for (int g = 0; g < groups; g += 16) {
         acc w = load_words(words[g / 16]);
@@ -172,11 +172,11 @@ INLINE void scatter_lanes(int rows, int groups, const uint32_t words[][LANES], c
  * a block */
 static void samples_scatter(const SamplePart *part, int rows, const float *const *x, float *const *out) {
     const Sample *s = part->sample;
-    int groups = (int)(part->last_group - part->group), bytes = (groups + 3) / 4;
+    int groups = (int)(part->last_group - part->group), bytes = (int)bytes_of(groups);
     int64_t pitch = sample_pitch(s->stride, LANES), next;
     int32_t at[MOST_GROUPS];
     uint32_t words[MOST_GROUPS / 16][LANES] = {{0}};
-    float *to[8], own[8][LANES];
+    float *to[8], own[FEW_ROWS][LANES];
     for (int64_t row = part->row; row < part->last_row; row = next) {
         int64_t block = row / s->stride;
         next = sample_turns(part, block, groups, pitch, at);
@@ -199,7 +199,7 @@ static void samples_scatter(const SamplePart *part, int rows, const float *const
 
 /* values[plane][j] of group 4 j + plane of one row of codes */
 INLINE void sample_row_values(const uint8_t *codes, int bytes, float values[4][MOST_GROUPS / 4]) {
-    fvec table = load_values(sample_values);
+    fvec table = load_values(code_values);
     for (int j = 0; j < bytes; j += LANES) {
         acc c = bytes - j < LANES ? codes_part(codes + j, bytes - j) : load_codes(codes + j);
         for (int plane = 0; plane < 4; plane++) fstore(values[plane] + j, value(c, plane, table));
@@ -271,7 +271,7 @@ INLINE void scatter_row(int vectors, int groups, float values[4][MOST_GROUPS / 4
  * scattered: sums [2 columns a column from the first group on][.] += x [row - first row][.] D, see sample_places */
 static void samples_panel(const SamplePart *part, int scattered, int vectors, const float *x, float *sums) {
     const Sample *s = part->sample;
-    int groups = (int)(part->last_group - part->group), bytes = (groups + 3) / 4, width = vectors * LANES;
+    int groups = (int)(part->last_group - part->group), bytes = (int)bytes_of(groups), width = vectors * LANES;
     int32_t shifts[MOST_GROUPS], at[MOST_GROUPS];
     float values[4][MOST_GROUPS / 4];
     int64_t block = part->row / s->stride, place = part->row % s->stride;
