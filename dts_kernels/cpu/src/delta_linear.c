@@ -24,10 +24,21 @@ static int in_blocks(Call *call, int transposed, int64_t rows, const Task *tasks
         }
         for (int64_t i = entry * call->each; i < (entry + 1) * call->each; i++) list[i] = one, list[i].row = i;
     }
-    RowBlocks work = {.k = call->k, .transposed = transposed, .type = call->type, .n = call->n, .m = call->m,
-                      .x = call->x, .y = call->y, .out = call->out, .x_stride = call->x_stride,
-                      .y_stride = call->y_stride, .out_stride = call->out_stride, .tasks = tasks,
-                      .task_count = task_count, .adds = call->adds, .add_count = call->add_count};
+    RowBlocks work = {.k = call->k,
+                      .transposed = transposed,
+                      .type = call->type,
+                      .n = call->n,
+                      .m = call->m,
+                      .x = call->x,
+                      .y = call->y,
+                      .out = call->out,
+                      .x_stride = call->x_stride,
+                      .y_stride = call->y_stride,
+                      .out_stride = call->out_stride,
+                      .tasks = tasks,
+                      .task_count = task_count,
+                      .adds = call->adds,
+                      .add_count = call->add_count};
     int done = dts_row_blocks(&work, call->threads, list, rows, BLOCK_FROM);
     call->failed = done < 0;
     return done;
@@ -38,15 +49,30 @@ int dts_delta_linear(const DeltaLinear *a) {
     int64_t rows = a->rows, n = a->n, m = a->m, places = a->places, task_count = a->task_count;
     const Task *tasks = a->tasks;
     const int32_t *slots = a->slots;
-    Call call = {.k = dts_find(a->variant), .exact = (int)a->exact, .type = (int)a->type, .n = n, .m = m, .x = a->x,
-                 .y = a->y, .out = a->out, .x_stride = a->x_stride, .y_stride = a->y_stride,
-                 .out_stride = a->out_stride, .slots = slots, .weights = a->weights, .adds = a->adds,
-                 .add_count = a->add_count, .places = places, .each = a->entries ? rows / a->entries : 1};
+    Call call = {.k = dts_find(a->variant),
+                 .exact = (int)a->exact,
+                 .type = (int)a->type,
+                 .n = n,
+                 .m = m,
+                 .x = a->x,
+                 .y = a->y,
+                 .out = a->out,
+                 .x_stride = a->x_stride,
+                 .y_stride = a->y_stride,
+                 .out_stride = a->out_stride,
+                 .slots = slots,
+                 .weights = a->weights,
+                 .adds = a->adds,
+                 .add_count = a->add_count,
+                 .places = places,
+                 .each = a->entries ? rows / a->entries : 1};
     if (!call.k) return NO_VARIANT;
     if (!known_type(call.type)) return NO_FIT;
     int64_t size = size_of(call.type);
-    if (!holds(a->x, a->x_have, rows, n, a->x_stride / size) || (a->y && !holds(a->y, a->y_have, rows, m, a->y_stride / size)) ||
-        !holds(a->out, a->out_have, rows, m, a->out_stride / size) || (a->adds && !holds(a->adds, a->adds_have, a->add_count, m, m)) ||
+    if (!holds(a->x, a->x_have, rows, n, a->x_stride / size) ||
+        (a->y && !holds(a->y, a->y_have, rows, m, a->y_stride / size)) ||
+        !holds(a->out, a->out_have, rows, m, a->out_stride / size) ||
+        (a->adds && !holds(a->adds, a->adds_have, a->add_count, m, m)) ||
         !routes(slots, a->slots_have, a->weights, a->weights_have, a->entries, places, rows) ||
         !tasks_fit(tasks, task_count, slots, a->entries * places, transposed ? n : m, transposed ? m : n))
         return NO_FIT;
@@ -71,12 +97,15 @@ int dts_delta_linear(const DeltaLinear *a) {
             for (int64_t i = 0; i < call.rows * places; i++) {
                 int64_t slot = slots[(first + i / places) / each * places + i % places];
                 if (slot >= 0 && slot < task_count) counts[slot]++;
-                call.used[i / places] |= slot >= 0 && ((slot < task_count && tasks[slot].rank) || (a->adds && slot < a->add_count));
+                call.used[i / places] |=
+                    slot >= 0 && ((slot < task_count && tasks[slot].rank) || (a->adds && slot < a->add_count));
             }
             call.pair_count = call.segment_count = 0;
             for (int64_t slot = 0; slot < task_count; slot++) {
                 int64_t count = tasks[slot].rank ? counts[slot] : 0;
-                if (count) call.segments[call.segment_count++] = dts_segment(&call, &tasks[slot], transposed, call.pair_count, count);
+                if (count)
+                    call.segments[call.segment_count++] =
+                        dts_segment(&call, &tasks[slot], transposed, call.pair_count, count);
                 counts[slot] = count ? call.pair_count : -1;
                 call.pair_count += count;
             }

@@ -12,11 +12,13 @@ int dts_embedding(const Embedding *a) {
     const int32_t *slots = a->slots;
     if (!k) return NO_VARIANT;
     if (!known_type((int)a->type) || !holds(a->out, a->have, rows, n, n) || !holds(ids, rows, rows, 1, 1) ||
-        !routes(slots, entries, a->weights, entries, entries, 1, rows) || !tasks_fit(tasks, task_count, slots, entries, -1, n))
+        !routes(slots, entries, a->weights, entries, entries, 1, rows) ||
+        !tasks_fit(tasks, task_count, slots, entries, -1, n))
         return NO_FIT;
     for (int64_t i = 0; i < entries; i++)
-        if (slots[i] >= 0 && slots[i] < task_count && tasks[slots[i]].rank && (tasks[slots[i]].levels ||
-            (tasks[slots[i]].lookup ? tasks[slots[i]].lookup_count < id_count : tasks[slots[i]].u_rows < id_count)))
+        if (slots[i] >= 0 && slots[i] < task_count && tasks[slots[i]].rank &&
+            (tasks[slots[i]].levels ||
+             (tasks[slots[i]].lookup ? tasks[slots[i]].lookup_count < id_count : tasks[slots[i]].u_rows < id_count)))
             return NO_FIT;
     if (!rows || !n) return DONE;
     TaskRow *list = malloc((size_t)rows * sizeof *list);
@@ -32,8 +34,15 @@ int dts_embedding(const Embedding *a) {
             return ids[i] >= id_count ? NO_ROW : NO_FIT;
         }
     }
-    RowBlocks work = {.k = k, .type = (int)a->type, .m = n, .y = a->y, .out = a->out, .y_stride = stride, .out_stride = stride,
-                      .tasks = tasks, .task_count = task_count};
+    RowBlocks work = {.k = k,
+                      .type = (int)a->type,
+                      .m = n,
+                      .y = a->y,
+                      .out = a->out,
+                      .y_stride = stride,
+                      .out_stride = stride,
+                      .tasks = tasks,
+                      .task_count = task_count};
     int done = dts_row_blocks(&work, (int)a->threads, list, rows, 0);
     free(list);
     return done < 0 ? NO_MEMORY : DONE;

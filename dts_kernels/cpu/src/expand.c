@@ -8,8 +8,8 @@ enum { FETCH = 16 }; /* rows of U ahead */
 static void expand_exact(const Call *call, const Segment *s, int64_t o0, int64_t columns, float *y, int64_t tile) {
     for (int64_t o = 0; o < columns; o++)
         for (int64_t p = s->first; p < s->first + s->count; p++)
-            y[call->pairs[p].row * tile + o] += call->k->expand_float(
-                s->u + (o0 + o) * s->u_stride, s->width, s->u_values, call->pairs[p].t, s->plane);
+            y[call->pairs[p].row * tile + o] +=
+                call->k->expand_float(s->u + (o0 + o) * s->u_stride, s->width, s->u_values, call->pairs[p].t, s->plane);
 }
 
 static void expand_direct(const Call *call, const Segment *s, int64_t o0, int64_t columns, float *y, int64_t tile) {
@@ -28,7 +28,8 @@ static void expand_direct(const Call *call, const Segment *s, int64_t o0, int64_
         call->k->expand4((int)s->count, u, s->width, digits, s->plane, sums);
         for (int64_t p = 0; p < s->count; p++)
             for (int i = 0; i < 4 && o + i < columns; i++)
-                y[pairs[p].row * tile + o + i] += pairs[p].digits.scale * (float)(int32_t)(sums[p][i] - 4 * pairs[p].digits.sum);
+                y[pairs[p].row * tile + o + i] +=
+                    pairs[p].digits.scale * (float)(int32_t)(sums[p][i] - 4 * pairs[p].digits.sum);
     }
 }
 
@@ -52,7 +53,6 @@ static void expand_tile(const Call *call, const Segment *s, int64_t o0, int64_t 
         for (int64_t c = 0; c < columns; c++) to[c] += scale * (float)(int32_t)(sums[p][c] - offset);
     }
 }
-
 
 /* y = the addends of each row's tasks, times their gammas. */
 static void start_tile(const Call *call, int64_t o0, int64_t columns, float *y, int64_t tile) {

@@ -4,16 +4,16 @@
 #include "samples.h"
 #include "sizes.h"
 
-enum { MAX_ROWS = 3 };              /* rows of one task that a product keeps in registers at once */
+enum { MAX_ROWS = 3 }; /* rows of one task that a product keeps in registers at once */
 
 /* A row of numbers as  scale * (256 * high + low):  16 bits in two digits of 8, exact in integer products. */
 typedef struct {
     int8_t *high, *low;
     float scale;
-    uint32_t sum;                   /* of 256 * high + low, modulo 2^32 */
+    uint32_t sum; /* of 256 * high + low, modulo 2^32 */
 } Digits;
 
-typedef struct {                    /* where a row of a block is in a tile of y and out (y NULL: zeros) */
+typedef struct { /* where a row of a block is in a tile of y and out (y NULL: zeros) */
     const char *y;
     char *out;
     float gamma;
@@ -21,8 +21,8 @@ typedef struct {                    /* where a row of a block is in a tile of y 
 
 typedef struct {
     const char *name;
-    int lanes;                      /* int32 lanes of a register: 16, 8 or 4; a tile has 4 * lanes columns */
-    int direct_rows;                /* up to this many rows of a task, codes are expanded in registers for each pass */
+    int lanes;       /* int32 lanes of a register: 16, 8 or 4; a tile has 4 * lanes columns */
+    int direct_rows; /* up to this many rows of a task, codes are expanded in registers for each pass */
     /* dtype conversion; out may not alias */
     void (*widen)(const void *in, int dtype, int64_t count, float *out);
     void (*narrow)(const float *in, const void *add, void *out, int dtype, int64_t count);

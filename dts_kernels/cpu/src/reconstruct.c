@@ -23,8 +23,15 @@ static void rows_item(void *context, int64_t item, int worker) {
 int dts_reconstruct(const char *variant, int threads, int exact, const Task *tasks, int64_t task_count,
                     const float *gamma, int64_t gamma_have, const void *base, int64_t base_stride, void *out,
                     int64_t have, int64_t out_stride, int type, int64_t m, int64_t n) {
-    Call call = {.k = dts_find(variant), .exact = exact, .type = type, .n = 0, .m = n, .y = base, .out = out,
-                 .y_stride = base_stride, .out_stride = out_stride};
+    Call call = {.k = dts_find(variant),
+                 .exact = exact,
+                 .type = type,
+                 .n = 0,
+                 .m = n,
+                 .y = base,
+                 .out = out,
+                 .y_stride = base_stride,
+                 .out_stride = out_stride};
     if (!call.k) return NO_VARIANT;
     if (!known_type(type)) return NO_FIT;
     int64_t size = size_of(type);
@@ -51,7 +58,8 @@ int dts_reconstruct(const char *variant, int threads, int exact, const Task *tas
             *s = dts_segment(&call, &tasks[i], 1, call.pair_count, call.rows); /* V's rows are the outputs */
             s->direct = 0;
             for (int64_t r = 0; r < call.rows; r++)
-                call.pairs[call.pair_count++] = (Pair){.row = (int32_t)r, .task = (int32_t)call.segment_count, .gamma = gamma[i]};
+                call.pairs[call.pair_count++] =
+                    (Pair){.row = (int32_t)r, .task = (int32_t)call.segment_count, .gamma = gamma[i]};
             dts_take_pairs(&call, s, 0);
             call.segment_count++;
         }

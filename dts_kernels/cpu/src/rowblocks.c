@@ -17,7 +17,7 @@ enum {
     NEAR_BYTES = 384 << 10, /* of digits and sums a block, beside the tiles in a second-level cache */
 };
 
-typedef struct {            /* rows of one task of rank above 0 */
+typedef struct { /* rows of one task of rank above 0 */
     const Task *task;
     const TaskRow *rows;
     const float *add;
@@ -99,10 +99,11 @@ static void block_item(void *context, int64_t item, int worker) {
     for (int64_t r = 0; r < count; r++) {
         float gamma = block->rows[r].gamma;
         if (call->x)
-            k->scale_ranks(sums + r * vectors * lanes, 4 * x[r].sum, task->sigma, x[r].scale * gamma, task->rank, floats);
+            k->scale_ranks(sums + r * vectors * lanes, 4 * x[r].sum, task->sigma, x[r].scale * gamma, task->rank,
+                           floats);
         else
             decode_row(task->u + block->rows[r].id * task->u_stride, task->rank, code_values, task->sigma, gamma,
-                           floats);
+                       floats);
         k->quantise(floats, task->rank, 4 * width, digit_limit(task->rank), &t[r]);
         rows[r].gamma = gamma;
     }
@@ -192,7 +193,9 @@ int dts_row_blocks(const RowBlocks *call, int threads, const TaskRow *list, int6
     for (int64_t i = 0; done == 1 && i < rows; i++) {
         int32_t slot = list[i].slot;
         if (slot >= 0 && slot < call->task_count && call->tasks[slot].rank) sorted[first[slot]++] = list[i];
-        else plain_row(call, &list[i], call->adds && slot >= 0 && slot < call->add_count ? call->adds + slot * call->m : NULL);
+        else
+            plain_row(call, &list[i],
+                      call->adds && slot >= 0 && slot < call->add_count ? call->adds + slot * call->m : NULL);
     }
     if (done == 1 && count) done = run_blocks(call, blocks, count, useful);
     free(blocks), free(sorted), free(first);

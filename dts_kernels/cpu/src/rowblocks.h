@@ -6,21 +6,21 @@
 
 typedef struct {
     int64_t row;
-    int64_t id;                     /* embeddings: the row of u */
-    int32_t slot;                   /* -1: none */
+    int64_t id;   /* embeddings: the row of u */
+    int32_t slot; /* -1: none */
     float gamma;
 } TaskRow;
 
 typedef struct {
     const Kernels *k;
-    int transposed, type;           /* type: of x, y and out */
+    int transposed, type; /* type: of x, y and out */
     int64_t n, m;
-    const char *x, *y;              /* x NULL: rows of u instead of x V (embeddings); y NULL: zeros; strides in bytes */
+    const char *x, *y; /* x NULL: rows of u instead of x V (embeddings); y NULL: zeros; strides in bytes */
     char *out;
     int64_t x_stride, y_stride, out_stride;
-    const Task *tasks;              /* without levels where a row uses them */
+    const Task *tasks; /* without levels where a row uses them */
     int64_t task_count;
-    const float *adds;              /* [add_count, m] or NULL: gamma times the slot's row is added */
+    const float *adds; /* [add_count, m] or NULL: gamma times the slot's row is added */
     int64_t add_count;
 } RowBlocks;
 

@@ -6,7 +6,7 @@
 #include "kernels.h"
 #include "parallel.h"
 
-enum { IDS = 16 };          /* of an item of work */
+enum { IDS = 16 }; /* of an item of work */
 
 typedef struct {
     const Kernels *k;
@@ -19,7 +19,7 @@ typedef struct {
     const int64_t *starts;
     const int32_t *slots;
     const float *weights;
-    float *rows;            /* [workers, n] */
+    float *rows; /* [workers, n] */
 } Rows;
 
 /* row += factor * row `id` of D */
@@ -52,9 +52,20 @@ static void rows_item(void *context, int64_t item, int worker) {
 
 int dts_add_sampled_rows(const AddSampledRows *a) {
     int64_t count = a->count, n = a->n;
-    Rows call = {.k = dts_find(a->variant), .ids = a->ids, .count = count, .n = n, .entries = a->entries,
-                 .places = a->places, .slot_count = a->slot_count, .y = a->y, .out = a->out, .type = (int)a->type,
-                 .samples = a->samples, .starts = a->starts, .slots = a->slots, .weights = a->weights};
+    Rows call = {.k = dts_find(a->variant),
+                 .ids = a->ids,
+                 .count = count,
+                 .n = n,
+                 .entries = a->entries,
+                 .places = a->places,
+                 .slot_count = a->slot_count,
+                 .y = a->y,
+                 .out = a->out,
+                 .type = (int)a->type,
+                 .samples = a->samples,
+                 .starts = a->starts,
+                 .slots = a->slots,
+                 .weights = a->weights};
     if (!call.k) return NO_VARIANT;
     if (!known_type(call.type) || !holds(a->ids, count, count, 1, 1) || !holds(a->y, a->y_have, count, n, n) ||
         !holds(a->out, a->out_have, count, n, n) ||

@@ -1,8 +1,7 @@
 /* Products with sampled elements: which rows meet which sample, how x is laid out for them, and tiles over threads.
  *
  * A pair is a row of x and a sample it uses.  The pairs of one sample go in batches: a panel of rows, a row a lane, or
- * a few rows at a time.  A tile is some of the outputs of all rows, summed in float32 batch by
- * batch and rounded once.
+ * a few rows at a time.  A tile is some of the outputs of all rows, summed in float32 batch by batch and rounded once.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -15,41 +14,43 @@
 #endif
 
 enum {
-    MOST_PAIRS = 256,       /* of one sweep over the samples; more rows sweep again */
-    NEAR = 8192,            /* numbers of x in the first-level cache while all rows of D in a tile use them */
-    NEAR_PANEL = 32768,     /* the same of a panel, in the second-level cache: more elements of a row of D at once */
-    TILE = 256,             /* outputs, about */
-    PIECE = MOST_STRIDE,    /* numbers of a row that are converted at a time */
-    COLUMNS = 64,           /* of a panel that are turned at a time */
-    MOST_WIDTH = 64,        /* rows of a panel: four registers of 16 */
-    WORK = 4,               /* codes of packed factors that take as long as one sampled element */
+    MOST_PAIRS = 256,    /* of one sweep over the samples; more rows sweep again */
+    NEAR = 8192,         /* numbers of x in the first-level cache while all rows of D in a tile use them */
+    NEAR_PANEL = 32768,  /* the same of a panel, in the second-level cache: more elements of a row of D at once */
+    TILE = 256,          /* outputs, about */
+    PIECE = MOST_STRIDE, /* numbers of a row that are converted at a time */
+    COLUMNS = 64,        /* of a panel that are turned at a time */
+    MOST_WIDTH = 64,     /* rows of a panel: four registers of 16 */
+    WORK = 4,            /* codes of packed factors that take as long as one sampled element */
 };
 
-typedef struct { int64_t row; float factor; } Pair;
+typedef struct {
+    int64_t row;
+    float factor;
+} Pair;
 
-typedef struct {            /* pairs of one sample, beside each other */
+typedef struct { /* pairs of one sample, beside each other */
     const Sample *sample;
     const Pair *pairs;
     int64_t count, groups, pitch, part_groups;
-    int vectors;            /* of a panel; 0: few rows */
-    float *x;               /* laid out as sample_pitch says, or a panel; few rows: `each` numbers apart */
+    int vectors; /* of a panel; 0: few rows */
+    float *x;    /* laid out as sample_pitch says, or a panel; few rows: `each` numbers apart */
     int64_t each;
 } Batch;
 
 typedef struct {
     const Kernels *k;
     int threads, transposed, type;
-    int64_t m, n, rows, first_row;  /* m, n: of D;  rows: of the sweep */
-    int64_t in, out_columns;        /* numbers of a row of x and of y */
+    int64_t m, n, rows, first_row; /* m, n: of D;  rows: of the sweep */
+    int64_t in, out_columns;       /* numbers of a row of x and of y */
     const char *x, *y;
     char *out;
     Batch *batches;
-    int64_t batch_count, pieces;    /* pieces: of a batch's x that are laid out by themselves */
+    int64_t batch_count, pieces; /* pieces: of a batch's x that are laid out by themselves */
     int64_t tile;
     char *scratch;
     int64_t scratch_size;
 } Call;
-
 
 /* ---- x for the inner loops -------------------------------------------------------------------------------------- */
 
@@ -103,8 +104,7 @@ static void lay_panel(const Call *call, const Batch *b, int64_t first, int64_t l
     for (int64_t c0 = first; c0 < last; c0 += COLUMNS) {
         int64_t count = least(COLUMNS, last - c0), own = least(count, call->in - c0);
         if (own < count || b->count < width) memset(pieces, 0, sizeof pieces);
-        for (int64_t lane = 0; lane < b->count && own > 0; lane++)
-            read_x(call, &b->pairs[lane], c0, own, pieces[lane]);
+        for (int64_t lane = 0; lane < b->count && own > 0; lane++) read_x(call, &b->pairs[lane], c0, own, pieces[lane]);
         turn(pieces[0], COLUMNS, width, count, b->x + c0 * width, width);
     }
 }
@@ -235,7 +235,10 @@ static int64_t split(const Call *call, const Sample *sample, const Pair *pairs, 
         int64_t rest = count - at;
         int vectors = rest >= 4 * lanes ? 4 : rest >= 2 * lanes ? 2 : 2 * rest > lanes ? 1 : 0;
         size = vectors ? least(rest, vectors * lanes) : rest >= 8 ? 8 : rest >= 4 ? 4 : rest >= 2 ? 2 : 1;
-        Batch b = {.sample = sample, .pairs = pairs + at, .count = size, .vectors = vectors,
+        Batch b = {.sample = sample,
+                   .pairs = pairs + at,
+                   .count = size,
+                   .vectors = vectors,
                    .groups = ceil_div(call->n, sample->stride),
                    .pitch = sample_pitch(sample->stride, lanes)};
         int64_t numbers = vectors ? sample->stride * vectors * lanes : b.pitch * size; /* a group */
@@ -287,7 +290,8 @@ static int sweep(Call *call) {
     }
     call->scratch_size = round_up((round_up(call->rows * call->tile, 16) + most) * 4, 64);
     void *memory = NULL;
-    if (posix_memalign(&memory, 64, (size_t)(64 + round_up(numbers * 4, 64) + call->threads * call->scratch_size))) return 1;
+    if (posix_memalign(&memory, 64, (size_t)(64 + round_up(numbers * 4, 64) + call->threads * call->scratch_size)))
+        return 1;
     float *x = memory;
     for (int64_t i = 0; i < call->batch_count; i++) {
         call->batches[i].x = x;
@@ -308,8 +312,15 @@ int dts_add_samples(const AddSamples *a) {
     const int64_t *starts = a->starts;
     const int32_t *slots = a->slots;
     const float *weights = a->weights;
-    Call call = {.k = dts_find(a->variant), .transposed = (int)a->transposed, .type = (int)a->type, .m = a->m, .n = a->n,
-                 .in = a->transposed ? a->m : a->n, .out_columns = a->transposed ? a->n : a->m, .x = a->x, .y = a->y,
+    Call call = {.k = dts_find(a->variant),
+                 .transposed = (int)a->transposed,
+                 .type = (int)a->type,
+                 .m = a->m,
+                 .n = a->n,
+                 .in = a->transposed ? a->m : a->n,
+                 .out_columns = a->transposed ? a->n : a->m,
+                 .x = a->x,
+                 .y = a->y,
                  .out = a->out};
     if (!call.k) return NO_VARIANT;
     if (!known_type(call.type) || !holds(a->x, a->x_have, rows, call.in, call.in) ||
@@ -346,8 +357,8 @@ int dts_add_samples(const AddSamples *a) {
             for (int64_t s = 0; s < sample_count && !pass; s++) ends[s + 1] += ends[s];
         }
         for (int64_t s = 0, begin = 0; s < sample_count; begin = ends[s++])
-            call.batch_count += split(&call, &samples[s], pairs + begin, ends[s] - begin,
-                                      call.batches + call.batch_count);
+            call.batch_count +=
+                split(&call, &samples[s], pairs + begin, ends[s] - begin, call.batches + call.batch_count);
         failed = sweep(&call);
     }
     free(ends), free(pairs), free(call.batches);

@@ -5,12 +5,12 @@
 #include "sizes.h"
 
 typedef struct {
-    const uint8_t *codes;           /* four groups a byte, any alignment */
-    int64_t row_bytes;              /* from row to row */
+    const uint8_t *codes; /* four groups a byte, any alignment */
+    int64_t row_bytes;    /* from row to row */
     int64_t stride;
     uint32_t seed;
     float scale;
-    int64_t rows, bytes;            /* that there are, and bytes of a row */
+    int64_t rows, bytes; /* that there are, and bytes of a row */
 } Sample;
 
 /* A row of x has the same sums, bit for bit, whatever else is in the batch.  So the groups of a row of D are added in
@@ -23,7 +23,7 @@ enum {
     FEW_ROWS = 8, /* of x at most that are no panel: a lane is a row of D; in a panel a lane is a row of x */
 };
 
-typedef struct {                    /* rows [row, last_row) and groups [group, last_group), group a multiple of 4 */
+typedef struct { /* rows [row, last_row) and groups [group, last_group), group a multiple of 4 */
     const Sample *sample;
     int64_t row, last_row, group, last_group;
 } SamplePart;
@@ -41,9 +41,7 @@ static inline uint32_t sample_shift(const Sample *s, int64_t block, int64_t grou
 
 /* What is laid out for vectors along the rows of a block: `pitch` numbers a group, its columns once and once more, so
  * that the columns of a block's turned diagonal are beside each other from any shift on, and `lanes` beyond all. */
-static inline int64_t sample_pitch(int64_t stride, int64_t lanes) {
-    return stride - 1 + round_up(stride, lanes);
-}
+static inline int64_t sample_pitch(int64_t stride, int64_t lanes) { return stride - 1 + round_up(stride, lanes); }
 
 /* Whether the samples of some slots are of [m, n] and all there. */
 static inline int samples_fit(const Sample *samples, int64_t sample_count, const int64_t *starts, int64_t slot_count,

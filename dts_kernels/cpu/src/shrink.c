@@ -14,8 +14,7 @@ void dts_prepare_row(void *context, int64_t row, int worker) {
     const char *from = call->x + (call->first_row + row) * call->x_stride;
     if (call->type == FLOAT32 && !call->input_floats) x = (float *)(uintptr_t)from;
     else call->k->widen(from, call->type, call->n, x);
-    if (call->inputs)
-        call->k->quantise(x, call->n, round_up(call->n, 4), digit_limit(call->n), &call->inputs[row]);
+    if (call->inputs) call->k->quantise(x, call->n, round_up(call->n, 4), digit_limit(call->n), &call->inputs[row]);
 }
 
 /* ---- t = x V ----------------------------------------------------------------------------------------------------- */
@@ -52,7 +51,8 @@ void dts_shrink_item(void *context, int64_t item, int worker) {
             int bytes = (int)least(k->lanes, s->width - g * k->lanes);
             for (int64_t p = 0; p < count; p++) sums[p] = pairs[p].sums + g * tile;
             if (s->direct) {
-                int64_t row = rows + ahead * (g - begin) / (end - begin), last = rows + ahead * (g - begin + 1) / (end - begin);
+                int64_t row = rows + ahead * (g - begin) / (end - begin),
+                        last = rows + ahead * (g - begin + 1) / (end - begin);
                 for (; row < last; row++)
                     for (int64_t at = begin * k->lanes; at < end * k->lanes; at += 64)
                         __builtin_prefetch(v + row * s->v_stride + at);

@@ -82,7 +82,7 @@ static int64_t codes(const Call *call) {
 
 static int64_t plan_shrink(Call *call) {
     int64_t blocks = 0, items = 0;
-    enum { BLOCK = 96 };  /* pairs that use a decoded tile before it is decoded again */
+    enum { BLOCK = 96 }; /* pairs that use a decoded tile before it is decoded again */
     for (int64_t i = 0; i < call->segment_count; i++) blocks += ceil_div(call->segments[i].count, BLOCK);
     int64_t most = 0;
     for (int64_t i = 0; i < call->segment_count; i++) most += call->segments[i].groups * blocks;

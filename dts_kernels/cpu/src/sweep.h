@@ -9,20 +9,20 @@
 #include "task.h"
 
 enum {
-    CHUNK = 512,        /* quads of a decoded tile: 128 KiB, inside a second-level cache */
-    MOST_PAIRS = 256,   /* of one sweep over the factors; more rows sweep again */
-    NARROW = 16,        /* bytes a row below which a decoded tile beats horizontal sums */
+    CHUNK = 512,      /* quads of a decoded tile: 128 KiB, inside a second-level cache */
+    MOST_PAIRS = 256, /* of one sweep over the factors; more rows sweep again */
+    NARROW = 16,      /* bytes a row below which a decoded tile beats horizontal sums */
 };
 
 typedef struct {
     int32_t row, task;
     float gamma;
-    Digits digits;          /* of t * sigma * gamma: in rank order, or [4][plane] for rows done directly */
-    float *t;               /* float path: [4][plane] */
-    uint32_t *sums;         /* [groups][tile] */
+    Digits digits;  /* of t * sigma * gamma: in rank order, or [4][plane] for rows done directly */
+    float *t;       /* float path: [4][plane] */
+    uint32_t *sums; /* [groups][tile] */
 } Pair;
 
-typedef struct {            /* the pairs of one task, beside each other */
+typedef struct { /* the pairs of one task, beside each other */
     int64_t first, count;
     const Task *task;
     const uint8_t *u, *v;
@@ -31,7 +31,9 @@ typedef struct {            /* the pairs of one task, beside each other */
     int exact, direct;
 } Segment;
 
-typedef struct Block { struct Block *next; } Block;
+typedef struct Block {
+    struct Block *next;
+} Block;
 
 typedef struct {
     const Kernels *k;
@@ -40,18 +42,18 @@ typedef struct {
     const char *x, *y;
     char *out;
     int64_t x_stride, y_stride, out_stride; /* bytes */
-    const int32_t *slots;   /* [entries, places], `each` rows an entry; NULL: reconstruct */
+    const int32_t *slots;                   /* [entries, places], `each` rows an entry; NULL: reconstruct */
     const float *weights, *adds;
     int64_t each, places, add_count;
     Segment *segments;
     int64_t segment_count;
     Pair *pairs;
     int64_t pair_count;
-    uint8_t *used;          /* rows with a task or an addend; others are copied as they are; NULL: all */
-    Digits *inputs;         /* of the rows of x */
-    float *input_floats;    /* [rows, n] for the float path */
-    int64_t *work;          /* shrink: segment, part, parts, first pair, pairs of every item */
-    char *scratch;          /* scratch_size bytes a thread */
+    uint8_t *used;       /* rows with a task or an addend; others are copied as they are; NULL: all */
+    Digits *inputs;      /* of the rows of x */
+    float *input_floats; /* [rows, n] for the float path */
+    int64_t *work;       /* shrink: segment, part, parts, first pair, pairs of every item */
+    char *scratch;       /* scratch_size bytes a thread */
     int64_t scratch_size;
     Block *blocks;
     int failed;

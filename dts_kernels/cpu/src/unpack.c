@@ -21,8 +21,10 @@ static void unpack_item(void *context, int64_t item, int worker) {
     for (int64_t row = item * ITEM; row < least(u->rows, (item + 1) * ITEM); row++) {
         const uint8_t *from = u->packed + row * u->stride;
         char *to = u->out + row * u->out_stride;
-        if (u->type == FLOAT32) for (int64_t j = 0; j < u->bytes; j++) memcpy(to + 16 * j, u->table[from[j]], 16);
-        else for (int64_t j = 0; j < u->bytes; j++) memcpy(to + 8 * j, u->table[from[j]], 8);
+        if (u->type == FLOAT32)
+            for (int64_t j = 0; j < u->bytes; j++) memcpy(to + 16 * j, u->table[from[j]], 16);
+        else
+            for (int64_t j = 0; j < u->bytes; j++) memcpy(to + 8 * j, u->table[from[j]], 8);
     }
 }
 
@@ -33,8 +35,13 @@ int dts_unpack(const char *variant, int threads, const uint8_t *packed, int64_t 
     if (!known_type(type) || rows < 0 || bytes < 0 || stride < 0 || (!packed && rows && bytes) ||
         !holds(out, out_have, rows, 4 * bytes, out_stride / size_of(type)))
         return NO_FIT;
-    Unpack unpack = {.packed = packed, .out = out, .stride = stride, .rows = rows, .bytes = bytes,
-                     .out_stride = out_stride, .type = type};
+    Unpack unpack = {.packed = packed,
+                     .out = out,
+                     .stride = stride,
+                     .rows = rows,
+                     .bytes = bytes,
+                     .out_stride = out_stride,
+                     .type = type};
     const float *values = levels ? levels : code_values;
     for (int b = 0; b < 256; b++) {
         float four[4];

@@ -71,11 +71,13 @@ static void multiply_ranks(int64_t rows, int vectors, int64_t quads, const uint8
 }
 
 /* t[rank] = (sums - offset) * (sigma * scale), from the order of the vectors to that of the ranks */
-static void scale_ranks(const uint32_t *sums, uint32_t offset, const float *sigma, float scale, int64_t rank, float *t) {
+static void scale_ranks(const uint32_t *sums, uint32_t offset, const float *sigma, float scale, int64_t rank,
+                        float *t) {
     for (int64_t r = 0; r < rank; r += LANES)
         for (int j = 0; j < VECTOR_BYTES; j++)
             for (int i = 0; i < 4; i++) t[r + 4 * j + i] = (float)(int32_t)(sums[r + i * VECTOR_BYTES + j] - offset);
-    ELEMENTWISE for (int64_t r = 0; r < rank; r++) t[r] *= sigma[r] * scale;
+    ELEMENTWISE
+    for (int64_t r = 0; r < rank; r++) t[r] *= sigma[r] * scale;
 }
 
 #ifdef SPREADS

@@ -48,7 +48,11 @@ INLINE int sample_lanes(const SamplePart *part, int64_t row, int64_t next, int b
     return count;
 }
 
-INLINE acc load_words(const uint32_t *words) { acc a; memcpy(&a, words, sizeof a); return a; }
+INLINE acc load_words(const uint32_t *words) {
+    acc a;
+    memcpy(&a, words, sizeof a);
+    return a;
+}
 
 /* ---- few rows --------------------------------------------------------------------------------------------------- */
 
@@ -61,7 +65,8 @@ INLINE void gather_chains(int rows, int first, int ways, int groups, const uint3
     int g = 0;
     for (; g + 16 <= groups; g += 16) {
         acc c = load_words(words[g / 16]);
-        UNROLLED for (int j = 0; j < 16; j += 4)
+        UNROLLED
+        for (int j = 0; j < 16; j += 4)
             for (int w = 0; w < ways; w++) {
                 fvec v = value(c, j + first + w, table);
                 for (int r = 0; r < rows; r++)
@@ -134,8 +139,10 @@ static void samples_gather(const SamplePart *part, int last, int rows, const flo
             else if (rows == 2) gather_lanes(2, groups, words, at, from, own);
             else gather_lanes(1, groups, words, at, from, own);
             for (int r = 0; r < rows; r++)
-                if (last) for (int i = 0; i < count; i++) y[r][to + i] += factor[r] * own[r][i];
-                else for (int i = 0; i < count; i++) sums[r][to + i] = own[r][i];
+                if (last)
+                    for (int i = 0; i < count; i++) y[r][to + i] += factor[r] * own[r][i];
+                else
+                    for (int i = 0; i < count; i++) sums[r][to + i] = own[r][i];
         }
     }
 }
@@ -149,7 +156,8 @@ INLINE void scatter_lanes(int rows, int groups, const uint32_t words[][LANES], c
         acc w = load_words(words[g / 16]);
         int some = groups - g < 16 ? groups - g : 16;
         if (some == 16) {
-            UNROLLED for (int i = 0; i < 16; i++) {
+            UNROLLED
+            for (int i = 0; i < 16; i++) {
                 fvec v = value(w, i, table);
                 for (int r = 0; r < rows; r++) {
                     float *p = to[r] + at[g + i];
@@ -212,7 +220,8 @@ INLINE void sample_places(int32_t stride, int32_t place, int groups, const int32
                           int32_t *at) {
     for (int32_t g = 0; g < groups; g++) {
         int32_t turned = place + shifts[g];
-        at[g] = scattered ? (2 * g * stride + turned) * width : (g * stride + turned - (turned >= stride ? stride : 0)) * width;
+        at[g] = scattered ? (2 * g * stride + turned) * width
+                          : (g * stride + turned - (turned >= stride ? stride : 0)) * width;
     }
 }
 
@@ -229,8 +238,7 @@ INLINE void panel_chains(int vectors, int first, int ways, int groups, float val
                 a[w * vectors + v] = fma4(value, fload(p + v * LANES), a[w * vectors + v]);
         }
     for (int g = (from + groups) / 4 * 4; first == 0 && g < from + groups; g++) /* codes beyond mean nothing */
-        for (int v = 0; v < vectors; v++)
-            a[v] = fma4(fset(values[g % 4][g / 4]), fload(x + at[g] + v * LANES), a[v]);
+        for (int v = 0; v < vectors; v++) a[v] = fma4(fset(values[g % 4][g / 4]), fload(x + at[g] + v * LANES), a[v]);
     for (int w = 0; w < ways; w++)
         for (int v = 0; v < vectors; v++) sum[v] = first + w ? fadd(sum[v], a[w * vectors + v]) : a[v];
 }
