@@ -54,31 +54,26 @@ def compile_objects(command: list[str], folder: Path, machine: str, flags=()) ->
     Raises RuntimeError with the compiler's words where even portable C does not compile.
     """
 
-    def run(arguments: list[str]) -> subprocess.CompletedProcess:
-        return subprocess.run([*command, *COMMON, *flags, *arguments], capture_output=True, text=True)
+    def run(source: str, out: str, arguments: list[str]) -> tuple[str, subprocess.CompletedProcess]:
+        path = str(folder / out)
+        whole = [*command, *COMMON, *flags, *arguments, "-c", str(SOURCES / source), "-o", path]
+        return path, subprocess.run(whole, capture_output=True, text=True)
 
     def variant(item):
         name, (header, extra) = item
-        out = str(folder / f"{name}.o")
-        done = run(
-            [*extra, f"-DVARIANT={name}", f'-DSIMD_HEADER="{header}"', "-c", str(SOURCES / "variant.c"), "-o", out]
-        )
-        return name, out, done
+        return run("variant.c", f"{name}.o", [*extra, f"-DVARIANT={name}", f'-DSIMD_HEADER="{header}"'])
 
     wanted = VARIANTS.get(machine.lower(), {}) | {"portable": ("simd_vector.h", [])}
+    sources = sorted(path.name for path in SOURCES.glob("*.c") if path.name != "variant.c")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        done = list(pool.map(variant, wanted.items()))
-    if done[-1][2].returncode:
-        raise RuntimeError(f"{shlex.join(command)} does not compile variant.c:\n{done[-1][2].stderr}")
-    built = [(name, out) for name, out, result in done if not result.returncode]
-    objects = [out for _, out in built]
-    names = " ".join(f"DO({name})" for name, _ in built)
-    for source in ("dts.c", "rowblocks.c", "samples.c", "parallel.c"):
-        objects.append(str(folder / f"{source}.o"))
-        result = run([f"-DVARIANTS(DO)={names}", "-c", str(SOURCES / source), "-o", objects[-1]])
-        if result.returncode:
-            raise RuntimeError(f"{shlex.join(command)} does not compile {source}:\n{result.stderr}")
-    return objects
+        variants = list(pool.map(variant, wanted.items()))
+        built = [name for name, (_, done) in zip(wanted, variants) if not done.returncode]
+        known = f"-DVARIANTS(DO)={' '.join(f'DO({name})' for name in built)}"
+        others = list(pool.map(lambda source: run(source, f"{source}.o", [known]), sources))
+    for source, (_, done) in [("variant.c", variants[-1]), *zip(sources, others)]:
+        if done.returncode:
+            raise RuntimeError(f"{shlex.join(command)} does not compile {source}:\n{done.stderr}")
+    return [path for path, done in [*variants, *others] if not done.returncode]
 
 
 def build(folder: Path, flags=()) -> Path:

@@ -16,17 +16,17 @@ from .. import contents
 from ..layout import PackedFactors
 from .build import build, library_name
 
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as in kernels.h
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as in sizes.h
 SIZES = {torch.float32: 4, torch.bfloat16: 2, torch.float16: 2}
 MOST_PLACES = 256  # tasks a row may mix
 
-# the records of dts.c and samples.c: ctypes takes as long for 28 arguments as C for a small product
+# the records of dts.h: ctypes takes as long for 28 arguments as C for a small product
 _delta_linear_record = struct.Struct("@P3qP5qP2qP3qPqPqP3qP2q").pack
 _embedding_record = struct.Struct("@PqP2qPP3qPqPPq").pack
 
 
 class Task(ctypes.Structure):
-    """One task of a bank, where it lies: the struct of kernels.h."""
+    """One task of a bank, where it lies: the struct of task.h."""
 
     _fields_ = (
         [(name, ctypes.c_void_p) for name in ("u", "v", "sigma", "levels")]
@@ -115,7 +115,7 @@ def _bind(path: Path) -> ctypes.CDLL:
     pointer, i32, i64, text = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_char_p
     library.dts_variant.argtypes, library.dts_variant.restype = [i32], text
     for record in ("delta_linear", "embedding", "add_samples", "add_sampled_rows"):
-        getattr(library, f"dts_{record}_record").argtypes = [text]
+        getattr(library, f"dts_{record}").argtypes = [text]
     library.dts_reconstruct.argtypes = [
         text,
         i32,
@@ -259,7 +259,7 @@ def delta_linear(
     size, to, have = SIZES[dtype], out.data_ptr(), out.numel()
     given, given_have = (0, 0) if y is None else (to, have) if y is out else (y.data_ptr(), y.numel())
     add, adds_have, add_count = (0, 0, 0) if adds is None else (adds.data_ptr(), adds.numel(), adds.shape[0])
-    code = loaded().dts_delta_linear_record(
+    code = loaded().dts_delta_linear(
         _delta_linear_record(
             _name_of(name),
             torch.get_num_threads(),
@@ -330,7 +330,7 @@ def embedding(
     out = y if in_place and y is not None else torch.empty(*ids.shape, n, dtype=dtype)
     to = out.data_ptr()
     given = 0 if y is None else to if y is out else y.data_ptr()
-    code = loaded().dts_embedding_record(
+    code = loaded().dts_embedding(
         _embedding_record(
             _name_of(name),
             torch.get_num_threads(),

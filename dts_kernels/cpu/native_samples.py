@@ -11,7 +11,7 @@ from .. import check
 from ..operands import StoredSamples
 from . import native
 
-# as in samples.c
+# as in dts.h
 _add_samples_record = struct.Struct("@P2qP5qPqPqPqPqPqP3q").pack
 _add_sampled_rows_record = struct.Struct("@PqP3qPqP2qPqPqPqP3q").pack
 
@@ -95,7 +95,7 @@ def add_samples(
     out = torch.empty_like(y)
     rows = count // m if m else y.shape[:-1].numel()
     m, n = (n, m) if transposed else (m, n)
-    code = native.loaded().dts_add_samples_record(
+    code = native.loaded().dts_add_samples(
         _add_samples_record(
             native._name_of(name),
             torch.get_num_threads(),
@@ -139,7 +139,7 @@ def add_sampled_rows(
     if not y.is_contiguous():
         y = y.contiguous()
     out, (entries, places) = torch.empty_like(y), slots.shape
-    code = native.loaded().dts_add_sampled_rows_record(
+    code = native.loaded().dts_add_sampled_rows(
         _add_sampled_rows_record(
             native._name_of(name),
             torch.get_num_threads(),

@@ -1,33 +1,19 @@
-/* What one instruction set offers (the table every variant fills) and what a bank's task looks like in memory. */
+/* What one instruction set offers: the table that every variant fills. */
 #ifndef DTS_KERNELS_H
 #define DTS_KERNELS_H
-#include <stdint.h>
-
 #include "samples.h"
+#include "sizes.h"
 
-typedef struct {
-    const uint8_t *u, *v;           /* codes of [m, rank] and [n, rank], four ranks a byte, any alignment */
-    const float *sigma;             /* [rank] */
-    const float *levels;            /* [2, 4]: values of codes 0..3 in u and in v; NULL: +1, +4, -1, -4 */
-    int64_t u_stride, v_stride;     /* bytes from row to row */
-    int64_t rank;
-    const int32_t *lookup;          /* embeddings: row of the matrix -> row of u or -1; NULL: the same */
-    int64_t u_rows, v_rows;         /* rows there are, and bytes of a row */
-    int64_t u_bytes, v_bytes;
-    int64_t sigma_count, lookup_count;
-} Task;
-
-enum { FLOAT32, BFLOAT16, FLOAT16 };
-enum { MAX_ROWS = 3 };              /* rows of one task that a product keeps in registers at once */
+enum { MAX_ROWS = 3 }; /* rows of one task that a product keeps in registers at once */
 
 /* A row of numbers as  scale * (256 * high + low):  16 bits in two digits of 8, exact in integer products. */
 typedef struct {
     int8_t *high, *low;
     float scale;
-    uint32_t sum;                   /* of 256 * high + low, modulo 2^32 */
+    uint32_t sum; /* of 256 * high + low, modulo 2^32 */
 } Digits;
 
-typedef struct {                    /* where a row of a block is in a tile of y and out (y NULL: zeros) */
+typedef struct { /* where a row of a block is in a tile of y and out (y NULL: zeros) */
     const char *y;
     char *out;
     float gamma;
@@ -35,8 +21,8 @@ typedef struct {                    /* where a row of a block is in a tile of y 
 
 typedef struct {
     const char *name;
-    int lanes;                      /* int32 lanes of a register: 16, 8 or 4; a tile has 4 * lanes columns */
-    int direct_rows;                /* up to this many rows of a task, codes are expanded in registers for each pass */
+    int lanes;       /* int32 lanes of a register: 16, 8 or 4; a tile has 4 * lanes columns */
+    int direct_rows; /* up to this many rows of a task, codes are expanded in registers for each pass */
     /* dtype conversion; out may not alias */
     void (*widen)(const void *in, int dtype, int64_t count, float *out);
     void (*narrow)(const float *in, const void *add, void *out, int dtype, int64_t count);
@@ -75,38 +61,6 @@ typedef struct {
 
 /* The variant of a name, NULL where this machine cannot run it. */
 const Kernels *dts_find(const char *name);
-
-static inline int64_t round_up(int64_t a, int64_t to) { return (a + to - 1) / to * to; }
-static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-static inline int known_type(int type) { return type == FLOAT32 || type == BFLOAT16 || type == FLOAT16; }
-static inline int64_t size_of(int type) { return type == FLOAT32 ? 4 : 2; }
-
-/* What a call returns. */
-enum { DONE, NO_MEMORY, NO_VARIANT, NO_ROW, NO_FIT };
-
-/* Whether memory of `have` numbers holds [rows, columns] of them, rows `stride` numbers apart. */
-static inline int holds(const void *memory, int64_t have, int64_t rows, int64_t columns, int64_t stride) {
-    int64_t last;
-    if (rows < 0 || columns < 0 || stride < 0) return 0;
-    if (!rows || !columns) return 1;
-    return memory && have >= columns && !__builtin_mul_overflow(rows - 1, stride, &last) && last <= have - columns;
-}
-
-/* Whether a routing of [entries, places] is there and gives every row an entry. */
-static inline int routes(const int32_t *slots, int64_t slots_have, const float *weights, int64_t weights_have,
-                         int64_t entries, int64_t places, int64_t rows) {
-    return rows >= 0 && holds(slots, slots_have, entries, places, places) &&
-           holds(weights, weights_have, entries, places, places) && (entries ? rows % entries == 0 : !rows);
-}
-
-/* Whether all of a task that is read is there, for a product with [m, n]; m < 0: any. */
-static inline int task_fits(const Task *task, int64_t m, int64_t n) {
-    int64_t width = (task->rank + 3) / 4;
-    return !task->rank ||
-           (task->rank > 0 && task->u_rows >= 0 && (m < 0 || task->u_rows == m) && task->v_rows == n &&
-            width <= task->u_bytes && width <= task->v_bytes && holds(task->sigma, task->sigma_count, 1, task->rank, 0) &&
-            (task->u || !task->u_rows) && (task->v || !n) && task->u_stride >= 0 && task->v_stride >= 0);
-}
 
 /* Digits so large that a sum over `count` products with values up to 4 fits 32 bits. */
 static inline int digit_limit(int64_t count) { return count <= 16384 ? 32512 : (int)(32512 * 16384 / count); }

@@ -7,9 +7,10 @@
 
 enum {
     MOST_THREADS = 1024,
-    SHARE = 1 << 20,    /* codes x rows that are worth a thread */
-    FEW = 4,            /* threads: so few cores are shared with other programs, and a join that waits for a worker
-                         * to be scheduled costs milliseconds, all of a small product's time many times over */
+    SHARE = 1 << 20, /* codes x rows that are worth a thread */
+    /* threads: so few cores are shared with other programs, and a join that waits for a worker to be scheduled costs
+     * milliseconds, all of a small product's time many times over */
+    FEW = 4,
     LARGE_SHARE = 1 << 23, /* worth a thread there: about 0.2 ms */
 };
 
@@ -27,7 +28,10 @@ static void take_items(void *argument) {
     for (int64_t item; (item = atomic_fetch_add(&region->next, 1)) < region->items;)
         region->work(region->context, item, worker);
 }
-static void *thread_main(void *argument) { take_items(argument); return NULL; }
+static void *thread_main(void *argument) {
+    take_items(argument);
+    return NULL;
+}
 
 /* The OpenMP pool that the process already has (torch's): a second one would fight it for the cores.  Both common
  * run-times offer this entry; without one, plain threads do. */

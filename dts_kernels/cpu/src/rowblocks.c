@@ -1,7 +1,7 @@
 /* Many rows of few tasks: a thread takes a block of rows of one task through the whole product.
  *
  * Digits, t and the decoded tiles of a block stay in its core's second-level cache, and the threads meet once a call
- * instead of once a step.  Numbers are those of dts.c, bit for bit: integer sums, and the same float operations.
+ * instead of once a step.  Numbers are those of sweep.c, bit for bit: integer sums, and the same float operations.
  */
 #include "rowblocks.h"
 
@@ -17,7 +17,7 @@ enum {
     NEAR_BYTES = 384 << 10, /* of digits and sums a block, beside the tiles in a second-level cache */
 };
 
-typedef struct {            /* rows of one task of rank above 0 */
+typedef struct { /* rows of one task of rank above 0 */
     const Task *task;
     const TaskRow *rows;
     const float *add;
@@ -31,22 +31,18 @@ typedef struct {
     char *scratch;
 } Plan;
 
-static int64_t up(int64_t a, int64_t to) { return (a + to - 1) / to * to; }
-
 static void *cut(char **at, int64_t size) {
     char *piece = *at;
-    *at += up(size, 64);
+    *at += round_up(size, 64);
     return piece;
 }
-
-static const float fixed_values[4] = {1, 4, -1, -4};
 
 static void quantise_x(const RowBlocks *call, const RowBlock *block, float *floats, Digits *x) {
     for (int64_t r = 0; r < block->count; r++) {
         const char *from = call->x + block->rows[r].row * call->x_stride;
         const float *row = (const float *)(const void *)from;
         if (call->type != FLOAT32) call->k->widen(from, call->type, call->n, floats), row = floats;
-        call->k->quantise(row, call->n, up(call->n, 4), digit_limit(call->n), &x[r]);
+        call->k->quantise(row, call->n, round_up(call->n, 4), digit_limit(call->n), &x[r]);
     }
 }
 
@@ -56,7 +52,7 @@ static void shrink(const RowBlocks *call, const RowBlock *block, const Digits *x
     const Task *task = block->task;
     const uint8_t *v = call->transposed ? task->u : task->v;
     int64_t stride = call->transposed ? task->u_stride : task->v_stride, lanes = k->lanes;
-    int64_t width = (task->rank + 3) / 4, vectors = (4 * width + lanes - 1) / lanes;
+    int64_t width = bytes_of(task->rank), vectors = ceil_div(4 * width, lanes);
     const int8_t *digits[2 * MOST_ROWS];
     uint32_t *to[MOST_ROWS];
     memset(sums, 0, (size_t)(4 * vectors * lanes * block->count));
@@ -67,7 +63,7 @@ static void shrink(const RowBlocks *call, const RowBlock *block, const Digits *x
             int bytes = (int)least(lanes, width - b);
             k->decode_ranks(v + n0 * stride + b, stride, some, bytes, decoded);
             for (int64_t r = 0; r < block->count; r++) to[r] = sums + r * vectors * lanes + 4 * b;
-            k->multiply_ranks(block->count, (int)((4 * bytes + lanes - 1) / lanes), (some + 3) / 4, decoded, digits, to);
+            k->multiply_ranks(block->count, (int)ceil_div(4 * bytes, lanes), bytes_of(some), decoded, digits, to);
         }
     }
 }
@@ -79,7 +75,7 @@ static void block_item(void *context, int64_t item, int worker) {
     const RowBlock *block = &plan->blocks[item];
     const Task *task = block->task;
     int64_t count = block->count, lanes = k->lanes, tile = 4 * lanes;
-    int64_t width = (task->rank + 3) / 4, vectors = (4 * width + lanes - 1) / lanes;
+    int64_t width = bytes_of(task->rank), vectors = ceil_div(4 * width, lanes);
     /* an embedding takes a row of u and expands it with v */
     const uint8_t *u = call->transposed || !call->x ? task->v : task->u;
     int64_t u_stride = call->transposed || !call->x ? task->v_stride : task->u_stride;
@@ -103,10 +99,11 @@ static void block_item(void *context, int64_t item, int worker) {
     for (int64_t r = 0; r < count; r++) {
         float gamma = block->rows[r].gamma;
         if (call->x)
-            k->scale_ranks(sums + r * vectors * lanes, 4 * x[r].sum, task->sigma, x[r].scale * gamma, task->rank, floats);
-        else
-            dts_decode_row(task->u + block->rows[r].id * task->u_stride, task->rank, fixed_values, task->sigma, gamma,
+            k->scale_ranks(sums + r * vectors * lanes, 4 * x[r].sum, task->sigma, x[r].scale * gamma, task->rank,
                            floats);
+        else
+            decode_row(task->u + block->rows[r].id * task->u_stride, task->rank, code_values, task->sigma, gamma,
+                       floats);
         k->quantise(floats, task->rank, 4 * width, digit_limit(task->rank), &t[r]);
         rows[r].gamma = gamma;
     }
@@ -135,7 +132,7 @@ static void plain_row(const RowBlocks *call, const TaskRow *row, const float *ad
     float part[256];
     for (int64_t o = 0; o < call->m; o += 256) {
         int64_t columns = least(256, call->m - o);
-        for (int64_t c = 0; c < columns; c++) part[c] = 0.0f + row->gamma * add[o + c]; /* as dts.c: no -0 */
+        for (int64_t c = 0; c < columns; c++) part[c] = 0.0f + row->gamma * add[o + c]; /* as expand.c: no -0 */
         call->k->narrow(part, from ? from + o * size : NULL, to + o * size, call->type, columns);
     }
 }
@@ -144,22 +141,22 @@ static void plain_row(const RowBlocks *call, const TaskRow *row, const float *ad
 static int64_t block_rows(const Kernels *k, int64_t threads, int64_t rows, int64_t n, int64_t rank) {
     int64_t most = NEAR_BYTES / (2 * n + 6 * (rank + k->lanes) + 1) / 3 * 3;
     most = most < 24 ? 24 : least(most, MOST_ROWS);
-    return least(most, up((rows + threads - 1) / threads, 3));
+    return least(most, round_up(ceil_div(rows, threads), 3));
 }
 
 static int run_blocks(const RowBlocks *call, const RowBlock *blocks, int64_t count, int64_t threads) {
-    Plan plan = {.call = call, .blocks = blocks, .padded_n = up(call->n, 64)};
+    Plan plan = {.call = call, .blocks = blocks, .padded_n = round_up(call->n, 64)};
     int64_t most_rows = 0, rank = 0, lanes = call->k->lanes;
     for (int64_t i = 0; i < count; i++) {
         if (blocks[i].count > most_rows) most_rows = blocks[i].count;
         if (blocks[i].task->rank > rank) rank = blocks[i].task->rank;
     }
-    int64_t width = (rank + 3) / 4, ranks = up(4 * width, lanes);
-    plan.padded_t = up(4 * width, 64);
+    int64_t width = bytes_of(rank), ranks = round_up(4 * width, lanes);
+    plan.padded_t = round_up(4 * width, 64);
     plan.float_bytes = 4 * (call->n > ranks ? call->n : ranks);
     plan.tile_bytes = 16 * lanes * (width > TILE_QUADS ? width : TILE_QUADS);
-    plan.bytes = up(plan.tile_bytes + plan.float_bytes + 256, 64) +
-                 most_rows * up(2 * plan.padded_n + 2 * plan.padded_t + 4 * ranks, 64);
+    plan.bytes = round_up(plan.tile_bytes + plan.float_bytes + 256, 64) +
+                 most_rows * round_up(2 * plan.padded_n + 2 * plan.padded_t + 4 * ranks, 64);
     threads = least(threads, count);
     if (posix_memalign((void **)&plan.scratch, 64, (size_t)(plan.bytes * threads))) return -1;
     dts_parallel((int)threads, count, block_item, &plan);
@@ -185,7 +182,7 @@ int dts_row_blocks(const RowBlocks *call, int threads, const TaskRow *list, int6
     RowBlock *blocks = done == 1 ? malloc((size_t)(covered / 3 + used + 1) * sizeof *blocks) : NULL;
     if (done == 1 && !blocks) done = -1;
     for (int64_t slot = 0, at = 0; done == 1 && slot < call->task_count; slot++) {
-        int64_t here = first[slot], share = used ? (useful + used - 1) / used : 1;
+        int64_t here = first[slot], share = used ? ceil_div(useful, used) : 1;
         first[slot] = at;
         int64_t step = here ? block_rows(call->k, share, here, call->n, call->tasks[slot].rank) : 1;
         const float *add = call->adds && slot < call->add_count ? call->adds + slot * call->m : NULL;
@@ -196,7 +193,9 @@ int dts_row_blocks(const RowBlocks *call, int threads, const TaskRow *list, int6
     for (int64_t i = 0; done == 1 && i < rows; i++) {
         int32_t slot = list[i].slot;
         if (slot >= 0 && slot < call->task_count && call->tasks[slot].rank) sorted[first[slot]++] = list[i];
-        else plain_row(call, &list[i], call->adds && slot >= 0 && slot < call->add_count ? call->adds + slot * call->m : NULL);
+        else
+            plain_row(call, &list[i],
+                      call->adds && slot >= 0 && slot < call->add_count ? call->adds + slot * call->m : NULL);
     }
     if (done == 1 && count) done = run_blocks(call, blocks, count, useful);
     free(blocks), free(sorted), free(first);

@@ -2,32 +2,30 @@
 #ifndef DTS_ROWBLOCKS_H
 #define DTS_ROWBLOCKS_H
 #include "kernels.h"
+#include "task.h"
 
 typedef struct {
     int64_t row;
-    int64_t id;                     /* embeddings: the row of u */
-    int32_t slot;                   /* -1: none */
+    int64_t id;   /* embeddings: the row of u */
+    int32_t slot; /* -1: none */
     float gamma;
 } TaskRow;
 
 typedef struct {
     const Kernels *k;
-    int transposed, type;           /* type: of x, y and out */
+    int transposed, type; /* type: of x, y and out */
     int64_t n, m;
-    const char *x, *y;              /* x NULL: rows of u instead of x V (embeddings); y NULL: zeros; strides in bytes */
+    const char *x, *y; /* x NULL: rows of u instead of x V (embeddings); y NULL: zeros; strides in bytes */
     char *out;
     int64_t x_stride, y_stride, out_stride;
-    const Task *tasks;              /* without levels where a row uses them */
+    const Task *tasks; /* without levels where a row uses them */
     int64_t task_count;
-    const float *adds;              /* [add_count, m] or NULL: gamma times the slot's row is added */
+    const float *adds; /* [add_count, m] or NULL: gamma times the slot's row is added */
     int64_t add_count;
 } RowBlocks;
 
 /* out = y + the delta of every row, unless tasks have fewer than `from` rows on average (a task and a thread).
  * Returns 1 if done, 0 if not, -1 without memory. */
 int dts_row_blocks(const RowBlocks *call, int threads, const TaskRow *list, int64_t rows, int64_t from);
-
-/* t = gamma * sigma * one row of u. */
-void dts_decode_row(const uint8_t *row, int64_t rank, const float *values, const float *sigma, float gamma, float *t);
 
 #endif

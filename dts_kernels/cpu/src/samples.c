@@ -1,14 +1,12 @@
 /* Products with sampled elements: which rows meet which sample, how x is laid out for them, and tiles over threads.
  *
  * A pair is a row of x and a sample it uses.  The pairs of one sample go in batches: a panel of rows, a row a lane, or
- * a few rows at a time (variant_samples.h).  A tile is some of the outputs of all rows, summed in float32 batch by
- * batch and rounded once.
+ * a few rows at a time.  A tile is some of the outputs of all rows, summed in float32 batch by batch and rounded once.
  */
-#include "samples.h"
-
 #include <stdlib.h>
 #include <string.h>
 
+#include "dts.h"
 #include "kernels.h"
 #include "parallel.h"
 #ifdef __SSE__
@@ -16,42 +14,43 @@
 #endif
 
 enum {
-    MOST_PAIRS = 256,       /* of one sweep over the samples; more rows sweep again */
-    FEW_ROWS = 8,           /* of a batch that is no panel */
-    NEAR = 8192,            /* numbers of x in the first-level cache while all rows of D in a tile use them */
-    NEAR_PANEL = 32768,     /* the same of a panel, in the second-level cache: more elements of a row of D at once */
-    TILE = 256,             /* outputs, about */
-    PIECE = MOST_STRIDE,    /* numbers of a row that are converted at a time */
-    COLUMNS = 64,           /* of a panel that are turned at a time */
-    MOST_WIDTH = 64,        /* rows of a panel: four registers of 16 */
-    WORK = 4,               /* codes of packed factors that take as long as one sampled element */
+    MOST_PAIRS = 256,    /* of one sweep over the samples; more rows sweep again */
+    NEAR = 8192,         /* numbers of x in the first-level cache while all rows of D in a tile use them */
+    NEAR_PANEL = 32768,  /* the same of a panel, in the second-level cache: more elements of a row of D at once */
+    TILE = 256,          /* outputs, about */
+    PIECE = MOST_STRIDE, /* numbers of a row that are converted at a time */
+    COLUMNS = 64,        /* of a panel that are turned at a time */
+    MOST_WIDTH = 64,     /* rows of a panel: four registers of 16 */
+    WORK = 4,            /* codes of packed factors that take as long as one sampled element */
 };
 
-typedef struct { int64_t row; float factor; } Pair;
+typedef struct {
+    int64_t row;
+    float factor;
+} Pair;
 
-typedef struct {            /* pairs of one sample, beside each other */
+typedef struct { /* pairs of one sample, beside each other */
     const Sample *sample;
     const Pair *pairs;
     int64_t count, groups, pitch, part_groups;
-    int vectors;            /* of a panel; 0: few rows */
-    float *x;               /* as variant_samples.h wants it; few rows: `each` numbers apart */
+    int vectors; /* of a panel; 0: few rows */
+    float *x;    /* laid out as sample_pitch says, or a panel; few rows: `each` numbers apart */
     int64_t each;
 } Batch;
 
 typedef struct {
     const Kernels *k;
     int threads, transposed, type;
-    int64_t m, n, rows, first_row;  /* m, n: of D;  rows: of the sweep */
-    int64_t in, out_columns;        /* numbers of a row of x and of y */
+    int64_t m, n, rows, first_row; /* m, n: of D;  rows: of the sweep */
+    int64_t in, out_columns;       /* numbers of a row of x and of y */
     const char *x, *y;
     char *out;
     Batch *batches;
-    int64_t batch_count, pieces;    /* pieces: of a batch's x that are laid out by themselves */
+    int64_t batch_count, pieces; /* pieces: of a batch's x that are laid out by themselves */
     int64_t tile;
     char *scratch;
     int64_t scratch_size;
 } Call;
-
 
 /* ---- x for the inner loops -------------------------------------------------------------------------------------- */
 
@@ -105,8 +104,7 @@ static void lay_panel(const Call *call, const Batch *b, int64_t first, int64_t l
     for (int64_t c0 = first; c0 < last; c0 += COLUMNS) {
         int64_t count = least(COLUMNS, last - c0), own = least(count, call->in - c0);
         if (own < count || b->count < width) memset(pieces, 0, sizeof pieces);
-        for (int64_t lane = 0; lane < b->count && own > 0; lane++)
-            read_x(call, &b->pairs[lane], c0, own, pieces[lane]);
+        for (int64_t lane = 0; lane < b->count && own > 0; lane++) read_x(call, &b->pairs[lane], c0, own, pieces[lane]);
         turn(pieces[0], COLUMNS, width, count, b->x + c0 * width, width);
     }
 }
@@ -181,7 +179,7 @@ static void fold_panel(float *sums, int64_t groups, int64_t stride, int64_t widt
 
 static void scatter_tile(const Call *call, const Batch *b, int64_t first, int64_t columns, float *y, float *sums) {
     int64_t width = b->vectors * call->k->lanes, stride = b->sample->stride, pitch = b->pitch;
-    int64_t g0 = first_group(b, first), g1 = (first + columns + stride - 1) / stride;
+    int64_t g0 = first_group(b, first), g1 = ceil_div(first + columns, stride);
     int64_t each = (g1 - g0) * (b->vectors ? 2 * stride * width : pitch);
     memset(sums, 0, (size_t)(b->vectors ? each : b->count * each) * 4);
     for (int64_t g = g0; g < g1; g += b->part_groups) {
@@ -237,8 +235,11 @@ static int64_t split(const Call *call, const Sample *sample, const Pair *pairs, 
         int64_t rest = count - at;
         int vectors = rest >= 4 * lanes ? 4 : rest >= 2 * lanes ? 2 : 2 * rest > lanes ? 1 : 0;
         size = vectors ? least(rest, vectors * lanes) : rest >= 8 ? 8 : rest >= 4 ? 4 : rest >= 2 ? 2 : 1;
-        Batch b = {.sample = sample, .pairs = pairs + at, .count = size, .vectors = vectors,
-                   .groups = (call->n + sample->stride - 1) / sample->stride,
+        Batch b = {.sample = sample,
+                   .pairs = pairs + at,
+                   .count = size,
+                   .vectors = vectors,
+                   .groups = ceil_div(call->n, sample->stride),
                    .pitch = sample_pitch(sample->stride, lanes)};
         int64_t numbers = vectors ? sample->stride * vectors * lanes : b.pitch * size; /* a group */
         b.part_groups = least((vectors ? NEAR_PANEL : NEAR) / numbers / SEGMENT * SEGMENT, MOST_GROUPS);
@@ -289,7 +290,8 @@ static int sweep(Call *call) {
     }
     call->scratch_size = round_up((round_up(call->rows * call->tile, 16) + most) * 4, 64);
     void *memory = NULL;
-    if (posix_memalign(&memory, 64, (size_t)(64 + round_up(numbers * 4, 64) + call->threads * call->scratch_size))) return 1;
+    if (posix_memalign(&memory, 64, (size_t)(64 + round_up(numbers * 4, 64) + call->threads * call->scratch_size)))
+        return 1;
     float *x = memory;
     for (int64_t i = 0; i < call->batch_count; i++) {
         call->batches[i].x = x;
@@ -298,48 +300,34 @@ static int sweep(Call *call) {
     call->scratch = (char *)memory + round_up(numbers * 4, 64);
     call->pieces = call->threads > call->batch_count ? call->threads : 1;
     dts_parallel(call->threads, call->batch_count * call->pieces, lay_item, call);
-    dts_parallel(call->threads, (call->out_columns + call->tile - 1) / call->tile, tile_item, call);
+    dts_parallel(call->threads, ceil_div(call->out_columns, call->tile), tile_item, call);
     free(memory);
     return 0;
 }
 
-/* Whether the samples of some slots are of [m, n] and all there. */
-static int samples_fit(const Sample *samples, int64_t sample_count, const int64_t *starts, int64_t slot_count,
-                       const int32_t *slots, int64_t count, int64_t m, int64_t n) {
-    if (m < 0 || n < 0 || slot_count < 0 || sample_count < 0 || (slot_count && !starts) || (sample_count && !samples)) return 0;
-    for (int64_t i = 0; i < count; i++) {
-        if (slots[i] < 0 || slots[i] >= slot_count) continue;
-        int64_t first = starts[slots[i]], last = starts[slots[i] + 1];
-        if (first < 0 || last < first || last > sample_count) return 0;
-        for (const Sample *s = samples + first; s < samples + last; s++)
-            if (s->stride < 1 || s->stride >= MOST_STRIDE || s->rows != m || s->row_bytes < 0 || (!s->codes && m && n) ||
-                s->bytes < ((n + s->stride - 1) / s->stride + 3) / 4)
-                return 0;
-    }
-    return 1;
-}
-
-/* out = y + the sum of a row's samples, weight times scale each, times x: x D^T, or transposed x D.
- *
- * D [m, n];  x [rows, n] (transposed: m) and y, out [rows, m] (n) of one dtype of kernels.h without gaps, out apart
- * from the others.  Slot s has samples starts[s] to starts[s + 1], starts [slot_count + 1].  Row i uses entry
- * i / (rows / entries) of slots and weights [entries, places]; a slot outside the bank adds nothing.  A count behind a
- * pointer says how many numbers are there.  Returns one of kernels.h: NO_FIT, having written nothing, where one of them
- * is too small or a sample of another size.
- */
-int dts_add_samples(const char *variant, int threads, int transposed, const void *x, int64_t x_have, int type,
-                    int64_t rows, int64_t m, int64_t n, const void *y, int64_t y_have, void *out, int64_t out_have,
-                    const Sample *samples, int64_t sample_count, const int64_t *starts, int64_t slot_count,
-                    const int32_t *slots, int64_t slots_have, const float *weights, int64_t weights_have,
-                    int64_t entries, int64_t places) {
-    Call call = {.k = dts_find(variant), .transposed = transposed, .type = type, .m = m, .n = n,
-                 .in = transposed ? m : n, .out_columns = transposed ? n : m, .x = x, .y = y, .out = out};
+int dts_add_samples(const AddSamples *a) {
+    int64_t rows = a->rows, sample_count = a->sample_count, slot_count = a->slot_count;
+    int64_t entries = a->entries, places = a->places;
+    const Sample *samples = a->samples;
+    const int64_t *starts = a->starts;
+    const int32_t *slots = a->slots;
+    const float *weights = a->weights;
+    Call call = {.k = dts_find(a->variant),
+                 .transposed = (int)a->transposed,
+                 .type = (int)a->type,
+                 .m = a->m,
+                 .n = a->n,
+                 .in = a->transposed ? a->m : a->n,
+                 .out_columns = a->transposed ? a->n : a->m,
+                 .x = a->x,
+                 .y = a->y,
+                 .out = a->out};
     if (!call.k) return NO_VARIANT;
-    if (!known_type(type) || !holds(x, x_have, rows, call.in, call.in) ||
-        !holds(y, y_have, rows, call.out_columns, call.out_columns) ||
-        !holds(out, out_have, rows, call.out_columns, call.out_columns) ||
-        !routes(slots, slots_have, weights, weights_have, entries, places, rows) ||
-        !samples_fit(samples, sample_count, starts, slot_count, slots, entries * places, m, n))
+    if (!known_type(call.type) || !holds(a->x, a->x_have, rows, call.in, call.in) ||
+        !holds(a->y, a->y_have, rows, call.out_columns, call.out_columns) ||
+        !holds(a->out, a->out_have, rows, call.out_columns, call.out_columns) ||
+        !routes(slots, a->slots_have, weights, a->weights_have, entries, places, rows) ||
+        !samples_fit(samples, sample_count, starts, slot_count, slots, entries * places, a->m, a->n))
         return NO_FIT;
     if (!rows || !call.out_columns) return DONE;
     int64_t each = entries ? rows / entries : 1, most = 1;
@@ -356,7 +344,7 @@ int dts_add_samples(const char *variant, int threads, int transposed, const void
     int failed = !ends || !pairs || !call.batches;
     for (int64_t first = 0; first < rows && !failed; first += step) {
         call.first_row = first, call.rows = least(step, rows - first), call.batch_count = 0;
-        call.threads = threads > 0 ? threads : 1;
+        call.threads = a->threads > 0 ? (int)a->threads : 1;
         memset(ends, 0, (size_t)(sample_count + 1) * sizeof *ends);
         for (int pass = 0; pass < 2; pass++) { /* count the pairs of every sample, then put them beside each other */
             for (int64_t i = 0; i < call.rows * places; i++) {
@@ -369,137 +357,10 @@ int dts_add_samples(const char *variant, int threads, int transposed, const void
             for (int64_t s = 0; s < sample_count && !pass; s++) ends[s + 1] += ends[s];
         }
         for (int64_t s = 0, begin = 0; s < sample_count; begin = ends[s++])
-            call.batch_count += split(&call, &samples[s], pairs + begin, ends[s] - begin,
-                                      call.batches + call.batch_count);
+            call.batch_count +=
+                split(&call, &samples[s], pairs + begin, ends[s] - begin, call.batches + call.batch_count);
         failed = sweep(&call);
     }
     free(ends), free(pairs), free(call.batches);
     return failed;
-}
-
-/* The same for one record of these arguments: Python converts one thing, not 23. */
-typedef struct {
-    const char *variant;
-    int64_t threads, transposed;
-    const void *x;
-    int64_t x_have, type, rows, m, n;
-    const void *y;
-    int64_t y_have;
-    void *out;
-    int64_t out_have;
-    const Sample *samples;
-    int64_t sample_count;
-    const int64_t *starts;
-    int64_t slot_count;
-    const int32_t *slots;
-    int64_t slots_have;
-    const float *weights;
-    int64_t weights_have, entries, places;
-} AddSamples;
-
-int dts_add_samples_record(const AddSamples *a) {
-    return dts_add_samples(a->variant, (int)a->threads, (int)a->transposed, a->x, a->x_have, (int)a->type, a->rows,
-                           a->m, a->n, a->y, a->y_have, a->out, a->out_have, a->samples, a->sample_count, a->starts,
-                           a->slot_count, a->slots, a->slots_have, a->weights, a->weights_have, a->entries, a->places);
-}
-
-/* ---- rows of D -------------------------------------------------------------------------------------------------- */
-
-enum { IDS = 16 };          /* of an item of work */
-
-typedef struct {
-    const Kernels *k;
-    const int64_t *ids;
-    int64_t count, n, entries, places, slot_count;
-    const char *y;
-    char *out;
-    int type;
-    const Sample *samples;
-    const int64_t *starts;
-    const int32_t *slots;
-    const float *weights;
-    float *rows;            /* [workers, n] */
-} Rows;
-
-/* row += factor * row `id` of D */
-static void add_row(const Sample *s, int64_t id, float factor, int64_t n, float *row) {
-    static const float values[4] = {1, 4, -1, -4};
-    int64_t stride = s->stride, block = id / stride, place = id % stride;
-    const uint8_t *codes = s->codes + id * s->row_bytes;
-    for (int64_t g = 0, start = 0; start < n; g++, start += stride) {
-        int64_t turned = place + sample_shift(s, block, g);
-        int64_t column = start + (turned < stride ? turned : turned - stride);
-        if (column < n) row[column] += factor * values[codes[g / 4] >> 2 * (g % 4) & 3];
-    }
-}
-
-static void rows_item(void *context, int64_t item, int worker) {
-    const Rows *call = context;
-    float *row = call->rows + worker * call->n;
-    int64_t each = call->count / call->entries;
-    for (int64_t i = item * IDS; i < least((item + 1) * IDS, call->count); i++) {
-        memset(row, 0, (size_t)call->n * 4);
-        for (int64_t at = i / each * call->places; at < (i / each + 1) * call->places && call->ids[i] >= 0; at++) {
-            int64_t slot = call->slots[at];
-            if (slot < 0 || slot >= call->slot_count) continue;
-            for (int64_t s = call->starts[slot]; s < call->starts[slot + 1]; s++)
-                add_row(&call->samples[s], call->ids[i], call->weights[at] * call->samples[s].scale, call->n, row);
-        }
-        int64_t at = i * call->n * size_of(call->type);
-        call->k->narrow(row, call->y + at, call->out + at, call->type, call->n);
-    }
-}
-
-/* out = y + rows `ids` [count] (negative: zeros) of the D [m, n] of each id's entry; the rest as in dts_add_samples,
- * y and out [count, n].  Returns NO_ROW besides, for an id that D has not.
- */
-int dts_add_sampled_rows(const char *variant, int threads, const int64_t *ids, int64_t count, int64_t m, int64_t n,
-                         const void *y, int64_t y_have, void *out, int64_t out_have, int type, const Sample *samples,
-                         int64_t sample_count, const int64_t *starts, int64_t slot_count, const int32_t *slots,
-                         int64_t slots_have, const float *weights, int64_t weights_have, int64_t entries,
-                         int64_t places) {
-    Rows call = {.k = dts_find(variant), .ids = ids, .count = count, .n = n, .entries = entries, .places = places,
-                 .slot_count = slot_count, .y = y, .out = out, .type = type, .samples = samples, .starts = starts,
-                 .slots = slots, .weights = weights};
-    if (!call.k) return NO_VARIANT;
-    if (!known_type(type) || !holds(ids, count, count, 1, 1) || !holds(y, y_have, count, n, n) ||
-        !holds(out, out_have, count, n, n) ||
-        !routes(slots, slots_have, weights, weights_have, entries, places, count) ||
-        !samples_fit(samples, sample_count, starts, slot_count, slots, entries * places, m, n))
-        return NO_FIT;
-    if (!count || !n || !entries) return DONE;
-    for (int64_t i = 0; i < count; i++)
-        if (ids[i] >= m) return NO_ROW;
-    threads = dts_useful_threads(threads > 0 ? threads : 1, count * n);
-    call.rows = malloc((size_t)(threads * n) * sizeof *call.rows);
-    if (!call.rows) return 1;
-    dts_parallel(threads, (count + IDS - 1) / IDS, rows_item, &call);
-    free(call.rows);
-    return 0;
-}
-
-/* The same for one record of these arguments. */
-typedef struct {
-    const char *variant;
-    int64_t threads;
-    const int64_t *ids;
-    int64_t count, m, n;
-    const void *y;
-    int64_t y_have;
-    void *out;
-    int64_t out_have, type;
-    const Sample *samples;
-    int64_t sample_count;
-    const int64_t *starts;
-    int64_t slot_count;
-    const int32_t *slots;
-    int64_t slots_have;
-    const float *weights;
-    int64_t weights_have, entries, places;
-} AddSampledRows;
-
-int dts_add_sampled_rows_record(const AddSampledRows *a) {
-    return dts_add_sampled_rows(a->variant, (int)a->threads, a->ids, a->count, a->m, a->n, a->y, a->y_have, a->out,
-                                a->out_have, (int)a->type, a->samples, a->sample_count, a->starts, a->slot_count,
-                                a->slots, a->slots_have, a->weights, a->weights_have, a->entries, a->places);
 }

@@ -1,24 +1,29 @@
 /* Sampled elements of a matrix D [m, n] (samples.py has their definition) and products with parts of it. */
 #ifndef DTS_SAMPLES_H
 #define DTS_SAMPLES_H
-#include <stdint.h>
+#include "codes.h"
+#include "sizes.h"
 
 typedef struct {
-    const uint8_t *codes;           /* four groups a byte, any alignment */
-    int64_t row_bytes;              /* from row to row */
+    const uint8_t *codes; /* four groups a byte, any alignment */
+    int64_t row_bytes;    /* from row to row */
     int64_t stride;
     uint32_t seed;
     float scale;
-    int64_t rows, bytes;            /* that there are, and bytes of a row */
+    int64_t rows, bytes; /* that there are, and bytes of a row */
 } Sample;
 
 /* A row of x has the same sums, bit for bit, whatever else is in the batch.  So the groups of a row of D are added in
  * one order by every loop: groups 4 j + p of a segment in chain p, then  sum = ((c0 + c1) + c2) + c3,  the sum being
  * chain 0 of the next segment; groups at a row's end that are no whole four go to chain 0 after all others. */
-enum { MOST_GROUPS = 512,           /* of a part, which is whole segments */
-       SEGMENT = 32, MOST_STRIDE = 4096 };
+enum {
+    MOST_GROUPS = 512, /* of a part, which is whole segments */
+    SEGMENT = 32,
+    MOST_STRIDE = 4096,
+    FEW_ROWS = 8, /* of x at most that are no panel: a lane is a row of D; in a panel a lane is a row of x */
+};
 
-typedef struct {                    /* rows [row, last_row) and groups [group, last_group), group a multiple of 4 */
+typedef struct { /* rows [row, last_row) and groups [group, last_group), group a multiple of 4 */
     const Sample *sample;
     int64_t row, last_row, group, last_group;
 } SamplePart;
@@ -36,8 +41,23 @@ static inline uint32_t sample_shift(const Sample *s, int64_t block, int64_t grou
 
 /* What is laid out for vectors along the rows of a block: `pitch` numbers a group, its columns once and once more, so
  * that the columns of a block's turned diagonal are beside each other from any shift on, and `lanes` beyond all. */
-static inline int64_t sample_pitch(int64_t stride, int64_t lanes) {
-    return stride - 1 + (stride + lanes - 1) / lanes * lanes;
+static inline int64_t sample_pitch(int64_t stride, int64_t lanes) { return stride - 1 + round_up(stride, lanes); }
+
+/* Whether the samples of some slots are of [m, n] and all there. */
+static inline int samples_fit(const Sample *samples, int64_t sample_count, const int64_t *starts, int64_t slot_count,
+                              const int32_t *slots, int64_t count, int64_t m, int64_t n) {
+    if (m < 0 || n < 0 || slot_count < 0 || sample_count < 0 || (slot_count && !starts) || (sample_count && !samples))
+        return 0;
+    for (int64_t i = 0; i < count; i++) {
+        if (slots[i] < 0 || slots[i] >= slot_count) continue;
+        int64_t first = starts[slots[i]], last = starts[slots[i] + 1];
+        if (first < 0 || last < first || last > sample_count) return 0;
+        for (const Sample *s = samples + first; s < samples + last; s++)
+            if (s->stride < 1 || s->stride >= MOST_STRIDE || s->rows != m || s->row_bytes < 0 ||
+                (!s->codes && m && n) || s->bytes < bytes_of(ceil_div(n, s->stride)))
+                return 0;
+    }
+    return 1;
 }
 
 #endif

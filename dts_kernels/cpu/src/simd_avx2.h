@@ -36,7 +36,11 @@ INLINE acc dot(acc sum, vec codes, vec digits) { /* pairs reach 2 * 8 * 128: no 
     __m256i pairs = _mm256_maddubs_epi16(codes, digits);
     return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
-INLINE vec broadcast(const int8_t *p) { int32_t q; memcpy(&q, p, 4); return _mm256_set1_epi32(q); }
+INLINE vec broadcast(const int8_t *p) {
+    int32_t q;
+    memcpy(&q, p, 4);
+    return _mm256_set1_epi32(q);
+}
 INLINE acc combine(acc high, acc low) { return _mm256_add_epi32(_mm256_slli_epi32(high, 8), low); }
 INLINE void add_store(uint32_t *p, acc sum) {
     _mm256_storeu_si256((void *)p, _mm256_add_epi32(_mm256_loadu_si256((const void *)p), sum));

@@ -8,7 +8,9 @@ typedef __m512i acc;
 typedef __m512 fvec;
 
 INLINE vec load_bytes(const void *p) { return _mm512_loadu_si512(p); }
-INLINE vec load_part(const void *p, int64_t count) { return _mm512_maskz_loadu_epi8(_cvtu64_mask64((1ull << count) - 1), p); }
+INLINE vec load_part(const void *p, int64_t count) {
+    return _mm512_maskz_loadu_epi8(_cvtu64_mask64((1ull << count) - 1), p);
+}
 
 INLINE vec interleave(__m128i a, __m128i b, __m128i c, __m128i d) {
     __m512i rows = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_inserti128_si256(_mm256_castsi128_si256(a), b, 1)),
@@ -40,9 +42,9 @@ INLINE void decode4(vec v, vec c[4]) {
     /* the shuffle looks at 6 bits, so one table reads codes 0, 1 or 2 of a byte in place */
     const __m512i first = _mm512_set1_epi32(0x00030805);
     const __m512i second = _mm512_broadcast_i32x4(_mm_set_epi32(0, 0x03030303, 0x08080808, 0x05050505));
-    const __m512i third = _mm512_inserti64x4(
-        _mm512_castsi256_si512(_mm256_inserti128_si256(_mm256_set1_epi8(5), _mm_set1_epi8(8), 1)),
-        _mm256_inserti128_si256(_mm256_set1_epi8(3), _mm_setzero_si128(), 1), 1);
+    const __m512i third =
+        _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_inserti128_si256(_mm256_set1_epi8(5), _mm_set1_epi8(8), 1)),
+                           _mm256_inserti128_si256(_mm256_set1_epi8(3), _mm_setzero_si128(), 1), 1);
     c[0] = _mm512_permutexvar_epi8(v, first);
     c[1] = _mm512_permutexvar_epi8(v, second);
     c[2] = _mm512_permutexvar_epi8(v, third);
@@ -89,11 +91,13 @@ INLINE acc dot(acc sum, vec codes, vec digits) {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(digits));
     return sum;
 }
-INLINE vec broadcast(const int8_t *p) { int32_t q; memcpy(&q, p, 4); return _mm512_set1_epi32(q); }
-INLINE acc combine(acc high, acc low) { return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low); }
-INLINE void add_store(uint32_t *p, acc sum) {
-    _mm512_storeu_si512(p, _mm512_add_epi32(_mm512_loadu_si512(p), sum));
+INLINE vec broadcast(const int8_t *p) {
+    int32_t q;
+    memcpy(&q, p, 4);
+    return _mm512_set1_epi32(q);
 }
+INLINE acc combine(acc high, acc low) { return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low); }
+INLINE void add_store(uint32_t *p, acc sum) { _mm512_storeu_si512(p, _mm512_add_epi32(_mm512_loadu_si512(p), sum)); }
 INLINE __m128i fold(acc a) {
     __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(a), _mm512_extracti64x4_epi64(a, 1));
     return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));

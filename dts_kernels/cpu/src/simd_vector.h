@@ -12,12 +12,23 @@ typedef int16_t vec16 __attribute__((vector_size(16)));
 typedef uint32_t acc __attribute__((vector_size(16)));
 typedef float fvec __attribute__((vector_size(16)));
 
-INLINE vec load_bytes(const void *p) { vec a; memcpy(&a, p, 16); return a; }
-INLINE vec load_part(const void *p, int64_t count) { vec a = {0}; memcpy(&a, p, (size_t)count); return a; }
+INLINE vec load_bytes(const void *p) {
+    vec a;
+    memcpy(&a, p, 16);
+    return a;
+}
+INLINE vec load_part(const void *p, int64_t count) {
+    vec a = {0};
+    memcpy(&a, p, (size_t)count);
+    return a;
+}
 
 INLINE vec load_quad(const uint8_t *a, const uint8_t *b, const uint8_t *c, const uint8_t *d) {
     uint8_t rows[16];
-    memcpy(rows, a, 4); memcpy(rows + 4, b, 4); memcpy(rows + 8, c, 4); memcpy(rows + 12, d, 4);
+    memcpy(rows, a, 4);
+    memcpy(rows + 4, b, 4);
+    memcpy(rows + 8, c, 4);
+    memcpy(rows + 12, d, 4);
 #ifdef USE_NEON
     const uint8x16_t order = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
     return (vec)vqtbl1q_u8(vld1q_u8(rows), order);
@@ -61,15 +72,28 @@ INLINE acc dot(acc sum, vec codes, vec digits) {
     return sum + (acc)((vec32)((acc)wide << 16) >> 16) + (acc)(wide >> 16);
 #endif
 }
-INLINE vec broadcast(const int8_t *p) { uint32_t q; memcpy(&q, p, 4); return (vec)(acc){q, q, q, q}; }
+INLINE vec broadcast(const int8_t *p) {
+    uint32_t q;
+    memcpy(&q, p, 4);
+    return (vec)(acc){q, q, q, q};
+}
 INLINE acc combine(acc high, acc low) { return (high << 8) + low; }
-INLINE void add_store(uint32_t *p, acc sum) { acc a; memcpy(&a, p, 16); a += sum; memcpy(p, &a, 16); }
+INLINE void add_store(uint32_t *p, acc sum) {
+    acc a;
+    memcpy(&a, p, 16);
+    a += sum;
+    memcpy(p, &a, 16);
+}
 INLINE void sum4(const acc a[4], uint32_t out[4]) {
     for (int i = 0; i < 4; i++) out[i] = a[i][0] + a[i][1] + a[i][2] + a[i][3];
 }
 
 INLINE acc load_codes(const uint8_t *p) { return (acc){p[0], p[1], p[2], p[3]}; }
-INLINE fvec load_values(const float *values) { fvec a; memcpy(&a, values, 16); return a; }
+INLINE fvec load_values(const float *values) {
+    fvec a;
+    memcpy(&a, values, 16);
+    return a;
+}
 INLINE fvec value(acc codes, int plane, fvec values) {
     acc large = -(codes >> (uint32_t)(2 * plane) & 1), negative = -(codes >> (uint32_t)(2 * plane + 1) & 1);
     acc all = (acc)values, v[4];
@@ -77,7 +101,11 @@ INLINE fvec value(acc codes, int plane, fvec values) {
     acc positive = v[0] ^ ((v[0] ^ v[1]) & large), other = v[2] ^ ((v[2] ^ v[3]) & large);
     return (fvec)(positive ^ ((positive ^ other) & negative));
 }
-INLINE fvec fload(const float *p) { fvec a; memcpy(&a, p, 16); return a; }
+INLINE fvec fload(const float *p) {
+    fvec a;
+    memcpy(&a, p, 16);
+    return a;
+}
 INLINE void fstore(float *p, fvec a) { memcpy(p, &a, 16); }
 INLINE fvec fset(float a) { return (fvec){a, a, a, a}; }
 INLINE fvec fma4(fvec a, fvec b, fvec sum) { return sum + a * b; }

@@ -23,8 +23,10 @@ enum { BYTES = 4 * LANES, TILE = 4 * LANES, AHEAD = 64 };
 #if LANES != 16 /* no masked loads: copy a ragged end */
 INLINE vec quad_part(const uint8_t *a, const uint8_t *b, const uint8_t *c, const uint8_t *d, int count) {
     uint8_t rows[4][LANES] = {{0}};
-    memcpy(rows[0], a, (size_t)count); memcpy(rows[1], b, (size_t)count);
-    memcpy(rows[2], c, (size_t)count); memcpy(rows[3], d, (size_t)count);
+    memcpy(rows[0], a, (size_t)count);
+    memcpy(rows[1], b, (size_t)count);
+    memcpy(rows[2], c, (size_t)count);
+    memcpy(rows[3], d, (size_t)count);
     return load_quad(rows[0], rows[1], rows[2], rows[3]);
 }
 INLINE acc codes_part(const uint8_t *p, int count) {
@@ -36,8 +38,16 @@ INLINE acc codes_part(const uint8_t *p, int count) {
 
 /* ---- numbers -------------------------------------------------------------------------------------------------- */
 
-INLINE float from_bits(uint32_t bits) { float f; memcpy(&f, &bits, 4); return f; }
-INLINE uint32_t to_bits(float f) { uint32_t bits; memcpy(&bits, &f, 4); return bits; }
+INLINE float from_bits(uint32_t bits) {
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+INLINE uint32_t to_bits(float f) {
+    uint32_t bits;
+    memcpy(&bits, &f, 4);
+    return bits;
+}
 
 INLINE float half_to_float(uint16_t h) {
     uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = h & 0x7fff;
@@ -60,8 +70,10 @@ INLINE uint16_t float_to_bfloat(float f) {
 
 static void widen(const void *in, int dtype, int64_t count, float *out) {
     if (dtype == FLOAT32) memcpy(out, in, (size_t)count * 4);
-    else if (dtype == BFLOAT16) for (int64_t i = 0; i < count; i++) out[i] = from_bits((uint32_t)((const uint16_t *)in)[i] << 16);
-    else for (int64_t i = 0; i < count; i++) out[i] = half_to_float(((const uint16_t *)in)[i]);
+    else if (dtype == BFLOAT16)
+        for (int64_t i = 0; i < count; i++) out[i] = from_bits((uint32_t)((const uint16_t *)in)[i] << 16);
+    else
+        for (int64_t i = 0; i < count; i++) out[i] = half_to_float(((const uint16_t *)in)[i]);
 }
 
 static void narrow(const float *in, const void *add, void *out, int dtype, int64_t count) {
@@ -70,18 +82,22 @@ static void narrow(const float *in, const void *add, void *out, int dtype, int64
     float *out32 = out;
     uint16_t *out16 = out;
     if (dtype == FLOAT32 && add) {
-        ELEMENTWISE for (int64_t i = 0; i < count; i++) out32[i] = add32[i] + in[i];
+        ELEMENTWISE
+        for (int64_t i = 0; i < count; i++) out32[i] = add32[i] + in[i];
     } else if (dtype == FLOAT32) {
         memcpy(out, in, (size_t)count * 4);
     } else if (dtype == BFLOAT16 && add) {
-        ELEMENTWISE for (int64_t i = 0; i < count; i++)
-            out16[i] = float_to_bfloat(from_bits((uint32_t)add16[i] << 16) + in[i]);
+        ELEMENTWISE
+        for (int64_t i = 0; i < count; i++) out16[i] = float_to_bfloat(from_bits((uint32_t)add16[i] << 16) + in[i]);
     } else if (dtype == BFLOAT16) {
-        ELEMENTWISE for (int64_t i = 0; i < count; i++) out16[i] = float_to_bfloat(in[i]);
+        ELEMENTWISE
+        for (int64_t i = 0; i < count; i++) out16[i] = float_to_bfloat(in[i]);
     } else if (add) {
-        ELEMENTWISE for (int64_t i = 0; i < count; i++) out16[i] = float_to_half(half_to_float(add16[i]) + in[i]);
+        ELEMENTWISE
+        for (int64_t i = 0; i < count; i++) out16[i] = float_to_half(half_to_float(add16[i]) + in[i]);
     } else {
-        ELEMENTWISE for (int64_t i = 0; i < count; i++) out16[i] = float_to_half(in[i]);
+        ELEMENTWISE
+        for (int64_t i = 0; i < count; i++) out16[i] = float_to_half(in[i]);
     }
 }
 
@@ -103,7 +119,8 @@ static void quantise(const float *x, int64_t count, int64_t padded, int limit, D
     }
     uint32_t sum = 0;
     int8_t *high = out->high, *low = out->low; /* bytes may alias anything, *out too */
-    ELEMENTWISE for (int64_t i = 0; i < count; i++) { /* adding 1.5 * 2^23 rounds to an integer in the low bits */
+    ELEMENTWISE
+    for (int64_t i = 0; i < count; i++) { /* adding 1.5 * 2^23 rounds to an integer in the low bits */
         int32_t q = (int32_t)(to_bits(x[i] * inverse + 12582912.0f) - 0x4b400000u);
         sum += (uint32_t)q;
         high[i] = (int8_t)((q + 128) >> 8);
@@ -254,7 +271,7 @@ static float expand_float(const uint8_t *u, int64_t bytes, const float *values, 
 #define TEXT2(v) #v
 #define TEXT(v) TEXT2(v)
 const Kernels NAME(VARIANT) = {
-    TEXT(VARIANT), LANES, DIRECT_ROWS, widen, narrow, quantise, shrink, expand4, decode_v, multiply,
-    decode_ranks, multiply_ranks, scale_ranks, decode_columns, expand_block, shrink_float, expand_float,
-    samples_gather, samples_scatter, samples_panel,
+    TEXT(VARIANT), LANES,        DIRECT_ROWS,  widen,          narrow,          quantise,      shrink,
+    expand4,       decode_v,     multiply,     decode_ranks,   multiply_ranks,  scale_ranks,   decode_columns,
+    expand_block,  shrink_float, expand_float, samples_gather, samples_scatter, samples_panel,
 };

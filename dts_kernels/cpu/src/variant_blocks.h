@@ -1,4 +1,4 @@
-/* The inner loops of row blocks (rowblocks.c); included by variant.c after its SIMD header.
+/* The inner loops of row blocks; included by variant.c after its SIMD header.
  *
  * A decoded tile of V is [quads of four rows of V][vectors][lane]: a vector holds LANES ranks, those of LANES / 4 bytes,
  * plane by plane (rank 4 j + plane of its byte j in lane plane * LANES / 4 + j).  A tile of U is [bytes][4 vectors][lane],
@@ -71,11 +71,13 @@ static void multiply_ranks(int64_t rows, int vectors, int64_t quads, const uint8
 }
 
 /* t[rank] = (sums - offset) * (sigma * scale), from the order of the vectors to that of the ranks */
-static void scale_ranks(const uint32_t *sums, uint32_t offset, const float *sigma, float scale, int64_t rank, float *t) {
+static void scale_ranks(const uint32_t *sums, uint32_t offset, const float *sigma, float scale, int64_t rank,
+                        float *t) {
     for (int64_t r = 0; r < rank; r += LANES)
         for (int j = 0; j < VECTOR_BYTES; j++)
             for (int i = 0; i < 4; i++) t[r + 4 * j + i] = (float)(int32_t)(sums[r + i * VECTOR_BYTES + j] - offset);
-    ELEMENTWISE for (int64_t r = 0; r < rank; r++) t[r] *= sigma[r] * scale;
+    ELEMENTWISE
+    for (int64_t r = 0; r < rank; r++) t[r] *= sigma[r] * scale;
 }
 
 #ifdef SPREADS
@@ -122,7 +124,7 @@ static void decode_columns(const uint8_t *u, int64_t stride, int64_t rows, int64
 #endif
 
 /* Sums of a tile's columns times a row's scale, with the row's addend and y: no separate passes.  The order of the
- * float operations is that of dts.c. */
+ * float operations is that of expand.c. */
 INLINE void finish(acc a[4], const Digits *t, const BlockRow *row, const float *add, int dtype, int64_t columns) {
     fvec scale = fset(t->scale), gamma = fset(row->gamma), part[4];
     for (int i = 0; i < 4; i++) part[i] = fadd(fset(0), fmul(to_float(a[i], 4 * t->sum), scale)); /* no -0 */

@@ -1,9 +1,10 @@
-/* The inner loops of sampled elements (samples.c); included by variant.c after its SIMD header.
+/* The inner loops of sampled elements; included by variant.c after its SIMD header.
  *
  * Few rows of x: a lane is a row of D, so a code word of each of LANES rows holds 16 groups of them, and what they meet
  * in one group of columns is a turned run of the group.  Many rows: a lane is a row of x, and an element of D is one
  * number for all of them.
  */
+#include "codes.h"
 #include "samples.h"
 
 #ifdef __clang__ /* shifts by constants */
@@ -12,7 +13,6 @@
 #define UNROLLED _Pragma("GCC unroll 16")
 #endif
 
-static const float sample_values[4] = {1, 4, -1, -4};
 enum { SUMS = 8 }; /* chains of additions at once */
 
 /* shifts[g] of a block's groups, from `group` on */
@@ -48,20 +48,25 @@ INLINE int sample_lanes(const SamplePart *part, int64_t row, int64_t next, int b
     return count;
 }
 
-INLINE acc load_words(const uint32_t *words) { acc a; memcpy(&a, words, sizeof a); return a; }
+INLINE acc load_words(const uint32_t *words) {
+    acc a;
+    memcpy(&a, words, sizeof a);
+    return a;
+}
 
 /* ---- few rows --------------------------------------------------------------------------------------------------- */
 
 /* Chains `first` to first + ways - 1 of a segment, added to sum[row] in order. */
 INLINE void gather_chains(int rows, int first, int ways, int groups, const uint32_t words[][LANES], const int32_t *at,
                           const float *const *x, fvec *sum) {
-    fvec table = load_values(sample_values), a[SUMS];
+    fvec table = load_values(code_values), a[SUMS];
     for (int w = 0; w < ways; w++)
         for (int r = 0; r < rows; r++) a[w * rows + r] = first + w ? fset(0) : sum[r];
     int g = 0;
     for (; g + 16 <= groups; g += 16) {
         acc c = load_words(words[g / 16]);
-        UNROLLED for (int j = 0; j < 16; j += 4)
+        UNROLLED
+        for (int j = 0; j < 16; j += 4)
             for (int w = 0; w < ways; w++) {
                 fvec v = value(c, j + first + w, table);
                 for (int r = 0; r < rows; r++)
@@ -112,12 +117,12 @@ INLINE void gather_lanes(int rows, int groups, const uint32_t words[][LANES], co
 static void samples_gather(const SamplePart *part, int last, int rows, const float *const *x, const float *factor,
                            float *const *sums, float *const *y) {
     const Sample *s = part->sample;
-    int groups = (int)(part->last_group - part->group), bytes = (groups + 3) / 4;
+    int groups = (int)(part->last_group - part->group), bytes = (int)bytes_of(groups);
     int64_t pitch = sample_pitch(s->stride, LANES), next;
     int32_t at[MOST_GROUPS];
     uint32_t words[MOST_GROUPS / 16][LANES] = {{0}};
-    const float *from[8];
-    float own[8][LANES];
+    const float *from[FEW_ROWS];
+    float own[FEW_ROWS][LANES];
     for (int64_t row = part->row; row < part->last_row; row = next) {
         int64_t block = row / s->stride;
         next = sample_turns(part, block, groups, pitch, at);
@@ -134,22 +139,25 @@ static void samples_gather(const SamplePart *part, int last, int rows, const flo
             else if (rows == 2) gather_lanes(2, groups, words, at, from, own);
             else gather_lanes(1, groups, words, at, from, own);
             for (int r = 0; r < rows; r++)
-                if (last) for (int i = 0; i < count; i++) y[r][to + i] += factor[r] * own[r][i];
-                else for (int i = 0; i < count; i++) sums[r][to + i] = own[r][i];
+                if (last)
+                    for (int i = 0; i < count; i++) y[r][to + i] += factor[r] * own[r][i];
+                else
+                    for (int i = 0; i < count; i++) sums[r][to + i] = own[r][i];
         }
     }
 }
 
 INLINE void scatter_lanes(int rows, int groups, const uint32_t words[][LANES], const int32_t *at,
                           const float x[][LANES], float *const *out) {
-    fvec table = load_values(sample_values), own[8];
-    float *to[8];
+    fvec table = load_values(code_values), own[FEW_ROWS];
+    float *to[FEW_ROWS];
     for (int r = 0; r < rows; r++) own[r] = fload(x[r]), to[r] = out[r];
     for (int g = 0; g < groups; g += 16) {
         acc w = load_words(words[g / 16]);
         int some = groups - g < 16 ? groups - g : 16;
         if (some == 16) {
-            UNROLLED for (int i = 0; i < 16; i++) {
+            UNROLLED
+            for (int i = 0; i < 16; i++) {
                 fvec v = value(w, i, table);
                 for (int r = 0; r < rows; r++) {
                     float *p = to[r] + at[g + i];
@@ -172,11 +180,11 @@ INLINE void scatter_lanes(int rows, int groups, const uint32_t words[][LANES], c
  * a block */
 static void samples_scatter(const SamplePart *part, int rows, const float *const *x, float *const *out) {
     const Sample *s = part->sample;
-    int groups = (int)(part->last_group - part->group), bytes = (groups + 3) / 4;
+    int groups = (int)(part->last_group - part->group), bytes = (int)bytes_of(groups);
     int64_t pitch = sample_pitch(s->stride, LANES), next;
     int32_t at[MOST_GROUPS];
     uint32_t words[MOST_GROUPS / 16][LANES] = {{0}};
-    float *to[8], own[8][LANES];
+    float *to[8], own[FEW_ROWS][LANES];
     for (int64_t row = part->row; row < part->last_row; row = next) {
         int64_t block = row / s->stride;
         next = sample_turns(part, block, groups, pitch, at);
@@ -199,7 +207,7 @@ static void samples_scatter(const SamplePart *part, int rows, const float *const
 
 /* values[plane][j] of group 4 j + plane of one row of codes */
 INLINE void sample_row_values(const uint8_t *codes, int bytes, float values[4][MOST_GROUPS / 4]) {
-    fvec table = load_values(sample_values);
+    fvec table = load_values(code_values);
     for (int j = 0; j < bytes; j += LANES) {
         acc c = bytes - j < LANES ? codes_part(codes + j, bytes - j) : load_codes(codes + j);
         for (int plane = 0; plane < 4; plane++) fstore(values[plane] + j, value(c, plane, table));
@@ -212,7 +220,8 @@ INLINE void sample_places(int32_t stride, int32_t place, int groups, const int32
                           int32_t *at) {
     for (int32_t g = 0; g < groups; g++) {
         int32_t turned = place + shifts[g];
-        at[g] = scattered ? (2 * g * stride + turned) * width : (g * stride + turned - (turned >= stride ? stride : 0)) * width;
+        at[g] = scattered ? (2 * g * stride + turned) * width
+                          : (g * stride + turned - (turned >= stride ? stride : 0)) * width;
     }
 }
 
@@ -229,8 +238,7 @@ INLINE void panel_chains(int vectors, int first, int ways, int groups, float val
                 a[w * vectors + v] = fma4(value, fload(p + v * LANES), a[w * vectors + v]);
         }
     for (int g = (from + groups) / 4 * 4; first == 0 && g < from + groups; g++) /* codes beyond mean nothing */
-        for (int v = 0; v < vectors; v++)
-            a[v] = fma4(fset(values[g % 4][g / 4]), fload(x + at[g] + v * LANES), a[v]);
+        for (int v = 0; v < vectors; v++) a[v] = fma4(fset(values[g % 4][g / 4]), fload(x + at[g] + v * LANES), a[v]);
     for (int w = 0; w < ways; w++)
         for (int v = 0; v < vectors; v++) sum[v] = first + w ? fadd(sum[v], a[w * vectors + v]) : a[v];
 }
@@ -271,7 +279,7 @@ INLINE void scatter_row(int vectors, int groups, float values[4][MOST_GROUPS / 4
  * scattered: sums [2 columns a column from the first group on][.] += x [row - first row][.] D, see sample_places */
 static void samples_panel(const SamplePart *part, int scattered, int vectors, const float *x, float *sums) {
     const Sample *s = part->sample;
-    int groups = (int)(part->last_group - part->group), bytes = (groups + 3) / 4, width = vectors * LANES;
+    int groups = (int)(part->last_group - part->group), bytes = (int)bytes_of(groups), width = vectors * LANES;
     int32_t shifts[MOST_GROUPS], at[MOST_GROUPS];
     float values[4][MOST_GROUPS / 4];
     int64_t block = part->row / s->stride, place = part->row % s->stride;

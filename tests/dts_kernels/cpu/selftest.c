@@ -5,41 +5,25 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels.h"
+#include "dts.h"
 
-const char *dts_variant(int i);
-int dts_delta_linear(const char *variant, int threads, int exact, int transposed, const void *x, int64_t x_have,
-                     int x_type, int64_t x_stride, int64_t rows, int64_t n, const void *y, int64_t y_have,
-                     int64_t y_stride, void *out, int64_t out_have, int64_t out_stride, int64_t m, const Task *tasks,
-                     int64_t task_count, const int32_t *slots, int64_t slots_have, const float *weights,
-                     int64_t weights_have, int64_t entries, int64_t places, const float *adds, int64_t adds_have,
-                     int64_t add_count);
-int dts_embedding(const char *variant, int threads, const int64_t *ids, int64_t rows, int64_t id_count, const void *y,
-                  void *out, int64_t have, int type, int64_t n, const Task *tasks, int64_t task_count,
-                  const int32_t *slots, const float *weights, int64_t entries);
-int dts_reconstruct(const char *variant, int threads, int exact, const Task *tasks, int64_t task_count,
-                    const float *gamma, int64_t gamma_have, const void *base, int64_t base_stride, void *out,
-                    int64_t have, int64_t out_stride, int type, int64_t m, int64_t n);
-int dts_unpack(const char *variant, int threads, const uint8_t *packed, int64_t stride, int64_t rows, int64_t bytes,
-               const float *levels, void *out, int64_t out_have, int64_t out_stride, int type);
-int dts_add_samples(const char *variant, int threads, int transposed, const void *x, int64_t x_have, int type,
-                    int64_t rows, int64_t m, int64_t n, const void *y, int64_t y_have, void *out, int64_t out_have,
-                    const Sample *samples, int64_t sample_count, const int64_t *starts, int64_t slot_count,
-                    const int32_t *slots, int64_t slots_have, const float *weights, int64_t weights_have,
-                    int64_t entries, int64_t places);
-int dts_add_sampled_rows(const char *variant, int threads, const int64_t *ids, int64_t count, int64_t m, int64_t n,
-                         const void *y, int64_t y_have, void *out, int64_t out_have, int type, const Sample *samples,
-                         int64_t sample_count, const int64_t *starts, int64_t slot_count, const int32_t *slots,
-                         int64_t slots_have, const float *weights, int64_t weights_have, int64_t entries,
-                         int64_t places);
+#define DELTA_LINEAR(...) dts_delta_linear(&(DeltaLinear){__VA_ARGS__})
+#define EMBEDDING(...) dts_embedding(&(Embedding){__VA_ARGS__})
+#define ADD_SAMPLES(...) dts_add_samples(&(AddSamples){__VA_ARGS__})
+#define ADD_SAMPLED_ROWS(...) dts_add_sampled_rows(&(AddSampledRows){__VA_ARGS__})
 
 static uint64_t state = 88172645463325252ull;
-static uint32_t any(void) { state ^= state << 13; state ^= state >> 7; state ^= state << 17; return (uint32_t)(state >> 16); }
+static uint32_t any(void) {
+    state ^= state << 13;
+    state ^= state >> 7;
+    state ^= state << 17;
+    return (uint32_t)(state >> 16);
+}
 static float number(void) { return (float)(any() % 20001) / 10000.0f - 1.0f; }
 static void *exactly(int64_t size) { return malloc((size_t)(size ? size : 1)); }
 
 static int value_at(const uint8_t *row, int64_t rank) {
-    static const int values[4] = {1, 4, -1, -4};
+    static const int values[4] = {1, 4, -1, -4}; /* its own: not those of the library that it tests */
     return values[row[rank / 4] >> 2 * (rank % 4) & 3];
 }
 static double level_at(const uint8_t *row, int64_t rank, const float *levels) {
@@ -52,22 +36,25 @@ static int refuses(const char *variant, const float *x, float *out, const float 
     int32_t slots[8] = {0};
     float gammas[8] = {1};
     int failed = 0;
-    struct { int64_t x, out, slots, weights, entries, places, adds, m, n; int type; } good =
-        {rows * n, rows * m, 1, 1, 1, 1, m, m, n, FLOAT32}, bad[] = {good, good, good, good, good, good, good, good, good, good, good};
+    struct {
+        int64_t x, out, slots, weights, entries, places, adds, m, n;
+        int type;
+    } good = {rows * n, rows * m, 1, 1, 1, 1, m, m, n, FLOAT32},
+      bad[] = {good, good, good, good, good, good, good, good, good, good, good};
     bad[0].x--, bad[1].out--, bad[2].slots = 0, bad[3].weights = 0, bad[4].entries = 0, bad[5].entries = rows + 1;
     bad[6].places = 2, bad[7].adds--, bad[8].m++, bad[9].n++, bad[10].type = 3;
     bad[5].slots = bad[5].weights = rows + 1 < 8 ? rows + 1 : 8;
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
-        failed |= dts_delta_linear(variant, 2, 0, 0, x, bad[i].x, bad[i].type, n * 4, rows, bad[i].n, NULL, 0, 0, out,
-                                   bad[i].out, m * 4, bad[i].m, task, 1, slots, bad[i].slots, gammas, bad[i].weights,
-                                   bad[i].entries, bad[i].places, add, bad[i].adds, 1) != 4;
+        failed |= DELTA_LINEAR(variant, 2, 0, 0, x, bad[i].x, bad[i].type, n * 4, rows, bad[i].n, NULL, 0, 0, out,
+                               bad[i].out, m * 4, bad[i].m, task, 1, slots, bad[i].slots, gammas, bad[i].weights,
+                               bad[i].entries, bad[i].places, add, bad[i].adds, 1) != 4;
     Task wrong[] = {*task, *task, *task, *task, *task};
     wrong[0].u_rows--, wrong[1].v_rows++, wrong[2].u_bytes--, wrong[3].sigma_count--, wrong[4].sigma = NULL;
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
-        failed |= dts_delta_linear(variant, 2, 0, 0, x, rows * n, FLOAT32, n * 4, rows, n, NULL, 0, 0, out, rows * m,
-                                   m * 4, m, &wrong[i], 1, slots, 1, gammas, 1, 1, 1, NULL, 0, 0) != 4;
-    failed |= dts_delta_linear(variant, 2, 0, 0, NULL, rows * n, FLOAT32, n * 4, rows, n, NULL, 0, 0, out, rows * m, m * 4,
-                               m, task, 1, slots, 1, gammas, 1, 1, 1, NULL, 0, 0) != 4;
+        failed |= DELTA_LINEAR(variant, 2, 0, 0, x, rows * n, FLOAT32, n * 4, rows, n, NULL, 0, 0, out, rows * m, m * 4,
+                               m, &wrong[i], 1, slots, 1, gammas, 1, 1, 1, NULL, 0, 0) != 4;
+    failed |= DELTA_LINEAR(variant, 2, 0, 0, NULL, rows * n, FLOAT32, n * 4, rows, n, NULL, 0, 0, out, rows * m, m * 4,
+                           m, task, 1, slots, 1, gammas, 1, 1, 1, NULL, 0, 0) != 4;
     if (failed) printf("FAILED %s: what does not fit was taken\n", variant);
     return failed;
 }
@@ -76,7 +63,8 @@ static int check(const char *variant, int64_t m, int64_t n, int64_t rank, int64_
     int64_t width = (rank + 3) / 4;
     static float levels[8] = {0.5f, 2.0f, -0.75f, -3.0f, 0.25f, 1.5f, -0.5f, -2.5f};
     uint8_t *u = exactly(m * width), *v = exactly(n * width);
-    float *sigma = exactly(rank * 4), *x = exactly(rows * n * 4), *out = exactly(rows * m * 4), *dense = exactly(m * n * 4);
+    float *sigma = exactly(rank * 4), *x = exactly(rows * n * 4), *out = exactly(rows * m * 4),
+          *dense = exactly(m * n * 4);
     for (int64_t i = 0; i < m * width; i++) u[i] = (uint8_t)any();
     for (int64_t i = 0; i < n * width; i++) v[i] = (uint8_t)any();
     for (int64_t i = 0; i < rank; i++) sigma[i] = 1.0f + number() / 2;
@@ -87,8 +75,8 @@ static int check(const char *variant, int64_t m, int64_t n, int64_t rank, int64_
     for (int64_t i = 0; i < m; i++) add[i] = number();
     int32_t slot = 0;
     float gamma = 0.5f;
-    int failed = dts_delta_linear(variant, 2, exact, 0, x, rows * n, FLOAT32, n * 4, rows, n, NULL, 0, 0, out, rows * m,
-                                  m * 4, m, &task, 1, &slot, 1, &gamma, 1, 1, 1, add, m, 1);
+    int failed = DELTA_LINEAR(variant, 2, exact, 0, x, rows * n, FLOAT32, n * 4, rows, n, NULL, 0, 0, out, rows * m,
+                              m * 4, m, &task, 1, &slot, 1, &gamma, 1, 1, 1, add, m, 1);
     failed |= dts_reconstruct(variant, 2, exact, &task, 1, &gamma, 1, NULL, 0, dense, m * n, n * 4, FLOAT32, m, n);
     failed |= refuses(variant, x, out, add, &task, m, n, rows);
     double wrong = 0, all = 0, dense_wrong = 0, dense_all = 0;
@@ -96,7 +84,8 @@ static int check(const char *variant, int64_t m, int64_t n, int64_t rank, int64_
     for (int64_t r = 0; r < rows; r++) {
         for (int64_t k = 0; k < rank; k++) {
             t[k] = 0;
-            for (int64_t i = 0; i < n; i++) t[k] += x[r * n + i] * level_at(v + i * width, k, with_levels ? levels + 4 : NULL);
+            for (int64_t i = 0; i < n; i++)
+                t[k] += x[r * n + i] * level_at(v + i * width, k, with_levels ? levels + 4 : NULL);
             t[k] *= sigma[k] * gamma;
         }
         for (int64_t o = 0; o < m; o++) {
@@ -122,26 +111,31 @@ static int check(const char *variant, int64_t m, int64_t n, int64_t rank, int64_
     for (int64_t o = 0; o <= m; o++) ids[o] = o, lookup[o] = o < m ? (int32_t)(m - 1 - o) : -1;
     task.lookup = lookup, task.lookup_count = m + 1;
     if (!with_levels) {
-        failed |= dts_embedding(variant, 2, ids, m + 1, m + 1, NULL, rows_of, (m + 1) * n, FLOAT32, n, &task, 1, &slot, &gamma, 1);
+        failed |= EMBEDDING(variant, 2, ids, m + 1, m + 1, NULL, rows_of, (m + 1) * n, FLOAT32, n, &task, 1, &slot,
+                            &gamma, 1);
         for (int64_t i = 0; i < n; i++) failed |= rows_of[m * n + i] != 0;
         double off = 0;
         for (int64_t o = 0; o < m; o++)
             for (int64_t i = 0; i < n; i++) off += pow(rows_of[o * n + i] - dense[(m - 1 - o) * n + i], 2);
         failed |= !(off <= 1e-7 * dense_all);
-        failed |= dts_embedding(variant, 2, ids, m + 1, m, NULL, rows_of, (m + 1) * n, FLOAT32, n, &task, 1, &slot, &gamma, 1) != 3;
-        failed |= dts_embedding(variant, 2, ids, m + 1, m + 2, NULL, rows_of, (m + 1) * n, FLOAT32, n, &task, 1, &slot, &gamma, 1) != 4;
+        failed |= EMBEDDING(variant, 2, ids, m + 1, m, NULL, rows_of, (m + 1) * n, FLOAT32, n, &task, 1, &slot, &gamma,
+                            1) != 3;
+        failed |= EMBEDDING(variant, 2, ids, m + 1, m + 2, NULL, rows_of, (m + 1) * n, FLOAT32, n, &task, 1, &slot,
+                            &gamma, 1) != 4;
         lookup[0] = (int32_t)m;
-        failed |= dts_embedding(variant, 2, ids, m + 1, m + 1, NULL, rows_of, (m + 1) * n, FLOAT32, n, &task, 1, &slot, &gamma, 1) != 4;
+        failed |= EMBEDDING(variant, 2, ids, m + 1, m + 1, NULL, rows_of, (m + 1) * n, FLOAT32, n, &task, 1, &slot,
+                            &gamma, 1) != 4;
     }
     free(ids), free(lookup), free(rows_of), free(add);
     float *numbers = exactly(n * width * 16);
     failed |= dts_unpack(variant, 2, v, width, n, width, NULL, numbers, n * width * 4, width * 16, FLOAT32);
     for (int64_t i = 0; i < n; i++)
-        for (int64_t k = 0; k < 4 * width; k++) failed |= numbers[i * 4 * width + k] != (float)value_at(v + i * width, k);
+        for (int64_t k = 0; k < 4 * width; k++)
+            failed |= numbers[i * 4 * width + k] != (float)value_at(v + i * width, k);
     failed |= !(wrong <= 1e-7 * all) || !(dense_wrong <= 1e-7 * dense_all);
     if (failed)
-        printf("FAILED %s m=%ld n=%ld rank=%ld rows=%ld levels=%d exact=%d: %g, %g\n", variant, (long)m, (long)n, (long)rank,
-               (long)rows, with_levels, exact, sqrt(wrong / all), sqrt(dense_wrong / dense_all));
+        printf("FAILED %s m=%ld n=%ld rank=%ld rows=%ld levels=%d exact=%d: %g, %g\n", variant, (long)m, (long)n,
+               (long)rank, (long)rows, with_levels, exact, sqrt(wrong / all), sqrt(dense_wrong / dense_all));
     free(u), free(v), free(sigma), free(x), free(out), free(dense), free(t), free(numbers);
     return failed;
 }
@@ -177,13 +171,13 @@ static int check_samples(const char *variant, int64_t m, int64_t n, int64_t stri
                     want[r * columns + (transposed ? c : i)] += w * x[r * in + (transposed ? i : c)];
             }
     }
-    int failed = dts_add_samples(variant, 2, transposed, x, rows * in, FLOAT32, rows, m, n, y, rows * columns, out,
-                                 rows * columns, samples, 2, starts, 1, &slot, 1, &gamma, 1, 1, 1);
+    int failed = ADD_SAMPLES(variant, 2, transposed, x, rows * in, FLOAT32, rows, m, n, y, rows * columns, out,
+                             rows * columns, samples, 2, starts, 1, &slot, 1, &gamma, 1, 1, 1);
     for (int k = 0; k < 4; k++) { /* a number, a sample, a row of codes or bytes of it that are not there */
         Sample less[2] = {samples[0], samples[1]};
         less[1].rows -= k == 2, less[1].bytes -= k == 3;
-        failed |= dts_add_samples(variant, 2, transposed, x, rows * in - (k == 0), FLOAT32, rows, m, n, y, rows * columns,
-                                  out, rows * columns, less, 2 - (k == 1), starts, 1, &slot, 1, &gamma, 1, 1, 1) != 4;
+        failed |= ADD_SAMPLES(variant, 2, transposed, x, rows * in - (k == 0), FLOAT32, rows, m, n, y, rows * columns,
+                              out, rows * columns, less, 2 - (k == 1), starts, 1, &slot, 1, &gamma, 1, 1, 1) != 4;
     }
     double wrong = 0, all = 0;
     for (int64_t i = 0; i < rows * columns; i++) wrong += pow(out[i] - want[i], 2), all += want[i] * want[i];
@@ -192,8 +186,8 @@ static int check_samples(const char *variant, int64_t m, int64_t n, int64_t stri
     float *row = exactly(3 * n * 4), *zeros = exactly(3 * n * 4);
     ids[0] = m - 1, ids[1] = -1, ids[2] = 0;
     memset(zeros, 0, (size_t)(3 * n) * 4);
-    failed |= dts_add_sampled_rows(variant, 2, ids, 3, m, n, zeros, 3 * n, row, 3 * n, FLOAT32, samples, 2, starts, 1, &slot, 1,
-                                   &gamma, 1, 1, 1);
+    failed |= ADD_SAMPLED_ROWS(variant, 2, ids, 3, m, n, zeros, 3 * n, row, 3 * n, FLOAT32, samples, 2, starts, 1,
+                               &slot, 1, &gamma, 1, 1, 1);
     for (int64_t i = 0; i < 3; i++)
         for (int64_t c = 0; c < n; c++) {
             double wanted = 0;
@@ -213,7 +207,8 @@ static int check_samples(const char *variant, int64_t m, int64_t n, int64_t stri
 }
 
 int main(void) {
-    static const int64_t sizes[][3] = {{1, 1, 1}, {3, 5, 2}, {33, 40, 64}, {100, 77, 7}, {65, 257, 130}, {130, 66, 261}, {9, 2053, 5}};
+    static const int64_t sizes[][3] = {{1, 1, 1},      {3, 5, 2},      {33, 40, 64}, {100, 77, 7},
+                                       {65, 257, 130}, {130, 66, 261}, {9, 2053, 5}};
     static const int64_t rows[] = {1, 2, 5, 11};
     int failed = 0;
     const char *variant;
@@ -222,8 +217,8 @@ int main(void) {
             for (size_t r = 0; r < sizeof rows / sizeof *rows; r++)
                 for (int kind = 0; kind < 3; kind++)
                     failed |= check(variant, sizes[s][0], sizes[s][1], sizes[s][2], rows[r], kind == 1, kind == 2);
-        static const int64_t sampled[][3] = {{1, 1, 1}, {37, 50, 7}, {5, 33, 40}, {130, 1037, 13}, {300, 70, 1},
-                                             {33, 400, 16}};
+        static const int64_t sampled[][3] = {{1, 1, 1},       {37, 50, 7},  {5, 33, 40},
+                                             {130, 1037, 13}, {300, 70, 1}, {33, 400, 16}};
         for (size_t s = 0; s < sizeof sampled / sizeof *sampled; s++)
             for (size_t r = 0; r < sizeof rows / sizeof *rows; r++)
                 for (int transposed = 0; transposed < 2; transposed++)
