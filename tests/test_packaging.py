@@ -1,5 +1,7 @@
 """What a user installs: names, imports, wheel and sdist."""
 
+import ast
+import importlib
 import importlib.util
 import shutil
 import subprocess
@@ -28,6 +30,17 @@ def test_every_public_name_is_there():
     assert set(dts.__all__) <= set(dir(dts))
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = dts.no_such_name
+
+
+def test_type_checkers_see_the_same_names():
+    tree = ast.parse((ROOT / "dts" / "__init__.py").read_text("utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    found = {
+        alias.asname: getattr(importlib.import_module(node.module), alias.name)
+        for node in block.body
+        for alias in node.names
+    }
+    assert found == {name: getattr(dts, name) for names in dts._NAMES.values() for name in names}
 
 
 def test_merge_is_a_function_and_a_package():

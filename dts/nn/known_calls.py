@@ -72,7 +72,7 @@ def _kind_of_call(method: str, args: Sequence[Any], kwargs: Mapping[str, Any], r
     numbers = {k: v for k, v in plain.items() if k not in kinds}
     # of generate, numbers are lengths and temperatures
     kinds |= {k: type(v).__name__ for k, v in numbers.items()} if method == "generate" else numbers
-    given = {**dict(enumerate(args)), **kwargs}.items()
+    given = [*enumerate(args), *kwargs.items()]
     tensors = [(str(k), v.dim(), v.dim() and v.shape[0] == rows) for k, v in given if isinstance(v, Tensor)]
     return (method, len(args), *sorted(tensors), *sorted(kinds.items()))
 

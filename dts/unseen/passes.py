@@ -12,7 +12,7 @@ class _Enough(Exception):
 
 
 @torch.inference_mode()
-def layer_inputs(model: nn.Module, modules: Mapping[str, nn.Module], batch: Mapping) -> dict[str, Tensor]:
+def layer_inputs(model: nn.Module, modules: Mapping[str, nn.Module], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The first input of each of these modules when ``model(**batch)`` runs on the base weights.
 
     The pass ends at the last of them. model: the base, or a ``DTSModel``, whose tasks are off meanwhile.
@@ -44,7 +44,7 @@ def layer_inputs(model: nn.Module, modules: Mapping[str, nn.Module], batch: Mapp
     return seen
 
 
-def fed_first(model: nn.Module, modules: Mapping[str, nn.Module], batch: Mapping) -> list[str]:
+def fed_first(model: nn.Module, modules: Mapping[str, nn.Module], batch: Mapping[str, Tensor]) -> list[str]:
     """Those of these modules that are given the very tensor that the first of them to run is given.
 
     Their inputs cost nothing beyond the pass to that first one: in a transformer the queries, keys and values of the

@@ -10,13 +10,17 @@ there the energy of a token is that of its row of U, over the mean of all rows. 
 task is the mean of log e over its tokens and over layers, less what inputs of no task have (`calibrate`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dts.adapter import Adapter
+from dts.codec import Factors
 from dts.nn.layers import kind_of
+from dts.sites import raw
 from dts.sites.transformers import renamer
 from dts.sums import energy
 from dts_kernels.reference import factor_values
@@ -77,7 +81,13 @@ class EnergyRouter:
 
     @classmethod
     def of(
-        cls, model: nn.Module, adapters: Mapping, blocks: int = 1, rank: int = 32, layers=None, sharpness: float = 8.0
+        cls,
+        model: nn.Module,
+        adapters: Mapping[str, Adapter],
+        blocks: int = 1,
+        rank: int = 32,
+        layers: Callable[[str], bool] | None = None,
+        sharpness: float = 8.0,
     ) -> "EnergyRouter":
         """A router for a base (or a ``DTSModel``) and adapters {task: Adapter}.
 
@@ -87,11 +97,11 @@ class EnergyRouter:
         scores are multiplied by before the softmax that gives the confidence.
         """
         model = getattr(model, "model", model) if hasattr(model, "disable_tasks") else model
-        wanted = layers or (lambda name: _block(name) is not None and _block(name) < blocks)
-        found: dict[str, dict[str, object]] = {}
+        wanted = layers or (lambda name: _block(name) in range(blocks))
+        found: dict[str, dict[str, Factors]] = {}
         for task, adapter in adapters.items():
             for entry in adapter.entries.values():
-                if entry.kind == "factors" and entry.factors is not None and entry.base_name and len(entry.shape) == 2:
+                if isinstance(entry.factors, Factors) and entry.base_name and len(entry.shape) == 2:
                     found.setdefault(entry.base_name, {})[task] = entry.factors
         modules = _modules(model, [name for name in found if wanted(name)])
         if not modules:
@@ -100,7 +110,7 @@ class EnergyRouter:
         subspaces = {name: _subspaces(module, found[name], names, rank) for name, module in modules.items()}
         return cls(names, subspaces, modules, sharpness=sharpness)
 
-    def first_layers(self, model: nn.Module, batch: Mapping) -> "EnergyRouter":
+    def first_layers(self, model: nn.Module, batch: Mapping[str, Tensor]) -> "EnergyRouter":
         """This router with only the layers that read what the first of its layers reads (`fed_first`).
 
         Cheaper, and *measured* no less often right than the whole first block (benchmarks/quality/MERGING.md).
@@ -115,7 +125,7 @@ class EnergyRouter:
         """Log energies [rows, tasks] of each layer, from the layers' inputs."""
         return {name: layer.energies(inputs[name], mask) for name, layer in self.layers.items()}
 
-    def calibrate(self, model: nn.Module, batch: Mapping) -> "EnergyRouter":
+    def calibrate(self, model: nn.Module, batch: Mapping[str, Tensor]) -> "EnergyRouter":
         """Take these rows, of no task in particular, as zero: `scrambled` inputs, or unlabelled ones of all tasks."""
         energies = self.energies(layer_inputs(model, self.modules, batch), batch.get("attention_mask"))
         self.centre = {name: energy.mean(0) for name, energy in energies.items()}
@@ -127,14 +137,18 @@ class EnergyRouter:
         relative = [energy - self.centre.get(name, 0.0) for name, energy in energies.items()]
         return self.sharpness * torch.stack(relative).mean(0)
 
-    def route(self, model: nn.Module, batch: Mapping, floor: float = 0.0) -> Choice:
+    def route(self, model: nn.Module, batch: Mapping[str, Tensor], floor: float = 0.0) -> Choice:
         """The task of every row of ``model``'s keyword inputs, at the cost of a pass through the early layers."""
         inputs = layer_inputs(model, self.modules, batch)
         return choose(self.scores(inputs, batch.get("attention_mask")), self.names, floor)
 
 
 def calibrated_router(
-    model: nn.Module, adapters: Mapping, batch: Mapping, unlabelled: bool = False, **options
+    model: nn.Module,
+    adapters: Mapping[str, Adapter],
+    batch: Mapping[str, Tensor],
+    unlabelled: bool = False,
+    **options: Any,
 ) -> EnergyRouter:
     """An `EnergyRouter` (with its options) of the first layers of a base or a ``DTSModel``, calibrated.
 
@@ -144,11 +158,12 @@ def calibrated_router(
     router = EnergyRouter.of(model, adapters, **options).first_layers(model, batch)
     if unlabelled:
         return router.calibrate(model, batch)
-    embeddings = model.get_input_embeddings() if "input_ids" in batch else None
+    base: Any = model  # one that takes ids has embeddings
+    embeddings = base.get_input_embeddings() if "input_ids" in batch else None
     return router.calibrate(model, scrambled(batch, embeddings.num_embeddings if embeddings is not None else 0))
 
 
-def scrambled(batch: Mapping, vocabulary: int, seed: int = 0) -> dict:
+def scrambled(batch: Mapping[str, Tensor], vocabulary: int, seed: int = 0) -> dict[str, Tensor]:
     """Inputs like these that mean nothing, to calibrate on without data.
 
     Token ids become random ones below ``vocabulary``, except each row's first and last (the markers of its start and
@@ -194,7 +209,7 @@ def _has_weight(module: nn.Module) -> bool:
     return "weight" in module._parameters or hasattr(module, "weight")
 
 
-def _subspaces(module: nn.Module, factors: Mapping, names: list[str], rank: int) -> Subspaces:
+def _subspaces(module: nn.Module, factors: Mapping[str, Factors], names: list[str], rank: int) -> Subspaces:
     lookup = isinstance(module, nn.Embedding)
     transposed = kind_of(module).transposed
     tables = {task: _table(f, rank, lookup, transposed) for task, f in factors.items()}
@@ -204,11 +219,11 @@ def _subspaces(module: nn.Module, factors: Mapping, names: list[str], rank: int)
     for task in names:
         table = tables.get(task, torch.zeros(shape))
         rows.append(table if lookup else nn.functional.pad(table, (0, 0, 0, width - table.shape[0])))
-    table = torch.stack(rows).to(module.weight.device)
+    table = torch.stack(rows).to(raw(module, "weight").device)
     return Subspaces(table, lookup, torch.tensor([task not in tables for task in names], device=table.device))
 
 
-def _table(factors, rank: int, lookup: bool, transposed: bool) -> Tensor:
+def _table(factors: Factors, rank: int, lookup: bool, transposed: bool) -> Tensor:
     """Scaled subspace [rank, n] of one task, or the energy [ids] of every id of a lookup."""
     factors = factors.low_rank()  # samples have no subspace of their own
     factors = factors.prefix(min(rank, factors.rank))

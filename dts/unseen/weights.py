@@ -1,15 +1,20 @@
 """Weights of a mixture for a task never seen, from what its classes and the seen tasks' classes mean."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from .encoders import Encoder, open_encoder
+from dts.adapter import Adapter
+
+from .encoders import Encoder, Source, open_encoder
 from .names import is_opaque, readable
+
+K = TypeVar("K")
 
 
 class OpaqueNames(UserWarning):
@@ -17,7 +22,7 @@ class OpaqueNames(UserWarning):
 
 
 @dataclass(frozen=True)
-class TaskWeights(Mapping):
+class TaskWeights(Mapping[str, float]):
     """{task: gamma}, as ``DTSModel`` takes a mixture, and why.
 
     weights: only the tasks that are used; similarities: {task: cosine} of all, most similar first;
@@ -31,13 +36,13 @@ class TaskWeights(Mapping):
     def __getitem__(self, task: str) -> float:
         return self.weights[task]
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(self.weights)
 
     def __len__(self) -> int:
         return len(self.weights)
 
-    def rows(self) -> list[dict]:
+    def rows(self) -> list[dict[str, Any]]:
         """One row a task: task, similarity, weight (0 if unused), and the nearest pair of classes."""
         rows = []
         for task, similarity in self.similarities.items():
@@ -66,8 +71,8 @@ class TaskWeights(Mapping):
 
 def task_weights(
     classes: str | list[str],
-    adapters: Mapping,
-    encoder="default",
+    adapters: Mapping[str, Any],
+    encoder: Source = "default",
     temperature: float | None = None,
     top_k: int | None = None,
     floor: float | None = None,
@@ -113,15 +118,18 @@ def centre(vectors: Tensor) -> Tensor:
     return torch.nn.functional.normalize(vectors.mean(0), dim=0)
 
 
-def task_embeddings(adapters: Mapping, encoder="default") -> dict[str, Tensor]:
+def task_embeddings(adapters: Mapping[str, Any], encoder: Source = "default") -> dict[str, Tensor]:
     """{task: unit vectors [classes, d]} of the class names (or description) of every task."""
     encode = open_encoder(encoder)
     return _embed({task: _texts(task, source) for task, source in adapters.items()}, encode)
 
 
-def _normalised(cosines: dict, temperature, top_k, floor, negative) -> dict[str, float]:
-    kept = [(task, c) for task, c in cosines.items() if (negative or c > 0) and (floor is None or c >= floor)]
-    kept = dict(kept[:top_k])
+def _normalised(
+    cosines: Mapping[str, float], temperature: float | None, top_k: int | None, floor: float | None, negative: bool
+) -> dict[str, float]:
+    """The weights of the tasks that are used; cosines: the most similar first."""
+    allowed = [(task, c) for task, c in cosines.items() if (negative or c > 0) and (floor is None or c >= floor)]
+    kept = dict(allowed[:top_k])
     if temperature is not None:
         values = torch.tensor(list(kept.values()), dtype=torch.float64)
         return dict(zip(kept, torch.softmax(values / temperature, 0).tolist()))
@@ -129,7 +137,7 @@ def _normalised(cosines: dict, temperature, top_k, floor, negative) -> dict[str,
     return {task: c / total for task, c in kept.items() if total}
 
 
-def _embed(texts: dict, encode: Encoder) -> dict:
+def _embed(texts: Mapping[K, list[str]], encode: Encoder) -> dict[K, Tensor]:
     """All texts in one call of the encoder; unit vectors [texts, d] a key."""
     flat = [text for group in texts.values() for text in group]
     vectors = encode(flat)
@@ -142,11 +150,9 @@ def _embed(texts: dict, encode: Encoder) -> dict:
     return dict(zip(texts, vectors.split([len(group) for group in texts.values()])))
 
 
-def _texts(task: str, source) -> list[str]:
+def _texts(task: str, source: Any) -> list[str]:
     """What is to be embedded of a seen task: its class names, else its description, else its name."""
     if isinstance(source, Path) or isinstance(source, str) and (Path(source) / "dts_config.json").is_file():
-        from dts.adapter import Adapter
-
         source = Adapter.load(source)
     if isinstance(source, (str, list, tuple)):
         return _clean(task, source)
@@ -163,13 +169,12 @@ def _texts(task: str, source) -> list[str]:
     return [readable(task)]
 
 
-def _clean(task: str, classes: str | list[str]) -> list[str]:
+def _clean(task: str, classes: str | Sequence[str]) -> list[str]:
     """Readable texts; warns where class names are opaque."""
     if isinstance(classes, str):
-        classes = [classes]
-        if not classes[0].strip():
+        if not classes.strip():
             raise ValueError(f"{task}: the description is empty")
-        return classes
+        return [classes]
     if not len(classes):
         raise ValueError(f"{task}: no class names")
     opaque = [name for name in map(str, classes) if is_opaque(name)]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copyreg
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any, Self, TypeVar
 
 import torch
@@ -107,15 +106,15 @@ class Layer(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         """A parameter that tasks change acts also where somebody else reads it; see `dts.nn.layers.read`."""
-        value = super().__getattr__(name)
+        value: Any = super().__getattr__(name)
         dts = self.__dict__.get("dts")
         return read(dts, name, value) if dts is not None and name in dts.parameters else value
 
-    def base_forward(self, *args, **kwargs):
+    def base_forward(self, *args: Any, **kwargs: Any) -> Any:
         """The base layer's own forward with its raw parameters."""
         return self.forward_with({}, *args, **kwargs)
 
-    def forward_with(self, tensors: dict[str, Tensor], *args, **kwargs):
+    def forward_with(self, tensors: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         """The base layer's own forward with other tensors in place of these parameters and buffers.
 
         It runs on a twin of the base's class: threads do not meet, and what it reads of itself is what it is given.
@@ -157,7 +156,9 @@ class Layer(nn.Module):
 @contextmanager
 def replaced(module: Layer, tensors: dict[str, Tensor]) -> Iterator[None]:
     """The module with other tensors in place of its own parameters and buffers, for a while.  Not thread-safe."""
-    stores = {name: module._parameters if name in module._parameters else module._buffers for name in tensors}
+    stores: dict[str, dict[str, Any]] = {
+        name: module._parameters if name in module._parameters else module._buffers for name in tensors
+    }
     before, inside = {name: store[name] for name, store in stores.items()}, module.dts.inside
     module.dts.inside = True
     try:
@@ -170,13 +171,19 @@ def replaced(module: Layer, tensors: dict[str, Tensor]) -> Iterator[None]:
             store[name] = before[name]
 
 
-def _rebuilt(layer: type, base: type) -> Layer:
+def _rebuilt(layer: type[Layer], base: type[nn.Module]) -> Layer:
     return object.__new__(layer if base in layer.__mro__ else _joined(layer, base))
 
 
-@cache
-def _joined(layer: type, base: type) -> type:
-    return type(layer.__name__, (layer, base), {"__module__": layer.__module__, "joined": True})
+_classes: dict[tuple[type[Layer], type[nn.Module]], Any] = {}  # those made so far: layers of one kind have one type
+
+
+def _joined(layer: type[Layer], base: type[nn.Module]) -> Any:
+    """A class that is both."""
+    if (layer, base) not in _classes:
+        made = type(layer.__name__, (layer, base), {"__module__": layer.__module__, "joined": True})
+        _classes.setdefault((layer, base), made)
+    return _classes[layer, base]
 
 
 def adopt(module: nn.Module, layer: type[L], deltas: LayerDeltas) -> L:
@@ -191,8 +198,9 @@ def adopt(module: nn.Module, layer: type[L], deltas: LayerDeltas) -> L:
 def release(module: nn.Module) -> nn.Module:
     """Turn a DTS layer back into its base layer, in place."""
     if isinstance(module, Layer):
-        module.__class__ = base_class(module)
-        del module.dts
+        released: Any = module
+        released.__class__ = base_class(module)
+        del released.dts
     return module
 
 
@@ -200,7 +208,7 @@ def base_class(module: nn.Module) -> type[nn.Module]:
     """The class a module has, or had before `adopt`."""
     if not isinstance(module, Layer):
         return type(module)
-    return next(c for c in type(module).__mro__ if not issubclass(c, Layer) and c is not object)
+    return next(c for c in type(module).__mro__ if issubclass(c, nn.Module) and not issubclass(c, Layer))
 
 
 def standalone(module: nn.Module, layer: type[L]) -> L:

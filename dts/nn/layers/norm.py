@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from dts.nn.deltas import Piece
 from dts.nn.layers.layer import Layer, base_class, standalone
 from dts.nn.layers.registry import register
-from dts.sites import raw
+from dts.sites import raw, raw_or_none
+from dts_kernels import Routing
 
 
 @register(nn.LayerNorm)
@@ -30,20 +31,16 @@ class DTSLayerNorm(Layer, nn.LayerNorm):
         if not self.dts.routed():
             return self.base_forward(x)
         x, routing = self.dts.enter(x)
-        weight, bias = (self._rows(name, routing) for name in ("weight", "bias"))
+        weight, bias = self._rows("weight", routing), self._rows("bias", routing)
+        assert weight is not None  # tasks change this layer, so it has parameters
         if routing.slots.shape[0] == 1:
             y = nn.functional.layer_norm(
-                x, self.normalized_shape, *(t if t is None else t[0] for t in (weight, bias)), self.eps
+                x, self.normalized_shape, weight[0], None if bias is None else bias[0], self.eps
             )
         else:
             y, dtype = self._normal(x)
             parts = y.unflatten(0, (routing.slots.shape[0], -1))
-            weight, bias = (
-                t
-                if t is None
-                else t.view(-1, *[1] * (parts.dim() - t.dim()), *t.shape[1:]).to(torch.promote_types(t.dtype, y.dtype))
-                for t in (weight, bias)
-            )
+            weight, bias = _over(weight, parts), None if bias is None else _over(bias, parts)
             y = (parts * weight if bias is None else torch.addcmul(bias, parts, weight)).view(y.shape).to(dtype)
         return self.dts.leave(y)
 
@@ -61,15 +58,21 @@ class DTSLayerNorm(Layer, nn.LayerNorm):
         _, mean, deviation = torch.native_layer_norm(x, self.normalized_shape, ones, torch.zeros_like(ones), self.eps)
         return torch.addcmul(-deviation * mean, x.float(), deviation), x.dtype
 
-    def _rows(self, name: str, routing) -> Tensor | None:
+    def _rows(self, name: str, routing: Routing) -> Tensor | None:
         """The parameter of each entry's tasks: [entries, *normalized_shape]."""
-        base, delta = raw(self, name), self.dts.get(name)
+        base, delta = raw_or_none(self, name), self.dts.get(name)
         if base is None:
             return None
         if delta is None or not delta.raw.tensors:
             return base[None]
         wide = torch.promote_types(base.dtype, delta.raw.stack.dtype)
         return (base.to(wide) + delta.raw.rows(routing, wide)).to(base.dtype)
+
+
+def _over(values: Tensor, parts: Tensor) -> Tensor:
+    """Values [R, ...] in a shape and dtype to multiply parts [R, rows, ..., *shape of a value] by."""
+    shape = -1, *[1] * (parts.dim() - values.dim()), *values.shape[1:]
+    return values.view(shape).to(torch.promote_types(values.dtype, parts.dtype))
 
 
 def _one_input(module: nn.Module) -> bool:
@@ -103,19 +106,19 @@ class DTSNorm(Layer):
         if not self.dts.routed():
             return self.base_forward(x)
         x, routing = self.dts.enter(x)
-        names = [name for name, delta in self.dts.parameters.items() if delta.raw.tensors]
+        tables = {name: delta.raw for name, delta in self.dts.parameters.items() if delta.raw.tensors}
         values = []
-        for name in names:
-            base, table = raw(self, name), self.dts.get(name).raw
+        for name, table in tables.items():
+            base = raw(self, name)
             wide = torch.promote_types(base.dtype, table.stack.dtype)
             values.append((base.to(wide) + table.rows(routing, wide)).to(base.dtype))
 
         def one(x: Tensor, *parameters: Tensor) -> Tensor:
-            return self.forward_with(dict(zip(names, parameters)), x)
+            return self.forward_with(dict(zip(tables, parameters)), x)
 
         if routing.slots.shape[0] == 1:
             y = one(x, *(v[0] for v in values))
         else:
-            entries = routing.slots.shape[0]
-            y = torch.func.vmap(one)(x.unflatten(0, (entries, -1)), *values).flatten(0, 1)
+            rows = routing.slots.shape[0]
+            y = torch.func.vmap(one)(x.unflatten(0, (rows, -1)), *values).flatten(0, 1)
         return self.dts.leave(y)

@@ -100,7 +100,7 @@ class Lazy(Tensor):
         return function(*args, **kwargs)
 
     @classmethod
-    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):  # type: ignore[override]  # torch's stub lacks cls
         """What comes past ``__torch_function__``: operations that C++ calls."""
         with torch._C.DisableTorchFunctionSubclass():
             args, kwargs = tree_map_only(Lazy, _dense, (args, kwargs or {}))

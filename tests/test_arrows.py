@@ -1,0 +1,133 @@
+"""Imports go one way: a room imports rooms below it, and no file imports itself by way of others.
+
+Every import counts, those within functions and those for types only too: a loop that is hidden is a loop.
+"""
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# from the lowest to the highest; rooms in one line import none of the others in it
+ORDER = [
+    ["dts_kernels", "dts.files", "dts.services", "dts.shapes", "dts.sites", "dts.sums", "dts.warn", "dts.metrics"],
+    ["dts.checkpoint", "dts.codec"],
+    ["dts.adapter"],
+    ["dts.merge", "dts.nn"],
+    ["dts.unseen"],
+    ["dts.integrations"],
+    [
+        "dts"
+    ],  # every public name, each imported when it is first used, and which room has what `dts.services` is asked for
+    ["dts.demo"],
+    ["dts.cli"],
+    ["dts.__main__"],
+]
+LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
+
+# what goes another way, and why
+ROOM_EXCEPTIONS = {
+    "dts.__version__": "the version stands where packaging looks for it; dts/__init__.py imports nothing heavy",
+}
+LOOP_EXCEPTIONS = {
+    "dts.checkpoint.names, dts.checkpoint.pairing": "a pair has the names to be written with, found by pairing names",
+}
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Every module of both packages."""
+    found = {}
+    for path in [*ROOT.glob("dts/**/*.py"), *ROOT.glob("dts_kernels/**/*.py")]:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+@cache
+def imported(module: str) -> tuple[str, ...]:
+    """The names of this project that a module imports: modules, and names in them."""
+    return tuple(_imported(module))
+
+
+def _imported(module: str) -> Iterator[str]:
+    path = modules()[module]
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] in ("dts", "dts_kernels"))
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            origin = ".".join([*above, *([node.module] if node.module else [])])
+            if origin.split(".")[0] in ("dts", "dts_kernels"):
+                yield from (f"{origin}.{alias.name}" for alias in node.names)
+
+
+def room_of(name: str) -> str:
+    """dts.nn.model.DTSModel -> dts.nn"""
+    parts = name.split(".")
+    room = parts[0] if parts[0] == "dts_kernels" else ".".join(parts[:2])
+    return room if room in LEVEL else "dts"
+
+
+def file_of(name: str) -> str:
+    """The module that a name is in, or is."""
+    while name not in modules():
+        name = name.rpartition(".")[0]
+    return name
+
+
+def test_every_room_has_its_place():
+    rooms = {room_of(module) for module in modules()}
+    assert rooms == set(LEVEL)
+    assert not [module for module in modules() if room_of(module) == "dts" and module != "dts"]
+
+
+@pytest.mark.parametrize("room", LEVEL)
+def test_rooms_import_those_below(room):
+    wrong = [
+        f"{module} imports {name}"
+        for module in modules()
+        if room_of(module) == room
+        for name in imported(module)
+        if room_of(name) != room and LEVEL[room_of(name)] >= LEVEL[room] and name not in ROOM_EXCEPTIONS
+    ]
+    assert wrong == []
+
+
+def loops() -> list[list[str]]:
+    """Modules that import each other, by way of others or not: strongly connected parts of the graph of imports.
+
+    ``from dts.nn import x`` counts for the file that x is: that a package's __init__ gathers its files is no loop.
+    """
+    names = {
+        module: {gathered(name) for name in imported(module) if name not in ROOM_EXCEPTIONS} - {module}
+        for module in modules()
+    }
+    reached = {module: set(names[module]) for module in names}
+    for middle in names:  # Warshall's closure
+        for module in names:
+            if middle in reached[module]:
+                reached[module] |= reached[middle]
+    together = {frozenset(m for m in names if m in reached[module] and module in reached[m]) for module in names}
+    return sorted(sorted(part) for part in together if len(part) > 1)
+
+
+def gathered(name: str, depth: int = 5) -> str:
+    """The file that a name comes from, through the __init__ that gathers it."""
+    file = file_of(name)
+    if name == file or depth == 0:
+        return file
+    wanted = name.removeprefix(file + ".").split(".")[0]
+    for other in imported(file):
+        if other.rpartition(".")[2] == wanted and modules()[file].name == "__init__.py":
+            return gathered(other, depth - 1)
+    return file
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    assert [loop for loop in loops() if ", ".join(loop) not in LOOP_EXCEPTIONS] == []
