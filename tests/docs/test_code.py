@@ -1,6 +1,7 @@
 """Code in the pages does what it says: commands exist with their options, and the guide's are run, in order."""
 
 import copy
+import importlib
 import importlib.util
 import re
 import shlex
@@ -18,6 +19,7 @@ from tests.docs.pages import PAGES, ROOT, blocks, commands, name_of
 
 RUN = (ROOT / "README.md", ROOT / "docs" / "guide.md")  # in this order: what one makes the other uses
 OTHERS_OPTIONS = ("bench",)  # verbs whose options are a suite's own
+MODULE = r"python -m ((?:benchmarks|tests|dts_kernels)[\w.]*)"
 NOT_BUILT = ROOT / "benchmarks" / "quality" / "FINDINGS.md"  # speaks of verbs that there are none of
 
 
@@ -44,9 +46,17 @@ def test_commands_are_there_with_their_options(page):
                 assert {word for word in words[1:] if re.match(r"--?[a-z]", word)} <= options_of(words[0]), command
         if made := re.match(r"make ([a-z- ]+)$", command):
             assert set(made[1].split()) <= targets, command
-        if module := re.match(r"python -m ((?:benchmarks|tests|dts_kernels)[\w.]*)", command):
-            file = ROOT / module[1].replace(".", "/")
-            assert file.with_suffix(".py").is_file() or (file / "__main__.py").is_file(), command
+
+
+def test_modules_that_pages_run_can_be_imported():
+    found = {name for page in PAGES for command in commands(page) for name in re.findall(MODULE, command)}
+    assert len(found) > 8
+    for name in sorted(found):
+        main = (ROOT / name.replace(".", "/") / "__main__.py").is_file()
+        try:
+            importlib.import_module(f"{name}.__main__" if main else name)
+        except ImportError as error:  # what else it needs may be missing here, but nothing of the project's own
+            assert (error.name or "dts").split(".")[0] not in ("dts", "dts_kernels", "benchmarks", "tests"), name
 
 
 @pytest.mark.slow
