@@ -27,7 +27,7 @@ from dts.nn.merge import merge
 from dts.nn.once_a_task import run_once_a_task
 from dts.nn.replaced import Places, few, refuse_aliases, refuse_replaced
 from dts.nn.router import Choice, Router, make_router
-from dts.nn.routing import Mixture, RoutingState, tracing
+from dts.nn.routing import Current, Mixture, RoutingState, tracing
 from dts.nn.selection import AUTO, BASE, Selection, Selections, asked_for, names_in, one_a_row
 from dts.nn.status import Status, not_reached, status
 from dts.sites.transformers import renamer
@@ -58,7 +58,7 @@ class DTSModel(nn.Module):
         self._places = Places(self)
         self._unused: list[str] = []  # layers that the first call after a load did not reach
         self._known_calls = KnownCalls()
-        self._current: Selection = None  # of calls that name no tasks
+        self._current: list[Selection] = [None]  # of calls that name no tasks: one for all rows, or one a row
         self._last: tuple[int, list[Selection]] | None = None  # (thread, tasks) of the last call; None: the current one
         self._warned = False
         self._router: Router | None = None  # of tasks="auto", made when first asked for
@@ -127,8 +127,9 @@ class DTSModel(nn.Module):
             self._places = Places(self, [f"model.{key}" if key else "model" for key in self._layers])
             self._state.watch = set()
             if old is not None:
+                self._state.renumber(old.slot, made.slot)
                 take_out(old.slot, self._layers.values())
-            if name in names_in(self._current):  # the name was in use, and still is
+            if any(name in names_in(task) for task in self._current):  # the name was in use, and still is
                 self._choose(self._current)
             self._changed()
             no_fast_path(self.model)
@@ -142,11 +143,12 @@ class DTSModel(nn.Module):
         now.missing = self._missing(now.mixtures)
 
     def delete_task(self, name: str) -> None:
-        """Forget a task; if it is the one in use, the base is used from then on.  Waits for calls of other threads."""
+        """Forget a task; rows that use it use the base from then on.  Waits for calls of other threads."""
         with self._state.alone():
             self._loaded.check([name])
-            if name in names_in(self._current):
-                self._choose(None)
+            if any(name in names_in(task) for task in self._current):
+                self._choose([None if name in names_in(task) else task for task in self._current])
+            self._state.renumber(self._loaded[name].slot)
             take_out(self._loaded[name].slot, self._layers.values())
             del self._loaded[name]
             self._changed()
@@ -155,12 +157,33 @@ class DTSModel(nn.Module):
         """Use one task, a mixture, or the base (BASE or None) for all rows of calls that begin from now on, in every
         thread.  Only tensors change."""
         with self._state.held():
-            self._choose(task)
+            self._choose([task])
 
-    def _choose(self, task: Selection) -> None:
-        mixture = self._loaded.mixture(task)
-        self._state.set([mixture], self._missing([mixture]))
-        self._current, self._last = task, None
+    def set_tasks(self, tasks: Sequence[Selection]) -> None:
+        """Use one item a row of the batch, each as for `set_task`, in all calls that begin from now on.
+
+        Their tensors stay in memory, one for each number of rows, so a CUDA graph that was captured follows what is set
+        for as many rows as it has:
+
+            model.set_tasks(names)
+            model(**inputs)  # once before: finds where the rows are, compiles kernels
+            with torch.cuda.graph(graph):
+                out = model(**inputs)
+            model.set_tasks(others)
+            graph.replay()
+        """
+        rows = one_a_row(tasks)
+        if not rows:
+            raise ValueError(
+                f"set_tasks takes a list with one item a row, not {tasks!r}; set_task(...) is for all rows"
+            )
+        with self._state.held():
+            self._choose(rows)
+
+    def _choose(self, tasks: list[Selection]) -> None:
+        mixtures = [self._loaded.mixture(task) for task in tasks]
+        self._state.set(mixtures, self._missing(mixtures))
+        self._current, self._last = tasks, None
 
     @contextmanager
     def disable_tasks(self) -> Iterator[DTSModel]:
@@ -176,7 +199,7 @@ class DTSModel(nn.Module):
             self._last = None
             if tracing():  # a program reads the chosen task's tensors each time
                 return self.model(*args, **kwargs)
-            return self._run_chosen(self.model, args, kwargs)
+            return self._run_chosen(self.model, "__call__", args, kwargs)
         return self.call("__call__", *args, tasks=tasks, **kwargs)
 
     def generate(self, *args: Any, tasks: Selections = None, **kwargs: Any) -> Any:
@@ -197,16 +220,17 @@ class DTSModel(nn.Module):
         run = getattr(self.model, method)
         if tasks is None:
             self._last = None
-            return self._run_chosen(run, args, kwargs)
+            return self._run_chosen(run, method, args, kwargs)
         if isinstance(tasks, str) and tasks == AUTO:
             if args:
                 raise ValueError('tasks="auto" takes the model\'s inputs by name: model(input_ids=..., tasks="auto")')
             tasks = [BASE if task is None else task for task in self.choose_tasks(kwargs).tasks]
         asked, rows = asked_for(tasks), one_a_row(tasks)
-        if any(task is None for task in asked) and self._current not in (None, BASE) and not self._warned:
+        if any(task is None for task in asked) and any(map(names_in, self._current)) and not self._warned:
             self._warned = True
+            chosen = self._current[0] if len(self._current) == 1 else self._current
             warnings.warn(
-                f"None in a list of tasks is the base, not the task {self._current!r} of set_task(): say dts.BASE",
+                f"None in a list of tasks is the base, not the task {chosen!r} of set_task(): say dts.BASE",
                 stacklevel=3,
             )
         if rows is not None:
@@ -217,12 +241,18 @@ class DTSModel(nn.Module):
                 self._tell_unused()
             return result
 
-    def _run_chosen(self, run: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def _run_chosen(self, run: Callable[..., Any], method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """A call without tasks of its own."""
-        with self._state.call():
+        with self._state.held():
+            now = self._state.counting()
             if not self._places.hold():
-                self._refuse_replaced(self._state.mixtures)
-            result = run(*args, **kwargs)
+                self._refuse_replaced(now.mixtures)
+            if now.rows > 1:
+                check_rows(now.rows, args, kwargs)
+                result = self._run_rows(run, method, args, kwargs, now.mixtures, now)
+            else:
+                with self._state.call(now=now):
+                    result = run(*args, **kwargs)
             if self._state.watch is not None:
                 self._tell_unused()
             return result
@@ -247,6 +277,18 @@ class DTSModel(nn.Module):
         if all(mixture == mixtures[0] for mixture in mixtures):
             with self._state.call(mixtures[:1], self._missing(mixtures[:1])):
                 return run(*args, **kwargs)
+        return self._run_rows(run, method, args, kwargs, mixtures)
+
+    def _run_rows(
+        self,
+        run: Callable[..., Any],
+        method: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        mixtures: list[Mixture],
+        now: Current | None = None,
+    ) -> Any:
+        """A call in which rows have mixtures of their own; now: in these tensors, not new ones."""
         where = self._known_calls.where(self.model, self._layers, self._state, method, args, kwargs, len(mixtures))
         used = {slot for mixture in mixtures for slot in mixture}
         if where.out_axes and not where.coupled and max(where.out_axes) < 0 and method != "generate":
@@ -256,7 +298,7 @@ class DTSModel(nn.Module):
             )
         if where.coupled or any(self._layers[name].dts.slots & used for name in where.unroutable):
             return run_once_a_task(run, method, args, kwargs, mixtures, where, self._uniform)
-        with self._state.call(mixtures, self._missing(mixtures), **where.fields):
+        with self._state.call(None if now else mixtures, self._missing(mixtures), now, **where.fields):
             return run(*args, **kwargs)
 
     @contextmanager
@@ -296,7 +338,7 @@ class DTSModel(nn.Module):
         if tasks is not None:
             rows = asked_for(tasks)
         else:
-            thread, rows = self._last or (None, [self._current])
+            thread, rows = self._last or (None, self._current)
             if thread not in (None, threading.get_ident()):
                 raise ValueError("another thread has called the model since: say whose logits these are (tasks=)")
         if len(rows) == 1:
@@ -328,7 +370,7 @@ class DTSModel(nn.Module):
         self._places, self._unused, self._state.watch = Places(self), [], None
         self._base = None  # these weights are no checkpoint's
         self._state.set([{}])
-        self._current, self._last = None, None
+        self._current, self._last = [None], None
         return self.model
 
     # ---- what there is -----------------------------------------------------------------------------------------

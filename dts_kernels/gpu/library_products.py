@@ -66,9 +66,9 @@ def delta_linear(x: Tensor, y: Tensor | None, operands: FactorOperands, transpos
     """Two library products an entry and place; the same rounding as the kernels.  Transposed: gradients for x."""
     single = operands.slots.shape[1] == 1 and operands.layout == "planar" and x.dtype == torch.bfloat16
     add = _add_in_place if single else _add_widened
-    rows, before = (None if t is None else t.reshape(-1, t.shape[-1]).contiguous() for t in (x, y))
+    before = None if y is None else y.reshape(-1, operands.out_features).contiguous()
     with on_device(x):
-        out = add(rows, before, operands, transposed)
+        out = add(x.reshape(-1, x.shape[-1]).contiguous(), before, operands, transposed)
     return out.view(*x.shape[:-1], operands.out_features)
 
 

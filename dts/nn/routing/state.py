@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ import torch
 from dts.nn.routing.current import Current, backward_here, call_here, calls, tracing
 from dts.nn.routing.gate import Gate
 from dts.nn.routing.history import History
+from dts.nn.routing.kept import KeptRoutings
 from dts.nn.routing.mixtures import Mixture, routing_of
 from dts_kernels import Routing
 
@@ -21,8 +23,9 @@ class RoutingState:
     of each call under way, which belongs to the thread (the context) that calls.
 
     A call without tasks of its own uses what was chosen when it began: `frozen`, tensors that nobody writes into.
-    Compiled programs and CUDA graphs read those that are written in place (``chosen``), and within a call with tasks
-    those of the call (``traced``).  Programs do not know threads: once one was compiled, calls take turns.
+    Compiled programs and CUDA graphs read those that are written in place (``chosen``, `KeptRoutings`), and programs
+    within a call with tasks those of the call (``traced``).  Programs do not know threads: once one was compiled, calls
+    take turns.
 
     A backward pass that runs parts of a forward again (gradient checkpointing) uses the routing of that forward, see
     `History`.
@@ -31,7 +34,8 @@ class RoutingState:
     """
 
     def __init__(self, device: torch.device | str = "cpu"):
-        self.chosen = Current(self, routing_of([{}], 1, device), [{}])
+        self._kept = KeptRoutings()
+        self.chosen = Current(self, self._kept.set([{}], 1, torch.device(device)), [{}])
         self.traced = self.chosen
         self.compiled = self.warned = False
         self.watch: set[str] | None = None
@@ -92,22 +96,24 @@ class RoutingState:
     # ---- changing ----------------------------------------------------------------------------------------------
 
     def to(self, device: torch.device | str) -> None:
-        self.chosen.routing = self.chosen.routing.to(device)
+        self._kept.to(device)
+        routing = self.chosen.routing
+        self.chosen.routing = self._kept.set(self.chosen.mixtures, routing.slots.shape[1], torch.device(device))
         self._freeze()
 
     def set(self, mixtures: list[Mixture], missing: dict[str, str] | None = None) -> None:
         """Switch.  Shapes that fit are written in place, so compiled programs and CUDA graphs stay valid."""
-        routing = self.chosen.routing
-        new = routing_of(mixtures, routing.slots.shape[1], routing.slots.device)
         with self._gate.lock:
+            places = self.chosen.routing.slots.shape[1]
+            self.chosen.routing = self._kept.set(mixtures, places, self.device)
             self.chosen.mixtures, self.chosen.missing = mixtures, missing or {}
-            if new.slots.shape == routing.slots.shape:
-                routing.slots.copy_(new.slots)
-                routing.weights.copy_(new.weights)
-            else:
-                self.chosen.routing = new
             self._freeze()
             self._history.switch()
+
+    def renumber(self, slot: int, other: int = -1) -> None:
+        """The task in a slot is in another one now, or gone (-1): also in what graphs follow that is not chosen."""
+        with self._gate.lock:
+            self._kept.renumber(slot, other)
 
     def forbid(self, missing: dict[str, str]) -> None:
         """Other layers cannot run with the chosen tasks than before: other tasks are loaded."""
@@ -144,32 +150,43 @@ class RoutingState:
         with self._within(Current(self, routing, mixtures, missing or {}, **options)):
             yield
 
+    def counting(self) -> Current:
+        """What a call without tasks of its own uses, if it begins now."""
+        now = self.now()
+        if now is not self.chosen:
+            return now
+        if _capturing(self.device):
+            self._kept.captured.add(now.rows)
+            return now
+        return self.frozen
+
     @contextmanager
     def call(
-        self, mixtures: list[Mixture] | None = None, missing: dict[str, str] | None = None, **options: Any
+        self,
+        mixtures: list[Mixture] | None = None,
+        missing: dict[str, str] | None = None,
+        now: Current | None = None,
+        **options: Any,
     ) -> Iterator[None]:
-        """A call of the model, with these tasks or (None) those that count now; nothing is loaded meanwhile."""
+        """A call of the model, with these tasks or (None) those of ``now``; nothing is loaded meanwhile.
+
+        now: `counting`, by default this moment's;  options: further fields of `Current`.
+        Raises RuntimeError for tasks of its own while a CUDA graph is captured.
+        """
         with self.held():
             if mixtures is not None:
+                if _capturing(self.device):
+                    raise RuntimeError(
+                        "a CUDA graph cannot follow the tasks= of a call, whose tensors are gone afterwards: "
+                        "set_task() or set_tasks() before the capture, and call without tasks="
+                    )
                 with self.using(mixtures, missing, called=True, seen=self.watch, **options):
                     yield
                 return
-            now = self.now()
-            if now is self.chosen and not _capturing(self.device):
-                now = self.frozen
-            now = Current(
-                self,
-                now.routing,
-                now.mixtures,
-                now.missing,
-                now.axis,
-                now.axes,
-                now.probing,
-                now.bypassed,
-                called=True,
-                seen=self.watch,
-            )
-            with self._within(now, traced=False):
+            now = self.counting() if now is None else now
+            with self._within(
+                replace(now, called=True, outer=None, seen=self.watch, graph=-1, **options), traced=False
+            ):
                 yield
 
     @contextmanager

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from dts.nn.linear import DTSLinear
 
 import dts
 import dts_kernels
 from dts.codec import Factors, Part
+from dts.nn import DTSLinear
 from dts_kernels import PackedFactors, Samples, pack
 from dts_kernels.cpu import native
 from dts_kernels.samples import groups_of

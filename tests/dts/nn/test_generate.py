@@ -70,6 +70,14 @@ def twin(base, task, tasks, dense_twin):
     return dense_twin(base, [(tasks[name], gamma) for name, gamma in mixture.items()])
 
 
+def test_tasks_that_are_set_for_the_rows_generate_too(setting):
+    _, _, _, model, batch = setting
+    options = dict(max_new_tokens=6, do_sample=False)
+    wanted = model.generate(**batch, tasks=TASKS, **options)
+    model.set_tasks(TASKS)
+    assert torch.equal(model.generate(**batch, **options), wanted)
+
+
 @pytest.mark.parametrize("options", [{}, dict(num_beams=3, num_return_sequences=2), dict(use_cache=False)], ids=str)
 def test_each_row_generates_as_its_fine_tune(setting, dense_twin, options):
     _, base, tasks, model, batch = setting
