@@ -8,7 +8,7 @@ import torch
 
 import dts
 import dts_kernels
-from dts.codec import Factors, Part
+from dts.codec import Factors
 from dts.nn import DTSLinear
 from dts_kernels import PackedFactors, Samples, pack
 from dts_kernels.cpu import native
@@ -26,7 +26,7 @@ def layer(sampled: bool) -> DTSLinear:
     made = DTSLinear.from_linear(torch.nn.Linear(SIZE, SIZE))
     packed = PackedFactors(codes(SIZE, 8), codes(SIZE, 8), torch.rand(8))
     samples = (Samples(codes(SIZE, groups_of(SIZE, 4)), 0.1, 4, 0, (SIZE, SIZE)),) if sampled else ()
-    factors = Factors(packed, (SIZE, SIZE), None, None, (Part("residual", 8),), 1.0, None, samples=samples)
+    factors = Factors((packed, *samples), (SIZE, SIZE), None, None, 1.0, None)
     made.load_task("a", factors, torch.randn(SIZE))
     made.set_task("a")
     return made
