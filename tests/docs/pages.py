@@ -48,7 +48,8 @@ def anchors(page: Path) -> set[str]:
 
 def commands(page: Path) -> list[str]:
     """Lines of shell blocks without their comments, and code in the text."""
-    lines = [line for block in blocks(page) if block.language == "bash" for line in block.text.splitlines()]
+    shell = [block.text.replace("\\\n", " ") for block in blocks(page) if block.language == "bash"]
+    lines = [line for text in shell for line in text.splitlines()]
     stripped = [re.sub(r"\s+#.*", "", line).strip() for line in lines]
     spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose(page))]
     return [one for one in stripped + spans if one]
