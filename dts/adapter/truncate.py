@@ -38,10 +38,16 @@ def prefix_curve(factors: Factors) -> Curve:
             np.append(curve.bytes, factors.nbytes + HEADER_BYTES),
             np.append(curve.errors, left),
         )
-    if not factors.stored:
-        return Curve(np.zeros(1, int), np.zeros(1, int), np.full(1, factors.norm**2))
-    kind, data = factors.components()
-    rank = factors.rank
+    rank, runs = factors.rank, factors.runs
+    if len(runs) != 1:  # how several share what they explain is not known: all of them or none
+        ranks = np.unique([0, rank])
+        error = 0.0 if factors.squared_error is None else factors.squared_error
+        return Curve(
+            ranks,
+            np.where(ranks > 0, factors.nbytes + HEADER_BYTES, 0),
+            np.where(ranks > 0, error, 1.0) * factors.norm**2,
+        )
+    kind, data = runs[0]
     ranks = np.unique(np.append(np.arange(0, rank, BLOCK), rank))
     errors = kind.prefix_left(data, factors.norm).numpy()[ranks]
     nbytes = kind.prefix_bytes(data, ranks) + np.where(ranks > 0, factors.index_nbytes + HEADER_BYTES, 0)

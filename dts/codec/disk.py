@@ -15,18 +15,21 @@ from dts.values import LARGEST
 from .errors import Undecodable
 from .factors import Factors
 from .index import checked_index, index_to_disk
-from .parts import KINDS, kind_of
+from .parts import KINDS, PartKind, kind_of
 from .parts.kind import Load
 
 SIDES = ("rows", "columns")
 
 
 def tensors_of(factors: Factors) -> dict[str, Tensor]:
-    """Suffix -> tensor as stored."""
+    """Suffix -> tensor as stored.  Raises ValueError for kinds that take one another's suffixes."""
     tensors: dict[str, Tensor] = {}
     for kind in KINDS.values():
         for place, data in enumerate(of_kind(factors, kind)):
-            tensors |= kind.tensors(place, data)
+            own = kind.tensors(place, data)
+            if taken := own.keys() & (tensors.keys() | set(SIDES)):
+                raise ValueError(f"{kind.name}: other tensors are called {', '.join(sorted(taken))} already")
+            tensors |= own
     for side, kept, size in zip(SIDES, (factors.rows, factors.columns), factors.shape):
         if kept is not None:
             tensors[side] = index_to_disk(kept, size)
@@ -39,7 +42,7 @@ def fragments_of(factors: Factors) -> dict[str, list]:
     return {key: kind.fragment(parts) for key, (kind, parts) in held.items() if parts}
 
 
-def of_kind(factors: Factors, kind) -> list[Any]:
+def of_kind(factors: Factors, kind: PartKind[Any]) -> list[Any]:
     """The parts of one kind, in order."""
     return [data for data in factors.stored if kind_of(data) is kind]
 

@@ -80,15 +80,14 @@ class Factors:
 
     def low_rank(self) -> "Factors":
         """Its components alone, which can be cut anywhere; itself if it has nothing else."""
-        kept = [(kind, data) for kind, data in self._known() if kind.ranked]
-        if len(kept) == len(self.stored):
+        runs = self.runs
+        if len(runs) == len(self.stored):
             return self
-        error = None
-        if len(kept) == 1:
-            ((kind, data),) = kept
-            errors = kind.prefix_errors(data, self.norm)
+        error = None if runs else 1.0
+        if len(runs) == 1:
+            errors = runs[0][0].prefix_errors(runs[0][1], self.norm)
             error = None if errors is None else errors[-1].item()
-        return replace(self, stored=tuple(data for _, data in kept), squared_error=error if kept else 1.0)
+        return replace(self, stored=tuple(data for _, data in runs), squared_error=error)
 
     @property
     def nbytes(self) -> int:
@@ -151,18 +150,16 @@ class Factors:
 
         Raises ValueError where it is not known: of method "paper", and of components of several kinds.
         """
-        kind, data = self.components()
-        errors = kind.prefix_errors(data, self.norm)
-        if errors is None:
-            raise ValueError(f"only residual components know the errors of their prefixes, not {kind.label(data)!r}")
-        return errors
+        found = [kind.prefix_errors(data, self.norm) for kind, data in self.runs]
+        if len(found) != 1 or found[0] is None:
+            labels = ", ".join(kind.label(data) for kind, data in self.runs) or "nothing"
+            raise ValueError(f"only residual components know the errors of their prefixes, not {labels}")
+        return found[0]
 
-    def components(self) -> tuple[PartKind[Any], Any]:
-        """(kind, data) of its only run of components; raises ValueError unless there is just one."""
-        ranked = [(kind, data) for kind, data in self._known() if kind.ranked]
-        if len(ranked) != 1:
-            raise ValueError(f"{len(ranked)} runs of components, where one is needed")
-        return ranked[0]
+    @property
+    def runs(self) -> list[tuple[PartKind[Any], Any]]:
+        """(kind, data) of the parts that are components; of all kinds so far there is one at most."""
+        return [(kind, data) for kind, data in self._known() if kind.ranked]
 
     def _known(self) -> list[tuple[PartKind[Any], Any]]:
         return [(kind_of(data), data) for data in self.stored]

@@ -67,7 +67,7 @@ class PartKind(ABC, Generic[Data]):
 
     @abstractmethod
     def dense(self, data: Data, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The matrix: dtype [m', n'].  The definition of what the data means."""
+        """The matrix: dtype [m', n'], a tensor of its own.  The definition of what the data means."""
 
     @abstractmethod
     def largest(self, data: Data) -> float:
