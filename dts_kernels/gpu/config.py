@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 
+from ..layout import ceil_div
+
 SHIPPED = Path(__file__).parent / "configs"
 ROW_BUCKETS = (1, 4, 16, 64)  # the last stands for all above
 
@@ -59,15 +61,15 @@ def heuristic(
     if dtype == "float32":
         return Config(block_t=16, block_n=32, warps=4, stages=2, block_k=32)
     if kernel == "base_expand":
-        block_n = 32 if -(-columns // 64) * programs < device.processors else 64
+        block_n = 32 if ceil_div(columns, 64) * programs < device.processors else 64
         return Config(block_t, block_n, stages=4 if block_n == 32 else 3)
     # 128 columns a program decode with the fewest instructions, 64 where that would leave processors idle
-    block_n = 128 if -(-columns // 128) * programs >= device.processors else 64
+    block_n = 128 if ceil_div(columns, 128) * programs >= device.processors else 64
     config = Config(block_t, block_n, stages=3)
     if kernel != "shrink":
         return config
     # every program of the consumer reads all parts of t, so splitting pays for few rows only
-    grid, tiles = -(-columns // block_n) * programs, -(-contracted // 128)
+    grid, tiles = ceil_div(columns, block_n) * programs, ceil_div(contracted, 128)
     return replace(config, split=max(1, min(2 * device.processors // max(grid, 1), tiles, 8 // max(rows, 1))))
 
 

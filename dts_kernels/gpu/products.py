@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ..layout import COLUMN_BLOCK, round_up
+from ..layout import COLUMN_BLOCK, ceil_div, round_up
 from ..operands import DenseOperands, FactorOperands
 from ..planar import HEADER
 from . import config
@@ -53,7 +53,7 @@ class Launch:
         return self.given.get(kernel) or config.choose(kernel, self.device, dtype, columns, contracted, rows, programs)
 
     def row_blocks(self, block_t: int) -> int:
-        return self.entries if self.grouped else self.entries * -(-self.per_entry // block_t)
+        return self.entries if self.grouped else self.entries * ceil_div(self.per_entry, block_t)
 
     def asm(self, c: Config) -> bool:
         return c.asm and not self.levels and self.x.is_cuda  # the interpreter runs no assembly
@@ -77,7 +77,7 @@ class Launch:
         c = self.config("shrink", self.width, self.in_features)
         dtype = self.x.dtype if c.split == 1 else torch.float32
         t = torch.empty(c.split, self.places, self.rows, self.width, dtype=dtype, device=self.x.device)
-        shrink[(-(-self.width // c.block_n), self.row_blocks(c.block_t), self.places * c.split)](
+        shrink[(ceil_div(self.width, c.block_n), self.row_blocks(c.block_t), self.places * c.split)](
             self.x,
             self.words,
             self.scalars,
@@ -105,7 +105,7 @@ class Launch:
 
         c = self.config("expand", self.out_features, self.width)
         out = self.x.new_empty(self.rows, self.out_features)
-        expand[(-(-self.out_features // c.block_n), self.row_blocks(c.block_t))](
+        expand[(ceil_div(self.out_features, c.block_n), self.row_blocks(c.block_t))](
             t,
             self.words,
             self.scalars,
@@ -134,7 +134,7 @@ class Launch:
         c = self.config("base_expand", self.out_features, self.in_features)
         t, parts = self.shrink(c.pdl)
         out = self.x.new_empty(self.rows, self.out_features)
-        base_expand[(-(-self.out_features // c.block_n), self.row_blocks(c.block_t))](
+        base_expand[(ceil_div(self.out_features, c.block_n), self.row_blocks(c.block_t))](
             self.x,
             weight,
             weight if bias is None else bias,
@@ -205,7 +205,7 @@ def dequantise(packed, table, slots, place: int, size: int, columns: int, u: boo
 
     words, scalars = packed
     out = torch.empty(size, columns, dtype=dtype, device=words.device)
-    dequantise[(-(-size // 128), -(-columns // 64))](
+    dequantise[(ceil_div(size, 128), ceil_div(columns, 64))](
         words,
         scalars,
         table,
@@ -281,7 +281,7 @@ def reconstruct(operands: DenseOperands, dtype: torch.dtype) -> Tensor:
     gamma = gamma[: table.shape[0]].to(words.device, torch.float32).contiguous()  # a place a slot, no more
     out = torch.empty(out_features, in_features, dtype=dtype, device=words.device)
     with _on(words):
-        reconstruct[(-(-in_features // 128), -(-out_features // 64))](
+        reconstruct[(ceil_div(in_features, 128), ceil_div(out_features, 64))](
             words,
             scalars,
             table,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops import row_in
+from ..embedding_parts import row_in
 from ..routing import Routing, add_rows
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dts_kernels import Routing
-from dts_kernels.ops import row_in
+from dts_kernels.embedding_parts import row_in
 from dts_kernels.parts import KINDS, PartBank, base_product, kind_of
 
 
