@@ -21,7 +21,7 @@ from torch.nn import functional
 from benchmarks.kernels import cpu_model
 from dts.files import write_text
 from dts_kernels import Bank, PackedFactors, Routing, delta_linear, dispatch, linear, reconstruct
-from dts_kernels.bank import factors_of
+from dts_kernels.contents import factors_of
 from dts_kernels.cpu import native
 from dts_kernels.paths import PATHS
 

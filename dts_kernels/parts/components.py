@@ -43,6 +43,10 @@ class ComponentBank(PartBank):
         return self.bank.slots
 
     @property
+    def room(self) -> int:
+        return self.bank.table.shape[0]
+
+    @property
     def nbytes(self) -> int:
         return self.bank.nbytes
 

@@ -35,6 +35,11 @@ class PartBank(ABC):
         """Those that hold something, ascending."""
 
     @property
+    def room(self) -> int:
+        """Slots that gammas should be for: those in use, and on a GPU those that a captured graph will meet."""
+        return max([-1, *self.slots]) + 1
+
+    @property
     @abstractmethod
     def nbytes(self) -> int:
         """Bytes of what it holds, room for more tasks included."""

@@ -59,6 +59,11 @@ class Packed:
     def slots(self) -> set[int]:
         return {slot for bank in self.banks.values() for slot in bank.slots}
 
+    @property
+    def room(self) -> int:
+        """Slots that the gammas of `dense` should be for."""
+        return max([0, *[bank.room for bank in self.filled]])
+
     def to(self, device: torch.device | str) -> Packed:
         moved = Packed(self.shape, device, self.transposed)
         moved.banks = {name: bank.to(device) for name, bank in self.banks.items()}
