@@ -41,9 +41,19 @@ COLUMN_BLOCK = 16  # columns are padded to a multiple of this, so that every blo
 VALUES_RMS = 2.5  # of a factor whose codes are rounded from a normal distribution, near enough for ranges
 
 
+def ceil_div(size: int, block: int) -> int:
+    """Blocks that hold ``size``."""
+    return -(-size // block)
+
+
+def round_up(size: int, block: int) -> int:
+    """The next multiple of ``block``."""
+    return ceil_div(size, block) * block
+
+
 def packed_width(rank: int) -> int:
     """Bytes of one row of a factor of ``rank`` components."""
-    return (rank + 3) // 4
+    return ceil_div(rank, 4)
 
 
 def pack(codes: Tensor) -> Tensor:
@@ -134,13 +144,9 @@ class PackedFactors:
         return PackedFactors(self.u.to(device), self.v.to(device), self.sigma.to(device), levels)
 
 
-def round_up(size: int, block: int) -> int:
-    return -(-size // block) * block
-
-
 def words_shape(contracted: int, columns: int) -> tuple[int, int, int]:
     """Shape of the words of a [contracted, columns] matrix of codes."""
-    return round_up(contracted, WORD_BLOCK) // WORD_BLOCK, round_up(columns, COLUMN_BLOCK), 8
+    return ceil_div(contracted, WORD_BLOCK), round_up(columns, COLUMN_BLOCK), 8
 
 
 def _bit_positions(device) -> tuple[Tensor, Tensor]:

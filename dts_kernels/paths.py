@@ -4,7 +4,8 @@ What they are called with has been checked by the op, and the routing is contigu
 number of leading axes, y None for zeros; what is returned is new memory in x's dtype.
 
     delta_linear       (x, y, FactorOperands, transposed)     linear             (x, weight, bias, FactorOperands)
-    delta_embedding    (ids, FactorOperands, in_features, dtype)                 reconstruct  (DenseOperands, dtype)
+    delta_embedding    (ids, FactorOperands, in_features, dtype)
+    add_embedding      (ids, y, EmbeddingParts, Routing)      reconstruct        (DenseOperands, dtype)
     add_samples        (x, y, SampleOperands, transposed)     add_sampled_rows   (ids, y, SampleOperands, rows)
     add_dense_samples  (base, StoredSamples, gamma)
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .layout import packed_width
+from .layout import ceil_div, packed_width
 from .reference import decode
 
 STRIDES = range(1, 1 << 12)  # a shift's odds are even to stride / 2^16
@@ -67,7 +67,7 @@ class Samples:
 
 
 def groups_of(n: int, stride: int) -> int:
-    return -(-n // stride)
+    return ceil_div(n, stride)
 
 
 def columns(shape: tuple[int, int], stride: int, seed: int, device=None, rows: Tensor | None = None) -> Tensor:

@@ -11,8 +11,10 @@ from ..contents import factors_of
 from ..cpu import library_products, native, native_samples, rules
 from ..cpu.native import Tasks
 from ..cpu.native_samples import SampleArray
+from ..embedding_parts import EmbeddingParts
 from ..operands import DenseOperands, FactorOperands, SampleOperands
 from ..paths import register
+from ..routing import Routing
 
 dispatch.chooser(rules.choose)
 
@@ -58,6 +60,16 @@ for _name, _exact in (("native", False), ("native_exact", True)):
     register("delta_linear", _name, adds=True)(partial(_delta_linear, exact=_exact))
     register("linear", _name, adds=True)(partial(_linear, exact=_exact))
     register("reconstruct", _name)(partial(_reconstruct, exact=_exact))
+
+
+@register("add_embedding", "native")
+def add_embedding(ids: Tensor, y: Tensor, parts: EmbeddingParts, routing: Routing) -> Tensor:
+    """Into y itself."""
+    tasks = parts.tasks
+    if tasks is None:
+        tasks = parts.tasks = Tasks.join([(Tasks.of(bank.packed, bank.table), lookup) for bank, lookup in parts.banks])
+    n, dtype = parts.columns, y.dtype
+    return native.embedding(ids, y, tasks, routing.slots, routing.weights, parts.rows, n, dtype, in_place=True)
 
 
 @register("add_samples", "native")

@@ -5,8 +5,10 @@ from torch import Tensor
 
 from .. import reference
 from ..contents import factors_of
+from ..embedding_parts import EmbeddingParts, row_in
 from ..operands import DenseOperands, FactorOperands, SampleOperands, StoredSamples
 from ..paths import register
+from ..routing import Routing
 from ..sample_bank import samples_of
 from ..samples import dense
 
@@ -50,6 +52,14 @@ def delta_embedding(ids: Tensor, operands: FactorOperands, in_features: int, dty
     factors = factors_of(packed, table, in_features, out_features)[0]
     out = reference.delta_embedding(ids.flatten(), factors, slots, weights, in_features, _wide(dtype))
     return out.reshape(*ids.shape, in_features).to(dtype)
+
+
+@register("add_embedding", "reference")
+def add_embedding(ids: Tensor, y: Tensor, parts: EmbeddingParts, routing: Routing) -> Tensor:
+    for bank, lookup in parts.banks:
+        own = torch.ops.dts.delta_embedding(row_in(lookup, ids), *bank.new_operands(routing), bank.in_features, y.dtype)
+        y = y + own
+    return y
 
 
 @register("add_samples", "reference")

@@ -38,7 +38,7 @@ def choose(p: Problem) -> str | None:
         return None
     variant = native.variant() if p.variant is None else p.variant
     compiled = p.dtype in DTYPES and bool(variant)
-    if p.op in ("add_samples", "add_sampled_rows"):
+    if p.op in ("add_samples", "add_sampled_rows", "add_embedding"):
         return "native" if compiled and p.rows else None
     if p.op not in ("delta_linear", "linear", "reconstruct"):
         return None

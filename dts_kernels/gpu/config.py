@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 
+from ..layout import ceil_div
+
 SHIPPED = Path(__file__).parent / "configs"
 ROW_BUCKETS = (1, 4, 16, 64)  # the last stands for all above
 PARTS = 4  # of a contraction, where few columns would leave processors idle; each consumer adds them up
@@ -71,12 +73,12 @@ def heuristic(
         return Config(block_t=16, block_n=32, warps=4, stages=2, block_k=32)
     asm = device.capability == (9, 0)  # right in every test and 2 to 8 % faster there; elsewhere it was not run
     if kernel == "base_expand":
-        narrow = -(-columns // 64) * blocks < device.processors
+        narrow = ceil_div(columns, 64) * blocks < device.processors
         block_t = 32 if rows > 16 else 16
         return Config(block_t, 32 if narrow else 64, stages=4 if narrow else 3, asm=asm, pdl=asm)
     if rows > 16:
         # 128 columns a program decode with the fewest instructions, 64 where that would leave processors idle
-        block_n = 128 if -(-columns // 128) * blocks >= device.processors else 64
+        block_n = 128 if ceil_div(columns, 128) * blocks >= device.processors else 64
         return Config(32, block_n, stages=3, asm=asm)
     if blocks == 1:
         chosen = _one_task(kernel, device.processors, columns, contracted, parts)
@@ -89,21 +91,21 @@ def _one_task(kernel: str, processors: int, columns: int, contracted: int, parts
     """Many narrow programs: each waits for memory most of its time."""
     if kernel == "expand":
         return Config(block_n=16 if parts == 1 else 32, warps=2)
-    tiles = -(-contracted // 128)
-    wide = -(-columns // 32)
+    tiles = ceil_div(contracted, 128)
+    wide = ceil_div(columns, 32)
     block_n = 32 if PARTS * wide >= processors else 16
-    programs = -(-columns // block_n)
+    programs = ceil_div(columns, block_n)
     return Config(block_n=block_n, warps=2, split=max(1, min(PARTS, tiles, 2 * processors // programs)))
 
 
 def _a_task_each(kernel: str, processors: int, columns: int, contracted: int, blocks: int) -> Config:
     """A program for each block of rows: wide ones as soon as there are enough of them."""
     if kernel == "expand":
-        crowded = -(-columns // 128) * blocks >= 8 * processors
+        crowded = ceil_div(columns, 128) * blocks >= 8 * processors
         return Config(block_n=128, warps=2 if crowded else 4, stages=4 if contracted >= 512 and not crowded else 2)
-    if -(-columns // 128) * blocks >= 4 * processors:
+    if ceil_div(columns, 128) * blocks >= 4 * processors:
         return Config(block_n=128)
-    return Config(block_n=32, warps=2 if -(-columns // 32) * blocks >= 2 * processors else 4)
+    return Config(block_n=32, warps=2 if ceil_div(columns, 32) * blocks >= 2 * processors else 4)
 
 
 def choose(

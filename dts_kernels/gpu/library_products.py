@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..layout import COLUMN_BLOCK, round_up
+from ..layout import COLUMN_BLOCK, ceil_div, round_up
 from ..operands import FactorOperands
 from ..planar import HEADER
 from .device import on_device
@@ -23,7 +23,7 @@ def dequantise(packed, table, slots, place: int, size: int, columns: int, u: boo
 
     words, scalars = packed
     out = torch.empty(size, columns, dtype=dtype, device=words.device)
-    dequantise[(-(-size // 128), -(-columns // 64))](
+    dequantise[(ceil_div(size, 128), ceil_div(columns, 64))](
         words,
         scalars,
         table,

@@ -6,7 +6,7 @@ levels: whether any task of the bank has levels (its layout is "planar_levels"),
 import torch
 from torch import Tensor
 
-from ..layout import COLUMN_BLOCK, round_up
+from ..layout import COLUMN_BLOCK, ceil_div, round_up
 from ..operands import DenseOperands, FactorOperands
 from . import config
 from .config import Config
@@ -47,7 +47,7 @@ class Launch:
         return config.for_levels(chosen) if self.levels else chosen
 
     def row_blocks(self, block_t: int) -> int:
-        return self.entries if self.grouped else self.entries * -(-self.per_entry // block_t)
+        return self.entries if self.grouped else self.entries * ceil_div(self.per_entry, block_t)
 
     def asm(self, c: Config) -> bool:
         return c.asm and not self.levels and self.x.is_cuda  # the interpreter runs no assembly
@@ -75,7 +75,7 @@ class Launch:
 
         c = self.config("shrink", self.width, self.in_features)
         t = self.scratch(c.split) if t is None else t
-        shrink[(-(-self.width // c.block_n), self.row_blocks(c.block_t), self.places * c.split)](
+        shrink[(ceil_div(self.width, c.block_n), self.row_blocks(c.block_t), self.places * c.split)](
             self.x,
             self.words,
             self.scalars,
@@ -102,7 +102,7 @@ class Launch:
         """t = the sum of its parts, once: each program of expand would read them all."""
         from .shrink import combine_parts
 
-        combine_parts[(-(-t.numel() // COMBINED),)](parts, t, t.numel(), PARTS=parts.shape[0], BLOCK=COMBINED)
+        combine_parts[(ceil_div(t.numel(), COMBINED),)](parts, t, t.numel(), PARTS=parts.shape[0], BLOCK=COMBINED)
         return t
 
     def expand(self, t: Tensor, parts: int, y: Tensor | None) -> Tensor:
@@ -110,7 +110,7 @@ class Launch:
 
         c = self.config("expand", self.out_features, self.width, parts)
         out = self.x.new_empty(self.rows, self.out_features)
-        expand[(-(-self.out_features // c.block_n), self.row_blocks(c.block_t))](
+        expand[(ceil_div(self.out_features, c.block_n), self.row_blocks(c.block_t))](
             t,
             self.words,
             self.scalars,
@@ -161,7 +161,7 @@ class Launch:
         c = self.config("base_expand", self.out_features, self.in_features)
         t, parts = self.shrink(c.pdl)
         out = self.x.new_empty(self.rows, self.out_features)
-        base_expand[(-(-self.out_features // c.block_n), self.row_blocks(c.block_t))](
+        base_expand[(ceil_div(self.out_features, c.block_n), self.row_blocks(c.block_t))](
             self.x,
             weight,
             weight if bias is None else bias,
@@ -229,7 +229,7 @@ def reconstruct(operands: DenseOperands, dtype: torch.dtype) -> Tensor:
     gamma = gamma[: table.shape[0]].to(words.device, torch.float32).contiguous()  # a place a slot, no more
     out = torch.empty(out_features, in_features, dtype=dtype, device=words.device)
     with on_device(words):
-        reconstruct[(-(-in_features // 128), -(-out_features // 64))](
+        reconstruct[(ceil_div(in_features, 128), ceil_div(out_features, 64))](
             words,
             scalars,
             table,

@@ -10,9 +10,9 @@ from ..dispatch import Problem
 
 DTYPES = ("float16", "bfloat16", "float32")
 DENSE_ROWS = 64  # of one task, from here a dense matrix and a library product; modelled, not measured
-# of one task, from here two library products with dequantised factors.  *Measured* on an H100, times the base alone:
-# 512 rows, r = .3: 2.6 against 3.2 of the packed kernels; 4,096 rows: 1.9 against 3.1, and 1.48 against 1.59 at r = .05;
-# where between 16 and 512 rows they meet is modelled, not measured
+# of one task, from here two library products with dequantised factors.  *Measured* on an H100, times the base alone, by
+# the packed kernels and by these: 512 rows, r = .3: 3.2, 2.6; 4,096 rows, r = .3: 3.1, 1.9; r = .05: 1.59, 1.48.  Where
+# between 16 and 512 rows they meet is modelled, not measured
 DEQUANTISE_ROWS = 256
 
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..layout import ceil_div
 from ..operands import SampleOperands
 from .device import on_device
 from .library_products import wide_mm
@@ -22,7 +23,7 @@ def add_samples(x: Tensor, y: Tensor, operands: SampleOperands, transposed: bool
     per_entry, out_features = rows.shape[0] // entries, y.shape[-1]
     block_t = min(MOST_ROWS, 1 << (per_entry - 1).bit_length())
     with on_device(x):
-        sampled_product[(-(-out_features // BLOCK_M), entries * -(-per_entry // block_t))](
+        sampled_product[(ceil_div(out_features, BLOCK_M), entries * ceil_div(per_entry, block_t))](
             rows,
             own,
             out,
@@ -60,7 +61,7 @@ def add_dense(x: Tensor, y: Tensor, operands: SampleOperands, transposed: bool) 
     with on_device(x):
         for at in range(entries * places):
             matrix = torch.empty(m, n, dtype=x.dtype, device=x.device)
-            sampled_dense[(-(-n // 64), -(-m // 32))](
+            sampled_dense[(ceil_div(n, 64), ceil_div(m, 32))](
                 *_arena(codes, rows),
                 table,
                 starts,

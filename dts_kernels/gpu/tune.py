@@ -20,7 +20,7 @@ def candidates(kernel: str, contracted: int, rows: int) -> list[Config]:
     """Configs worth measuring: those that fill a device or decode with few instructions, and fit 99 KB."""
     block_t = 32 if rows > 16 else 16
     splits = [s for s in (1, 2, 4, 8) if s * rows <= 16 or s == 1] if kernel == "shrink" else [1]
-    splits = [s for s in splits if s <= -(-contracted // layout.WORD_BLOCK)]
+    splits = [s for s in splits if s <= layout.ceil_div(contracted, layout.WORD_BLOCK)]
     blocks = [(32, 4), (64, 3), (64, 4)] if kernel == "base_expand" else [(32, 3), (64, 3), (128, 2), (128, 3)]
     found = [Config(block_t, n, warps, stages, split) for (n, stages), warps, split in product(blocks, (2, 4), splits)]
     if kernel != "base_expand":

@@ -10,11 +10,10 @@ from .. import backends as _backends  # noqa: F401  registers the paths
 from .dense import reconstruct
 from .library import direct
 from .products import delta_linear, linear
-from .rows import EmbeddingParts, add_embedding, delta_embedding, row_in
+from .rows import add_embedding, delta_embedding
 from .samples import add_dense_samples, add_sampled_rows, add_samples
 
 __all__ = [
-    "EmbeddingParts",
     "add_dense_samples",
     "add_embedding",
     "add_sampled_rows",
@@ -24,5 +23,4 @@ __all__ = [
     "direct",
     "linear",
     "reconstruct",
-    "row_in",
 ]

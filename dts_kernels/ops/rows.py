@@ -5,11 +5,12 @@ from torch import Tensor
 
 from .. import check, dispatch
 from ..bank import Bank
-from ..cpu import native
+from ..embedding_parts import EmbeddingParts
 from ..operands import FactorOperands, schema
+from ..paths import PATHS
 from ..routing import Routing
 from .library import direct, op
-from .run import chosen, fit
+from .run import choice, chosen, fit
 
 
 def delta_embedding(ids: Tensor, bank: Bank, routing: Routing, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -23,52 +24,23 @@ def delta_embedding(ids: Tensor, bank: Bank, routing: Routing, dtype: torch.dtyp
     return torch.ops.dts.delta_embedding(ids, *bank.new_operands(routing), bank.in_features, dtype)
 
 
-def add_embedding(ids: Tensor, y: Tensor, parts: "EmbeddingParts", routing: Routing) -> Tensor:
+def add_embedding(ids: Tensor, y: Tensor, parts: EmbeddingParts, routing: Routing) -> Tensor:
     """y + what `delta_embedding` gives, for banks that each hold some rows of one matrix.
 
     ids: int64 or int32 [...], rows of the whole matrix, -1 for none; y: [..., n].  May write into y, which is returned.
     """
     slots, weights = routing.slots, routing.weights
-    plain = check.ids(ids, slots, weights, y, parts.columns) and parts.native and direct(ids, y)
-    if plain and y.dtype in native.DTYPES and y.is_contiguous() and not (y.is_neg() or weights.is_neg()):
-        tasks = parts.tasks()
-        if tasks is not None:
-            dispatch.ran["delta_embedding", "native"] += 1
-            return native.embedding(ids, y, tasks, slots, weights, parts.rows, y.shape[-1], y.dtype, in_place=True)
-    for bank, lookup in parts.banks:
-        y = y + delta_embedding(row_in(lookup, ids), bank, routing, y.dtype)
-    return y
-
-
-class EmbeddingParts:
-    """Banks of one matrix [rows, n] for `add_embedding`, no slot in two of them.
-
-    banks: each with int32 [rows], the bank's row of every row of the matrix (-1: none), or None where it has all.
-    """
-
-    def __init__(self, banks: list[tuple[Bank, Tensor | None]], rows: int):
-        self.banks, self.rows = banks, rows
-        columns = {bank.in_features for bank, _ in banks}
-        if len(columns) > 1:
-            raise ValueError(f"banks of one matrix must have its columns, not {sorted(columns)}")
-        self.columns = min(columns, default=None)
-        slots = [slot for bank, _ in banks for slot in bank.slots]
-        self.native = all(bank.layout == "disk" and bank.device.type == "cpu" for bank, _ in banks)
-        self.native &= len(slots) == len(set(slots))
-        self._tasks: native.Tasks | None = None
-
-    def tasks(self) -> native.Tasks | None:
-        """What C reads; None without the library or where a task has levels."""
-        if self._tasks is None:
-            if not native.variant():
-                return None
-            self._tasks = native.Tasks.join([(native.Tasks.of(b.packed, b.table), lookup) for b, lookup in self.banks])
-        return None if self._tasks.levels else self._tasks
-
-
-def row_in(lookup: Tensor | None, ids: Tensor) -> Tensor:
-    """A bank's rows for those of the whole matrix: ids where it has all of them, else int64 with -1 for none."""
-    return ids if lookup is None else torch.where(ids < 0, -1, lookup[ids.clamp(min=0).long()].long())
+    columns = parts.columns if parts.banks else None
+    plain = check.ids(ids, slots, weights, y, columns) and parts.joined and direct(ids, y)
+    if plain and y.is_contiguous() and not (y.is_neg() or weights.is_neg()):
+        dtype = y.dtype
+        found = parts.chosen.get(dtype)
+        if found is None:  # of nothing else that differs from call to call
+            found = parts.chosen[dtype] = choice("add_embedding", "cpu", dtype, 1, 1, 1, "disk", False, False, False)
+        key, path = found
+        dispatch.ran[key] += 1
+        return path(ids, y, parts, routing)
+    return PATHS["add_embedding"]["reference"](ids, y, parts, routing)
 
 
 @op(f"delta_embedding(Tensor ids, {schema(FactorOperands)}, int in_features, ScalarType dtype) -> Tensor")

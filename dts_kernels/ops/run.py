@@ -35,7 +35,7 @@ def readable(x: Tensor, operands: FactorOperands, adds: Tensor | None) -> tuple[
 
 
 @lru_cache(maxsize=4096)
-def _choice(
+def choice(
     op: str,
     device: str,
     dtype: torch.dtype,
@@ -69,7 +69,7 @@ def chosen(
         device = "cpu" if like.is_cpu else like.device.type
     else:
         device = dispatch.device_kind(like.device.type)
-    key, path = _choice(op, device, dtype, rows, entries, places, layout, transposed, empty, dispatch.exact())
+    key, path = choice(op, device, dtype, rows, entries, places, layout, transposed, empty, dispatch.exact())
     dispatch.ran[key] += 1
     return path
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..bank import Bank
+from ..embedding_parts import EmbeddingParts
 from ..layout import PackedFactors
-from ..ops import EmbeddingParts, add_embedding, delta_embedding, delta_linear, linear, reconstruct
+from ..ops import add_embedding, delta_embedding, delta_linear, linear, reconstruct
 from ..routing import Routing
 from .kind import Joined, Kind, PartBank
 
@@ -40,6 +41,10 @@ class ComponentBank(PartBank):
     @property
     def slots(self) -> list[int]:
         return self.bank.slots
+
+    @property
+    def room(self) -> int:
+        return self.bank.table.shape[0]
 
     @property
     def nbytes(self) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops import row_in
+from ..embedding_parts import row_in
 from ..routing import Routing, add_rows
 
 
@@ -33,6 +33,11 @@ class PartBank(ABC):
     @abstractmethod
     def slots(self) -> list[int]:
         """Those that hold something, ascending."""
+
+    @property
+    def room(self) -> int:
+        """Slots that gammas should be for: those in use, and on a GPU those that a captured graph will meet."""
+        return max([-1, *self.slots]) + 1
 
     @property
     @abstractmethod

@@ -33,6 +33,10 @@ class SamplePartBank(PartBank):
         return self.bank.slots
 
     @property
+    def room(self) -> int:
+        return self.bank.arguments.starts.shape[0] - 1
+
+    @property
     def nbytes(self) -> int:
         return self.bank.nbytes
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from dts_kernels import Bank, PackedFactors, pack
+from dts_kernels import Bank, PackedFactors, Routing, SampleBank, Samples, pack
 from dts_kernels.bank import EAGER
 
 
@@ -28,3 +28,18 @@ def test_a_bank_on_the_cpu_keeps_the_tensors_it_was_given():
     bank.add(0, factors)
     given = {t.data_ptr() for t in (factors.u, factors.v, factors.sigma)}
     assert {t.data_ptr() for t in bank.packed} == given
+
+
+def test_operands_are_made_once_a_routing_and_anew_when_the_bank_changes():
+    bank, samples = Bank(16, 24), SampleBank(16, 24)
+    bank.add(0, some_factors(0))
+    samples.add(0, (Samples(pack(torch.zeros(24, 4, dtype=torch.uint8)), 1.0, 4, 0, (24, 16)),))
+    one, other = Routing.of([0]), Routing.of([None])
+    for made in (bank, samples):
+        first = made.operands(one)
+        assert made.operands(one) is first and first.slots is one.slots and first.weights is one.weights
+        assert made.operands(other).slots is other.slots
+        assert made.new_operands(one) is not made.new_operands(one)
+        first = made.operands(one)
+        made.remove(0)
+        assert made.operands(one) is not first and made.operands(one).table is not first.table

@@ -124,9 +124,9 @@ class MatrixDelta:
         """base + the delta of the one mixture of ``routing`` (one entry), in base's dtype [m, n]."""
         blocks = [(block.packed, block.rows, block.columns) for block in self._all_blocks()]
         for packed, rows, columns in [(self.main, None, None), *blocks]:
-            if not packed.slots:
+            if packed.first is None:
                 continue
-            gamma = gammas(routing, max(packed.slots) + 1)[0]
+            gamma = gammas(routing, packed.room)[0]
             if rows is None and columns is None:
                 base = packed.dense(gamma, base)
                 continue

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dts_kernels import Routing
-from dts_kernels.ops import row_in
+from dts_kernels.embedding_parts import row_in
 from dts_kernels.parts import KINDS, PartBank, base_product, kind_of
 
 
@@ -58,6 +58,11 @@ class Packed:
     @property
     def slots(self) -> set[int]:
         return {slot for bank in self.banks.values() for slot in bank.slots}
+
+    @property
+    def room(self) -> int:
+        """Slots that the gammas of `dense` should be for."""
+        return max([0, *[bank.room for bank in self.filled]])
 
     def to(self, device: torch.device | str) -> Packed:
         moved = Packed(self.shape, device, self.transposed)

@@ -102,7 +102,7 @@ def test_dense(banks, gamma):
 
 def test_tasks_come_and_go_and_move(banks):
     own, _ = banks
-    assert own.slots == [0, 2] and own.nbytes > 0 and own.held()
+    assert own.slots == [0, 2] and own.room == 3 and own.nbytes > 0 and own.held()
     x, routing = torch.randn(2, IN), Routing.of([0])
     before = own.product(x, None, routing)
     moved = own.to("cpu")

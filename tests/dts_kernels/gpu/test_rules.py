@@ -1,12 +1,9 @@
 """Which path made-up devices and shapes take."""
 
-import warnings
-
 import pytest
-import torch
 
 from dts_kernels import dispatch
-from dts_kernels.dispatch import Problem, choose, layout_for
+from dts_kernels.dispatch import Problem, choose
 
 
 def problem(**changes):
@@ -45,33 +42,6 @@ def problem(**changes):
 )
 def test_path(changes, path):
     assert choose(problem(**changes)) == path
-
-
-@pytest.mark.parametrize(
-    "device,capability,triton,layout,reason",
-    [
-        ("cpu", None, False, "disk", None),
-        ("cuda", (8, 0), True, "planar", None),
-        ("cuda", (12, 0), True, "planar", None),
-        ("cuda", (7, 5), True, "disk", "sm_75"),
-        ("cuda", (9, 0), False, "disk", "Triton"),
-        ("cuda", None, True, "disk", "CUDA"),
-    ],
-)
-def test_layout_of_a_bank(device, capability, triton, layout, reason):
-    got, why = layout_for(device, capability, triton)
-    assert got == layout and (why is None if reason is None else reason in why)
-
-
-def test_an_old_gpu_falls_back_with_one_warning(monkeypatch):
-
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    dispatch._warn_once.cache_clear()
-    with pytest.warns(RuntimeWarning, match="sm_75.*sm_80"):
-        assert dispatch.bank_layout(torch.device("cuda")) == "disk"
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert dispatch.bank_layout(torch.device("cuda")) == "disk"
 
 
 @pytest.mark.parametrize(
