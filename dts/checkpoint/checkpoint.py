@@ -83,7 +83,7 @@ class Checkpoint:
         for t in self.tensors.values():
             if t.dtype.is_floating_point:
                 counts[t.dtype] = counts.get(t.dtype, 0) + torch.Size(t.shape).numel()
-        return max(counts, key=counts.get) if counts else torch.float32
+        return max(counts, key=lambda dtype: counts[dtype]) if counts else torch.float32
 
     def part_of(self, name: str) -> tuple[str, str]:
         """(folder of the module, name in that module's own file) of a tensor; ("", name) of a model without parts."""

@@ -143,7 +143,7 @@ def _compare(base, finetuned, name: str, base_name: str, in_body: bool, wrong: l
 def _with_vocabulary(pairing: Pairing, origin: dict[str, str]) -> None:
     """A head that looks like another one, but grew as the vocabulary did, is the enlarged vocabulary's head."""
     base, finetuned = pairing.base, pairing.finetuned
-    grown = {(base.shape(p.base_name)[0], p.added_rows) for p in pairing.pairs.values() if p.added_rows}
+    grown = {(base.shape(p.base_name)[0], p.added_rows) for p in pairing.pairs.values() if p.base_name and p.added_rows}
     for name, p in pairing.pairs.items():
         if p.base_name is None and name in origin and not p.tied_to:
             rows, before = finetuned.shape(name)[:1], base.shape(origin[name])[:1]
@@ -198,9 +198,10 @@ def align(base: Checkpoint, finetuned: Checkpoint) -> tuple[tuple[str, str], dic
         origin |= met
         used = set(met.values())
         left, open_names = [name for name in left if name not in used], open_names.difference(met)
-        exchange = _next_prefixes(base, finetuned, left, open_names)
-        if exchange is None:
+        following = _next_prefixes(base, finetuned, left, open_names)
+        if following is None:
             return first, origin
+        exchange = following
 
 
 def _next_prefixes(base, finetuned, left: list[str], open_names: set[str]) -> tuple[str, str] | None:
@@ -256,7 +257,7 @@ def _body(checkpoint: Checkpoint, names) -> str:
     for name in names:
         top = name.split(".")[0] + "."
         counts[top] = counts.get(top, 0) + _elements(checkpoint, name)
-    top = max(counts, key=counts.get, default="")
+    top = max(counts, key=lambda top: counts[top], default="")
     return top if counts and 2 * counts[top] > sum(counts.values()) else ""
 
 

@@ -85,7 +85,7 @@ class SafetensorsFile:
         if stored.start == stored.stop:
             return torch.empty(stored.shape, dtype=stored.dtype)
         count = (stored.stop - stored.start) // stored.dtype.itemsize
-        if not self.mapped:
+        if self._map is None:
             raw = self._read(stored.start, stored.stop, name)
             return torch.frombuffer(raw, dtype=stored.dtype).view(stored.shape)
         if stored.start % stored.dtype.itemsize:  # a foreign writer's; torch needs aligned elements
@@ -209,7 +209,7 @@ Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 def header_bytes(layout: Layout, metadata: dict[str, str] | None = None) -> tuple[bytes, list[str]]:
     """The start of the file for tensors of these dtypes and shapes, and the order in which their data must follow."""
     order = sorted(layout, key=lambda name: (-layout[name][0].itemsize, name))  # so that every tensor is aligned
-    header = {"__metadata__": metadata} if metadata else {}
+    header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
     at = 0
     for name in order:
         dtype, shape = layout[name]
@@ -244,7 +244,7 @@ def write_safetensors(
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The elements of a tensor as bytes, row by row, little-endian; a view where it is contiguous on the CPU."""
     flat = tensor.detach().cpu().contiguous().view(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
 def layout_of(tensors: Iterable[tuple[str, Tensor]]) -> Layout:

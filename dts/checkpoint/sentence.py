@@ -40,7 +40,7 @@ def from_modules(folder: Path, variant: str | None = None) -> Checkpoint:
     if not held:
         return from_folder(folder, variant)  # raises with what there is
     checkpoint = from_folder(folder / held[0], variant)
-    first = checkpoint.folder
+    first = checkpoint.folder or folder
     checkpoint.parts = {held[0]: ""}
     for place in held[1:]:
         prefix = prefix_of(place)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from dts.checkpoint.checkpoint import Checkpoint, Lazy
 from dts.checkpoint.errors import CheckpointError, some
@@ -12,8 +12,8 @@ from dts.checkpoint.kinds import WEIGHTS, bad_name
 from dts.checkpoint.quantised import class_method, way
 
 # starts of a trainer's keys beside the model's
-NO_MODELS = ("optim", "sched", "scaler", "rng", "random", "loss", "callbacks", "metrics", "ds_config", "param_shapes")
-NO_MODELS += ("hyper_parameters", "args", "config")
+NO_MODELS: tuple[str, ...] = ("optim", "sched", "scaler", "rng", "random", "loss", "callbacks", "metrics", "ds_config")
+NO_MODELS += ("param_shapes", "hyper_parameters", "args", "config")
 
 
 def from_module(module: torch.nn.Module) -> Checkpoint:
@@ -26,8 +26,8 @@ def from_module(module: torch.nn.Module) -> Checkpoint:
             "merge_and_unload() on it and give what that returns"
         )
     checkpoint = from_tensors(module.state_dict(), name)
-    config = getattr(module, "config", None)
-    checkpoint.config = config.to_dict() if hasattr(config, "to_dict") else None
+    to_dict = getattr(getattr(module, "config", None), "to_dict", None)
+    checkpoint.config = None if to_dict is None else to_dict()
     return checkpoint
 
 
@@ -43,13 +43,15 @@ def from_tensors(state: Mapping, source: str, select: str | None = None) -> Chec
     if not any(isinstance(value, Tensor) for value in state.values()):
         return _inner(state, states, source)
     _check(state, source)
-    tensors, tied, first = {}, {}, {}
+    tensors: dict[str, Lazy] = {}
+    tied: dict[str, str] = {}
+    first: dict[tuple, str] = {}
     for name, value in state.items():
         value = value.detach()
         key = (value.device, value.data_ptr(), value.shape, value.stride(), value.dtype)
         if value.numel() and first.setdefault(key, name) != name:
             tied[name] = first[key]
-        tensors[name] = Lazy(tuple(value.shape), value.dtype, lambda value=value: value.cpu())
+        tensors[name] = Lazy(tuple(value.shape), value.dtype, value.cpu)
     return Checkpoint(source, tensors, tied)
 
 
@@ -109,7 +111,7 @@ def _why_not(value) -> str | None:
         return f"tensors quantised by {method} ({way(method)})"
     if type(value).__name__ == "DTensor" or type(value).__name__ == "ShardedTensor":
         return "tensors sharded over processes (gather them first: value.full_tensor())"
-    if isinstance(value, UninitializedTensorMixin):
+    if isinstance(value, (UninitializedBuffer, UninitializedParameter)):
         return "parameters of lazy modules that were never run (call the model once)"
     if value.layout is not torch.strided:
         return f"{str(value.layout).removeprefix('torch.')} tensors (give them dense: value.to_dense())"

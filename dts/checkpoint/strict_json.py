@@ -43,11 +43,11 @@ def parse(text: bytes, largest: int, constants: bool = False):
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        seen = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise NotStrict(f"it has {twice!r} twice")
+    found: dict[str, object] = {}
+    for key, value in pairs:
+        if key in found:
+            raise NotStrict(f"it has {key!r} twice")
+        found[key] = value
     return found
 
 

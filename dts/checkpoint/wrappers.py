@@ -11,7 +11,7 @@ from dataclasses import replace
 from dts.checkpoint.checkpoint import Checkpoint
 
 ANYWHERE = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "_fpw_module")
-LEADING = (("module",), ("base_model", "model"))  # these may also be a model's own names
+LEADING: tuple[tuple[str, ...], ...] = (("module",), ("base_model", "model"))  # these may also be a model's own names
 
 
 def unwrapped(finetuned: Checkpoint, base: Checkpoint) -> tuple[Checkpoint, dict[str, str]]:
@@ -56,11 +56,8 @@ def _starts(names: Iterable[str], parts: tuple[str, ...]) -> bool:
 
 def _stripped(name: str, leading: list[tuple[str, ...]], known: set[str]) -> str:
     parts = [part for part in name.split(".") if part not in ANYWHERE]
-    found = True
-    while found:
-        found = next((w for w in leading if tuple(parts[: len(w)]) == w and len(parts) > len(w)), None)
-        if found:
-            del parts[: len(found)]
+    while found := next((w for w in leading if tuple(parts[: len(w)]) == w and len(parts) > len(w)), None):
+        del parts[: len(found)]
     if "module" in parts and ".".join(parts) not in known:  # around a part of the model
         without = ".".join(part for part in parts if part != "module")
         if without in known:

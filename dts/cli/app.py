@@ -28,11 +28,11 @@ _BAD_INPUT = (ValueError, LookupError, OSError, ImportError, NotImplementedError
 class Verbs(TyperGroup):
     """Turns an exception into one readable panel on stderr (and JSON on stdout where asked) and an exit code."""
 
-    def main(self, args=None, **rest):
+    def main(self, args=None, *more, **rest):
         args = list(sys.argv[1:] if args is None else args)
         self.traceback = "--traceback" in args
         self.json = "--json" in args
-        return super().main([a for a in args if a != "--traceback"], **rest)
+        return super().main([a for a in args if a != "--traceback"], *more, **rest)
 
     def invoke(self, context):
         try:

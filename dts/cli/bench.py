@@ -55,7 +55,8 @@ def shape_of(text: str) -> tuple[int, int, int]:
     numbers = text.lower().split("x")
     if len(numbers) != 3 or not all(n.isdigit() and int(n) for n in numbers):
         raise ValueError(f"shape {text!r} is not OUTxINxRANK, as in 4096x4096x1228")
-    return tuple(map(int, numbers))
+    m, n, rank = map(int, numbers)
+    return m, n, rank
 
 
 @bench.command("quality", context_settings=PASS_ON)

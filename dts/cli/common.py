@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, overload
 
 import typer
 from rich.console import Console
@@ -65,7 +65,7 @@ _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**
 _SIZE = re.compile(r"(\d+\.?\d*|\.\d+)\s*(%|[kmg]i?b?|b)?", re.IGNORECASE)
 
 
-def parse_size(text: str) -> dict[str, float]:
+def parse_size(text: str) -> dict[str, Any]:
     """``1%`` or ``0.01`` -> {"budget": 0.01}, a fraction of the base in fp32;  ``5MB`` -> {"nbytes": 5000000}."""
     match = _SIZE.fullmatch(text.strip())
     if not match:
@@ -80,6 +80,10 @@ def parse_size(text: str) -> dict[str, float]:
     return {"nbytes": int(number * _UNITS[unit.removesuffix("b")])}
 
 
+@overload
+def at(source: str, revision: str | None) -> str: ...
+@overload
+def at(source: str | None, revision: str | None) -> str | None: ...
 def at(source: str | None, revision: str | None) -> str | None:
     """``id`` and the revision of an option as ``id@revision``, which `open_checkpoint` takes."""
     if revision is None:
@@ -158,7 +162,7 @@ def listing(title: str | None, first: str, *rest: str, text: tuple[str, ...] = (
     return table
 
 
-def pairs(title: str, rows: dict[str, Any]) -> Table:
+def pairs(title: str | None, rows: dict[str, Any]) -> Table:
     """A table of two columns: what, and its value."""
     table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold")
@@ -183,4 +187,8 @@ def progress_bar(what: str, in_bytes: bool = False) -> Iterator[Callable[[int, i
     )
     with Progress(*columns, console=errors, transient=True) as bar:
         task = bar.add_task(what, total=None, name="")
-        yield lambda done, total, name="": bar.update(task, completed=done, total=total, name=name)
+
+        def update(done: int, total: int, name: str = "") -> None:
+            bar.update(task, completed=done, total=total, name=name)
+
+        yield update

@@ -4,7 +4,7 @@ import os
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,7 +24,7 @@ from dts.cli.common import (
     percent,
     progress_bar,
 )
-from dts.cli.inspect import summary, summary_table
+from dts.cli.inspect import account_of, summary, summary_table
 
 DEFAULT_SIZE = "1%"
 MODEL_FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
@@ -170,15 +170,13 @@ def compress(
                 allow_empty=allow_empty,
                 **how,
             )
-        results.append(
-            summary(adapter) | {"folder": str(folder), "written": not dry_run, "account": adapter.account.as_dict()}
-        )
+        results.append(summary(adapter) | {"folder": str(folder), "written": not dry_run} | account_of(adapter))
         if dry_run:
-            results[-1]["predicted"] = asdict(adapter.prediction)
+            results[-1]["predicted"] = adapter.prediction and asdict(adapter.prediction)
     emit(results[0] if len(results) == 1 else results, as_json, lambda: _show(results, tensors))
 
 
-def _how(size: str | None, rank_fraction: str | None, target_error: str | None) -> dict[str, float]:
+def _how(size: str | None, rank_fraction: str | None, target_error: str | None) -> dict[str, Any]:
     """The one size asked for, as a keyword of `dts.compress`."""
     asked = {"budget": size, "rank-fraction": rank_fraction, "target-error": target_error}
     given = [f"--{option}" for option, value in asked.items() if value is not None]
@@ -225,7 +223,7 @@ def _merged(base, finetuned, out, merge, method, vectors, kind, how, other: bool
             vectors=vectors.value,
             **how,
         )
-    return [summary(adapter) | {"written": True, "account": adapter.account.as_dict()} for adapter in adapters.values()]
+    return [summary(adapter) | {"written": True} | account_of(adapter) for adapter in adapters.values()]
 
 
 def _show(results: list[dict], tensors: bool = False):

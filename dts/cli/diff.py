@@ -39,7 +39,10 @@ def compare(base: str, finetuned: str) -> dict:
     from dts.checkpoint import open_checkpoint, pair
 
     pairing = pair(open_checkpoint(base), open_checkpoint(finetuned))
-    changed, unchanged, only_finetuned, tied = [], [], [], {}
+    changed: list[dict] = []
+    unchanged: list[dict] = []
+    only_finetuned: list[dict] = []
+    tied: dict[str, str] = {}
     with progress_bar("Comparing") as progress:
         for done, p in enumerate(pairing.pairs.values()):
             progress(done, len(pairing.pairs), p.name)

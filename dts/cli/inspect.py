@@ -33,9 +33,15 @@ def summary(adapter) -> dict:
         "bytes": adapter.nbytes,
         "amr": adapter.amr,
         "squared_error": adapter.config.get("squared_error"),
+        "dtype": adapter.config["finetuned"]["dtype"],
         "base": adapter.config["base"],
         "created": adapter.config.get("created"),
     }
+
+
+def account_of(adapter) -> dict:
+    """What became of every tensor of the models, of an adapter that was just made."""
+    return {} if adapter.account is None else {"account": adapter.account.as_dict()}
 
 
 def tensors_of(adapter) -> list[dict]:
@@ -68,7 +74,8 @@ def summary_table(result: dict, title: str | None = None):
         "bytes": f"{result['bytes']:,} ({bytes_text(result['bytes'])})",
         "of the base": rate_text(result),
         "squared error": error and f"{error:.3f} of the difference" + note(result["method"]),
-        "base": f"{base.get('name')}, {base['parameters']:,} parameters, {base.get('dtype')}",
+        "base": f"{base.get('name')}, {base['parameters']:,} parameters, {base.get('dtype')}"
+        + ("" if result["dtype"] == base.get("dtype") else f"; the fine-tune is {result['dtype']}"),
         "fingerprint": base.get("fingerprint"),
         "folder": result["folder"],
         "tensors": counts_text(result["account"]) if "account" in result else None,

@@ -12,7 +12,8 @@ from dts.cli.common import DryRun, Json, Revision, at, bytes_text, counts_text, 
 
 def merge(
     finetuned: Annotated[
-        list[str] | None, typer.Argument(help="Full fine-tunes of one base.", show_default=False)
+        list[str] | None,
+        typer.Argument(help="Full fine-tunes of one base; id@revision for one of a hub id.", show_default=False),
     ] = None,
     base: Annotated[
         str | None,
@@ -33,10 +34,7 @@ def merge(
     as_json: Json = False,
 ):
     """Merge fine-tunes into one model that transformers loads, one tensor at a time."""
-    import dts
-    from dts.merge.registry import complete
-    from dts.merge.registry import method as method_named
-    from dts.merge.sources import Sources
+    from dts.merge import merge as merge_models
 
     if methods:
         return emit(_methods(), as_json, _show_methods)
@@ -44,30 +42,25 @@ def merge(
         raise ValueError("give the fine-tunes to merge and --out for the merged model, or --methods to see the methods")
     options, base = options_of(option), at(base, revision)
     accounts: list = []
-    if dry_run:
-        complete(method_named(method), options)
-        sources = Sources.open(base, finetuned)
-        written = sum(_bytes(sources, name) for name in sources.written())
-    else:
-        with progress_bar(f"Merging by {method}") as progress:
-            dts.merge(
-                base,
-                finetuned,
-                method=method,
-                out=out,
-                seed=seed,
-                progress=progress,
-                account=accounts.append,
-                **options,
-            )
-        written = (out / "model.safetensors").stat().st_size
+    with progress_bar(f"Merging by {method}") as progress:
+        merged = merge_models(
+            base,
+            finetuned,
+            method=method,
+            out=out,
+            seed=seed,
+            progress=progress,
+            account=accounts.append,
+            dry_run=dry_run,
+            **options,
+        )
     result = {
         "out": str(out),
         "method": method,
         "options": options,
         "base": base,
         "models": finetuned,
-        "bytes": written,
+        "bytes": merged if dry_run else sum(file.stat().st_size for file in out.rglob("*.safetensors")),
         "written": not dry_run,
     }
     result["account"] = accounts[0].as_dict() if accounts else None
@@ -86,13 +79,6 @@ def options_of(given: list[str] | None) -> dict[str, Any]:
         except json.JSONDecodeError:
             options[name] = value
     return options
-
-
-def _bytes(sources, name: str) -> int:
-    count = sources.reference.dtype(name).itemsize
-    for size in sources.shape(name):
-        count *= size
-    return count
 
 
 def _methods() -> list[dict]:

@@ -18,7 +18,7 @@ from dts.cli.common import (
     parse_size,
     progress_bar,
 )
-from dts.cli.inspect import summary, summary_table
+from dts.cli.inspect import account_of, summary, summary_table
 
 
 def mix(
@@ -84,13 +84,13 @@ def mix(
     new = list_of(classes) or description
     if bool(new) == bool(weight):
         raise ValueError("say what the new task is by --classes or --description, or give every --weight task=0.7")
-    if weight:
-        weights, rows = weights_of(weight), []
-    else:
-        weights = dts.unseen.task_weights(
+    weights: dict[str, float] = weights_of(weight)
+    rows: list[dict] = []
+    if new:
+        found = dts.unseen.task_weights(
             new, opened, encoder=encoder, temperature=temperature, top_k=top_k, floor=floor, negative=negative
         )
-        rows = weights.rows()
+        weights, rows = dict(found), found.rows()
     result = {"weights": dict(weights), "similarities": rows, "written": out is not None and not dry_run}
     if out is not None:
         with progress_bar("Mixing", in_bytes=True) as progress:
@@ -106,14 +106,14 @@ def mix(
                 progress=progress,
                 **(parse_size(size) if size else {}),
             )
-        result["adapter"] = summary(mixture) | {"folder": str(out), "account": mixture.account.as_dict()}
+        result["adapter"] = summary(mixture) | {"folder": str(out)} | account_of(mixture)
     emit(result, as_json, lambda: _show(result))
 
 
-def weights_of(given: list[str]) -> dict[str, float]:
+def weights_of(given: list[str] | None) -> dict[str, float]:
     """``["sst2=0.7", "trec=0.3"]`` -> {"sst2": 0.7, "trec": 0.3}."""
     weights = {}
-    for item in given:
+    for item in given or []:
         task, _, value = item.rpartition("=")
         if task in weights:
             raise ValueError(f"--weight names {task!r} twice")

@@ -29,14 +29,14 @@ def logits(forward: Callable, tokenizer, texts: list[Text], batch_size: int = 64
     in order of length, and a batch's padding is masked, so the order does not change the result beyond rounding.
     """
     order = sorted(range(len(texts)), key=lambda i: len("".join(texts[i])))
-    found: list[torch.Tensor | None] = [None] * len(texts)
+    found: dict[int, torch.Tensor] = {}
     with torch.inference_mode():
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             inputs = tokenize(tokenizer, [texts[i] for i in batch])
             for i, row in zip(batch, forward(**inputs).logits.float().cpu()):
                 found[i] = row
-    return torch.stack(found)
+    return torch.stack([found[i] for i in range(len(texts))])
 
 
 def score(logits: torch.Tensor, reference: torch.Tensor, labels: list[int]) -> Score:

@@ -154,11 +154,11 @@ def _rows(tasks: list[Task], folders: dict[str, Path], base: Path, out: Path, co
     for task in new:
         start = time.perf_counter()
         with _bar(console, f"measure {task.name}") as step:
-            row = _measure(task, folders[task.name], base, out / task.name, step) | {"key": keys[task.name]}
-        write_text(out / task.name / "measured.json", json.dumps(row, indent=2, ensure_ascii=False) + "\n")
-        rows[task.name] = row
+            measured = _measure(task, folders[task.name], base, out / task.name, step) | {"key": keys[task.name]}
+        write_text(out / task.name / "measured.json", json.dumps(measured, indent=2, ensure_ascii=False) + "\n")
+        rows[task.name] = measured
         console.print(f"  measure {task.name}: {time.perf_counter() - start:.0f} s")
-    return [rows[task.name] for task in tasks]
+    return [row for task in tasks if (row := rows[task.name])]
 
 
 def _stored(adapters: Path, key: str) -> dict | None:
@@ -203,7 +203,8 @@ def _compressed(job: tuple) -> Path:
 
 
 def _measure(task: Task, folder: Path, base: Path, adapters: Path, step: Callable) -> dict:
-    texts, labels = (column[:TEST_TEXTS] for column in task.split("test"))
+    texts, labels = task.split("test")
+    texts, labels = texts[:TEST_TEXTS], labels[:TEST_TEXTS]
     total = len(SIZES) + 2
     step(0, total, "the fine-tune's own answers")
     finetuned, tokenizer = evaluate.load_finetuned(folder)
@@ -220,7 +221,7 @@ def _measure(task: Task, folder: Path, base: Path, adapters: Path, step: Callabl
 
     accuracy = evaluate.score(reference, reference, labels).accuracy
     before = evaluate.score(logits("head only"), reference, labels).accuracy
-    results = []
+    results: list[dict] = []
     for size, adapter in zip(SIZES, made):
         step(2 + len(results), total, f"answers of {size.method} {size.label}")
         model.load_task(size.slug, adapter)

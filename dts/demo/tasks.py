@@ -49,8 +49,12 @@ class Task:
         rows = [i for i, split in enumerate(self.splits) if split == "train"]
         dropped = set(random.Random(self.name).sample(rows, max(0, len(rows) - train)))
         kept = [i for i in range(len(self.texts)) if i not in dropped]
-        texts, labels, splits = ([values[i] for i in kept] for values in (self.texts, self.labels, self.splits))
-        return replace(self, texts=texts, labels=labels, splits=splits)
+        return replace(
+            self,
+            texts=[self.texts[i] for i in kept],
+            labels=[self.labels[i] for i in kept],
+            splits=[self.splits[i] for i in kept],
+        )
 
     @property
     def digest(self) -> str:
@@ -131,8 +135,8 @@ def icd10() -> Task:
     samples = []
     for label, chapter in enumerate(chapters[:21]):  # chapter 22 holds five reserved codes
         for diagnosis in chapter.iter("diag"):
-            text = diagnosis.findtext("desc")
-            samples.append((diagnosis.findtext("name")[:3], text, label))
+            text = diagnosis.findtext("desc", "")
+            samples.append((diagnosis.findtext("name", "")[:3], text, label))
     return _task(
         "icd10",
         "Which chapter of the ICD-10 does this diagnosis belong to?",
@@ -325,5 +329,6 @@ def _task(
             random.Random(f"{name} {split} {label}").shuffle(texts)
             rows += [(text, label, split) for text in texts[:limit]]
     random.Random(name).shuffle(rows)
-    texts, labels, splits = (list(column) for column in zip(*rows))
-    return Task(name, question, texts, labels, splits, class_names, source, licence)
+    given: list[Text] = [text for text, _, _ in rows]
+    labels, splits = [label for _, label, _ in rows], [split for _, _, split in rows]
+    return Task(name, question, given, labels, splits, class_names, source, licence)

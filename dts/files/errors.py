@@ -41,7 +41,7 @@ def reason(error: OSError, out: Path) -> str:
         errno.EXDEV: f"{out} is a file system of its own, which cannot be replaced in one step",
         errno.EBUSY: f"{out} is in use (is it a mount point?) and cannot be replaced in one step",
     }
-    return known.get(number) or f"{out} cannot be written: {error.strerror}"
+    return (known.get(number) if number else None) or f"{out} cannot be written: {error.strerror}"
 
 
 def advice(error: OSError, out: Path) -> str:

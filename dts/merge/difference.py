@@ -32,6 +32,10 @@ def compress_difference(
         raise TypeError("finetunes must be {task name: model}: the names become the adapters'")
     if out is None:
         raise ValueError("out is needed: the folder for the merged base and the adapters")
+    if len(finetunes) < 2:
+        raise ValueError(
+            f"merging needs two fine-tunes or more, not {len(finetunes)}: compress a single one against its own base"
+        )
     out = Path(out)
     if "codec" in compress:
         compress["method"] = compress.pop("codec")

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from dts import __version__
+from dts.adapter.modules import by_part, layout_of, write_layout
 from dts.checkpoint import Checkpoint, write_safetensors
 from dts.files import Watch, building, check_place
 
@@ -39,18 +40,32 @@ def write_folder(
     seed: int,
     watch: Watch,
 ) -> Path:
-    """Write the whole folder beside ``out`` and rename it, so that an interrupted merge leaves nothing half-written."""
+    """Write the whole folder beside ``out`` and rename it, so that an interrupted merge leaves nothing half-written.
+
+    A model in several modules (sentence-transformers) is written as one, each module's weights in its own folder.
+    """
+    reference = sources.reference
     with building(out, lambda: check_place(out, False, "empty", lambda folder: False)) as place:
         partial = place.fresh()
-        write_safetensors(partial / "model.safetensors", layout, load, {"format": "pt"}, sources.reference.release)
-        origin = next((c for c in (sources.base, *sources.models) if c and c.folder), None)
+        write_layout(layout_of(reference), partial)
+        for inner, names in by_part(reference, list(layout)).items():
+            (partial / inner).mkdir(parents=True, exist_ok=True)
+            write_safetensors(
+                partial / inner / "model.safetensors",
+                {own: layout[name] for own, name in names.items()},
+                lambda own, names=names: load(names[own]),
+                {"format": "pt"},
+                lambda own, names=names: reference.release(names[own]),
+            )
+        own = partial / reference.part_of("")[0]  # of the transformer, where the model has several modules
+        origin = next((c.folder for c in (sources.base, *sources.models) if c and c.folder), None)
         if origin:
-            _copy(origin.folder, partial)
+            _copy(origin, own)
         if sources.enlarged_by is not None and sources.enlarged_by.folder:
-            _copy(sources.enlarged_by.folder, partial)  # its tokenizer, which knows the added rows; the config follows
+            _copy(sources.enlarged_by.folder, own)  # its tokenizer, which knows the added rows; the config follows
         config = _config(sources)
         if config:
-            (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+            (own / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
         (partial / "README.md").write_text(card(out.resolve().name, sources, method, options, seed), "utf-8")
         watch.check()
         place.finish()
@@ -64,7 +79,7 @@ def _copy(folder: Path, to: Path) -> None:
                 shutil.copyfile(file, to / file.name)
 
 
-def _config(sources: Sources) -> dict | None:
+def _config(sources: Sources) -> dict:
     """The base's configuration; a fine-tune's without its head and labels, where there is no base.
 
     Where a model's added rows are kept, the sizes of its vocabulary.
@@ -72,8 +87,8 @@ def _config(sources: Sources) -> dict | None:
     if sources.base is not None and sources.base.config:
         config = sources.base.config
     else:
-        config = next((m.config for m in sources.models if m.config), None)
-        config = config and {key: value for key, value in config.items() if key not in OF_ONE_TASK}
+        found = next((m.config for m in sources.models if m.config), {})
+        config = {key: value for key, value in found.items() if key not in OF_ONE_TASK}
     if config and sources.enlarged_by is not None:
         before = {sources.reference.shape(name)[0]: sources.shape(name)[0] for name in sources.added}
         config = _resized(config, before)

@@ -29,6 +29,7 @@ def merge(
     exclude=(),
     progress: Callable[[int, int, str], None] | None = None,
     account: Callable[[Account], None] | None = None,
+    dry_run: bool = False,
     **options,
 ):
     """Merge fine-tunes into one model theta_m = theta_0 + merged delta.
@@ -37,15 +38,18 @@ def merge(
     ``dts.checkpoint.open_checkpoint`` opens. method, options: see ``dts.merge.table()``. out: a folder to write, that
     must not exist or be empty. dtype: of the merged tensors (default: the base's). seed: of random methods. exclude:
     patterns (re) of tensors that stay the base's. progress(done, total, name) is called after every tensor;
-    account(what became of every tensor of every model) at the end.
+    account(what became of every tensor of every model) at the end.  dry_run: merge every tensor and keep none; the
+    account, warnings and errors are the merge's own, and the bytes of all tensors that it would write are returned.
 
     Memory: one tensor of every model at a time. Sums run in float32 (float64 for float64 models). Heads that only
     fine-tunes have are not merged: they are each task's own; without a base, classification heads are left out. Rows
     that one model added to the vocabulary are kept as they are, with its tokenizer and the size in the config; where
     several models added rows for the same tokens (equally many, one tokenizer) their mean is, else that is refused.
 
-    Returns the path of ``out``, a folder that transformers loads (weights, config, tokenizer, and a card with the
-    method and all its options); without ``out`` the merged state dict.
+    Warns `NotMerged` of tensors that the merged model has not, `LeftAtBase` of those that come out as the base's
+    although models differ there.
+    Returns the path of ``out``, a folder that transformers (or sentence-transformers) loads: weights, config,
+    tokenizer, and a card with the method and all its options; without ``out`` the merged state dict.
     Raises ValueError for unknown methods and options, ``dts.checkpoint.Mismatch`` with every mismatch of every model,
     `NoEffect` for models that equal the base and where nothing that differs comes out changed.
     """
@@ -54,7 +58,7 @@ def merge(
     if base is None and chosen.needs_base:
         free = ", ".join(m.name for m in METHODS.values() if not m.needs_base)
         raise ValueError(f"{method} merges differences to a base, so it needs one; without a base: {free}")
-    if out is not None:
+    if out is not None and not dry_run:
         check_free(out)
     watch = Watch(base, *finetunes)
     sources = Sources.open(base, finetunes, exclude)
@@ -87,9 +91,15 @@ def merge(
         return value
 
     outcome = Outcome(sources)
-    names, done, to_merge = sources.written(), [], set(sources.merged)
+    names, to_merge = sources.written(), set(sources.merged)
+    done: list[str] = []
     stored = {name: sources.reference.dtype(name) for name in names}
     dtypes = {name: dtype or was if was.is_floating_point else was for name, was in stored.items()}
+    if dry_run:
+        for name in names:
+            loaded(name)
+            sources.reference.release(name)
+        return sum(torch.Size(sources.shape(name)).numel() * dtypes[name].itemsize for name in names)
     if out is None:
         state = {name: loaded(name) for name in names}
         return state | {tied: state[name] for tied, name in sources.reference.tied.items() if name in state}

@@ -10,10 +10,15 @@ from dts.warn import warn
 from .sources import Sources
 
 ONLY = "only this model has it: not merged"
+LEFT = "models differ here, and the method gives the base's"
 
 
 class NotMerged(UserWarning):
     """Tensors of the models that the merged model does not have."""
+
+
+class LeftAtBase(UserWarning):
+    """Tensors in which models differ from the base and the merged model does not."""
 
 
 class Outcome:
@@ -57,11 +62,11 @@ class Outcome:
         for i, (model, pairing) in enumerate(zip(sources.models, sources.pairings)):
             self._of_model(account, i, model, pairing)
         self._of_reference(account)
-        self._warn(account)
+        self._warn(account, method)
         return account
 
-    def _warn(self, account: Account) -> None:
-        """Of tensors that the merged model has not: heads of one model, what only some models have."""
+    def _warn(self, account: Account, method: str) -> None:
+        """Of tensors that the merged model has not (heads of one model, what only some have), or has as the base's."""
         gone = [
             f"{fate.name} ({fate.model})"
             for fate in account.fates
@@ -70,6 +75,10 @@ class Outcome:
         if gone:
             shown = ", ".join(gone[:10]) + (f" and {len(gone) - 10} more" if len(gone) > 10 else "")
             warn(f"{len(gone)} tensors are not in the merged model: {shown}", NotMerged)
+        left = [fate.name for fate in account.of("merged", "equal") if fate.why == LEFT]
+        if left:
+            shown = ", ".join(left[:10]) + (f" and {len(left) - 10} more" if len(left) > 10 else "")
+            warn(f"{method} leaves {len(left)} tensors at the base in which models differ from it: {shown}", LeftAtBase)
 
     def _adds(self, model: int) -> bool:
         return any(model == i for members in self.sources.added.values() for i, _ in members)
@@ -103,8 +112,9 @@ class Outcome:
                 what = "equal" if name in written else "skipped"
                 account.add(name, "merged", what, why=f"not merged: {sources.left[name]}")
             elif name in self.differ:
-                what = "changed" if self.changed.get(name) or name in sources.added else "equal"
-                account.add(name, "merged", what)
+                changed = self.changed.get(name) or name in sources.added
+                left = not changed and any(self.differ[name]) and sources.base is not None
+                account.add(name, "merged", "changed" if changed else "equal", why=LEFT if left else None)
         account.complete("merged", sources.reference.names)
 
 

@@ -35,7 +35,7 @@ class Method:
     @property
     def summary(self) -> str:
         """The first line of the function's docstring."""
-        return inspect.getdoc(self.function).splitlines()[0]
+        return (inspect.getdoc(self.function) or "").splitlines()[0]
 
 
 METHODS: dict[str, Method] = {}

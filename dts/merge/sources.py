@@ -128,7 +128,7 @@ def added_rows(pairings: list[Pairing]) -> dict[str, list[tuple[int, str]]]:
     added: dict[str, list[tuple[int, str]]] = {}
     for i, pairing in enumerate(pairings):
         for p in pairing.pairs.values():
-            if p.added_rows and not p.tied_to:
+            if p.base_name and p.added_rows and not p.tied_to:
                 added.setdefault(p.base_name, []).append((i, p.name))
     wrong = []
     for name, members in added.items():

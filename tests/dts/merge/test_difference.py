@@ -20,6 +20,13 @@ def models(tasks=3):
     return base, tuned
 
 
+def test_one_fine_tune_is_no_merge(tmp_path):
+    base, tuned = models(1)
+    with pytest.raises(ValueError, match="two fine-tunes or more, not 1"):
+        dts.merge.compress_difference(base, tuned, "average", tmp_path / "out", budget=0.5)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     "base, method, options",
     [

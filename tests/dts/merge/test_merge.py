@@ -5,11 +5,12 @@ import weakref
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import dts
 from dts.adapter.accounting import NoEffect
 from dts.checkpoint import Checkpoint, Lazy, Mismatch, open_checkpoint
-from dts.merge.outcome import NotMerged
+from dts.merge.outcome import LeftAtBase, NotMerged
 from dts.merge.tensor import TensorInfo
 
 SIZES = dict(
@@ -149,6 +150,62 @@ def test_what_became_of_every_tensor_of_every_model():
         "body.count": "equal",
         "pooler.weight": "equal",
     }
+
+
+def test_tensors_that_a_method_leaves_at_the_base_are_named():
+    """One model's vector moved by less than float16 can say once it is divided by the number of models."""
+    base, tuned = states(2)
+    base, tuned = half(base), [half(state) for state in tuned]
+    tuned[1]["body.a.bias"] = base["body.a.bias"].clone()
+    tuned[0]["body.a.bias"] = torch.nextafter(base["body.a.bias"], torch.tensor(torch.inf, dtype=torch.float16))
+    found = []
+    with pytest.warns(LeftAtBase, match="task_arithmetic leaves 1 tensors at the base .* body.a.bias"):
+        merged = dts.merge(base, tuned, "task_arithmetic", scale=0.25, account=found.append)
+    assert torch.equal(merged["body.a.bias"], base["body.a.bias"])
+    fate = next(f for f in found[0].of("merged") if f.name == "body.a.bias")
+    assert fate.what == "equal" and "models differ" in fate.why
+
+
+def half(state):
+    return {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+
+
+def test_a_dry_run_says_what_the_merge_would(tmp_path):
+    base, tuned = states(2)
+    found, out = [], tmp_path / "out"
+    nbytes = dts.merge(base, tuned, out=out, dry_run=True, account=found.append)
+    assert not out.exists()
+    state = dts.merge(base, tuned, account=found.append)
+    assert found[0] == found[1] and nbytes == sum(value.nbytes for value in state.values())
+    with pytest.raises(NoEffect, match="gives the base itself"):
+        dts.merge(base, tuned, "task_arithmetic", out, dry_run=True, scale=0)
+
+
+def test_models_in_modules_are_merged_module_by_module(tmp_path):
+    """A sentence-transformers folder comes out as one, with every module's weights where its class looks for them."""
+    base = in_modules(tmp_path / "base", 0)
+    tuned = [in_modules(tmp_path / f"tuned{i}", i + 1) for i in range(2)]
+    out = dts.merge(base, tuned, out=tmp_path / "merged")
+    assert json.loads((out / "modules.json").read_text()) == json.loads((base / "modules.json").read_text())
+    assert (out / "2_Dense" / "config.json").is_file() and not (out / "config.json").exists()
+    for place in ("0_Transformer", "2_Dense"):
+        given = [load_file(folder / place / "model.safetensors") for folder in tuned]
+        merged = load_file(out / place / "model.safetensors")
+        assert merged.keys() == given[0].keys()
+        for name, value in merged.items():
+            torch.testing.assert_close(value, (given[0][name] + given[1][name]) / 2)
+
+
+def in_modules(folder, seed):
+    generator = torch.Generator().manual_seed(seed)
+    rows = [{"idx": 0, "name": "0", "path": "0_Transformer", "type": "sentence_transformers.models.Transformer"}]
+    rows += [{"idx": 1, "name": "1", "path": "2_Dense", "type": "sentence_transformers.models.Dense"}]
+    for place, name in (("0_Transformer", "layer.weight"), ("2_Dense", "linear.weight")):
+        (folder / place).mkdir(parents=True)
+        save_file({name: torch.randn(12, 8, generator=generator)}, folder / place / "model.safetensors")
+        (folder / place / "config.json").write_text("{}")
+    (folder / "modules.json").write_text(json.dumps(rows))
+    return folder
 
 
 def test_excluded_tensors_stay_the_bases():
