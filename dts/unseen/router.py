@@ -193,7 +193,7 @@ def _modules(model: nn.Module, names: list[str]) -> dict[str, nn.Module]:
     """The modules whose weight a checkpoint calls so, under the names the model's loader gives them, with any prefix
     more or less; heads and others are left out."""
     rename, found = renamer(model), {}
-    weights = {f"{name}.weight": module for name, module in model.named_modules() if hasattr(module, "weight")}
+    weights = {f"{name}.weight": module for name, module in model.named_modules() if _has_weight(module)}
     for name in names:
         own = rename(name).name
         module = weights.get(own) or next(
@@ -202,6 +202,11 @@ def _modules(model: nn.Module, names: list[str]) -> dict[str, nn.Module]:
         if module is not None:
             found[name] = module
     return found
+
+
+def _has_weight(module: nn.Module) -> bool:
+    """Without reading it where it is a parameter: that of a head that the base lacks is refused."""
+    return "weight" in module._parameters or hasattr(module, "weight")
 
 
 def _subspaces(module: nn.Module, factors: Mapping[str, Factors], names: list[str], rank: int) -> Subspaces:

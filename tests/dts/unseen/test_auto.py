@@ -145,3 +145,23 @@ def test_layers_that_the_loader_renames_are_looked_at(tmp_path):
     for model in (base, dts.DTSModel.from_pretrained(tmp_path / "base", adapters={"a": adapter})):
         layers = calibrated_router(model, {"a": adapter}, batch).layers
         assert sorted(name.split(".")[-2] for name in layers) == ["key", "query", "value"]
+
+
+def test_auto_where_only_the_tasks_have_a_head(tmp_path):
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+    transformers.BertModel(transformers.BertConfig(**sizes)).save_pretrained(tmp_path / "base")
+    adapters = {}
+    for task, labels in (("two", 2), ("three", 3)):
+        tuned = transformers.BertForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=labels)
+        with torch.no_grad():
+            for name, parameter in tuned.named_parameters():
+                if parameter.dim() == 2 and "classifier" not in name:
+                    parameter += 1e-3 * torch.randn_like(parameter)
+        tuned.save_pretrained(tmp_path / task)
+        adapters[task] = dts.compress(tmp_path / "base", tmp_path / task, name=task, rank_fraction=0.3)
+    model = dts.DTSModel.from_pretrained(tmp_path / "base", adapters=adapters)
+    ids = torch.randint(60, (4, 8))
+    with torch.no_grad():  # no task is set, and the base has no classifier to read
+        out = model(input_ids=ids, tasks="auto")
+    assert [len(row) for row in model.task_logits(out)] == [{"two": 2, "three": 3}[t] for t in model.choice.tasks]
