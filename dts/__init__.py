@@ -9,28 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 from dts.services import provide
 
-if TYPE_CHECKING:  # the names below, for type checkers and editors; of two things named compress, the function
-    from dts.adapter import Adapter as Adapter
-    from dts.adapter import AdapterError as AdapterError
-    from dts.adapter import BudgetError as BudgetError
-    from dts.adapter.compress import compress as compress
-    from dts.checkpoint import Checkpoint as Checkpoint
-    from dts.checkpoint import CheckpointError as CheckpointError
-    from dts.checkpoint import Mismatch as Mismatch
-    from dts.checkpoint import open_checkpoint as open_checkpoint
-    from dts.codec import Factors as Factors
-    from dts.codec import Part as Part
-    from dts.codec import Unencodable as Unencodable
-    from dts.codec import compress_tensor as compress_tensor
-    from dts.nn import BASE as BASE
-    from dts.nn import DTSConv1D as DTSConv1D
-    from dts.nn import DTSConv2d as DTSConv2d
-    from dts.nn import DTSEmbedding as DTSEmbedding
-    from dts.nn import DTSLayerNorm as DTSLayerNorm
-    from dts.nn import DTSLinear as DTSLinear
-    from dts.nn import DTSModel as DTSModel
-    from dts.nn import DTSMultiheadAttention as DTSMultiheadAttention
-    from dts.nn import DTSNorm as DTSNorm
+if TYPE_CHECKING:  # what callers' type checkers see of the names that are imported on first use
+    from dts import adapter, checkpoint, codec, integrations, merge, metrics, nn, unseen
+    from dts.adapter import Adapter, AdapterError, BudgetError
+    from dts.adapter.compress import compress
+    from dts.checkpoint import Checkpoint, CheckpointError, Mismatch, open_checkpoint
+    from dts.codec import Factors, Part, Unencodable, compress_tensor
+    from dts.nn import (
+        BASE,
+        DTSConv1D,
+        DTSConv2d,
+        DTSEmbedding,
+        DTSLayerNorm,
+        DTSLinear,
+        DTSModel,
+        DTSMultiheadAttention,
+        DTSNorm,
+    )
 
 __version__ = "0.1.0"
 
@@ -52,13 +47,13 @@ _NAMES = {
         "DTSNorm",
     ),
 }
-# what the run-time asks for by name, since it is in rooms above: see `dts.services`
-provide("library", "dts.integrations.transformers")
-provide("router", "dts.unseen.router:calibrated_router")
-
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = sorted([*_MODULE_OF, *_MODULES])
+
+# what the run-time asks for by name, since it is in rooms above: see `dts.services`
+provide("library", "dts.integrations.transformers")
+provide("router", "dts.unseen.router:calibrated_router")
 
 
 def __getattr__(name: str) -> Any:

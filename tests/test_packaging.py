@@ -35,12 +35,9 @@ def test_every_public_name_is_there():
 def test_type_checkers_see_the_same_names():
     tree = ast.parse((ROOT / "dts" / "__init__.py").read_text("utf-8"))
     block = next(node for node in tree.body if isinstance(node, ast.If))
-    found = {
-        alias.asname: getattr(importlib.import_module(node.module), alias.name)
-        for node in block.body
-        for alias in node.names
-    }
-    assert found == {name: getattr(dts, name) for names in dts._NAMES.values() for name in names}
+    names = [(node.module, alias.name) for node in block.body for alias in node.names]
+    found = {name: getattr(importlib.import_module(module), name) for module, name in names}
+    assert found == {name: getattr(dts, name) for name in dts.__all__}
 
 
 def test_merge_is_a_function_and_a_package():

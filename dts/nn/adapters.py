@@ -17,7 +17,8 @@ def opened(given: Given) -> Adapter:
 
 def all_opened(adapters: Mapping[str, Given]) -> dict[str, Adapter]:
     """Adapters by their tasks.  Raises ValueError that names every one that cannot be read."""
-    found, wrong = dict[str, Adapter](), dict[str, Exception]()
+    found: dict[str, Adapter] = {}
+    wrong: dict[str, Exception] = {}
     for name, given in adapters.items():
         try:
             found[name] = opened(given)

@@ -33,7 +33,8 @@ def fit(
     rename: how the model's loader names a tensor of a checkpoint;  untied: the fine-tune does not share the tensors
     that the model shares.  Raises ValueError that lists every tensor that does not fit.
     """
-    known, wrong = sites(model), list[str]()
+    known = sites(model)
+    wrong: list[str] = []
     own = {name: entry for name, entry in entries.items() if entry.kind != "tied"}
     targets = resolve(own, known, rename, wrong)
     meant = Counter((t.name, t.expert, t.part) for t in targets.values())

@@ -56,7 +56,8 @@ def _in_base(model: nn.Module, changes: list[Change], missing: frozenset[str] | 
 
     The checkpoint's loader knows that; else it has those that an adapter changes by a difference, and shared ones.
     """
-    lacking, found = set[int](), set[int]()
+    lacking: set[int] = set()
+    found: set[int] = set()
     holders = {(id(site.module), site.parameter): id(site.tensor) for site in sites(model).values()}
     shared = Counter(holders.values())
     for change in changes:

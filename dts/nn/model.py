@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from dts.nn.once_a_task import run_once_a_task
 from dts.nn.replaced import Places, few, refuse_aliases, refuse_replaced
 from dts.nn.router import Choice, Router, make_router
 from dts.nn.routing import Current, Mixture, RoutingState, tracing
-from dts.nn.selection import AUTO, BASE, Selection, Selections, asked_for, names_in, one_a_row
+from dts.nn.selection import AUTO, BASE, Selection, Selections, names_in, one_a_row
 from dts.nn.status import Status, not_reached, status
 from dts.sites.transformers import renamer
 
@@ -71,10 +71,11 @@ class DTSModel(nn.Module):
         The architecture is the fine-tunes' where they bring heads that the base lacks.  ``options`` go to
         transformers' ``from_pretrained``.  Refuses adapters of another base.
         """
-        found, wrong = all_opened(adapters or {}), dict[str, Exception]()
+        found = all_opened(adapters or {})
         base, source = library().load_base(path, list(found.values()), **options)
         model = cls(base)
         model._base = source
+        wrong: dict[str, Exception] = {}
         for name, adapter in found.items():
             try:
                 model.load_task(name, adapter)
@@ -225,7 +226,8 @@ class DTSModel(nn.Module):
             if args:
                 raise ValueError('tasks="auto" takes the model\'s inputs by name: model(input_ids=..., tasks="auto")')
             tasks = [BASE if task is None else task for task in self.choose_tasks(kwargs).tasks]
-        asked, rows = asked_for(tasks), one_a_row(tasks)
+        rows = one_a_row(tasks)
+        asked = [cast(Selection, tasks)] if rows is None else rows
         if any(task is None for task in asked) and any(map(names_in, self._current)) and not self._warned:
             self._warned = True
             chosen = self._current[0] if len(self._current) == 1 else self._current
@@ -266,7 +268,7 @@ class DTSModel(nn.Module):
         asked: list[Selection],
     ) -> Any:
         """A call with tasks of its own, one for all rows or one a row."""
-        self._loaded.check(name for task in asked for name in names_in(task))
+        self._loaded.check([name for task in asked for name in names_in(task)])  # all that are wrong, in one error
         mixtures = [self._loaded.mixture(task) for task in asked]
         if not self._places.hold():
             self._refuse_replaced(mixtures)
@@ -335,15 +337,15 @@ class DTSModel(nn.Module):
         the last one).
         """
         logits = getattr(logits, "logits", logits)
+        thread, asked = self._last or (None, self._current)
         if tasks is not None:
-            rows = asked_for(tasks)
-        else:
-            thread, rows = self._last or (None, self._current)
-            if thread not in (None, threading.get_ident()):
-                raise ValueError("another thread has called the model since: say whose logits these are (tasks=)")
-        if len(rows) == 1:
-            rows = rows * logits.shape[0]
-        slots = [[self._loaded[name].slot for name in names_in(task)] for task in rows]
+            rows = one_a_row(tasks)
+            asked = [cast(Selection, tasks)] if rows is None else rows
+        elif thread not in (None, threading.get_ident()):
+            raise ValueError("another thread has called the model since: say whose logits these are (tasks=)")
+        if len(asked) == 1:
+            asked = asked * logits.shape[0]
+        slots = [[self._loaded[name].slot for name in names_in(task)] for task in asked]
         widest = logits.shape[-1]
         return [row[..., : width(self._layers, own, widest)] for own, row in zip(slots, logits, strict=True)]
 

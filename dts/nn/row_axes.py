@@ -181,7 +181,7 @@ def _record(
     handles = []
     for name, layer in layers.items():
 
-        def hook(module, args, kwargs, output, name=name):
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name) -> None:
             if not all(isinstance(leaf, PLAIN) for leaf in tree_leaves((args, kwargs))):
                 stateful.add(name)
             record[name].append((_seen((args, kwargs)), _seen(output)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final, cast
+from typing import Final
 
 
 class _Base:
@@ -43,9 +43,3 @@ def one_a_row(selections: Selections) -> list[Selection] | None:
     if isinstance(selections, Sequence) and not isinstance(selections, str):
         return list(selections)
     return None
-
-
-def asked_for(selections: Selections) -> list[Selection]:
-    """One for all rows, or one a row."""
-    rows = one_a_row(selections)
-    return [cast(Selection, selections)] if rows is None else rows

@@ -48,7 +48,7 @@ def status(
     unused: list[str],
 ) -> Status:
     """known: where the rows are in calls so far;  mixtures: what is set."""
-    grouped = dict[str, str]()
+    grouped: dict[str, str] = {}
     for where in known:
         grouped |= where.unroutable
         if where.coupled:

@@ -1,7 +1,8 @@
 """What a model's early layers are given, by running it no further than that."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,8 @@ def layer_inputs(model: nn.Module, modules: Mapping[str, nn.Module], batch: Mapp
     """
     seen: dict[str, Tensor] = {}
 
-    def keep(name):
-        def hook(module, args, kwargs):
+    def keep(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             value = args[0] if args else next(iter(kwargs.values()))
             seen.setdefault(name, value)
             if len(seen) == len(modules):

@@ -85,7 +85,7 @@ class ParameterDelta:
             part.to(device)
 
     def dense(self, base: Tensor, routing: Routing) -> Tensor:
-        """The whole tensor for the one mixture of ``routing`` (one entry), in base's dtype.
+        """The whole tensor for the one mixture of ``routing`` (one row), in base's dtype.
 
         base + sum of gamma delta in fp32 or wider, rounded once; a task's whole value takes the place of the base.
         """

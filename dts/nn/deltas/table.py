@@ -82,7 +82,10 @@ class Table:
         return self._wide
 
     def rows(self, routing: Routing, dtype: torch.dtype) -> Tensor:
-        """Sum of gamma * tensor over each entry's tasks: dtype [entries, longest, ...]; not to be written into."""
+        """Sum of gamma * tensor over the tasks of each row of the routing: dtype [R, longest, ...].
+
+        Not to be written into.
+        """
         if routing.slots.shape[0] == 1 and direct(routing.slots, routing.weights, self.stack):
             # on a CPU, where a norm needs less time than the operations below: one task's row as it lies there
             used = [(s, w) for s, w in zip(routing.slots[0].tolist(), routing.weights[0].tolist()) if s in self.tensors]
@@ -94,7 +97,7 @@ class Table:
         return (self.stack[index].to(dtype) * gamma.to(dtype).view(shape)).sum(1)
 
     def lengths(self, routing: Routing) -> Tensor:
-        """int64 [entries]: rows of each entry's tensor, 0 where its tasks have none."""
+        """int64 [R]: rows of the tensor for each row of the routing, 0 where its tasks have none."""
         index, gamma = self.index(routing)
         return torch.where(gamma != 0, self.length[index], 0).amax(1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +72,7 @@ class DTSMultiheadAttention(Layer, nn.MultiheadAttention):
             return y[0], None if weights is None else weights[0]
         return y if self.batch_first else y.transpose(0, 1), weights
 
-    def _project(self, query: Tensor, key: Tensor, value: Tensor, first) -> list[Tensor]:
+    def _project(self, query: Tensor, key: Tensor, value: Tensor, first: Callable[[Tensor], Tensor]) -> list[Tensor]:
         """q, k, v as [batch, heads, length, head_dim]."""
         routing = self.dts.state.on(query.device)
         done: dict[int, Tensor] = {}  # self-attention takes all three projections of one input in one product

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from dts.nn.deltas import Piece
+from dts.nn.deltas import Piece, Table
 from dts.nn.layers.layer import Layer, standalone
 from dts.nn.layers.layer_deltas import beside
 from dts.nn.layers.registry import register
+from dts_kernels import Routing
 
 
 @register(nn.Embedding)
@@ -64,14 +67,15 @@ class DTSEmbedding(Layer, nn.Embedding):
         return dts.leave(y)
 
     @staticmethod
-    def _raw(ids: Tensor, table, routing, y: Tensor) -> Tensor:
+    def _raw(ids: Tensor, table: Table, routing: Routing, y: Tensor) -> Tensor:
         index, gamma = table.index(routing)
-        return sum(
+        total: Any = sum(
             table.stack[beside(ids, index[:, p]), ids].to(y.dtype) * beside(y, gamma[:, p, None].to(y.dtype))
             for p in range(index.shape[1])
         )
+        return total
 
-    def _added(self, ids: Tensor, beyond: Tensor, table, routing, y: Tensor) -> Tensor:
+    def _added(self, ids: Tensor, beyond: Tensor, table: Table, routing: Routing, y: Tensor) -> Tensor:
         """Whole rows of an enlarged vocabulary; a mixture takes the weighted sum of its tasks that have the id."""
         place = torch.where(beyond, ids - self.num_embeddings, 0)
         lengths = beside(ids, table.lengths(routing))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copyreg
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +87,7 @@ class Layer(nn.Module):
                 self.dts.state.to(tensor.device)
         return self
 
-    def _load_from_state_dict(self, state_dict, prefix, *args):
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name in self.dts.parameters:
             given, own = state_dict.get(prefix + name), raw(self, name)
             if (
@@ -98,7 +98,7 @@ class Layer(nn.Module):
                 self.dts.state.rebased(self.dts.name or prefix.rstrip("."))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def _replicate_for_data_parallel(self):
+    def _replicate_for_data_parallel(self) -> NoReturn:
         raise RuntimeError(
             "nn.DataParallel copies a model to other devices and calls it in other threads, where its "
             "tasks are not: use DistributedDataParallel, or one DTSModel a device"
@@ -143,7 +143,7 @@ class Layer(nn.Module):
                 own["_buffers"][name] = buffer
         return result
 
-    def __reduce_ex__(self, protocol):
+    def __reduce_ex__(self, protocol: Any) -> Any:
         """Classes that `adopt` makes are made again where the layer is unpickled."""
         reduced = super().__reduce_ex__(protocol)
         new_object = copyreg.__newobj__  # type: ignore[attr-defined]  # not in the stubs

@@ -71,7 +71,10 @@ class LayerDeltas:
         return y.movedim(0, axis) if axis > 0 else y
 
 
-def beside(y: Tensor, entries: Tensor) -> Tensor:
-    """Entries [R, ...] repeated to the rows of y (its first axis is a multiple of R), to broadcast over the middle."""
-    repeated = entries.repeat_interleave(y.shape[0] // entries.shape[0], 0) if entries.shape[0] > 1 else entries
-    return repeated.view(repeated.shape[0], *[1] * (y.dim() - entries.dim()), *entries.shape[1:])
+def beside(y: Tensor, values: Tensor) -> Tensor:
+    """Values [R, ...], one a row of the routing, repeated to the rows of y, to broadcast over the middle.
+
+    The first axis of y is a multiple of R.
+    """
+    repeated = values.repeat_interleave(y.shape[0] // values.shape[0], 0) if values.shape[0] > 1 else values
+    return repeated.view(repeated.shape[0], *[1] * (y.dim() - values.dim()), *values.shape[1:])

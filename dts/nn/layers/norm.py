@@ -59,7 +59,7 @@ class DTSLayerNorm(Layer, nn.LayerNorm):
         return torch.addcmul(-deviation * mean, x.float(), deviation), x.dtype
 
     def _rows(self, name: str, routing: Routing) -> Tensor | None:
-        """The parameter of each entry's tasks: [entries, *normalized_shape]."""
+        """The parameter for each row of the routing: [R, *normalized_shape]."""
         base, delta = raw_or_none(self, name), self.dts.get(name)
         if base is None:
             return None

@@ -6,6 +6,9 @@ time, and only while they are used.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
@@ -23,7 +26,7 @@ class Owner(Layer):
     def supports(cls, module: nn.Module, pieces: dict[str, list[Piece]]) -> bool:
         return True
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         dts = self.dts
         if not dts.routed():
             return self.base_forward(*args, **kwargs)
@@ -54,7 +57,7 @@ class Owner(Layer):
     def _guess(self, tensor: Tensor) -> int:
         return 0 if tensor.dim() and tensor.shape[0] and tensor.shape[0] % self.dts.state.rows == 0 else -1
 
-    def _run(self, args, kwargs):
+    def _run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         tensors = {}
         for name, delta in self.dts.parameters.items():
             if delta.slots:
@@ -69,7 +72,7 @@ def take_rows(tensor: Tensor, axis: int, rows: list[int], count: int) -> Tensor:
     return blocks.index_select(axis, torch.tensor(rows, device=tensor.device)).flatten(axis, axis + 1)
 
 
-def join_rows(results: list, places: list[int], axes: list[int] | None, drop: bool = False):
+def join_rows(results: list[Any], places: list[int], axes: Sequence[int] | None, drop: bool = False) -> Any:
     """Put the outputs of groups of rows together in the batch's order.
 
     results: one nested output a group;  places: the row of each output row, group after group;

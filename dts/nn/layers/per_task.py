@@ -11,7 +11,7 @@ from dts.nn.routing import gammas
 from dts_kernels import Routing
 
 
-def per_task_product(x: Tensor, weights: Table, routing: Routing, transposed=False) -> Tensor:
+def per_task_product(x: Tensor, weights: Table, routing: Routing, transposed: bool = False) -> Tensor:
     """x W_t^T weighted by each row's gammas, for a small dense W_t a task (heads, raw deltas).
 
     weights: [tasks, out, in] ([tasks, in, out] if transposed).  All tasks' products are taken at once and the row's
@@ -30,8 +30,8 @@ def head(
     biases: Table | None,
     routing: Routing,
     dtype: torch.dtype,
-    padding=False,
-    transposed=False,
+    padding: bool = False,
+    transposed: bool = False,
 ) -> Tensor:
     """x W_t^T + b_t of each row's task; outputs beyond the task's own number are -inf."""
     y = per_task_product(x, weights, routing, transposed).to(dtype)

@@ -14,6 +14,7 @@ that reads a pointer past Python would compute with the base; it fails instead.
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,7 +64,7 @@ class Lazy(Tensor):
     """Stands for one parameter of one layer; see the module's docstring."""
 
     @staticmethod
-    def __new__(cls, raw: Tensor, dts: LayerDeltas, name: str):
+    def __new__(cls, raw: Tensor, dts: LayerDeltas, name: str) -> Lazy:
         lazy = Tensor._make_wrapper_subclass(
             cls, raw.shape, raw.stride(), raw.storage_offset(), dtype=raw.dtype, device=raw.device
         )
@@ -71,7 +72,7 @@ class Lazy(Tensor):
         return lazy
 
     @classmethod
-    def __torch_function__(cls, function, types, args=(), kwargs=None):
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(function, "__name__", "")
         if name in ("__get__", "__set__"):
@@ -100,7 +101,7 @@ class Lazy(Tensor):
         return function(*args, **kwargs)
 
     @classmethod
-    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):  # type: ignore[override]  # torch's stub lacks cls
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         """What comes past ``__torch_function__``: operations that C++ calls."""
         with torch._C.DisableTorchFunctionSubclass():
             args, kwargs = tree_map_only(Lazy, _dense, (args, kwargs or {}))
@@ -185,9 +186,9 @@ class _Moved(torch.autograd.Function):
     """The dense tensor, whose gradient is the base parameter's."""
 
     @staticmethod
-    def forward(ctx, raw, full):
+    def forward(ctx: Any, raw: Tensor, full: Tensor) -> Tensor:
         return full.view_as(full)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None

@@ -1,6 +1,11 @@
-"""Random adapters in memory, and the dense models that they stand for."""
+"""Random adapters in memory, and the dense models that they stand for.
+
+Makes ``each_row`` importable under pytest's importlib mode, too.
+"""
 
 import copy
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +15,8 @@ from dts.adapter.entries import Entry
 from dts.codec.factors import Factors
 from dts_kernels import PackedFactors, Samples, pack
 from dts_kernels.samples import groups_of
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 class Maker:

@@ -1,0 +1,56 @@
+"""Deltas of one parameter in every form, through the layers that have it."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from dts.adapter.entries import Entry
+from dts.nn import DTSEmbedding, DTSLinear, DTSModel
+from dts.nn.deltas import Piece
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("rows,columns", [(None, None), (3, None), (None, 4), (3, 4)])
+@pytest.mark.parametrize("levels", [False, True])
+def test_factors_with_gaps(rows, columns, levels, maker):
+    linear, embedding = nn.Linear(9, 6).double(), nn.Embedding(6, 9).double()
+    factors = maker.factors(6, 9, 3, rows, columns, levels)
+    delta = factors.reconstruct(dtype=torch.float64)
+    layer = DTSLinear.from_linear(linear)
+    layer.load_task("a", factors, maker.randn(6))
+    layer.set_task({"a": 0.5})
+    x = maker.randn(4, 9, scale=1.0)
+    bias = layer.dts.parameters["bias"].raw.tensors[0]
+    torch.testing.assert_close(layer(x), linear(x) + 0.5 * (x @ delta.T + bias), rtol=1e-9, atol=1e-9)
+    table = DTSEmbedding.from_embedding(embedding)
+    table.load(0, {"weight": [Piece("factors", factors)]})
+    table.dts.state.set([{0: 1.0}])
+    ids = torch.arange(6)
+    torch.testing.assert_close(table(ids), embedding.weight + delta, rtol=1e-9, atol=1e-9)
+    assert type(linear) is nn.Linear and type(embedding) is nn.Embedding
+
+
+def test_whole_values_of_tensors_that_the_base_has(maker):
+    """They mix as differences do; integers are the task's own."""
+    base = nn.Sequential(nn.Linear(9, 6), nn.LayerNorm(6)).double()
+    base.register_buffer("steps", torch.tensor([3]))
+    whole = {n: maker.randn(*p.shape, scale=1.0) for n, p in base.named_parameters() if n in ("0.bias", "1.weight")}
+    entries = {n: Entry(n, n, tuple(t.shape), "value", tensor=t) for n, t in whole.items()}
+    entries["steps"] = Entry("steps", "steps", (1,), "value", dtype=torch.int64, tensor=torch.tensor([5]))
+    model = DTSModel(copy.deepcopy(base))
+    model.load_task("a", entries)
+    x = maker.randn(3, 9, scale=1.0)
+    found = model(x, tasks=["a", None, {"a": 0.25}])
+    for i, gamma in enumerate((1, 0, 0.25)):
+        twin = copy.deepcopy(base)
+        with torch.no_grad():
+            for name, tensor in whole.items():
+                twin.get_parameter(name).lerp_(tensor, gamma)
+        torch.testing.assert_close(found[i], twin(x[i]), rtol=1e-9, atol=1e-9)
+    assert model.merge_and_unload("a").steps == 5

@@ -1,0 +1,64 @@
+"""Models in which the rows of a batch cannot be routed together."""
+
+import copy
+
+import pytest
+import torch
+from each_row import TASKS, weights
+from torch import nn
+
+from dts.nn import DTSModel
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def test_rows_that_are_interleaved_run_once_a_task(maker, dense_twin):
+    class Interleaved(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(9, 6)
+
+        def forward(self, x):
+            b, s, _ = x.shape
+            return self.linear(x.transpose(0, 1).reshape(s * b, -1)).view(s, b, -1).transpose(0, 1)
+
+    base = Interleaved().double()
+    tasks = {t: maker.entries(base, skip=0) for t in "ab"}
+    model = DTSModel(copy.deepcopy(base))
+    for t, entries in tasks.items():
+        model.load_task(t, entries)
+    x = maker.randn(4, 4, 9, scale=1.0)
+    found = model(x, tasks=TASKS)
+    for i, task in enumerate(TASKS):
+        torch.testing.assert_close(
+            found[i : i + 1], dense_twin(base, weights(task, tasks))(x[i : i + 1]), rtol=1e-9, atol=1e-9
+        )
+    assert "linear" in model.status()["grouped"]
+
+
+def test_outputs_in_which_rows_meet_run_once_a_task(maker, dense_twin):
+    """As CLIP's image-text similarities: row i of the result is the fine-tune's of row i, against all texts."""
+
+    class Similarity(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.image, self.text = nn.Linear(9, 6), nn.Linear(5, 6)
+
+        def forward(self, image, text):
+            return self.image(image) @ self.text(text).T
+
+    base = Similarity().double()
+    tasks = {t: maker.entries(base, skip=0) for t in "ab"}
+    model = DTSModel(copy.deepcopy(base))
+    for t, entries in tasks.items():
+        model.load_task(t, entries)
+    for texts in (4, 7):
+        image, text = maker.randn(4, 9, scale=1.0), maker.randn(texts, 5, scale=1.0)
+        found = model(image, text, tasks=TASKS)
+        for i, task in enumerate(TASKS):
+            expected = dense_twin(base, weights(task, tasks))(image, text)[i]
+            torch.testing.assert_close(found[i], expected, rtol=1e-9, atol=1e-9)
+    assert model.status()["grouped"]
