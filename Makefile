@@ -37,8 +37,9 @@ faults: $(VENV)/.test-installed ## kills, full disks, races and forbidden places
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -m faults tests/faults $(ARGS)
 
 gpu: $(VENV)/.test-installed ## tests and benchmarks that need a CUDA device
-	$(RUN) -m pytest -m gpu tests $(ARGS)
+	$(RUN) -m pytest -m gpu -n 10 --dist worksteal tests $(ARGS)
 	$(RUN) -m benchmarks.kernels.gpu
+	$(RUN) -m benchmarks.kernels.gpu_model
 
 bench: $(VENV)/.test-installed ## codec, packing, products, load and switch
 	$(RUN) -m pytest benchmarks --benchmark-enable --benchmark-only $(ARGS)
