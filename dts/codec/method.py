@@ -85,7 +85,8 @@ class Method(Choice):
         """
 
     def error_left(self, error: float) -> float:
-        """The `left` at which the parts, as they are stored, leave this error, over the error."""
+        """What an error is multiplied with to get the `left` that gives it: `left` is of the best scale, the error of
+        the parts as they are stored."""
         return 1.0
 
     @abstractmethod

@@ -72,7 +72,10 @@ def mix(
             for e in a.entries.values()
             if e.base_name == base_name and _mixable(e)
         ]
-        entries[base_name] = _entry(base_name, [(gamma, e) for gamma, _, e in found], base, inexact)
+        mixed = _entry(base_name, [(gamma, e) for gamma, _, e in found], base, inexact)
+        if mixed is None:
+            continue
+        entries[base_name] = mixed
         digests[base_name] = {"base": found[0][1].config["tensors"][found[0][2].name].get("base")}
     if inexact and budget is None and nbytes is None:
         warn(f"encoded anew, not exact: {', '.join(inexact)}", NotExact)
@@ -146,6 +149,8 @@ def _account(members, mixture: Adapter) -> Account:
                 what, why = "skipped", "only this task has it: heads are not mixed"
             elif not _mixable(entry):
                 what, why = "skipped", f"{dtype_name(entry.dtype)} values are not mixed"
+            elif entry.matrices == [None]:
+                what, why = "skipped", "it has added rows alone, which are not mixed"
             elif entry.added_rows is not None:
                 what, why = "changed", f"without its {len(entry.added_rows)} added rows, which are not mixed"
             elif entry.base_name in changed:
@@ -185,13 +190,14 @@ def _low_rank(entry: Entry) -> Entry:
     return entry.with_matrices([None if factors is None else factors.low_rank() for factors in entry.matrices])
 
 
-def _entry(name: str, members: list[tuple[float, Entry]], base, inexact: list[str]) -> Entry:
+def _entry(name: str, members: list[tuple[float, Entry]], base, inexact: list[str]) -> Entry | None:
+    """The weighted sum of one tensor's differences; None where they are added rows alone, which are not mixed."""
     shape, dtype = members[0][1].base_shape, members[0][1].dtype
     kinds = {entry.kind for _, entry in members}
     if kinds == {"factors"}:
         known = [(gamma, factors) for gamma, e in members for factors in e.matrices if factors is not None]
         if not known:
-            return Entry(name, name, shape, "factors", dtype)
+            return None
         factors, exact = mixed_factors(known, name)
         inexact += [] if exact else [name]
         return Entry(

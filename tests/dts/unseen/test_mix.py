@@ -165,3 +165,17 @@ def test_refuses_what_cannot_be_mixed():
         mix(adapters, {"t0": 0.5, "t1": 0.5})
     with pytest.raises(ValueError, match="at most one"):
         mix(adapters, {"t0": 1.0}, budget=0.1, nbytes=10)
+
+
+def test_rows_that_are_added_alone_leave_the_tensor_at_the_base(tmp_path):
+    base, tuned = models()
+    table = randn(30, 24)
+    base["table.weight"] = table
+    for seed, model in enumerate(tuned.values()):
+        model["table.weight"] = torch.cat([table, randn(2, 24, seed=seed)])
+    adapters = compressed(base, tuned)
+    mixed = mix(adapters, {"t0": 0.5, "t1": 0.5}, tmp_path / "m")
+    assert "table.weight" not in mixed.entries
+    assert torch.equal(dict(dts.Adapter.load(tmp_path / "m").apply(base))["table.weight"], table)
+    fates = [fate for fate in mixed.account.fates if fate.name == "table.weight"]
+    assert [(fate.model, fate.what) for fate in fates] == [("t0", "skipped"), ("t1", "skipped")]
