@@ -9,8 +9,8 @@ from torch.nn import functional
 from .. import dispatch
 from ..contents import factors_of
 from ..cpu import library_products, native, native_samples, rules
-from ..cpu.native import Tasks
 from ..cpu.native_samples import SampleArray
+from ..cpu.tasks import Tasks
 from ..embedding_parts import EmbeddingParts
 from ..operands import DenseOperands, FactorOperands, SampleOperands
 from ..paths import register

@@ -1,20 +1,25 @@
-"""The compiled library: found, built if need be, and bound with ctypes (which releases the GIL around each call)."""
+"""Products with packed factors in the compiled library (`load`), a record of arguments a call."""
 
-import ctypes
-import functools
 import math
-import os
 import struct
-import warnings
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import contents
-from ..layout import PackedFactors
-from .build import build, library_name
+from .load import loaded, name_of, named, variant, variants
+from .tasks import Tasks
+
+__all__ = [
+    "DTYPES",
+    "MOST_PLACES",
+    "Tasks",
+    "delta_linear",
+    "embedding",
+    "reconstruct",
+    "unpack",
+    "variant",
+    "variants",
+]
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as in sizes.h
 SIZES = {torch.float32: 4, torch.bfloat16: 2, torch.float16: 2}
@@ -25,197 +30,7 @@ _delta_linear_record = struct.Struct("@P3qP5qP2qP3qPqPqP3qP2q").pack
 _embedding_record = struct.Struct("@PqP2qPP3qPqPPq").pack
 
 
-class Task(ctypes.Structure):
-    """One task of a bank, where it lies: the struct of task.h."""
-
-    _fields_ = (
-        [(name, ctypes.c_void_p) for name in ("u", "v", "sigma", "levels")]
-        + [(name, ctypes.c_int64) for name in ("u_stride", "v_stride", "rank")]
-        + [("lookup", ctypes.c_void_p)]
-        + [(name, ctypes.c_int64) for name in ("u_rows", "v_rows", "u_bytes", "v_bytes", "sigma_count", "lookup_count")]
-    )
-
-
-class Tasks:
-    """All tasks of a bank as an array that C reads, and the tensors it points into."""
-
-    def __init__(self, packed: list[Tensor], table: Tensor):
-        self._set(contents.of(packed, table).factors, table.shape[0])
-
-    def _set(self, stored: dict[int, PackedFactors], count: int) -> None:
-        self.count = count
-        self.array = (Task * max(count, 1))()
-        self.kept: list[Any] = []  # whose memory C reads
-        self.levels = False  # whether a task has its own
-        for slot, one in stored.items():
-            if not one.rank:
-                continue
-            task = self.array[slot]
-            # detached: whoever exchanges the memory of a tensor that was given does not take it from under C
-            factors = [t.detach() if t.stride(1) == 1 else t.contiguous() for t in (one.u, one.v)]
-            numbers = [None if t is None else t.detach().contiguous() for t in (one.sigma, one.levels)]
-            self.kept += factors + numbers
-            task.u, task.v = (t.data_ptr() for t in factors)
-            task.u_stride, task.v_stride = (t.stride(0) for t in factors)
-            (task.u_rows, task.u_bytes), (task.v_rows, task.v_bytes) = (t.shape for t in factors)
-            task.sigma, task.levels = (None if t is None else t.data_ptr() for t in numbers)
-            task.rank = task.sigma_count = one.rank
-            self.levels |= one.levels is not None
-        self.pointer = ctypes.addressof(self.array)
-
-    def __reduce__(self):
-        return type(None), ()  # pointers mean nothing in a copy of the table: it makes its own
-
-    @classmethod
-    def join(cls, parts: list[tuple["Tasks", Tensor | None]]) -> "Tasks":
-        """Tasks of several banks with the same columns, no slot in two of them.
-
-        Beside each bank int32 [rows of the whole matrix], which row of the bank that is, -1 for none; or None.
-        """
-        joined = cls.__new__(cls)
-        joined._set({}, max([tasks.count for tasks, _ in parts], default=0))
-        for tasks, lookup in parts:
-            lookup = None if lookup is None else _checked_lookup(lookup)
-            for slot in range(tasks.count):
-                if tasks.array[slot].rank:
-                    joined.array[slot] = tasks.array[slot]
-                    joined.array[slot].lookup = None if lookup is None else lookup.data_ptr()
-                    joined.array[slot].lookup_count = 0 if lookup is None else lookup.numel()
-            joined.kept += [tasks, lookup]
-            joined.levels |= tasks.levels
-        return joined
-
-    @classmethod
-    def of(cls, packed: list[Tensor], table: Tensor) -> "Tasks":
-        """The array of a bank's table, made once a table."""
-        held = getattr(table, contents.HELD, None)
-        if held is None or held.given is not packed or held.tasks is None:  # not as the op has just seen it
-            held = contents.of(packed, table)
-            held.tasks = held.tasks or cls(packed, table)
-        return held.tasks
-
-
-def _checked_lookup(lookup: Tensor) -> Tensor:
-    if lookup.dtype != torch.int32 or lookup.dim() != 1 or not lookup.is_cpu:
-        raise ValueError(f"a lookup must be int32 [rows] on the CPU, not {lookup.dtype} {list(lookup.shape)}")
-    return lookup.detach().contiguous()
-
-
-def _package_folder() -> Path:
-    return Path(__file__).parent
-
-
-def cache_folder() -> Path:
-    """Where a checkout that was never installed keeps its build."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dts"
-
-
-def _bind(path: Path) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(path))
-    pointer, i32, i64, text = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_char_p
-    library.dts_variant.argtypes, library.dts_variant.restype = [i32], text
-    for record in ("delta_linear", "embedding", "add_samples", "add_sampled_rows"):
-        getattr(library, f"dts_{record}").argtypes = [text]
-    library.dts_reconstruct.argtypes = [
-        text,
-        i32,
-        i32,
-        pointer,
-        i64,
-        pointer,
-        i64,
-        pointer,
-        i64,
-        pointer,
-        i64,
-        i64,
-        i32,
-        i64,
-        i64,
-    ]
-    library.dts_unpack.argtypes = [text, i32, pointer, i64, i64, i64, pointer, pointer, i64, i64, i32]
-    return library
-
-
-@functools.cache
-def library() -> ctypes.CDLL | None:
-    """The library beside this file, in the cache, or built into the cache now; None (said once) without a compiler.
-
-    DTS_NATIVE=0 in the environment turns it off.  DTS_LIBRARY=path takes that one, of these sources, and no other: a
-    build with sanitizers, say (`make sanitize`).
-    """
-    if os.environ.get("DTS_NATIVE", "1") == "0":
-        return None
-    if os.environ.get("DTS_LIBRARY"):
-        return _bind(Path(os.environ["DTS_LIBRARY"]))
-    name, problem = library_name(), None
-    for folder in (_package_folder(), cache_folder()):
-        try:
-            if (folder / name).exists():
-                return _bind(folder / name)
-        except OSError as error:
-            problem = error
-    try:
-        return _bind(build(cache_folder()))
-    except (RuntimeError, OSError) as error:
-        warnings.warn(
-            f"the compiled CPU kernels are not available, products with packed factors run as much slower PyTorch "
-            f"operations: {problem or error}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-    return None
-
-
-@functools.cache
-def loaded() -> ctypes.CDLL:
-    """The library for those who have seen that it is there."""
-    found = library()
-    if found is None:
-        raise RuntimeError("the compiled CPU kernels are not available here")
-    return found
-
-
-@functools.cache
-def variants() -> tuple[str, ...]:
-    """The instruction sets that this machine can run, fastest first; empty without the library.
-
-    DTS_VARIANT in the environment keeps only the one it names.
-    """
-    found = library()
-    if found is None:
-        return ()
-    names: list[str] = []
-    while (name := found.dts_variant(len(names))) is not None:
-        names.append(name.decode())
-    only = os.environ.get("DTS_VARIANT")
-    if only and only not in names:
-        raise ValueError(f"DTS_VARIANT={only} is not one of this machine's {names}")
-    return (only,) if only else tuple(names)
-
-
-def variant() -> str:
-    """The instruction set in use, "" without the library."""
-    return variants()[0] if variants() else ""
-
-
-@functools.cache
-def _named(name: str | None) -> bytes:
-    """What C calls a variant; None: the one in use."""
-    return (name or variant()).encode()
-
-
-@functools.cache
-def _name_of(name: str | None) -> int:
-    """The same in memory that stays, for records."""
-    kept = _names.setdefault(name, ctypes.create_string_buffer(_named(name)))
-    return ctypes.addressof(kept)
-
-
-_names: dict[str | None, ctypes.Array] = {}
-
-
-def _check(code: int, what: str) -> None:
+def check(code: int, what: str) -> None:
     if code == 1:
         raise MemoryError(f"{what}: no memory")
     if code == 4:
@@ -261,7 +76,7 @@ def delta_linear(
     add, adds_have, add_count = (0, 0, 0) if adds is None else (adds.data_ptr(), adds.numel(), adds.shape[0])
     code = loaded().dts_delta_linear(
         _delta_linear_record(
-            _name_of(name),
+            name_of(name),
             torch.get_num_threads(),
             exact,
             transposed,
@@ -292,7 +107,7 @@ def delta_linear(
         )
     )
     if code:
-        _check(code, "delta_linear")
+        check(code, "delta_linear")
     return out
 
 
@@ -332,7 +147,7 @@ def embedding(
     given = 0 if y is None else to if y is out else y.data_ptr()
     code = loaded().dts_embedding(
         _embedding_record(
-            _name_of(name),
+            name_of(name),
             torch.get_num_threads(),
             ids.data_ptr(),
             ids.numel(),
@@ -352,7 +167,7 @@ def embedding(
     if code == 3:
         raise IndexError(f"an id of {int(ids.max())} is beyond the matrix's {id_count} rows")
     if code:
-        _check(code, "embedding")
+        check(code, "embedding")
     return out
 
 
@@ -373,9 +188,9 @@ def reconstruct(
         base = base.to(dtype).contiguous()
     stride = shape[1] * out.element_size()
     gamma = gamma.to(torch.float32).contiguous()
-    _check(
+    check(
         loaded().dts_reconstruct(
-            _named(name),
+            named(name),
             torch.get_num_threads(),
             exact,
             tasks.pointer,
@@ -400,9 +215,9 @@ def unpack(packed: Tensor, levels: Tensor | None, dtype: torch.dtype, name: str 
     packed = packed if packed.stride(1) == 1 else packed.contiguous()
     out = torch.empty(packed.shape[0], 4 * packed.shape[1], dtype=dtype)
     levels = None if levels is None else levels.contiguous()
-    _check(
+    check(
         loaded().dts_unpack(
-            _named(name),
+            named(name),
             torch.get_num_threads(),
             packed.data_ptr(),
             packed.stride(0),

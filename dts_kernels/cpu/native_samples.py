@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import check
 from ..operands import StoredSamples
 from . import native
+from .load import loaded, name_of
 
 # as in dts.h
 _add_samples_record = struct.Struct("@P2qP5qPqPqPqPqPqP3q").pack
@@ -95,9 +96,9 @@ def add_samples(
     out = torch.empty_like(y)
     rows = count // m if m else y.shape[:-1].numel()
     m, n = (n, m) if transposed else (m, n)
-    code = native.loaded().dts_add_samples(
+    code = loaded().dts_add_samples(
         _add_samples_record(
-            native._name_of(name),
+            name_of(name),
             torch.get_num_threads(),
             transposed,
             x.data_ptr(),
@@ -123,7 +124,7 @@ def add_samples(
         )
     )
     if code:
-        native._check(code, "add_samples")
+        native.check(code, "add_samples")
     return out
 
 
@@ -139,9 +140,9 @@ def add_sampled_rows(
     if not y.is_contiguous():
         y = y.contiguous()
     out, (entries, places) = torch.empty_like(y), slots.shape
-    code = native.loaded().dts_add_sampled_rows(
+    code = loaded().dts_add_sampled_rows(
         _add_sampled_rows_record(
-            native._name_of(name),
+            name_of(name),
             torch.get_num_threads(),
             ids.data_ptr(),
             ids.numel(),
@@ -167,5 +168,5 @@ def add_sampled_rows(
     if code == 3:
         raise IndexError(f"an id of {int(ids.max())} is beyond the matrix's {rows} rows")
     if code:
-        native._check(code, "add_sampled_rows")
+        native.check(code, "add_sampled_rows")
     return out

@@ -27,9 +27,9 @@ TESTS = [
 ]
 PLANTED = """
 import torch
-from dts_kernels.cpu import native
+from dts_kernels.cpu import load
 packed, out = torch.zeros(64, dtype=torch.uint8), torch.empty(4 * 4096)
-native.library().dts_unpack(native._named(None), 1, packed.data_ptr(), 4096, 1, 4096, None, out.data_ptr(),
+load.library().dts_unpack(load.named(None), 1, packed.data_ptr(), 4096, 1, 4096, None, out.data_ptr(),
                             out.numel(), 4 * out.numel(), 0)
 """
 VARIANTS = "from dts_kernels.cpu import native; print(*native.variants())"

@@ -70,8 +70,8 @@ def test_without_a_compiler_products_work_and_say_once_that_they_are_slow(tmp_pa
     program = (
         "import warnings, torch\n"
         "from dts_kernels import Bank, PackedFactors, Routing, delta_linear, dispatch, pack\n"
-        "from dts_kernels.cpu import native\n"
-        "import pathlib; native._package_folder = lambda: pathlib.Path('nowhere')\n"
+        "from dts_kernels.cpu import load\n"
+        "import pathlib; load._package_folder = lambda: pathlib.Path('nowhere')\n"
         "codes = torch.randint(0, 4, (20, 6), dtype=torch.uint8)\n"
         "bank = Bank(20, 20); bank.add(0, PackedFactors(pack(codes), pack(codes), torch.rand(6)))\n"
         "with warnings.catch_warnings(record=True) as caught:\n"
