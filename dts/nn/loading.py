@@ -67,18 +67,13 @@ def _in_base(model: nn.Module, changes: list[Change], missing: frozenset[str] | 
     return found - lacking
 
 
-def layer_classes(changes: Iterable[ModuleChange]) -> list[type[Layer]]:
-    """What each module becomes; what runs once a task already goes on so."""
-    return [
-        Owner if isinstance(change.module, Owner) else layer_class(change.module, change.pieces) for change in changes
-    ]
-
-
-def put(slot: int, changes: list[ModuleChange], classes: list[type[Layer]], state: RoutingState) -> None:
+def put(slot: int, changes: Iterable[ModuleChange], state: RoutingState) -> None:
     """Put a task into a slot that no task has.  Undone whole where it fails."""
     before: list[_Before] = []
     try:
-        for change, kind in zip(changes, classes):
+        for change in changes:
+            goes_on = isinstance(change.module, Owner)  # what runs once a task already
+            kind = Owner if goes_on else layer_class(change.module, change.pieces)
             known = change.module.dts if isinstance(change.module, Layer) else None
             deltas = known or LayerDeltas(state)
             before.append(_Before(change.module, type(change.module), known, set(deltas.parameters), deltas.in_base))
