@@ -45,9 +45,11 @@ def by_module(model: nn.Module, changes: list[Change], missing: frozenset[str] |
         there = found.setdefault(id(site.module), ModuleChange(site.module, in_base=id(site.module) in has))
         there.pieces[site.parameter] = change.pieces
         there.head |= change.task_only
-    for module in list(model.modules()):  # what reads the weight of a child must know that child's deltas
-        if any(id(getattr(module, child, None)) in found for child in kind_of(module).dts_reads):
-            found.setdefault(id(module), ModuleChange(module))
+    for module in model.modules():  # what reads the weight of a child must know that child's deltas
+        if any(id(child) in found for child in module.children()):
+            read = [module._modules.get(child) for child in kind_of(module).dts_reads]
+            if any(id(child) in found for child in read if child is not None):
+                found.setdefault(id(module), ModuleChange(module))
     return list(found.values())
 
 

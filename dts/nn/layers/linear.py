@@ -129,10 +129,11 @@ class LinearForward(Layer):
 
 def _quantised(module: nn.Module) -> bool:
     """Whether a module is a linear layer whose weight is stored in some other form."""
-    if not (hasattr(module, "in_features") and hasattr(module, "out_features")):
+    sizes = getattr(module, "out_features", None), getattr(module, "in_features", None)
+    if None in sizes or not ("weight" in {*module._parameters, *module._buffers} or hasattr(module, "weight")):
         return False
-    weight = raw(module, "weight")
-    return not weight.is_floating_point() or tuple(weight.shape) != (module.out_features, module.in_features)
+    weight = raw_or_none(module, "weight")
+    return weight is not None and (not weight.is_floating_point() or tuple(weight.shape) != sizes)
 
 
 @register(when=_quantised)
