@@ -45,9 +45,11 @@ def by_module(model: nn.Module, changes: list[Change], missing: frozenset[str] |
         there = found.setdefault(id(site.module), ModuleChange(site.module, in_base=id(site.module) in has))
         there.pieces[site.parameter] = change.pieces
         there.head |= change.task_only
-    for module in list(model.modules()):  # what reads the weight of a child must know that child's deltas
-        if any(id(getattr(module, child, None)) in found for child in kind_of(module).dts_reads):
-            found.setdefault(id(module), ModuleChange(module))
+    for module in model.modules():  # what reads the weight of a child must know that child's deltas
+        if any(id(child) in found for child in module.children()):
+            read = [module._modules.get(child) for child in kind_of(module).dts_reads]
+            if any(id(child) in found for child in read if child is not None):
+                found.setdefault(id(module), ModuleChange(module))
     return list(found.values())
 
 
@@ -67,18 +69,13 @@ def _in_base(model: nn.Module, changes: list[Change], missing: frozenset[str] | 
     return found - lacking
 
 
-def layer_classes(changes: Iterable[ModuleChange]) -> list[type[Layer]]:
-    """What each module becomes; what runs once a task already goes on so."""
-    return [
-        Owner if isinstance(change.module, Owner) else layer_class(change.module, change.pieces) for change in changes
-    ]
-
-
-def put(slot: int, changes: list[ModuleChange], classes: list[type[Layer]], state: RoutingState) -> None:
+def put(slot: int, changes: Iterable[ModuleChange], state: RoutingState) -> None:
     """Put a task into a slot that no task has.  Undone whole where it fails."""
     before: list[_Before] = []
     try:
-        for change, kind in zip(changes, classes):
+        for change in changes:
+            goes_on = isinstance(change.module, Owner)  # what runs once a task already
+            kind = Owner if goes_on else layer_class(change.module, change.pieces)
             known = change.module.dts if isinstance(change.module, Layer) else None
             deltas = known or LayerDeltas(state)
             before.append(_Before(change.module, type(change.module), known, set(deltas.parameters), deltas.in_base))

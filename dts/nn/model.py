@@ -22,7 +22,7 @@ from dts.nn.known_calls import KnownCalls, check_rows, shapes_of
 from dts.nn.layers import Layer, release
 from dts.nn.library import library
 from dts.nn.loaded import Loaded, LoadedTasks
-from dts.nn.loading import by_module, layer_classes, put, take_out, without_effect
+from dts.nn.loading import by_module, put, take_out, without_effect
 from dts.nn.merge import merge
 from dts.nn.once_a_task import run_once_a_task
 from dts.nn.replaced import Places, few, refuse_aliases, refuse_replaced
@@ -114,12 +114,12 @@ class DTSModel(nn.Module):
         config = (source.model_config if source is not None else None) or {}
         changes = fit(self.model, entries, renamer(self.model), untied=config.get("tie_word_embeddings") is False)
         modules = by_module(self.model, changes, None if self._base is None else self._base.missing)
-        classes = layer_classes(modules)
         refuse_aliases(self.model, changes)
         self._refuse_replaced([{loaded.slot: 1.0} for other, loaded in self._loaded.items() if other != name])
-        made = Loaded(self._loaded.free_slot(), source, len(entries.keys() - skipped.keys()), skipped)
-        with self._state.alone():  # never into the slot of the task it replaces: that one is in use until all is well
-            put(made.slot, modules, classes, self._state)
+        with self._state.alone():
+            slot = self._loaded.free_slot()  # never that of the task it replaces: if this fails, that one goes on
+            made = Loaded(slot, source, len(entries.keys() - skipped.keys()), skipped)
+            put(slot, modules, self._state)
             self._layers = {key: module for key, module in self.model.named_modules() if isinstance(module, Layer)}
             for layer_name, layer in self._layers.items():
                 layer.dts.name = layer_name

@@ -29,6 +29,8 @@ class Layer(nn.Module):
 
     A kind of layer is a subclass that `dts.nn.layers.registry.register` names the modules of.  It says how its weight
     is stored, what of it tasks may change (`supports`), and has a ``forward`` that adds each row's deltas.
+
+    What a kind may say besides is named dts_..., so that it hides nothing of the class behind it.
     """
 
     transposed = False  # the weight is stored [in, out]
@@ -122,7 +124,7 @@ class Layer(nn.Module):
         """
         base: Any = base_class(self)
         if tracing():  # programs are made in one thread
-            with replaced(self, tensors):
+            with with_tensors(self, tensors):
                 return base.forward(self, *args, **kwargs)
         twin: nn.Module = object.__new__(base)
         own = self.__dict__
@@ -154,7 +156,7 @@ class Layer(nn.Module):
 
 
 @contextmanager
-def replaced(module: Layer, tensors: dict[str, Tensor]) -> Iterator[None]:
+def with_tensors(module: Layer, tensors: dict[str, Tensor]) -> Iterator[None]:
     """The module with other tensors in place of its own parameters and buffers, for a while.  Not thread-safe."""
     stores: dict[str, dict[str, Any]] = {
         name: module._parameters if name in module._parameters else module._buffers for name in tensors

@@ -52,12 +52,12 @@ class LinearForward(Layer):
         """Base, factors and the deltas of the bias."""
         plain = None if weight is None else weight.plain
         left = bias.raw if bias is not None and bias.raw.tensors else None
-        if plain is not None and self._in_dtype(x):
-            matrix = raw(self, "weight")
-            matrix = matrix.T if self.transposed else matrix
+        matrix = self._parameters.get("weight")
+        if plain is not None and matrix is not None and self._in_dtype(x):
+            full = matrix.T if self.transposed else matrix
             # 16-bit numbers have their sum rounded once; wider ones than float32 stay as wide as they are
             adds = None if left is None or x.dtype == torch.float64 else left.wide
-            y = plain.linear(x, matrix, raw_or_none(self, "bias"), routing, adds)
+            y = plain.linear(x, full, raw_or_none(self, "bias"), routing, adds)
             left = left if adds is None else None
         else:
             y = self.base_forward(x)
@@ -129,10 +129,11 @@ class LinearForward(Layer):
 
 def _quantised(module: nn.Module) -> bool:
     """Whether a module is a linear layer whose weight is stored in some other form."""
-    if not (hasattr(module, "in_features") and hasattr(module, "out_features")):
+    sizes = getattr(module, "out_features", None), getattr(module, "in_features", None)
+    if None in sizes or not ("weight" in {*module._parameters, *module._buffers} or hasattr(module, "weight")):
         return False
-    weight = raw(module, "weight")
-    return not weight.is_floating_point() or tuple(weight.shape) != (module.out_features, module.in_features)
+    weight = raw_or_none(module, "weight")
+    return weight is not None and (not weight.is_floating_point() or tuple(weight.shape) != sizes)
 
 
 @register(when=_quantised)

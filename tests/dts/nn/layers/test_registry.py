@@ -132,6 +132,26 @@ def test_pieces_that_a_kind_does_not_support_go_to_the_fallback(kinds, setting, 
     assert model.status()["once_a_task"] == ["conv"] and isinstance(model.model.conv, Owner)
 
 
+def test_modules_that_only_look_like_a_kind_are_none(maker, dense_twin):
+    """A module with a linear layer's sizes, and no weight or none yet."""
+
+    class Adapted(nn.Module):
+        def __init__(self, without: str):
+            super().__init__()
+            self.in_features, self.out_features, self.inner = 5, 5, nn.Linear(5, 5)
+            if without == "value":
+                self.register_parameter("weight", None)
+
+        def forward(self, x):
+            return self.inner(x)
+
+    base = nn.Sequential(Adapted("attribute"), Adapted("value")).double()
+    entries, model, x = maker.entries(base, skip=0), DTSModel(copy.deepcopy(base)), maker.randn(3, 5, scale=1.0)
+    model.load_task("a", entries)
+    assert {kind_of(module) for module in base} == {Layer} and model.status()["layers"] == {"DTSLinear": 2}
+    torch.testing.assert_close(model(x, tasks="a"), dense_twin(base, [(entries, 1.0)])(x))
+
+
 def test_the_kind_registered_last_is_asked_first(kinds):
     class Other(LinearForward):
         pass
