@@ -20,7 +20,7 @@ FRONT = {"dts.__init__", "dts.__main__"}  # a package's front may name all of it
 @READY
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_files_that_are_named_are_there(page):
-    named = set(FILE.findall(re.sub(r"<[\w>]*>", "<", page.read_text("utf-8"))))
+    named = set(FILE.findall(re.sub(r"\w*<\w+>[\w.]*", "", page.read_text("utf-8"))))
     missing = sorted(one for one in named if not (ROOT / one).exists())
     assert not missing
 
