@@ -1,4 +1,4 @@
-"""How small an adapter is and how much of the fine-tuned model it keeps (DESIGN §2)."""
+"""How small an adapter is and how much of the fine-tuned model it keeps (`docs/glossary.md`)."""
 
 import torch
 from torch import Tensor
