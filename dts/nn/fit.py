@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dts.adapter.entries import Entry
+from dts.codec import parts
 from dts.codec.factors import Factors
 from dts.nn.deltas import Piece
 from dts.nn.layers import kind_of
@@ -134,9 +135,10 @@ def _misfit(factors: Factors) -> str:
     for axis, index, size in zip(("row", "column"), (factors.rows, factors.columns), factors.shape):
         if index is not None and index.numel() and not 0 <= int(index.min()) <= int(index.max()) < size:
             return f"a {axis} {int(index.max())} or {int(index.min())} is none of its {size}"
-    for samples in factors.samples:
-        if tuple(samples.shape) != tuple(factors.packed.shape):
-            return f"a sample of {list(samples.shape)} is not of its factors' {list(factors.packed.shape)}"
+    for data in factors.stored:
+        kind = parts.kind_of(data)
+        if tuple(kind.shape(data)) != factors.compact_shape:
+            return f"{kind.name} of {list(kind.shape(data))} where {list(factors.compact_shape)} belongs"
     return ""
 
 

@@ -1,13 +1,16 @@
 """A kind of part and a method that only this file knows go from a delta to a folder and back, cut and mixed too."""
 
+import copy
 import json
 import shutil
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import dts
 from dts import values
@@ -15,6 +18,8 @@ from dts.adapter import AdapterError, Entry
 from dts.codec import Factors, Undecodable, compress_tensor, residual
 from dts.codec.methods import CHOICES, METHODS
 from dts.codec.parts import KINDS, PartKind, components
+from dts_kernels.parts import KINDS as RUNTIME_KINDS
+from dts_kernels.parts import Kind, PlainBank
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,13 @@ class Elements:
     at: torch.Tensor
     values: torch.Tensor
     shape: tuple[int, int]
+
+    @property
+    def nbytes(self) -> int:
+        return self.at.nbytes + self.values.nbytes
+
+    def to(self, device) -> "Elements":
+        return Elements(self.at.to(device), self.values.to(device), self.shape)
 
 
 class ElementsKind(PartKind[Elements]):
@@ -98,7 +110,10 @@ class Spiky(residual.Residual):
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
-    monkeypatch.setitem(KINDS, "elements", ElementsKind())
+    kind = ElementsKind()
+    monkeypatch.setitem(KINDS, kind.name, kind)
+    bank = partial(PlainBank, matrix=kind.dense)
+    monkeypatch.setitem(RUNTIME_KINDS, kind.name, Kind(kind.name, Elements, bank))
     for registry in (METHODS, CHOICES):
         monkeypatch.setitem(registry, "spiky", Spiky())
 
@@ -131,6 +146,41 @@ def test_from_a_delta_to_a_folder_and_back(tmp_path):
     loaded.save(tmp_path / "again")
     for file in ("dts_config.json", "dts_model.safetensors"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.a, self.b = nn.Embedding(50, 40), nn.Linear(40, 48), nn.Linear(48, 40)
+
+    def forward(self, ids):
+        return self.b(self.a(self.words(ids)).relu())
+
+
+@torch.no_grad()
+def test_rows_of_other_tasks_run_from_it(tmp_path):
+    """No kernel of its own: the naive bank of every kind.  Each row is that of the model which `apply` writes."""
+    torch.manual_seed(0)
+    base, models = Net(), {}
+    for seed, name in enumerate("xy"):
+        tuned = copy.deepcopy(base)
+        for parameter in tuned.parameters():
+            change = 0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed))
+            parameter += change * (1 + 30 * (torch.rand(parameter.shape) < 0.02))
+        dts.compress(base, tuned, tmp_path / name, method="spiky", budget=0.2)
+        models[name] = copy.deepcopy(base)
+        models[name].load_state_dict(dict(dts.Adapter.load(tmp_path / name).apply(base)))
+    model, ids = dts.DTSModel(copy.deepcopy(base)), torch.randint(0, 50, (4, 5))
+    for name in "xy":
+        model.load_task(name, tmp_path / name)
+    stored = [part.kind for f in model._loaded["x"].adapter.entries["a.weight"].matrices for part in f.parts]
+    assert stored == ["residual", "elements"]
+    names = ["x", "y", None, "x"]
+    found = model(ids, tasks=names)
+    for row, name in enumerate(names):
+        torch.testing.assert_close(found[row], models.get(name, base)(ids)[row], rtol=1e-4, atol=1e-4)
+    merged = model.merge_and_unload("y")
+    torch.testing.assert_close(merged(ids), models["y"](ids), rtol=1e-4, atol=1e-5)
 
 
 def test_a_dry_run_knows_the_bytes():
