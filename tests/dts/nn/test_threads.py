@@ -319,8 +319,6 @@ def test_samples_of_other_sizes_are_named_before_anything_is_loaded(setting, mak
         factors, other = maker.factors(8, 8), maker.factors(7, 8)
     factors = dataclasses.replace(factors, stored=(factors.packed, *other.samples))
     entries = tasks["b"] | {"dense.weight": Entry("dense.weight", "dense.weight", (8, 8), "factors", factors=factors)}
-    with pytest.raises(
-        ValueError, match=r"fit the model:\n  dense.weight: sample of \[7, 8\] where \[8, 8\] belongs"
-    ):
+    with pytest.raises(ValueError, match=r"fit the model:\n  dense.weight: sample of \[7, 8\] where \[8, 8\] belongs"):
         model.load_task("a", entries)
     close(model(ids, tasks="a"), wanted["a"])
