@@ -572,7 +572,7 @@ class Fuzzer:
         for _ in range(draw.choice([1, 1, 1, 2])):
             try:
                 draw.choice(MUTATIONS)(folder, draw)
-            except (LookupError, ValueError, TypeError, AttributeError):  # a second one of what is no longer there
+            except (LookupError, ValueError, TypeError, AttributeError, StopIteration):  # of what is no longer there
                 pass
         if attacked:
             try:
@@ -632,6 +632,8 @@ def main() -> int:
             failed += failures
     print(*failed[:50], sep="\n")
     print(summary(total))
+    if sum(total.values()) != args.count:
+        print(f"only {sum(total.values())} of {args.count} were tried")
     return 0 if sum(total.values()) == args.count and not failed else 1
 
 
