@@ -144,7 +144,7 @@ def test_the_command_is_ended_and_resumed(models, tmp_path, number, code):
     ]
     slow = (
         "import sys, time, runpy\nfrom dts.adapter import work\nreal = work.KeptWork.keep\n"
-        "work.Work.keep = lambda *a: (real(*a), print('kept', flush=True), time.sleep(60))[0]\n"
+        "work.KeptWork.keep = lambda *a: (real(*a), print('kept', flush=True), time.sleep(60))[0]\n"
         f"sys.argv = {[str(word) for word in words[2:]]!r}\n"
         "runpy.run_module('dts', run_name='__main__')"
     )
