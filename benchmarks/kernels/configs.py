@@ -21,7 +21,7 @@ DEVICE = "NVIDIA H100 80GB HBM3"
 
 def sweeps(device: str = DEVICE) -> list[dict]:
     """The sweeps' rows: case = [out_features, in_features, rank fraction, rows, "one" task or "distinct"]."""
-    lines = (RESULTS / config.file_name(device).removesuffix(".json") / "sweeps.jsonl").read_text("utf-8").splitlines()
+    lines = (RESULTS / config.slug(device) / "sweeps.jsonl").read_text("utf-8").splitlines()
     return [row for row in map(json.loads, lines) if row["what"] == "sweep"]
 
 

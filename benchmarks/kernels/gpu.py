@@ -26,7 +26,7 @@ import dts_kernels as kernels
 from dts.codec.sketch import split
 from dts.files import write_text
 from dts_kernels import reference
-from dts_kernels.gpu.config import file_name
+from dts_kernels.gpu.config import slug
 from dts_kernels.gpu.tune import random_factors, rotated_milliseconds
 from dts_kernels.samples import dense, groups_of
 
@@ -279,7 +279,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     started, results, failed = time.monotonic(), [], []
     copy, name = copy_bandwidth(), torch.cuda.get_device_name()
-    folder = options.out / file_name(name).removesuffix(".json")
+    folder = options.out / slug(name)
     folder.mkdir(parents=True, exist_ok=True)
     for case in cases():
         if time.monotonic() - started > options.seconds:

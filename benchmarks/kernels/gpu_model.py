@@ -27,7 +27,7 @@ from dts.codec.sketch import split
 from dts.files import write_text
 from dts.nn import DTSModel
 from dts_kernels import Samples, pack
-from dts_kernels.gpu.config import file_name
+from dts_kernels.gpu.config import slug
 from dts_kernels.gpu.tune import random_factors, rotated_milliseconds
 from dts_kernels.samples import groups_of
 
@@ -287,7 +287,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("not measured: this needs a CUDA device", file=sys.stderr)
         return 1
     name = torch.cuda.get_device_name()
-    folder = options.out / file_name(name).removesuffix(".json")
+    folder = options.out / slug(name)
     folder.mkdir(parents=True, exist_ok=True)
     report = Report(folder, name, time.monotonic() + options.seconds)
     run(Size(), "cuda", report, Clock())

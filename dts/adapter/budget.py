@@ -43,11 +43,6 @@ class Curve:
     bytes: np.ndarray
     errors: np.ndarray
 
-    def capped(self, rank: int) -> "Curve":
-        """Without the choices above ``rank``."""
-        keep = self.ranks <= rank
-        return Curve(self.ranks[keep], self.bytes[keep], self.errors[keep])
-
 
 def levelled(curves: list[Curve], elements: list[int]) -> list[Curve]:
     """The curves with each error over its matrix's mean square, so that it is relative error times elements; a

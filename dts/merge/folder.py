@@ -9,24 +9,14 @@ from torch import Tensor
 
 from dts import __version__
 from dts.adapter.modules import by_part, modules_of, write_modules
+from dts.adapter.tokenizer import TEXT_FILES
 from dts.checkpoint import Checkpoint, write_safetensors
 from dts.files import Watch, building, check_place
 
 from .registry import Method
 from .sources import Sources
 
-COPIED = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer*",
-    "vocab*",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "*.model",
-    "*.jinja",
-    "*processor_config.json",
-)
+COPIED = ("config.json", *TEXT_FILES)
 OF_ONE_TASK = ("architectures", "id2label", "label2id", "problem_type", "finetuning_task")
 
 

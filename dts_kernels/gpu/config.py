@@ -144,8 +144,13 @@ def fused(device: Device, dtype: str, rows: int, blocks: int, rank: int) -> bool
     return rows in FUSED_ROWS and rank >= FUSED_RANK
 
 
+def slug(device_name: str) -> str:
+    """What files and folders of a device's figures are called."""
+    return "-".join(device_name.lower().replace("/", " ").split())
+
+
 def file_name(device_name: str) -> str:
-    return "-".join(device_name.lower().replace("/", " ").split()) + ".json"
+    return slug(device_name) + ".json"
 
 
 def user_folder() -> Path:
