@@ -5,8 +5,11 @@
 
 from collections.abc import Callable
 
+from torch import Tensor
+
 from dts.adapter.entries import Entry
 from dts.adapter.in_order import in_order
+from dts.adapter.matrix import Matrix
 from dts.adapter.options import Options
 from dts.adapter.plan import Compressible, matrices_of, shared_delta
 from dts.adapter.sizes import measured
@@ -91,11 +94,17 @@ def _job(plan: Compressible, ranks: list[int], method: Method, pairing: Pairing,
         return 0, lambda: [None] * len(ranks)
     deltas = matrices_of(plan.name, shared_delta(pairing, pairing.pairs[plan.name]))
 
-    def encode(delta, rank: int) -> Factors | None:
+    def encode(delta: Tensor, matrix: Matrix, rank: int) -> Factors | None:
         how = {"name": plan.name, "device": options.device, "seed": options.seed, "overwrite": True}
-        return compress_tensor(delta, method.name, rank=rank, **how) if rank else None
+        if not rank:
+            return None
+        rows = matrix.kept(rank, method).rows
+        if rows is None or matrix.uneven is None:
+            return compress_tensor(delta, method.name, rank=rank, **how)
+        return compress_tensor(delta[rows], method.name, rank=rank, **how).of_rows(rows, len(delta))
 
-    return sum(delta.numel() for delta in deltas), lambda: [encode(*one) for one in zip(deltas, ranks)]
+    elements = sum(delta.numel() for delta in deltas)
+    return elements, lambda: [encode(*one) for one in zip(deltas, plan.matrices, ranks)]
 
 
 def _kept(plan: Compressible, ranks: list[int], factors: list[Factors | None] | None, work: Work) -> Entry | None:
