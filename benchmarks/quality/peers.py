@@ -131,6 +131,43 @@ def tsv_compress(tasks: list[Deltas], fraction: None, seed: int) -> list[Encoded
     return out
 
 
+def plain_svd(width: int, group: int = 128):
+    """Truncated SVD with `width` bits a factor element, in groups of 128 that each have their smallest value and step
+    in fp16; triplets of the whole model in order of their energy a byte, as many as fit."""
+
+    def encode(tasks: list[Deltas], fraction: float, seed: int) -> list[Encoded]:
+        return [_plain_svd(deltas, fraction, width, group) for deltas in tasks]
+
+    return encode
+
+
+def _plain_svd(deltas: Deltas, fraction: float, width: int, group: int) -> Encoded:
+    costs = {name: sum(n * width + math.ceil(n / group) * 32 for n in d.shape) + 16 for name, d in deltas.items()}
+    triplets = [(-(s * s).item() / costs[name], name) for name, d in deltas.items() for s in _svd_of(d)[1]]
+    left, ranks = fraction * fp32_bits(deltas), dict.fromkeys(deltas, 0)
+    for _, name in sorted(triplets):
+        if costs[name] <= left:
+            left -= costs[name]
+            ranks[name] += 1
+    result = {}
+    for name, delta in deltas.items():
+        (u, s, vh), k = _svd_of(delta), ranks[name]
+        u, v = (_in_groups(factor, width, group) for factor in (u[:, :k].T, vh[:k]))
+        result[name] = (u.T * s[:k].half().float()) @ v
+    bits = sum(costs[name] * k for name, k in ranks.items())
+    return Encoded(result, bits, bits)
+
+
+def _in_groups(rows: Tensor, width: int, group: int) -> Tensor:
+    """`uniform` in groups along each row, with their smallest values and steps in fp16."""
+    out = torch.empty_like(rows)
+    for part, to in zip(rows.split(group, 1), out.split(group, 1)):
+        low = part.amin(1, keepdim=True).half().float()
+        step = ((part.amax(1, keepdim=True) - low) / (2**width - 1)).half().float().clamp(min=1e-7)
+        to.copy_(low + step * ((part - low) / step).round().clamp(0, 2**width - 1))
+    return out
+
+
 def delta_come(tasks: list[Deltas], fraction: float, seed: int) -> list[Encoded]:
     """Delta-CoMe, 8 + 3 + 2 bits: 2 triplets in 8 bits, 32 in 3, the others that fit in 2; groups of 128, rounded to
     nearest (the published one rounds by GPTQ, which needs data)."""
@@ -350,6 +387,8 @@ PEERS: dict[str, Peer] = {
     "dts 8 groups": Peer(_low_rank(lambda x: grouped(x, 8), 3, 3, 512), ABLATIONS, "its ablation"),
     "dts no scaling": Peer(_low_rank(unscaled, 1, 1, 0), ABLATIONS, "its ablation"),
     "svd fp16": Peer(_low_rank(lambda x: x.half().float(), 16, 16, 0), SIZES, "truncated SVD"),
+    "svd 4 bit": Peer(plain_svd(4), SIZES, "truncated SVD, groups of 128"),
+    "svd 8 bit": Peer(plain_svd(8), SIZES, "truncated SVD, groups of 128"),
     "delta-come": Peer(delta_come, SIZES, "arXiv 2406.08903"),
     "dare": Peer(dare, SIZES, "arXiv 2311.03099"),
     "drop 4 bit": Peer(drop_4bit, SIZES, "arXiv 2505.13563, core"),

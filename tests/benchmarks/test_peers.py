@@ -48,6 +48,24 @@ def test_dropping_is_unbiased(name):
     assert error < 1.0  # the mean absolute deviation of a mean, in its standard errors, is about 0.8
 
 
+def test_a_plain_svd_spends_bytes_on_the_largest_singular_values_of_all():
+    (deltas,) = tasks(1, shapes=((192, 256), (256, 128)))
+    wide, narrow = (PEERS[f"svd {bits} bit"].encode([deltas], 0.05, 0)[0].deltas for bits in (8, 4))
+    spectra = {name: torch.linalg.svdvals(delta) for name, delta in deltas.items()}
+    ranks = {name: int(torch.linalg.matrix_rank(wide[name])) for name in deltas}
+    costs = {name: sum(8 * n + math.ceil(n / 128) * 32 for n in delta.shape) + 16 for name, delta in deltas.items()}
+    least = min((spectra[n][k - 1] ** 2 / costs[n]).item() for n, k in ranks.items() if k)
+    most = max((spectra[n][k] ** 2 / costs[n]).item() for n, k in ranks.items())
+    assert sum(ranks.values()) and least > 0.9 * most  # but for what no longer fits
+    for name, delta in deltas.items():
+        u, s, vh = torch.linalg.svd(delta, full_matrices=False)
+        k = ranks[name]
+        exact = (u[:, :k] * s[:k]) @ vh[:k]
+        assert (wide[name] - exact).norm() <= 0.02 * exact.norm()
+    error = lambda found: sum((found[n] - d).square().sum().item() for n, d in deltas.items())  # noqa: E731
+    assert error(narrow) < error(wide)  # twice the triplets are worth more than their rounding costs
+
+
 def test_groups_are_equal_in_number_and_keep_their_energy():
     x = torch.randn(40, 30)
     for groups in (2, 4, 8):
