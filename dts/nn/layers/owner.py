@@ -49,7 +49,7 @@ class Owner(Layer):
                 if axis >= 0:
                     part[i] = take_rows(leaves[i], axis, rows, now.rows)
             group_args, group_kwargs = tree_unflatten(part, spec)
-            with dts.state.using([mixture], now.missing, axis=now.axis, called=now.called):
+            with dts.state.using([mixture], now.missing, axis=now.axis, called=now.called, padded=True):
                 results.append(self._run(group_args, group_kwargs))
             places += rows
         return join_rows(results, places, places_out)
