@@ -77,7 +77,7 @@ def update_config(model: nn.Module, resized: Mapping[str, tuple[int, int]], give
     config: Any = getattr(model, "config", None)
     if not _has_config(model):
         return
-    labels, vocabulary = _sizes(model, config, resized)
+    labels, vocabulary = _sizes(model, config, resized, given)
     for name, before, now in (("num_labels", *labels), ("vocab_size", *vocabulary)):
         if before != now:
             _replace(model, name, before, now)
@@ -101,7 +101,7 @@ def task_config(
     base: Any = getattr(model, "config", None)
     if not _has_config(model):
         return base, set()
-    labels, vocabulary = _sizes(model, base, resized)
+    labels, vocabulary = _sizes(model, base, resized, given)
     view = sized_config(base, labels[1], vocabulary[1])
     _set_labels(view, given, other=bool(given) or unnamed or labels[0] != labels[1])
     if unnamed:
@@ -135,18 +135,24 @@ def _embeddings(model: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
 
 
 def _sizes(
-    model: nn.Module, config: Any, resized: Mapping[str, tuple[int, int]]
+    model: nn.Module, config: Any, resized: Mapping[str, tuple[int, int]], given: Mapping[str, Any]
 ) -> tuple[tuple[int, int], tuple[Any, Any]]:
-    """Classes before and now, and ids of the vocabulary before and now."""
+    """Classes before and now, and ids of the vocabulary before and now.
+
+    A detector's head has one output more than there are classes, for no object: what counts is by how many it grew.
+    """
     inputs, outputs = _embeddings(model)
     labels, vocabulary = config.num_labels, getattr(config.get_text_config(), "vocab_size", None)
-    classes, ids = labels, vocabulary
+    classes, ids, names = labels, vocabulary, len(given.get("id2label") or ())
     for name, (before, now) in resized.items():
         module = model.get_submodule(name)
         if before == vocabulary and (module is inputs or module is outputs):
             ids = now
-        elif before == labels and isinstance(module, (nn.Linear, nn.Conv2d)):
-            classes = now
+        elif isinstance(module, (nn.Linear, nn.Conv2d)):
+            if before == labels:
+                classes = now
+            elif names and now - before == names - labels:
+                classes = names
     return (labels, classes), (vocabulary, ids)
 
 

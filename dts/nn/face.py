@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import weakref
 from collections.abc import Callable
 from types import FunctionType, MethodType
 from typing import Any
@@ -34,6 +35,7 @@ class Forward:
 
     def __init__(self, function: Callable[..., Any]):
         self.function = function
+        self._made: weakref.WeakKeyDictionary[type, Any] = weakref.WeakKeyDictionary()
         self.__doc__ = function.__doc__
 
     def __get__(self, wrapper: nn.Module | None, owner: type | None = None) -> Any:
@@ -42,12 +44,15 @@ class Forward:
         if tracing():  # programs call, and do not ask
             return functools.partial(self.function, wrapper)
         model = wrapper.__dict__["_modules"].get("model")
-        return MethodType(
-            _signed(self.function, self.function if model is None else type(plain(model)).forward), wrapper
-        )
+        if model is None:
+            return MethodType(self.function, wrapper)
+        kind = type(plain(model))
+        made = self._made.get(kind)
+        if made is None:
+            made = self._made[kind] = _signed(self.function, kind.forward)
+        return MethodType(made, wrapper)
 
 
-@functools.lru_cache(256)
 def _signed(function: Any, base: Any) -> Any:
     """The function with the parameters of another one, and its own that are named."""
     try:

@@ -6,7 +6,7 @@ import copy
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -273,7 +273,8 @@ class DTSModel(nn.Module):
             now = self._state.counting()
             if not self._places.hold():
                 self._refuse_replaced(now.mixtures)
-            with self._shown(now.mixtures, now.rows > 1, method, args, kwargs) as run:
+            with self._showing(now.mixtures, now.rows > 1, args, kwargs) as model:
+                run = getattr(model, method)
                 if now.rows > 1:
                     check_rows(now.rows, args, kwargs)
                     result = self._run_rows(run, method, args, kwargs, now.mixtures, now)
@@ -293,7 +294,8 @@ class DTSModel(nn.Module):
         if not self._places.hold():
             self._refuse_replaced(mixtures)
         self._last = threading.get_ident(), asked
-        with self._shown(mixtures, listed, method, args, kwargs) as run:
+        with self._showing(mixtures, listed, args, kwargs) as model:
+            run = getattr(model, method)
             if not mixtures:  # a batch without rows
                 with self._state.call([{}], padded=True):
                     return run(*args, **kwargs)
@@ -302,26 +304,24 @@ class DTSModel(nn.Module):
                     return run(*args, **kwargs)
             return self._run_rows(run, method, args, kwargs, mixtures)
 
-    @contextmanager
-    def _shown(
-        self, mixtures: list[Mixture], listed: bool, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Iterator[Callable[..., Any]]:
-        """A method of the base model, which then has the config of the tasks, see `dts.nn.views`.
+    def _showing(
+        self, mixtures: list[Mixture], listed: bool, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> AbstractContextManager[nn.Module]:
+        """The base model, with the config of the tasks where a call needs that, see `dts.nn.views`.
 
         listed: one item a row was given, so that logits have one width for all.
         """
-        model, labels = self.model, labels_in(self.model, args, kwargs)
-        config = getattr(model, "config", None)
-        if labels and config is not None:
-            model = plain(model)
-            config = self._views.for_loss(model, self._layers, self._loaded, mixtures or [{}], labels, listed)
-        elif not listed and config is not None and not compiled(model):
-            config = self._views.of(model, self._layers, self._loaded, mixtures[0])
-        if config is None or config is model.__dict__.get("config") or "config" not in model.__dict__:
-            yield getattr(self.model, method)
-            return
-        with showing(model, config) as twin:
-            yield getattr(twin, method)
+        model = plain(self.model)
+        own = model.__dict__.get("config")
+        if own is None:
+            return nullcontext(self.model)
+        if labels := labels_in(model, args, kwargs):
+            shown = self._views.for_loss(model, self._layers, self._loaded, mixtures or [{}], labels, listed)
+            return showing(model, shown)
+        if listed or compiled(self.model):
+            return nullcontext(self.model)
+        shown = self._views.of(model, self._layers, self._loaded, mixtures[0])
+        return nullcontext(self.model) if shown is own else showing(model, shown)
 
     def _run_rows(
         self,

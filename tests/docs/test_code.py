@@ -117,6 +117,20 @@ def layer() -> dict:
     return {"linear": torch.nn.Linear(32, 64), "delta": torch.randn(64, 32)}
 
 
+def clients() -> dict:
+    """The libraries, a tokenizer and labels of the classifiers' batch."""
+    import transformers
+
+    import dts
+    import dts.integrations.pipelines
+    from tests.dts.integrations.test_pipelines import tokenizer
+
+    adapters = {name: f"adapters/{name}" for name in ("mood", "topic")}
+    model = dts.DTSModel.from_pretrained("models/base", adapters=adapters)
+    names = {"model": model, "transformers": transformers, "tokenizer": tokenizer()}
+    return names | {"labels": torch.tensor([0, 1, 0])}
+
+
 def unseen() -> dict:
     """The two adapters, and an encoder without heads that has them both."""
     import transformers
@@ -130,4 +144,4 @@ def unseen() -> dict:
     return {"adapters": adapters, "model": model}
 
 
-PRELUDES = {"generator": generator, "layer": layer, "unseen": unseen}
+PRELUDES = {"clients": clients, "generator": generator, "layer": layer, "unseen": unseen}

@@ -95,6 +95,12 @@ def join_rows(results: list[Any], places: list[int], axes: Sequence[int] | None,
             if not drop:
                 raise RuntimeError(f"an output {list(leaf.shape)} without a batch axis depends on the task")
             continue
+        sizes = {part.shape[:axis] + part.shape[axis + 1 :] for part in parts}
+        if len(sizes) > 1:
+            raise ValueError(
+                f"the rows' tasks give outputs of different sizes, {sorted(map(list, sizes))} a row, which no one "
+                f"tensor holds: give rows of one of these tasks at a time"
+            )
         whole = torch.cat(parts, axis)
         joined[i] = take_rows(whole, axis, order.tolist(), len(places))
     return tree_unflatten(joined, flat[0][1])

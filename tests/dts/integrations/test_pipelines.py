@@ -24,6 +24,18 @@ PICTURES = [Image.new("RGB", (8, 8), color) for color in ("red", "navy", "white"
 DECODER = dict(vocab_size=50, n_embd=32, n_layer=2, n_head=2, n_positions=64, bos_token_id=2, eos_token_id=3)
 NLI = {name: (["entailment", "neutral", "contradiction"], None) for name in ("a", "b")}
 TAGS = {"ner": (["O", "B-PER", "I-PER"], None), "pos": (["N", "V"], None)}
+THINGS = {"a": (["cat", "dog", "cow"], None), "b": (["car", "bus", "van", "tram"], None)}
+SEGMENTS = dict(
+    num_encoder_blocks=2,
+    depths=[1, 1],
+    sr_ratios=[1, 1],
+    hidden_sizes=[8, 16],
+    num_attention_heads=[1, 2],
+    patch_sizes=[3, 3],
+    strides=[2, 2],
+    mlp_ratios=[2, 2],
+    decoder_hidden_size=16,
+)
 SAME = {"a": (["x", "y"], None), "b": (["x", "y"], None)}  # no classes of their own
 
 
@@ -39,6 +51,10 @@ def tokenizer():
 
 def images():
     return {"image_processor": transformers.ViTImageProcessor(size={"height": 8, "width": 8})}
+
+
+def detectors():
+    return {"image_processor": transformers.YolosImageProcessor(size={"height": 8, "width": 8})}
 
 
 def words():
@@ -79,6 +95,15 @@ KINDS = {
         {"max_new_tokens": 4, "do_sample": False},
     ),
     "image-classification": ("ViTForImageClassification", "ViTConfig", IMAGE, CLASSES, images, PICTURES, {}),
+    "object-detection": (  # its head has an output more than there are classes
+        "YolosForObjectDetection",
+        "YolosConfig",
+        IMAGE | dict(image_size=[8, 8], num_detection_tokens=5),
+        THINGS,
+        detectors,
+        PICTURES,
+        {"threshold": 0.0},
+    ),
     "image-feature-extraction": ("ViTModel", "ViTConfig", IMAGE, SAME, images, PICTURES, {}),
 }
 
@@ -198,6 +223,26 @@ def test_generation_takes_tasks_without_help(tmp_path):
     for task in "ab":
         plain = transformers.pipeline("text-generation", model=made.dense[task], tokenizer=words, device="cpu")
         alike(pipe(TEXTS[0], tasks=task, **options), plain(TEXTS[0], **options))
+
+
+def test_segments_are_named_by_their_task(tmp_path):
+    """A head that is a convolution: one task at a time."""
+    made = family(tmp_path, "SegformerForSemanticSegmentation", "SegformerConfig", SEGMENTS, THINGS)
+    model = made.model()
+    prepare = {"image_processor": transformers.SegformerImageProcessor(size={"height": 16, "width": 16})}
+    pipe = pipeline("image-segmentation", model=model, device="cpu", **prepare)
+    generator = torch.Generator().manual_seed(5)
+    pixels, labels = torch.randn(2, 3, 16, 16, generator=generator), torch.randint(0, 3, (2, 16, 16))
+    for task in THINGS:
+        plain = transformers.pipeline("image-segmentation", model=made.dense[task], device="cpu", **prepare)
+        found, expected = pipe(PICTURES, tasks=task), plain(PICTURES)
+        assert [[one["label"] for one in row] for row in found] == [[one["label"] for one in row] for row in expected]
+        wanted = made.dense[task](pixels, labels=labels)
+        torch.testing.assert_close(model(pixels, labels=labels, tasks=task).loss, wanted.loss, rtol=1e-4, atol=1e-4)
+    mixed = pipe(PICTURES[:2], tasks=["a", "b"])
+    assert {one["label"] for one in mixed[1]} <= set(THINGS["b"][0])
+    with pytest.raises(ValueError, match=r"outputs of different sizes, \[\[3, .*\[4, .*rows of one of these tasks"):
+        model(pixels, tasks=["a", "b"])
 
 
 def test_a_plain_module_is_no_pipelines_model():
