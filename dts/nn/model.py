@@ -35,7 +35,7 @@ from dts.nn.saving import What, save_pretrained
 from dts.nn.selection import AUTO, BASE, Selection, Selections, names_in, one_a_row
 from dts.nn.status import Status, not_reached, status
 from dts.nn.training import guard
-from dts.nn.views import Views, compiled, labels_in, plain, showing
+from dts.nn.views import Views, compiled, labels_in, plain, showing, unwritten
 from dts.sites.transformers import renamer
 
 
@@ -317,7 +317,7 @@ class DTSModel(nn.Module):
             return nullcontext(self.model)
         if labels := labels_in(model, args, kwargs):
             shown = self._views.for_loss(model, self._layers, self._loaded, mixtures or [{}], labels, listed)
-            return showing(model, shown)
+            return unwritten(model, self.model) if shown is own else showing(model, shown)
         if listed or compiled(self.model):
             return nullcontext(self.model)
         shown = self._views.of(model, self._layers, self._loaded, mixtures[0])

@@ -44,9 +44,11 @@ class Views:
         Tasks of a mixture with other names for their classes than each other's have LABEL_0, LABEL_1, ...
         """
         key = frozenset(mixture)
-        if key not in self._made:
-            self._made[key] = _View.made(model, layers, [t for t in tasks.values() if t.slot in key])
-        return self._made[key].sync()
+        view = self._made.get(key)
+        if view is None or view.base is not getattr(model, "config", None):  # or it was given another config
+            made = _View.made(model, layers, [t for t in tasks.values() if t.slot in key])
+            view = self._made[key] = made
+        return view.sync()
 
     def of_rows(self, model: nn.Module, layers: Mapping[str, Layer], tasks: LoadedTasks, rows: list[Mixture]) -> Any:
         """The config that rows share; where their labels differ, these are `Several`."""
@@ -68,14 +70,16 @@ class Views:
         labels: Mapping[str, Any],
         listed: bool,
     ) -> Any:
-        """The config for a call with ``labels=``: a copy, for that call only.
+        """The config for a call with ``labels=``: the model's own, or one for that call only.
 
         listed: logits have one width for all rows, with -inf beyond the classes of each.  Cross entropy over that is
         each row's own; for any other loss ValueError, and for a label that the row's task has not.
         """
         views = [self.of(model, layers, tasks, row) for row in rows]
-        config = copy.copy(views[0])
-        if not listed or config is None:
+        if not hasattr(model.config, "id2label"):  # of no library that is known
+            return model.config
+        config = views[0] if views[0] is model.config else copy.copy(views[0])
+        if not listed:
             return config
         everyone = [self.of(model, layers, tasks, {loaded.slot: 1.0}) for loaded in tasks.values()] + [model.config]
         vocabulary = max([_size(view, "vocab_size") or 0 for view in everyone])
@@ -219,6 +223,18 @@ def labels_in(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
         places = _places(type(model).forward)
         found |= {name: args[i] for name, i in places.items() if i < len(args) and args[i] is not None}
     return found
+
+
+@contextmanager
+def unwritten(model: nn.Module, shown: nn.Module) -> Iterator[nn.Module]:
+    """``shown``, while what a loss notes in the model's config, the kind of problem, is not for calls after it."""
+    config: Any = model.config
+    known = hasattr(config, "problem_type") and config.problem_type is None
+    try:
+        yield shown
+    finally:
+        if known and config.problem_type is not None:
+            config.problem_type = None
 
 
 def plain(model: nn.Module) -> nn.Module:

@@ -100,6 +100,8 @@ def test_cross_encoders(tmp_path):
         assert ours.config.num_labels == dense[task].config.num_labels
     found = with_tasks(ours).predict(PAIRS, tasks="rank", activation_fn=torch.nn.Identity())
     np.testing.assert_allclose(found, dense["rank"].predict(PAIRS, activation_fn=torch.nn.Identity()), atol=1e-4)
-    mixed = with_tasks(ours).predict(PAIRS[:2], tasks=["three", "rank"])
-    np.testing.assert_allclose(mixed[0], dense["three"].predict(PAIRS[:1])[0], atol=1e-4)
-    assert mixed[0].shape == (3,) and float(mixed[1]) == pytest.approx(float(dense["rank"].predict(PAIRS[1])), abs=1e-4)
+    mixed = with_tasks(ours).predict(PAIRS[:2], tasks=["three", "rank"], **raw)
+    np.testing.assert_allclose(mixed[0], dense["three"].predict(PAIRS[:1], **raw)[0], atol=1e-4)
+    assert mixed[0].shape == (3,) and float(mixed[1]) == pytest.approx(
+        float(dense["rank"].predict(PAIRS[1], **raw)), abs=1e-4
+    )

@@ -275,6 +275,27 @@ def test_classes_by_name(bert, model):
     assert [row.task for row in model.predict({"input_ids": IDS}, tasks="auto")][0] in (*CLASSES, BASE)
 
 
+def test_another_config_and_one_of_no_library(model):
+    model.set_task("topic")
+    assert model.config.id2label[4] == "war"
+    model.model.config = copy.deepcopy(model.model.config)
+    model.model.config.pad_token_id = 11
+    assert model.config.id2label[4] == "war" and model.config.pad_token_id == 11
+
+    class Own(torch.nn.Linear):
+        config = None
+
+        def forward(self, x, labels=None):
+            self.config["calls"] += 1
+            return super().forward(x) + labels
+
+    bare = Own(3, 4)
+    bare.config = {"calls": 0}
+    wrapped = DTSModel(bare)
+    wrapped(torch.ones(2, 3), labels=torch.ones(2, 4))
+    assert wrapped.config is bare.config and bare.config == {"calls": 1}
+
+
 def test_models_that_do_not_classify_are_said_so():
     bare = DTSModel(
         transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2))
