@@ -10,7 +10,7 @@ from dts.adapter.in_order import in_order
 from dts.adapter.options import Options
 from dts.adapter.plan import Compressible, matrices_of, shared_delta
 from dts.adapter.sizes import measured
-from dts.adapter.text import number
+from dts.adapter.text import measure
 from dts.adapter.work import Work
 from dts.checkpoint import Pairing
 from dts.codec import Factors, compress_tensor
@@ -74,7 +74,7 @@ class Plans:
     def _assembled(self, made: list[tuple[Compressible, list[int], Entry | None]]) -> dict[str, Entry]:
         """All entries, in the order of the plans, from those of the compressed tensors."""
         entry_of = {plan.name: entry for plan, _, entry in made}
-        self.config["dropped"] = {plan.name: number(plan.norm) for plan, own, _ in made if plan.norm and not any(own)}
+        self.config["dropped"] = {plan.name: measure(plan.norm) for plan, own, _ in made if plan.norm and not any(own)}
         entries = {}
         for name, plan in self.by_name.items():
             entry = entry_of[name] if isinstance(plan, Compressible) else plan

@@ -41,6 +41,8 @@ class Vectors(StrEnum):
     auto = "auto"
     exact = "exact"
     eight_bit = "8bit"
+    four_bit = "4bit"
+    three_bit = "3bit"
 
 
 class Kind(StrEnum):
@@ -91,8 +93,8 @@ def compress(
     vectors: Annotated[
         Vectors,
         typer.Option(
-            help="Biases and norms: exact, or rounded to 8 bits.  auto: 8bit with a "
-            "--budget, whose bytes the matrices need more."
+            help="Biases and norms: exact, or rounded to so many bits, heads to 8 then.  auto: with a "
+            "--budget, as its bytes are few or many; the matrices need them more."
         ),
     ] = Vectors.auto,
     kind: Annotated[
