@@ -1,11 +1,13 @@
 """Samples of all loaded tasks of one layer, as the ops take them."""
 
 import torch
+from torch import Tensor
 
+from .arena import Arena, piece
 from .bank import EAGER
 from .layout import packed_width
 from .operands import SampleOperands, StoredSamples
-from .planar import Arena, grown
+from .planar import grown
 from .routing import Routing
 from .samples import Samples, groups_of
 
@@ -23,26 +25,26 @@ class SampleArena:
         self.table = torch.zeros(8, FIELDS, dtype=torch.int64, device=device)
         self.starts = torch.zeros(9, dtype=torch.int64, device=device)
         self.scales = torch.zeros(8, device=device)
-        self.held: dict[int, tuple[tuple[int, Samples], ...]] = {}  # slot -> (offset, a sample without codes)
+        self.held: dict[int, tuple[tuple[int, Samples], ...]] = {}  # slot -> (place in its run, a sample without codes)
 
     def add(self, slot: int, samples: tuple[Samples, ...]) -> None:
         self.remove(slot)
         if samples:
-            offset = self.codes.put(slot, torch.cat([one.codes.flatten() for one in samples]))
-            sizes = [one.codes.numel() for one in samples]
-        self.held[slot] = tuple((offset + sum(sizes[:i]), one.to("meta")) for i, one in enumerate(samples))
+            self.codes.put(slot, torch.cat([one.codes.flatten() for one in samples]))
+        sizes = [one.codes.numel() for one in samples]
+        self.held[slot] = tuple((sum(sizes[:i]), one.to("meta")) for i, one in enumerate(samples))
         self._tell()
 
     def remove(self, slot: int) -> None:
         if self.held.pop(slot, None) is not None:
-            self.codes.taken.pop(slot, None)
-            self._tell()
+            self._tell()  # before its memory may be another's
+            self.codes.drop(slot)
 
     def samples(self, slot: int) -> tuple[Samples, ...]:
         """Views of the arena."""
         return tuple(
             Samples(
-                self.codes.tensor[at : at + one.codes.numel()].view(one.codes.shape),
+                self.codes.view(self._start(slot) + at, one.codes.numel()).view(one.codes.shape),
                 one.scale,
                 one.stride,
                 one.seed,
@@ -51,8 +53,15 @@ class SampleArena:
             for at, one in self.held[slot]
         )
 
+    def _start(self, slot: int) -> int:
+        return self.codes.taken[slot][0]
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._tell()  # a copy's memory is elsewhere
+
     def _tell(self) -> None:
-        rows = [(slot, at, one) for slot in sorted(self.held) for at, one in self.held[slot]]
+        rows = [(slot, self._start(slot) + at, one) for slot in sorted(self.held) for at, one in self.held[slot]]
         last = max(self.held, default=-1)
         if len(rows) > self.table.shape[0]:
             self.table, self.scales = (grown(t, 2 * len(rows)) for t in (self.table, self.scales))
@@ -65,6 +74,9 @@ class SampleArena:
                 [[slot, at, one.stride, one.seed] for slot, at, one in rows], device=self.table.device
             )
             self.scales[: len(rows)] = torch.tensor([one.scale for _, _, one in rows], device=self.scales.device)
+
+    def memory(self) -> list[Tensor]:
+        return [self.codes.tensor, *self.codes.chunks, self.table, self.starts, self.scales]
 
     @property
     def arguments(self) -> StoredSamples:
@@ -128,8 +140,12 @@ class SampleBank:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the codes; of an arena with its room for more."""
-        return sum(codes.numel() for codes in self.arguments[0])
+        """Bytes of the codes; of an arena all that it holds."""
+        return sum(t.nbytes for t in self.held())
+
+    def held(self) -> list[Tensor]:
+        """All memory of the bank's codes; of an arena with its tables."""
+        return self.arguments[0] if self.arena is None else self.arena.memory()
 
     def to(self, device) -> "SampleBank":
         moved = SampleBank(self.in_features, self.out_features, device, self.transposed)
@@ -154,6 +170,11 @@ class SampleBank:
     def new_operands(self, routing: Routing) -> SampleOperands:
         """The same, not kept: for those who trace, whose programs must not depend on which routing was last."""
         return SampleOperands(*self.arguments, routing.slots, routing.weights)
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        if self.arena:
+            self._refresh()
 
     def _refresh(self) -> None:
         """Derive again what the ops take; beyond EAGER tasks on the CPU when first needed, see `Bank`."""
@@ -180,6 +201,6 @@ def samples_of(stored: StoredSamples, shape: tuple[int, int]) -> dict[int, tuple
     arena, count = bool(codes) and codes[0].dim() == 1, int(starts[-1])
     for k, ((slot, offset, stride, seed), scale) in enumerate(zip(table[:count].tolist(), scales.tolist())):
         size = (shape[0], packed_width(groups_of(shape[1], stride)))
-        own = codes[0][offset : offset + size[0] * size[1]].view(size) if arena else codes[k]
+        own = piece(codes[0], offset, size[0] * size[1]).view(size) if arena else codes[k]
         found[slot] = (*found.get(slot, ()), Samples(own, scale, stride, seed, shape))
     return found

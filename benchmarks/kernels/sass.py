@@ -238,11 +238,13 @@ def loops(sass: str) -> list[list[str]]:
 
 
 def instructions_per_code(sass: str, block_t: int, block_n: int, warps: int, dots: int) -> float:
-    """Of the packed main loop: the innermost loop with the most tensor-core instructions.
+    """Of the packed main loop: of the loops that enclose no other, the one with the most tensor-core instructions.
 
     How many blocks of 128 codes an iteration holds follows from those, so unrolling does not flatter it.
     """
-    body = max(loops(sass), key=lambda lines: sum("HMMA" in line for line in lines))
+    found = loops(sass)  # whose lines have addresses
+    inner = [lines for lines in found if not any(set(other) < set(lines) for other in found)]
+    body = max(inner, key=lambda lines: sum("HMMA" in line for line in lines))
     products = sum("HMMA" in line for line in body)
     a_block = (block_t // 16) * 8 * max(block_n // 8 // warps, 1) * dots  # m16n8k16 products a warp
     return len(body) * warps * 32 / (128 * block_n * products / a_block)

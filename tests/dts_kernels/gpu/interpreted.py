@@ -12,6 +12,7 @@ import dts_kernels as kernels
 from dts_kernels import dispatch, reference
 from dts_kernels.gpu import library_products, products, rules
 from dts_kernels.gpu.config import Config
+from dts_kernels.layout import rank_order
 from dts_kernels.paths import PATHS
 from dts_kernels.samples import dense as dense_samples
 
@@ -147,7 +148,7 @@ def test_every_half_word_decodes_to_its_codes(every_half_word, dtype):
     """The product with the identity is the decoded words: 65,536 of them, all low and all high halves."""
     x, operands, wanted = every_half_word(dtype, "cpu")
     t, _ = products.Launch(x, operands, {"shrink": Config(block_t=128, block_n=1024)}).shrink()
-    assert torch.equal(t[0, 0].float(), wanted)
+    assert torch.equal(t[0, 0].float()[:, rank_order(t.shape[-1])], wanted)
 
 
 def test_one_program_gathers_the_rows_of_a_task_wherever_they_are():
@@ -264,12 +265,48 @@ def test_tasks_switch_in_place():
     assert error(got, wanted) < 3e-6 and not got[1].any()
 
 
-def test_opcheck():
+@pytest.mark.parametrize("new", [dict(rank=300), dict(rank=5, levels=True), dict(rank=5, slot=11)], ids=str)
+def test_what_was_launched_before_goes_on_beyond_the_room(new):
+    """A task that kernels cannot do, of more ranks than they have scratch for, adds nothing in them; all others do."""
+    made = bank()
+    before = made.operands(kernels.Routing.of([0, 2, None])), made.max_rank
+    held, layout, x = [*made.packed, made.table], made.layout, torch.randn(3, IN)
+    slot = new.pop("slot", 5)
+    made.add(slot, factors(**new, seed=9))
+    made.add(4, factors(90, seed=8))
+    made.remove(0)
+    assert made.table is not held[2]
+    routing = kernels.Routing.of([slot, 4, 0])
+    launch = products.Launch(x, before[0]._replace(slots=routing.slots, weights=routing.weights))
+    got = launch.expand(*launch.shrink(), None)
+    assert (launch.width, launch.levels) == (before[1], layout == "planar_levels")
+    assert error(got[1], truth(x, made, routing)[1]) < 3e-6 and not got[[0, 2]].any()
+    assert error(kernels.delta_linear(x, made, routing), truth(x, made, routing)) < 3e-6
+
+
+@pytest.mark.parametrize("rank", [1, 9, 16, 127, 128, 136, 249])
+@pytest.mark.parametrize("levels", [False, True], ids=["4:1", "levels"])
+def test_ranks_beside_whole_blocks(rank, levels, dtype):
+    """The last ranks of U have a row of words for 16 of them, of half words for 8."""
+    made = kernels.Bank(IN, OUT, layout="planar")
+    made.add(1, factors(rank, levels, size=1.0))
+    routing = kernels.Routing.of([1, 1])
+    x = torch.randn(2, IN).to(dtype)
+    launch = products.Launch(x, made.operands(routing), {"shrink": Config(split=2, block_n=32)})
+    assert error(launch.expand(*launch.shrink(), None), truth(x, made, routing)) < TOLERANCE[dtype]
+    flat = library_products.delta_linear(x, None, made.operands(routing), False)
+    assert error(flat, truth(x, made, routing)) < TOLERANCE[dtype]
+    dense = reference.reconstruct(made.factors(1), torch.float64)
+    assert error(kernels.reconstruct(made, {1: 1.0}, dtype=dtype), dense) < TOLERANCE[dtype]
+
+
+def test_opcheck(in_one_piece):
     made, routing = bank(), kernels.Routing.of([2, None])
     arguments = (
         torch.randn(2, IN, requires_grad=True),
         None,
-        *made.operands(routing),
+        *in_one_piece(made.packed, made.table),
+        *made.operands(routing)[2:],
         False,
     )
     utilities = ("test_schema", "test_autograd_registration", "test_faketensor")
