@@ -278,7 +278,7 @@ def report(name: str, arch: int, dtype: str, levels: bool, **overrides) -> Repor
         counted = instructions_per_code(
             sass, constants["BLOCK_T"], constants["BLOCK_N"], options["num_warps"], 3 if levels else 1
         )
-    elif kernel == "sampled_product":
+    elif kernel == "sampled_product" and dtype != "float32":
         counted = instructions_per_sample(sass, constants["BLOCK_T"])
     return Report(
         name,

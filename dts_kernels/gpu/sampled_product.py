@@ -267,8 +267,9 @@ def lay(
 def add_parts(parts, y, out, size, PARTS: tl.constexpr, BLOCK: tl.constexpr):
     """out [size] = round(y + the sum of parts [PARTS, size], float32, in their order).  Grid: ceil(size / BLOCK)."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    stride = tl.full((), 1, tl.int64) * size  # a size of 1 is a constant
     total = tl.load(parts + at, mask=at < size, other=0.0)
     for part in tl.static_range(1, PARTS):
-        total += tl.load(parts + part * size.to(tl.int64) + at, mask=at < size, other=0.0)
+        total += tl.load(parts + part * stride + at, mask=at < size, other=0.0)
     total += tl.load(y + at, mask=at < size, other=0.0).to(tl.float32)
     tl.store(out + at, total.to(out.dtype.element_ty), mask=at < size)

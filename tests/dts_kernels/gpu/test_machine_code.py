@@ -91,7 +91,7 @@ def test_sampled_products_of_a_row_as_it_is(arch):
 
 def chosen_shapes() -> list:
     """Every shape of launch that a size gets on these devices, but for the number of parts."""
-    sizes = product((16, 132), (64, 768, 4096, 14336), (64, 768, 4096), (1, 2, 16, 64), (1, 3, 4, 16))
+    sizes = product((16, 132), (64, 768, 4096, 14336), (64, 768, 4096), (1, 2, 16, 64), (1, 2, 3, 16))
     return sorted(
         {replace(product_shape(*size), split=1 + (product_shape(*size).split > 1)) for size in sizes}, key=str
     )
