@@ -1,27 +1,32 @@
 """Samples of all loaded tasks of one layer, as the ops take them."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from . import sample_contents
 from .arena import Arena, piece
 from .bank import EAGER
 from .layout import packed_width
 from .operands import SampleOperands, StoredSamples
 from .planar import grown
 from .routing import Routing
+from .sample_words import from_words, to_words, words_of
 from .samples import Samples, groups_of
 
-FIELDS = 4  # of a table's row: slot, where the codes begin in an arena, stride, seed
+FIELDS = 4  # of a table's row: slot, where the words begin in an arena, stride, seed
 
 
 class SampleArena:
     """All samples of a bank on its device, in tensors that stay where they are until they have to grow.
 
-    So compiled programs and captured CUDA graphs go on working while tasks come and go.
+    So compiled programs and captured CUDA graphs go on working while tasks come and go.  The codes lie as the GPU
+    kernels read them (`sample_words`).
     """
 
     def __init__(self, device: torch.device):
-        self.codes = Arena(torch.uint8, device)
+        self.words = Arena(torch.int32, device)
         self.table = torch.zeros(8, FIELDS, dtype=torch.int64, device=device)
         self.starts = torch.zeros(9, dtype=torch.int64, device=device)
         self.scales = torch.zeros(8, device=device)
@@ -30,31 +35,26 @@ class SampleArena:
     def add(self, slot: int, samples: tuple[Samples, ...]) -> None:
         self.remove(slot)
         if samples:
-            self.codes.put(slot, torch.cat([one.codes.flatten() for one in samples]))
-        sizes = [one.codes.numel() for one in samples]
+            words = [to_words(one.codes).flatten() for one in samples]
+            self.words.put(slot, torch.cat(words))
+        sizes = [words_of(*one.codes.shape) for one in samples]
         self.held[slot] = tuple((sum(sizes[:i]), one.to("meta")) for i, one in enumerate(samples))
         self._tell()
 
     def remove(self, slot: int) -> None:
         if self.held.pop(slot, None) is not None:
             self._tell()  # before its memory may be another's
-            self.codes.drop(slot)
+            self.words.drop(slot)
 
     def samples(self, slot: int) -> tuple[Samples, ...]:
-        """Views of the arena."""
+        """In disk bytes again."""
         return tuple(
-            Samples(
-                self.codes.view(self._start(slot) + at, one.codes.numel()).view(one.codes.shape),
-                one.scale,
-                one.stride,
-                one.seed,
-                one.shape,
-            )
+            replace(one, codes=_codes_at(self.words.tensor, self._start(slot) + at, *one.codes.shape))
             for at, one in self.held[slot]
         )
 
     def _start(self, slot: int) -> int:
-        return self.codes.taken[slot][0]
+        return self.words.taken[slot][0]
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
@@ -76,18 +76,18 @@ class SampleArena:
             self.scales[: len(rows)] = torch.tensor([one.scale for _, _, one in rows], device=self.scales.device)
 
     def memory(self) -> list[Tensor]:
-        return [self.codes.tensor, *self.codes.chunks, self.table, self.starts, self.scales]
+        return [self.words.tensor, *self.words.chunks, self.table, self.starts, self.scales]
 
     @property
     def arguments(self) -> StoredSamples:
-        return StoredSamples([self.codes.tensor], self.table, self.starts, self.scales)
+        return StoredSamples([self.words.tensor], self.table, self.starts, self.scales)
 
 
 class SampleBank:
     """Samples of every loaded task of one [out_features, in_features] layer.
 
     transposed: they are of the [in_features, out_features] matrix (layers that store their weight so).
-    arena: codes in one tensor, as the GPU kernels read them; None takes what the device needs.
+    arena: words in one tensor, as the GPU kernels read them; None takes what the device needs.
     """
 
     def __init__(
@@ -181,6 +181,7 @@ class SampleBank:
         self._ready = self._made = None
         if self.arena:
             self._ready = self.arena.arguments
+            sample_contents.trust(self._ready, self.shape, self.arena.memory())
         elif len(self._samples) <= EAGER:
             self._ready = self._derive()
 
@@ -200,7 +201,12 @@ def samples_of(stored: StoredSamples, shape: tuple[int, int]) -> dict[int, tuple
     found: dict[int, tuple[Samples, ...]] = {}
     arena, count = bool(codes) and codes[0].dim() == 1, int(starts[-1])
     for k, ((slot, offset, stride, seed), scale) in enumerate(zip(table[:count].tolist(), scales.tolist())):
-        size = (shape[0], packed_width(groups_of(shape[1], stride)))
-        own = piece(codes[0], offset, size[0] * size[1]).view(size) if arena else codes[k]
+        width = packed_width(groups_of(shape[1], stride))
+        own = _codes_at(codes[0], offset, shape[0], width) if arena else codes[k]
         found[slot] = (*found.get(slot, ()), Samples(own, scale, stride, seed, shape))
     return found
+
+
+def _codes_at(words: Tensor, offset: int, rows: int, width: int) -> Tensor:
+    """Disk bytes [rows, width] of the words from an offset on."""
+    return from_words(piece(words, offset, words_of(rows, width)), rows, width)

@@ -21,9 +21,11 @@ def choose(p: Problem) -> str | None:
     if p.layout == "disk" or p.device not in ("cuda", "interpreter") or p.dtype not in DTYPES or not p.rows:
         return None
     if p.layout == "arena":
-        # rows have no kernel
-        if p.op != "add_samples" or p.device == "cuda" and not dispatch.has_triton():
+        # a dense base, which is for export, has no kernel
+        if p.op == "add_dense_samples" or p.device == "cuda" and not dispatch.has_triton():
             return None
+        if p.op == "add_sampled_rows":
+            return "triton"
         return "dense" if p.transposed or p.entries == 1 and p.rows >= DENSE_ROWS else "triton"
     # an embedding's rows have no kernel: the reference waits for the device and no CUDA graph can capture it
     if p.op == "delta_embedding" or p.empty:

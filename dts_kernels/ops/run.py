@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .. import check, contents, dispatch
+from .. import check, contents, dispatch, sample_contents
 from ..cpu import native_samples
 from ..dispatch import Problem
 from ..operands import FactorOperands, SampleOperands, sample_layout
@@ -74,9 +74,12 @@ def chosen(
     return path
 
 
-def readable_samples(like: Tensor, plain: bool, operands: SampleOperands) -> tuple[SampleOperands, str]:
-    """Samples and a routing (plain: that lies as C reads it) as kernels read them, on the device of ``like``, checked;
-    and the samples' layout.  On the CPU without an arena `native_samples` keeps what it has seen of a table."""
+def readable_samples(
+    like: Tensor, plain: bool, operands: SampleOperands, shape: tuple[int, int]
+) -> tuple[SampleOperands, str]:
+    """Samples of [m, n] matrices and a routing (plain: that lies as C reads it) as kernels read them, on the device of
+    ``like``, checked; and the samples' layout.  On the CPU without an arena `native_samples` keeps what it has seen of
+    a table."""
     codes, table, starts, scales, slots, weights = operands
     array = getattr(table, native_samples.HELD, None)
     if plain and array is not None and like.is_cpu and array.of_now(codes, table, starts, scales):
@@ -84,6 +87,7 @@ def readable_samples(like: Tensor, plain: bool, operands: SampleOperands) -> tup
     layout, device = sample_layout(codes), like.device
     check.samples(operands.stored, layout == "arena")
     if layout == "arena":
+        sample_contents.fit(operands.stored, shape)
         codes = [check.flat(c, device) for c in codes]
     if any(c.device != device for c in codes):
         raise ValueError(f"all tensors of a product must be on one device: codes are not on {device}")

@@ -10,7 +10,7 @@ import torch
 
 import dts_kernels as kernels
 from dts_kernels import dispatch, reference
-from dts_kernels.gpu import library_products, products, rules
+from dts_kernels.gpu import library_products, products, rules, sample_products
 from dts_kernels.gpu.config import Config
 from dts_kernels.layout import rank_order
 from dts_kernels.paths import PATHS
@@ -328,7 +328,7 @@ SAMPLED_TOLERANCE = TOLERANCE | {torch.bfloat16: 1e-2}  # the interpreter cuts a
 
 def sample_bank(shape=(37, 50), transposed=False, size=0.01):
     made = kernels.SampleBank(*(shape if transposed else shape[::-1]), transposed=transposed, arena=True)
-    for slot, strides in ((0, (7,)), (2, (13, 64, 1)), (3, (5,))):
+    for slot, strides in ((0, (7,)), (2, (13, 64, 1)), (3, (5,))):  # blocks that runs of eight rows cross, and do not
         own = []
         for stride in strides:
             codes = torch.randint(4, (shape[0], -(-shape[1] // stride)), dtype=torch.uint8)
@@ -369,6 +369,71 @@ def test_sampled_products_of_odd_shapes(shape, path):
     wanted = PATHS["add_samples"]["reference"](x.double(), y.double(), made.operands(routing), False)
     out = PATHS["add_samples"][path](x, y, made.operands(routing), False)
     assert error(out, wanted) < 3e-6
+
+
+DIRECT, SPLIT_DIRECT, LAID = (sample_products.Shape(1, *rest) for rest in ((2, 1, False), (1, 3, False), (2, 2, True)))
+TWO, FOUR, EIGHT = (sample_products.Shape(*rest, True) for rest in ((2, 1, 1), (4, 1, 2), (8, 2, 1)))
+LAUNCHES = [
+    *((6, shape) for shape in (DIRECT, LAID, FOUR, EIGHT)),
+    *((7, shape) for shape in (DIRECT, LAID, EIGHT)),
+    *((12, shape) for shape in (DIRECT, SPLIT_DIRECT, LAID, TWO, FOUR, EIGHT)),
+    *((33, shape) for shape in (SPLIT_DIRECT, LAID, FOUR)),
+    *((513, shape) for shape in (DIRECT, LAID, EIGHT)),
+    (2, TWO),
+    (8, LAID),
+    (16, LAID),
+    (4095, LAID),
+]
+
+
+@pytest.mark.parametrize("stride,shape", LAUNCHES, ids=str)
+def test_sampled_products_of_every_shape_of_launch_and_stride(stride, shape):
+    """Laid out or not, lanes and parts, blocks smaller and larger than a run of rows and than the matrix."""
+    torch.manual_seed(stride)
+    m, n, per_entry = 37, 101, 5 if shape.block_t > 1 else 1
+    made, routing = kernels.SampleBank(n, m, arena=True), kernels.Routing.of([0, 1])
+    for slot in (0, 1):
+        codes = kernels.pack(torch.randint(4, (m, -(-n // stride)), dtype=torch.uint8))
+        made.add(slot, (kernels.Samples(codes, 0.5, stride, 77 * stride + slot, (m, n)),))
+    x, y = torch.randn(2 * per_entry, n).half(), torch.randn(2 * per_entry, m).half()
+    wanted = PATHS["add_samples"]["reference"](x.double(), y.double(), made.operands(routing), False)
+    out = sample_products.add_samples(x, y, made.operands(routing), False, shape)
+    assert error(out, wanted) < 1e-3
+
+
+def test_groups_that_are_not_there_and_infinite_numbers_stay_out_of_other_rows():
+    """The last quad of groups has columns beyond x; an infinite number must not get into rows that do not meet it."""
+    made, routing = sample_bank((37, 50)), kernels.Routing.of([0])
+    x, y = torch.ones(1, 50), torch.zeros(1, 37)
+    x[0, 3] = float("inf")
+    hit = dense_samples(made.samples(0)[0])[:, 3] != 0
+    for laid in (False, True):
+        out = sample_products.add_samples(x, y, made.operands(routing), False, sample_products.Shape(1, 2, 2, laid))
+        assert torch.equal(out[0].isfinite(), ~hit) and hit.any()
+
+
+def test_rows_of_samples_for_an_embedding():
+    torch.manual_seed(0)
+    made, routing = sample_bank(), kernels.Routing.of([2, {0: 0.5, 3: -1.0}, None])
+    ids, y = torch.tensor([[0, 36, -1], [7, 8, 20], [5, 6, 7]]), torch.randn(3, 3, 50)
+    dispatch.ran.clear()
+    out = kernels.add_sampled_rows(ids, y, made, routing)
+    assert dispatch.ran == Counter({("add_sampled_rows", "triton"): 1})
+    wanted = PATHS["add_sampled_rows"]["reference"](ids, y.double(), made.operands(routing), 37)
+    assert error(out, wanted) < 1e-6 and torch.equal(out[2], y[2]) and torch.equal(out[0, 2], y[0, 2])
+    with pytest.raises(IndexError, match="37"):
+        kernels.add_sampled_rows(torch.tensor([37]), y[0, :1], made, kernels.Routing.of([0]))
+
+
+@pytest.mark.parametrize("stride", [1, 3, 7, 12, 100])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_the_dense_matrix_of_samples_is_exact(stride, transposed):
+    shape = (33, 130)
+    made = kernels.SampleBank(*(shape if transposed else shape[::-1]), transposed=transposed, arena=True)
+    codes = kernels.pack(torch.randint(4, (33, -(-130 // stride)), dtype=torch.uint8))
+    made.add(0, (kernels.Samples(codes, 0.3, stride, 99, shape),))
+    matrix, factor = sample_products.dense(made.operands(kernels.Routing.of([0])), 0, shape, torch.float16)
+    assert torch.equal(matrix.float() * factor, dense_samples(made.samples(0)[0]))
 
 
 @pytest.mark.parametrize("path", ["triton", "dense"])

@@ -238,6 +238,8 @@ def sample_bank(m, n, strides, transposed=False):
         ([1], 5, False),
         ([0], 300, False),
         ([0, None, 2, {0: 0.5, 1: -1.0}], 2, False),
+        ([0, 1, 2, None, 0, 2], 1, False),
+        ([0, 2], 8, False),
         ([0, 1], 3, True),
     ],
 )
@@ -268,3 +270,29 @@ def test_sampled_products_in_a_cuda_graph_follow_the_routing(transposed, path):
     graph.replay()
     torch.cuda.synchronize()
     torch.testing.assert_close(out, kernels.add_samples(x, y, made, routing))
+
+
+def test_rows_of_samples_in_a_cuda_graph_follow_the_ids():
+    made, routing = sample_bank(512, 768, (12, 6)), kernels.Routing.of([0, 1], "cuda")
+    ids, y = torch.tensor([[3, -1], [511, 0]], device="cuda"), torch.randn(2, 2, 768, device="cuda")
+    kernels.add_sampled_rows(ids, y, made, routing)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = kernels.add_sampled_rows(ids, y, made, routing)
+    ids.copy_(torch.tensor([[7, 8], [-1, 100]]))
+    graph.replay()
+    torch.cuda.synchronize()
+    wanted = PATHS["add_sampled_rows"]["reference"](ids, y, made.operands(routing), 512)
+    torch.testing.assert_close(out, wanted)
+    with pytest.raises(IndexError, match="512"):
+        kernels.add_sampled_rows(torch.full((2, 2), 512, device="cuda"), y, made, routing)
+
+
+def test_the_words_of_samples_give_their_bytes_back():
+    codes = torch.randint(256, (130, 7), dtype=torch.uint8)
+    one = kernels.Samples(codes, 0.1, 10, 5, (130, 270))
+    made = kernels.SampleBank(270, 130, "cuda")
+    made.add(0, (one,))
+    assert torch.equal(made.samples(0)[0].codes.cpu(), codes)
+    assert torch.equal(made.to("cpu").samples(0)[0].codes, codes)

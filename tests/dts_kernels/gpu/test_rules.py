@@ -4,6 +4,8 @@ import pytest
 
 from dts_kernels import dispatch
 from dts_kernels.dispatch import Problem, choose
+from dts_kernels.gpu.sample_products import LARGEST_LAID, Shape, product_shape, room_of
+from dts_kernels.sample_words import RUN
 
 
 def problem(**changes):
@@ -68,7 +70,34 @@ def test_sampled_products_without_triton_run_as_pytorch(monkeypatch):
     assert choose(problem(op="add_samples", layout="arena")) == "reference"
 
 
-@pytest.mark.parametrize("op", ["add_sampled_rows", "add_dense_samples"])
-def test_rows_and_dense_matrices_of_samples_have_no_kernel(monkeypatch, op):
+@pytest.mark.parametrize("op,path", [("add_sampled_rows", "triton"), ("add_dense_samples", "reference")])
+def test_rows_of_samples_have_a_kernel_and_dense_matrices_have_none(monkeypatch, op, path):
     monkeypatch.setattr(dispatch, "has_triton", lambda: True)
-    assert choose(problem(op=op, layout="arena")) == "reference"
+    assert choose(problem(op=op, layout="arena")) == path
+
+
+@pytest.mark.parametrize(
+    "entries,per_entry,shape",
+    [
+        (1, 1, (1, 8, 8, False)),  # 16 programs of 256 outputs, 128 with their parts
+        (3, 1, (1, 8, 2, False)),
+        (4, 1, (1, 8, 2, True)),
+        (16, 1, (1, 8, 1, True)),
+        (1, 3, (4, 4, 8, True)),
+        (1, 16, (8, 4, 4, True)),
+    ],
+)
+def test_sampled_products_fill_the_processors_in_as_few_parts_as_do(entries, per_entry, shape):
+    assert product_shape(132, 4096, 4096, entries, per_entry) == Shape(*shape)
+
+
+def test_there_is_room_for_every_stride_that_is_laid_out():
+    for n in (1, 5, 100, 2049, 4096):
+        for stride in range(1, LARGEST_LAID + 1):
+            pitch = stride + (RUN - 1 if stride >= 7 else 0)
+            assert -(-n // stride // 4) * 4 * pitch <= room_of(n)
+
+
+def test_the_constants_of_kernels_and_launches_are_one():
+    samples = pytest.importorskip("dts_kernels.gpu.samples")
+    assert (samples.RUN.value, samples.LARGEST_LAID.value) == (RUN, LARGEST_LAID)
