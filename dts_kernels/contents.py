@@ -20,7 +20,8 @@ class Contents:
     """Of one table as it is now, and the tensors it points into.
 
     shape: (out_features, in_features) of its tasks, None without any and for kernel words;
-    factors, exponents: slot -> `PackedFactors` and range exponent (disk bytes only);  tasks: what C makes of them.
+    factors, exponents: slot -> `PackedFactors` and range exponent (disk bytes only);  tasks: what C makes of them;
+    launches: what `gpu.repeat` keeps of products with kernel words.
     """
 
     def __init__(self, packed: list[Tensor], table: Tensor, known=None):
@@ -29,6 +30,7 @@ class Contents:
         self.exponents: dict[int, int] = {}
         self.shape: tuple[int, int] | None = None
         self.tasks: Any = None
+        self.launches: dict[Any, Any] = {}
         self.known = set() if known is None else {known}
         self.on_cpu = all(t.is_cpu for t in self.packed)
         sizes = LAYOUTS.values()

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from .. import check
 from ..bank import Bank
+from ..gpu import repeat
 from ..operands import FactorOperands, schema
 from ..paths import TAKES_ADDS
 from ..routing import Routing, add_rows
@@ -31,6 +32,9 @@ def delta_linear(
     the library's (3 2^-9 of |t| |U^T|).
     """
     if direct(x, y, adds):
+        again = None if bank.layout == "disk" else repeat.delta_linear(x, y, bank.table, routing, adds)
+        if again is not None:
+            return again
         return _delta_linear(x, y, bank.operands(routing), False, adds, bank.in_features)
     same = y if _same_autocast(x, y) else None
     check.product(x, same, routing.slots, routing.weights, adds, bank.in_features, bank.out_features)
@@ -49,6 +53,9 @@ def linear(
     the result has; float64 stays.  The base product is the library's, of all rows at once: a plain model's bits.
     """
     if direct(x, weight, bias, adds):
+        again = None if bank.layout == "disk" else repeat.linear(x, weight, bias, bank.table, routing, adds)
+        if again is not None:
+            return again
         return _linear(x, weight, bias, bank.operands(routing), adds, bank.in_features)
     if weight.shape != bank.shape:
         raise ValueError(f"weight {list(weight.shape)} must be {list(bank.shape)}, as the bank's tasks are")

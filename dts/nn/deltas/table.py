@@ -86,9 +86,10 @@ class Table:
 
         Not to be written into.
         """
-        if routing.slots.shape[0] == 1 and direct(routing.slots, routing.weights, self.stack):
+        slots = routing.slots
+        if slots.shape[0] == 1 and slots.is_cpu and direct(slots, routing.weights, self.stack):
             # on a CPU, where a norm needs less time than the operations below: one task's row as it lies there
-            used = [(s, w) for s, w in zip(routing.slots[0].tolist(), routing.weights[0].tolist()) if s in self.tensors]
+            used = [(s, w) for s, w in zip(slots[0].tolist(), routing.weights[0].tolist()) if s in self.tensors]
             if len(used) == 1:
                 row = self.stack[used[0][0] : used[0][0] + 1].to(dtype)
                 return row if used[0][1] == 1 else row * used[0][1]
