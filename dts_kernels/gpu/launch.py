@@ -4,7 +4,8 @@ Triton looks at every argument of every launch, to find the compiled kernel for 
 bytes, numbers that are 1 or a multiple of 16, and dtypes have kernels of their own.  That takes the host longer than
 a small product takes the card.  A `Bound` launch skips it, so whoever repeats one guarantees that Triton would pick
 the same kernel again: its numbers are kept here, and its pointers are multiples of `ALIGNMENT`, as those of the first
-launch were (`bind` refuses others), of tensors of the same dtypes, on the same device.
+launch were (`bind` refuses others), of tensors of the same dtypes, on the same device.  `run` looks at all of this
+itself; `repeat` has less to look at.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .config import Device
-from .device import device_properties
+from .device import device_properties, on_device
 
 ALIGNMENT = 16  # bytes; what Triton tells pointers apart by
 
@@ -59,6 +60,35 @@ def bind(call: Call, compiled: Any) -> Bound | None:
     x, y, z = (*call.grid, 1, 1)[:3]
     rest = (*call.sizes, *[call.constants[name] for name in names])
     return Bound(compiled.run, (x, y, z), compiled.function, compiled.packed_metadata, rest)
+
+
+_bound: dict[tuple[Any, ...], Bound] = {}  # by all that Triton picks a kernel by, but for its pointers' alignment
+MOST_BOUND = 4096
+
+
+def run(call: Call) -> None:
+    """A launch, without Triton's look where the same one was made before with other pointers."""
+    kernel, grid, pointers, sizes, constants, options = call
+    index = launcher.index(pointers[0])
+    stream = launcher.stream(index)
+    if stream is None:
+        with on_device(pointers[0]):
+            launcher.launch(call)
+        return
+    at, dtypes = [t.data_ptr() for t in pointers], [t.dtype for t in pointers]
+    key = (kernel, index, grid, sizes, *dtypes, *constants.items(), *options.items())
+    bound = _bound.get(key)
+    unaligned = 0
+    for pointer in at:
+        unaligned |= pointer
+    if bound is not None and not unaligned % ALIGNMENT:
+        bound.run(*bound.grid, stream, bound.function, bound.metadata, None, None, None, *at, *bound.rest)
+        return
+    bound = bind(call, launcher.launch(call))
+    if bound is not None:
+        if len(_bound) >= MOST_BOUND:
+            _bound.clear()
+        _bound[key] = bound
 
 
 class Launcher:
@@ -111,5 +141,6 @@ launcher = Launcher()
 def use(other: Launcher) -> Launcher:
     """Every launch from now on is that launcher's; returns the one before."""
     global launcher
+    _bound.clear()
     launcher, before = other, launcher
     return before

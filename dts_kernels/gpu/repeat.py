@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import contents, dispatch
 from ..operands import FactorOperands
-from ..routing import Routing, add_rows
+from ..routing import Routing
 from . import launch
 from .launch import ALIGNMENT, Bound, bind
 
@@ -24,14 +24,14 @@ ROOM, MOST_ROOM = 1 << 18, 1 << 22  # bytes of t that a thread keeps a stream fr
 class Form(NamedTuple):
     """Of calls that are alike, and their launches.
 
-    device: as `Tensor.get_device` has it;  room: bytes of t;  ran: what `dispatch.ran` counts
+    device: as `Tensor.get_device` has it;  card: `launch.Launcher.index`;  room: bytes of t;  ran: what `dispatch.ran` counts
     words, scalars, table: pointers;  second: expand, or base_expand if fused;  with_bias: of base_expand
     """
 
     in_features: int
     out_features: int
     device: int
-    index: int
+    card: int
     room: int
     ran: tuple[str, str]
     words: int
@@ -110,12 +110,15 @@ _linear = torch.nn.functional.linear
 def linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, table: Tensor, routing: Routing, adds: Tensor | None = None
 ) -> Tensor | None:
-    """x W^T + b + the delta (and adds) of each row's tasks, or None; all plain tensors without gradients."""
+    """x W^T + b + the delta of each row's tasks, or None; all plain tensors without gradients.
+
+    adds: what the caller adds to it, looked at here, as nothing is computed in vain.
+    """
     slots, weights = routing.slots, routing.weights
     form = _form("linear", x, table, slots, weights)
     if form is None or adds is not None and not _fits(adds, form):
         return None
-    m, stream = form.out_features, launch.launcher.stream(form.index)
+    m, stream = form.out_features, launch.launcher.stream(form.card)
     if (
         stream is None
         or weight.shape != (m, form.in_features)
@@ -135,19 +138,18 @@ def linear(
         y, given = _linear(x, weight, bias), ()
         if not y.is_contiguous():
             return None
-    out = _run(form, stream, x, y, y, slots, weights, given)
-    return out if adds is None or out is None else add_rows(out, adds, routing)
+    return _run(form, stream, x, y, y, slots, weights, given)
 
 
 def delta_linear(
     x: Tensor, y: Tensor | None, table: Tensor, routing: Routing, adds: Tensor | None = None
 ) -> Tensor | None:
-    """y (None: zeros) + the delta (and adds) of each row's tasks in new memory, or None."""
+    """y (None: zeros) + the delta of each row's tasks in new memory, or None; adds: as in `linear`."""
     slots, weights = routing.slots, routing.weights
     form = _form("delta_linear" if y is None else "delta_linear+", x, table, slots, weights)
     if form is None or adds is not None and not _fits(adds, form):
         return None
-    stream, shape = launch.launcher.stream(form.index), (*x.shape[:-1], form.out_features)
+    stream, shape = launch.launcher.stream(form.card), (*x.shape[:-1], form.out_features)
     if stream is None:
         return None
     if y is not None and not (
@@ -160,8 +162,7 @@ def delta_linear(
     ):
         return None
     out = x.new_empty(shape)
-    run = _run(form, stream, x, out if y is None else y, out, slots, weights, ())
-    return run if adds is None or run is None else add_rows(run, adds, routing)
+    return _run(form, stream, x, out if y is None else y, out, slots, weights, ())
 
 
 def _fits(adds: Tensor, form: Form) -> bool:
@@ -177,7 +178,7 @@ def _run(
     form: Form, stream: int, x: Tensor, y: Tensor, out: Tensor, slots: Tensor, weights: Tensor, given: tuple[int, ...]
 ) -> Tensor | None:
     """Launch; given: pointers of weight and bias for the fused kernel.  None where a pointer is not aligned."""
-    _, _, _, index, _, ran, words, scalars, table, shrink, second, fused, _ = form
+    _, _, _, _, _, ran, words, scalars, table, shrink, second, fused, _ = form
     at, to, rows, gammas = x.data_ptr(), out.data_ptr(), slots.data_ptr(), weights.data_ptr()
     before = to if y is out else y.data_ptr()
     unaligned = at | to | before | rows | gammas

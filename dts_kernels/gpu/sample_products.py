@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ..layout import ceil_div
 from ..operands import SampleOperands
+from . import launch
 from .device import on_device
 from .library_products import wide_mm
 
@@ -22,27 +23,16 @@ def add_samples(x: Tensor, y: Tensor, operands: SampleOperands, transposed: bool
     entries, places = slots.shape
     per_entry, out_features = rows.shape[0] // entries, y.shape[-1]
     block_t = min(MOST_ROWS, 1 << (per_entry - 1).bit_length())
-    with on_device(x):
-        sampled_product[(ceil_div(out_features, BLOCK_M), entries * ceil_div(per_entry, block_t))](
-            rows,
-            own,
-            out,
-            *_arena(codes, rows),
-            table,
-            starts,
-            scales,
-            slots.contiguous(),
-            weights.contiguous(),
-            starts.shape[0] - 1,
-            per_entry,
-            places,
-            rows.shape[1],
-            out_features,
-            BLOCK_T=block_t,
-            BLOCK_M=BLOCK_M,
-            BLOCK_B=BLOCK_B,
-            **PRODUCT_OPTIONS,
+    launch.run(
+        launch.Call(
+            sampled_product,
+            (ceil_div(out_features, BLOCK_M), entries * ceil_div(per_entry, block_t)),
+            (rows, own, out, *_arena(codes, rows), table, starts, scales, slots.contiguous(), weights.contiguous()),
+            (starts.shape[0] - 1, per_entry, places, rows.shape[1], out_features),
+            {"BLOCK_T": block_t, "BLOCK_M": BLOCK_M, "BLOCK_B": BLOCK_B},
+            PRODUCT_OPTIONS,
         )
+    )
     return out
 
 

@@ -13,10 +13,12 @@ from .library import direct
 from .products import delta_linear, linear
 from .rows import add_embedding, delta_embedding
 from .samples import add_dense_samples, add_sampled_rows, add_samples
+from .vectors import add_rows, task_rows
 
 __all__ = [
     "add_dense_samples",
     "add_embedding",
+    "add_rows",
     "add_sampled_rows",
     "add_samples",
     "delta_embedding",
@@ -24,4 +26,5 @@ __all__ = [
     "direct",
     "linear",
     "reconstruct",
+    "task_rows",
 ]
