@@ -90,7 +90,9 @@ def _delta_linear(
         x, operands, adds = readable(x, operands, adds)
     y = None if y is None else check.real(y)
     rows = x.numel() // n if n else x.shape[:-1].numel()
-    path = chosen("delta_linear", x, x.dtype, rows, slots.shape, operands.layout, transposed, operands.max_rank == 0)
+    layout, rank = operands.layout, operands.max_rank
+    sizes = (0, 0, 0) if layout == "disk" else (m, n, rank)
+    path = chosen("delta_linear", x, x.dtype, rows, slots.shape, layout, transposed, rank == 0, sizes)
     if adds is None:
         return path(x, y, operands, transposed)
     if path in TAKES_ADDS:
@@ -117,7 +119,9 @@ def _linear(
     if not plain or check.signed(x, weights, adds):
         x, operands, adds = readable(x, operands, adds)
     rows = x.numel() // n if n else x.shape[:-1].numel()
-    path = chosen("linear", x, x.dtype, rows, slots.shape, operands.layout, False, operands.max_rank == 0)
+    layout, rank = operands.layout, operands.max_rank
+    sizes = (0, 0, 0) if layout == "disk" else (m, n, rank)
+    path = chosen("linear", x, x.dtype, rows, slots.shape, layout, False, rank == 0, sizes)
     if adds is None:
         return path(x, weight, bias, operands)
     if path in TAKES_ADDS:

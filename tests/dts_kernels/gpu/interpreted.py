@@ -218,8 +218,8 @@ def test_many_rows_use_dequantised_factors(levels, dtype):
     made, routing = bank(levels), kernels.Routing.of([{2: 0.5, 0: 1.0}])
     x = torch.randn(rules.DEQUANTISE_ROWS, IN).to(dtype)
     dispatch.ran.clear()
-    got = kernels.delta_linear(x[None], made, routing)[0] if not levels or dtype == torch.float32 else None
-    if got is None:
+    got = kernels.delta_linear(x[None], made, routing)[0] if dtype == torch.float32 else None
+    if got is None:  # so small a matrix has no rows of 16 bits that are enough
         got = library_products.delta_linear(x, None, made.operands(routing), False)
     else:
         assert set(dispatch.ran) == {("delta_linear", "dequantise" + ("_levels" if levels else ""))}

@@ -154,7 +154,7 @@ def test_a_captured_graph_follows_tasks_that_are_swapped():
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
-@pytest.mark.parametrize("rows", [1, 16, 512])
+@pytest.mark.parametrize("rows", [1, 16, 512, 8192])
 def test_one_task_is_captured_too_whatever_the_rows(rows, dtype):
     """Shrink beside the base's product, the fused kernel, and long prompts by library products."""
     made, routing = bank(1024, 768, [600, 30]), kernels.Routing.of([0], "cuda")
