@@ -24,7 +24,8 @@ ROOM, MOST_ROOM = 1 << 18, 1 << 22  # bytes of t that a thread keeps a stream fr
 class Form(NamedTuple):
     """Of calls that are alike, and their launches.
 
-    device: as `Tensor.get_device` has it;  card: `launch.Launcher.index`;  room: bytes of t;  ran: what `dispatch.ran` counts
+    device: as `Tensor.get_device` has it;  card: as `launch.Launcher.index` has it
+    room: bytes of t;  ran: what `dispatch.ran` counts
     words, scalars, table: pointers;  second: expand, or base_expand if fused;  with_bias: of base_expand
     """
 

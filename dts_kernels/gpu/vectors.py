@@ -24,13 +24,7 @@ def readable(stack: Tensor, routing: Routing, dtype: torch.dtype, y: Tensor | No
         and weights.is_contiguous()
         and slots.get_device() == weights.get_device() == device
         and not (stack.is_neg() or weights.is_neg())
-        and (
-            y is None
-            or y.dtype in FLOATS
-            and y.is_contiguous()
-            and y.get_device() == device
-            and not y.is_neg()
-        )
+        and (y is None or y.dtype in FLOATS and y.is_contiguous() and y.get_device() == device and not y.is_neg())
     )
 
 

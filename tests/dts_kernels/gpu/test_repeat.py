@@ -15,7 +15,7 @@ triton = pytest.importorskip("triton", reason="needs Triton (pip install triton)
 import dts  # noqa: E402
 import dts_kernels as kernels  # noqa: E402
 from benchmarks.kernels import host  # noqa: E402
-from dts_kernels import dispatch  # noqa: E402
+from dts_kernels import contents, dispatch  # noqa: E402
 from dts_kernels.gpu import launch, repeat  # noqa: E402
 from dts_kernels.gpu.tune import random_factors  # noqa: E402
 from dts_kernels.ops import add_rows, task_rows  # noqa: E402
@@ -108,7 +108,10 @@ def test_another_number_of_rows_is_another_launch(launcher, rows):
     made, routing, (x, weight) = bank(), kernels.Routing.of([0]), operands(4)
     kernels.linear(x, weight, None, made, routing)
     other, _ = operands(rows)
-    assert [repeats(launcher, lambda: kernels.linear(other, weight, None, made, routing)) for _ in "12"] == [False, True]
+    assert [repeats(launcher, lambda: kernels.linear(other, weight, None, made, routing)) for _ in "12"] == [
+        False,
+        True,
+    ]
     assert repeats(launcher, lambda: kernels.linear(x, weight, None, made, routing))
 
 
@@ -172,7 +175,7 @@ def test_few_forms_are_kept(launcher):
     made, routing, (_, weight) = bank(), kernels.Routing.of([0]), operands()
     for rows in range(1, 2 * repeat.FORMS):
         kernels.linear(torch.randn(rows, IN).half(), weight, None, made, routing)
-    assert len(getattr(made.table, "_dts_contents").launches) <= repeat.FORMS
+    assert len(getattr(made.table, contents.HELD).launches) <= repeat.FORMS
 
 
 def test_nothing_is_repeated_where_the_launcher_says_no(launcher):
