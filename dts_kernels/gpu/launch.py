@@ -40,6 +40,7 @@ class Bound(NamedTuple):
 
     run, function, metadata: of the compiled kernel;  rest: all arguments but the pointers, which are given as integers
     (a tensor would be asked for its own, and the driver whether it is on the device)
+    compiled: kept, as Triton unloads a kernel that nobody has
     """
 
     run: Callable[..., None]
@@ -47,6 +48,7 @@ class Bound(NamedTuple):
     function: Any
     metadata: Any
     rest: tuple[Any, ...]
+    compiled: Any
 
 
 def bind(call: Call, compiled: Any) -> Bound | None:
@@ -59,7 +61,7 @@ def bind(call: Call, compiled: Any) -> Bound | None:
     names = call.kernel.arg_names[len(call.pointers) + len(call.sizes) :]
     x, y, z = (*call.grid, 1, 1)[:3]
     rest = (*call.sizes, *[call.constants[name] for name in names])
-    return Bound(compiled.run, (x, y, z), compiled.function, compiled.packed_metadata, rest)
+    return Bound(compiled.run, (x, y, z), compiled.function, compiled.packed_metadata, rest, compiled)
 
 
 _bound: dict[tuple[Any, ...], Bound] = {}  # by all that Triton picks a kernel by, but for its pointers' alignment

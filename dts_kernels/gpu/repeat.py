@@ -188,9 +188,9 @@ def _run(
     if unaligned % ALIGNMENT or not at:
         return None
     t = _room(form, stream, x)
-    run, grid, function, metadata, rest = shrink
+    run, grid, function, metadata, rest, _ = shrink
     run(*grid, stream, function, metadata, None, None, None, at, words, scalars, table, rows, gammas, t, *rest)
-    run, grid, function, metadata, rest = second
+    run, grid, function, metadata, rest, _ = second
     if fused:
         pointers = at, *given, t, words, scalars, table, rows, to
     else:

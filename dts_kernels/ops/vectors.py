@@ -16,7 +16,7 @@ def add_rows(y: Tensor, adds: Tensor, of: Routing) -> Tensor:
     """
     entries, rows = of.slots.shape[0], y.numel() // max(1, adds.shape[-1])
     fits = adds.dim() == 2 and adds.shape[1:] == y.shape[-1:] and entries and rows and not rows % entries
-    if fits and direct(y, adds, of.slots, of.weights) and _by_kernel(adds, of, y.dtype, y):
+    if fits and _by_kernel(adds, of, y.dtype, y):
         return vectors.task_rows(adds, of, y, torch.empty_like(y), rows, adds.shape[1])
     return routing.add_rows(y, adds, of)
 
@@ -28,7 +28,7 @@ def task_rows(stack: Tensor, of: Routing, dtype: torch.dtype, base: Tensor | Non
     """
     entries = of.slots.shape[0]
     fits = entries and (base is None or base.shape == stack.shape[1:])
-    if fits and direct(stack, of.slots, of.weights, base) and _by_kernel(stack, of, dtype, base):
+    if fits and _by_kernel(stack, of, dtype, base):
         out = torch.empty(entries, *stack.shape[1:], dtype=dtype, device=stack.device)
         return vectors.task_rows(stack, of, base, out, entries, 0)
     if base is None:
@@ -38,4 +38,6 @@ def task_rows(stack: Tensor, of: Routing, dtype: torch.dtype, base: Tensor | Non
 
 
 def _by_kernel(stack: Tensor, of: Routing, dtype: torch.dtype, y: Tensor | None) -> bool:
-    return vectors.readable(stack, of, dtype, y) and dispatch.has_triton()
+    if torch.compiler.is_compiling() or not vectors.readable(stack, of, dtype, y):
+        return False
+    return direct(stack, of.slots, of.weights, y) and dispatch.has_triton()

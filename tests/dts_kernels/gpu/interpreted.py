@@ -421,12 +421,13 @@ def repeating():
     launch.use(before)
 
 
-@pytest.mark.parametrize("entries", [MIXED, [2], [{0: 0.5, 2: -0.25}]], ids=["rows", "one", "mixture"])
-@pytest.mark.parametrize("shape", [(6,), (6, 1)], ids=["rows", "batch"])
+@pytest.mark.parametrize(
+    "entries,shape", [(MIXED, (6,)), ([2], (2, 1)), ([{0: 0.5, 2: -0.25}], (2,))], ids=["rows", "one", "mixture"]
+)
 def test_a_product_that_is_made_again_has_the_same_bits(repeating, entries, shape, dtype):
     made, routing = bank(), kernels.Routing.of(entries)
     weight, bias, adds = (torch.randn(OUT, IN) / 12).to(dtype), torch.randn(OUT).to(dtype), torch.randn(4, OUT)
-    inputs = [torch.randn(*shape, IN).to(dtype) for _ in range(3)]
+    inputs = [torch.randn(*shape, IN).to(dtype) for _ in range(2)]
     y = torch.randn(*shape, OUT).to(dtype)
     kept = y.clone()
 
@@ -443,8 +444,8 @@ def test_a_product_that_is_made_again_has_the_same_bits(repeating, entries, shap
         count = len(repeating.first)
         dispatch.ran.clear()
         again = [products(x) for x in inputs]
-        assert len(repeating.first) == count and len(repeating.again) == 3 * 4 * 2 + 2
-        assert dispatch.ran == Counter({("linear", "triton"): 6, ("delta_linear", "triton"): 6})
+        assert len(repeating.first) == count and len(repeating.again) == 2 * 4 * 2 + 2
+        assert dispatch.ran == Counter({("linear", "triton"): 4, ("delta_linear", "triton"): 4})
         repeating.now = None  # as in a capture
         first = [products(x) for x in inputs]
     assert torch.equal(y, kept)
