@@ -38,6 +38,7 @@ faults: $(VENV)/.test-installed ## kills, full disks, races and forbidden places
 
 gpu: $(VENV)/.test-installed ## tests and benchmarks that need a CUDA device
 	$(RUN) -m pytest -m gpu -n 10 --dist worksteal tests $(ARGS)
+	$(RUN) -m benchmarks.kernels.host
 	$(RUN) -m benchmarks.kernels.gpu
 	$(RUN) -m benchmarks.kernels.gpu_model
 

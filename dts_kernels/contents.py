@@ -21,16 +21,18 @@ class Contents:
     """Of one table as it is now, and the tensors it points into.
 
     shape: (out_features, in_features) of its tasks, None without any and for kernel words;
-    factors, exponents: slot -> `PackedFactors` and range exponent (disk bytes only);  tasks: what C makes of them.
+    factors, exponents: slot -> `PackedFactors` and range exponent (disk bytes only);  tasks: what C makes of them;
+    launches: what `gpu.repeat` keeps of products with kernel words.
     """
 
     def __init__(self, packed: list[Tensor], table: Tensor, known=None):
-        self.given, self.packed, self.version = packed, tuple(packed), _version(table)
+        self.given, self.packed, self.version = packed, tuple(packed), version_of(table)
         self.factors: dict[int, PackedFactors] = {}
         self.exponents: dict[int, int] = {}
         self.shape: tuple[int, int] | None = None
         self.tasks: Any = None
         self.memory: Any = None  # that kernel words are in: it lives as long as the table that was looked at
+        self.launches: dict[Any, Any] = {}
         self.known = set() if known is None else {known}
         self.on_cpu = all(t.is_cpu for t in self.packed)
         sizes = LAYOUTS.values()
@@ -151,7 +153,7 @@ def trust(packed: list[Tensor], table: Tensor, layout: str, shape: tuple[int, in
     """What a bank of kernel words just wrote itself is not read back from the device."""
     known, held = (layout, tuple(shape), max_rank), getattr(table, HELD, None)
     if held is not None and held.given is packed:  # other tasks in the table that kernels have already
-        held.version, held.known = _version(table), {known}
+        held.version, held.known = version_of(table), {known}
     else:
         held = Contents(packed, table, known)
         setattr(table, HELD, held)
@@ -176,7 +178,7 @@ def factors_of(
     return factors, exponents
 
 
-def _version(table: Tensor) -> int | None:
+def version_of(table: Tensor) -> int | None:
     """How often a tensor was changed in place; None where nobody counts."""
     return None if table.is_inference() else table._version
 

@@ -24,10 +24,11 @@ import torch
 
 from dts_kernels.gpu.products import registers
 from dts_kernels.gpu.sample_products import ADDED, DENSE_COLUMNS, LAID_COLUMNS, MOST_ROWS, ROW_COLUMNS, RUNS, Shape
+from dts_kernels.gpu.vectors import BLOCK
 
 ARCHITECTURES = (80, 87, 89, 90, 120)
 DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
-KERNELS = ("shrink", "expand", "base_expand", "dequantise", "reconstruct", "combine_parts")
+KERNELS = ("shrink", "expand", "base_expand", "dequantise", "reconstruct", "combine_parts", "task_rows")
 SAMPLED = ("sampled_product", "sampled_dense", "sampled_rows", "lay", "add_parts")  # without levels
 MODULES = {  # of kernels that are in another one's file
     "combine_parts": "shrink",
@@ -35,6 +36,7 @@ MODULES = {  # of kernels that are in another one's file
     "lay": "sampled_product",
     "add_parts": "sampled_product",
 }
+PLAIN = (*SAMPLED, "combine_parts", "task_rows")  # kernels that know no levels
 ASM = "+asm"  # of the name of a kernel that decodes by inline assembly
 ALL = (*KERNELS, *SAMPLED, "shrink" + ASM, "expand" + ASM)
 CONFIG = {"BLOCK_T": 16, "BLOCK_N": 128, "SPLIT": 1, "GROUPED": True, "ENTRIES": 16}
@@ -107,6 +109,11 @@ def signature(kernel: str, dtype: str, levels: bool, **overrides) -> tuple[dict,
     elif kernel == "combine_parts":
         arguments = {"parts": "*fp32", "t": pointer, "size": "i32"}
         constants = {"PARTS": 4, "BLOCK": 1024}
+    elif kernel == "task_rows":
+        names = ("tasks", "per_entry", "places", "width", "stride")
+        vectors = {"stack": pointer, "slots": "*i32", "weights": "*fp32", "y": pointer, "out": pointer}
+        arguments = vectors | dict.fromkeys(names, "i32")
+        constants = {"BLOCK": BLOCK, "ADD": True}
     elif kernel == "dequantise":
         arguments = {
             **operands,
@@ -302,7 +309,7 @@ def cases(kernels=ALL, architectures=ARCHITECTURES, dtypes=("float16", "bfloat16
         for kernel in kernels
         for arch in architectures
         for dtype in dtypes
-        for levels in ((False,) if kernel.endswith(ASM) or kernel in (*SAMPLED, "combine_parts") else (False, True))
+        for levels in ((False,) if kernel.endswith(ASM) or kernel in PLAIN else (False, True))
     ]
 
 

@@ -9,7 +9,9 @@ from torch import Tensor
 from ..layout import ceil_div
 from ..operands import SampleOperands
 from ..sample_words import RUN
-from .device import device_properties, on_device
+from . import launch
+from .device import on_device
+from .launch import Call
 from .library_products import wide_mm
 
 MOST_ROWS = 8  # of an entry, that a program decodes codes for
@@ -68,57 +70,38 @@ def add_samples(x: Tensor, y: Tensor, operands: SampleOperands, transposed: bool
     entries, places = slots.shape
     (count, in_features), out_features = rows.shape, y.shape[-1]
     per_entry = count // entries
-    processors = device_properties(x.device.index if x.is_cuda else None).processors
+    processors = launch.launcher.properties(launch.launcher.index(x)).processors
     c = shape or product_shape(processors, out_features, in_features, entries, per_entry)
     blocks, room, out = entries * ceil_div(per_entry, c.block_t), room_of(in_features), torch.empty_like(own)
     parts = out if c.split == 1 else torch.empty(c.split, count, out_features, dtype=torch.float32, device=x.device)
-    laid = rows
-    with on_device(x):
-        if c.laid:
-            # what one row loads is a word wide anyway, and needs no conversion then
-            dtype = torch.float32 if c.block_t == 1 else rows.dtype
-            laid = torch.empty(blocks, places, room, c.block_t, dtype=dtype, device=x.device)
-            lay[(ceil_div(room, LAID_COLUMNS), blocks, places)](
-                rows,
-                laid,
-                table,
-                starts,
-                slots,
-                starts.shape[0] - 1,
-                per_entry,
-                places,
-                in_features,
-                room,
-                BLOCK_T=c.block_t,
-                BLOCK_N=LAID_COLUMNS,
+    laid, known = rows, starts.shape[0] - 1
+    if c.laid:
+        # what one row loads is a word wide anyway, and needs no conversion then
+        dtype = torch.float32 if c.block_t == 1 else rows.dtype
+        laid = torch.empty(blocks, places, room, c.block_t, dtype=dtype, device=x.device)
+        launch.run(
+            Call(
+                lay,
+                (ceil_div(room, LAID_COLUMNS), blocks, places),
+                (rows, laid, table, starts, slots),
+                (known, per_entry, places, in_features, room),
+                {"BLOCK_T": c.block_t, "BLOCK_N": LAID_COLUMNS},
+                {},
             )
-        sampled_product[(ceil_div(out_features, RUN * RUNS), blocks, c.split)](
-            rows,
-            laid,
-            own,
-            parts,
-            _arena(words, rows),
-            table,
-            starts,
-            scales,
-            slots,
-            weights,
-            starts.shape[0] - 1,
-            per_entry,
-            places,
-            count,
-            in_features,
-            out_features,
-            room,
-            BLOCK_T=c.block_t,
-            RUNS=RUNS,
-            LANES=c.lanes,
-            SPLIT=c.split,
-            LAID=c.laid,
-            **c.options,
         )
-        if c.split > 1:
-            add_parts[(ceil_div(out.numel(), ADDED),)](parts, own, out, out.numel(), PARTS=c.split, BLOCK=ADDED)
+    launch.run(
+        Call(
+            sampled_product,
+            (ceil_div(out_features, RUN * RUNS), blocks, c.split),
+            (rows, laid, own, parts, _arena(words, rows), table, starts, scales, slots, weights),
+            (known, per_entry, places, count, in_features, out_features, room),
+            {"BLOCK_T": c.block_t, "RUNS": RUNS, "LANES": c.lanes, "SPLIT": c.split, "LAID": c.laid},
+            c.options,
+        )
+    )
+    if c.split > 1:
+        grid, constants = (ceil_div(out.numel(), ADDED),), {"PARTS": c.split, "BLOCK": ADDED}
+        launch.run(Call(add_parts, grid, (parts, own, out), (out.numel(),), constants, {}))
     return out
 
 

@@ -46,10 +46,12 @@ def choice(
     transposed: bool,
     empty: bool,
     exact: bool,
+    sizes: tuple[int, int, int] = (0, 0, 0),
 ) -> tuple[tuple[str, str], Callable[..., Tensor]]:
     """((op, path), implementation) on this machine; hashing plain arguments costs less than making a `Problem`."""
     name = str(dtype).removeprefix("torch.")
-    path = dispatch.choose(Problem(op, device, name, rows, entries, places, layout, transposed, empty, exact))
+    problem = Problem(op, device, name, rows, entries, places, *sizes, layout, transposed, empty, exact)
+    path = dispatch.choose(problem)
     return (op, path), PATHS[op][path]
 
 
@@ -62,14 +64,16 @@ def chosen(
     layout: str,
     transposed: bool = False,
     empty: bool = False,
+    sizes: tuple[int, int, int] = (0, 0, 0),
 ) -> Callable[..., Tensor]:
-    """The path of a product with operands on the device of ``like``, counted.  routing: its [entries, places]."""
+    """The path of a product with operands on the device of ``like``, counted.  routing: its [entries, places];
+    sizes: out_features, in_features and rank of a bank of kernel words."""
     entries, places = routing
     if layout == "disk":
         device = "cpu" if like.is_cpu else like.device.type
     else:
         device = dispatch.device_kind(like.device.type)
-    key, path = choice(op, device, dtype, rows, entries, places, layout, transposed, empty, dispatch.exact())
+    key, path = choice(op, device, dtype, rows, entries, places, layout, transposed, empty, dispatch.exact(), sizes)
     dispatch.ran[key] += 1
     return path
 

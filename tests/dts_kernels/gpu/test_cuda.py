@@ -1,10 +1,13 @@
 """What only a GPU can show: `make gpu`."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
 import dts_kernels as kernels
-from dts_kernels import dispatch, reference
+from dts_kernels import contents, dispatch, ops, reference
+from dts_kernels import routing as plain_routing
 from dts_kernels.gpu import products
 from dts_kernels.gpu.config import Config
 from dts_kernels.gpu.tune import random_factors
@@ -185,7 +188,7 @@ def test_a_task_takes_its_packed_bytes_on_the_device(m, n, rank):
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
-@pytest.mark.parametrize("rows", [1, 16, 512])
+@pytest.mark.parametrize("rows", [1, 16, 512, 8192])
 def test_one_task_is_captured_too_whatever_the_rows(rows, dtype):
     """Shrink beside the base's product, the fused kernel, and long prompts by library products."""
     made, routing = bank(1024, 768, [600, 30]), kernels.Routing.of([0], "cuda")
@@ -296,3 +299,88 @@ def test_the_words_of_samples_give_their_bytes_back():
     made.add(0, (one,))
     assert torch.equal(made.samples(0)[0].codes.cpu(), codes)
     assert torch.equal(made.to("cpu").samples(0)[0].codes, codes)
+
+
+# ---- launches that are repeated ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("entries", [[0], [0, 1, None, 1, 1, 0, 0, 1], [{0: 0.5, 1: 2.0}]], ids=["one", "rows", "mix"])
+def test_a_product_that_is_made_again_has_the_same_bits(entries, dtype):
+    """Whether by Triton's look at the arguments or without it, on whichever stream, for whichever x."""
+    made, routing = bank(768, 640, [600, 100]), kernels.Routing.of(entries, "cuda")
+    weight, bias = torch.randn(768, 640, device="cuda", dtype=dtype), torch.randn(768, device="cuda", dtype=dtype)
+    inputs = [torch.randn(8, 640, device="cuda", dtype=dtype) for _ in range(4)]
+    unaligned = [torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape) for x in inputs]
+    adds = torch.randn(2, 768, device="cuda")
+    y = torch.randn(8, 768, device="cuda", dtype=dtype)
+    products = [
+        lambda x: kernels.linear(x, weight, bias, made, routing),
+        lambda x: kernels.linear(x, weight, None, made, routing, adds),
+        lambda x: kernels.delta_linear(x, made, routing),
+        lambda x: kernels.delta_linear(x, made, routing, y, adds),
+    ]
+    with torch.inference_mode():
+        looked = [[product(x) for product in products] for x in unaligned]
+        for product in products:
+            product(inputs[0])
+        forms = getattr(made.table, contents.HELD).launches
+        assert len(forms) == 3
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        for _ in range(20):
+            again = [[product(x) for product in products] for x in inputs]
+            with torch.cuda.stream(side):
+                beside = [[product(x) for product in products] for x in inputs]
+        torch.cuda.synchronize()
+    for one, two, three in zip(sum(looked, []), sum(again, []), sum(beside, [])):
+        assert (one.double() - two.double()).norm() <= TOLERANCE[dtype] * one.double().norm()
+        assert torch.equal(two, three)
+
+
+def test_threads_that_repeat_launches_on_one_stream_do_not_meet():
+    made, routing = bank(768, 768, [300]), kernels.Routing.of([0], "cuda")
+    inputs = [torch.randn(1, 768, device="cuda", dtype=torch.float16) for _ in range(4)]
+    with torch.no_grad():
+        wanted = [kernels.delta_linear(x, made, routing) for x in inputs]
+
+        def run(x):
+            with torch.no_grad():
+                return [kernels.delta_linear(x, made, routing) for _ in range(300)]
+
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(run, inputs))
+    assert all(torch.equal(one, own) for own, many in zip(wanted, found) for one in many)
+
+
+def test_a_graph_keeps_nothing_of_what_is_repeated_beside_it():
+    """Captured after a product was repeated, replayed while other streams repeat it."""
+    made, routing = bank(768, 768, [300]), kernels.Routing.of([0], "cuda")
+    x, weight = (torch.randn(s, 768, device="cuda", dtype=torch.float16) for s in (1, 768))
+    with torch.no_grad():
+        for _ in range(3):
+            wanted = kernels.linear(x, weight, None, made, routing)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = kernels.linear(x, weight, None, made, routing)
+        side, other = torch.cuda.Stream(), torch.randn_like(x)
+        torch.cuda.synchronize()
+        for _ in range(50):
+            with torch.cuda.stream(side):
+                graph.replay()
+            kernels.linear(other, weight, None, made, routing)
+        torch.cuda.synchronize()
+    assert (out - wanted).norm() <= 1e-3 * wanted.norm()
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_vectors_of_tasks(dtype):
+    routing = kernels.Routing.of([0, None, {1: 0.5, 2: -1.0}, 7], "cuda")
+    stack, y, base = (torch.randn(n, 1100, device="cuda") for n in (3, 8, 1))
+    y, base = y.to(dtype), base[0].to(dtype)
+    rows = plain_routing.task_rows(stack, routing, torch.float32)
+    for _ in range(2):
+        got = ops.task_rows(stack, routing, dtype, base)
+        torch.testing.assert_close(got, (base.float() + rows).to(dtype))
+        got = ops.add_rows(y, stack, routing)
+        torch.testing.assert_close(got, (y.float() + rows.repeat_interleave(2, 0)).to(dtype))
