@@ -81,8 +81,8 @@ class KeptWork(Work):
             return None
         load = partial(_load, found)
         return [
-            Matrix((m, n), load(f"{i}.rows"), load(f"{i}.columns"), norm, load(f"{i}.singular"))
-            for i, ((m, n), norm) in enumerate(json.loads(found.metadata["matrices"]))
+            Matrix((m, n), load(f"{i}.rows"), load(f"{i}.columns"), norm, load(f"{i}.singular"), measured)
+            for i, ((m, n), norm, measured) in enumerate(json.loads(found.metadata["matrices"]))
         ]
 
     def keep_spectra(self, plan: Compressible) -> None:
@@ -92,7 +92,7 @@ class KeptWork(Work):
             for key in ("rows", "columns", "singular")
             if getattr(m, key) is not None
         }
-        about = json.dumps([[m.shape, m.norm] for m in plan.matrices])
+        about = json.dumps([[m.shape, m.norm, m.measured] for m in plan.matrices])
         self._write("spectrum", plan.name, tensors, {"matrices": about})
 
     def clear(self) -> None:
