@@ -19,6 +19,8 @@ from dts.codec import Factors
 from dts.codec.compress import compress_many
 from dts.codec.many import to_host
 
+ALL = 1 << 30  # stands for a rank above any
+
 Read = list[tuple[Tensor, Tensor]]  # of each piece: the fine-tune's [m, n], the base's [m, n]
 
 
@@ -44,10 +46,10 @@ def measured(
     finished: names of those that need not be measured: batches that have others are as they would be without;
     spectrum, count: as in `Matrix.of_many`.
     """
-    parts = {pair.name: pieces(pairing, pair, 0 if count is None else count) for pair in pairs}
+    parts = {pair.name: pieces(pairing, pair, ALL if count is None else count) for pair in pairs}
     done: dict[str, dict[int, tuple[Matrix, float]]] = {}
     for batch, read in _read(pairing, [piece for own in parts.values() for piece in own], device, finished):
-        wide = [torch.linalg.vector_norm(base, dtype=torch.float64) for _, base in read]
+        wide = [torch.linalg.vector_norm(base.float(), dtype=torch.float64) for _, base in read]
         energies = to_host([torch.stack(wide)])[0].square().tolist()
         made = Matrix.of_many(_deltas(read), [piece.pair.name for piece in batch], spectrum, count)
         for piece, matrix, energy in zip(batch, made, energies):
