@@ -41,6 +41,7 @@ gpu: $(VENV)/.test-installed ## tests and benchmarks that need a CUDA device
 	$(RUN) -m benchmarks.kernels.host
 	$(RUN) -m benchmarks.kernels.gpu
 	$(RUN) -m benchmarks.kernels.gpu_model
+	$(RUN) -m benchmarks.compress --seconds 150
 
 bench: $(VENV)/.test-installed ## codec, packing, products, load and switch
 	$(RUN) -m pytest benchmarks --benchmark-enable --benchmark-only $(ARGS)

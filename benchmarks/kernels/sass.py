@@ -30,15 +30,16 @@ ARCHITECTURES = (80, 87, 89, 90, 120)
 DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 KERNELS = ("shrink", "expand", "base_expand", "dequantise", "reconstruct", "combine_parts", "task_rows")
 SAMPLED = ("sampled_product", "sampled_dense", "sampled_rows", "lay", "add_parts")  # without levels
+ENCODING = {"sweep_chunk": "sweep"}  # of the encoder, in float32 whatever the dtype; and their files
 MODULES = {  # of kernels that are in another one's file
     "combine_parts": "shrink",
     "sampled_rows": "sampled_dense",
     "lay": "sampled_product",
     "add_parts": "sampled_product",
 }
-PLAIN = (*SAMPLED, "combine_parts", "task_rows")  # kernels that know no levels
+PLAIN = (*SAMPLED, *ENCODING, "combine_parts", "task_rows")  # kernels that know no levels
 ASM = "+asm"  # of the name of a kernel that decodes by inline assembly
-ALL = (*KERNELS, *SAMPLED, "shrink" + ASM, "expand" + ASM)
+ALL = (*KERNELS, *SAMPLED, *ENCODING, "shrink" + ASM, "expand" + ASM)
 CONFIG = {"BLOCK_T": 16, "BLOCK_N": 128, "SPLIT": 1, "GROUPED": True, "ENTRIES": 16}
 
 
@@ -60,6 +61,8 @@ class Report:
 def signature(kernel: str, dtype: str, levels: bool, **overrides) -> tuple[dict, dict, dict]:
     """(argument types, constants, options) that a launch of `gpu.products` gives a kernel of an LLM's sizes."""
     import triton.language as tl
+
+    from dts_kernels.gpu import sweep
 
     pointer = "*" + DTYPES[dtype]
     t = "*fp32" if overrides.get("SPLIT", 1) > 1 else pointer
@@ -126,6 +129,11 @@ def signature(kernel: str, dtype: str, levels: bool, **overrides) -> tuple[dict,
         }
         constants = {"U": True, "BLOCK_N": 64, "LEVELS": levels}
         options["num_warps"] = 8
+    elif kernel == "sweep_chunk":
+        tensors = ("old", "factor", "misfit", "gram", "sigma", "step")
+        arguments = dict.fromkeys(tensors, "*fp32") | {"ranks": "*i32", "first": "i32", "rank": "i32", "columns": "i32"}
+        constants = {"CHUNK": sweep.CHUNK, "BLOCK_M": sweep.BLOCK_M, "SMALL": sweep.SMALL, "LARGE": sweep.LARGE}
+        options |= {"num_warps": sweep.WARPS}
     elif kernel in SAMPLED:
         arguments, constants, own = _sampled(kernel, pointer, overrides)
         options |= own
@@ -199,7 +207,7 @@ def compile_kernel(kernel: str, arch: int, dtype: str, levels: bool, **overrides
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    module = MODULES.get(kernel, kernel)
+    module = (MODULES | ENCODING).get(kernel, kernel)
     function = getattr(importlib.import_module(f"dts_kernels.gpu.{module}"), kernel)
     arguments, constants, options = signature(kernel, dtype, levels, **overrides)
     names = function.arg_names

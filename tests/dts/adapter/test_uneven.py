@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 from dts.adapter import Adapter
 from dts.adapter.compress import compress
 from dts.adapter.matrix import Matrix
-from dts.adapter.uneven import FEWEST, uneven
+from dts.adapter.uneven import FEWEST, uneven, uneven_among
+from dts.codec import many
 from dts.codec.methods import METHODS
 from dts.codec.spectrum import singular_values
 
@@ -100,6 +101,18 @@ def test_the_rows_that_moved_are_stored_and_all_errors_are_told(pair, tmp_path):
         delta = after[name].double() - before[name].double()
         error = (entry.delta().double() - delta).square().sum() / delta.square().sum()
         assert entry.squared_error == pytest.approx(error.item(), rel=1e-3)
+
+
+def test_on_a_device_the_same_rows_are_kept(pair, tmp_path, monkeypatch):
+    base, tuned, *_ = pair
+    ours = compress(base, tuned, nbytes=9000).entries["embeddings.weight"]
+    monkeypatch.setattr(many, "suits", lambda device: True)
+    theirs = compress(base, tuned, out=tmp_path / "out", nbytes=9000).entries["embeddings.weight"]
+    assert torch.equal(ours.matrices[0].rows, theirs.matrices[0].rows)
+    assert theirs.squared_error == pytest.approx(ours.squared_error, rel=0.01)
+    alike = torch.randn(2, ROWS, COLUMNS)
+    assert uneven_among(torch.stack([table(), alike[0]])) == [True, False]
+    assert uneven_among(alike[:, : FEWEST - 1]) == [False, False]
 
 
 def test_a_dry_run_and_a_second_run_give_the_same_bytes(pair, tmp_path):

@@ -11,7 +11,7 @@ import torch
 
 import dts_kernels as kernels
 from dts_kernels import dispatch, reference
-from dts_kernels.gpu import launch, library_products, products, rules, sample_products, vectors
+from dts_kernels.gpu import launch, library_products, products, rules, sample_products, sweep, vectors
 from dts_kernels.gpu.config import Config
 from dts_kernels.layout import rank_order
 from dts_kernels.paths import PATHS
@@ -589,3 +589,33 @@ def test_what_tasks_add_to_vectors(entries, width, dtype):
     assert error(got, base.double() + wanted) < TOLERANCE[dtype]
     got = vectors.task_rows(stack, routing, None, torch.empty(len(entries), width, dtype=dtype), len(entries), 0)
     assert torch.isfinite(got).all() and (got.double() - wanted).norm() <= TOLERANCE[dtype] * wanted.norm()
+
+
+@pytest.mark.parametrize("k,first", [(70, 0), (70, 64), (9, 0)])
+def test_a_chunk_of_components_is_swept_one_after_the_other(k, first):
+    """Against the definition: each component's best value beside what all the others are by then, then rounded."""
+    torch.manual_seed(0)
+    ranks, columns = [k, max(first + 1, k - 5)], 37
+    delta, v = torch.randn(2, columns, 50, dtype=torch.float64), torch.randn(2, k, 50).sign() * 1.0
+    factor, sigma = torch.randn(2, k, columns).sign() * 1.0, torch.rand(2, k) + 0.1
+    for i, rank in enumerate(ranks):
+        v[i, rank:], factor[i, rank:], sigma[i, rank:] = 0, 0, 0
+    gram = v @ v.mT
+    step = torch.where(sigma > 0, 1.3 / (gram.diagonal(dim1=1, dim2=2) * sigma), 0.0)
+    last = min(first + sweep.CHUNK, k)
+    misfit = (v @ delta.float().mT - (gram * sigma[:, None]) @ factor)[:, first:last]
+    moved = factor.clone()
+    sweep.sweep(factor, moved, misfit.contiguous(), gram, sigma, step, torch.tensor(ranks, dtype=torch.int32), first)
+    for i, rank in enumerate(ranks):
+        naive = factor[i].double()
+        for j in range(first, min(last, rank)):
+            left = delta[i] - (naive.T * sigma[i]) @ v[i].double()
+            target = naive[j] + 1.3 * (left @ v[i, j].double()) / (sigma[i, j] * v[i, j].square().sum())
+            naive[j] = torch.where(target.abs() > 2.5, 4.0, 1.0) * target.sign()
+        assert torch.equal(moved[i].double(), naive)
+
+
+def test_what_cannot_be_swept_is_refused():
+    x, ranks = torch.ones(1, 4, 8), torch.ones(1, dtype=torch.int32)
+    with pytest.raises(ValueError, match="misfit, gram, step cannot be swept"):
+        sweep.sweep(x, x.clone(), x[:, :2], torch.ones(1, 4, 5), torch.ones(1, 4), torch.ones(1, 4).double(), ranks, 0)
