@@ -10,6 +10,7 @@ from benchmarks.quality.style import label
 from benchmarks.quality.suite import OURS
 
 SIZES = (0.001, 0.0017, 0.0025, 0.005, 0.01, 0.02, 0.04)  # of fp32, 0.1 % to 4 %
+BYTES = "bytes of one fine-tune on disk, % of fp32"  # what they are shares of, in plots
 ADR, ADR_SIZE = 0.001, 0.005
 RATIO = 0.5
 PAPER, ULTRADELTA = "dts paper", "ultradelta"
