@@ -164,12 +164,13 @@ METHOD = """<h2 id="method">How it was measured</h2>
 method's randomness, against the fine-tuned model.  Biases, norms and heads are exact for every method and not counted,
 except in rows of whole adapter folders, which count every byte.  Peers are re-implemented with their published
 settings; their file headers, and masks that a seed regenerates, are counted as free.  A method is measured at the sizes
-it can have; EMR and TALL-mask keep a vector of all tasks on top.  Methods larger than 12 % of fp32 are in the tables
-only.</p>
+it can have; EMR, TALL-mask and RTVQ keep a vector of all tasks on top.  Methods larger than 12 % of fp32 are in the
+tables only.</p>
 <p>Families, by colour: {families}.</p>
 <p>Made by <code>python -m benchmarks.quality.report --results benchmarks/results/quality --out out/</code> from the
-rows that <code>dts bench quality --suite text</code>, <code>images</code> and <code>language</code> measure, and from
-<code>python -m benchmarks.quality.theory</code>.  The figures as JSON: <a href="figures.json">figures.json</a>.</p>"""
+rows that <code>dts bench quality --suite text</code>, <code>images</code> and <code>language</code> and
+<code>python -m benchmarks.quality.text_all</code> measure, and from <code>python -m benchmarks.quality.theory</code>.
+The figures as JSON: <a href="figures.json">figures.json</a>.</p>"""
 
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">

@@ -9,9 +9,8 @@ from statistics import mean
 
 from benchmarks.quality.rows import at, line
 from benchmarks.quality.style import INK, figure, label, percent_axis, save_small, style
-from benchmarks.quality.targets import BYTES, RATIO, SIZES, best_peer, ours
+from benchmarks.quality.targets import BYTES, RATIO, SIZES, VARIANTS, best_peer, ours
 
-VARIANTS = ("residual frobenius", "residual uniform")  # ours to compare with, not to use
 LEVELS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)  # ticks
 FILLED = 0.7  # of the distance between two sizes: what the dots of one size take
 
@@ -81,14 +80,15 @@ def draw(suites: dict[str, list[Ratio]], path: Path) -> Path | None:
     columns = len(panels) if len(panels) <= 3 else math.ceil(len(panels) / 2)
     lines = math.ceil(len(panels) / columns)
     made, all_axes = figure(5.4 * columns + 0.4, 4.9 * lines, columns, lines, squeeze=False)
+    own = ours([{"method": r.method} for found in panels.values() for r in found])
     for axes, (name, found) in zip(all_axes.flat, panels.items()):
-        _panel(axes, name, found)
+        _panel(axes, name, found, own)
     for axes in all_axes.flat[len(panels) :]:
         axes.set_visible(False)
     return save_small(made, path)
 
 
-def _panel(axes, name: str, found: list[Ratio]) -> None:
+def _panel(axes, name: str, found: list[Ratio], own: list[str]) -> None:
     methods = list(dict.fromkeys(r.method for r in found))
     shares = sorted({r.share for r in found})
     axes.set(xscale="log", yscale="log", xlabel=BYTES, ylabel="our KL / the best peer's")
@@ -99,7 +99,7 @@ def _panel(axes, name: str, found: list[Ratio]) -> None:
     apart = min((math.log10(b / a) for a, b in zip(shares, shares[1:])), default=0.3)
     width = FILLED * min(0.3, apart) / len(methods)
     for i, method in enumerate(methods):
-        look = style(method, methods)
+        look = style(method, own)
         side = (i - (len(methods) - 1) / 2) * width
         mine = [r for r in found if r.method == method]
         for r in mine:

@@ -117,7 +117,7 @@ def test_targets_are_computed_from_the_rows(measured):
 
 def test_our_methods_come_in_one_order_whatever_was_measured_first():
     cells = [{"method": name} for name in ("residual uniform", "dare", "another", "residual frobenius", "residual")]
-    assert targets.ours(cells) == ["residual", "residual frobenius", "residual uniform", "another"]
+    assert targets.ours(cells) == ["residual", "another", "residual frobenius", "residual uniform"]
 
 
 def test_ratios_to_the_best_peer(measured):
@@ -167,6 +167,12 @@ def test_the_main_figure_has_a_panel_a_suite(measured, tmp_path, suites):
     assert all(f"<!-- suite {i}: 2 fine-tunes -->" in text for i in range(suites)) and "nothing" not in text
     assert text.count("<!-- UltraDelta -->") == 3 * suites  # above each size
     assert ratios.draw({"nothing": []}, tmp_path / "none") is None
+
+
+def test_committed_pictures_are_small():
+    pictures = list(report.COMMITTED.glob("*.png"))
+    assert {"ratios.png", "headline.png"} <= {picture.name for picture in pictures}
+    assert all(picture.stat().st_size <= 100_000 for picture in pictures)
 
 
 def test_a_suite_of_two_words_has_anchors_and_files_without_blanks(measured, tmp_path):
