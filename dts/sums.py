@@ -22,6 +22,11 @@ def norm(x: Tensor) -> float:
     return energy(x) ** 0.5
 
 
+def row_energies(x: Tensor) -> Tensor:
+    """The sum of squares of each row of a matrix: float64 [rows], on the device of x."""
+    return torch.cat([part.double().square().sum(1) for part in x.split(max(1, BLOCK // max(1, x.shape[1])))])
+
+
 def dot(a: Tensor, b: Tensor) -> float:
     """The sum of products of two tensors of one shape."""
     return _total(x.dot(y) for x, y in _blocks(a, b))

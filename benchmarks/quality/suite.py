@@ -96,7 +96,7 @@ def residual(tasks: list[Deltas], fraction: float, seed: int) -> list[Encoded]:
 
 def sketched(tasks: list[Deltas], fraction: float, seed: int) -> list[Encoded]:
     """What `dts.compress(budget=, method="sketch")` does with the matrices: the same budget, most of it for samples."""
-    return [_encoded(deltas, _budgeted_ranks(deltas, fraction), seed, "sketch") for deltas in tasks]
+    return [_encoded(d, _budgeted_ranks(d, fraction, method="sketch"), seed, "sketch") for d in tasks]
 
 
 def residual_frobenius(tasks: list[Deltas], fraction: float, seed: int) -> list[Encoded]:
@@ -110,25 +110,33 @@ def residual_uniform(tasks: list[Deltas], fraction: float, seed: int) -> list[En
 
 
 def _encoded(deltas: Deltas, ranks: dict[str, int], seed: int, method: str = "residual") -> Encoded:
-    factors = {
-        n: dts.codec.compress_tensor(d, method, rank=ranks[n], name=n, seed=seed) for n, d in deltas.items() if ranks[n]
-    }
-    bits = 8 * sum(f.nbytes for f in factors.values())
-    result = {n: factors[n].reconstruct() if ranks[n] else torch.zeros_like(d) for n, d in deltas.items()}
+    result, bits = {}, 0
+    for name, delta in deltas.items():
+        result[name] = torch.zeros_like(delta)
+        if ranks[name]:
+            rows = _measured(delta).kept(ranks[name], method_of(method)).rows
+            kept = slice(None) if rows is None else rows
+            factors = dts.codec.compress_tensor(delta[kept], method, rank=ranks[name], name=name, seed=seed)
+            result[name][kept] = factors.reconstruct()
+            bits += 8 * (factors if rows is None else factors.of_rows(rows, len(delta))).nbytes
     return Encoded(result, bits, bits)
 
 
-def _budgeted_ranks(deltas: Deltas, fraction: float, level: bool = True) -> dict[str, int]:
-    curves = [_curve(delta) for delta in deltas.values()]
+def _budgeted_ranks(deltas: Deltas, fraction: float, level: bool = True, method: str = "residual") -> dict[str, int]:
+    curves = [_curve(delta, method) for delta in deltas.values()]
     if level:
-        curves = levelled(curves, [delta.numel() for delta in deltas.values()])
+        curves = levelled(curves, [_measured(delta).elements for delta in deltas.values()])
     return dict(zip(deltas, allocate(curves, fraction * fp32_bits(deltas) / 8)))
 
 
 @lru_cache(maxsize=512)
-def _curve(delta: Tensor) -> Curve:  # tensors hash by identity
+def _measured(delta: Tensor) -> Matrix:  # tensors hash by identity
+    return Matrix.of(delta, "", spectrum=True)
+
+
+def _curve(delta: Tensor, method: str) -> Curve:
     """Bytes without headers, which no method's bytes hold."""
-    curve = Matrix.of(delta, "", spectrum=True).curve(method_of("residual"))
+    curve = _measured(delta).curve(method_of(method))
     return replace(curve, bytes=curve.bytes - np.where(curve.ranks > 0, HEADER_BYTES, 0))
 
 

@@ -50,15 +50,19 @@ def data_folder() -> Path:
     return Path(__file__).resolve().parents[3] / "shared" / "data" / "text"
 
 
-def finetunes(names: list[str], seeds: list[int]) -> list[tuple[Task, int, Path]]:
+def finetunes(names: list[str], seeds: list[int], every: bool = False) -> list[tuple[Task, int, Path]]:
     """(task, seed, checkpoint) of every task and seed, trained or found in the cache.  A task's seeds differ in
-    everything but data: the head's first values, the order of batches and dropout."""
+    everything but data: the head's first values, the order of batches and dropout.
+
+    every: all parameters are trained and all matrices decayed, embeddings too.
+    """
     found = []
     for seed in seeds:
         for task in folder_tasks(data_folder(), names):
             samples, epochs = TRAINING[task.name]
             task = task.shortened(samples)
-            path = finetune(task, Recipe(epochs=epochs, seed=seed), cache=CACHE)
+            recipe = Recipe(epochs=epochs, seed=seed, train_embeddings=every, decay_embeddings=every)
+            path = finetune(task, recipe, cache=CACHE)
             found.append((task, seed, path))
             print(f"{task.name}, seed {seed}: {path.name}", file=sys.stderr, flush=True)
     return found

@@ -62,7 +62,9 @@ def compress(
     overwrite: replace an adapter at ``out``, once the new one is whole
     dry_run: write nothing; the adapter returned has the planned ranks, bytes and predicted errors, no content, and
         its ``prediction`` the errors' bounds
-    device: where to compute;  seed: of all random choices;  command: noted in the adapter
+    device: where to compute: the CPU (None), "cuda", "cuda:1", or "auto", a GPU where there is one; the same seed gives
+        the same bytes on devices of one model
+    seed: of all random choices;  command: noted in the adapter
     allow_empty: make an adapter of a fine-tune that equals its base too
 
     The adapter's ``account`` says what became of every tensor of both models.

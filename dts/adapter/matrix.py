@@ -1,27 +1,43 @@
 """What a budget needs to know of one delta, and what it would become and cost at every rank."""
 
-import math
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from dts import sums
 from dts.adapter.budget import BLOCK, Curve
 from dts.adapter.sizes import HEADER_BYTES
-from dts.codec import Factors, singular_values
-from dts.codec.compress import checked, compacted
+from dts.adapter.uneven import Leading, Uneven, best_choices, uneven, uneven_among
+from dts.codec import Factors, many, singular_values
+from dts.codec.compress import checked, compacted, look_at
 from dts.codec.method import Method
 
+NO_SPECTRUM = "this matrix was measured without its singular values"
 UNKNOWN = 0.5  # stands for an error that is not predicted, where only bytes are planned
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What of a delta is compressed at some rank: the rows and columns of it (int64, None: all), of this shape, norm
+    and singular values (None: not known)."""
+
+    rows: Tensor | None
+    columns: Tensor | None
+    shape: tuple[int, int]
+    norm: float
+    singular: Tensor | None
 
 
 @dataclass
 class Matrix:
     """One delta [m, n]: which rows and columns are not zero, its norm, and (if asked for) its singular values, float64.
 
-    A *rank* is what a method is asked for, see `dts.codec.method`.
+    measured: how many of those are; the others are estimated, and no rank above is planned.  None: all are.
+    A *rank* is what a method is asked for, see `dts.codec.method`.  uneven: of a table whose rows moved unevenly, of
+    which each rank keeps some (`kept`); only where singular values are asked for.
     """
 
     shape: tuple[int, int]
@@ -29,6 +45,8 @@ class Matrix:
     columns: Tensor | None
     norm: float
     singular: Tensor | None = None
+    measured: int | None = None
+    uneven: Uneven | None = None
     known: dict = field(default_factory=dict, repr=False, compare=False)  # curves and predicted errors made before
 
     @classmethod
@@ -37,8 +55,35 @@ class Matrix:
         m, n = delta.shape
         rows, columns, compact = compacted(checked(delta, name, device))
         norm = sums.norm(compact)
-        values = singular_values(compact).cpu() if spectrum and norm else None
-        return cls((m, n), rows, columns, norm, values)
+        if not spectrum or not norm:
+            return cls((m, n), rows, columns, norm)
+        table = uneven(compact, m, singular_values)
+        values = singular_values(compact).cpu() if table is None else table.choices[-1].singular
+        return cls((m, n), rows, columns, norm, values, uneven=table)
+
+    @classmethod
+    def of_many(cls, deltas: Tensor, names: list[str], spectrum: bool, count: int | None = None) -> list["Matrix"]:
+        """Of each of deltas float32 [B, m, n], measured together on the device they are on.
+
+        count: of the singular values only so many are measured, where that is cheaper, and the others estimated by
+        what they have together: enough for ranks that are lower.
+        """
+        looks, shape = look_at(deltas, names), (deltas.shape[1], deltas.shape[2])
+        tables = uneven_among(deltas) if spectrum else [False] * len(looks)
+        full = [i for i, look in enumerate(looks) if look.full and look.norm and not tables[i]]
+        values, size = dict[int, Tensor](), None
+        if spectrum and full:
+            own = deltas if len(full) == len(looks) else deltas[torch.tensor(full, device=deltas.device)]
+            with many.exact_products():
+                (found,) = many.to_host([many.leading_values(own, count)])
+            size = None if found.shape[1] == min(shape) else found.shape[1]
+            values = {i: with_tail(one, looks[i].norm, min(shape)) for i, one in zip(full, found)}
+        return [
+            cls(shape, None, None, look.norm, values.get(i), measured=size)
+            if i in full
+            else cls.of(deltas[i], names[i], spectrum)
+            for i, look in enumerate(looks)
+        ]
 
     @cached_property
     def compact_shape(self) -> tuple[int, int]:
@@ -48,34 +93,49 @@ class Matrix:
 
     @property
     def elements(self) -> int:
-        """Elements without zero rows and columns."""
-        return math.prod(self.compact_shape)
+        """Elements without zero rows and columns; of a table whose rows moved unevenly as many as would hold its
+        energy, if all of them held as much."""
+        m, n = self.compact_shape
+        return m * n if self.uneven is None else round(self.uneven.moving) * n
 
     @property
     def spectrum(self) -> Tensor:
         """Its singular values; raises ValueError where they were not asked for."""
         if self.singular is None:
-            raise ValueError("this matrix was measured without its singular values")
+            raise ValueError(NO_SPECTRUM)
         return self.singular
+
+    def kept(self, rank: int, method: Method) -> Kept:
+        """What is compressed at this rank."""
+        choice = self._choice(rank, method)
+        if self.uneven is None or choice is None or choice.count == len(self.uneven.order):
+            return Kept(self.rows, self.columns, self.compact_shape, self.norm, self.singular)
+        rows = self.uneven.rows(choice.count)
+        rows = rows if self.rows is None or rows is None else self.rows[rows]
+        return Kept(rows, self.columns, (choice.count, self.compact_shape[1]), choice.energy**0.5, choice.singular)
 
     def planned(self, rank: int, method: Method) -> Factors | None:
         """Factors of this rank without content: right in every shape, with the predicted error."""
         if not rank or not self.norm:
             return None
+        kept = self.kept(rank, method)
         error = UNKNOWN if self.singular is None else self.predicted(rank, method)
-        parts = method.planned(rank, self.compact_shape)
-        return Factors(parts, self.shape, self.rows, self.columns, self.norm, error)
+        return Factors(method.planned(rank, kept.shape), self.shape, kept.rows, kept.columns, kept.norm, error)
 
     def predicted(self, rank: int, method: Method) -> float:
-        """Predicted squared relative error."""
+        """Predicted squared relative error, of what is kept."""
         if (rank, method.name) not in self.known:
-            error = method.predicted_error(self.spectrum, [rank], self.compact_shape).item()
+            kept = self.kept(rank, method)
+            if kept.singular is None:
+                raise ValueError(NO_SPECTRUM)
+            error = method.predicted_error(kept.singular, [rank], kept.shape).item()
             self.known[rank, method.name] = error
         return self.known[rank, method.name]
 
     def most(self, method: Method) -> int:
         """The largest rank."""
-        return method.rank_limit * min(self.compact_shape) if self.norm else 0
+        limit = method.rank_limit * min(self.compact_shape) if self.norm else 0
+        return limit if self.measured is None else min(limit, self.measured)
 
     def curve(self, method: Method, limit: int | None = None) -> Curve:
         """Bytes and error left at every rank worth having, at most ``limit``."""
@@ -87,9 +147,69 @@ class Matrix:
         if not self.norm:
             return Curve(np.zeros(1, int), np.zeros(1, int), np.zeros(1))
         most = self.most(method) if limit is None else min(self.most(method), limit)
-        ranks = np.unique(np.append(np.arange(0, most, BLOCK), most))
-        errors = method.left(self.spectrum, ranks, self.compact_shape).numpy()
-        errors[0] = 1.0
-        index = Factors((), self.shape, self.rows, self.columns, self.norm, None).index_nbytes
-        nbytes = method.nbytes(ranks, self.compact_shape) + np.where(ranks > 0, index + HEADER_BYTES, 0)
-        return Curve(ranks, nbytes, errors * self.norm**2)
+        ranks = self._ranks(most)
+        if self.uneven is None:
+            return Curve(ranks, self._bytes(method, ranks), self._left(method, ranks, self.spectrum) * self.norm**2)
+        nbytes, errors = np.zeros(len(ranks), int), np.zeros(len(ranks))
+        taken = [self._choice(rank, method) for rank in ranks.tolist()]
+        for choice in self.uneven.choices:
+            here = np.array([one is choice for one in taken])
+            if here.any():
+                nbytes[here] = self._bytes(method, ranks[here], choice.count)
+                left = self._left(method, ranks[here], choice.singular, choice.count)
+                errors[here] = self.norm**2 - choice.energy * (1 - left)
+        return Curve(ranks, nbytes, errors)
+
+    def _ranks(self, most: int) -> np.ndarray:
+        return np.unique(np.append(np.arange(0, most, BLOCK), most))
+
+    def _bytes(self, method: Method, ranks: np.ndarray, count: int | None = None) -> np.ndarray:
+        """With headers; count: rows kept, None for all."""
+        rows, shape = self.rows, self.compact_shape
+        if count is not None and self.uneven is not None:
+            rows, shape = self.uneven.rows(count) if count < shape[0] else rows, (count, shape[1])
+        index = Factors((), self.shape, rows, self.columns, self.norm, None).index_nbytes
+        return method.nbytes(ranks, shape) + np.where(ranks > 0, index + HEADER_BYTES, 0)
+
+    def _left(self, method: Method, ranks: np.ndarray, singular: Tensor, count: int | None = None) -> np.ndarray:
+        shape = self.compact_shape if count is None else (count, self.compact_shape[1])
+        errors = method.left(singular, ranks, shape).numpy()
+        errors[ranks == 0] = 1.0
+        return errors
+
+    def _choice(self, rank: int, method: Method) -> Leading | None:
+        """The rows that a rank keeps; None where all are."""
+        if self.uneven is None:
+            return None
+        if ("choices", method.name) not in self.known:
+            self.known["choices", method.name] = self._choices(self.uneven, method)
+        ranks, taken = self.known["choices", method.name]
+        at = min(np.searchsorted(ranks, rank), len(ranks) - 1)  # between two ranks: the rows of the larger one
+        return self.uneven.choices[taken[at]]
+
+    def _choices(self, table: Uneven, method: Method) -> tuple[np.ndarray, np.ndarray]:
+        """(ranks, which of the choices each takes)."""
+        ranks = self._ranks(self.most(method))
+
+        def left(choice: Leading) -> np.ndarray:
+            errors = self._left(method, ranks, choice.singular, choice.count)
+            errors[ranks > method.rank_limit * min(choice.count, self.compact_shape[1])] = np.nan
+            return errors
+
+        return ranks, best_choices(table, ranks, lambda count: self._bytes(method, ranks, count), left)
+
+
+def with_tail(values: Tensor, norm: float, size: int) -> Tensor:
+    """All ``size`` singular values of a matrix of this ``norm`` whose largest ``values``, float64 and descending, are
+    known: the squares of the others fall by one factor, from the last known one, to what is left of norm^2."""
+    missing = size - len(values)
+    if not missing:
+        return values
+    last, left = values[-1].item() ** 2, max(0.0, norm**2 - values.square().sum().item())
+    steps = np.arange(1, missing + 1)
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if last * (middle**steps).sum() < left else (low, middle)
+    tail = (last * low**steps) ** 0.5
+    return torch.cat([values, torch.from_numpy(tail)])

@@ -70,8 +70,26 @@ class Options:
                 f'a {self.method} adds noise larger than the difference: give method="{self.method}" a budget=, '
                 "nbytes= or rank_fraction=, not a target_error="
             )
+        if not wrong or self.device is not None:
+            try:
+                self.place  # noqa: B018  it is looked whether it is there
+            except (RuntimeError, TypeError, ValueError) as error:
+                wrong.append(f"device={self.device!r} cannot be used: {str(error).splitlines()[0]}")
         if wrong:
             raise ValueError("; ".join(wrong))
+
+    @property
+    def place(self) -> torch.device:
+        """The device to compute on: a CPU unless another one is asked for, "auto" a GPU where there is one."""
+        if self.device is None:
+            return torch.device("cpu")
+        there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if self.device == "auto":
+            return torch.device("cuda" if there else "cpu")
+        place = torch.device(self.device)
+        if place.type == "cuda" and (place.index or 0) >= there:
+            raise ValueError(f"there are {there} CUDA devices here")
+        return place
 
     @property
     def asked(self) -> dict[str, float]:
@@ -121,11 +139,16 @@ class Options:
             "base": base,
             "finetuned": finetuned,
             "format_version": FORMAT_VERSION,
-            "device": str(torch.device("cpu" if self.device is None else self.device)),
+            "device": _full_name(self.place),
             "package": __version__,
             "torch": torch.__version__,
             "code": code_digest(),
         }
+
+
+def _full_name(place: torch.device) -> str:
+    """A device's, with its model: another one rounds otherwise."""
+    return f"{place.type} ({torch.cuda.get_device_name(place)})" if place.type == "cuda" else str(place)
 
 
 @cache

@@ -94,6 +94,13 @@ def plan_job(
     return delta.numel(), measure
 
 
+def is_difference(pairing: Pairing, pair: Pair, method: Choice) -> bool:
+    """Is the tensor one whose difference must be measured, rather than stored whole or the base's own?"""
+    if pair.base_name is None or not is_compressed(pairing, pair, pair.base_name, method):
+        return False
+    return not is_copy(pairing, pair, pair.base_name)
+
+
 def is_compressed(pairing: Pairing, pair: Pair, base_name: str, method: Choice) -> bool:
     """Is the tensor stored as matrices?  ``base_name``: of the base's tensor that it comes from."""
     if pair.tied_to or not pairing.finetuned.dtype(pair.name).is_floating_point:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dts.adapter.entries import Entry
-from dts.adapter.matrix import Matrix
+from dts.adapter.matrix import NO_SPECTRUM, Matrix
 from dts.adapter.plan import Compressible
 from dts.codec.method import Method
 
@@ -60,9 +60,13 @@ def prediction(plans: dict[str, Entry | Compressible], ranks: list[int], method:
 def _matrix(matrix: Matrix, rank: int, method: Method) -> Errors:
     if not rank or not matrix.norm:
         return 1.0, 1.0, 1.0
-    error = method.predicted_error(matrix.spectrum, [rank], matrix.compact_shape)
-    lower, upper = method.error_bounds(matrix.spectrum, [rank], matrix.compact_shape)
-    return error.item(), lower.item(), upper.item()
+    kept = matrix.kept(rank, method)
+    if kept.singular is None:
+        raise ValueError(NO_SPECTRUM)
+    error = method.predicted_error(kept.singular, [rank], kept.shape)
+    lower, upper = method.error_bounds(kept.singular, [rank], kept.shape)
+    share = kept.norm**2 / matrix.norm**2  # of rows that are left at the base everything is lost
+    return 1 - share * (1 - error.item()), 1 - share * (1 - lower.item()), 1 - share * (1 - upper.item())
 
 
 def _mean(errors: list[tuple[float, Errors]], whole: float) -> Errors:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from dts.adapter.entries import Entry
 from dts.adapter.matrix import Matrix
 from dts.adapter.plan import Compressible
 from dts.adapter.rows import entry_from, entry_row, entry_tensors
+from dts.adapter.uneven import Leading, Uneven
 from dts.checkpoint import Damaged, SafetensorsFile, write_safetensors
 from dts.checkpoint.safetensors_file import layout_of
 from dts.files import OVERTAKEN, Building, write_text
@@ -81,8 +83,16 @@ class KeptWork(Work):
             return None
         load = partial(_load, found)
         return [
-            Matrix((m, n), load(f"{i}.rows"), load(f"{i}.columns"), norm, load(f"{i}.singular"))
-            for i, ((m, n), norm) in enumerate(json.loads(found.metadata["matrices"]))
+            Matrix(
+                (m, n),
+                load(f"{i}.rows"),
+                load(f"{i}.columns"),
+                norm,
+                load(f"{i}.singular"),
+                measured,
+                _uneven(i, table, load),
+            )
+            for i, ((m, n), norm, measured, table) in enumerate(json.loads(found.metadata["matrices"]))
         ]
 
     def keep_spectra(self, plan: Compressible) -> None:
@@ -92,7 +102,11 @@ class KeptWork(Work):
             for key in ("rows", "columns", "singular")
             if getattr(m, key) is not None
         }
-        about = json.dumps([[m.shape, m.norm] for m in plan.matrices])
+        for i, table in enumerate(m.uneven for m in plan.matrices):
+            if table is not None:
+                tensors[f"{i}.order"] = table.order
+                tensors |= {f"{i}.singular{k}": choice.singular for k, choice in enumerate(table.choices)}
+        about = json.dumps([[m.shape, m.norm, m.measured, _about(m.uneven)] for m in plan.matrices])
         self._write("spectrum", plan.name, tensors, {"matrices": about})
 
     def clear(self) -> None:
@@ -147,6 +161,21 @@ def _compare(file: Path, options: dict) -> None:
         raise ValueError(
             f"the interrupted run was another one, and cannot be continued: {'; '.join(wrong)}.  {AFRESH.capitalize()}"
         )
+
+
+def _about(table: Uneven | None) -> list | None:
+    """What the tensors of a table do not say."""
+    return None if table is None else [table.moving, [[choice.count, choice.energy] for choice in table.choices]]
+
+
+def _uneven(place: int, about: list | None, load: Callable[[str], Tensor | None]) -> Uneven | None:
+    """The inverse; place: the matrix's among those of its tensor."""
+    if about is None:
+        return None
+    moving, choices = about
+    stored = [load(f"{place}.{key}") for key in ("order", *[f"singular{k}" for k in range(len(choices))])]
+    order, *singular = [tensor for tensor in stored if tensor is not None]
+    return Uneven(order, moving, tuple(Leading(n, e, own) for (n, e), own in zip(choices, singular, strict=True)))
 
 
 def _load(file: SafetensorsFile, key: str) -> Tensor | None:

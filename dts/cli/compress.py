@@ -119,6 +119,12 @@ def compress(
             show_default=False,
         ),
     ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="Where to compute: cpu (default), cuda, cuda:1, or auto: a GPU where there is one.", show_default=False
+        ),
+    ] = None,
     revision: Revision = None,
     finetuned_revision: FinetunedRevision = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
@@ -143,7 +149,7 @@ def compress(
 
     base = at(base, revision)
     finetuned = [at(source, finetuned_revision) for source in finetuned]
-    how = _how(size, rank_fraction, target_error)
+    how = _how(size, rank_fraction, target_error) | {"device": device}
     if tensors and not dry_run:
         raise ValueError("--tensors goes with --dry-run; of an adapter that is there, dts inspect --tensors lists them")
     if len(finetuned) > 1 and (name or class_names or description):

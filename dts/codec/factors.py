@@ -125,6 +125,10 @@ class Factors:
         full[rows[:, None], columns] = compact
         return full
 
+    def of_rows(self, rows: Tensor, count: int) -> "Factors":
+        """The same as factors of those ``rows`` (int64, ascending) of a matrix with ``count`` rows, else zero."""
+        return replace(self, shape=(count, self.shape[1]), rows=rows if self.rows is None else rows[self.rows])
+
     def prefix(self, rank: int) -> "Factors":
         """The first ``rank`` components, without parts of other kinds if those are fewer than there are.
 

@@ -26,6 +26,7 @@ class Recipe:
 
     `train_embeddings=False` leaves the embedding tables at their pretrained values: half the cost of a step, and
     little to gain on a few thousand samples.  Everything else (attention, MLPs, norms, pooler, head) is trained.
+    `decay_embeddings=True` decays them with the other matrices, as transformers' `Trainer` does: every row moves then.
     """
 
     epochs: int = 3
@@ -37,6 +38,7 @@ class Recipe:
     max_length: int = 64  # tokens of a text
     train_embeddings: bool = False
     seed: int = 0
+    decay_embeddings: bool = False
 
 
 def base_folder() -> Path:
@@ -57,7 +59,10 @@ def checkpoint_path(
 ) -> Path:
     """Where the fine-tune of `task` by `recipe` is, or will be, cached: a name made of a hash of all it depends on."""
     base = base or base_folder()
-    content = [task.digest, dataclasses.asdict(recipe), digest_of_file(base / "model.safetensors")]
+    fields = dataclasses.asdict(recipe)
+    if not recipe.decay_embeddings:
+        del fields["decay_embeddings"]  # newer than the caches of some users, whose fine-tunes keep their names
+    content = [task.digest, fields, digest_of_file(base / "model.safetensors")]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return (cache or cache_folder()) / "fine-tunes" / f"{task.name}-{digest[:16]}"
 
@@ -186,12 +191,13 @@ def tokenize(tokenizer, texts: list[Text]):
 
 
 def _parameter_groups(model, recipe: Recipe) -> list[dict]:
-    """Decay matrices only; never embeddings, so that rows no text uses keep their pretrained values exactly."""
+    """Decay matrices only; embeddings where asked for: else rows no text uses keep their pretrained values exactly."""
     groups: dict[tuple[float, float], list] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             rate = recipe.head_learning_rate if name.startswith("classifier") else recipe.learning_rate
-            decay = recipe.weight_decay if parameter.dim() > 1 and "embeddings" not in name else 0.0
+            decayed = parameter.dim() > 1 and (recipe.decay_embeddings or "embeddings" not in name)
+            decay = recipe.weight_decay if decayed else 0.0
             groups.setdefault((rate, decay), []).append(parameter)
     return [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()]
 

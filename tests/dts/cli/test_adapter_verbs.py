@@ -192,3 +192,10 @@ def test_the_working_folder_may_be_written_to(dts, models, tmp_path):
     assert (tmp_path / "dts_config.json").is_file()
     wrong = dts("compress", models / "base", models / "one", "-o", "README.md", "-s", "40%")
     assert wrong.exit_code == 2 and "is a file" in wrong.stderr
+
+
+def test_where_it_is_computed(dts, models):
+    words = ("compress", models / "base", models / "one", "-o", "a", "-s", "40%", "--device")
+    assert dts(*words, "cpu", "--dry-run").exit_code == 0
+    wrong = dts(*words, "nowhere")
+    assert wrong.exit_code == 2 and "'nowhere' cannot be used" in wrong.stderr

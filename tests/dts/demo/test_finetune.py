@@ -76,6 +76,16 @@ def test_embeddings_can_be_trained_and_unused_rows_stay_exactly(base, task, tmp_
     assert unchanged[[5 + WORDS.index(word) for word in ("red", "blue")]].all()
 
 
+def test_decayed_embeddings_move_in_every_row(base, task, tmp_path):
+    recipe = dataclasses.replace(RECIPE, train_embeddings=True, decay_embeddings=True, epochs=1)
+    after = load_file(finetune.finetune(task, recipe, base=base, cache=tmp_path) / "model.safetensors")
+    name = "embeddings.word_embeddings.weight"
+    before = load_file(base / "model.safetensors")[name]
+    unused = [5 + WORDS.index(word) for word in ("red", "blue")]
+    shares = after[f"bert.{name}"][unused] / before[unused]
+    assert (shares < 1).all() and torch.allclose(shares, shares.mean(), atol=1e-6)
+
+
 def test_the_second_call_finds_the_first_ones_result(trained, base, task):
     calls = []
     path = finetune.finetune(
@@ -99,10 +109,11 @@ def test_the_path_depends_on_data_recipe_and_base(base, task, tmp_path):
     paths = {
         finetune.checkpoint_path(task, RECIPE, base=base),
         finetune.checkpoint_path(task, dataclasses.replace(RECIPE, epochs=5), base=base),
+        finetune.checkpoint_path(task, dataclasses.replace(RECIPE, decay_embeddings=True), base=base),
         finetune.checkpoint_path(dataclasses.replace(task, labels=task.labels[::-1]), RECIPE, base=base),
     }
     (tmp_path / "model.safetensors").write_bytes(b"another")
-    assert len(paths | {finetune.checkpoint_path(task, RECIPE, base=tmp_path)}) == 4
+    assert len(paths | {finetune.checkpoint_path(task, RECIPE, base=tmp_path)}) == 5
 
 
 def test_an_interrupted_run_leaves_nothing(base, task, tmp_path):
