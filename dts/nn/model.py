@@ -65,6 +65,7 @@ class DTSModel(nn.Module):
         self._unused: list[str] = []  # layers that the first call after a load did not reach
         self._known_calls = KnownCalls()
         self._views = Views()
+        self._other_labels = False
         self._current: list[Selection] = [None]  # of calls that name no tasks: one for all rows, or one a row
         self._last: tuple[int, list[Selection]] | None = None  # (thread, tasks) of the last call; None: the current one
         self._warned = False
@@ -148,9 +149,19 @@ class DTSModel(nn.Module):
         self._router = None
         self._known_calls.found.clear()
         self._views.clear()
+        self._other_labels = self._have_other_labels()
         self._state.forbid(self._missing(self._state.chosen.mixtures))
         now = self._state.now()
         now.missing = self._missing(now.mixtures)
+
+    def _have_other_labels(self) -> bool:
+        """Whether some task's classes are not those of the base's config."""
+        model = plain(self.model)
+        own = model.__dict__.get("config")
+        each = [{loaded.slot: 1.0} for loaded in self._loaded.values()]
+        return own is not None and any(
+            self._views.of(model, self._layers, self._loaded, one) is not own for one in each
+        )
 
     def delete_task(self, name: str) -> None:
         """Forget a task; rows that use it use the base from then on.  Waits for calls of other threads."""
@@ -221,6 +232,11 @@ class DTSModel(nn.Module):
         if tasks is None:
             self._last = None
             if tracing():  # a program reads the chosen task's tensors each time
+                if self._other_labels and any("label" in name and kwargs[name] is not None for name in kwargs):
+                    raise RuntimeError(
+                        "a compiled or exported program would take the base's loss for every task: leave the labels "
+                        "out and compute the loss from the logits, or call the model itself"
+                    )
                 return self.model(*args, **kwargs)
             return self._run_chosen("__call__", args, kwargs)
         return self.call("__call__", *args, tasks=tasks, **kwargs)

@@ -356,3 +356,15 @@ def test_a_larger_vocabulary_is_the_tasks(tmp_path):
     mean = (base(ids[:1], labels=ids[:1]).loss + plain(own[1:], labels=own[1:]).loss) / 2
     mixed = torch.cat([ids[:1], own[1:]])
     close(model(mixed, labels=mixed, tasks=[None, "more"]).loss, mean)
+
+
+def test_a_program_does_not_take_the_bases_loss_for_a_task(bert, model):
+    """Its loss is the one that it was made with: where it must be one program that is said, else the call is right."""
+    model.set_task("topic")
+    labels = labels_of("topic")
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match="compute the loss from the logits"):
+        torch.compile(model, fullgraph=True, backend="eager")(IDS, labels=labels)
+    torch._dynamo.reset()
+    found = torch.compile(model, backend="eager")(IDS, labels=labels)
+    close(found.loss, bert.dense["topic"](IDS, labels=labels).loss)
