@@ -145,6 +145,17 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def message_of(error: Exception) -> str:
+    """An exception's own words (a KeyError's str() would be quoted)."""
+    if isinstance(error, KeyError) and len(error.args) == 1:
+        return str(error.args[0])
+    if isinstance(error, OSError):
+        from dts.files import in_words
+
+        return in_words(error)
+    return str(error) or type(error).__name__
+
+
 def counts_text(account: dict) -> str:
     """What became of the tensors, of `Account.as_dict`, in a line a model: "base: 12 changed, 3 equal"."""
     return "\n".join(
