@@ -13,7 +13,7 @@ from rich.panel import Panel
 from typer.core import TyperGroup
 
 from dts import __version__
-from dts.cli import apply, bench, compress, demo, diff, doctor, inspect, merge, mix, shelf, truncate, verify
+from dts.cli import apply, bench, compress, demo, diff, doctor, evaluate, inspect, merge, mix, shelf, truncate, verify
 from dts.cli.common import BAD_INPUT, UNEXPECTED, errors, message_of
 
 EPILOG = (
@@ -91,7 +91,9 @@ def _options(
 for verb in (compress, inspect, verify, diff, apply, truncate, merge, mix, doctor, demo):
     name = verb.__name__.rpartition(".")[2]
     app.command(name)(getattr(verb, name))
-app.command("list")(shelf.shelf)  # a module and a function of that name would hide Python's own
+# by other names than their functions, which would hide Python's own
+app.command("eval")(evaluate.evaluate)
+app.command("list")(shelf.shelf)
 app.add_typer(bench.bench, name="bench")
 
 
