@@ -1,11 +1,13 @@
 """A small BERT and small tasks, so that every example runs offline in seconds.  Yours come from a folder or the hub.
 
-    python examples/small.py models       writes models/base and its full fine-tunes models/mood and models/topic
+    python examples/small.py models       writes models/base, its full fine-tunes models/mood and models/topic,
+                                          and test data, models/mood.jsonl and models/topic.jsonl
 
 A task here is to find which of its classes a text is about.  Of a text's 12 words 4 belong to the class, 4 to the task
 alone and 4 to all tasks.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -51,7 +53,16 @@ def make_finetune(base: Path, folder: Path, task: int, classes: list[str]) -> Pa
     return folder
 
 
+def write_data(file: Path, task: int, classes: list[str]) -> Path:
+    """Texts of the task that no fine-tune saw, as JSONL with the columns input_ids and label."""
+    data = texts(task, len(classes), 200, seed=1000)
+    rows = zip(data["input_ids"].tolist(), (classes[label] for label in data["labels"].tolist()))
+    file.write_text("".join(json.dumps({"input_ids": ids, "label": label}) + "\n" for ids, label in rows))
+    return file
+
+
 if __name__ == "__main__":
     base = make_base(Path(sys.argv[1]) / "base")
     for task, (name, classes) in enumerate(TASKS.items()):
         make_finetune(base, base.parent / name, task, classes)
+        write_data(base.parent / f"{name}.jsonl", task, classes)

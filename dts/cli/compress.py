@@ -27,6 +27,10 @@ from dts.cli.common import (
 from dts.cli.inspect import account_of, summary, summary_table
 
 DEFAULT_SIZE = "1%"
+ANSWERS = (
+    "squared error: of the difference, 0 is exact.  answers: how many are predicted to be the fine-tune's own, from "
+    "tasks that were measured with this method and error; dts eval measures them"
+)
 MODEL_FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -237,19 +241,27 @@ def _show(results: list[dict], tensors: bool = False):
 
 
 def _show_several(results: list[dict]):
-    table = listing(None, "adapter", "bytes", "AMR", "squared error", "folder", text=("folder",))
+    from dts.adapter.expected import span
+
+    table = listing(None, "adapter", "bytes", "of base", "squared error", "answers", "folder", text=("folder",))
     for row in results:
         error = "" if row["squared_error"] is None else f"{row['squared_error']:.3f}"
-        table.add_row(row["name"], bytes_text(row["bytes"]), percent(row["amr"]), error, row["folder"])
+        answers = span(row["method"], row["squared_error"]) or "–"
+        table.add_row(row["name"], bytes_text(row["bytes"]), percent(row["amr"]), error, answers, row["folder"])
     output.print(table)
+    output.print(ANSWERS, soft_wrap=True)
 
 
 def _show_predicted(result: dict, tensors: bool):
+    from dts.adapter.expected import in_words
+
     predicted = result["predicted"]
     output.print(
         f"\n{result['name']}: predicted squared error {predicted['squared_error']:.3f} of the difference, "
         f"bounds {predicted['lower']:.3f} to {predicted['upper']:.3f}"
     )
+    if words := in_words(result["method"], predicted["squared_error"]):
+        output.print(words, soft_wrap=True)
     if not tensors:
         output.print("--tensors lists every compressed tensor")
         return

@@ -23,6 +23,9 @@ def inspect(
 
 def summary(adapter) -> dict:
     """What every verb that ends in an adapter says of it."""
+    from dts.adapter.expected import expected_agreement
+
+    error = adapter.config.get("squared_error")
     return {
         "name": adapter.name,
         "description": adapter.description,
@@ -32,7 +35,8 @@ def summary(adapter) -> dict:
         "method": adapter.method,
         "bytes": adapter.nbytes,
         "amr": adapter.amr,
-        "squared_error": adapter.config.get("squared_error"),
+        "squared_error": error,
+        "predicted_agreement": expected_agreement(adapter.method, error),
         "dtype": adapter.config["finetuned"]["dtype"],
         "base": adapter.config["base"],
         "created": adapter.config.get("created"),
@@ -65,6 +69,7 @@ def tensors_of(adapter) -> list[dict]:
 def summary_table(result: dict, title: str | None = None):
     """The two columns a person reads of `summary`."""
     from dts.adapter.card import note
+    from dts.adapter.expected import in_words
 
     base, names, error = result["base"], result["class_names"], result["squared_error"]
     rows = {
@@ -73,7 +78,8 @@ def summary_table(result: dict, title: str | None = None):
         "kind, method": f"{result['kind']}, {result['method']}",
         "bytes": f"{result['bytes']:,} ({bytes_text(result['bytes'])})",
         "of the base": rate_text(result),
-        "squared error": error and f"{error:.3f} of the difference" + note(result["method"]),
+        "squared error": error and error_text(error) + note(result["method"]),
+        "answers": in_words(result["method"], error),
         "base": f"{base.get('name')}, {base['parameters']:,} parameters, {base.get('dtype')}"
         + ("" if result["dtype"] == base.get("dtype") else f"; the fine-tune is {result['dtype']}"),
         "fingerprint": base.get("fingerprint"),
@@ -81,6 +87,12 @@ def summary_table(result: dict, title: str | None = None):
         "tensors": counts_text(result["account"]) if "account" in result else None,
     }
     return pairs(title, {name: value for name, value in rows.items() if value})
+
+
+def error_text(error: float) -> str:
+    """ "0.140 of the difference, so 86 % of what the fine-tune changed is kept"; an error above 1 keeps no share."""
+    kept = f", so {percent(1 - error, 0)} of what the fine-tune changed is kept" if error < 1 else ""
+    return f"{error:.3f} of the difference{kept}"
 
 
 def rate_text(result: dict) -> str:

@@ -186,3 +186,14 @@ def test_the_working_folder_may_be_written_to(dts, models, tmp_path):
     assert (tmp_path / "dts_config.json").is_file()
     wrong = dts("compress", models / "base", models / "one", "-o", "README.md", "-s", "40%")
     assert wrong.exit_code == 2 and "is a file" in wrong.stderr
+
+
+def test_compress_says_what_its_error_means_and_that_it_is_predicted(dts, models):
+    words = ("compress", models / "base", models / "one", "-o", "a", "--target-error", "20%")
+    said = " ".join(dts(*words).stdout.split())
+    result = json.loads(dts("inspect", "a", "--json").stdout)
+    assert result["method"] == "residual" and set(result["predicted_agreement"]) == {"text", "images", "language"}
+    kept = f"so {100 * (1 - result['squared_error']):.0f} % of what the fine-tune changed is kept"
+    assert kept in said and "predicted from 24 tasks" in said and "dts eval measures it" in said
+    several = dts(*words[:3], models / "two", "-o", "b", "--target-error", "20%").stdout
+    assert "answers" in several and "about" in several and "predicted" in several
