@@ -1,6 +1,6 @@
 """What a person is told of adapters that were made, or would be."""
 
-from dts.cli.common import bytes_text, listing, output, percent
+from dts.cli.common import Dotted, bytes_text, listing, output, percent
 from dts.cli.inspect import summary_table
 
 ANSWERS = (
@@ -48,7 +48,7 @@ def _show_predicted(result: dict, tensors: bool):
     for row in predicted["tensors"]:
         ranks = sorted(set(row["ranks"]))
         table.add_row(
-            row["name"],
+            Dotted(row["name"]),
             " x ".join(map(str, row["shape"])),
             str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}",
             f"{row['norm']:.3g}",

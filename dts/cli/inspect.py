@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from dts.cli.common import Json, bytes_text, counts_text, emit, listing, output, pairs, percent
+from dts.cli.common import Dotted, Json, bytes_text, counts_text, emit, listing, output, pairs, percent
 
 
 def inspect(
@@ -90,8 +90,8 @@ def summary_table(result: dict, title: str | None = None):
 
 
 def error_text(error: float) -> str:
-    """ "0.140 of the difference, so 86 % of what the fine-tune changed is kept"; an error above 1 keeps no share."""
-    kept = f", so {percent(1 - error, 0)} of what the fine-tune changed is kept" if error < 1 else ""
+    """ "0.140 of the difference, so 86 % of the change, in squares, is kept"; an error above 1 keeps no share."""
+    kept = f", so {percent(1 - error, 0)} of the change, in squares, is kept" if error < 1 else ""
     return f"{error:.3f} of the difference{kept}"
 
 
@@ -117,7 +117,7 @@ def _show(result: dict, all_tensors: bool):
     table = listing(None, "tensor", "kind", "shape", "rank", "bytes", "norm", "error²", text=("kind",))
     for row in result["tensors"]:
         table.add_row(
-            row["name"],
+            Dotted(row["name"]),
             row["tied_to"] or row["kind"],
             " x ".join(map(str, row["shape"])),
             str(row["rank"] or ""),

@@ -193,7 +193,7 @@ def test_compress_says_what_its_error_means_and_that_it_is_predicted(dts, models
     said = " ".join(dts(*words).stdout.split())
     result = json.loads(dts("inspect", "a", "--json").stdout)
     assert result["method"] == "residual" and set(result["predicted_agreement"]) == {"text", "images", "language"}
-    kept = f"so {100 * (1 - result['squared_error']):.0f} % of what the fine-tune changed is kept"
+    kept = f"so {100 * (1 - result['squared_error']):.0f} % of the change, in squares, is kept"
     assert kept in said and "predicted from 24 tasks" in said and "dts eval measures it" in said
     several = dts(*words[:3], models / "two", "-o", "b", "--target-error", "20%").stdout
     assert "answers" in several and "about" in several and "predicted" in several
