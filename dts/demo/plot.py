@@ -35,7 +35,16 @@ def frontier(report: dict, path: Path) -> None:
         for row in tasks if method == "auto" else ():
             own, _, values = series(row["adapters"], method)
             right.plot(own, values, color=colour, alpha=0.4, linewidth=0.8)
-            right.annotate(row["name"], (own[0], values[0]), fontsize=8, color=colour, ha="right", va="center")
+            right.annotate(
+                row["name"],
+                (own[0], values[0]),
+                (-7, 0),
+                textcoords="offset points",
+                fontsize=8,
+                color=colour,
+                ha="right",
+                va="center",
+            )
     left.set(ylim=(0, 100), ylabel="answers that are right, %", title="Accuracy on the test sets: higher is better")
     right.set(
         yscale="log", ylabel="KL to the fine-tune, nats", title="Distance from the fine-tune's answers: lower is better"
@@ -49,12 +58,12 @@ def frontier(report: dict, path: Path) -> None:
             xycoords=("data", "axes fraction"),
             fontsize=8,
             color=MARK,
-            ha="right",
+            ha="left",
             rotation=90,
         )
         axes.grid(alpha=0.3)
     left.legend(loc="center right", fontsize=8)
-    right.legend(loc="upper right", fontsize=8)
+    right.legend(loc="lower left", fontsize=8)
     figure.suptitle(
         f"{len(tasks)} tasks on one base, MiniLM of {report['base']['bytes'] / 1e6:.0f} MB.  "
         f"Shaded: chance, ± {noise:.1f} % (95 %) of {sum(row['test'] for row in tasks):,} test texts; one seed",
