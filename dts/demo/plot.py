@@ -31,7 +31,7 @@ def frontier(report: dict, path: Path) -> None:
         if not x:
             continue
         left.plot(x, accuracy, marks, color=colour, label=label)
-        right.plot(x, kl, marks, color=colour, label=f"{label}, mean of {len(tasks)} tasks", linewidth=2)
+        right.plot(x, kl, marks, color=colour, label=label, linewidth=2)
         for row in tasks if method == "auto" else ():
             own, _, values = series(row["adapters"], method)
             right.plot(own, values, color=colour, alpha=0.4, linewidth=0.8)
@@ -47,22 +47,26 @@ def frontier(report: dict, path: Path) -> None:
             )
     left.set(ylim=(0, 100), ylabel="answers that are right, %", title="Accuracy on the test sets: higher is better")
     right.set(
-        yscale="log", ylabel="KL to the fine-tune, nats", title="Distance from the fine-tune's answers: lower is better"
+        yscale="log",
+        ylabel="KL to the fine-tune, nats",
+        title="Distance from the fine-tunes (thick: mean): lower is better",
     )
     for axes in (left, right):
         axes.set(xlabel="size of one adapter, % of the base in fp32", xlim=(0, None))
         axes.axvline(100 * ONE, color=MARK, linestyle=":", linewidth=1)
         axes.annotate(
             f"1 % = {ONE * report['base']['bytes'] / 1e3:.0f} KB",
-            (100 * ONE, 0.02),
+            (100 * ONE, 0.5),
+            (3, 0),
             xycoords=("data", "axes fraction"),
+            textcoords="offset points",
             fontsize=8,
             color=MARK,
             ha="left",
             rotation=90,
         )
         axes.grid(alpha=0.3)
-    left.legend(loc="center right", fontsize=8)
+    left.legend(loc="lower right", fontsize=8)
     right.legend(loc="lower left", fontsize=8)
     figure.suptitle(
         f"{len(tasks)} tasks on one base, MiniLM of {report['base']['bytes'] / 1e6:.0f} MB.  "

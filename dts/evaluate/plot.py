@@ -25,8 +25,8 @@ def plot(report: dict, path: Path) -> None:
     agreement = [100 * row["agreement"] for row in made]
     sure = [interval(row["agreement"], row["places"]) for row in made]
     bars = [
-        [a - 100 * low for a, (low, _) in zip(agreement, sure)],
-        [100 * high - a for a, (_, high) in zip(agreement, sure)],
+        [max(0.0, a - 100 * low) for a, (low, _) in zip(agreement, sure)],
+        [max(0.0, 100 * high - a) for a, (_, high) in zip(agreement, sure)],  # 0 at 100 %, but for rounding
     ]
     left.errorbar(x, agreement, yerr=bars, fmt="o-", color=ADAPTER, capsize=3, label="adapter, with its 95 % interval")
     left.axhline(100, color=FINETUNE, linestyle="--", label="the fine-tune itself")
@@ -37,6 +37,7 @@ def plot(report: dict, path: Path) -> None:
     for axes, values in ((left, agreement), (right, [max(row["kl"], 1e-9) for row in made])):
         for row, across, up in zip(made, x, values):
             axes.annotate(row["name"], (across, up), textcoords="offset points", xytext=(5, 5), fontsize=8)
+        axes.margins(x=0.15)
         axes.set_xlabel("size of the adapter, % of the base in fp32")
         axes.grid(alpha=0.3)
         axes.legend()
