@@ -40,10 +40,11 @@ def plain(text: str) -> str:
 class Terminal(Console):
     """A console on which no text steers the terminal, whatever it was made from."""
 
+    wide = False  # in a file or a pipe, as wide as a table needs: a name that is folded is found by no search
+
     @property
     def size(self) -> ConsoleDimensions:
-        """Of a file or a pipe as wide as a table needs: a name that is folded is found by no search."""
-        if self.is_terminal or "COLUMNS" in os.environ:
+        if not self.wide or self.is_terminal or "COLUMNS" in os.environ:
             return super().size
         return ConsoleDimensions(WIDE, super().size.height)
 
@@ -83,6 +84,7 @@ class Dotted:
 
 
 output = Terminal(markup=False, highlight=False)  # names and paths may hold brackets
+output.wide = True
 errors = Terminal(stderr=True, markup=False, highlight=False)
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]

@@ -1,4 +1,8 @@
 import io
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -61,6 +65,7 @@ def shown(width: int | None, *cells: str) -> list[str]:
     """Lines of a table with one row, on a terminal so many columns wide, or in a file."""
     text = io.StringIO()
     console = Terminal(file=text, width=width, force_terminal=width is not None, color_system=None)
+    console.wide = True
     table = listing(None, "tensor", "shape", "change")
     table.add_row(Dotted(cells[0]), *cells[1:])
     console.print(table)
@@ -81,3 +86,16 @@ def test_in_a_file_nothing_is_broken(monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     name = "a.very.long.name" * 20
     assert any(name in line and "1 %" in line for line in shown(None, name, "3 x 3", "1 %"))
+
+
+def test_results_in_a_pipe_are_wide_and_errors_are_not(models, tmp_path):
+    """A frame of an error in a log stays readable."""
+    root = Path(__file__).resolve().parents[3]
+    environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
+    run = lambda *words: subprocess.run(  # noqa: E731
+        [sys.executable, "-m", "dts", *words], capture_output=True, text=True, cwd=root, env=environment, timeout=120
+    )
+    wrong = run("list", str(tmp_path / "none"))
+    assert wrong.returncode == 2 and max(map(len, wrong.stderr.splitlines())) <= 80
+    shown = run("diff", str(models / "base"), str(models / "one"))
+    assert shown.returncode == 0 and any(len(line.split()) >= 6 for line in shown.stdout.splitlines())
