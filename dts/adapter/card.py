@@ -14,7 +14,6 @@ def card(config: dict) -> str:
     for row in config["tensors"].values():
         kind = "task only" if row.get("task_only") else row["kind"]
         kinds[kind] = kinds.get(kind, 0) + 1
-    place = base["name"] if base["revision"] else "path/to/its/base"  # a hub id; of a folder only its name is known
     rate = 4 * config["amr"] / config["base"]["bytes_per_element"]
     lines = [
         "---",
@@ -39,7 +38,7 @@ def card(config: dict) -> str:
         "import dts",
         "",
         f'adapters = {{{python(task["name"])}: "path/to/this/folder"}}',
-        f"model = dts.DTSModel.from_pretrained({python(place)}, adapters=adapters)",
+        f"model = dts.DTSModel.from_pretrained({python(base['name'])}, adapters=adapters)",
         f"model.set_task({python(task['name'])})",
         "```",
     ]

@@ -5,6 +5,8 @@ import shutil
 
 import pytest
 
+from dts.adapter.digests import FORMAT_VERSION
+
 
 @pytest.fixture
 def shelf(dts, models, tmp_path):
@@ -25,7 +27,9 @@ def test_every_adapter_has_a_row(dts, shelf, models):
     assert [row["name"] for row in rows] == ["one", "two"] and {row["state"] for row in rows} == {"whole"}
     for row in rows:
         inspected = json.loads(dts("inspect", row["folder"], "--json").stdout)
-        assert (row["bytes"], row["amr"]) == (inspected["bytes"], inspected["amr"]) and row["format_version"] == 4
+        assert (row["bytes"], row["amr"]) == (inspected["bytes"], inspected["amr"]) and row[
+            "format_version"
+        ] == FORMAT_VERSION
         assert row["base"]["fingerprint"] == inspected["base"]["fingerprint"]
         line = next(line for line in shown.stdout.splitlines() if line.startswith(row["name"]))
         assert "residual" in line and row["base"]["fingerprint"][:8] in line and "whole" in line and " 3 " in line
