@@ -38,8 +38,10 @@ faults: $(VENV)/.test-installed ## kills, full disks, races and forbidden places
 
 gpu: $(VENV)/.test-installed ## tests and benchmarks that need a CUDA device
 	$(RUN) -m pytest -m gpu -n 10 --dist worksteal tests $(ARGS)
+	$(RUN) -m benchmarks.kernels.host
 	$(RUN) -m benchmarks.kernels.gpu
 	$(RUN) -m benchmarks.kernels.gpu_model
+	$(RUN) -m benchmarks.compress --seconds 150
 
 bench: $(VENV)/.test-installed ## codec, packing, products, load and switch
 	$(RUN) -m pytest benchmarks --benchmark-enable --benchmark-only $(ARGS)

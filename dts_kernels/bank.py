@@ -19,7 +19,7 @@ class Bank:
     """Packed factors of every loaded task of one [out_features, in_features] layer.
 
     layout: "disk" keeps tensors as given (a memory-mapped file stays one: nothing is copied on the CPU); "planar"
-    keeps kernel words in arenas (`planar.py`), which is what the GPU kernels read.  None takes what the device needs.
+    keeps kernel words in chunks (`planar.py`), which is what the GPU kernels read.  None takes what the device needs.
     """
 
     def __init__(self, in_features: int, out_features: int, device="cpu", layout: str | None = None):
@@ -45,11 +45,17 @@ class Bank:
         if self._store is None:
             self._factors[slot] = factors.to(self.device)
         else:
-            self._store.add(slot, factors.to(self.device))
+            self._store.add(slot, factors)
         self._refresh()
 
     def reserve(self, tasks: int, rank: int) -> None:
-        """Room for ``tasks`` tasks of up to ``rank`` ranks: adding them then moves nothing a CUDA graph holds on to."""
+        """Room for ``tasks`` tasks of up to ``rank`` ranks in slots below ``tasks``: launches, compiled programs and
+        CUDA graphs made from now on follow them, and it stays when they go.
+
+        Without it a task gets memory of its own when it is added, and nothing moves either; but a task of a higher
+        slot, of more ranks or with levels as the first of its bank is one that what was made before does not know: it
+        adds nothing for its rows there.  A task that is removed adds nothing in any of them.
+        """
         if self._store is not None:
             self._store.reserve(tasks, rank)
             self._refresh()
@@ -67,7 +73,11 @@ class Bank:
 
     @property
     def slots(self) -> list[int]:
-        return sorted(self._factors if self._store is None else self._store.levels)
+        return sorted(self._factors if self._store is None else self._store.tasks)
+
+    def held(self) -> list[Tensor]:
+        """All memory of the bank's tasks, room for more included."""
+        return self.packed if self._store is None else self._store.held()
 
     @property
     def nbytes(self) -> int:
@@ -109,15 +119,20 @@ class Bank:
         packed, table, max_rank = self._derived()
         return DenseOperands(packed, table, gamma, base, self.out_features, self.in_features, max_rank, self.layout)
 
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        if self._store is not None:
+            self._refresh()  # a copy's memory is elsewhere
+
     def _refresh(self) -> None:
         """Derive again what the ops take.  Beyond EAGER tasks on the CPU, when first needed: loading one task after
         another would else go through all of them each time.  (A compiled program compiles again when that happens.)"""
         self._ready = self._made = None
         if self._store is not None:
             store, self.layout = self._store, self._store.layout
-            packed = [store.words.tensor, store.scalars.tensor]
-            self._ready = packed, store.table, store.max_rank
-            contents.trust(packed, store.table, self.layout, (self.out_features, self.in_features), store.max_rank)
+            self._ready = store.packed, store.table, store.max_rank
+            shape = self.out_features, self.in_features
+            contents.trust(store.packed, store.table, self.layout, shape, store.max_rank, store.words)
         elif len(self._factors) <= EAGER:
             self._ready = self._derive()
 

@@ -133,8 +133,8 @@ def gamma(of: Tensor, base: Tensor | None, shape: tuple[int, int], slots: int) -
 
 
 def samples(stored: StoredSamples, arena: bool) -> None:
-    """Raise ValueError unless these can be a bank's, shape by shape; arena: whether all codes are in one tensor.  On
-    the CPU the numbers in them too: GPU kernels read only what a bank wrote."""
+    """Raise ValueError unless these can be a bank's, shape by shape; arena: whether all codes are in one tensor of
+    words, whose table `sample_contents` looks at.  On the CPU the numbers in them too."""
     codes, table, starts, scales = stored
     wrong = []
     if table.dtype != torch.int64 or table.dim() != 2 or table.shape[1] != 4:
@@ -143,8 +143,12 @@ def samples(stored: StoredSamples, arena: bool) -> None:
         wrong.append(f"starts must be int64 [slots + 1], not {starts.dtype} {list(starts.shape)}")
     if scales.dtype != torch.float32 or scales.dim() != 1 or table.dim() and scales.numel() < table.shape[0]:
         wrong.append(f"scales must be float32 [samples], not {scales.dtype} {list(scales.shape)}")
-    if any(c.dtype != torch.uint8 or c.dim() != (1 if arena else 2) or c.layout is not torch.strided for c in codes):
-        wrong.append(f"codes must be uint8, not {[(str(c.dtype), list(c.shape)) for c in codes]}")
+    dtype, dim = (torch.int32, 1) if arena else (torch.uint8, 2)
+    if any(c.dtype != dtype or c.dim() != dim or c.layout is not torch.strided for c in codes):
+        wrong.append(
+            f"codes must be uint8 [m, bytes] each, or all in one int32 [words], "
+            f"not {[(str(c.dtype), list(c.shape)) for c in codes]}"
+        )
     if not wrong and table.is_cpu and starts.is_cpu and not arena:
         at = starts.tolist()
         if at[0] < 0 or any(b < a for a, b in zip(at, at[1:])) or at[-1] > min(len(codes), table.shape[0]):

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .layout import PackedFactors, level_coefficients, round_up, words_shape
-from .planar import FIELDS, HEADER, planar_factors
+from .arena import ALIGN, pieces
+from .layout import PackedFactors, level_coefficients, rank_words_size, words_shape
+from .planar import FIELDS, HEADER, RANK_BLOCK, planar_factors
 from .reference import range_exponent
 
 TABLE_FIELDS = 6  # u, v, sigma, levels: where in `packed` (-1: none); rank; range exponent
@@ -20,15 +21,18 @@ class Contents:
     """Of one table as it is now, and the tensors it points into.
 
     shape: (out_features, in_features) of its tasks, None without any and for kernel words;
-    factors, exponents: slot -> `PackedFactors` and range exponent (disk bytes only);  tasks: what C makes of them.
+    factors, exponents: slot -> `PackedFactors` and range exponent (disk bytes only);  tasks: what C makes of them;
+    launches: what `gpu.repeat` keeps of products with kernel words.
     """
 
     def __init__(self, packed: list[Tensor], table: Tensor, known=None):
-        self.given, self.packed, self.version = packed, tuple(packed), _version(table)
+        self.given, self.packed, self.version = packed, tuple(packed), version_of(table)
         self.factors: dict[int, PackedFactors] = {}
         self.exponents: dict[int, int] = {}
         self.shape: tuple[int, int] | None = None
         self.tasks: Any = None
+        self.memory: Any = None  # that kernel words are in: it lives as long as the table that was looked at
+        self.launches: dict[Any, Any] = {}
         self.known = set() if known is None else {known}
         self.on_cpu = all(t.is_cpu for t in self.packed)
         sizes = LAYOUTS.values()
@@ -109,29 +113,26 @@ class Contents:
                 f"a bank of kernel words needs int32 words and float32 numbers, flat, and a table, all "
                 f"contiguous; not {[(str(t.dtype), list(t.shape)) for t in self.packed]}"
             )
-        (words, scalars), (m, n), wrong = self.packed, shape, []
-        if max_rank < 0 or max_rank % 16:
-            wrong.append(f"max_rank must be a multiple of 16, not {max_rank}")
+        (m, n), wrong = shape, []
+        words, scalars = ([(at, at + t.numel(), t) for at, t in pieces(anchor)] for anchor in self.packed)
+        self.memory = words
+        if max_rank < 0 or max_rank % RANK_BLOCK:
+            wrong.append(f"max_rank must be a multiple of {RANK_BLOCK}, not {max_rank}")
         for slot, (v, u, scalar, rank) in enumerate(table.tolist()):
             if not rank:
                 continue
-            if (
-                rank < 0
-                or rank > max_rank
-                or min(u, v, scalar) < 0
-                or u % 16
-                or v % 16
-                or scalar % 16
-                or (
-                    max(v + math.prod(words_shape(n, rank)), u + math.prod(words_shape(rank, m))) > words.numel()
-                    or scalar + HEADER + round_up(rank, 16) > scalars.numel()
-                )
-            ):
+            header = None
+            if 0 < rank <= max_rank and not any(start % ALIGN for start in (u, v, scalar)):
+                if _within(words, v, math.prod(words_shape(n, rank))) is not None:
+                    if _within(words, u, rank_words_size(rank, m)) is not None:
+                        header = _within(scalars, scalar, HEADER + rank)
+            if header is None:
                 wrong.append(
                     f"slot {slot} (words at {v} and {u}, numbers at {scalar}, rank {rank}) does not fit "
-                    f"{words.numel()} words, {scalars.numel()} numbers and rank {max_rank} for {list(shape)}"
+                    f"{sum(t.numel() for _, _, t in words)} words in {len(words)} pieces, "
+                    f"{sum(t.numel() for _, _, t in scalars)} numbers and rank {max_rank} for {list(shape)}"
                 )
-            elif layout == "planar" and scalars[scalar + 1 : scalar + 9].tolist() != 2 * level_coefficients(None):
+            elif layout == "planar" and header[1:9].tolist() != 2 * level_coefficients(None):
                 wrong.append(f"slot {slot} has levels: the layout is 'planar_levels'")
         if wrong:
             raise ValueError("a bank's table does not fit its tensors: " + "; ".join(wrong))
@@ -148,9 +149,15 @@ def of(packed: list[Tensor], table: Tensor) -> Contents:
     return held
 
 
-def trust(packed: list[Tensor], table: Tensor, layout: str, shape: tuple[int, int], max_rank: int) -> None:
+def trust(packed: list[Tensor], table: Tensor, layout: str, shape: tuple[int, int], max_rank: int, memory: Any) -> None:
     """What a bank of kernel words just wrote itself is not read back from the device."""
-    setattr(table, HELD, Contents(packed, table, (layout, tuple(shape), max_rank)))
+    known, held = (layout, tuple(shape), max_rank), getattr(table, HELD, None)
+    if held is not None and held.given is packed:  # other tasks in the table that kernels have already
+        held.version, held.known = version_of(table), {known}
+    else:
+        held = Contents(packed, table, known)
+        setattr(table, HELD, held)
+    held.memory = memory
 
 
 def factors_of(
@@ -171,9 +178,16 @@ def factors_of(
     return factors, exponents
 
 
-def _version(table: Tensor) -> int | None:
+def version_of(table: Tensor) -> int | None:
     """How often a tensor was changed in place; None where nobody counts."""
     return None if table.is_inference() else table._version
+
+
+def _within(pieces: list[tuple[int, int, Tensor]], start: int, size: int) -> Tensor | None:
+    """The elements from an offset on, or None where they are not all in one of (start, stop, tensor)."""
+    return next(
+        (t[start - at : start - at + size] for at, end, t in pieces if at <= start and start + size <= end), None
+    )
 
 
 def _plain(t: Tensor) -> bool:

@@ -29,6 +29,9 @@ class Problem:
     rows: int
     entries: int = 1
     places: int = 1
+    out_features: int = 0  # 0 where the choice does not look at sizes (products with disk bytes, samples)
+    in_features: int = 0
+    rank: int = 0  # the most that a task of the bank may have
     layout: str = "disk"  # of a bank: "disk" | "planar" | "planar_levels"; of samples: "disk" | "arena"
     transposed: bool = False
     empty: bool = False  # no task has a rank

@@ -53,10 +53,15 @@ def add_rows(y: Tensor, adds: Tensor, routing: Routing) -> Tensor:
     """
     if not adds.shape[0]:
         return y.clone()
-    index = routing.slots.clamp(0, adds.shape[0] - 1)
-    gamma = torch.where(index == routing.slots, routing.weights, 0.0)
-    rows = (adds[index].to(y.dtype) * gamma[..., None].to(y.dtype)).sum(1)
+    rows = task_rows(adds, routing, y.dtype)
     if rows.shape[0] <= 1:
         return y + rows.sum(0)
     each = y.shape[:-1].numel() // rows.shape[0]
     return (y.reshape(rows.shape[0], each, rows.shape[1]) + rows[:, None]).view(y.shape)
+
+
+def task_rows(stack: Tensor, routing: Routing, dtype: torch.dtype) -> Tensor:
+    """Each entry's sum of gamma stack[slot], [R, ...] in ``dtype``; stack: [slots, ...]."""
+    index = routing.slots.clamp(0, stack.shape[0] - 1)
+    gamma = torch.where(index == routing.slots, routing.weights, 0.0)
+    return (stack[index].to(dtype) * gamma.to(dtype).view(*index.shape, *[1] * (stack.dim() - 1))).sum(1)

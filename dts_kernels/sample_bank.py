@@ -1,58 +1,67 @@
 """Samples of all loaded tasks of one layer, as the ops take them."""
 
-import torch
+from dataclasses import replace
 
+import torch
+from torch import Tensor
+
+from . import sample_contents
+from .arena import Arena, piece
 from .bank import EAGER
 from .layout import packed_width
 from .operands import SampleOperands, StoredSamples
-from .planar import Arena, grown
+from .planar import grown
 from .routing import Routing
+from .sample_words import from_words, to_words, words_of
 from .samples import Samples, groups_of
 
-FIELDS = 4  # of a table's row: slot, where the codes begin in an arena, stride, seed
+FIELDS = 4  # of a table's row: slot, where the words begin in an arena, stride, seed
 
 
 class SampleArena:
     """All samples of a bank on its device, in tensors that stay where they are until they have to grow.
 
-    So compiled programs and captured CUDA graphs go on working while tasks come and go.
+    So compiled programs and captured CUDA graphs go on working while tasks come and go.  The codes lie as the GPU
+    kernels read them (`sample_words`).
     """
 
     def __init__(self, device: torch.device):
-        self.codes = Arena(torch.uint8, device)
+        self.words = Arena(torch.int32, device)
         self.table = torch.zeros(8, FIELDS, dtype=torch.int64, device=device)
         self.starts = torch.zeros(9, dtype=torch.int64, device=device)
         self.scales = torch.zeros(8, device=device)
-        self.held: dict[int, tuple[tuple[int, Samples], ...]] = {}  # slot -> (offset, a sample without codes)
+        self.held: dict[int, tuple[tuple[int, Samples], ...]] = {}  # slot -> (place in its run, a sample without codes)
 
     def add(self, slot: int, samples: tuple[Samples, ...]) -> None:
         self.remove(slot)
         if samples:
-            offset = self.codes.put(slot, torch.cat([one.codes.flatten() for one in samples]))
-            sizes = [one.codes.numel() for one in samples]
-        self.held[slot] = tuple((offset + sum(sizes[:i]), one.to("meta")) for i, one in enumerate(samples))
+            words = [to_words(one.codes).flatten() for one in samples]
+            self.words.put(slot, torch.cat(words))
+        sizes = [words_of(*one.codes.shape) for one in samples]
+        self.held[slot] = tuple((sum(sizes[:i]), one.to("meta")) for i, one in enumerate(samples))
         self._tell()
 
     def remove(self, slot: int) -> None:
         if self.held.pop(slot, None) is not None:
-            self.codes.taken.pop(slot, None)
-            self._tell()
+            self._tell()  # before its memory may be another's
+            self.words.drop(slot)
 
     def samples(self, slot: int) -> tuple[Samples, ...]:
-        """Views of the arena."""
+        """In disk bytes again."""
         return tuple(
-            Samples(
-                self.codes.tensor[at : at + one.codes.numel()].view(one.codes.shape),
-                one.scale,
-                one.stride,
-                one.seed,
-                one.shape,
-            )
+            replace(one, codes=_codes_at(self.words.tensor, self._start(slot) + at, *one.codes.shape))
             for at, one in self.held[slot]
         )
 
+    def _start(self, slot: int) -> int:
+        return self.words.taken[slot][0]
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._tell()  # a copy's memory is elsewhere
+
     def _tell(self) -> None:
-        rows = [(slot, at, one) for slot in sorted(self.held) for at, one in self.held[slot]]
+        rows = [(slot, self._start(slot) + at, one) for slot in sorted(self.held) for at, one in self.held[slot]]
         last = max(self.held, default=-1)
         if len(rows) > self.table.shape[0]:
             self.table, self.scales = (grown(t, 2 * len(rows)) for t in (self.table, self.scales))
@@ -66,16 +75,19 @@ class SampleArena:
             )
             self.scales[: len(rows)] = torch.tensor([one.scale for _, _, one in rows], device=self.scales.device)
 
+    def memory(self) -> list[Tensor]:
+        return [self.words.tensor, *self.words.chunks, self.table, self.starts, self.scales]
+
     @property
     def arguments(self) -> StoredSamples:
-        return StoredSamples([self.codes.tensor], self.table, self.starts, self.scales)
+        return StoredSamples([self.words.tensor], self.table, self.starts, self.scales)
 
 
 class SampleBank:
     """Samples of every loaded task of one [out_features, in_features] layer.
 
     transposed: they are of the [in_features, out_features] matrix (layers that store their weight so).
-    arena: codes in one tensor, as the GPU kernels read them; None takes what the device needs.
+    arena: words in one tensor, as the GPU kernels read them; None takes what the device needs.
     """
 
     def __init__(
@@ -128,8 +140,12 @@ class SampleBank:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the codes; of an arena with its room for more."""
-        return sum(codes.numel() for codes in self.arguments[0])
+        """Bytes of the codes; of an arena all that it holds."""
+        return sum(t.nbytes for t in self.held())
+
+    def held(self) -> list[Tensor]:
+        """All memory of the bank's codes; of an arena with its tables."""
+        return self.arguments[0] if self.arena is None else self.arena.memory()
 
     def to(self, device) -> "SampleBank":
         moved = SampleBank(self.in_features, self.out_features, device, self.transposed)
@@ -155,11 +171,17 @@ class SampleBank:
         """The same, not kept: for those who trace, whose programs must not depend on which routing was last."""
         return SampleOperands(*self.arguments, routing.slots, routing.weights)
 
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        if self.arena:
+            self._refresh()
+
     def _refresh(self) -> None:
         """Derive again what the ops take; beyond EAGER tasks on the CPU when first needed, see `Bank`."""
         self._ready = self._made = None
         if self.arena:
             self._ready = self.arena.arguments
+            sample_contents.trust(self._ready, self.shape, self.arena.memory())
         elif len(self._samples) <= EAGER:
             self._ready = self._derive()
 
@@ -179,7 +201,12 @@ def samples_of(stored: StoredSamples, shape: tuple[int, int]) -> dict[int, tuple
     found: dict[int, tuple[Samples, ...]] = {}
     arena, count = bool(codes) and codes[0].dim() == 1, int(starts[-1])
     for k, ((slot, offset, stride, seed), scale) in enumerate(zip(table[:count].tolist(), scales.tolist())):
-        size = (shape[0], packed_width(groups_of(shape[1], stride)))
-        own = codes[0][offset : offset + size[0] * size[1]].view(size) if arena else codes[k]
+        width = packed_width(groups_of(shape[1], stride))
+        own = _codes_at(codes[0], offset, shape[0], width) if arena else codes[k]
         found[slot] = (*found.get(slot, ()), Samples(own, scale, stride, seed, shape))
     return found
+
+
+def _codes_at(words: Tensor, offset: int, rows: int, width: int) -> Tensor:
+    """Disk bytes [rows, width] of the words from an offset on."""
+    return from_words(piece(words, offset, words_of(rows, width)), rows, width)

@@ -82,6 +82,7 @@ def cases() -> list[Case]:
         (0.3, 64, "distinct"),
         (0.3, 4096, "one"),
         (0.05, 1, "one"),
+        (0.05, 16, "distinct"),
     ]
     found = [Case(4096, 4096, *target) for target in targets]
     for m, n in ((4096, 4096), (14336, 4096), (4096, 14336), (768, 768)):
@@ -171,6 +172,9 @@ def methods(case: Case, device: str, dtype=torch.bfloat16) -> Iterator[tuple[str
         size = len(tasks) * (pairs[0][0].factors(tasks[0]).nbytes + pairs[0][1].samples(tasks[0])[0].nbytes)
         runs = [partial(product, w, *pair) for w, pair in zip(weights, pairs)]
         yield "sketch, equal bytes", runs, base + size, layers.wanted(*pairs[0])
+        y = linear(x, weights[0])
+        runs = [partial(kernels.add_samples, x, y, samples, routing) for _, samples in pairs]
+        yield "its sample alone", runs, len(tasks) * pairs[0][1].samples(tasks[0])[0].nbytes, None
         del pairs, runs
 
     if len(tasks) == 1:

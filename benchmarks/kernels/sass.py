@@ -3,8 +3,8 @@
     python -m benchmarks.kernels.sass [--json] [--kernel shrink] [--arch 90] [--dtype bfloat16]
 
 instructions_per_code counts the packed main loop (lane instructions for every 2-bit code it reads; of sampled_product,
-for all the rows that a code is decoded for); null for kernels whose loop is not the packed product alone.  "+asm" is a
-kernel with its decode by inline assembly (`Config.asm`).
+for all the rows that a code is decoded for, at strides from 7 on); null for kernels whose loop is not the packed
+product alone.  "+asm" is a kernel with its decode by inline assembly (`Config.asm`).
 
 The machine code is that of the ptxas in Triton's wheel.  The budgets (3.2 for 4:1 codes, 5 for four arbitrary levels)
 hold with Triton 3.9; Triton 3.6 gives up to 3.3 (fp16, sm_90) and 6.3.
@@ -23,15 +23,23 @@ from pathlib import Path
 import torch
 
 from dts_kernels.gpu.products import registers
-from dts_kernels.gpu.sample_products import BLOCK_B, BLOCK_M, MOST_ROWS, PRODUCT_OPTIONS
+from dts_kernels.gpu.sample_products import ADDED, DENSE_COLUMNS, LAID_COLUMNS, MOST_ROWS, ROW_COLUMNS, RUNS, Shape
+from dts_kernels.gpu.vectors import BLOCK
 
 ARCHITECTURES = (80, 87, 89, 90, 120)
 DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
-KERNELS = ("shrink", "expand", "base_expand", "dequantise", "reconstruct", "combine_parts")
-SAMPLED = ("sampled_product", "sampled_dense")  # without levels
-MODULES = {"combine_parts": "shrink"}  # of kernels that are in another one's file
+KERNELS = ("shrink", "expand", "base_expand", "dequantise", "reconstruct", "combine_parts", "task_rows")
+SAMPLED = ("sampled_product", "sampled_dense", "sampled_rows", "lay", "add_parts")  # without levels
+ENCODING = {"sweep_chunk": "sweep"}  # of the encoder, in float32 whatever the dtype; and their files
+MODULES = {  # of kernels that are in another one's file
+    "combine_parts": "shrink",
+    "sampled_rows": "sampled_dense",
+    "lay": "sampled_product",
+    "add_parts": "sampled_product",
+}
+PLAIN = (*SAMPLED, *ENCODING, "combine_parts", "task_rows")  # kernels that know no levels
 ASM = "+asm"  # of the name of a kernel that decodes by inline assembly
-ALL = (*KERNELS, *SAMPLED, "shrink" + ASM, "expand" + ASM)
+ALL = (*KERNELS, *SAMPLED, *ENCODING, "shrink" + ASM, "expand" + ASM)
 CONFIG = {"BLOCK_T": 16, "BLOCK_N": 128, "SPLIT": 1, "GROUPED": True, "ENTRIES": 16}
 
 
@@ -53,6 +61,8 @@ class Report:
 def signature(kernel: str, dtype: str, levels: bool, **overrides) -> tuple[dict, dict, dict]:
     """(argument types, constants, options) that a launch of `gpu.products` gives a kernel of an LLM's sizes."""
     import triton.language as tl
+
+    from dts_kernels.gpu import sweep
 
     pointer = "*" + DTYPES[dtype]
     t = "*fp32" if overrides.get("SPLIT", 1) > 1 else pointer
@@ -102,6 +112,11 @@ def signature(kernel: str, dtype: str, levels: bool, **overrides) -> tuple[dict,
     elif kernel == "combine_parts":
         arguments = {"parts": "*fp32", "t": pointer, "size": "i32"}
         constants = {"PARTS": 4, "BLOCK": 1024}
+    elif kernel == "task_rows":
+        names = ("tasks", "per_entry", "places", "width", "stride")
+        vectors = {"stack": pointer, "slots": "*i32", "weights": "*fp32", "y": pointer, "out": pointer}
+        arguments = vectors | dict.fromkeys(names, "i32")
+        constants = {"BLOCK": BLOCK, "ADD": True}
     elif kernel == "dequantise":
         arguments = {
             **operands,
@@ -114,40 +129,14 @@ def signature(kernel: str, dtype: str, levels: bool, **overrides) -> tuple[dict,
         }
         constants = {"U": True, "BLOCK_N": 64, "LEVELS": levels}
         options["num_warps"] = 8
+    elif kernel == "sweep_chunk":
+        tensors = ("old", "factor", "misfit", "gram", "sigma", "step")
+        arguments = dict.fromkeys(tensors, "*fp32") | {"ranks": "*i32", "first": "i32", "rank": "i32", "columns": "i32"}
+        constants = {"CHUNK": sweep.CHUNK, "BLOCK_M": sweep.BLOCK_M, "SMALL": sweep.SMALL, "LARGE": sweep.LARGE}
+        options |= {"num_warps": sweep.WARPS}
     elif kernel in SAMPLED:
-        bank = {
-            "codes": "*u8",
-            "table": "*i64",
-            "starts": "*i64",
-            "scales": "*fp32",
-            "slots": "*i32",
-            "weights": "*fp32",
-        }
-        if kernel == "sampled_product":
-            arguments = {
-                "x": pointer,
-                "y": pointer,
-                "out": pointer,
-                **bank,
-                "slots_known": "i32",
-                "per_entry": "i32",
-                "places": "i32",
-                "in_features": "i32",
-                "out_features": "i32",
-            }
-            constants = {"BLOCK_T": MOST_ROWS, "BLOCK_M": BLOCK_M, "BLOCK_B": BLOCK_B}
-            options |= PRODUCT_OPTIONS
-        else:
-            arguments = {
-                **bank,
-                "place": "i32",
-                "out": pointer,
-                "factor": "*fp32",
-                "slots_known": "i32",
-                "m_size": "i32",
-                "n_size": "i32",
-            }
-            constants = {"BLOCK_M": 32, "BLOCK_N": 64}
+        arguments, constants, own = _sampled(kernel, pointer, overrides)
+        options |= own
     else:
         arguments = {
             **operands,
@@ -175,6 +164,41 @@ def signature(kernel: str, dtype: str, levels: bool, **overrides) -> tuple[dict,
     return arguments, constants | overrides, options
 
 
+def _sampled(kernel: str, pointer: str, overrides: dict) -> tuple[dict, dict, dict]:
+    """The same of a kernel of sampled elements, as `gpu.sample_products` launches it."""
+    bank = {
+        "words": "*i32",
+        "table": "*i64",
+        "starts": "*i64",
+        "scales": "*fp32",
+        "slots": "*i32",
+        "weights": "*fp32",
+    }
+    block_t = overrides.get("BLOCK_T", MOST_ROWS)
+    lanes = overrides.get("LANES", 8 if block_t < 4 else 4)
+    shape = Shape(block_t, lanes, overrides.get("SPLIT", 1), overrides.get("LAID", True))
+    laid = "*fp32" if shape.block_t == 1 and shape.laid else pointer
+    if kernel == "sampled_product":
+        out = pointer if shape.split == 1 else "*fp32"
+        sizes = ("slots_known", "per_entry", "places", "rows", "in_features", "out_features", "room")
+        arguments = {"x": pointer, "laid": laid, "y": pointer, "out": out, **bank, **dict.fromkeys(sizes, "i32")}
+        constants = {"BLOCK_T": shape.block_t, "RUNS": RUNS, "LANES": shape.lanes, "SPLIT": shape.split}
+        return arguments, constants | {"LAID": shape.laid}, shape.options
+    if kernel == "lay":
+        own = {name: kind for name, kind in bank.items() if name in ("table", "starts", "slots")}
+        sizes = ("slots_known", "per_entry", "places", "in_features", "room")
+        arguments = {"x": pointer, "laid": laid, **own, **dict.fromkeys(sizes, "i32")}
+        return arguments, {"BLOCK_T": shape.block_t, "BLOCK_N": LAID_COLUMNS}, {}
+    if kernel == "add_parts":
+        arguments = {"parts": "*fp32", "y": pointer, "out": pointer, "size": "i32"}
+        return arguments, {"PARTS": 8, "BLOCK": ADDED}, {}
+    sizes = {"slots_known": "i32", "m_size": "i32", "n_size": "i32"}
+    if kernel == "sampled_dense":
+        return {**bank, "place": "i32", "out": pointer, "factor": "*fp32", **sizes}, {"BLOCK_N": DENSE_COLUMNS}, {}
+    rows = {"ids": "*i64", "y": pointer, "out": pointer}
+    return {**rows, **bank, "per_entry": "i32", "places": "i32", **sizes}, {"BLOCK_N": ROW_COLUMNS}, {}
+
+
 def compile_kernel(kernel: str, arch: int, dtype: str, levels: bool, **overrides):
     """(Triton's compiled kernel, its constants and options).  overrides: options, constants, or arguments made constant
     as the launcher makes those that are 1."""
@@ -183,7 +207,7 @@ def compile_kernel(kernel: str, arch: int, dtype: str, levels: bool, **overrides
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    module = "samples" if kernel in SAMPLED else MODULES.get(kernel, kernel)
+    module = (MODULES | ENCODING).get(kernel, kernel)
     function = getattr(importlib.import_module(f"dts_kernels.gpu.{module}"), kernel)
     arguments, constants, options = signature(kernel, dtype, levels, **overrides)
     names = function.arg_names
@@ -195,7 +219,7 @@ def compile_kernel(kernel: str, arch: int, dtype: str, levels: bool, **overrides
         if n not in constants
         and (
             arguments[n][0] == "*"
-            or n in ("in_features", "out_features", "out_columns", "width", "contracted", "columns")
+            or n in ("in_features", "out_features", "out_columns", "width", "contracted", "columns", "room")
         )
     ]
     attributes = {(names.index(n),): [["tt.divisibility", 16]] for n in aligned}
@@ -238,21 +262,25 @@ def loops(sass: str) -> list[list[str]]:
 
 
 def instructions_per_code(sass: str, block_t: int, block_n: int, warps: int, dots: int) -> float:
-    """Of the packed main loop: the innermost loop with the most tensor-core instructions.
+    """Of the packed main loop: of the loops that enclose no other, the one with the most tensor-core instructions.
 
     How many blocks of 128 codes an iteration holds follows from those, so unrolling does not flatter it.
     """
-    body = max(loops(sass), key=lambda lines: sum("HMMA" in line for line in lines))
+    found = loops(sass)  # whose lines have addresses
+    inner = [lines for lines in found if not any(set(other) < set(lines) for other in found)]
+    body = max(inner, key=lambda lines: sum("HMMA" in line for line in lines))
     products = sum("HMMA" in line for line in body)
     a_block = (block_t // 16) * 8 * max(block_n // 8 // warps, 1) * dots  # m16n8k16 products a warp
     return len(body) * warps * 32 / (128 * block_n * products / a_block)
 
 
-def instructions_per_sample(sass: str) -> float:
-    """Of `sampled_product`: the innermost loop that loads bytes of codes; each of them holds four."""
-    loaded = [(lines, sum(bool(re.search(r"\bLDG\S*\.U8\b", line)) for line in lines)) for lines in loops(sass)]
-    body, count = min(((lines, count) for lines, count in loaded if count), key=lambda found: len(found[0]))
-    return len(body) / (4 * count)
+def instructions_per_sample(sass: str, block_t: int) -> float:
+    """Of `sampled_product` for strides from 7 on: the first loop, of four groups of eight rows (one group where a code
+    is decoded for more than two rows of x), for all rows that a code is decoded for."""
+    body = loops(sass)[0]
+    codes = 32 if block_t <= 2 else 8
+    assert sum("FFMA" in line for line in body) == codes * block_t
+    return len(body) / codes
 
 
 def report(name: str, arch: int, dtype: str, levels: bool, **overrides) -> Report:
@@ -267,8 +295,8 @@ def report(name: str, arch: int, dtype: str, levels: bool, **overrides) -> Repor
         counted = instructions_per_code(
             sass, constants["BLOCK_T"], constants["BLOCK_N"], options["num_warps"], 3 if levels else 1
         )
-    elif kernel == "sampled_product":
-        counted = instructions_per_sample(sass)
+    elif kernel == "sampled_product" and dtype != "float32":
+        counted = instructions_per_sample(sass, constants["BLOCK_T"])
     return Report(
         name,
         arch,
@@ -289,7 +317,7 @@ def cases(kernels=ALL, architectures=ARCHITECTURES, dtypes=("float16", "bfloat16
         for kernel in kernels
         for arch in architectures
         for dtype in dtypes
-        for levels in ((False,) if kernel.endswith(ASM) or kernel in (*SAMPLED, *MODULES) else (False, True))
+        for levels in ((False,) if kernel.endswith(ASM) or kernel in PLAIN else (False, True))
     ]
 
 

@@ -66,12 +66,20 @@ def levelled(curves: list[Curve], elements: list[int]) -> list[Curve]:
 
 def hull(curve: Curve) -> list[int]:
     """Indices of the choices on the lower convex hull of (bytes, error), from no bytes to the least error."""
+    nbytes, errors = curve.bytes.tolist(), curve.errors.tolist()  # of which Python takes one faster than of an array
+
+    def slope(start: int, stop: int) -> float:
+        return (errors[start] - errors[stop]) / max(1, nbytes[stop] - nbytes[start])
+
     points = [0]
-    for i in range(1, len(curve.ranks)):
-        if curve.errors[i] >= curve.errors[points[-1]]:
+    slopes: list[float] = []  # from each of the points to the next
+    for i in range(1, len(errors)):
+        if errors[i] >= errors[points[-1]]:
             continue
-        while len(points) > 1 and _slope(curve, points[-2], i) >= _slope(curve, points[-2], points[-1]):
+        while slopes and slope(points[-2], i) >= slopes[-1]:
             points.pop()
+            slopes.pop()
+        slopes.append(slope(points[-1], i))
         points.append(i)
     return points
 
@@ -81,28 +89,39 @@ def _slope(curve: Curve, start: int, stop: int) -> float:
     return (curve.errors[start] - curve.errors[stop]) / max(1, curve.bytes[stop] - curve.bytes[start])
 
 
-def allocate(curves: list[Curve], capacity: float = np.inf, target: float = 0.0) -> list[int]:
+Step = tuple[float, int, int, int, float]  # minus error a byte, curve, choice, bytes and error there
+
+
+def steps_of(curves: list[Curve]) -> list[Step]:
+    """The steps of all hulls, the best first."""
+    steps: list[Step] = []
+    for c, curve in enumerate(curves):
+        nbytes, errors, points = curve.bytes.tolist(), curve.errors.tolist(), hull(curve)
+        for start, stop in zip(points, points[1:]):
+            slope = (errors[start] - errors[stop]) / max(1, nbytes[stop] - nbytes[start])
+            steps.append((-slope, c, stop, nbytes[stop], errors[stop]))
+    return sorted(steps)
+
+
+def allocate(
+    curves: list[Curve], capacity: float = np.inf, target: float = 0.0, steps: list[Step] | None = None
+) -> list[int]:
     """Ranks, one a curve, whose bytes are at most ``capacity`` and, as soon as it is reached, whose errors sum to
-    ``target`` or less."""
-    hulls = [hull(curve) for curve in curves]
+    ``target`` or less.  steps: `steps_of` the curves, where they are at hand."""
     chosen = [0] * len(curves)  # index into the curve
-    left, error = capacity, sum(float(c.errors[0]) for c in curves)
-    steps = sorted(
-        (-_slope(curves[c], start, stop), c, stop)
-        for c, points in enumerate(hulls)
-        for start, stop in zip(points, points[1:])
-    )
+    taken, here = [int(c.bytes[0]) for c in curves], [float(c.errors[0]) for c in curves]  # at what is chosen
+    left, error = capacity, sum(here)
     full = set()
-    for _, c, stop in steps:
+    for _, c, stop, nbytes, after in steps_of(curves) if steps is None else steps:
         if error <= target:
             break
-        cost = curves[c].bytes[stop] - curves[c].bytes[chosen[c]]
+        cost = nbytes - taken[c]
         if c in full or cost > left:
             full.add(c)
             continue
         left -= cost
-        error -= curves[c].errors[chosen[c]] - curves[c].errors[stop]
-        chosen[c] = stop
+        error -= here[c] - after
+        chosen[c], taken[c], here[c] = stop, nbytes, after
     if np.isfinite(capacity):
         _fill(curves, chosen, left)
     return [int(curve.ranks[i]) for curve, i in zip(curves, chosen)]
@@ -139,9 +158,9 @@ def allocate_exactly(curves: list[Curve], nbytes: float, total: Callable[[list[i
     low: float
     high: float
     low, high = 0, sum(int(curve.bytes.max()) for curve in curves)
-    capacity, last = min(nbytes - smallest, high), None
+    capacity, last, steps = min(nbytes - smallest, high), None, steps_of(curves)
     for _ in range(TRIALS):  # curves know the bytes of headers only nearly
-        ranks = allocate(curves, capacity)
+        ranks = allocate(curves, capacity, steps=steps)
         size = total(ranks)
         if size > nbytes:
             # what these ranks left of the capacity must go too, or the next step changes none of them

@@ -4,14 +4,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from dts import sums
 from dts.adapter.budget import BLOCK, Curve
 from dts.adapter.sizes import HEADER_BYTES
-from dts.adapter.uneven import Leading, Uneven, best_choices, uneven
-from dts.codec import Factors, singular_values
-from dts.codec.compress import checked, compacted
+from dts.adapter.uneven import Leading, Uneven, best_choices, uneven, uneven_among
+from dts.codec import Factors, many, singular_values
+from dts.codec.compress import checked, compacted, look_at
 from dts.codec.method import Method
 
 NO_SPECTRUM = "this matrix was measured without its singular values"
@@ -34,6 +35,7 @@ class Kept:
 class Matrix:
     """One delta [m, n]: which rows and columns are not zero, its norm, and (if asked for) its singular values, float64.
 
+    measured: how many of those are; the others are estimated, and no rank above is planned.  None: all are.
     A *rank* is what a method is asked for, see `dts.codec.method`.  uneven: of a table whose rows moved unevenly, of
     which each rank keeps some (`kept`); only where singular values are asked for.
     """
@@ -43,6 +45,7 @@ class Matrix:
     columns: Tensor | None
     norm: float
     singular: Tensor | None = None
+    measured: int | None = None
     uneven: Uneven | None = None
     known: dict = field(default_factory=dict, repr=False, compare=False)  # curves and predicted errors made before
 
@@ -56,7 +59,31 @@ class Matrix:
             return cls((m, n), rows, columns, norm)
         table = uneven(compact, m, singular_values)
         values = singular_values(compact).cpu() if table is None else table.choices[-1].singular
-        return cls((m, n), rows, columns, norm, values, table)
+        return cls((m, n), rows, columns, norm, values, uneven=table)
+
+    @classmethod
+    def of_many(cls, deltas: Tensor, names: list[str], spectrum: bool, count: int | None = None) -> list["Matrix"]:
+        """Of each of deltas float32 [B, m, n], measured together on the device they are on.
+
+        count: of the singular values only so many are measured, where that is cheaper, and the others estimated by
+        what they have together: enough for ranks that are lower.
+        """
+        looks, shape = look_at(deltas, names), (deltas.shape[1], deltas.shape[2])
+        tables = uneven_among(deltas) if spectrum else [False] * len(looks)
+        full = [i for i, look in enumerate(looks) if look.full and look.norm and not tables[i]]
+        values, size = dict[int, Tensor](), None
+        if spectrum and full:
+            own = deltas if len(full) == len(looks) else deltas[torch.tensor(full, device=deltas.device)]
+            with many.exact_products():
+                (found,) = many.to_host([many.leading_values(own, count)])
+            size = None if found.shape[1] == min(shape) else found.shape[1]
+            values = {i: with_tail(one, looks[i].norm, min(shape)) for i, one in zip(full, found)}
+        return [
+            cls(shape, None, None, look.norm, values.get(i), measured=size)
+            if i in full
+            else cls.of(deltas[i], names[i], spectrum)
+            for i, look in enumerate(looks)
+        ]
 
     @cached_property
     def compact_shape(self) -> tuple[int, int]:
@@ -107,7 +134,8 @@ class Matrix:
 
     def most(self, method: Method) -> int:
         """The largest rank."""
-        return method.rank_limit * min(self.compact_shape) if self.norm else 0
+        limit = method.rank_limit * min(self.compact_shape) if self.norm else 0
+        return limit if self.measured is None else min(limit, self.measured)
 
     def curve(self, method: Method, limit: int | None = None) -> Curve:
         """Bytes and error left at every rank worth having, at most ``limit``."""
@@ -169,3 +197,19 @@ class Matrix:
             return errors
 
         return ranks, best_choices(table, ranks, lambda count: self._bytes(method, ranks, count), left)
+
+
+def with_tail(values: Tensor, norm: float, size: int) -> Tensor:
+    """All ``size`` singular values of a matrix of this ``norm`` whose largest ``values``, float64 and descending, are
+    known: the squares of the others fall by one factor, from the last known one, to what is left of norm^2."""
+    missing = size - len(values)
+    if not missing:
+        return values
+    last, left = values[-1].item() ** 2, max(0.0, norm**2 - values.square().sum().item())
+    steps = np.arange(1, missing + 1)
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if last * (middle**steps).sum() < left else (low, middle)
+    tail = (last * low**steps) ** 0.5
+    return torch.cat([values, torch.from_numpy(tail)])

@@ -12,11 +12,12 @@ import torch
 
 from dts import __version__
 from dts.adapter.digests import FORMAT_VERSION
+from dts.adapter.vectors import ASKED, EXACT, Rounding, rounding_for
 from dts.codec.method import Choice
 from dts.codec.methods import CHOICES
 
 ADAPTER_KINDS = ("task", "difference")
-VECTORS = ("auto", "exact", "8bit")
+VECTORS = ("auto", *ASKED)
 SIZES = ("budget", "nbytes", "rank_fraction", "target_error")
 IN_BYTES = ("budget", "nbytes")
 DEFAULT_BUDGET = 0.01
@@ -69,8 +70,26 @@ class Options:
                 f'a {self.method} adds noise larger than the difference: give method="{self.method}" a budget=, '
                 "nbytes= or rank_fraction=, not a target_error="
             )
+        if not wrong or self.device is not None:
+            try:
+                self.place  # noqa: B018  it is looked whether it is there
+            except (RuntimeError, TypeError, ValueError) as error:
+                wrong.append(f"device={self.device!r} cannot be used: {str(error).splitlines()[0]}")
         if wrong:
             raise ValueError("; ".join(wrong))
+
+    @property
+    def place(self) -> torch.device:
+        """The device to compute on: a CPU unless another one is asked for, "auto" a GPU where there is one."""
+        if self.device is None:
+            return torch.device("cpu")
+        there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if self.device == "auto":
+            return torch.device("cuda" if there else "cpu")
+        place = torch.device(self.device)
+        if place.type == "cuda" and (place.index or 0) >= there:
+            raise ValueError(f"there are {there} CUDA devices here")
+        return place
 
     @property
     def asked(self) -> dict[str, float]:
@@ -90,10 +109,16 @@ class Options:
 
     @property
     def exact_vectors(self) -> bool:
-        """Are biases and norms stored as they are, rather than in 8 bits?"""
+        """Are biases, norms and heads stored as they are, rather than in few bits?"""
         if self.vectors == "auto":
             return not (self.in_bytes and self.choice.rounds_vectors)
         return self.vectors == "exact"
+
+    def rounding(self, nbytes: float, vectors: int, heads: int) -> Rounding:
+        """Of vectors and heads of so many elements, in an adapter of ``nbytes`` where bytes are asked for."""
+        if self.exact_vectors:
+            return EXACT
+        return rounding_for(nbytes, vectors, heads) if self.vectors == "auto" else ASKED[self.vectors]
 
     @property
     def told(self) -> str:
@@ -109,16 +134,21 @@ class Options:
         """
         return self.asked | {
             "method": self.choice.name,
-            "vectors": "exact" if self.exact_vectors else "8bit",
+            "vectors": "exact" if self.exact_vectors else self.vectors,
             "seed": self.seed,
             "base": base,
             "finetuned": finetuned,
             "format_version": FORMAT_VERSION,
-            "device": str(torch.device("cpu" if self.device is None else self.device)),
+            "device": _full_name(self.place),
             "package": __version__,
             "torch": torch.__version__,
             "code": code_digest(),
         }
+
+
+def _full_name(place: torch.device) -> str:
+    """A device's, with its model: another one rounds otherwise."""
+    return f"{place.type} ({torch.cuda.get_device_name(place)})" if place.type == "cuda" else str(place)
 
 
 @cache

@@ -4,19 +4,23 @@
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from torch import Tensor
 
+from dts.adapter import on_device
 from dts.adapter.entries import Entry
 from dts.adapter.in_order import in_order
 from dts.adapter.matrix import Matrix
 from dts.adapter.options import Options
 from dts.adapter.plan import Compressible, matrices_of, shared_delta
 from dts.adapter.sizes import measured
-from dts.adapter.text import number
+from dts.adapter.text import measure
+from dts.adapter.threads import Behind
 from dts.adapter.work import Work
 from dts.checkpoint import Pairing
-from dts.codec import Factors, compress_tensor
+from dts.codec import Factors, compress_tensor, many
 from dts.codec.method import Method
 
 Job = tuple[int, Callable[[], list[Factors | None] | None]]  # as `in_order` takes it
@@ -31,6 +35,7 @@ class Plans:
 
     def __init__(self, config: dict, base_digests: dict[str, str]):
         self.by_name: dict[str, Entry | Compressible] = {}
+        self.ranks_before: dict[str, list[int]] = {}  # of a device's last round, by tensor
         self.config, self.base_digests = config, base_digests
 
     @property
@@ -59,6 +64,8 @@ class Plans:
     ) -> dict[str, Entry]:
         """Entries with what the codec makes.  work: keeps them, and has those that are made;  step: told each name."""
         chosen = self._by_plan(ranks)
+        if many.suits(options.place):
+            return self._assembled(self._made_on_device(chosen, method, pairing, options, work, step))
         jobs = in_order(_job(plan, own, method, pairing, options, work) for plan, own in chosen)
         made = []
         for factors, (plan, own) in zip(jobs, chosen, strict=True):
@@ -69,6 +76,45 @@ class Plans:
             made.append((plan, own, entry))
         return self._assembled(made)
 
+    def _made_on_device(
+        self,
+        chosen: list[tuple[Compressible, list[int]]],
+        method: Method,
+        pairing: Pairing,
+        options: Options,
+        work: Work,
+        step: Callable[[str], None],
+    ) -> list[tuple[Compressible, list[int], Entry | None]]:
+        """(plan, its ranks, its entry) of all, from batches of one shape.
+
+        What is encoded together is what has other ranks than in the round before, whatever of it is kept already: so a
+        run that goes on after an interruption gives the bytes of one that was not interrupted.
+        """
+        changed = [(plan, own) for plan, own in chosen if self.ranks_before.get(plan.name) != own]
+        self.ranks_before = {plan.name: own for plan, own in chosen}
+        kept = {plan.name for plan, own in chosen if work.entry(plan.name, own) is not None}
+        tables = [plan.name for plan in self.compressed if any(matrix.uneven for matrix in plan.matrices)]
+        wanted = [(pairing.pairs[plan.name], own) for plan, own in changed if any(own) and plan.name not in tables]
+        by_name = {plan.name: (plan, own) for plan, own in chosen}
+        with Behind[None]() as writer:
+            for plan, own in chosen:
+                if not any(own) and plan.name not in kept:
+                    writer.do(partial(_kept, plan, own, [None] * len(own), work))
+            for pair, factors in on_device.encoded(pairing, wanted, kept, method.name, options.seed, options.place):
+                plan, own = by_name[pair.name]
+                writer.do(partial(_kept, plan, own, factors, work))
+                step(pair.name)
+            for plan, own in changed:
+                if plan.name in tables and any(own) and plan.name not in kept:
+                    _, make = _job(plan, own, method, pairing, options, work)
+                    writer.do(partial(_kept, plan, own, make(), work))
+                    step(plan.name)
+        made = [(plan, own, work.entry(plan.name, own)) for plan, own in chosen]
+        for plan, own, entry in made:
+            if entry is not None:
+                plan.saw(own, entry.matrices, method)
+        return made
+
     def _by_plan(self, ranks: list[int]) -> list[tuple[Compressible, list[int]]]:
         """Each compressed tensor with the ranks of its own matrices."""
         left = iter(ranks)
@@ -77,7 +123,7 @@ class Plans:
     def _assembled(self, made: list[tuple[Compressible, list[int], Entry | None]]) -> dict[str, Entry]:
         """All entries, in the order of the plans, from those of the compressed tensors."""
         entry_of = {plan.name: entry for plan, _, entry in made}
-        self.config["dropped"] = {plan.name: number(plan.norm) for plan, own, _ in made if plan.norm and not any(own)}
+        self.config["dropped"] = {plan.name: measure(plan.norm) for plan, own, _ in made if plan.norm and not any(own)}
         entries = {}
         for name, plan in self.by_name.items():
             entry = entry_of[name] if isinstance(plan, Compressible) else plan
@@ -95,7 +141,7 @@ def _job(plan: Compressible, ranks: list[int], method: Method, pairing: Pairing,
     deltas = matrices_of(plan.name, shared_delta(pairing, pairing.pairs[plan.name]))
 
     def encode(delta: Tensor, matrix: Matrix, rank: int) -> Factors | None:
-        how = {"name": plan.name, "device": options.device, "seed": options.seed, "overwrite": True}
+        how: dict[str, Any] = {"name": plan.name, "device": options.place, "seed": options.seed, "overwrite": True}
         if not rank:
             return None
         rows = matrix.kept(rank, method).rows

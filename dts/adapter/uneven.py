@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from dts import sums
@@ -57,8 +58,7 @@ def uneven(compact: Tensor, rows: int, spectrum: Callable[[Tensor], Tensor]) -> 
     if rows < FEWEST or not compact.numel():
         return None
     energies = sums.row_energies(compact).cpu()
-    total = energies.sum()
-    moving = (total**2 / energies.square().sum()).item()
+    total, moving = energies.sum(), _moving(energies).item()
     if not moving < UNEVEN * rows:
         return None
     order = energies.argsort(descending=True, stable=True)
@@ -70,6 +70,18 @@ def uneven(compact: Tensor, rows: int, spectrum: Callable[[Tensor], Tensor]) -> 
         part = compact if count == len(order) else compact.index_select(0, kept)
         choices.append(Leading(count, first[count - 1].item(), spectrum(part).cpu()))
     return Uneven(order, moving, tuple(choices))
+
+
+def uneven_among(deltas: Tensor) -> list[bool]:
+    """Which of deltas float32 [B, m, n], none of them zero, are such tables; waits for the device once."""
+    if deltas.shape[1] < FEWEST:
+        return [False] * len(deltas)
+    moving = torch.stack([_moving(sums.row_energies(delta)) for delta in deltas])
+    return (moving < UNEVEN * deltas.shape[1]).tolist()
+
+
+def _moving(energies: Tensor) -> Tensor:
+    return energies.sum() ** 2 / energies.square().sum()
 
 
 def best_choices(

@@ -84,9 +84,15 @@ class KeptWork(Work):
         load = partial(_load, found)
         return [
             Matrix(
-                (m, n), load(f"{i}.rows"), load(f"{i}.columns"), norm, load(f"{i}.singular"), _uneven(i, table, load)
+                (m, n),
+                load(f"{i}.rows"),
+                load(f"{i}.columns"),
+                norm,
+                load(f"{i}.singular"),
+                measured,
+                _uneven(i, table, load),
             )
-            for i, ((m, n), norm, table) in enumerate(json.loads(found.metadata["matrices"]))
+            for i, ((m, n), norm, measured, table) in enumerate(json.loads(found.metadata["matrices"]))
         ]
 
     def keep_spectra(self, plan: Compressible) -> None:
@@ -100,7 +106,7 @@ class KeptWork(Work):
             if table is not None:
                 tensors[f"{i}.order"] = table.order
                 tensors |= {f"{i}.singular{k}": choice.singular for k, choice in enumerate(table.choices)}
-        about = json.dumps([[m.shape, m.norm, _about(m.uneven)] for m in plan.matrices])
+        about = json.dumps([[m.shape, m.norm, m.measured, _about(m.uneven)] for m in plan.matrices])
         self._write("spectrum", plan.name, tensors, {"matrices": about})
 
     def clear(self) -> None:

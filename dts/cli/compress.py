@@ -33,6 +33,8 @@ class Vectors(StrEnum):
     auto = "auto"
     exact = "exact"
     eight_bit = "8bit"
+    four_bit = "4bit"
+    three_bit = "3bit"
 
 
 class Kind(StrEnum):
@@ -81,8 +83,8 @@ def compress(
     vectors: Annotated[
         Vectors,
         typer.Option(
-            help="Biases and norms: exact, or rounded to 8 bits.  auto: 8bit with a "
-            "--budget, whose bytes the matrices need more."
+            help="Biases and norms: exact, or rounded to so many bits, heads to 8 then.  auto: with a "
+            "--budget, as its bytes are few or many; the matrices need them more."
         ),
     ] = Vectors.auto,
     kind: Annotated[
@@ -118,6 +120,12 @@ def compress(
         ),
     ] = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="With --config: processes at a time.")] = 1,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="Where to compute: cpu (default), cuda, cuda:1, or auto: a GPU where there is one.", show_default=False
+        ),
+    ] = None,
     revision: Revision = None,
     finetuned_revision: FinetunedRevision = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
@@ -155,7 +163,7 @@ def compress(
 
     base = at(base, revision)
     finetuned = [at(source, finetuned_revision) for source in finetuned]
-    how = _how(size, rank_fraction, target_error)
+    how = _how(size, rank_fraction, target_error) | {"device": device}
     if tensors and not dry_run:
         raise ValueError("--tensors goes with --dry-run; of an adapter that is there, dts inspect --tensors lists them")
     if len(finetuned) > 1 and (name or class_names or description):

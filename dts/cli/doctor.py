@@ -89,7 +89,8 @@ def _paths(device: str, layout: str) -> list[dict]:
     rows = []
     for what, count, in_features, out_features, rank, tasks in SAMPLES:
         for dtype in ("float32", "bfloat16", "float16"):
-            problem = Problem("linear", device, dtype, count, entries=tasks, layout=layout)
+            sizes = (0, 0, 0) if layout == "disk" else (out_features, in_features, rank)
+            problem = Problem("linear", device, dtype, count, tasks, 1, *sizes, layout=layout)
             rows.append(
                 {
                     "device": device,

@@ -15,9 +15,17 @@ def inspect(
 ):
     """Show what an adapter holds: its task, its base, its bytes, and its tensors with ranks and errors."""
     import dts
+    from dts.adapter.purposes import purposes
 
     loaded = dts.Adapter.load(adapter)
-    result = summary(loaded) | {"tensors": tensors_of(loaded), "dropped": loaded.config["dropped"]}
+    result = summary(loaded) | {
+        "format_version": loaded.config["format_version"],
+        "bytes_for": purposes(loaded),
+        "tensors": tensors_of(loaded),
+        "dropped": loaded.config["dropped"],
+    }
+    if as_json:
+        result["config"] = loaded.config
     emit(result, as_json, lambda: _show(result, tensors))
 
 
@@ -109,6 +117,7 @@ def _show(result: dict, all_tensors: bool):
     output.print()
     if not all_tensors:
         output.print(_by_kind(result["tensors"]))
+        output.print(_by_purpose(result["bytes_for"]))
         if result["dropped"]:
             output.print(f"{len(result['dropped'])} changed tensors are left at the base: no bytes for them")
         output.print("Tensors that are not listed are the base's")
@@ -126,6 +135,13 @@ def _show(result: dict, all_tensors: bool):
             f"{row['squared_error']:.3f}" if row["rank"] and row["squared_error"] is not None else "",
         )
     output.print(table)
+
+
+def _by_purpose(found: dict[str, int]) -> Table:
+    table = listing(None, "bytes for", "bytes", "share")
+    for purpose, count in found.items():
+        table.add_row(purpose, f"{count:,}", percent(count / sum(found.values())))
+    return table
 
 
 def _by_kind(tensors: list[dict]) -> Table:

@@ -74,13 +74,16 @@ def _half(path: Path) -> bool:
 def _row(path: Path, folder: Path, quick: bool) -> dict:
     """One adapter; of a damaged one what can still be read of it."""
     from dts.adapter import Adapter
-    from dts.adapter.folder import CONFIG, read_config
+    from dts.adapter.folder import CONFIG, MODEL, read_text
 
     config, reason = None, None
     try:
-        config = read_config(path / CONFIG)
+        config = read_text(path / CONFIG)
+        if not _sane(config):
+            config = None
+            raise ValueError(f"{CONFIG} lacks what every adapter says of itself")
         missing = [name for name in config["files"] if not (path / name).is_file()]
-        missing += [] if _half(path) else ["dts_model.safetensors"]
+        missing += [] if _half(path) else [MODEL]
         reason = f"it has no {', '.join(missing)}" if missing else None
         if not quick and not missing:
             Adapter.load(path)
@@ -105,6 +108,20 @@ def _row(path: Path, folder: Path, quick: bool) -> dict:
     }
 
 
+def _sane(config: dict) -> bool:
+    """Has it what is shown of it, each of its kind?  All else is checked where the adapter is loaded."""
+    task, base = ({} if not isinstance(part := config.get(name), dict) else part for name in ("task", "base"))
+    words = (config.get("method"), config.get("kind"), task.get("name"))
+    words += (base.get("name"), base.get("fingerprint"))
+    names = task.get("class_names")
+    return (
+        all(isinstance(word, str) for word in words)
+        and (names is None or isinstance(names, list))
+        and isinstance(config.get("files"), dict)
+        and isinstance(config.get("amr"), int | float)
+    )
+
+
 def _reason(error: Exception, path: Path) -> str:
     """The error in one line, without the folder's name that is in the row already."""
     first, *rest = [line.strip() for line in message_of(error).splitlines() if line.strip()]
@@ -123,6 +140,9 @@ def _show(result: dict):
         for row in rows:
             table.add_row(*_cells(row))
         output.print(table)
+        for row in rows:
+            if row["reason"]:
+                output.print(f"{row['name']} is damaged: {row['reason']}", style="red", soft_wrap=True)
     else:
         output.print(f"{result['folder']} has no adapters in it", soft_wrap=True)
     bases = {row["base"]["fingerprint"] for row in rows if row["base"]}
@@ -139,7 +159,7 @@ def _show(result: dict):
 
 def _cells(row: dict) -> list[str]:
     base, names = row["base"], row["class_names"]
-    state = row["state"] + (f": {row['reason']}" if row["reason"] else "")
+    state = row["state"]
     if not base:
         return [row["name"], "", "", "", bytes_text(row["bytes"]), "", "", "", state]
     return [

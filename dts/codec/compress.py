@@ -2,12 +2,14 @@
 
 import math
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dts import sums
 
+from . import many
 from .errors import Unencodable
 from .factors import Factors
 from .methods import METHODS, method_of
@@ -76,6 +78,57 @@ def compress_tensor(
     scaled = (kind_of(data).times(data, scale) for data in parts)
     stored = tuple(with_tensors(data, lambda tensor: tensor.to("cpu")) for data in scaled)
     return Factors(stored, (m, n), rows, columns, sums.norm(compact) * scale, error)
+
+
+def compress_many(deltas: Tensor, ranks: list[int], names: list[str], method: str, seed: int = 0) -> list[Factors]:
+    """`compress_tensor` of several deltas of one shape at once, on the device they are on.
+
+    deltas: float32 [B, m, n], the caller's to lose;  ranks: of each, above 0;  names: for messages.  Those without zero
+    rows and columns are encoded together (`Method.encode_many`), the others one by one.
+    """
+    how, looks = method_of(method), look_at(deltas, names)
+    together = [i for i, look in enumerate(looks) if look.full and look.norm]
+    made = {
+        i: compress_tensor(deltas[i], method, rank=rank, name=names[i], seed=seed)
+        for i, rank in enumerate(ranks)
+        if i not in together
+    }
+    if together:
+        own = deltas if len(together) == len(looks) else deltas[torch.tensor(together, device=deltas.device)]
+        scales = torch.tensor([looks[i].largest for i in together], device=deltas.device)
+        own /= scales[:, None, None]
+        limit = how.rank_limit * min(own.shape[1:])
+        encoded = how.encode_many(own, [min(limit, ranks[i]) for i in together], seed)
+        for i, (parts, error) in zip(together, encoded, strict=True):
+            scaled = (kind_of(data).times(data, looks[i].largest) for data in parts)
+            stored = tuple(with_tensors(data, lambda tensor: tensor.to("cpu")) for data in scaled)
+            made[i] = Factors(stored, (own.shape[1], own.shape[2]), None, None, looks[i].norm, error)
+    return [made[i] for i in range(len(looks))]
+
+
+@dataclass(frozen=True)
+class Look:
+    """Of one delta: ||delta||_F, max |delta|, and whether it has no zero row and no zero column."""
+
+    norm: float
+    largest: float
+    full: bool
+
+
+def look_at(deltas: Tensor, names: list[str]) -> list[Look]:
+    """Of each of deltas float32 [B, m, n], waiting for the device once; raises Unencodable as `checked`."""
+    changed = deltas != 0
+    found = (
+        torch.linalg.vector_norm(deltas, dim=(1, 2), dtype=torch.float64),
+        torch.maximum(deltas.amax((1, 2)), -deltas.amin((1, 2))).double(),
+        (changed.any(2).all(1) & changed.any(1).all(1)).double(),
+    )
+    looks = []
+    for i, (norm, size, full) in enumerate(many.to_host([torch.stack(found, 1)])[0].tolist()):
+        if not math.isfinite(size):
+            checked(deltas[i], names[i], None)
+        looks.append(Look(norm, size, bool(full)))
+    return looks
 
 
 @contextmanager

@@ -59,6 +59,10 @@ class Method(Choice):
         delta: float32 [m, n], not zero, without zero rows and columns, elements of order 1; of any device.
         """
 
+    def encode_many(self, deltas: Tensor, ranks: list[int], seed: int = 0) -> list[tuple[Parts, float]]:
+        """`encode` of each of several deltas [B, m, n] of one device, the parts on any."""
+        return [self.encode(delta, rank, seed) for delta, rank in zip(deltas, ranks, strict=True)]
+
     def encode_to_error(self, delta: Tensor, target: float, limit: int, seed: int = 0) -> tuple[Parts, float]:
         """The same, of the smallest rank found up to ``limit`` whose error is at most ``target``."""
         raise ValueError(f"method {self.name!r} cannot be asked for an error")

@@ -17,7 +17,7 @@ from torch import Tensor
 from dts_kernels.layout import packed_width
 from dts_kernels.samples import STRIDES, groups_of
 
-from . import residual
+from . import many, residual
 from .method import Method, Parts
 from .parts import components, sample
 
@@ -49,12 +49,24 @@ def encode(delta: Tensor, rank: int, seed: int = 0) -> tuple[Parts, float]:
     delta: float32 [m, n], not zero, elements of order 1.  Returns them (no sample where nothing is left or there is no
     room) and the squared relative error of both together.
     """
+    if many.suits(delta.device):
+        return encode_many(delta[None], [rank], seed)[0]
     first, stride = split(rank, (delta.shape[0], delta.shape[1]))
     packed, error = residual.encode(delta, first, seed)
     if packed.rank < first or stride is None:
         return (packed,), error
     rest, error = sample.encode(delta, packed, stride, seed)
     return (packed, rest), error
+
+
+def encode_many(deltas: Tensor, ranks: list[int], seed: int = 0) -> list[tuple[Parts, float]]:
+    """The same of each of several deltas [B, m, n], at once (`dts.codec.many`)."""
+    shape = deltas.shape[1], deltas.shape[2]
+    splits = [split(rank, shape) for rank in ranks]
+    made = many.encoded(deltas, [first for first, _ in splits], seed)
+    strides = [stride if have == first else None for have, (first, stride) in zip(made.ranks, splits)]
+    found = many.encode_samples(deltas, made, strides, seed)
+    return [((packed,) if rest is None else (packed, rest), error) for packed, rest, error in found]
 
 
 class Sketch(Method):
@@ -69,6 +81,11 @@ class Sketch(Method):
 
     def encode(self, delta: Tensor, rank: int, seed: int = 0) -> tuple[Parts, float]:
         return encode(delta, rank, seed)
+
+    def encode_many(self, deltas: Tensor, ranks: list[int], seed: int = 0) -> list[tuple[Parts, float]]:
+        return (
+            encode_many(deltas, ranks, seed) if many.suits(deltas.device) else super().encode_many(deltas, ranks, seed)
+        )
 
     def planned(self, rank: int, shape: tuple[int, int]) -> Parts:
         first, stride = split(rank, shape)

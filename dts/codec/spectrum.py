@@ -56,6 +56,7 @@ SHANNON_KEPT = 1 - 2**-4  # rho^2 of the best quantiser of 2 bits
 LONELY, COMPANY, REDUNDANCY = 0.8, 2, 0.75  # the constants of b
 GENERATIONS = 4
 TURN = ((1 - 2 * GAIN) / (2 - 2 * GAIN)) ** (1 / GAIN)  # share where `error_of` is largest
+FEW = 4  # the largest one in so many are found faster by themselves than by a sort
 KNOTS = 12  # values of b between which shares are interpolated
 
 
@@ -109,6 +110,7 @@ def bits_at(energies: Tensor, ranks: Tensor, shape: tuple[int, int] | None = Non
     """b above for each rank: float64 [len(ranks)]."""
     bits = 2 * (1 - LONELY / (ranks.double() + COMPANY))
     if shape is not None:
+        energies = within(energies, ranks)
         candidates, order = offers(energies, SHANNON_KEPT).sort(descending=True, stable=True)
         taken = ((order < len(energies)) & (candidates > 0)).cumsum(0).cpu()
         own = torch.cat([taken.new_zeros(1), taken])[ranks.clamp(0, len(taken))]
@@ -149,7 +151,21 @@ def head_share(energies: Tensor, ranks) -> Tensor:
 
 def residual_share(energies: Tensor, ranks, kept: float) -> Tensor:
     """share(k) above, with rho^2 = ``kept``."""
-    return (kept**2 * head_share(offers(energies, kept).sort(descending=True).values, ranks)).clamp(max=1)
+    on_offer, most = offers(within(energies, ranks), kept), most_of(ranks)
+    few = most < len(on_offer) // FEW
+    largest = on_offer.topk(most).values if few else on_offer.sort(descending=True).values
+    return (kept**2 * head_share(largest, ranks)).clamp(max=1)
+
+
+def within(energies: Tensor, ranks) -> Tensor:
+    """Of descending ``energies`` those that matter to the largest of ``ranks``, and at least one: as many on offer are
+    as large as anything that descends from another."""
+    return energies[: most_of(ranks)]
+
+
+def most_of(ranks) -> int:
+    """The largest of the ranks, at least 1."""
+    return max(1, int(torch.as_tensor(ranks).max()))
 
 
 def offers(energies: Tensor, kept: float) -> Tensor:

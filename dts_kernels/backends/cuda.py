@@ -18,3 +18,4 @@ for _levels in ("", "_levels"):
 
 register("add_samples", "triton")(sample_products.add_samples)
 register("add_samples", "dense")(sample_products.add_dense)
+register("add_sampled_rows", "triton")(sample_products.add_rows)

@@ -1,4 +1,4 @@
-"""Device functions all kernels share: words to numbers, tasks to places in the arenas, rows to programs."""
+"""Device functions all kernels share: words to numbers, tasks to places in chunks of memory, rows to programs."""
 
 import triton
 import triton.language as tl
@@ -102,22 +102,58 @@ def combine(f, g, b, one, coefficients, LEVELS: tl.constexpr):
 
 @triton.jit
 def load_words(words, block, stride, n, inside):
-    """Words [8, N] of contraction block ``block``; stride: columns stored, a multiple of 16; n: columns [N]."""
+    """Words [8, N] of contraction block ``block``; stride: columns stored; n: columns [N]."""
     p = tl.arange(0, 8)
     offsets = (block * stride + n)[None, :] * 8 + p[:, None]  # eight words of a column together: 16-byte loads
     return tl.load(words + offsets, mask=inside[None, :], other=0).to(tl.uint32)
 
 
 @triton.jit
+def load_last_ranks(words, stride, rank, n, inside):
+    """U's words [8, N] of the ranks behind the last whole 128, a row of words for 16 and of half words for the last 1
+    to 8 (`layout.rank_words_in_memory`); what is beyond is code 0."""
+    p, rows = rank // 128 * 8 + tl.arange(0, 8), (rank + 7) // 16
+    offsets = (p * stride)[:, None] + n[None, :]
+    word = tl.load(words + offsets, mask=(p < rows)[:, None] & inside[None, :], other=0).to(tl.uint32)
+    halves = (words + rows * stride).to(tl.pointer_type(tl.int16), bitcast=True)
+    last = (p == rows) & (p * 16 < rank)
+    offsets = ((p - rows) * stride)[:, None] + n[None, :]  # two loads of one shape: numbers stay in registers
+    half = tl.load(halves + offsets, mask=last[:, None] & inside[None, :], other=0).to(tl.uint32)
+    both = ((half & 0xFF) << 8) | ((half & 0xFF00) << 16)
+    negative = both & 0xAA00AA00
+    return word | (both & 0x55005500) | (negative << 6) | (negative >> 26)
+
+
+@triton.jit
+def load_rank_words(words, block, stride, rank, n, inside):
+    """U's words [8, N] of any 128 ranks, as far as they are there.  Loops that are pipelined take the two apart."""
+    if (block + 1) * 128 <= rank:
+        word = load_words(words, block, stride, n, inside)
+    else:
+        word = load_last_ranks(words, stride, rank, n, inside)
+    return word
+
+
+@triton.jit
+def rank_order(k):
+    """Where rank k is when U's words are decoded, and which rank is there: `layout.rank_order`."""
+    return (k & -127) | ((k & 14) << 3) | ((k & 112) >> 3)
+
+
+@triton.jit
 def find_task(table, tasks, slot):
-    """(v words, u words, scalars, rank) of a slot; rank 0 where the slot is -1, empty or unknown."""
+    """(v words, u words, scalars, rank) of a slot; rank 0 where the slot is -1, empty or unknown.
+
+    Offsets from the bank's anchor into any of its chunks, negative ones too; 0 without a task, where the anchor has
+    zeros for numbers.
+    """
     known = (slot >= 0) & (slot < tasks)
     row = table + slot.to(tl.int64) * FIELDS
     v = tl.load(row, mask=known, other=0)
     u = tl.load(row + 1, mask=known, other=0)
     scalars = tl.load(row + 2, mask=known, other=0)
     rank = tl.load(row + 3, mask=known, other=0).to(tl.int32)
-    return tl.multiple_of(v, 16), tl.multiple_of(u, 16), tl.multiple_of(scalars, 16), rank
+    return tl.multiple_of(v, 8), tl.multiple_of(u, 8), tl.multiple_of(scalars, 8), rank
 
 
 @triton.jit

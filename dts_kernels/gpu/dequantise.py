@@ -1,9 +1,9 @@
-"""dequantise: one factor of a task as a dense matrix of its codes' values, for products with many rows."""
+"""dequantise: a task's factors as dense matrices of its codes' values, and its numbers, for products with many rows."""
 
 import triton
 import triton.language as tl
 
-from .decode import combine, decode, find_task, load_words
+from .decode import HEADER, combine, decode, find_task, load_rank_words, load_words, rank_order
 
 
 @triton.jit
@@ -32,12 +32,12 @@ def dequantise(
     k = tl.program_id(0) * 128 + tl.arange(0, 128)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     if U:
-        stride, start, ranks = columns, words + u, k[:, None] < rank
-        stored = tl.where(tl.program_id(0) * 128 < rank, stride, 0)
+        word = load_rank_words(words + u, tl.program_id(0), columns, rank, n, n < columns)
+        k = rank_order(k)
+        ranks = k[:, None] < rank
     else:
-        stride, start, ranks = tl.cdiv(rank, 16) * 16, words + v, n[None, :] < rank
-        stored = stride
-    word = load_words(start, tl.program_id(0), stride, n, n < stored)
+        word = load_words(words + v, tl.program_id(0), rank, n, n < rank)
+        ranks = n[None, :] < rank
     f = decode(word, "f", tl.float32)
     coefficients = scalars + scalar + (5 if U else 1)
     if LEVELS:
@@ -50,3 +50,13 @@ def dequantise(
         tl.where(ranks, f, 0.0).to(out.dtype.element_ty),
         mask=(k < contracted)[:, None] & (n < width)[None, :],
     )
+
+
+@triton.jit
+def task_numbers(scalars, table, slots, place, sigma, scale, tasks, ranks, BLOCK: tl.constexpr):
+    """sigma [ranks] = sigma 2^e of the task slots[place], zeros beyond its rank; scale [1] = 2^-e, or 0 without a task.
+    Grid: ceil(ranks / BLOCK)."""
+    _, _, scalar, rank = find_task(table, tasks, tl.load(slots + place))
+    k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(sigma + k, tl.load(scalars + scalar + HEADER + k, mask=k < rank, other=0.0), mask=k < ranks)
+    tl.store(scale, tl.load(scalars + scalar, mask=rank > 0, other=0.0), mask=tl.program_id(0) == 0)

@@ -3,7 +3,17 @@
 import triton
 import triton.language as tl
 
-from .decode import combine, find_task, load_words, packed_dot, select_rows
+from .decode import combine, find_task, load_last_ranks, load_words, packed_dot, select_rows
+
+
+@triton.jit
+def load_parts(at, stride, real, SPLIT: tl.constexpr):
+    """The sum of t's parts at 128 columns from the pointers at [BLOCK_T] on, in the order of the parts."""
+    inside = at[:, None] + tl.arange(0, 128)[None, :]
+    tile = tl.load(inside, mask=real[:, None], other=0.0)
+    for part in tl.static_range(1, SPLIT):
+        tile += tl.load(inside + part * stride, mask=real[:, None], other=0.0)
+    return tile
 
 
 @triton.jit
@@ -31,27 +41,25 @@ def expanded(
 ):
     """float32 [BLOCK_T, BLOCK_N]: sum over places of 2^-e t U^T for rows ``row`` and columns ``n``."""
     total = tl.zeros((BLOCK_T, BLOCK_N), tl.float32)
-    k = tl.arange(0, 128)
     any_row = tl.sum(real.to(tl.int32), 0) > 0
     stride = tl.full((), 1, tl.int64) * places * rows * width  # between the parts of t
     for place in range(places):
         _, u, scalar, rank = find_task(table, tasks, tl.load(slots + entry.to(tl.int64) * places + place))
-        written = tl.multiple_of(tl.cdiv(rank, 16) * 16, 16)
         f = tl.zeros((BLOCK_T, BLOCK_N), tl.float32)
         g = tl.zeros((BLOCK_T, BLOCK_N), tl.float32)
         b = tl.zeros((BLOCK_T, BLOCK_N), tl.float32)
         one = tl.zeros((BLOCK_T, 128), tl.float32)
-        at = t + ((place * rows + row) * width)[:, None]
-        for block in range(0, tl.where(any_row, tl.cdiv(rank, 128), 0)):
+        at = t + (place * rows + row) * width
+        for block in range(0, tl.where(any_row, rank // 128, 0)):
             word = load_words(words + u, block, out_columns, n, n < out_columns)
-            inside = block * 128 + k
-            mask = real[:, None] & (inside < written)[None, :]
-            tile = tl.load(at + inside[None, :], mask=mask, other=0.0)
-            for part in tl.static_range(1, SPLIT):
-                tile += tl.load(at + part * stride + inside[None, :], mask=mask, other=0.0)
+            tile = load_parts(at + block * 128, stride, real, SPLIT)
+            f, g, b, one = packed_dot(tile.to(D), word, f, g, b, one, LEVELS, ASM)
+        if any_row & (rank % 128 > 0):
+            word = load_last_ranks(words + u, out_columns, rank, n, n < out_columns)
+            tile = load_parts(at + rank // 128 * 128, stride, real, SPLIT)
             f, g, b, one = packed_dot(tile.to(D), word, f, g, b, one, LEVELS, ASM)
         scale = tl.load(scalars + scalar, mask=rank > 0, other=0.0)
-        if LEVELS:  # an empty slot has no header: its offset is another task's, and its sums are 0
+        if LEVELS:  # an empty slot has no header: it reads the anchor's zeros, and its sums are 0
             total += scale * combine(f, g, b, one, scalars + scalar + 5, LEVELS)
         else:
             total += scale * combine(f, g, b, one, scalars, LEVELS)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..layout import COLUMN_BLOCK, ceil_div, round_up
 from ..operands import FactorOperands
-from ..planar import HEADER
 from .device import on_device
 
 
@@ -43,16 +42,15 @@ def dequantise(packed, table, slots, place: int, size: int, columns: int, u: boo
 
 
 def _scalars_of(packed, table, slots, place: int, max_rank: int) -> tuple[Tensor, Tensor]:
-    """(sigma 2^e [max_rank], 2^-e []) of the task slots[place], gathered on the device."""
-    words, scalars = packed
-    slot = slots[place : place + 1].long()  # one-dimensional: an index without a dimension is read on the host
-    known = (slot >= 0) & (slot < table.shape[0])
-    row = table.index_select(0, slot.clamp(0, table.shape[0] - 1))
-    start, rank = row[:, 2], row[:, 3] * known
-    index = torch.arange(max_rank, device=slots.device)
-    sigma = scalars.index_select(0, (start + HEADER + index).clamp(max=scalars.shape[0] - 1))
-    scale = torch.where(rank > 0, scalars.index_select(0, start), 0.0)
-    return torch.where(index < rank, sigma, 0.0), scale[0]
+    """(sigma 2^e [max_rank], 2^-e []) of the task slots[place], read on the device."""
+    from .dequantise import task_numbers
+
+    scalars = packed[1]
+    sigma, scale = scalars.new_empty(max_rank), scalars.new_empty(1)
+    task_numbers[(ceil_div(max_rank, 1024),)](
+        scalars, table, slots, place, sigma, scale, table.shape[0], max_rank, BLOCK=1024
+    )
+    return sigma, scale[0]
 
 
 def wide_mm(a: Tensor, b: Tensor) -> Tensor:

@@ -3,14 +3,17 @@
 levels: whether any task of the bank has levels (its layout is "planar_levels"), which the kernels then assume of all.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..layout import COLUMN_BLOCK, ceil_div, round_up
 from ..operands import DenseOperands, FactorOperands
-from . import config
+from . import config, launch, repeat
 from .config import Config
-from .device import device_properties, on_device, side_stream
+from .device import on_device, side_stream
+from .launch import Call
 
 COMBINED = 1024  # elements of t that a program adds up
 GROUPED_ENTRIES = 1024  # up to so many rows, rows of one task are found inside the kernels
@@ -31,8 +34,10 @@ class Launch:
         self.entries, self.places = slots.shape
         self.per_entry = self.rows // self.entries
         self.grouped = self.per_entry == 1 and self.places == 1 and 1 < self.entries <= GROUPED_ENTRIES
-        self.device = device_properties(x.device.index if x.is_cuda else None)
+        self.index = launch.launcher.index(x)
+        self.device = launch.launcher.properties(self.index)
         self.given = configs or {}
+        self.launched: dict[str, tuple[Call, Any]] = {}  # kernel -> its last launch here, and what was compiled for it
 
     @property
     def dtype(self) -> str:
@@ -49,12 +54,12 @@ class Launch:
     def row_blocks(self, block_t: int) -> int:
         return self.entries if self.grouped else self.entries * ceil_div(self.per_entry, block_t)
 
-    def asm(self, c: Config) -> bool:
-        return c.asm and not self.levels and self.x.is_cuda  # the interpreter runs no assembly
-
-    @property
-    def common(self) -> dict:
+    def blocks(self, c: Config) -> dict:
+        """Constants that all kernels have."""
         return {
+            "BLOCK_T": c.block_t,
+            "BLOCK_N": c.block_n,
+            "ASM": c.asm and not self.levels and self.index >= 0,  # the interpreter runs no assembly
             "GROUPED": self.grouped,
             "LEVELS": self.levels,
             "ENTRIES": 1 << max(self.entries - 1, 0).bit_length() if self.grouped else 1,
@@ -69,32 +74,25 @@ class Launch:
         dtype = self.x.dtype if parts == 1 else torch.float32
         return torch.empty(parts, self.places, self.rows, self.width, dtype=dtype, device=self.x.device)
 
+    def launch(self, name: str, kernel, grid: tuple[int, ...], pointers, sizes, constants, options) -> None:
+        """Launch, and keep what was launched."""
+        call = Call(kernel, grid, pointers, sizes, constants, options)
+        self.launched[name] = call, launch.launcher.launch(call)
+
     def shrink(self, pdl: bool = False, t: Tensor | None = None) -> tuple[Tensor, int]:
         """(t, how many parts it is stored in); t: `scratch`, made here if None."""
         from .shrink import shrink
 
         c = self.config("shrink", self.width, self.in_features)
         t = self.scratch(c.split) if t is None else t
-        shrink[(ceil_div(self.width, c.block_n), self.row_blocks(c.block_t), self.places * c.split)](
-            self.x,
-            self.words,
-            self.scalars,
-            self.table,
-            self.slots,
-            self.weights,
-            t,
-            *self.sizes,
-            self.in_features,
-            self.width,
-            BLOCK_T=c.block_t,
-            BLOCK_N=c.block_n,
-            SPLIT=c.split,
-            PDL=pdl,
-            ASM=self.asm(c),
-            **self.common,
-            num_warps=c.warps,
-            num_stages=c.stages,
-            **registers(self.x.dtype, self.levels, c.warps),
+        self.launch(
+            "shrink",
+            shrink,
+            (ceil_div(self.width, c.block_n), self.row_blocks(c.block_t), self.places * c.split),
+            (self.x, self.words, self.scalars, self.table, self.slots, self.weights, t),
+            (*self.sizes, self.in_features, self.width),
+            self.blocks(c) | {"SPLIT": c.split, "PDL": pdl},
+            {"num_warps": c.warps, "num_stages": c.stages} | registers(self.x.dtype, self.levels, c.warps),
         )
         return t, c.split
 
@@ -105,32 +103,20 @@ class Launch:
         combine_parts[(ceil_div(t.numel(), COMBINED),)](parts, t, t.numel(), PARTS=parts.shape[0], BLOCK=COMBINED)
         return t
 
-    def expand(self, t: Tensor, parts: int, y: Tensor | None) -> Tensor:
+    def expand(self, t: Tensor, parts: int, y: Tensor | None, in_place: bool = False) -> Tensor:
+        """in_place: into y itself, each of whose numbers is read by the program that writes it."""
         from .expand import expand
 
         c = self.config("expand", self.out_features, self.width, parts)
-        out = self.x.new_empty(self.rows, self.out_features)
-        expand[(ceil_div(self.out_features, c.block_n), self.row_blocks(c.block_t))](
-            t,
-            self.words,
-            self.scalars,
-            self.table,
-            self.slots,
-            out if y is None else y,
-            out,
-            *self.sizes,
-            self.width,
-            self.out_features,
-            round_up(self.out_features, COLUMN_BLOCK),
-            BLOCK_T=c.block_t,
-            BLOCK_N=c.block_n,
-            SPLIT=parts,
-            ADD=y is not None,
-            ASM=self.asm(c),
-            **self.common,
-            num_warps=c.warps,
-            num_stages=c.stages,
-            **registers(self.x.dtype, self.levels, c.warps),
+        out = y if in_place and y is not None else self.x.new_empty(self.rows, self.out_features)
+        self.launch(
+            "expand",
+            expand,
+            (ceil_div(self.out_features, c.block_n), self.row_blocks(c.block_t)),
+            (t, self.words, self.scalars, self.table, self.slots, out if y is None else y, out),
+            (*self.sizes, self.width, self.out_features, round_up(self.out_features, COLUMN_BLOCK)),
+            self.blocks(c) | {"SPLIT": parts, "ADD": y is not None},
+            {"num_warps": c.warps, "num_stages": c.stages} | registers(self.x.dtype, self.levels, c.warps),
         )
         return out
 
@@ -143,7 +129,7 @@ class Launch:
         """
         if not (self.x.is_cuda and torch.cuda.is_current_stream_capturing()):
             y = torch.nn.functional.linear(self.x, weight, bias)
-            return self.expand(*self.shrink(), y)
+            return self.expand(*self.shrink(), y, in_place=True)
         split = self.config("shrink", self.width, self.in_features).split
         t, whole = self.scratch(split), self.scratch(1) if split > 1 else None
         here, side = torch.cuda.current_stream(), side_stream(self.x.device.index)
@@ -153,7 +139,7 @@ class Launch:
             t = t if whole is None else self.combine(t, whole)
         y = torch.nn.functional.linear(self.x, weight, bias)
         here.wait_stream(side)
-        return self.expand(t, 1, y)
+        return self.expand(t, 1, y, in_place=True)
 
     def base_expand(self, weight: Tensor, bias: Tensor | None) -> Tensor:
         from .base_expand import base_expand
@@ -161,32 +147,21 @@ class Launch:
         c = self.config("base_expand", self.out_features, self.in_features)
         t, parts = self.shrink(c.pdl)
         out = self.x.new_empty(self.rows, self.out_features)
-        base_expand[(ceil_div(self.out_features, c.block_n), self.row_blocks(c.block_t))](
-            self.x,
-            weight,
-            weight if bias is None else bias,
-            t,
-            self.words,
-            self.scalars,
-            self.table,
-            self.slots,
-            out,
-            *self.sizes,
-            self.width,
-            self.in_features,
-            self.out_features,
-            round_up(self.out_features, COLUMN_BLOCK),
-            BLOCK_T=c.block_t,
-            BLOCK_N=c.block_n,
-            BLOCK_K=c.block_k,
-            SPLIT=parts,
-            BIAS=bias is not None,
-            PDL=c.pdl,
-            ASM=self.asm(c),
-            **self.common,
-            num_warps=c.warps,
-            num_stages=c.stages,
-            **({"launch_pdl": True} if c.pdl else {}),
+        given = weight, weight if bias is None else bias
+        self.launch(
+            "base_expand",
+            base_expand,
+            (ceil_div(self.out_features, c.block_n), self.row_blocks(c.block_t)),
+            (self.x, *given, t, self.words, self.scalars, self.table, self.slots, out),
+            (
+                *self.sizes,
+                self.width,
+                self.in_features,
+                self.out_features,
+                round_up(self.out_features, COLUMN_BLOCK),
+            ),
+            self.blocks(c) | {"BLOCK_K": c.block_k, "SPLIT": parts, "BIAS": bias is not None, "PDL": c.pdl},
+            {"num_warps": c.warps, "num_stages": c.stages} | ({"launch_pdl": True} if c.pdl else {}),
         )
         return out
 
@@ -205,6 +180,7 @@ def delta_linear(x: Tensor, y: Tensor | None, operands: FactorOperands, transpos
     with on_device(x):
         launch = Launch(_flat(x), operands)
         out = launch.expand(*launch.shrink(), None if y is None else _flat(y))
+        repeat.keep("delta_linear" if y is None else "delta_linear+", launch, operands)
     return out.view(*x.shape[:-1], operands.out_features)
 
 
@@ -212,10 +188,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, operands: FactorOpera
     with on_device(x):
         launch = Launch(_flat(x), operands)
         blocks = launch.entries * launch.places
-        if config.fused(launch.device, launch.dtype, launch.per_entry, blocks, operands.max_rank):
-            out = launch.base_expand(weight.contiguous(), bias)
+        # a transposed weight (GPT-2's) would be copied for the one kernel; the library takes it as it is
+        fits = weight.is_contiguous() and (bias is None or bias.is_contiguous())
+        if fits and config.fused(launch.device, launch.dtype, launch.per_entry, blocks, operands.max_rank):
+            out = launch.base_expand(weight, bias)
         else:
             out = launch.linear(weight, bias)
+        repeat.keep("linear", launch, operands)
     return out.view(*x.shape[:-1], operands.out_features)
 
 

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .decode import HEADER, combine, decode, find_task, load_words
+from .decode import HEADER, combine, decode, find_task, load_rank_words, load_words, rank_order
 
 
 @triton.jit
@@ -46,16 +46,16 @@ def reconstruct(
     total = tl.zeros((128, BLOCK_M), tl.float32)  # transposed: V's words contract over n, U's over the rank
     for place in range(places):
         v, u, scalar, rank = find_task(table, tasks, tl.load(slots + place))
-        columns = tl.multiple_of(tl.cdiv(rank, 16) * 16, 16)
         product = tl.zeros((128, BLOCK_M), tl.float32)
         for block in range(0, tl.cdiv(rank, 128)):
-            k = block * 128 + tl.arange(0, 128)
-            sigma = tl.load(scalars + scalar + HEADER + k, mask=k < columns, other=0.0)
-            left = _values(
-                load_words(words + v, tl.program_id(0), columns, k, k < columns), scalars + scalar + 1, LEVELS, D
-            )
+            k = rank_order(block * 128 + tl.arange(0, 128))
+            sigma = tl.load(scalars + scalar + HEADER + k, mask=k < rank, other=0.0)
+            left = _values(load_words(words + v, tl.program_id(0), rank, k, k < rank), scalars + scalar + 1, LEVELS, D)
             right = _values(
-                load_words(words + u, block, out_columns, m, m < out_columns), scalars + scalar + 5, LEVELS, D
+                load_rank_words(words + u, block, out_columns, rank, m, m < out_columns),
+                scalars + scalar + 5,
+                LEVELS,
+                D,
             )
             left = (left.to(tl.float32) * sigma[None, :]).to(D)
             product = tl.dot(left, right.to(D), product, input_precision=PRECISION)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .decode import HEADER, combine, find_task, load_words, packed_dot, select_rows
+from .decode import HEADER, combine, find_task, load_words, packed_dot, rank_order, select_rows
 
 
 @triton.jit
@@ -33,14 +33,14 @@ def shrink(
 ):
     """x [rows, in_features]; t [SPLIT, places, rows, width]: x's dtype, or float32 parts to be summed if SPLIT > 1.
 
-    Columns from 16 ceil(rank/16) on are left as they are.  Grid: (ceil(width / BLOCK_N), row blocks, places * SPLIT).
+    Ranks are in `rank_order`, zeros up to the next multiple of 128; what is beyond is left as it is.
+    Grid: (ceil(width / BLOCK_N), row blocks, places * SPLIT).
     """
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
     place, part = tl.program_id(2) // SPLIT, tl.program_id(2) % SPLIT
     row, real, entry = select_rows(slots, tl.program_id(1), entries, per_entry, places, BLOCK_T, GROUPED, ENTRIES)
     v, _, scalar, rank = find_task(table, tasks, tl.load(slots + entry.to(tl.int64) * places + place))
-    columns = tl.multiple_of(tl.cdiv(rank, 16) * 16, 16)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     # a program without rows or columns goes through none of the blocks
     busy = (tl.sum(real.to(tl.int32), 0) > 0) & (tl.program_id(0) * BLOCK_N < rank)
@@ -51,7 +51,7 @@ def shrink(
     b = tl.zeros((BLOCK_T, BLOCK_N), tl.float32)
     one = tl.zeros((BLOCK_T, 128), tl.float32)
     for block in range(part, tl.where(busy, tl.cdiv(in_features, 128), 0), SPLIT):
-        word = load_words(words + v, block, columns, n, n < columns)
+        word = load_words(words + v, block, rank, n, n < rank)
         inside = block * 128 + k
         tile = tl.load(
             x + row[:, None] * in_features + inside[None, :],
@@ -61,10 +61,12 @@ def shrink(
         f, g, b, one = packed_dot(tile, word, f, g, b, one, LEVELS, ASM)
 
     out = combine(f, g, b, one, scalars + scalar + 1, LEVELS)
-    out *= tl.load(scalars + scalar + HEADER + n, mask=n < columns, other=0.0)[None, :]
+    out *= tl.load(scalars + scalar + HEADER + n, mask=n < rank, other=0.0)[None, :]
     out *= tl.load(weights + row // per_entry * places + place, mask=real, other=0.0)[:, None]
+    out = tl.where((n < rank)[None, :], out, 0.0)  # expand multiplies by them, whatever x is
     at = ((part * places + place).to(tl.int64) * rows + row) * width
-    tl.store(t + at[:, None] + n[None, :], out.to(t.dtype.element_ty), mask=real[:, None] & (n < columns)[None, :])
+    wanted = real[:, None] & (n < tl.cdiv(rank, 128) * 128)[None, :]
+    tl.store(t + at[:, None] + rank_order(n)[None, :], out.to(t.dtype.element_ty), mask=wanted)
 
 
 @triton.jit

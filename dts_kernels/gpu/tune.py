@@ -120,8 +120,7 @@ def tune(
         store.add(0, random_factors(m, n, rank, 0, "cuda"))
         x, weight = (torch.randn(s, n, device="cuda", dtype=DTYPES[dtype]) for s in (count, m))
         slots, weights = torch.zeros(1, 1, dtype=torch.int32, device="cuda"), torch.ones(1, 1, device="cuda")
-        packed = [store.words.tensor, store.scalars.tensor]
-        operands = FactorOperands(packed, store.table, slots, weights, m, store.max_rank, store.layout)
+        operands = FactorOperands(store.packed, store.table, slots, weights, m, store.max_rank, store.layout)
         chosen: dict[str, Config] = {}
         for kernel, columns, contracted in (
             ("shrink", store.max_rank, n),

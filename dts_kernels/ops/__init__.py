@@ -2,8 +2,9 @@
 
 The functions take a bank and a `Routing` and call the op of the same name in the namespace ``dts``, which has a fake
 (shapes without data), autograd for x and y (what is packed is constant) and a path for every device (`paths`).  Checks
-of dtypes, shapes, devices and the routing are inside the ops.  On the CPU, with plain tensors and nobody tracing, the
-functions pass torch's dispatcher by (`library.direct`) and go to the same code.
+of dtypes, shapes, devices and the routing are inside the ops.  With plain tensors on a CPU or a GPU, no gradients and
+nobody tracing, the functions pass torch's dispatcher by (`library.direct`) and go to the same code; on a GPU a product
+that was made before is launched again without it (`gpu.repeat`).
 """
 
 from .. import backends as _backends  # noqa: F401  registers the paths
@@ -12,10 +13,12 @@ from .library import direct
 from .products import delta_linear, linear
 from .rows import add_embedding, delta_embedding
 from .samples import add_dense_samples, add_sampled_rows, add_samples
+from .vectors import add_rows, task_rows
 
 __all__ = [
     "add_dense_samples",
     "add_embedding",
+    "add_rows",
     "add_sampled_rows",
     "add_samples",
     "delta_embedding",
@@ -23,4 +26,5 @@ __all__ = [
     "direct",
     "linear",
     "reconstruct",
+    "task_rows",
 ]

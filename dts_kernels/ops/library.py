@@ -44,9 +44,9 @@ def _cast(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 
 def direct(*tensors: Tensor | None) -> bool:
-    """Whether the dispatcher has nothing to add: plain tensors on the CPU, no gradient, nobody tracing.
+    """Whether the dispatcher has nothing to add: plain tensors on CPU or GPU, no gradient, nobody tracing.
 
-    It costs as much as the product of a small layer.
+    It costs the host as much as the product of a small layer.
     """
     if _is_compiling() or _dispatch_modes() or _tracing():
         return False
@@ -54,7 +54,7 @@ def direct(*tensors: Tensor | None) -> bool:
         return False
     grad = torch.is_grad_enabled()
     for t in tensors:
-        if t is not None and (type(t) not in _PLAIN or not t.is_cpu or grad and t.requires_grad):
+        if t is not None and (type(t) not in _PLAIN or not (t.is_cpu or t.is_cuda) or grad and t.requires_grad):
             return False
     return True
 

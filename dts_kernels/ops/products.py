@@ -5,11 +5,13 @@ from torch import Tensor
 
 from .. import check
 from ..bank import Bank
+from ..gpu import repeat
 from ..operands import FactorOperands, schema
 from ..paths import TAKES_ADDS
-from ..routing import Routing, add_rows
+from ..routing import Routing
 from .library import direct, op
 from .run import chosen, fit, readable
+from .vectors import add_rows
 
 
 def delta_linear(
@@ -31,6 +33,9 @@ def delta_linear(
     the library's (3 2^-9 of |t| |U^T|).
     """
     if direct(x, y, adds):
+        again = None if bank.layout == "disk" else repeat.delta_linear(x, y, bank.table, routing, adds)
+        if again is not None:
+            return again if adds is None else add_rows(again, adds, routing)
         return _delta_linear(x, y, bank.operands(routing), False, adds, bank.in_features)
     same = y if _same_autocast(x, y) else None
     check.product(x, same, routing.slots, routing.weights, adds, bank.in_features, bank.out_features)
@@ -49,6 +54,9 @@ def linear(
     the result has; float64 stays.  The base product is the library's, of all rows at once: a plain model's bits.
     """
     if direct(x, weight, bias, adds):
+        again = None if bank.layout == "disk" else repeat.linear(x, weight, bias, bank.table, routing, adds)
+        if again is not None:
+            return again if adds is None else add_rows(again, adds, routing)
         return _linear(x, weight, bias, bank.operands(routing), adds, bank.in_features)
     if weight.shape != bank.shape:
         raise ValueError(f"weight {list(weight.shape)} must be {list(bank.shape)}, as the bank's tasks are")
@@ -82,7 +90,9 @@ def _delta_linear(
         x, operands, adds = readable(x, operands, adds)
     y = None if y is None else check.real(y)
     rows = x.numel() // n if n else x.shape[:-1].numel()
-    path = chosen("delta_linear", x, x.dtype, rows, slots.shape, operands.layout, transposed, operands.max_rank == 0)
+    layout, rank = operands.layout, operands.max_rank
+    sizes = (0, 0, 0) if layout == "disk" else (m, n, rank)
+    path = chosen("delta_linear", x, x.dtype, rows, slots.shape, layout, transposed, rank == 0, sizes)
     if adds is None:
         return path(x, y, operands, transposed)
     if path in TAKES_ADDS:
@@ -109,7 +119,9 @@ def _linear(
     if not plain or check.signed(x, weights, adds):
         x, operands, adds = readable(x, operands, adds)
     rows = x.numel() // n if n else x.shape[:-1].numel()
-    path = chosen("linear", x, x.dtype, rows, slots.shape, operands.layout, False, operands.max_rank == 0)
+    layout, rank = operands.layout, operands.max_rank
+    sizes = (0, 0, 0) if layout == "disk" else (m, n, rank)
+    path = chosen("linear", x, x.dtype, rows, slots.shape, layout, False, rank == 0, sizes)
     if adds is None:
         return path(x, weight, bias, operands)
     if path in TAKES_ADDS:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .. import check, contents, dispatch
+from .. import check, contents, dispatch, sample_contents
 from ..cpu import native_samples
 from ..dispatch import Problem
 from ..operands import FactorOperands, SampleOperands, sample_layout
@@ -46,10 +46,12 @@ def choice(
     transposed: bool,
     empty: bool,
     exact: bool,
+    sizes: tuple[int, int, int] = (0, 0, 0),
 ) -> tuple[tuple[str, str], Callable[..., Tensor]]:
     """((op, path), implementation) on this machine; hashing plain arguments costs less than making a `Problem`."""
     name = str(dtype).removeprefix("torch.")
-    path = dispatch.choose(Problem(op, device, name, rows, entries, places, layout, transposed, empty, exact))
+    problem = Problem(op, device, name, rows, entries, places, *sizes, layout, transposed, empty, exact)
+    path = dispatch.choose(problem)
     return (op, path), PATHS[op][path]
 
 
@@ -62,21 +64,26 @@ def chosen(
     layout: str,
     transposed: bool = False,
     empty: bool = False,
+    sizes: tuple[int, int, int] = (0, 0, 0),
 ) -> Callable[..., Tensor]:
-    """The path of a product with operands on the device of ``like``, counted.  routing: its [entries, places]."""
+    """The path of a product with operands on the device of ``like``, counted.  routing: its [entries, places];
+    sizes: out_features, in_features and rank of a bank of kernel words."""
     entries, places = routing
     if layout == "disk":
         device = "cpu" if like.is_cpu else like.device.type
     else:
         device = dispatch.device_kind(like.device.type)
-    key, path = choice(op, device, dtype, rows, entries, places, layout, transposed, empty, dispatch.exact())
+    key, path = choice(op, device, dtype, rows, entries, places, layout, transposed, empty, dispatch.exact(), sizes)
     dispatch.ran[key] += 1
     return path
 
 
-def readable_samples(like: Tensor, plain: bool, operands: SampleOperands) -> tuple[SampleOperands, str]:
-    """Samples and a routing (plain: that lies as C reads it) as kernels read them, on the device of ``like``, checked;
-    and the samples' layout.  On the CPU without an arena `native_samples` keeps what it has seen of a table."""
+def readable_samples(
+    like: Tensor, plain: bool, operands: SampleOperands, shape: tuple[int, int]
+) -> tuple[SampleOperands, str]:
+    """Samples of [m, n] matrices and a routing (plain: that lies as C reads it) as kernels read them, on the device of
+    ``like``, checked; and the samples' layout.  On the CPU without an arena `native_samples` keeps what it has seen of
+    a table."""
     codes, table, starts, scales, slots, weights = operands
     array = getattr(table, native_samples.HELD, None)
     if plain and array is not None and like.is_cpu and array.of_now(codes, table, starts, scales):
@@ -84,6 +91,7 @@ def readable_samples(like: Tensor, plain: bool, operands: SampleOperands) -> tup
     layout, device = sample_layout(codes), like.device
     check.samples(operands.stored, layout == "arena")
     if layout == "arena":
+        sample_contents.fit(operands.stored, shape)
         codes = [check.flat(c, device) for c in codes]
     if any(c.device != device for c in codes):
         raise ValueError(f"all tensors of a product must be on one device: codes are not on {device}")

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .. import check
+from .. import check, sample_contents
 from ..operands import SampleOperands, StoredSamples, sample_layout, schema
 from ..routing import Routing
 from ..sample_bank import SampleBank
@@ -58,7 +58,8 @@ def _add_samples(x: Tensor, y: Tensor, operands: SampleOperands, transposed: boo
     if forward_ad._current_level >= 0:
         check.no_forward_mode()
     plain = plain and not check.signed(x, weights)
-    operands, layout = readable_samples(x, plain, operands)
+    m = y.shape[-1]
+    operands, layout = readable_samples(x, plain, operands, (n, m) if transposed else (m, n))
     if not (plain and y.is_cpu and not y.is_neg()):
         x, y = check.real(x), check.flat(y, x.device)
     rows = x.numel() // n if n else x.shape[:-1].numel()
@@ -76,7 +77,7 @@ def _add_sampled_rows(
     plain = check.ids(ids, operands.slots, weights, y, columns) and not check.signed(y, weights)
     if not (plain and ids.dtype is torch.int64 and ids.is_cpu and y.is_cpu and ids.is_contiguous()):
         ids, y = check.flat(ids.to(torch.int64), y.device), check.real(y)
-    operands, layout = readable_samples(y, plain, operands)
+    operands, layout = readable_samples(y, plain, operands, (rows, y.shape[-1]))
     path = chosen("add_sampled_rows", y, y.dtype, ids.numel(), operands.slots.shape, layout)
     return path(ids, y, operands, rows)
 
@@ -103,6 +104,8 @@ def _add_dense_samples_op(base, *rest):
     gamma = check.gamma(gamma, base, tuple(base.shape), 0)
     layout = sample_layout(stored.codes)
     check.samples(stored, layout == "arena")
+    if layout == "arena":
+        sample_contents.fit(stored, (base.shape[0], base.shape[1]))
     base = check.real(base)
     path = chosen("add_dense_samples", base, base.dtype, base.shape[0], (1, 1), layout)
     return path(base, stored, gamma)

@@ -51,7 +51,7 @@ class ComponentBank(PartBank):
         return self.bank.nbytes
 
     def held(self) -> list[Tensor]:
-        return self.bank.packed
+        return self.bank.held()
 
     def to(self, device: torch.device | str) -> ComponentBank:
         moved = ComponentBank(self.bank.in_features, self.bank.out_features, device, self.transposed)

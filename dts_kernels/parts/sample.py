@@ -41,7 +41,7 @@ class SamplePartBank(PartBank):
         return self.bank.nbytes
 
     def held(self) -> list[Tensor]:
-        return self.bank.arguments[0]
+        return self.bank.held()
 
     def to(self, device: torch.device | str) -> SamplePartBank:
         moved = SamplePartBank(self.bank.in_features, self.bank.out_features, device, self.bank.transposed)

@@ -19,7 +19,7 @@ def test_every_method_of_a_case_is_timed_after_its_result_is_checked(workload):
     case = Case(64, 48, 0.3, 8, workload)
     results = gpu.measure(case, "cpu", fake_timer)
     names = [r.method for r in results]
-    assert names[:3] == ["base alone", "packed", "sketch, equal bytes"] and len(names) == 6
+    assert names[:3] == ["base alone", "packed", "sketch, equal bytes"] and len(names) == 7
     assert 2 <= gpu.layer_count(case) <= 12
     assert [r.error is not None for r in results] == [n in ("packed", "sketch, equal bytes") for n in names]
     assert all(r.median_us == 2000 and r.p10_us == 1000 and r.p90_us == 3000 for r in results)

@@ -72,7 +72,8 @@ def test_a_further_backend_registers_its_paths_and_what_it_takes(monkeypatch):
 
 
 def test_the_choice_does_not_depend_on_what_it_does_not_read():
-    """Sizes of the matrix and the number of tasks are no part of a problem: no two keys for one answer."""
+    """The number of tasks is no part of a problem, and sizes of the matrix only of products with kernel words: no two
+    keys for one answer."""
     assert set(Problem.__dataclass_fields__) == {
         "op",
         "device",
@@ -80,9 +81,18 @@ def test_the_choice_does_not_depend_on_what_it_does_not_read():
         "rows",
         "entries",
         "places",
+        "out_features",
+        "in_features",
+        "rank",
         "layout",
         "transposed",
         "empty",
         "exact",
         "variant",
     }
+    choice.cache_clear()
+    for size in (8, 16):
+        bank, codes = Bank(size, size), pack(torch.randint(0, 4, (size, 5), dtype=torch.uint8))
+        bank.add(0, PackedFactors(codes, codes, torch.rand(5)))
+        delta_linear(torch.randn(2, size), bank, Routing.of([0]))
+    assert choice.cache_info().currsize == 1

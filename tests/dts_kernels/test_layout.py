@@ -8,9 +8,16 @@ from hypothesis import strategies as st
 from dts_kernels import PackedFactors, pack, unpack
 from dts_kernels.layout import (
     VALUES,
+    codes_to_rank_words,
     codes_to_words,
     from_kernel_layout,
     level_coefficients,
+    rank_order,
+    rank_words_in_memory,
+    rank_words_of_memory,
+    rank_words_shape,
+    rank_words_size,
+    rank_words_to_codes,
     to_kernel_layout,
     words_shape,
     words_to_codes,
@@ -65,6 +72,41 @@ def test_words_are_inverted_exactly(contracted, columns):
     assert torch.equal(words_to_codes(words, contracted, columns), given_codes)
 
 
+@pytest.mark.parametrize("rank", [*SIZES, 8, 9, 16, 24, 136, 137])
+@pytest.mark.parametrize("columns", [0, 1, 16, 17])
+def test_words_of_ranks_are_inverted_exactly_in_memory_too(rank, columns):
+    given_codes = codes(rank, columns)
+    words = codes_to_rank_words(given_codes)
+    assert words.dtype == torch.int32 and tuple(words.shape) == rank_words_shape(rank, columns)
+    assert torch.equal(rank_words_to_codes(words, rank, columns), given_codes)
+    flat = rank_words_in_memory(words, rank)
+    assert flat.numel() == rank_words_size(rank, columns) <= words.numel() and torch.equal(
+        rank_words_of_memory(flat, rank, columns), words
+    )
+
+
+def test_sixteen_ranks_are_in_one_word_and_a_whole_128_side_by_side():
+    given_codes = codes(156, 1)
+    flat = rank_words_in_memory(codes_to_rank_words(given_codes), 156).tolist()
+    assert len(flat) == 16 * 10
+    for rank, code in enumerate(given_codes[:, 0].tolist()):
+        row, (plane, half) = rank // 16, divmod(rank % 16, 2)
+        word = flat[row if row < 8 else 128 + 16 * (row - 8)]  # column 0 of 16
+        bits = [word >> (first + 2 * plane + 16 * half) % 32 & 1 for first in (15, 8)]
+        assert 2 * bits[0] + bits[1] == code
+    assert torch.equal(rank_order(256)[rank_order(256)], torch.arange(256))
+    assert rank_order(128)[16 * 5 + 2 * 3 + 1] == 16 * 3 + 2 * 5 + 1
+
+
+@settings(max_examples=30, deadline=None)
+@given(m=st.integers(0, 40), n=st.integers(0, 300), k=st.integers(0, 150))
+def test_words_made_from_bytes_are_those_of_the_definition(m, n, k):
+    given_factors = factors(m, n, k)
+    words = to_kernel_layout(given_factors)
+    u, v = unpack(given_factors.u, k), unpack(given_factors.v, k)
+    assert torch.equal(words.u, codes_to_rank_words(u.T)) and torch.equal(words.v, codes_to_words(v))
+
+
 def test_every_code_sits_at_its_documented_bits():
     for k in range(128):
         plane, pair, half = k // 16, k % 16 // 2, k % 2
@@ -111,7 +153,7 @@ def test_kernel_layout_is_an_exact_inverse(m, n, k, levels):
 
 
 def test_words_of_another_shape_are_refused_with_both_shapes():
-    with pytest.raises(TypeError, match=r"\[1, 16, 8\].*\[16, 16\]"):
+    with pytest.raises(TypeError, match=r"\[1, 10, 8\].*\[16, 16\]"):
         words_to_codes(torch.zeros(16, 16, dtype=torch.int32), 100, 10)
 
 

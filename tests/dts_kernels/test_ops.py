@@ -106,16 +106,17 @@ def test_gradients_of_x_y_weight_and_bias(bank):
     assert torch.autograd.gradcheck(lambda x, w, b: kernels.linear(x, w, b, bank, routing), (x, weight, bias))
 
 
-def test_opcheck(bank):
+def test_opcheck(bank, in_one_piece):
     routing, ops = kernels.Routing.of(ROUTINGS[0]), torch.ops.dts
     x, weight = torch.randn(4, 13, dtype=torch.float64, requires_grad=True), torch.randn(9, 13, dtype=torch.float64)
-    tail = (bank.packed, bank.table, routing.slots, routing.weights, 9, bank.max_rank, bank.layout)
+    held = in_one_piece(bank.packed, bank.table)
+    tail = (*held, routing.slots, routing.weights, 9, bank.max_rank, bank.layout)
     gamma = torch.ones(bank.table.shape[0])
     for op, arguments in (
         (ops.delta_linear, (x, None, *tail, False)),
         (ops.delta_linear, (x, torch.randn(4, 9, dtype=torch.float64), *tail, False)),
         (ops.linear, (x, weight, None, *tail)),
-        (ops.reconstruct, (bank.packed, bank.table, gamma, None, 9, 13, bank.max_rank, bank.layout, torch.float32)),
+        (ops.reconstruct, (*held, gamma, None, 9, 13, bank.max_rank, bank.layout, torch.float32)),
         (ops.delta_embedding, (torch.tensor([0, 3, -1, 8]), *tail, 13, torch.float64)),
     ):
         assert set(torch.library.opcheck(op.default, arguments).values()) == {"SUCCESS"}, op

@@ -1,12 +1,16 @@
 """Sampled elements: where they are, and products with them, against dense float64 matrices."""
 
+import struct
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 
 from dts_kernels import Routing, SampleBank, Samples, add_dense_samples, add_sampled_rows, add_samples, pack
-from dts_kernels.layout import VALUES, unpack
+from dts_kernels.layout import VALUES, packed_width, unpack
+from dts_kernels.reference import decode
+from dts_kernels.sample_words import to_words, turn, words_of
 from dts_kernels.samples import columns, dense, groups_of
 
 
@@ -183,3 +187,91 @@ def test_gradients_of_what_rows_and_the_whole_are_added_to(bank):
         out = add_sampled_rows(torch.tensor([0, -1, 39]), y, bank, Routing.of([0])).sum()
         (2 * out + 3 * add_dense_samples(base, bank, torch.ones(1)).sum()).backward()
     assert (y.grad == 2).all() and (base.grad == 3).all()
+
+
+@pytest.mark.parametrize("shape, stride", [*SHAPES, ((384, 384), 100), ((7, 4), 1), ((9, 1000), 3)])
+def test_words_give_the_bytes_back_and_take_as_much_room(shape, stride):
+    made = SampleBank(shape[1], shape[0], arena=True)
+    own = samples(shape, stride), samples(shape, stride, 8)
+    noise = torch.randint(256, own[0].codes.shape, dtype=torch.uint8)  # codes that mean nothing, too
+    own = (own[0], replace(own[1], codes=noise))
+    made.add(3, own)
+    for got, wanted in zip(made.samples(3), own):
+        assert torch.equal(got.codes, wanted.codes) and got.scale == wanted.scale and got.seed == wanted.seed
+    assert torch.equal(made.to("cpu").samples(3)[1].codes, noise)
+
+
+@pytest.mark.parametrize("shape", [(384, 384), (768, 768), (1152, 2000), (4096, 4096), (14336, 4096), (11008, 4099)])
+def test_words_take_no_more_room_than_the_bytes_of_the_disk(shape):
+    for stride in range(1, 101):
+        width = packed_width(groups_of(shape[1], stride))
+        assert 4 * words_of(shape[0], width) <= 1.05 * shape[0] * width
+
+
+def test_a_word_turned_is_a_quarter_of_a_value():
+    codes = torch.randint(256, (24, 5), dtype=torch.uint8)
+    values, words = decode(codes, 20, dtype=torch.float32), to_words(codes).to(torch.int64) & 0xFFFFFFFF
+    for row in range(24):
+        for group in range(20):
+            word, by = words[group // 4, row // 8, group % 4 // 2].item(), turn(row, group)
+            bits = (word >> by | word << 32 - by) & 0x81000000 | 0x3E800000
+            assert 4 * struct.unpack("f", struct.pack("I", bits))[0] == values[row, group]
+
+
+ARENA = [[0, 0, 8, 7], [0, 80, 8, 1]]  # slot, offset, stride, seed of two samples of [40, 64]: 20 words each
+
+
+@pytest.mark.parametrize(
+    "table, starts, match",
+    [
+        ([[0, 102, 8, 7]], [0, 1], "102"),
+        ([[0, -2, 8, 7]], [0, 1], "-2"),
+        ([[0, 1, 8, 7]], [0, 1], "from 1"),
+        ([[0, 0, 0, 7]], [0, 1], "stride 0"),
+        ([[0, 0, 1, 7]], [0, 1], "stride 1"),
+        ([[0, 0, 8, -1]], [0, 1], "seed -1"),
+        (ARENA, [0, 3], "starts"),
+        (ARENA, [1, 0], "starts"),
+        (ARENA, [-1, 1], "starts"),
+    ],
+)
+def test_tables_of_others_that_point_outside_their_words_are_refused(table, starts, match):
+    routing = Routing.of([0])
+    words, scales = torch.zeros(120, dtype=torch.int32), torch.ones(2)
+    x, y = torch.randn(2, 64), torch.randn(2, 40)
+
+    def product(table, starts, x=x, y=y):
+        arena = [words], torch.tensor(table), torch.tensor(starts), scales
+        return torch.ops.dts.add_samples(x, y, *arena, routing.slots, routing.weights, False)
+
+    product(ARENA, [0, 2])
+    with pytest.raises(ValueError, match=match):
+        product(table, starts)
+    with pytest.raises(ValueError, match="fit"):
+        torch.ops.dts.add_sampled_rows(
+            torch.tensor([0]), y[:1], [words], torch.tensor([[0, 0, 1, 7]]), torch.tensor([0, 1]), scales[:1],
+            routing.slots, routing.weights, 400,
+        )  # fmt: skip
+
+
+def test_a_bank_s_own_table_with_other_tensors_or_sizes_is_read_again():
+    routing, bank = Routing.of([0]), SampleBank(64, 40, arena=True)
+    bank.add(0, (samples((40, 64), 8),))
+    codes, *rest = bank.arguments
+
+    def product(codes, n):
+        x, y = torch.randn(2, n), torch.randn(2, 40)
+        return torch.ops.dts.add_samples(x, y, codes, *rest, routing.slots, routing.weights, False)
+
+    product(codes, 64)
+    with pytest.raises(ValueError, match="fit"):
+        product([codes[0][:16].clone()], 64)
+    with pytest.raises(ValueError, match="fit"):
+        product(codes, 64000)
+    others = rest[0].clone()
+    torch.ops.dts.add_samples(torch.randn(2, 64), torch.randn(2, 40), codes, others, *rest[1:], routing.slots,
+                              routing.weights, False)  # fmt: skip
+    others[0, 1] = 10**6
+    with pytest.raises(ValueError, match="1000000"):
+        torch.ops.dts.add_samples(torch.randn(2, 64), torch.randn(2, 40), codes, others, *rest[1:], routing.slots,
+                                  routing.weights, False)  # fmt: skip

@@ -27,7 +27,7 @@ from .kind import Load, PartKind, packed_bits_end
 
 ROWS_AT_ONCE = 1 << 23  # elements of what is sampled that are held at a time
 REFINEMENTS = 6  # of the scale and the codes in turn
-LONGEST = -1.234567e-12, 2**32 - 1  # scale and seed of a planned sample: a row's text takes no fewer bytes than it will
+LONGEST = 1.0, 2**32 - 1  # scale (a float32, as all are) and seed of a planned sample: a row takes no fewer bytes
 
 _fragment = values.list_of(
     values.exactly(
@@ -88,9 +88,7 @@ def encode(delta: Tensor, packed: PackedFactors, stride: int, seed: int) -> tupl
     delta: float32 [m, n], not zero, elements of order 1;  stride: one element of how many is kept.
     """
     m, n = delta.shape
-    # equal places in two layers would make their noise alike
-    content = f"{seed}".encode() + packed.sigma.cpu().numpy().tobytes()
-    own = int.from_bytes(hashlib.sha256(content).digest()[:4], "little")
+    own = seed_of(packed, seed)
     at = columns((m, n), stride, own, delta.device)
     real = at < n
     kept, lost = missing(delta, packed, at.clamp_(max=n - 1))
@@ -100,6 +98,12 @@ def encode(delta: Tensor, packed: PackedFactors, stride: int, seed: int) -> tupl
     noisy = decoded_codes(sample.codes, sample.groups) * sample.scale * real
     noise = lost + energy(noisy) - 2 * dot(noisy, kept)
     return sample, noise / energy(delta)
+
+
+def seed_of(packed: PackedFactors, seed: int) -> int:
+    """Where the sample beside these components is taken: equal places in two layers would make their noise alike."""
+    content = f"{seed}".encode() + packed.sigma.cpu().numpy().tobytes()
+    return int.from_bytes(hashlib.sha256(content).digest()[:4], "little")
 
 
 def missing(delta: Tensor, packed: PackedFactors, at: Tensor) -> tuple[Tensor, float]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dts_kernels import Routing
 from dts_kernels.bank import EAGER
-from dts_kernels.ops import direct
+from dts_kernels.ops import direct, task_rows
 
 
 class Table:
@@ -86,15 +86,26 @@ class Table:
 
         Not to be written into.
         """
-        if routing.slots.shape[0] == 1 and direct(routing.slots, routing.weights, self.stack):
+        if self._here(routing):
             # on a CPU, where a norm needs less time than the operations below: one task's row as it lies there
-            used = [(s, w) for s, w in zip(routing.slots[0].tolist(), routing.weights[0].tolist()) if s in self.tensors]
+            slots, weights = routing.slots[0].tolist(), routing.weights[0].tolist()
+            used = [(s, w) for s, w in zip(slots, weights) if s in self.tensors]
             if len(used) == 1:
                 row = self.stack[used[0][0] : used[0][0] + 1].to(dtype)
                 return row if used[0][1] == 1 else row * used[0][1]
-        index, gamma = self.index(routing)
-        shape = (*index.shape, *[1] * (self.stack.dim() - 1))
-        return (self.stack[index].to(dtype) * gamma.to(dtype).view(shape)).sum(1)
+        return task_rows(self.stack, routing, dtype)
+
+    def added_to(self, base: Tensor, routing: Routing) -> Tensor:
+        """base [longest, ...] + `rows`, rounded once: [R, longest, ...] in base's dtype."""
+        if self._here(routing):
+            wide = torch.promote_types(base.dtype, self.stack.dtype)
+            return (base.to(wide) + self.rows(routing, wide)).to(base.dtype)
+        return task_rows(self.stack, routing, base.dtype, base)
+
+    def _here(self, routing: Routing) -> bool:
+        """Whether a routing of one row may be read on the host."""
+        slots = routing.slots
+        return slots.shape[0] == 1 and slots.is_cpu and direct(slots, routing.weights, self.stack)
 
     def lengths(self, routing: Routing) -> Tensor:
         """int64 [R]: rows of the tensor for each row of the routing, 0 where its tasks have none."""

@@ -156,8 +156,8 @@ class DTSLinear(LinearForward, nn.Linear):
     """An `nn.Linear` that adds each row's deltas straight from the packed bits."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Straight to the kernel for the common case on a CPU, where every step beside it costs as much as a row of a
-        small layer; `LinearForward.forward` for all else."""
+        """Straight to the kernel for the common case, where every step beside it costs as much as a row of a small
+        layer on a CPU, and a GPU waits for it; `LinearForward.forward` for all else."""
         dts = self.dts
         state, weight = dts.state, self._parameters.get("weight")
         if tracing():
@@ -173,16 +173,15 @@ class DTSLinear(LinearForward, nn.Linear):
         if (
             watched
             or delta is None
-            or not x.is_cpu
             or now.missing
             or weight is None
             or delta.tabled
             or type(weight) is not nn.Parameter
             or weight.dtype != x.dtype
-            or _autocast("cpu")
+            or not (x.is_cpu and slots.is_cpu or x.is_cuda and slots.device == x.device)
+            or _autocast("cpu" if x.is_cpu else "cuda")
             or rows != 1
             and (dts.axis(now) != 0 or x.shape[0] % rows)
-            or not slots.is_cpu
             or x.dtype == torch.float64
         ):
             return super().forward(x)

@@ -65,8 +65,7 @@ class DTSLayerNorm(Layer, nn.LayerNorm):
             return None
         if delta is None or not delta.raw.tensors:
             return base[None]
-        wide = torch.promote_types(base.dtype, delta.raw.stack.dtype)
-        return (base.to(wide) + delta.raw.rows(routing, wide)).to(base.dtype)
+        return delta.raw.added_to(base, routing)
 
 
 def _over(values: Tensor, parts: Tensor) -> Tensor:
@@ -109,9 +108,7 @@ class DTSNorm(Layer):
         tables = {name: delta.raw for name, delta in self.dts.parameters.items() if delta.raw.tensors}
         values = []
         for name, table in tables.items():
-            base = raw(self, name)
-            wide = torch.promote_types(base.dtype, table.stack.dtype)
-            values.append((base.to(wide) + table.rows(routing, wide)).to(base.dtype))
+            values.append(table.added_to(raw(self, name), routing))
 
         def one(x: Tensor, *parameters: Tensor) -> Tensor:
             return self.forward_with(dict(zip(tables, parameters)), x)

@@ -7,8 +7,13 @@ from dts.adapter.options import Options, code_digest
 
 def test_all_that_is_wrong_is_told_at_once():
     with pytest.raises(ValueError) as error:
-        Options(method="other", kind="none", vectors="4bit", budget=0.1, nbytes=3)
-    for part in ("auto, residual, paper, sketch, not 'other'", "task, difference", "exact, 8bit", "give one size"):
+        Options(method="other", kind="none", vectors="5bit", budget=0.1, nbytes=3)
+    for part in (
+        "auto, residual, paper, sketch, not 'other'",
+        "task, difference",
+        "exact, 8bit, 4bit, 3bit",
+        "give one size",
+    ):
         assert part in str(error.value)
 
 
@@ -46,7 +51,7 @@ def test_what_follows(given, method, exact):
 
 def test_what_a_run_notes_is_all_that_its_entries_depend_on():
     noted = Options(nbytes=9, seed=3, name="a").recorded("base", "tuned")
-    assert noted["nbytes"] == 9 and noted["seed"] == 3 and noted["method"] == "auto" and noted["vectors"] == "8bit"
+    assert noted["nbytes"] == 9 and noted["seed"] == 3 and noted["method"] == "auto" and noted["vectors"] == "auto"
     assert noted["code"] == code_digest() and {"package", "torch", "device", "format_version"} <= noted.keys()
     assert noted == Options(nbytes=9, seed=3, name="b", overwrite=True).recorded("base", "tuned")
     assert noted != Options(nbytes=9, seed=3, name="a").recorded("base", "other")
@@ -55,3 +60,27 @@ def test_what_a_run_notes_is_all_that_its_entries_depend_on():
 def test_the_command_does_not_name_bytes():
     assert Options(nbytes=9).told == "compress" and Options(target_error=0.5).told == "compress target_error=0.5"
     assert Options(command="dts compress").told == "dts compress"
+
+
+def test_where_to_compute(monkeypatch):
+    assert str(Options().place) == str(Options(device="cpu").place) == "cpu"
+    for device, why in (("cuda:7", "there are 1 CUDA devices"), ("nowhere", "device='nowhere' cannot be used")):
+        monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+        monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+        with pytest.raises(ValueError, match=why):
+            Options(device=device)
+    assert str(Options(device="auto").place) == "cuda" and str(Options(device="cuda:0").place) == "cuda:0"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert str(Options(device="auto").place) == "cpu"
+    with pytest.raises(ValueError, match="there are 0 CUDA devices here"):
+        Options(device="cuda")
+
+
+def test_a_run_on_a_gpu_is_continued_on_its_like_alone(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    found = []
+    for model in ("one", "another"):
+        monkeypatch.setattr("torch.cuda.get_device_name", lambda place, model=model: model)
+        found.append(Options(device="cuda").recorded("base", "tuned")["device"])
+    assert found == ["cuda (one)", "cuda (another)"]

@@ -7,7 +7,7 @@ import torch
 from matrices import power_law, squared_error
 
 from dts.codec import compress_tensor
-from dts.codec.residual import fit, rounded, sweep
+from dts.codec.alternations import fit, rounded, sweep
 from dts_kernels.reference import factor_values
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from matrices import power_law
 
-from dts.codec import compress_tensor, error_bounds, predicted_error, singular_values
+from dts.codec import compress_tensor, error_bounds, predicted_error, singular_values, spectrum
 
 NEAR = 0.15
 FRACTIONS = (0.02, 0.05, 0.15, 0.4)
@@ -146,3 +146,16 @@ def test_bounds_hold_where_the_codecs_scale_adds_more_error_than_it_removes():
     values = torch.ones(400)
     lower, upper = error_bounds(values, [1])
     assert lower.item() == 1 and 1 < predicted_error(values, [1]).item() <= upper.item() < 1.04
+
+
+@pytest.mark.parametrize("ranks", [[0], [3], [0, 7, 20], list(range(0, 241, 4))])
+def test_shares_of_few_ranks_are_those_of_a_whole_sort(ranks):
+    """Bit by bit, ties and zeros included."""
+    values = torch.tensor([3.0, 3.0, 2.0] + [1.0] * 17 + [0.25] * 38 + [0.0, 0.0])
+    energies = spectrum.sorted_energies(values)
+    for kept in (0.88, 0.9375):
+        sums = spectrum.offers(energies, kept).sort(descending=True).values.cumsum(0)
+        wanted = (kept**2 * torch.cat([sums.new_zeros(1), sums])[torch.tensor(ranks)]).clamp(max=1)
+        assert torch.equal(spectrum.residual_share(energies, ranks, kept), wanted)
+    bits = spectrum.bits_at(energies, torch.tensor([*ranks, 240]), (60, 80))
+    assert torch.equal(spectrum.bits_at(energies, torch.tensor(ranks), (60, 80)), bits[:-1])

@@ -3,6 +3,7 @@
 bf16 is left out of `tl.dot`, which the interpreter has wrong in some versions: sampled elements have none.
 """
 
+import ctypes
 from collections import Counter
 
 import pytest
@@ -10,8 +11,9 @@ import torch
 
 import dts_kernels as kernels
 from dts_kernels import dispatch, reference
-from dts_kernels.gpu import library_products, products, rules
+from dts_kernels.gpu import launch, library_products, products, rules, sample_products, sweep, vectors
 from dts_kernels.gpu.config import Config
+from dts_kernels.layout import rank_order
 from dts_kernels.paths import PATHS
 from dts_kernels.samples import dense as dense_samples
 
@@ -147,7 +149,7 @@ def test_every_half_word_decodes_to_its_codes(every_half_word, dtype):
     """The product with the identity is the decoded words: 65,536 of them, all low and all high halves."""
     x, operands, wanted = every_half_word(dtype, "cpu")
     t, _ = products.Launch(x, operands, {"shrink": Config(block_t=128, block_n=1024)}).shrink()
-    assert torch.equal(t[0, 0].float(), wanted)
+    assert torch.equal(t[0, 0].float()[:, rank_order(t.shape[-1])], wanted)
 
 
 def test_one_program_gathers_the_rows_of_a_task_wherever_they_are():
@@ -217,8 +219,8 @@ def test_many_rows_use_dequantised_factors(levels, dtype):
     made, routing = bank(levels), kernels.Routing.of([{2: 0.5, 0: 1.0}])
     x = torch.randn(rules.DEQUANTISE_ROWS, IN).to(dtype)
     dispatch.ran.clear()
-    got = kernels.delta_linear(x[None], made, routing)[0] if not levels or dtype == torch.float32 else None
-    if got is None:
+    got = kernels.delta_linear(x[None], made, routing)[0] if dtype == torch.float32 else None
+    if got is None:  # so small a matrix has no rows of 16 bits that are enough
         got = library_products.delta_linear(x, None, made.operands(routing), False)
     else:
         assert set(dispatch.ran) == {("delta_linear", "dequantise" + ("_levels" if levels else ""))}
@@ -264,12 +266,48 @@ def test_tasks_switch_in_place():
     assert error(got, wanted) < 3e-6 and not got[1].any()
 
 
-def test_opcheck():
+@pytest.mark.parametrize("new", [dict(rank=300), dict(rank=5, levels=True), dict(rank=5, slot=11)], ids=str)
+def test_what_was_launched_before_goes_on_beyond_the_room(new):
+    """A task that kernels cannot do, of more ranks than they have scratch for, adds nothing in them; all others do."""
+    made = bank()
+    before = made.operands(kernels.Routing.of([0, 2, None])), made.max_rank
+    held, layout, x = [*made.packed, made.table], made.layout, torch.randn(3, IN)
+    slot = new.pop("slot", 5)
+    made.add(slot, factors(**new, seed=9))
+    made.add(4, factors(90, seed=8))
+    made.remove(0)
+    assert made.table is not held[2]
+    routing = kernels.Routing.of([slot, 4, 0])
+    launch = products.Launch(x, before[0]._replace(slots=routing.slots, weights=routing.weights))
+    got = launch.expand(*launch.shrink(), None)
+    assert (launch.width, launch.levels) == (before[1], layout == "planar_levels")
+    assert error(got[1], truth(x, made, routing)[1]) < 3e-6 and not got[[0, 2]].any()
+    assert error(kernels.delta_linear(x, made, routing), truth(x, made, routing)) < 3e-6
+
+
+@pytest.mark.parametrize("rank", [1, 9, 16, 127, 128, 136, 249])
+@pytest.mark.parametrize("levels", [False, True], ids=["4:1", "levels"])
+def test_ranks_beside_whole_blocks(rank, levels, dtype):
+    """The last ranks of U have a row of words for 16 of them, of half words for 8."""
+    made = kernels.Bank(IN, OUT, layout="planar")
+    made.add(1, factors(rank, levels, size=1.0))
+    routing = kernels.Routing.of([1, 1])
+    x = torch.randn(2, IN).to(dtype)
+    launch = products.Launch(x, made.operands(routing), {"shrink": Config(split=2, block_n=32)})
+    assert error(launch.expand(*launch.shrink(), None), truth(x, made, routing)) < TOLERANCE[dtype]
+    flat = library_products.delta_linear(x, None, made.operands(routing), False)
+    assert error(flat, truth(x, made, routing)) < TOLERANCE[dtype]
+    dense = reference.reconstruct(made.factors(1), torch.float64)
+    assert error(kernels.reconstruct(made, {1: 1.0}, dtype=dtype), dense) < TOLERANCE[dtype]
+
+
+def test_opcheck(in_one_piece):
     made, routing = bank(), kernels.Routing.of([2, None])
     arguments = (
         torch.randn(2, IN, requires_grad=True),
         None,
-        *made.operands(routing),
+        *in_one_piece(made.packed, made.table),
+        *made.operands(routing)[2:],
         False,
     )
     utilities = ("test_schema", "test_autograd_registration", "test_faketensor")
@@ -291,7 +329,7 @@ SAMPLED_TOLERANCE = TOLERANCE | {torch.bfloat16: 1e-2}  # the interpreter cuts a
 
 def sample_bank(shape=(37, 50), transposed=False, size=0.01):
     made = kernels.SampleBank(*(shape if transposed else shape[::-1]), transposed=transposed, arena=True)
-    for slot, strides in ((0, (7,)), (2, (13, 64, 1)), (3, (5,))):
+    for slot, strides in ((0, (7,)), (2, (13, 64, 1)), (3, (5,))):  # blocks that runs of eight rows cross, and do not
         own = []
         for stride in strides:
             codes = torch.randint(4, (shape[0], -(-shape[1] // stride)), dtype=torch.uint8)
@@ -334,6 +372,71 @@ def test_sampled_products_of_odd_shapes(shape, path):
     assert error(out, wanted) < 3e-6
 
 
+DIRECT, SPLIT_DIRECT, LAID = (sample_products.Shape(1, *rest) for rest in ((2, 1, False), (1, 3, False), (2, 2, True)))
+TWO, FOUR, EIGHT = (sample_products.Shape(*rest, True) for rest in ((2, 1, 1), (4, 1, 2), (8, 2, 1)))
+LAUNCHES = [
+    *((6, shape) for shape in (DIRECT, LAID, FOUR, EIGHT)),
+    *((7, shape) for shape in (DIRECT, LAID, EIGHT)),
+    *((12, shape) for shape in (DIRECT, SPLIT_DIRECT, LAID, TWO, FOUR, EIGHT)),
+    *((33, shape) for shape in (SPLIT_DIRECT, LAID, FOUR)),
+    *((513, shape) for shape in (DIRECT, LAID, EIGHT)),
+    (2, TWO),
+    (8, LAID),
+    (16, LAID),
+    (4095, LAID),
+]
+
+
+@pytest.mark.parametrize("stride,shape", LAUNCHES, ids=str)
+def test_sampled_products_of_every_shape_of_launch_and_stride(stride, shape):
+    """Laid out or not, lanes and parts, blocks smaller and larger than a run of rows and than the matrix."""
+    torch.manual_seed(stride)
+    m, n, per_entry = 37, 101, 5 if shape.block_t > 1 else 1
+    made, routing = kernels.SampleBank(n, m, arena=True), kernels.Routing.of([0, 1])
+    for slot in (0, 1):
+        codes = kernels.pack(torch.randint(4, (m, -(-n // stride)), dtype=torch.uint8))
+        made.add(slot, (kernels.Samples(codes, 0.5, stride, 77 * stride + slot, (m, n)),))
+    x, y = torch.randn(2 * per_entry, n).half(), torch.randn(2 * per_entry, m).half()
+    wanted = PATHS["add_samples"]["reference"](x.double(), y.double(), made.operands(routing), False)
+    out = sample_products.add_samples(x, y, made.operands(routing), False, shape)
+    assert error(out, wanted) < 1e-3
+
+
+def test_groups_that_are_not_there_and_infinite_numbers_stay_out_of_other_rows():
+    """The last quad of groups has columns beyond x; an infinite number must not get into rows that do not meet it."""
+    made, routing = sample_bank((37, 50)), kernels.Routing.of([0])
+    x, y = torch.ones(1, 50), torch.zeros(1, 37)
+    x[0, 3] = float("inf")
+    hit = dense_samples(made.samples(0)[0])[:, 3] != 0
+    for laid in (False, True):
+        out = sample_products.add_samples(x, y, made.operands(routing), False, sample_products.Shape(1, 2, 2, laid))
+        assert torch.equal(out[0].isfinite(), ~hit) and hit.any()
+
+
+def test_rows_of_samples_for_an_embedding():
+    torch.manual_seed(0)
+    made, routing = sample_bank(), kernels.Routing.of([2, {0: 0.5, 3: -1.0}, None])
+    ids, y = torch.tensor([[0, 36, -1], [7, 8, 20], [5, 6, 7]]), torch.randn(3, 3, 50)
+    dispatch.ran.clear()
+    out = kernels.add_sampled_rows(ids, y, made, routing)
+    assert dispatch.ran == Counter({("add_sampled_rows", "triton"): 1})
+    wanted = PATHS["add_sampled_rows"]["reference"](ids, y.double(), made.operands(routing), 37)
+    assert error(out, wanted) < 1e-6 and torch.equal(out[2], y[2]) and torch.equal(out[0, 2], y[0, 2])
+    with pytest.raises(IndexError, match="37"):
+        kernels.add_sampled_rows(torch.tensor([37]), y[0, :1], made, kernels.Routing.of([0]))
+
+
+@pytest.mark.parametrize("stride", [1, 3, 7, 12, 100])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_the_dense_matrix_of_samples_is_exact(stride, transposed):
+    shape = (33, 130)
+    made = kernels.SampleBank(*(shape if transposed else shape[::-1]), transposed=transposed, arena=True)
+    codes = kernels.pack(torch.randint(4, (33, -(-130 // stride)), dtype=torch.uint8))
+    made.add(0, (kernels.Samples(codes, 0.3, stride, 99, shape),))
+    matrix, factor = sample_products.dense(made.operands(kernels.Routing.of([0])), 0, shape, torch.float16)
+    assert torch.equal(matrix.float() * factor, dense_samples(made.samples(0)[0]))
+
+
 @pytest.mark.parametrize("path", ["triton", "dense"])
 def test_scales_that_fp16_cannot_hold(path):
     torch.manual_seed(0)
@@ -369,3 +472,150 @@ def test_gradients_of_sampled_products():
     matrices = [sum(dense_samples(s, torch.float64) for s in made.samples(slot)) for slot in (0, 2)]
     wanted = torch.cat([g.double() @ m for g, m in zip(grad.split(2), matrices)])
     assert error(x.grad, wanted) < 3e-6 and torch.equal(y.grad, grad)
+
+
+# ---- launches that are repeated ----------------------------------------------------------------------------------
+
+
+class Again:
+    """What Triton's compiled kernel is on a card: pointers come as integers, and there is memory behind them."""
+
+    function = packed_metadata = None
+
+    def __init__(self, call, runs):
+        self.call, self.runs = call, runs
+
+    def run(self, x, y, z, stream, function, metadata, launch_metadata, enter, leave, *arguments):
+        call = self.call
+        assert (x, y, z) == (*call.grid, 1, 1)[:3] and stream == 7
+        assert arguments[len(call.pointers) :] == (*call.sizes, *call.constants.values())
+        self.runs.append(call.kernel)
+        tensors = [self.at(pointer, like) for pointer, like in zip(arguments, call.pointers)]
+        call.kernel[call.grid](*tensors, *call.sizes, **call.constants, **call.options)
+
+    @staticmethod
+    def at(pointer, like):
+        memory = (ctypes.c_char * (like.numel() * like.element_size())).from_address(pointer)
+        return torch.frombuffer(memory, dtype=like.dtype).view(like.shape)
+
+
+class Repeating(launch.Launcher):
+    """The interpreter as if its launches could be repeated."""
+
+    def __init__(self):
+        self.first, self.again, self.now = [], [], 7
+
+    def launch(self, call):
+        super().launch(call)
+        self.first.append(call.kernel)
+        names = call.kernel.arg_names[len(call.pointers) + len(call.sizes) :]
+        return Again(call._replace(constants={name: call.constants[name] for name in names}), self.again)
+
+    def stream(self, index):
+        return self.now
+
+
+@pytest.fixture
+def repeating():
+    launcher = Repeating()
+    before = launch.use(launcher)
+    yield launcher
+    launch.use(before)
+
+
+@pytest.mark.parametrize(
+    "entries,shape", [([2, None, 0], (3,)), ([2], (2, 1)), ([{0: 0.5, 2: -0.25}], (2,))], ids=["rows", "one", "mixture"]
+)
+def test_a_product_that_is_made_again_has_the_same_bits(repeating, entries, shape, dtype):
+    made, routing = bank(), kernels.Routing.of(entries)
+    weight, bias, adds = (torch.randn(OUT, IN) / 12).to(dtype), torch.randn(OUT).to(dtype), torch.randn(4, OUT)
+    inputs = [torch.randn(*shape, IN).to(dtype) for _ in range(2)]
+    y = torch.randn(*shape, OUT).to(dtype)
+    kept = y.clone()
+
+    def products(x):
+        return [
+            kernels.linear(x, weight, bias, made, routing),
+            kernels.linear(x, weight, None, made, routing, adds),
+            kernels.delta_linear(x, made, routing),
+            kernels.delta_linear(x, made, routing, y, adds),
+        ]
+
+    with torch.no_grad():
+        products(inputs[0])
+        count = len(repeating.first)
+        dispatch.ran.clear()
+        again = products(inputs[1])
+        assert len(repeating.first) == count and len(repeating.again) == 4 * 2 + 2
+        assert dispatch.ran == Counter({("linear", "triton"): 2, ("delta_linear", "triton"): 2})
+        repeating.now = None  # as in a capture
+        first = products(inputs[1])
+    assert torch.equal(y, kept)
+    for one, other in zip(again, first):
+        assert one.shape == other.shape == (*shape, OUT) and torch.equal(one, other)
+
+
+def test_the_fused_kernel_again_has_the_same_bits(repeating, monkeypatch, dtype):
+    monkeypatch.setattr(products.config, "fused", lambda *case: True)
+    monkeypatch.setattr(products.config, "choose", lambda *case: Config(block_n=32, block_k=32, stages=2))
+    made, routing = bank(), kernels.Routing.of([2])
+    weight, bias = (torch.randn(OUT, IN) / 12).to(dtype), torch.randn(OUT).to(dtype)
+    x, other = torch.randn(6, IN).to(dtype), torch.randn(6, IN).to(dtype)
+    with torch.no_grad():
+        wanted = kernels.linear(x, weight, bias, made, routing)
+        kernels.linear(other, weight, bias, made, routing)
+        assert torch.equal(kernels.linear(x, weight, bias, made, routing), wanted)
+        assert len(repeating.first) == 2 and len(repeating.again) == 4
+        kernels.linear(x, weight, None, made, routing)
+        assert len(repeating.first) == 4  # without a bias it is another kernel
+
+
+@pytest.mark.parametrize("entries", [MIXED, [2], [None], [{0: 0.5, 2: -0.25}]], ids=["rows", "one", "none", "mixture"])
+@pytest.mark.parametrize("width", [5, 700])
+def test_what_tasks_add_to_vectors(entries, width, dtype):
+    routing, stack = kernels.Routing.of(entries), torch.randn(4, width).to(dtype)
+    rows = 2 * len(entries)
+    y = torch.randn(rows, width).to(dtype)
+    gamma = torch.zeros(len(entries), 4, dtype=torch.float64)
+    for row, (slots, weights) in enumerate(zip(routing.slots.tolist(), routing.weights.tolist())):
+        for slot, weight in zip(slots, weights):
+            if 0 <= slot < 4:
+                gamma[row, slot] += weight
+    wanted = gamma @ stack.double()
+    got = vectors.task_rows(stack, routing, y, torch.empty_like(y), rows, width)
+    assert error(got, y.double() + wanted.repeat_interleave(2, 0)) < TOLERANCE[dtype]
+    base = torch.randn(width).to(dtype)
+    got = vectors.task_rows(stack, routing, base, torch.empty(len(entries), width, dtype=dtype), len(entries), 0)
+    assert error(got, base.double() + wanted) < TOLERANCE[dtype]
+    got = vectors.task_rows(stack, routing, None, torch.empty(len(entries), width, dtype=dtype), len(entries), 0)
+    assert torch.isfinite(got).all() and (got.double() - wanted).norm() <= TOLERANCE[dtype] * wanted.norm()
+
+
+@pytest.mark.parametrize("k,first", [(70, 0), (70, 64), (9, 0)])
+def test_a_chunk_of_components_is_swept_one_after_the_other(k, first):
+    """Against the definition: each component's best value beside what all the others are by then, then rounded."""
+    torch.manual_seed(0)
+    ranks, columns = [k, max(first + 1, k - 5)], 37
+    delta, v = torch.randn(2, columns, 50, dtype=torch.float64), torch.randn(2, k, 50).sign() * 1.0
+    factor, sigma = torch.randn(2, k, columns).sign() * 1.0, torch.rand(2, k) + 0.1
+    for i, rank in enumerate(ranks):
+        v[i, rank:], factor[i, rank:], sigma[i, rank:] = 0, 0, 0
+    gram = v @ v.mT
+    step = torch.where(sigma > 0, 1.3 / (gram.diagonal(dim1=1, dim2=2) * sigma), 0.0)
+    last = min(first + sweep.CHUNK, k)
+    misfit = (v @ delta.float().mT - (gram * sigma[:, None]) @ factor)[:, first:last]
+    moved = factor.clone()
+    sweep.sweep(factor, moved, misfit.contiguous(), gram, sigma, step, torch.tensor(ranks, dtype=torch.int32), first)
+    for i, rank in enumerate(ranks):
+        naive = factor[i].double()
+        for j in range(first, min(last, rank)):
+            left = delta[i] - (naive.T * sigma[i]) @ v[i].double()
+            target = naive[j] + 1.3 * (left @ v[i, j].double()) / (sigma[i, j] * v[i, j].square().sum())
+            naive[j] = torch.where(target.abs() > 2.5, 4.0, 1.0) * target.sign()
+        assert torch.equal(moved[i].double(), naive)
+
+
+def test_what_cannot_be_swept_is_refused():
+    x, ranks = torch.ones(1, 4, 8), torch.ones(1, dtype=torch.int32)
+    with pytest.raises(ValueError, match="misfit, gram, step cannot be swept"):
+        sweep.sweep(x, x.clone(), x[:, :2], torch.ones(1, 4, 5), torch.ones(1, 4), torch.ones(1, 4).double(), ranks, 0)

@@ -1,13 +1,17 @@
 """What only a GPU can show: `make gpu`."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
 import dts_kernels as kernels
-from dts_kernels import dispatch, reference
+from dts_kernels import contents, dispatch, ops, reference
+from dts_kernels import routing as plain_routing
 from dts_kernels.gpu import products
 from dts_kernels.gpu.config import Config
 from dts_kernels.gpu.tune import random_factors
+from dts_kernels.layout import rank_order
 from dts_kernels.paths import PATHS
 
 pytestmark = pytest.mark.gpu
@@ -86,7 +90,7 @@ def test_every_half_word_decodes_to_its_codes(every_half_word, dtype, asm):
     x, operands, wanted = every_half_word(dtype, "cuda")
     for block_n in (32, 64, 128):
         t, _ = products.Launch(x, operands, {"shrink": Config(block_n=block_n, asm=asm)}).shrink()
-        assert torch.equal(t[0, 0].float(), wanted)
+        assert torch.equal(t[0, 0].float()[:, rank_order(t.shape[-1])], wanted)
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
@@ -153,8 +157,38 @@ def test_a_captured_graph_follows_tasks_that_are_swapped():
         check(out, x, made, entries, x.double() @ weight.double().T)
 
 
+def test_a_captured_graph_goes_on_when_more_is_loaded_than_there_was_room_for():
+    """Chunks are added and nothing moves; a task of more ranks than the graph has scratch for adds nothing in it."""
+    made, x = bank(768, 640, [64, 100]), torch.randn(3, 640, device="cuda", dtype=torch.float16)
+    routing = kernels.Routing.of([0, 1, None], "cuda")
+    kernels.delta_linear(x, made, routing)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = kernels.delta_linear(x, made, routing)
+    for slot, rank in ((2, 128), (20, 10), (3, 500), (4, 7)):
+        made.add(slot, random_factors(768, 640, rank, slot, "cuda"))
+    made.remove(0)
+    for entries, alone in (([2, 4, 1], [2, 4, 1]), ([0, 3, 20], [None, None, None])):
+        routing.slots.copy_(kernels.Routing.of(entries, "cuda").slots)
+        routing.weights.fill_(1.0)
+        graph.replay()
+        check(out, x, made, alone)
+        check(kernels.delta_linear(x, made, routing), x, made, [e if e in made.slots else None for e in entries])
+
+
+@pytest.mark.parametrize("m,n,rank", [(4096, 4096, 204), (4096, 4096, 1228), (8192, 2048, 130), (384, 384, 30)])
+def test_a_task_takes_its_packed_bytes_on_the_device(m, n, rank):
+    factors = random_factors(m, n, rank, 0, "cpu")
+    torch.cuda.synchronize()
+    before, made = torch.cuda.memory_allocated(), kernels.Bank(n, m, "cuda")
+    for slot in range(8):
+        made.add(slot, factors)
+    held = torch.cuda.memory_allocated() - before
+    assert made.nbytes <= held <= 1.05 * 8 * factors.nbytes + 1024
+
+
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
-@pytest.mark.parametrize("rows", [1, 16, 512])
+@pytest.mark.parametrize("rows", [1, 16, 512, 8192])
 def test_one_task_is_captured_too_whatever_the_rows(rows, dtype):
     """Shrink beside the base's product, the fused kernel, and long prompts by library products."""
     made, routing = bank(1024, 768, [600, 30]), kernels.Routing.of([0], "cuda")
@@ -207,6 +241,8 @@ def sample_bank(m, n, strides, transposed=False):
         ([1], 5, False),
         ([0], 300, False),
         ([0, None, 2, {0: 0.5, 1: -1.0}], 2, False),
+        ([0, 1, 2, None, 0, 2], 1, False),
+        ([0, 2], 8, False),
         ([0, 1], 3, True),
     ],
 )
@@ -237,3 +273,114 @@ def test_sampled_products_in_a_cuda_graph_follow_the_routing(transposed, path):
     graph.replay()
     torch.cuda.synchronize()
     torch.testing.assert_close(out, kernels.add_samples(x, y, made, routing))
+
+
+def test_rows_of_samples_in_a_cuda_graph_follow_the_ids():
+    made, routing = sample_bank(512, 768, (12, 6)), kernels.Routing.of([0, 1], "cuda")
+    ids, y = torch.tensor([[3, -1], [511, 0]], device="cuda"), torch.randn(2, 2, 768, device="cuda")
+    kernels.add_sampled_rows(ids, y, made, routing)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = kernels.add_sampled_rows(ids, y, made, routing)
+    ids.copy_(torch.tensor([[7, 8], [-1, 100]]))
+    graph.replay()
+    torch.cuda.synchronize()
+    wanted = PATHS["add_sampled_rows"]["reference"](ids, y, made.operands(routing), 512)
+    torch.testing.assert_close(out, wanted)
+    with pytest.raises(IndexError, match="512"):
+        kernels.add_sampled_rows(torch.full((2, 2), 512, device="cuda"), y, made, routing)
+
+
+def test_the_words_of_samples_give_their_bytes_back():
+    codes = torch.randint(256, (130, 7), dtype=torch.uint8)
+    one = kernels.Samples(codes, 0.1, 10, 5, (130, 270))
+    made = kernels.SampleBank(270, 130, "cuda")
+    made.add(0, (one,))
+    assert torch.equal(made.samples(0)[0].codes.cpu(), codes)
+    assert torch.equal(made.to("cpu").samples(0)[0].codes, codes)
+
+
+# ---- launches that are repeated ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("entries", [[0], [0, 1, None, 1, 1, 0, 0, 1], [{0: 0.5, 1: 2.0}]], ids=["one", "rows", "mix"])
+def test_a_product_that_is_made_again_has_the_same_bits(entries, dtype):
+    """Whether by Triton's look at the arguments or without it, on whichever stream, for whichever x."""
+    made, routing = bank(768, 640, [600, 100]), kernels.Routing.of(entries, "cuda")
+    weight, bias = torch.randn(768, 640, device="cuda", dtype=dtype), torch.randn(768, device="cuda", dtype=dtype)
+    inputs = [torch.randn(8, 640, device="cuda", dtype=dtype) for _ in range(4)]
+    unaligned = [torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape) for x in inputs]
+    adds = torch.randn(2, 768, device="cuda")
+    y = torch.randn(8, 768, device="cuda", dtype=dtype)
+    products = [
+        lambda x: kernels.linear(x, weight, bias, made, routing),
+        lambda x: kernels.linear(x, weight, None, made, routing, adds),
+        lambda x: kernels.delta_linear(x, made, routing),
+        lambda x: kernels.delta_linear(x, made, routing, y, adds),
+    ]
+    with torch.inference_mode():
+        looked = [[product(x) for product in products] for x in unaligned]
+        for product in products:
+            product(inputs[0])
+        forms = getattr(made.table, contents.HELD).launches
+        assert len(forms) == 3
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        for _ in range(20):
+            again = [[product(x) for product in products] for x in inputs]
+            with torch.cuda.stream(side):
+                beside = [[product(x) for product in products] for x in inputs]
+        torch.cuda.synchronize()
+    for one, two, three in zip(sum(looked, []), sum(again, []), sum(beside, [])):
+        assert (one.double() - two.double()).norm() <= TOLERANCE[dtype] * one.double().norm()
+        assert torch.equal(two, three)
+
+
+def test_threads_that_repeat_launches_on_one_stream_do_not_meet():
+    made, routing = bank(768, 768, [300]), kernels.Routing.of([0], "cuda")
+    inputs = [torch.randn(1, 768, device="cuda", dtype=torch.float16) for _ in range(4)]
+    with torch.no_grad():
+        wanted = [kernels.delta_linear(x, made, routing) for x in inputs]
+
+        def run(x):
+            with torch.no_grad():
+                return [kernels.delta_linear(x, made, routing) for _ in range(300)]
+
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(run, inputs))
+    assert all(torch.equal(one, own) for own, many in zip(wanted, found) for one in many)
+
+
+def test_a_graph_keeps_nothing_of_what_is_repeated_beside_it():
+    """Captured after a product was repeated, replayed while other streams repeat it."""
+    made, routing = bank(768, 768, [300]), kernels.Routing.of([0], "cuda")
+    x, weight = (torch.randn(s, 768, device="cuda", dtype=torch.float16) for s in (1, 768))
+    with torch.no_grad():
+        for _ in range(3):
+            wanted = kernels.linear(x, weight, None, made, routing)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = kernels.linear(x, weight, None, made, routing)
+        side, other = torch.cuda.Stream(), torch.randn_like(x)
+        torch.cuda.synchronize()
+        for _ in range(50):
+            with torch.cuda.stream(side):
+                graph.replay()
+            kernels.linear(other, weight, None, made, routing)
+        torch.cuda.synchronize()
+    assert (out - wanted).norm() <= 1e-3 * wanted.norm()
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_vectors_of_tasks(dtype):
+    routing = kernels.Routing.of([0, None, {1: 0.5, 2: -1.0}, 7], "cuda")
+    stack, y, base = (torch.randn(n, 1100, device="cuda") for n in (3, 8, 1))
+    y, base = y.to(dtype), base[0].to(dtype)
+    rows = plain_routing.task_rows(stack, routing, torch.float32)
+    for _ in range(2):
+        got = ops.task_rows(stack, routing, dtype, base)
+        torch.testing.assert_close(got, (base.float() + rows).to(dtype))
+        got = ops.add_rows(y, stack, routing)
+        torch.testing.assert_close(got, (y.float() + rows.repeat_interleave(2, 0)).to(dtype))

@@ -1,9 +1,15 @@
 """Which path made-up devices and shapes take."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from dts_kernels import dispatch
 from dts_kernels.dispatch import Problem, choose
+from dts_kernels.gpu import rules
+from dts_kernels.gpu.sample_products import LARGEST_LAID, Shape, product_shape, room_of
+from dts_kernels.sample_words import RUN
 
 
 def problem(**changes):
@@ -14,6 +20,9 @@ def problem(**changes):
             "dtype": "bfloat16",
             "rows": 16,
             "layout": "planar",
+            "out_features": 4096,
+            "in_features": 4096,
+            "rank": 1280,
         }
         | changes
     )
@@ -26,8 +35,13 @@ def problem(**changes):
         ({"op": "linear"}, "triton"),
         ({"layout": "planar_levels"}, "triton_levels"),
         ({"op": "reconstruct", "layout": "planar_levels"}, "triton_levels"),
-        ({"rows": 255}, "triton"),
-        ({"rows": 256}, "dequantise"),
+        ({"rows": 128}, "triton"),
+        ({"rows": 512}, "dequantise"),
+        ({"rows": 512, "rank": 256}, "triton"),
+        ({"rows": 4096, "rank": 256}, "dequantise"),
+        ({"rows": 4096, "rank": 128, "out_features": 768, "in_features": 768}, "triton"),
+        ({"rows": 255, "dtype": "float32"}, "triton"),
+        ({"rows": 256, "dtype": "float32"}, "dequantise"),
         ({"rows": 4096, "entries": 64}, "triton"),
         ({"rows": 4096, "layout": "planar_levels"}, "triton_levels"),
         ({"rows": 4096, "layout": "planar_levels", "dtype": "float32"}, "dequantise_levels"),
@@ -42,6 +56,56 @@ def problem(**changes):
 )
 def test_path(changes, path):
     assert choose(problem(**changes)) == path
+
+
+ROWS = Path(__file__).parents[3] / "benchmarks" / "results" / "nvidia-h100-80gb-hbm3"
+
+
+def measured() -> tuple[dict, dict]:
+    """(m, n, rank, rows) of one task -> (the base's microseconds, those of the delta beside it), by the packed kernels
+    and by library products with dequantised factors."""
+    packed, dequantised = {}, {}
+    for name in ("first-run.jsonl", "sweeps.jsonl"):
+        for row in map(json.loads, (ROWS / name).read_text("utf-8").splitlines()):
+            base = row.get("base_us")
+            if row["what"] == "layer" and row["work"] == "one" and row["rows"] > 16:
+                key, found, ratio = (row["m"], row["n"], row["k"], row["rows"]), packed, row["cublas+shrink+expand"]
+            elif row["what"] == "prefill":
+                rank = int(row["r"] * min(row["m"], row["n"]))
+                key, found, ratio = (row["m"], row["n"], rank, row["rows"]), dequantised, row[PIECES]
+            elif "shrink_by_split" in row and row["case"][4] == "one":
+                m, n, _, rows, _ = row["case"]
+                key, found, ratio = (m, n, row["k"], rows), packed, row["ratio_seq"]
+            else:
+                continue
+            found[key] = base, (ratio - 1) * base
+    return packed, dequantised
+
+
+PIECES = "full dequantise path pieces"
+PACKED, DEQUANTISED = measured()
+
+
+@pytest.mark.parametrize("case", [*PACKED], ids=str)
+def test_the_model_of_the_packed_kernels_is_what_a_card_took(case):
+    base, delta = PACKED[case]
+    assert abs(rules.packed_microseconds(*case) - delta) <= 0.12 * (base + delta)
+
+
+@pytest.mark.parametrize("case", [*DEQUANTISED], ids=str)
+def test_the_model_of_library_products_is_what_a_card_took(case):
+    base, delta = DEQUANTISED[case]
+    assert abs(rules.dequantised_microseconds(*case) - delta) <= 0.12 * (base + delta)
+
+
+def test_what_is_chosen_took_at_most_a_tenth_longer_than_the_better_one():
+    both = PACKED.keys() & DEQUANTISED.keys()
+    assert len(both) == 3
+    for case in both:
+        m, n, rank, rows = case
+        path = choose(problem(op="linear", out_features=m, in_features=n, rank=rank, rows=rows))
+        totals = {"triton": sum(PACKED[case]), "dequantise": sum(DEQUANTISED[case])}
+        assert totals[path] <= 1.1 * min(totals.values()), (case, totals)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +132,34 @@ def test_sampled_products_without_triton_run_as_pytorch(monkeypatch):
     assert choose(problem(op="add_samples", layout="arena")) == "reference"
 
 
-@pytest.mark.parametrize("op", ["add_sampled_rows", "add_dense_samples"])
-def test_rows_and_dense_matrices_of_samples_have_no_kernel(monkeypatch, op):
+@pytest.mark.parametrize("op,path", [("add_sampled_rows", "triton"), ("add_dense_samples", "reference")])
+def test_rows_of_samples_have_a_kernel_and_dense_matrices_have_none(monkeypatch, op, path):
     monkeypatch.setattr(dispatch, "has_triton", lambda: True)
-    assert choose(problem(op=op, layout="arena")) == "reference"
+    assert choose(problem(op=op, layout="arena")) == path
+
+
+@pytest.mark.parametrize(
+    "entries,per_entry,shape",
+    [
+        (1, 1, (1, 8, 8, False)),  # 16 programs of 256 outputs, 128 with their parts
+        (3, 1, (1, 8, 2, False)),
+        (4, 1, (1, 8, 2, True)),
+        (16, 1, (1, 8, 1, True)),
+        (1, 3, (4, 4, 8, True)),
+        (1, 16, (8, 4, 4, True)),
+    ],
+)
+def test_sampled_products_fill_the_processors_in_as_few_parts_as_do(entries, per_entry, shape):
+    assert product_shape(132, 4096, 4096, entries, per_entry) == Shape(*shape)
+
+
+def test_there_is_room_for_every_stride_that_is_laid_out():
+    for n in (1, 5, 100, 2049, 4096):
+        for stride in range(1, LARGEST_LAID + 1):
+            pitch = stride + (RUN - 1 if stride >= 7 else 0)
+            assert -(-n // stride // 4) * 4 * pitch <= room_of(n)
+
+
+def test_the_constants_of_kernels_and_launches_are_one():
+    samples = pytest.importorskip("dts_kernels.gpu.samples")
+    assert (samples.RUN.value, samples.LARGEST_LAID.value) == (RUN, LARGEST_LAID)

@@ -1,0 +1,148 @@
+"""How a kernel is launched: through Triton the first time, and straight to what Triton picked from then on.
+
+Triton looks at every argument of every launch, to find the compiled kernel for it: pointers that are multiples of 16
+bytes, numbers that are 1 or a multiple of 16, and dtypes have kernels of their own.  That takes the host longer than
+a small product takes the card.  A `Bound` launch skips it, so whoever repeats one guarantees that Triton would pick
+the same kernel again: its numbers are kept here, and its pointers are multiples of `ALIGNMENT`, as those of the first
+launch were (`bind` refuses others), of tensors of the same dtypes, on the same device.  `run` looks at all of this
+itself; `repeat` has less to look at.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .config import Device
+from .device import device_properties, on_device
+
+ALIGNMENT = 16  # bytes; what Triton tells pointers apart by
+
+
+class Call(NamedTuple):
+    """A launch with all its arguments, in the order of the kernel's: pointers, sizes, then constants by name.
+
+    options: num_warps and the like, which are no arguments of the kernel
+    """
+
+    kernel: Any
+    grid: tuple[int, ...]
+    pointers: tuple[Tensor, ...]
+    sizes: tuple[int, ...]
+    constants: dict[str, Any]
+    options: dict[str, Any]
+
+
+class Bound(NamedTuple):
+    """A launch to be repeated: ``run(*grid, stream, function, metadata, None, None, None, *pointers, *rest)``.
+
+    run, function, metadata: of the compiled kernel;  rest: all arguments but the pointers, which are given as integers
+    (a tensor would be asked for its own, and the driver whether it is on the device)
+    compiled: kept, as Triton unloads a kernel that nobody has
+    """
+
+    run: Callable[..., None]
+    grid: tuple[int, int, int]
+    function: Any
+    metadata: Any
+    rest: tuple[Any, ...]
+    compiled: Any
+
+
+def bind(call: Call, compiled: Any) -> Bound | None:
+    """The launch that was made, to be repeated with other pointers; None where that cannot be.
+
+    compiled: what `Launcher.launch` returned.
+    """
+    if compiled is None or any(t.data_ptr() % ALIGNMENT for t in call.pointers):
+        return None
+    names = call.kernel.arg_names[len(call.pointers) + len(call.sizes) :]
+    x, y, z = (*call.grid, 1, 1)[:3]
+    rest = (*call.sizes, *[call.constants[name] for name in names])
+    return Bound(compiled.run, (x, y, z), compiled.function, compiled.packed_metadata, rest, compiled)
+
+
+_bound: dict[tuple[Any, ...], Bound] = {}  # by all that Triton picks a kernel by, but for its pointers' alignment
+MOST_BOUND = 4096
+
+
+def run(call: Call) -> None:
+    """A launch, without Triton's look where the same one was made before with other pointers."""
+    kernel, grid, pointers, sizes, constants, options = call
+    index = launcher.index(pointers[0])
+    stream = launcher.stream(index)
+    if stream is None:
+        with on_device(pointers[0]):
+            launcher.launch(call)
+        return
+    at, dtypes = [t.data_ptr() for t in pointers], [t.dtype for t in pointers]
+    key = (kernel, index, grid, sizes, *dtypes, *constants.items(), *options.items())
+    bound = _bound.get(key)
+    unaligned = 0
+    for pointer in at:
+        unaligned |= pointer
+    if bound is not None and not unaligned % ALIGNMENT:
+        bound.run(*bound.grid, stream, bound.function, bound.metadata, None, None, None, *at, *bound.rest)
+        return
+    bound = bind(call, launcher.launch(call))
+    if bound is not None:
+        if len(_bound) >= MOST_BOUND:
+            _bound.clear()
+        _bound[key] = bound
+
+
+class Launcher:
+    """Triton's, on a card or in its interpreter.  A benchmark has one that launches nothing (`use`)."""
+
+    def index(self, tensor: Tensor) -> int:
+        """Of the card that a tensor is on, -1 for the interpreter."""
+        return tensor.get_device()
+
+    def properties(self, index: int) -> Device:
+        return device_properties(None if index < 0 else index)
+
+    def launch(self, call: Call) -> Any:
+        """Triton's compiled kernel, None from the interpreter."""
+        return call.kernel[call.grid](*call.pointers, *call.sizes, **call.constants, **call.options)
+
+    def stream(self, index: int) -> int | None:
+        """The current stream of a card as Triton takes it; None where bound launches may not be repeated now.
+
+        Not on another card than the current one, as a compiled kernel belongs to one; nor while somebody listens to
+        Triton's launches; nor while a CUDA graph is captured, which would go on to use scratch that is not its own.
+        """
+        if index < 0 or _C._cuda_getDevice() != index or _C._cuda_isCurrentStreamCapturing() or _listening():
+            return None
+        return _C._cuda_getCurrentRawStream(index)
+
+
+_C: Any = torch._C  # what it has of CUDA is only there where PyTorch was built with it
+
+
+def _listening() -> bool:
+    """Whether a profiler has hooked itself into Triton's launches."""
+    runtime = _runtime()
+    for hook in (runtime.launch_enter_hook, runtime.launch_exit_hook):
+        if hook is not None and getattr(hook, "calls", True):  # a chain of hooks, perhaps of none
+            return True
+    return False
+
+
+@cache
+def _runtime() -> Any:
+    from triton import knobs
+
+    return knobs.runtime
+
+
+launcher = Launcher()
+
+
+def use(other: Launcher) -> Launcher:
+    """Every launch from now on is that launcher's; returns the one before."""
+    global launcher
+    _bound.clear()
+    launcher, before = other, launcher
+    return before

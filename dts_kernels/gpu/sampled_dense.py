@@ -1,0 +1,114 @@
+"""sampled_dense and sampled_rows: a task's samples as a dense matrix, and rows of it."""
+
+# mypy: disable-error-code="assignment"
+# Triton's tuples grow, and Triton reads no annotations of local names.
+import triton
+import triton.language as tl
+
+from .samples import RUN, TWO_BLOCKS, find_samples, hash_of_block, hash_of_group, load_sample, quarter, shift_of, wrap
+
+
+@triton.jit
+def sampled_dense(
+    words,
+    table,
+    starts,
+    scales,
+    slots,
+    weights,
+    place,
+    out,
+    factor,
+    slots_known,
+    m_size,
+    n_size,
+    BLOCK_N: tl.constexpr,
+):
+    """out [m_size, n_size] times factor [1] = weights[place] times the matrix of slots[place].
+
+    The slot's largest scale is in factor, so out holds small numbers around 1: those of a single sample are exact in
+    16 bits, and scales that fp16 has no bits for are no loss.  A program takes eight rows: what turns a group's columns
+    in them is found once for all.
+    Grid: (ceil(n_size / BLOCK_N), ceil(m_size / 8)).
+    """
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    run, runs = tl.program_id(1), tl.cdiv(m_size, RUN)
+    row = run * RUN
+    start, end = find_samples(starts, slots_known, tl.load(slots + place))
+    largest = tl.full((), 0.0, tl.float32)
+    for k in range(start, end):
+        largest = tl.maximum(largest, tl.abs(tl.load(scales + k)))
+    unit = tl.where(largest > 0, largest, 1.0)
+    totals = ()
+    for _ in tl.static_range(RUN):
+        totals = totals + (tl.zeros((BLOCK_N,), tl.float32),)
+    for k in range(start, end):
+        offset, stride, seed = load_sample(table, k)
+        scale = 4.0 * (tl.load(scales + k) / unit)
+        group = n // stride
+        inside_group = n - group * stride
+        at = offset + ((group // 4).to(tl.int64) * runs + run) * 2 + group % 4 // 2
+        word = tl.load(words + at, mask=n < n_size, other=0).to(tl.uint32, bitcast=True)
+        word = tl.where(group % 2 == 1, (word >> 16) | (word << 16), word)
+        spread, block = hash_of_group(group), row // stride
+        here = shift_of(hash_of_block(seed, block) + spread, stride)
+        after = shift_of(hash_of_block(seed, block + 1) + spread, stride)
+        left = (block + 1) * stride - row
+        made = ()
+        for r in tl.static_range(RUN):
+            own, shift = block + (r >= left).to(tl.int32), tl.where(r < left, here, after)
+            if stride < TWO_BLOCKS:
+                own = (row + r) // stride
+                shift = shift_of(hash_of_block(seed, own) + spread, stride)
+            kept = wrap(row + r - own * stride + shift, stride).to(tl.int32) == inside_group
+            made = made + (totals[r] + tl.where(kept, quarter(word, r) * scale, 0.0),)
+        totals = made
+    for r in tl.static_range(RUN):
+        to = out + (row + r).to(tl.int64) * n_size + n
+        tl.store(to, totals[r].to(out.dtype.element_ty), mask=n < tl.where(row + r < m_size, n_size, 0))
+    tl.store(factor, unit * tl.load(weights + place), mask=(tl.program_id(0) == 0) & (tl.program_id(1) == 0))
+
+
+@triton.jit
+def sampled_rows(
+    ids,
+    y,
+    out,
+    words,
+    table,
+    starts,
+    scales,
+    slots,
+    weights,
+    slots_known,
+    per_entry,
+    places,
+    m_size,
+    n_size,
+    BLOCK_N: tl.constexpr,
+):
+    """out [ids, n_size] = y + sum over each id's places of gamma times row ``ids`` of D; ids that no row has add none.
+
+    Grid: (ids, ceil(n_size / BLOCK_N)).
+    """
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    entry, wanted = tl.program_id(0) // per_entry, tl.load(ids + tl.program_id(0))
+    there = (wanted >= 0) & (wanted < m_size)
+    row, runs = tl.where(there, wanted, 0).to(tl.int32), tl.cdiv(m_size, RUN)
+    at_row = tl.program_id(0).to(tl.int64) * n_size + n
+    total = tl.load(y + at_row, mask=n < n_size, other=0.0).to(tl.float32)
+    for place in range(places):
+        of_place = entry.to(tl.int64) * places + place
+        start, end = find_samples(starts, slots_known, tl.load(slots + of_place))
+        gamma = tl.load(weights + of_place)
+        for k in range(start, tl.where(there, end, start)):
+            offset, stride, seed = load_sample(table, k)
+            group, block = n // stride, row // stride
+            shift = shift_of(hash_of_block(seed, block) + hash_of_group(group), stride)
+            kept = (wrap(row - block * stride + shift, stride).to(tl.int32) == n - group * stride) & (n < n_size)
+            at = offset + ((group // 4).to(tl.int64) * runs + row // RUN) * 2 + group % 4 // 2
+            word = tl.load(words + at, mask=kept, other=0).to(tl.uint32, bitcast=True)
+            by = (2 * (row % RUN + RUN * (group % 2))).to(tl.uint32)
+            word = (word >> by) | (word << ((32 - by) & 31))
+            total += tl.where(kept, quarter(word, 0) * (4.0 * tl.load(scales + k) * gamma), 0.0)
+    tl.store(out + at_row, total.to(out.dtype.element_ty), mask=n < n_size)

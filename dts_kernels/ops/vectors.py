@@ -1,0 +1,43 @@
+"""What tasks add to vectors (biases, norms): as in `routing`, and by one launch on a GPU where nobody traces."""
+
+import torch
+from torch import Tensor
+
+from .. import dispatch, routing
+from ..gpu import vectors
+from ..routing import Routing
+from .library import direct
+
+
+def add_rows(y: Tensor, adds: Tensor, of: Routing) -> Tensor:
+    """y + each row's sum of gamma adds[slot], a new tensor; a slot beyond the table adds nothing.
+
+    y: [..., m]; adds: [slots, m].
+    """
+    entries, rows = of.slots.shape[0], y.numel() // max(1, adds.shape[-1])
+    fits = adds.dim() == 2 and adds.shape[1:] == y.shape[-1:] and entries and rows and not rows % entries
+    if fits and _by_kernel(adds, of, y.dtype, y):
+        return vectors.task_rows(adds, of, y, torch.empty_like(y), rows, adds.shape[1])
+    return routing.add_rows(y, adds, of)
+
+
+def task_rows(stack: Tensor, of: Routing, dtype: torch.dtype, base: Tensor | None = None) -> Tensor:
+    """base (None: zeros) + each entry's sum of gamma stack[slot], [R, ...] in ``dtype``.
+
+    stack: [slots, ...]; base: [...].  With a base the sum is rounded once, from the wider of the two or float32.
+    """
+    entries = of.slots.shape[0]
+    fits = entries and (base is None or base.shape == stack.shape[1:])
+    if fits and _by_kernel(stack, of, dtype, base):
+        out = torch.empty(entries, *stack.shape[1:], dtype=dtype, device=stack.device)
+        return vectors.task_rows(stack, of, base, out, entries, 0)
+    if base is None:
+        return routing.task_rows(stack, of, dtype)
+    wide = torch.promote_types(base.dtype, stack.dtype)
+    return (base.to(wide) + routing.task_rows(stack, of, wide)).to(dtype)
+
+
+def _by_kernel(stack: Tensor, of: Routing, dtype: torch.dtype, y: Tensor | None) -> bool:
+    if torch.compiler.is_compiling() or not vectors.readable(stack, of, dtype, y):
+        return False
+    return direct(stack, of.slots, of.weights, y) and dispatch.has_triton()

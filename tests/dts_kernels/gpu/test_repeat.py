@@ -1,0 +1,279 @@
+"""Launches that are repeated without Triton's look at their arguments, with a launcher that launches nothing: no two
+launches share a compiled kernel that Triton would not have picked for both.  Their numbers: interpreted.py."""
+
+import copy
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton", reason="needs Triton (pip install triton)")
+
+import dts  # noqa: E402
+import dts_kernels as kernels  # noqa: E402
+from benchmarks.kernels import host  # noqa: E402
+from dts_kernels import contents, dispatch  # noqa: E402
+from dts_kernels.gpu import launch, repeat  # noqa: E402
+from dts_kernels.gpu.tune import random_factors  # noqa: E402
+from dts_kernels.ops import add_rows, task_rows  # noqa: E402
+
+IN, OUT = 96, 80
+OWN = tuple(str(Path(package.__file__).parent) for package in (dts, kernels))
+
+
+class Pointer:
+    """What a kernel is given, as Triton looks at a tensor."""
+
+    def __init__(self, pointer: int, dtype: torch.dtype):
+        self.pointer, self.dtype = pointer, dtype
+
+    def data_ptr(self) -> int:
+        return self.pointer
+
+
+class Watching(host.Nothing):
+    """Looks at each repeated launch as Triton would have.  first, again: kernels in their order."""
+
+    def __init__(self):
+        self.first, self.again, self.now, self.pointers = [], [], 0, []
+
+    def launch(self, call):
+        compiled = super().launch(call)
+        compiled.run = lambda *arguments: self.repeated(call, compiled, *arguments)
+        self.first.append(call.kernel)
+        return compiled
+
+    def repeated(self, call, compiled, x, y, z, stream, function, metadata, _, enter, leave, *arguments):
+        count = len(call.pointers) + len(call.sizes)
+        constants = dict(zip(call.kernel.arg_names[count:], arguments[count:], strict=True))
+        pointers = [Pointer(p, t.dtype) for p, t in zip(arguments, call.pointers)]
+        sizes = arguments[len(pointers) : count]
+        seen = host.look(call.kernel, *pointers, *sizes, grid=None, warmup=False, **constants, **call.options).seen
+        assert seen == compiled.seen and (x, y, z) == (*call.grid, 1, 1)[:3] and sizes == call.sizes
+        self.again.append(call.kernel)
+        self.pointers.append(arguments[: len(pointers)])
+
+    def stream(self, index):
+        return self.now
+
+
+@pytest.fixture(autouse=True)
+def launcher():
+    watching = Watching()
+    with host.as_on_a_card(watching), torch.no_grad():
+        yield watching
+
+
+def bank(ranks=(7, 130)) -> kernels.Bank:
+    made = kernels.Bank(IN, OUT)
+    for slot, rank in enumerate(ranks):
+        made.add(slot, random_factors(OUT, IN, rank, slot, "cpu"))
+    return made
+
+
+def operands(rows=4, dtype=torch.float16):
+    return torch.randn(rows, IN).to(dtype), torch.randn(OUT, IN).to(dtype)
+
+
+def repeats(launcher, call) -> bool:
+    """Whether a call launches all that it launches without a look; else it has looked at all of it."""
+    first, again = len(launcher.first), len(launcher.again)
+    call()
+    new, repeated = len(launcher.first) - first, len(launcher.again) - again
+    assert bool(new) != bool(repeated), (new, repeated)
+    return bool(repeated)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("entries", [[0], [0, 1, None, 1], [{0: 0.5, 1: 2.0}]], ids=["one", "rows", "mixture"])
+def test_the_second_call_is_launched_as_triton_would_have(launcher, entries, dtype):
+    made, routing, (x, weight) = bank(), kernels.Routing.of(entries), operands(dtype=dtype)
+    calls = [
+        lambda: kernels.linear(x, weight, None, made, routing),
+        lambda: kernels.delta_linear(x, made, routing),
+        lambda: kernels.delta_linear(x, made, routing, torch.randn(4, OUT).to(dtype)),
+    ]
+    assert [repeats(launcher, call) for call in calls + calls] == [False] * 3 + [True] * 3
+    x = torch.randn(4, IN).to(dtype)  # elsewhere in memory
+    assert all(repeats(launcher, call) for call in calls)
+    counted = {("linear", "triton"): 3, ("delta_linear", "triton"): 6}
+    assert all(dispatch.ran[key] >= count for key, count in counted.items())
+
+
+@pytest.mark.parametrize("rows", [1, 2, 16, 17])
+def test_another_number_of_rows_is_another_launch(launcher, rows):
+    made, routing, (x, weight) = bank(), kernels.Routing.of([0]), operands(4)
+    kernels.linear(x, weight, None, made, routing)
+    other, _ = operands(rows)
+    assert [repeats(launcher, lambda: kernels.linear(other, weight, None, made, routing)) for _ in "12"] == [
+        False,
+        True,
+    ]
+    assert repeats(launcher, lambda: kernels.linear(x, weight, None, made, routing))
+
+
+def test_what_lies_otherwise_in_memory_takes_the_long_way(launcher):
+    made, routing, (x, weight) = bank(), kernels.Routing.of([0, 1]), operands()
+    run = lambda x, routing=routing: repeats(launcher, lambda: kernels.linear(x, weight, None, made, routing))  # noqa: E731
+    assert [run(x), run(x)] == [False, True]
+    odd = torch.randn(4 * IN + 1).half()[1:].view(4, IN)
+    assert odd.data_ptr() % 16 and not run(odd)
+    assert not run(torch.randn(IN, 4).half().T)
+    assert not run(torch.complex(torch.randn(4, IN), torch.randn(4, IN)).conj().imag.half()._neg_view())
+    room = torch.zeros(9, dtype=torch.int32)
+    unaligned = kernels.Routing(room[1:3].view(2, 1), routing.weights)
+    assert unaligned.slots.data_ptr() % 16 and not run(x, unaligned)
+    assert run(x)
+
+
+def test_operands_that_do_not_fit_are_refused_as_in_the_first_call(launcher):
+    made, routing, (x, weight) = bank(), kernels.Routing.of([0, 1]), operands()
+    for _ in range(2):
+        kernels.linear(x, weight, None, made, routing)
+        kernels.delta_linear(x, made, routing, torch.zeros(4, OUT).half())
+    with pytest.raises(ValueError, match="weight"):
+        kernels.linear(x, weight[:-1], None, made, routing)
+    with pytest.raises(ValueError, match="bias"):
+        kernels.linear(x, weight, torch.zeros(1).half(), made, routing)
+    with pytest.raises(ValueError, match="in_features"):
+        kernels.linear(x.view(IN, 4), weight, None, made, routing)
+    with pytest.raises(ValueError, match="y "):
+        kernels.delta_linear(x, made, routing, torch.zeros(4, OUT))
+    with pytest.raises(ValueError, match="adds"):
+        kernels.linear(x, weight, None, made, routing, torch.zeros(2, 1))
+    routing.slots.data = torch.zeros(2, 1, dtype=torch.int64)  # leaves no trace
+    with pytest.raises(ValueError, match="int32"):
+        kernels.linear(x, weight, None, made, routing)
+
+
+def test_a_fused_launch_is_not_repeated_for_another_form_of_weight(launcher, monkeypatch):
+    monkeypatch.setattr("dts_kernels.gpu.config.fused", lambda *case: True)
+    made, routing, (x, weight) = bank(), kernels.Routing.of([0]), operands()
+    bias, other = torch.zeros(OUT).half(), torch.zeros(OUT).half()
+    run = lambda w, b: repeats(launcher, lambda: kernels.linear(x, w, b, made, routing))  # noqa: E731
+    assert [run(weight, bias), run(weight.clone(), other)] == [False, True]
+    assert [kernel.__name__ for kernel in launcher.again] == ["shrink", "base_expand"]
+    assert launcher.pointers[-1][2] == other.data_ptr()
+    assert not run(weight, None)
+    assert not run(weight.T.contiguous().T, bias)
+
+
+def test_launches_go_with_the_table_that_they_were_made_for(launcher):
+    """Tasks that come and go in it change no address; more ranks than all before have another table."""
+    made, routing, (x, weight) = bank(), kernels.Routing.of([0]), operands()
+    run = lambda made: repeats(launcher, lambda: kernels.linear(x, weight, None, made, routing))  # noqa: E731
+    assert [run(made), run(made), run(copy.deepcopy(made)), run(made)] == [False, True, False, True]
+    made.add(2, random_factors(OUT, IN, 300, 2, "cpu"))
+    assert [run(made), run(made)] == [False, True]
+    made.remove(2)
+    made.add(1, random_factors(OUT, IN, 8, 3, "cpu"))
+    assert run(made)
+
+
+def test_a_table_that_somebody_else_wrote_into_is_looked_at_again(launcher):
+    made, routing, (x, weight) = bank(), kernels.Routing.of([0]), operands()
+    run = lambda: repeats(launcher, lambda: kernels.linear(x, weight, None, made, routing))  # noqa: E731
+    assert [run(), run()] == [False, True]
+    made.table[0, 0] += 1 << 40
+    with pytest.raises(ValueError, match="table"):
+        run()
+
+
+def test_few_forms_are_kept(launcher):
+    made, routing, (_, weight) = bank(), kernels.Routing.of([0]), operands()
+    for rows in range(1, 2 * repeat.FORMS):
+        kernels.linear(torch.randn(rows, IN).half(), weight, None, made, routing)
+    assert len(getattr(made.table, contents.HELD).launches) <= repeat.FORMS
+
+
+def test_nothing_is_repeated_where_the_launcher_says_no(launcher):
+    """While a graph is captured, on another card than the current one, under a profiler."""
+    made, routing, (x, weight) = bank(), kernels.Routing.of([0]), operands()
+    kernels.linear(x, weight, None, made, routing)
+    launcher.now = None
+    assert not repeats(launcher, lambda: kernels.linear(x, weight, None, made, routing))
+    assert not repeats(launcher, lambda: kernels.linear(x[:2], weight, None, made, routing))
+    launcher.now = 0
+    assert not repeats(launcher, lambda: kernels.linear(x[:2], weight, None, made, routing))  # nothing was kept of it
+    assert repeats(launcher, lambda: kernels.linear(x, weight, None, made, routing))
+
+
+def test_a_profilers_hook_is_noticed():
+    from triton import knobs
+
+    assert not launch._listening()
+    hook = lambda metadata: None  # noqa: E731
+    knobs.runtime.launch_enter_hook.add(hook)
+    try:
+        assert launch._listening()
+    finally:
+        knobs.runtime.launch_enter_hook.remove(hook)
+
+
+def test_every_thread_and_stream_has_a_t_of_its_own(launcher):
+    made, routing, (x, weight) = bank(), kernels.Routing.of([0]), operands()
+    kernels.linear(x, weight, None, made, routing)
+
+    def t() -> int:
+        """Where shrink writes, and expand reads."""
+        kernels.linear(x, weight, None, made, routing)
+        (*_, written), (read, *_) = launcher.pointers[-2:]
+        assert written == read
+        return read
+
+    own = t()
+    assert t() == own
+    launcher.now = 1
+    beside = t()
+    launcher.now = 0
+    found = []
+    held = threading.Thread(target=lambda: found.append((t(), repeat._rooms.held)))
+    with torch.no_grad():
+        held.start()
+        held.join()
+    assert len({own, beside, found[0][0]}) == 3 and t() == own
+
+
+def test_gradients_take_the_long_way(launcher):
+    made, routing, (x, weight) = bank(), kernels.Routing.of([0]), operands()
+    kernels.linear(x, weight, None, made, routing)
+    with torch.enable_grad():
+        assert not repeats(launcher, lambda: kernels.linear(x.requires_grad_(), weight, None, made, routing))
+
+
+def test_vectors_are_one_launch(launcher):
+    routing, stack = kernels.Routing.of([0, 1]), torch.randn(3, 32)
+    for _ in range(2):
+        add_rows(torch.randn(6, 32).half(), stack, routing)
+        task_rows(stack, routing, torch.float32)
+        task_rows(stack, routing, torch.float16, torch.randn(32).half())
+    assert Counter(kernel.__name__ for kernel in launcher.first) == {"task_rows": 3}
+    assert Counter(kernel.__name__ for kernel in launcher.again) == {"task_rows": 3}
+    odd = torch.randn(33).half()[1:]
+    assert not repeats(launcher, lambda: task_rows(stack, routing, torch.float16, odd))
+    assert not repeats(launcher, lambda: task_rows(stack, routing, torch.float16, torch.randn(32)))
+
+
+def test_a_layer_asks_for_little_of_the_host():
+    """Frames of our own in a call: each costs a tenth of a microsecond at least."""
+    plain, layer_class, pieces = host.kinds()["linear, components"]
+    layer = host.standalone(plain.requires_grad_(False), layer_class)
+    layer.load(0, pieces(0))
+    layer.dts.state.set([{0: 1.0}])
+    x, names = torch.randn(1, host.SIZE), []
+
+    def note(frame, event, argument):
+        if event == "call" and frame.f_code.co_filename.startswith(OWN):
+            names.append(frame.f_code.co_qualname)
+
+    launch.use(host.Nothing())
+    layer(x)
+    sys.setprofile(note)
+    try:
+        layer(x)
+    finally:
+        sys.setprofile(None)
+    assert "_run" in names and len(names) <= 14, names
