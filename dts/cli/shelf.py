@@ -111,8 +111,7 @@ def _row(path: Path, folder: Path, quick: bool) -> dict:
 def _sane(config: dict) -> bool:
     """Has it what is shown of it, each of its kind?  All else is checked where the adapter is loaded."""
     task, base = ({} if not isinstance(part := config.get(name), dict) else part for name in ("task", "base"))
-    words = (config.get("method"), config.get("kind"), task.get("name"))
-    words += (base.get("name"), base.get("fingerprint"))
+    words = [config.get("method"), config.get("kind"), task.get("name"), base.get("name"), base.get("fingerprint")]
     names = task.get("class_names")
     return (
         all(isinstance(word, str) for word in words)
