@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from dts.cli.common import Json, bytes_text, counts_text, emit, listing, output, pairs, percent
+from dts.cli.common import Dotted, Json, bytes_text, counts_text, emit, listing, output, pairs, percent
 
 
 def inspect(
@@ -31,6 +31,9 @@ def inspect(
 
 def summary(adapter) -> dict:
     """What every verb that ends in an adapter says of it."""
+    from dts.adapter.expected import expected_agreement
+
+    error = adapter.config.get("squared_error")
     return {
         "name": adapter.name,
         "description": adapter.description,
@@ -40,7 +43,8 @@ def summary(adapter) -> dict:
         "method": adapter.method,
         "bytes": adapter.nbytes,
         "amr": adapter.amr,
-        "squared_error": adapter.config.get("squared_error"),
+        "squared_error": error,
+        "predicted_agreement": expected_agreement(adapter.method, error),
         "dtype": adapter.config["finetuned"]["dtype"],
         "base": adapter.config["base"],
         "created": adapter.config.get("created"),
@@ -73,6 +77,7 @@ def tensors_of(adapter) -> list[dict]:
 def summary_table(result: dict, title: str | None = None):
     """The two columns a person reads of `summary`."""
     from dts.adapter.card import note
+    from dts.adapter.expected import in_words
 
     base, names, error = result["base"], result["class_names"], result["squared_error"]
     rows = {
@@ -81,7 +86,8 @@ def summary_table(result: dict, title: str | None = None):
         "kind, method": f"{result['kind']}, {result['method']}",
         "bytes": f"{result['bytes']:,} ({bytes_text(result['bytes'])})",
         "of the base": rate_text(result),
-        "squared error": error and f"{error:.3f} of the difference" + note(result["method"]),
+        "squared error": error and error_text(error) + note(result["method"]),
+        "answers": in_words(result["method"], error),
         "base": f"{base.get('name')}, {base['parameters']:,} parameters, {base.get('dtype')}"
         + ("" if result["dtype"] == base.get("dtype") else f"; the fine-tune is {result['dtype']}"),
         "fingerprint": base.get("fingerprint"),
@@ -89,6 +95,12 @@ def summary_table(result: dict, title: str | None = None):
         "tensors": counts_text(result["account"]) if "account" in result else None,
     }
     return pairs(title, {name: value for name, value in rows.items() if value})
+
+
+def error_text(error: float) -> str:
+    """ "0.140 of the difference, so 86 % of the change, in squares, is kept"; an error above 1 keeps no share."""
+    kept = f", so {percent(1 - error, 0)} of the change, in squares, is kept" if error < 1 else ""
+    return f"{error:.3f} of the difference{kept}"
 
 
 def rate_text(result: dict) -> str:
@@ -114,7 +126,7 @@ def _show(result: dict, all_tensors: bool):
     table = listing(None, "tensor", "kind", "shape", "rank", "bytes", "norm", "error²", text=("kind",))
     for row in result["tensors"]:
         table.add_row(
-            row["name"],
+            Dotted(row["name"]),
             row["tied_to"] or row["kind"],
             " x ".join(map(str, row["shape"])),
             str(row["rank"] or ""),

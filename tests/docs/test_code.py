@@ -25,7 +25,7 @@ NOT_BUILT = ROOT / "benchmarks" / "quality" / "FINDINGS.md"  # speaks of verbs t
 
 def options_of(verb: str) -> set[str]:
     found = typer.main.get_command(app).commands[verb]
-    return {word for parameter in found.params for word in parameter.opts} | {"--help", "--traceback"}
+    return {word for parameter in found.params for word in parameter.opts} | {"--help", "--debug"}
 
 
 def dts_words(command: str) -> list[str]:

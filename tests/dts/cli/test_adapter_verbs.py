@@ -194,6 +194,17 @@ def test_the_working_folder_may_be_written_to(dts, models, tmp_path):
     assert wrong.exit_code == 2 and "is a file" in wrong.stderr
 
 
+def test_compress_says_what_its_error_means_and_that_it_is_predicted(dts, models):
+    words = ("compress", models / "base", models / "one", "-o", "a", "--target-error", "20%")
+    said = " ".join(dts(*words).stdout.split())
+    result = json.loads(dts("inspect", "a", "--json").stdout)
+    assert result["method"] == "residual" and set(result["predicted_agreement"]) == {"text", "images", "language"}
+    kept = f"so {100 * (1 - result['squared_error']):.0f} % of the change, in squares, is kept"
+    assert kept in said and "predicted from 24 tasks" in said and "dts eval measures it" in said
+    several = dts(*words[:3], models / "two", "-o", "b", "--target-error", "20%").stdout
+    assert "answers" in several and "about" in several and "predicted" in several
+
+
 def test_where_it_is_computed(dts, models):
     words = ("compress", models / "base", models / "one", "-o", "a", "-s", "40%", "--device")
     assert dts(*words, "cpu", "--dry-run").exit_code == 0
