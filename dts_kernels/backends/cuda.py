@@ -16,6 +16,6 @@ for _levels in ("", "_levels"):
     register("linear", "dequantise" + _levels)(library_products.linear)
     register("reconstruct", "triton" + _levels)(products.reconstruct)
 
-register("add_samples", "triton")(sample_products.add_samples)
+register("add_samples", "triton", starts=sample_products.start_samples)(sample_products.add_samples)
 register("add_samples", "dense")(sample_products.add_dense)
 register("add_sampled_rows", "triton")(sample_products.add_rows)

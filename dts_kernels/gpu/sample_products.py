@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..layout import ceil_div
 from ..operands import SampleOperands
+from ..paths import Finish
 from ..sample_words import RUN
 from . import launch
 from .device import on_device
@@ -20,6 +21,7 @@ MOST_PARTS = 16
 LAID_ROWS = 4  # single rows of tasks, from here x is laid out; modelled, not measured
 LARGEST_LAID = 512  # as in samples.py
 DENSE_COLUMNS, ROW_COLUMNS, LAID_COLUMNS, ADDED = 512, 512, 256, 1024
+LAUNCH, BANDWIDTH, FLOPS = 2.5, 2.4e6, 6e8  # microseconds in a graph; bytes and operations a microsecond, an H100's
 
 
 @dataclass(frozen=True)
@@ -60,49 +62,134 @@ def room_of(in_features: int) -> int:
     return 2 * in_features + 4 * (LARGEST_LAID + RUN)
 
 
-def add_samples(x: Tensor, y: Tensor, operands: SampleOperands, transposed: bool, shape: Shape | None = None) -> Tensor:
-    """Straight from the words; not transposed.  shape: chosen here if None."""
-    from .sampled_product import add_parts, lay, sampled_product
+def beside_pays(c: Shape, out_features: int, in_features: int, rows: int, itemsize: int) -> bool:
+    """Whether a sample's sum should run beside the base's product in a CUDA graph; modelled, not measured.
 
-    words, table, starts, scales, slots, weights = operands
-    rows, own = x.reshape(-1, x.shape[-1]).contiguous(), y.contiguous()
-    slots, weights = slots.contiguous(), weights.contiguous()
-    entries, places = slots.shape
-    (count, in_features), out_features = rows.shape, y.shape[-1]
-    per_entry = count // entries
-    processors = launch.launcher.properties(launch.launcher.index(x)).processors
-    c = shape or product_shape(processors, out_features, in_features, entries, per_entry)
-    blocks, room, out = entries * ceil_div(per_entry, c.block_t), room_of(in_features), torch.empty_like(own)
-    parts = out if c.split == 1 else torch.empty(c.split, count, out_features, dtype=torch.float32, device=x.device)
-    laid, known = rows, starts.shape[0] - 1
-    if c.laid:
+    Always where it is in parts anyway: all launches are the same then.  Else `add_parts` is one more, and the sum is
+    written and read as float32 for it; what that may hide is at most the base's time, of which half is expected.
+    """
+    if c.split > 1:
+        return True
+    numbers = rows * out_features
+    base = max(itemsize * out_features * in_features / BANDWIDTH, 2 * numbers * in_features / FLOPS)
+    return base / 2 > LAUNCH + (8 + 2 * itemsize) * numbers / BANDWIDTH
+
+
+class Launch:
+    """A product straight from the words, not transposed: its operands, and the launches of its kernels.
+
+    x: [..., in_features];  shape: chosen here if None.  What is launched is kept here until nobody needs it.
+    """
+
+    def __init__(self, x: Tensor, operands: SampleOperands, out_features: int, shape: Shape | None = None):
+        words, self.table, self.starts, self.scales, slots, weights = operands
+        self.x, self.words = x.reshape(-1, x.shape[-1]).contiguous(), _arena(words, x)
+        self.slots, self.weights, self.out_features = slots.contiguous(), weights.contiguous(), out_features
+        entries, self.places = slots.shape
+        self.rows, self.in_features = self.x.shape
+        self.per_entry, self.room = self.rows // entries, room_of(self.in_features)
+        self.index = launch.launcher.index(x)
+        processors = launch.launcher.properties(self.index).processors
+        self.shape = shape or product_shape(processors, out_features, self.in_features, entries, self.per_entry)
+        self.blocks = entries * ceil_div(self.per_entry, self.shape.block_t)
+        self.laid = self._room_for_laid() if self.shape.laid else self.x
+
+    def _room_for_laid(self) -> Tensor:
         # what one row loads is a word wide anyway, and needs no conversion then
-        dtype = torch.float32 if c.block_t == 1 else rows.dtype
-        laid = torch.empty(blocks, places, room, c.block_t, dtype=dtype, device=x.device)
-        launch.run(
-            Call(
-                lay,
-                (ceil_div(room, LAID_COLUMNS), blocks, places),
-                (rows, laid, table, starts, slots),
-                (known, per_entry, places, in_features, room),
-                {"BLOCK_T": c.block_t, "BLOCK_N": LAID_COLUMNS},
-                {},
+        dtype = torch.float32 if self.shape.block_t == 1 else self.x.dtype
+        return self.x.new_empty(self.blocks, self.places, self.room, self.shape.block_t, dtype=dtype)
+
+    def parts(self) -> Tensor:
+        """Room for parts of the sum."""
+        return self.x.new_empty(self.shape.split, self.rows, self.out_features, dtype=torch.float32)
+
+    def sum(self, out: Tensor, y: Tensor | None) -> None:
+        """Into out: y, contiguous, + x D^T;  y None: `parts` of x D^T."""
+        from .sampled_product import lay
+
+        if self.shape.laid:
+            launch.run(
+                Call(
+                    lay,
+                    (ceil_div(self.room, LAID_COLUMNS), self.blocks, self.places),
+                    (self.x, self.laid, self.table, self.starts, self.slots),
+                    (self.starts.shape[0] - 1, self.per_entry, self.places, self.in_features, self.room),
+                    {"BLOCK_T": self.shape.block_t, "BLOCK_N": LAID_COLUMNS},
+                    {},
+                )
             )
-        )
-    launch.run(
-        Call(
+        launch.run(self.sum_call(out, y))
+
+    def sum_call(self, out: Tensor, y: Tensor | None) -> Call:
+        """Of what `lay` has laid out."""
+        from .sampled_product import sampled_product
+
+        c, bank = self.shape, (self.words, self.table, self.starts, self.scales)
+        sizes = self.per_entry, self.places, self.rows, self.in_features, self.out_features, self.room
+        constants = {"BLOCK_T": c.block_t, "RUNS": RUNS, "LANES": c.lanes, "SPLIT": c.split, "LAID": c.laid}
+        return Call(
             sampled_product,
-            (ceil_div(out_features, RUN * RUNS), blocks, c.split),
-            (rows, laid, own, parts, _arena(words, rows), table, starts, scales, slots, weights),
-            (known, per_entry, places, count, in_features, out_features, room),
-            {"BLOCK_T": c.block_t, "RUNS": RUNS, "LANES": c.lanes, "SPLIT": c.split, "LAID": c.laid},
+            (ceil_div(self.out_features, RUN * RUNS), self.blocks, c.split),
+            (self.x, self.laid, self.x if y is None else y, out, *bank, self.slots, self.weights),
+            (self.starts.shape[0] - 1, *sizes),
+            constants | {"ADD": y is not None},
             c.options,
         )
-    )
-    if c.split > 1:
-        grid, constants = (ceil_div(out.numel(), ADDED),), {"PARTS": c.split, "BLOCK": ADDED}
-        launch.run(Call(add_parts, grid, (parts, own, out), (out.numel(),), constants, {}))
+
+    def add_call(self, parts: Tensor, y: Tensor, out: Tensor) -> Call:
+        """out = y, contiguous, + the sum of the parts."""
+        from .sampled_product import add_parts
+
+        constants = {"PARTS": parts.shape[0], "BLOCK": ADDED}
+        return Call(add_parts, (ceil_div(out.numel(), ADDED),), (parts, y, out), (out.numel(),), constants, {})
+
+    def beside_pays(self) -> bool:
+        return beside_pays(self.shape, self.out_features, self.in_features, self.rows, self.x.element_size())
+
+    def prepare(self, y: Tensor) -> None:
+        """Load what `start_samples` launches in a graph and `add_samples`, in one part, does not."""
+
+        def calls() -> tuple[Call, ...]:
+            parts = self.parts()
+            return self.sum_call(parts, None), self.add_call(parts, y, y)
+
+        sizes = self.in_features, self.out_features, self.rows, self.per_entry, self.places, self.starts.shape[0]
+        launch.prepare(("samples", self.index, self.x.dtype, self.shape, *sizes), calls)
+
+
+def add_samples(x: Tensor, y: Tensor, operands: SampleOperands, transposed: bool, shape: Shape | None = None) -> Tensor:
+    """Straight from the words; not transposed.  shape: chosen if None."""
+    launched, own = Launch(x, operands, y.shape[-1], shape), y.contiguous()
+    out = torch.empty_like(own)
+    if launched.shape.split == 1:
+        launched.sum(out, own)
+        if launched.beside_pays() and not launch.launcher.captures(launched.index):
+            launched.prepare(own)
+        return out
+    parts = launched.parts()
+    launched.sum(parts, None)
+    launch.run(launched.add_call(parts, own, out))
     return out
+
+
+def start_samples(x: Tensor, operands: SampleOperands, out_features: int, shape: Shape | None = None) -> Finish | None:
+    """The same in two while a CUDA graph is captured on the current card, with the same bits: parts of x D^T beside
+    what is launched next, and y + them when that is there.  None where it would not be faster."""
+    launched = Launch(x, operands, out_features, shape)
+    if not launched.beside_pays():
+        return None
+    parts, beside = launched.parts(), launch.launcher.beside(launched.index, "samples")
+    with beside:
+        launched.sum(parts, None)
+
+    def finish(y: Tensor) -> Tensor:
+        beside.join()
+        own = y.contiguous()
+        out = torch.empty_like(own)
+        launch.run(launched.add_call(parts, own, out))
+        return out
+
+    return finish
 
 
 def dense(operands: SampleOperands, at: int, shape: tuple[int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor]:

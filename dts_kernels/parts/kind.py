@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..embedding_parts import row_in
+from ..paths import Finish
 from ..routing import Routing, add_rows
 
 
@@ -56,6 +57,12 @@ class PartBank(ABC):
     def product(self, x: Tensor, y: Tensor | None, routing: Routing) -> Tensor:
         """y (None: zeros) + x D^T.  x [..., in_features]; y and what is returned [..., out_features] in x's dtype."""
 
+    def start(self, x: Tensor, routing: Routing) -> Finish | None:
+        """`product` in two: what needs no y is launched now, to run beside the base's product, and what is returned
+        takes y, once, and gives the sum.  None, with nothing done: `product` is as fast.
+        """
+        return None
+
     @abstractmethod
     def rows(self, ids: Tensor, y: Tensor, routing: Routing) -> Tensor:
         """y + rows ``ids`` of D: int64 or int32 [...], -1 = zeros; y [..., in_features]."""
@@ -74,8 +81,9 @@ class PartBank(ABC):
 
         adds: float32 [slots, out_features] or None.
         """
+        finish = self.start(x, routing)
         y = base_product(x, weight, bias, routing, adds)
-        return self.product(x, y, routing)
+        return self.product(x, y, routing) if finish is None else finish(y)
 
 
 def base_product(x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routing, adds: Tensor | None) -> Tensor:

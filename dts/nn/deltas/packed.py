@@ -77,9 +77,12 @@ class Packed:
         """x W^T + b + x Delta^T + gamma adds[task] of each row's tasks, the first kind's together with the base."""
         if self.first is None:
             return base_product(x, weight, bias, routing, adds)
+        if not self.rest:
+            return self.first.linear(x, weight, bias, routing, adds)
+        started = [bank.start(x, routing) for bank in self.rest]
         y = self.first.linear(x, weight, bias, routing, adds)
-        for bank in self.rest:
-            y = bank.product(x, y, routing)
+        for bank, finish in zip(self.rest, started):
+            y = bank.product(x, y, routing) if finish is None else finish(y)
         return y
 
     def product(self, x: Tensor, y: Tensor | None, routing: Routing) -> Tensor:
