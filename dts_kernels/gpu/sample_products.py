@@ -2,6 +2,7 @@
 but for ids outside of a CUDA graph."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -40,6 +41,7 @@ class Shape:
         return {"num_warps": self.lanes, "maxnreg": 255 if self.block_t == 8 else few}
 
 
+@lru_cache(maxsize=4096)
 def product_shape(processors: int, out_features: int, in_features: int, entries: int, per_entry: int) -> Shape:
     """Lanes and parts enough for every processor; modelled, not measured.
 
@@ -83,21 +85,22 @@ class Launch:
 
     def __init__(self, x: Tensor, operands: SampleOperands, out_features: int, shape: Shape | None = None):
         words, self.table, self.starts, self.scales, slots, weights = operands
-        self.x, self.words = x.reshape(-1, x.shape[-1]).contiguous(), _arena(words, x)
+        self.x = (x if x.dim() == 2 else x.reshape(-1, x.shape[-1])).contiguous()
+        self.words = _arena(words, x)
         self.slots, self.weights, self.out_features = slots.contiguous(), weights.contiguous(), out_features
         entries, self.places = slots.shape
+        self.known = self.starts.shape[0] - 1
         self.rows, self.in_features = self.x.shape
         self.per_entry, self.room = self.rows // entries, room_of(self.in_features)
         self.index = launch.launcher.index(x)
         processors = launch.launcher.properties(self.index).processors
         self.shape = shape or product_shape(processors, out_features, self.in_features, entries, self.per_entry)
         self.blocks = entries * ceil_div(self.per_entry, self.shape.block_t)
-        self.laid = self._room_for_laid() if self.shape.laid else self.x
-
-    def _room_for_laid(self) -> Tensor:
-        # what one row loads is a word wide anyway, and needs no conversion then
-        dtype = torch.float32 if self.shape.block_t == 1 else self.x.dtype
-        return self.x.new_empty(self.blocks, self.places, self.room, self.shape.block_t, dtype=dtype)
+        self.laid = self.x
+        if self.shape.laid:
+            # what one row loads is a word wide anyway, and needs no conversion then
+            dtype = torch.float32 if self.shape.block_t == 1 else x.dtype
+            self.laid = x.new_empty(self.blocks, self.places, self.room, self.shape.block_t, dtype=dtype)
 
     def parts(self) -> Tensor:
         """Room for parts of the sum."""
@@ -113,7 +116,7 @@ class Launch:
                     lay,
                     (ceil_div(self.room, LAID_COLUMNS), self.blocks, self.places),
                     (self.x, self.laid, self.table, self.starts, self.slots),
-                    (self.starts.shape[0] - 1, self.per_entry, self.places, self.in_features, self.room),
+                    (self.known, self.per_entry, self.places, self.in_features, self.room),
                     {"BLOCK_T": self.shape.block_t, "BLOCK_N": LAID_COLUMNS},
                     {},
                 )
@@ -124,15 +127,31 @@ class Launch:
         """Of what `lay` has laid out."""
         from .sampled_product import sampled_product
 
-        c, bank = self.shape, (self.words, self.table, self.starts, self.scales)
-        sizes = self.per_entry, self.places, self.rows, self.in_features, self.out_features, self.room
-        constants = {"BLOCK_T": c.block_t, "RUNS": RUNS, "LANES": c.lanes, "SPLIT": c.split, "LAID": c.laid}
+        c, x = self.shape, self.x
         return Call(
             sampled_product,
             (ceil_div(self.out_features, RUN * RUNS), self.blocks, c.split),
-            (self.x, self.laid, self.x if y is None else y, out, *bank, self.slots, self.weights),
-            (self.starts.shape[0] - 1, *sizes),
-            constants | {"ADD": y is not None},
+            (
+                x,
+                self.laid,
+                x if y is None else y,
+                out,
+                self.words,
+                self.table,
+                self.starts,
+                self.scales,
+                self.slots,
+                self.weights,
+            ),
+            (self.known, self.per_entry, self.places, self.rows, self.in_features, self.out_features, self.room),
+            {
+                "BLOCK_T": c.block_t,
+                "RUNS": RUNS,
+                "LANES": c.lanes,
+                "SPLIT": c.split,
+                "LAID": c.laid,
+                "ADD": y is not None,
+            },
             c.options,
         )
 
@@ -153,7 +172,7 @@ class Launch:
             parts = self.parts()
             return self.sum_call(parts, None), self.add_call(parts, y, y)
 
-        sizes = self.in_features, self.out_features, self.rows, self.per_entry, self.places, self.starts.shape[0]
+        sizes = self.in_features, self.out_features, self.rows, self.per_entry, self.places, self.known
         launch.prepare(("samples", self.index, self.x.dtype, self.shape, *sizes), calls)
 
 

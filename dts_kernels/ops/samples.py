@@ -38,9 +38,9 @@ def start_samples(x: Tensor, bank: SampleBank, routing: Routing) -> Finish | Non
 
     None, with nothing launched, where that would not be faster: unless a CUDA graph is captured, without gradients.
     """
-    if bank.arena is None or torch.is_grad_enabled() or not direct(x):
+    if bank.arena is None or torch.compiler.is_compiling() or not launch.launcher.captures(launch.launcher.index(x)):
         return None
-    return _start_samples(x, bank, routing) if launch.launcher.captures(launch.launcher.index(x)) else None
+    return None if torch.is_grad_enabled() or not direct(x) else _start_samples(x, bank, routing)
 
 
 def add_sampled_rows(ids: Tensor, y: Tensor, bank: SampleBank, routing: Routing) -> Tensor:
