@@ -23,7 +23,8 @@ from pathlib import Path
 import torch
 
 from dts_kernels.gpu.products import registers
-from dts_kernels.gpu.sample_products import ADDED, DENSE_COLUMNS, LAID_COLUMNS, MOST_ROWS, ROW_COLUMNS, RUNS, Shape
+from dts_kernels.gpu.sample_matrices import DENSE_COLUMNS, ROW_COLUMNS
+from dts_kernels.gpu.sample_products import ADDED, LAID_COLUMNS, MOST_ROWS, RUNS, Shape
 from dts_kernels.gpu.vectors import BLOCK
 
 ARCHITECTURES = (80, 87, 89, 90, 120)
@@ -157,7 +158,7 @@ def signature(kernel: str, dtype: str, levels: bool, **overrides) -> tuple[dict,
 
 
 def _sampled(kernel: str, pointer: str, overrides: dict) -> tuple[dict, dict, dict]:
-    """The same of a kernel of sampled elements, as `gpu.sample_products` launches it."""
+    """The same of a kernel of sampled elements, as `gpu.sample_products` and `gpu.sample_matrices` launch it."""
     bank = {
         "words": "*i32",
         "table": "*i64",

@@ -125,7 +125,8 @@ class Launcher:
             return None
         with on_device(call.pointers[0]):
             compiled = call.kernel.warmup(*call.pointers, *call.sizes, grid=call.grid, **call.constants, **call.options)
-            compiled.run  # noqa: B018  Triton loads a kernel when it is first asked for this
+            if compiled is not None:  # a hook of Triton's may say that it has been compiled
+                compiled.run  # noqa: B018  Triton loads a kernel when it is first asked for this
         return compiled
 
     def stream(self, index: int) -> int | None:

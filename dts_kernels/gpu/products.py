@@ -96,7 +96,7 @@ class Launch:
         )
         return t, c.split
 
-    def combine(self, parts: Tensor, t: Tensor) -> Call:
+    def combine_call(self, parts: Tensor, t: Tensor) -> Call:
         """t = the sum of its parts, once: each program of expand would read them all."""
         from .shrink import combine_parts
 
@@ -141,7 +141,7 @@ class Launch:
         with beside:
             self.shrink(t=t)
             if whole is not None:
-                launch.launcher.launch(self.combine(t, whole))
+                launch.launcher.launch(self.combine_call(t, whole))
                 t = whole
         y = torch.nn.functional.linear(self.x, weight, bias)
         beside.join()
@@ -152,7 +152,7 @@ class Launch:
 
         def calls() -> tuple[Call, ...]:
             whole = self.scratch(1)
-            return self.combine(t, whole), self.expand_call(whole, 1, y, y)
+            return self.combine_call(t, whole), self.expand_call(whole, 1, y, y)
 
         sizes = self.in_features, self.out_features, self.width, self.levels, *self.sizes
         launch.prepare(("linear", self.index, self.x.dtype, *sizes, *self.given.items()), calls)

@@ -1,5 +1,5 @@
-"""The GPU paths of sampled elements: which kernels run, with which shapes.  No device tensor's values are read here,
-but for ids outside of a CUDA graph."""
+"""Products straight from the words of sampled elements: which kernels run, with which shapes, and what runs beside the
+base's product.  No device tensor's values are read here."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,16 +12,15 @@ from ..operands import SampleOperands
 from ..paths import Finish
 from ..sample_words import RUN
 from . import launch
-from .device import on_device
 from .launch import Call
-from .library_products import wide_mm
+from .sample_matrices import arena_of
 
 MOST_ROWS = 8  # of an entry, that a program decodes codes for
 RUNS = 32  # a warp's lanes: runs of rows, whose words lie beside each other
 MOST_PARTS = 16
 LAID_ROWS = 4  # single rows of tasks, from here x is laid out; modelled, not measured
 LARGEST_LAID = 512  # as in samples.py
-DENSE_COLUMNS, ROW_COLUMNS, LAID_COLUMNS, ADDED = 512, 512, 256, 1024
+LAID_COLUMNS, ADDED = 256, 1024
 LAUNCH, BANDWIDTH, FLOPS = 2.5, 2.4e6, 6e8  # microseconds in a graph; bytes and operations a microsecond, an H100's
 
 
@@ -86,7 +85,7 @@ class Launch:
     def __init__(self, x: Tensor, operands: SampleOperands, out_features: int, shape: Shape | None = None):
         words, self.table, self.starts, self.scales, slots, weights = operands
         self.x = (x if x.dim() == 2 else x.reshape(-1, x.shape[-1])).contiguous()
-        self.words = _arena(words, x)
+        self.words = arena_of(words, x)
         self.slots, self.weights, self.out_features = slots.contiguous(), weights.contiguous(), out_features
         entries, self.places = slots.shape
         self.known = self.starts.shape[0] - 1
@@ -209,92 +208,3 @@ def start_samples(x: Tensor, operands: SampleOperands, out_features: int, shape:
         return out
 
     return finish
-
-
-def dense(operands: SampleOperands, at: int, shape: tuple[int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(small numbers [m, n], factor [1]) whose product is the matrix of place ``at`` of all entries', gamma times."""
-    from .sampled_dense import sampled_dense
-
-    words, table, starts, scales, slots, weights = operands
-    (m, n), device = shape, table.device
-    matrix, factor = torch.empty(m, n, dtype=dtype, device=device), torch.empty(1, device=device)
-    sampled_dense[(ceil_div(n, DENSE_COLUMNS), ceil_div(m, RUN))](
-        _arena(words, table),
-        table,
-        starts,
-        scales,
-        slots.reshape(-1),
-        weights.reshape(-1),
-        at,
-        matrix,
-        factor,
-        starts.shape[0] - 1,
-        m,
-        n,
-        BLOCK_N=DENSE_COLUMNS,
-        num_warps=4,
-    )
-    return matrix, factor
-
-
-def add_dense(x: Tensor, y: Tensor, operands: SampleOperands, transposed: bool) -> Tensor:
-    """A library product with the dense matrix of every entry and place; transposed: x D instead of x D^T.
-
-    One place in bfloat16: x takes the factor, as t does of components, and the product adds to y and rounds once.
-    """
-    rows = x.reshape(-1, x.shape[-1])
-    entries, places = operands.slots.shape
-    each, out_features = rows.shape[0] // entries, y.shape[-1]
-    shape = (rows.shape[1], out_features) if transposed else (out_features, rows.shape[1])
-    in_place = places == 1 and x.dtype == torch.bfloat16
-    dtype = x.dtype if in_place else torch.float32
-    full = y.to(dtype, copy=True, memory_format=torch.contiguous_format)
-    out = full.view(-1, out_features)
-    with on_device(x):
-        for at in range(entries * places):
-            matrix, factor = dense(operands, at, shape, x.dtype)
-            matrix = matrix if transposed else matrix.T
-            block = slice(at // places * each, (at // places + 1) * each)
-            if in_place:
-                out[block].addmm_((rows[block] * factor).to(x.dtype), matrix)
-            else:
-                out[block] += wide_mm(rows[block], matrix) * factor
-    return full.to(y.dtype)
-
-
-def add_rows(ids: Tensor, y: Tensor, operands: SampleOperands, rows: int) -> Tensor:
-    """Raises IndexError for ids that no row has, which it waits for the device to know; not while a CUDA graph is
-    captured, where such an id adds nothing."""
-    from .sampled_dense import sampled_rows
-
-    words, table, starts, scales, slots, weights = operands
-    capturing = y.is_cuda and torch.cuda.is_current_stream_capturing()
-    if not capturing and ids.numel() and (largest := int(ids.max())) >= rows:
-        raise IndexError(f"an id of {largest} is beyond the matrix's {rows} rows")
-    own = y.contiguous()
-    out, columns = torch.empty_like(own), y.shape[-1]
-    entries, places = slots.shape
-    with on_device(y):
-        sampled_rows[(ids.numel(), ceil_div(columns, ROW_COLUMNS))](
-            ids.contiguous(),
-            own,
-            out,
-            _arena(words, y),
-            table,
-            starts,
-            scales,
-            slots.contiguous(),
-            weights.contiguous(),
-            starts.shape[0] - 1,
-            ids.numel() // entries,
-            places,
-            rows,
-            columns,
-            BLOCK_N=ROW_COLUMNS,
-            num_warps=4,
-        )
-    return out
-
-
-def _arena(words: list[Tensor], like: Tensor) -> Tensor:
-    return words[0] if words else torch.empty(0, dtype=torch.int32, device=like.device)

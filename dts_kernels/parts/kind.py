@@ -57,6 +57,11 @@ class PartBank(ABC):
     def product(self, x: Tensor, y: Tensor | None, routing: Routing) -> Tensor:
         """y (None: zeros) + x D^T.  x [..., in_features]; y and what is returned [..., out_features] in x's dtype."""
 
+    @property
+    def starts(self) -> bool:
+        """Whether `start` ever does something, as the bank is now."""
+        return False
+
     def start(self, x: Tensor, routing: Routing) -> Finish | None:
         """`product` in two: what needs no y is launched now, to run beside the base's product, and what is returned
         takes y, once, and gives the sum.  None, with nothing done: `product` is as fast.
@@ -81,9 +86,8 @@ class PartBank(ABC):
 
         adds: float32 [slots, out_features] or None.
         """
-        finish = self.start(x, routing)
         y = base_product(x, weight, bias, routing, adds)
-        return self.product(x, y, routing) if finish is None else finish(y)
+        return self.product(x, y, routing)
 
 
 def base_product(x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routing, adds: Tensor | None) -> Tensor:

@@ -53,6 +53,10 @@ class SamplePartBank(PartBank):
         y = x.new_zeros(*x.shape[:-1], self.bank.out_features) if y is None else y
         return add_samples(x, y, self.bank, routing)
 
+    @property
+    def starts(self) -> bool:
+        return self.bank.arena is not None
+
     def start(self, x: Tensor, routing: Routing) -> Finish | None:
         return start_samples(x, self.bank, routing)
 

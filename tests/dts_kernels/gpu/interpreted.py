@@ -13,7 +13,7 @@ import torch
 import dts_kernels as kernels
 from dts.nn.deltas.packed import Packed
 from dts_kernels import dispatch, reference
-from dts_kernels.gpu import launch, library_products, products, rules, sample_products, vectors
+from dts_kernels.gpu import launch, library_products, products, rules, sample_matrices, sample_products, vectors
 from dts_kernels.gpu.config import Config
 from dts_kernels.gpu.launch import run
 from dts_kernels.layout import rank_order
@@ -146,7 +146,7 @@ def test_parts_that_are_added_up_before_give_the_same_bits(dtype):
     launch = products.Launch(x, made.operands(routing), {"shrink": Config(split=2, block_n=32)})
     parts, count = launch.shrink()
     whole = launch.scratch(1)
-    run(launch.combine(parts, whole))
+    run(launch.combine_call(parts, whole))
     assert count == 2 and whole.dtype == dtype
     assert torch.equal(launch.expand(whole, 1, None), launch.expand(parts, 2, None))
 
@@ -439,7 +439,7 @@ def test_the_dense_matrix_of_samples_is_exact(stride, transposed):
     made = kernels.SampleBank(*(shape if transposed else shape[::-1]), transposed=transposed, arena=True)
     codes = kernels.pack(torch.randint(4, (33, -(-130 // stride)), dtype=torch.uint8))
     made.add(0, (kernels.Samples(codes, 0.3, stride, 99, shape),))
-    matrix, factor = sample_products.dense(made.operands(kernels.Routing.of([0])), 0, shape, torch.float16)
+    matrix, factor = sample_matrices.dense(made.operands(kernels.Routing.of([0])), 0, shape, torch.float16)
     assert torch.equal(matrix.float() * factor, dense_samples(made.samples(0)[0]))
 
 
@@ -703,7 +703,8 @@ def test_samples_are_forked_first_and_joined_last(capturing, monkeypatch, pays):
     monkeypatch.setattr(sample_products, "beside_pays", lambda *case: pays)
     components, samples, routing = sketch([2])
     packed = Packed((OUT, IN))
-    packed.first, packed.rest = components, (samples,)
+    packed.banks = {"components": components, "sample": samples}
+    packed._refresh()
     x, weight = torch.randn(1, IN), torch.randn(OUT, IN) / 12
     got, exact = packed.linear(x, weight, None, routing, None), torch.zeros(1, OUT, dtype=torch.float64)
     shrunk, sums = ["fork shrink", "join shrink", "shrink", "expand"], ["sampled_product", "add_parts"]
@@ -712,7 +713,8 @@ def test_samples_are_forked_first_and_joined_last(capturing, monkeypatch, pays):
     exact = PATHS["add_samples"]["reference"](x.double(), exact, samples.bank.operands(routing), False)
     base = x.double() @ weight.double().T
     assert error(got, truth(x, components.bank, routing, base + exact)) < 3e-6
-    packed.first, packed.rest = samples, ()
+    del packed.banks["components"]
+    packed._refresh()
     capturing.order.clear()
     assert error(packed.linear(x, weight, None, routing, None), base + exact) < 3e-6
     assert capturing.order == (["fork samples", "join samples", *sums] if pays else sums[:1])

@@ -285,8 +285,9 @@ def test_captured_samples_beside_the_base_have_the_bits_of_those_behind_it(entri
     m, n, count = 1024, 1024, 6
     made, routing = sample_bank(m, n, (12, 7)), kernels.Routing.of(entries, "cuda")
     packed = Packed((m, n), "cuda")
-    packed.first, packed.rest = ComponentBank(n, m, "cuda"), (SamplePartBank(n, m, "cuda"),)
-    packed.first.bank, packed.rest[0].bank = bank(m, n, [300, 40]), made
+    packed.banks = {"components": ComponentBank(n, m, "cuda"), "sample": SamplePartBank(n, m, "cuda")}
+    packed.banks["components"].bank, packed.banks["sample"].bank = bank(m, n, [300, 40]), made
+    packed._refresh()
     weights = [torch.randn(m, n, device="cuda", dtype=dtype) / 32 for _ in range(count)]
 
     def layers(x):

@@ -144,18 +144,6 @@ class Diagonal:
         return Diagonal(self.values.to(device))
 
 
-def test_what_is_started_before_the_base_is_finished_behind_it(monkeypatch):
-    bank, order = PlainBank(IN, OUT, matrix=dense), []
-    x, weight, routing = torch.randn(2, IN), torch.randn(OUT, IN), Routing.of([0])
-    monkeypatch.setattr(
-        "dts_kernels.parts.kind.base_product", lambda *given: order.append("base") or torch.zeros(2, OUT)
-    )
-    assert bank.start(x, routing) is None and not bank.linear(x, weight, None, routing).any()
-    bank.start = lambda x, routing: order.append("start") or (lambda y: order.append("finish") or y + 1)
-    assert torch.equal(bank.linear(x, weight, None, routing), torch.ones(2, OUT))
-    assert order == ["base", "start", "base", "finish"]
-
-
 def test_a_kind_needs_a_dense_matrix_and_a_registration(monkeypatch):
     monkeypatch.setattr("dts_kernels.parts.kind.KINDS", dict(KINDS))
     with pytest.raises(TypeError, match="Diagonal.*components.*sample"):
