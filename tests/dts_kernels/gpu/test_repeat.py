@@ -292,7 +292,7 @@ class Loading(Watching):
 @pytest.mark.parametrize("rows,tasks", [(1, 1), (4, 4), (16, 1)])
 @pytest.mark.parametrize("rank,stride", [(16, 12), (200, None), (None, 5)])
 def test_an_eager_call_loads_all_that_a_captured_one_launches(rows, tasks, rank, stride, monkeypatch):
-    """And the bucket of rows that was called: whatever else a graph has was never launched."""
+    """`combine_parts`, `expand` of whole t and a sample's sum in one part without y are launched in graphs only."""
     monkeypatch.setattr("dts_kernels.gpu.sample_products.beside_pays", lambda *case: True)
     loading, size = Loading(), 256
     launch.use(loading)
