@@ -13,7 +13,7 @@ from rich.panel import Panel
 from typer.core import TyperGroup
 
 from dts import __version__
-from dts.cli import apply, bench, compress, demo, diff, doctor, inspect, merge, mix, truncate, verify
+from dts.cli import apply, bench, compress, demo, diff, doctor, inspect, merge, mix, serve, truncate, verify
 from dts.cli.common import BAD_INPUT, UNEXPECTED, errors
 
 EPILOG = (
@@ -98,7 +98,7 @@ def _options(
     pass
 
 
-for verb in (compress, inspect, verify, diff, apply, truncate, merge, mix, doctor, demo):
+for verb in (compress, inspect, verify, diff, apply, truncate, merge, mix, serve, doctor, demo):
     name = verb.__name__.rpartition(".")[2]
     app.command(name)(getattr(verb, name))
 app.add_typer(bench.bench, name="bench")

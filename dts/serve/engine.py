@@ -93,10 +93,14 @@ class Engine:
 
     def load(self, name: str, path: str | None = None, again: bool = False, pin: bool = False) -> None:
         """Load a task now.  path: where in the folder of adapters, if not under its name;  again: also where it is in
-        memory, from what is on disk now;  pin: keep it there.  Raises Refused: 400 where it is loaded already."""
+        memory, from what is on disk now;  pin: keep it there.  Raises Refused: 400 where it is loaded already, unless
+        it is only to be pinned."""
 
         def run() -> None:
             if name in self.residents.loaded and not again:
+                if pin and path is None:
+                    self.residents.pinned.add(name)
+                    return
                 raise Refused(f"the adapter {name!r} is loaded already: say load_inplace to load it again")
             before = self.catalogue.given(name)
             if path is not None or before is None:

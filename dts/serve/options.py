@@ -61,10 +61,15 @@ def keys_of(file: Path | None) -> list[str]:
     return [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
 
 
+def missing() -> str:
+    """Which libraries are, in a sentence; nothing where all are there."""
+    absent = [name for module, name in NEEDED.items() if importlib.util.find_spec(module) is None]
+    return f"dts serve needs {', '.join(absent)}: pip install 'dts-merge[serve]'" if absent else ""
+
+
 def problems(options: Options) -> list[str]:
     """A line for each thing that keeps a server from starting."""
-    missing = [name for module, name in NEEDED.items() if importlib.util.find_spec(module) is None]
-    wrong = [f"not installed: {', '.join(missing)}; pip install 'dts-merge[serve]'"] if missing else []
+    wrong = [absent] if (absent := missing()) else []
     try:
         open_checkpoint(options.model)
     except (CheckpointError, OSError, ValueError, ImportError) as error:
@@ -125,6 +130,8 @@ def _of_numbers(options: Options) -> list[str]:
 
 
 def _cannot_bind(host: str, port: int) -> str | None:
+    if not 1 <= port <= 65535:
+        return "a port is 1 to 65535"
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:

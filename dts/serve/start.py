@@ -22,13 +22,15 @@ log = logging.getLogger("dts.serve")
 
 @dataclass(frozen=True)
 class Served:
-    """All that answers requests.  context: tokens that a sequence may have in all."""
+    """All that answers requests.  context: tokens that a sequence may have in all;
+    vocabulary: tokens that the base knows."""
 
     options: Options
     engine: Engine
     catalogue: Catalogue
     texts: Texts
     context: int
+    vocabulary: int
 
 
 def serve(options: Options, observer: Observer | None = None) -> Served:
@@ -36,18 +38,20 @@ def serve(options: Options, observer: Observer | None = None) -> Served:
 
     Raises ValueError for a model that cannot be served; adapters that cannot be are named in the log.
     """
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=False)
+    tokenizer = _tokenizer(options.model)
     catalogue = Catalogue(options.adapters, options.base_name, fingerprint(open_checkpoint(options.model)))
     models = _with_heads(options, catalogue)
     model = DTSModel.from_pretrained(options.model, adapters=models, dtype=options.dtype)
     for name in models:  # they only said which class to build
         model.delete_task(name)
-    config: Any = model.model.config
+    base: Any = model.model
+    config = base.config
     if config.is_encoder_decoder:
         raise ValueError("encoder-decoder models are not served yet: causal language models and encoders are")
-    pad = next((one for one in (tokenizer.pad_token_id, config.get_text_config().pad_token_id) if one is not None), 0)
+    if tokenizer is None and base.can_generate():
+        raise ValueError(f"{options.model} has no tokenizer, and what it generates is to be text")
+    pads = [getattr(tokenizer, "pad_token_id", None), getattr(config.get_text_config(), "pad_token_id", None)]
+    pad = next((one for one in pads if one is not None), 0)
     engine = Engine(
         model,
         catalogue,
@@ -61,7 +65,23 @@ def serve(options: Options, observer: Observer | None = None) -> Served:
     texts = Texts(tokenizer, catalogue)
     longest = [getattr(config.get_text_config(), "max_position_embeddings", None), texts.base.longest]
     context = min([one for one in longest if one], default=1 << 20)
-    return Served(options, engine, catalogue, texts, context)
+    return Served(options, engine, catalogue, texts, context, base.get_input_embeddings().num_embeddings)
+
+
+def _tokenizer(model: str) -> Any:
+    """The model's, None if it has none."""
+    from transformers import AutoTokenizer
+
+    try:
+        found = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        why = str(error).partition("\n")[0]
+    else:
+        if len(found) > len(set(found.all_special_ids)):
+            return found
+        why = "it knows no token but special ones"  # what transformers makes where there are no files of one
+    log.warning("no tokenizer, so that callers must send token ids: %s", why)
+    return None
 
 
 def _with_heads(options: Options, catalogue: Catalogue) -> dict[str, Adapter]:

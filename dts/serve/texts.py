@@ -21,7 +21,7 @@ REMEMBERED = 64  # tokenizers of tasks
 
 
 class Text:
-    """One tokenizer, for any thread."""
+    """One tokenizer, for any thread; None: of a model that takes token ids only."""
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
@@ -29,16 +29,23 @@ class Text:
 
     @property
     def ends(self) -> frozenset[int]:
-        end = self.tokenizer.eos_token_id
+        end = None if self.tokenizer is None else self.tokenizer.eos_token_id
         return frozenset() if end is None else frozenset([end])
+
+    @property
+    def size(self) -> int:
+        """Tokens there are."""
+        return 0 if self.tokenizer is None else len(self.tokenizer)
 
     @property
     def longest(self) -> int | None:
         """Tokens that its model takes, None: it does not say."""
-        found = self.tokenizer.model_max_length
-        return found if found < 1 << 30 else None
+        found = None if self.tokenizer is None else self.tokenizer.model_max_length
+        return None if found is None or found >= 1 << 30 else found
 
     def encode(self, text: str, special: bool = True) -> list[int]:
+        if self.tokenizer is None:
+            raise Refused("this model has no tokenizer: send lists of token ids", code="no_tokenizer", param="input")
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -101,7 +108,8 @@ class Texts:
 
         place = Path(tempfile.mkdtemp(prefix="dts-serve-"))
         try:
-            self.base.tokenizer.save_pretrained(place)
+            if self.base.tokenizer is not None:
+                self.base.tokenizer.save_pretrained(place)
             copy_files(adapter, place)
             return AutoTokenizer.from_pretrained(place, trust_remote_code=False, local_files_only=True)
         except AdapterError as error:
