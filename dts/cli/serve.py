@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from dts.cli.common import bytes_text, errors, parse_size
+from dts.cli.common import Json, bytes_text, emit, errors, output, parse_size
 
 LIMITS, OPERATIONS = "Limits", "Operations"
 
@@ -21,6 +21,7 @@ def serve(
     name: Annotated[str | None, typer.Option(help="Of the base, for callers (default: its folder's).")] = None,
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 is all of this machine's.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen at.", min=1, max=65535)] = 8000,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto is a GPU where there is one.")] = "auto",
     dtype: Annotated[str, typer.Option(help="Of the base: auto is as it is stored.")] = "auto",
     pooling: Annotated[
         Literal["mean", "first", "last"], typer.Option(help="Which tokens' states an embedding is.")
@@ -70,6 +71,7 @@ def serve(
     drain: Annotated[
         int, typer.Option(help="Seconds that answers may take after SIGTERM.", rich_help_panel=OPERATIONS)
     ] = 30,
+    as_json: Json = False,
 ):
     """Serve one base and its adapters: OpenAI's routes, model= a task, the base or a mixture "a:0.7,b:0.3".
 
@@ -98,6 +100,7 @@ def serve(
         memory=sizes["--memory"],
         pinned=tuple(pin or ()),
         pooling=pooling,
+        device=device,
         dtype=dtype,
         drain=drain,
         batching=Batching(batch, batch_tokens, wait / 1000, queue),
@@ -105,9 +108,17 @@ def serve(
     )
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
 
-    def ready():
+    def ready(tasks):
+        result = {
+            "base": options.base_name,
+            "tasks": tasks,
+            "address": f"http://{host}:{port}",
+            "memory": options.memory,
+        }
         bound = "" if options.memory is None else f", at most {bytes_text(options.memory)} of them in memory"
-        errors.print(f"{options.base_name} and the adapters in {adapters}{bound}: http://{host}:{port}", soft_wrap=True)
+        text = f"{options.base_name} and {len(tasks)} adapters in {adapters}{bound}: {result['address']}"
+        emit(result, as_json, lambda: output.print(text, soft_wrap=True))
+        sys.stdout.flush()  # who waits for it may read a pipe
 
     if not run(options, ready):
         errors.print(f"answers took longer than {drain} s after the signal: they were broken off")

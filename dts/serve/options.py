@@ -7,6 +7,8 @@ import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from dts.adapter.folder import CONFIG
 from dts.checkpoint import CheckpointError, open_checkpoint
 from dts.serve.catalogue import NAME
@@ -33,7 +35,7 @@ class Limits:
 class Options:
     """model: folder, file or hub id of the base;  adapters: the folder that holds theirs;  name: of the base, for
     callers;  memory, pinned: see `Residents`;  api_keys, admin_keys: files with a key a line;  drain: seconds that
-    answers may take after SIGTERM;  dtype: of the base."""
+    answers may take after SIGTERM;  device: auto, or as PyTorch writes it;  dtype: of the base."""
 
     model: str
     adapters: Path
@@ -45,6 +47,7 @@ class Options:
     memory: int | None = None
     pinned: tuple[str, ...] = ()
     pooling: Pooling = "mean"
+    device: str = "auto"
     dtype: str = "auto"
     drain: int = 30
     batching: Batching = field(default_factory=Batching)
@@ -53,6 +56,20 @@ class Options:
     @property
     def base_name(self) -> str:
         return self.name or Path(self.model.rstrip("/")).name
+
+    @property
+    def place(self) -> torch.device | None:
+        """The device; None: there is none of this name."""
+        return _device(self.device)
+
+
+def _device(name: str) -> torch.device | None:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        return None
 
 
 def keys_of(file: Path | None) -> list[str]:
@@ -89,6 +106,10 @@ def problems(options: Options) -> list[str]:
     if set(keys.get("--api-keys", ())) & set(keys.get("--admin-keys", ())):
         wrong.append("a key is in --api-keys and in --admin-keys: those are for different people")
     wrong += _of_numbers(options)
+    if (device := options.place) is None:
+        wrong.append(f"--device {options.device}: there is none")
+    elif device.type == "cuda" and not torch.cuda.is_available():
+        wrong.append(f"--device {options.device}: PyTorch finds no GPU here")
     if taken := _cannot_bind(options.host, options.port):
         wrong.append(f"--host {options.host} --port {options.port}: {taken}")
     return wrong

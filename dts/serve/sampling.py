@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+COLDEST = 1e-5  # below it logits would be divided out of the range of numbers
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -34,7 +36,7 @@ class Draws:
 
     @property
     def greedy(self) -> bool:
-        return self.sampling.temperature == 0
+        return self.sampling.temperature < COLDEST
 
     def choose(self, logits: Tensor) -> int:
         """A token by its probability; logits: [vocabulary]."""

@@ -44,6 +44,10 @@ def serve(options: Options, observer: Observer | None = None) -> Served:
     model = DTSModel.from_pretrained(options.model, adapters=models, dtype=options.dtype)
     for name in models:  # they only said which class to build
         model.delete_task(name)
+    device = options.place
+    if device is not None:
+        model.to(device)
+        model._state.to(device)  # which layers would move with them, but there are none before the first task
     base: Any = model.model
     config = base.config
     if config.is_encoder_decoder:

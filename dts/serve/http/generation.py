@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -39,7 +40,7 @@ def routes(asking: Asking) -> APIRouter:
     @router.post("/v1/chat/completions")
     async def chat(asked: Chat, request: Request) -> Any:
         choice, text = await _generating(asking, asked)
-        prompts = [text.chat([_message(one) for one in asked.messages])]
+        prompts = [await asyncio.to_thread(text.chat, [_message(one) for one in asked.messages])]
         asking.check(text, prompts)
         tokens = asking.new_tokens(asked.max_completion_tokens or asked.max_tokens, None, prompts)
         watched = _submit(asking, request, asked, choice, text, prompts, tokens)

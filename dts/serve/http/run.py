@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import time
 import warnings
 from collections.abc import Callable
@@ -28,7 +29,13 @@ class Server(uvicorn.Server):
     should_exit: bool
     force_exit: bool
     signalled: float | None = None  # when, in seconds of time.monotonic
+    ready: Callable[[], None] = staticmethod(lambda: None)
     stopping: Callable[[], None] = staticmethod(lambda: None)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if not self.should_exit:
+            self.ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.force_exit = self.should_exit
@@ -37,10 +44,11 @@ class Server(uvicorn.Server):
         self.stopping()
 
 
-def run(options: Options, ready: Callable[[], None] = lambda: None) -> bool:
+def run(options: Options, ready: Callable[[list[str]], None] = lambda tasks: None) -> bool:
     """Serves until SIGTERM or SIGINT; False where answers took longer than ``options.drain`` and were broken off.
 
-    Raises ValueError with everything that keeps it from starting.  ready: called when the model is there.
+    Raises ValueError with everything that keeps it from starting.  ready: called with the names of the
+    tasks when the server listens.
     """
     if wrong := problems(options):
         raise ValueError("the server cannot start:\n  " + "\n  ".join(wrong))
@@ -50,7 +58,6 @@ def run(options: Options, ready: Callable[[], None] = lambda: None) -> bool:
     served = serve(options, metrics)
     app = application(served, metrics, keys_of(options.api_keys), keys_of(options.admin_keys))
     served.engine.start()
-    ready()
     config = uvicorn.Config(
         app,
         options.host,
@@ -61,6 +68,7 @@ def run(options: Options, ready: Callable[[], None] = lambda: None) -> bool:
         timeout_graceful_shutdown=options.drain + GRACE,
     )
     server = Server(config)
+    server.ready = lambda: ready(served.catalogue.names())
     server.stopping = lambda: setattr(served.engine, "draining", True)
     server.run()
     took = 0 if server.signalled is None else time.monotonic() - server.signalled

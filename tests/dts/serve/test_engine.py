@@ -24,7 +24,7 @@ def start():
     engines = []
 
     def make(place, run=True, **options):
-        served = serve(Options(str(place.base), place.adapters, **options))
+        served = serve(Options(str(place.base), place.adapters, **{"device": "cpu"} | options))
         engines.append(served.engine)
         if run:
             served.engine.start()
@@ -146,7 +146,7 @@ def test_unknown_damaged_and_foreign_adapters_are_refused_by_name(decoder, encod
     data[-1] ^= 1
     (place / "b" / "dts_model.safetensors").write_bytes(data)
     (place / "c" / "dts_config.json").write_text("{")
-    served = serve(Options(str(decoder.base), place))
+    served = serve(Options(str(decoder.base), place, device="cpu"))
     served.engine.start()
     for model, status, words in [
         ("nobody", 404, "'nobody' does not exist; there are a, b, base"),
@@ -294,7 +294,7 @@ def test_admin_loads_again_under_other_names_and_lets_go(decoder, start, tmp_pat
 
     place = tmp_path / "adapters"
     shutil.copytree(decoder.adapters, place)
-    served = serve(Options(str(decoder.base), place))
+    served = serve(Options(str(decoder.base), place, device="cpu"))
     engine = served.engine
     engine.start()
     say = lambda name: texts(ask(served, "generate", name, "xy", max_tokens=6, temperature=0))[0]  # noqa: E731
@@ -322,3 +322,36 @@ def test_admin_loads_again_under_other_names_and_lets_go(decoder, start, tmp_pat
     with pytest.raises(Refused, match="not loaded"):
         engine.unload("nobody")
     assert engine.drain(30)
+
+
+def test_a_task_speaks_by_the_tokenizer_that_it_brings(decoder, tmp_path):
+    import shutil
+
+    import dts
+    from tests.dts.serve.conftest import tokenizer
+
+    place = tmp_path / "adapters"
+    shutil.copytree(decoder.adapters, place)
+    shutil.copytree(decoder.base.parent / "a", tmp_path / "own")
+    tokenizer("own:{{ messages[0].content }}").save_pretrained(tmp_path / "own")
+    dts.compress(decoder.base, tmp_path / "own", out=place / "own", rank_fraction=0.5)
+    served = serve(Options(str(decoder.base), place, device="cpu"))
+    chat = [{"role": "user", "content": "x"}]
+    said = {m: served.texts.of(choice_of(m, "base")).chat(chat) for m in ("base", "a", "own")}
+    encode = served.texts.base.encode
+    assert said == {"base": encode("<user>x<assistant>"), "a": encode("<user>x<assistant>"), "own": encode("own:x")}
+    with pytest.raises(Refused, match="different tokenizers"):
+        served.texts.of(choice_of("a:0.5,own:0.5", "base"))
+    (place / "own" / "chat_template.jinja").write_text("altered")
+    again = serve(Options(str(decoder.base), place, device="cpu"))
+    with pytest.raises(Refused, match="chat_template.jinja") as error:
+        again.texts.of(choice_of("own", "base"))
+    assert error.value.status == 409
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_batch_says_what_each_single_task_model_says(decoder, start):
+    served = start(decoder, run=False, device="cuda")
+    jobs = [ask(served, "generate", m, "hello", max_tokens=6, temperature=0) for m in MODELS]
+    served.engine.start()
+    assert [texts(job)[0] for job in jobs] == [alone(decoder, served, m, "hello", 6) for m in MODELS]

@@ -28,7 +28,7 @@ KEY, ADMIN = "a key of callers 123", "a key of admins 4567"
 
 def client(place, api=(), admin=(), **options):
     metrics = Metrics()
-    served = serve(Options(str(place.base), place.adapters, **options), metrics)
+    served = serve(Options(str(place.base), place.adapters, device="cpu", **options), metrics)
     served.engine.start()
     made = TestClient(application(served, metrics, api, admin), raise_server_exceptions=False)
     made.served = served

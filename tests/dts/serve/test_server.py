@@ -43,7 +43,18 @@ class Process:
         (folder / "api").write_text(f"# who calls\n{KEY}\n")
         (folder / "admin").write_text(ADMIN)
         keys = ["--api-keys", str(folder / "api"), "--admin-keys", str(folder / "admin")]
-        words = ["serve", str(place.base), "--adapters", str(place.adapters), "--port", str(self.port), *keys, *options]
+        words = [
+            "serve",
+            str(place.base),
+            "--adapters",
+            str(place.adapters),
+            "--port",
+            str(self.port),
+            "--device",
+            "cpu",
+            *keys,
+            *options,
+        ]
         with self.log.open("w") as log:
             self.process = subprocess.Popen([sys.executable, "-m", "dts", *words], cwd=ROOT, stderr=log, stdout=log)
         end = time.monotonic() + 180
@@ -195,12 +206,14 @@ def test_everything_that_is_wrong_at_the_start_is_said_at_once(decoder, tmp_path
         taken.listen()
         words = ["serve", str(tmp_path / "nothing"), "-a", str(decoder.adapters), "--pin", "nobody", "--name", "a"]
         words += ["--api-keys", str(tmp_path / "short"), "--admin-keys", str(tmp_path / "empty"), "--queue", "1"]
-        done = CliRunner().invoke(app, [*words, "--port", str(taken.getsockname()[1]), "--max-tokens", "0"])
+        done = CliRunner().invoke(
+            app, [*words, "--port", str(taken.getsockname()[1]), "--max-tokens", "0", "--device", "nope"]
+        )
     assert done.exit_code == 2
     text = " ".join(done.output.replace("│", " ").split())
     for words in ("the model:", "no adapter 'nobody'", "'a' is the base's name", "fewer than 16", "has no key"):
         assert words in text
-    for words in ("--queue is 1, and at least 64", "--max-tokens is 0", "in use"):
+    for words in ("--queue is 1, and at least 64", "--max-tokens is 0", "in use", "--device nope"):
         assert words in text
 
 
