@@ -25,7 +25,7 @@ ORDER = [
     ["dts.unseen"],
     ["dts.integrations"],
     ["dts"],
-    ["dts.demo", "dts.evaluate"],
+    ["dts.demo", "dts.evaluate", "dts.serve"],
     ["dts.cli"],
     ["dts.__main__"],
 ]

@@ -13,7 +13,22 @@ from rich.panel import Panel
 from typer.core import TyperGroup
 
 from dts import __version__
-from dts.cli import apply, bench, compress, demo, diff, doctor, evaluate, inspect, merge, mix, shelf, truncate, verify
+from dts.cli import (
+    apply,
+    bench,
+    compress,
+    demo,
+    diff,
+    doctor,
+    evaluate,
+    inspect,
+    merge,
+    mix,
+    serve,
+    shelf,
+    truncate,
+    verify,
+)
 from dts.cli.common import BAD_INPUT, UNEXPECTED, errors, message_of
 
 EPILOG = (
@@ -88,7 +103,7 @@ def _options(
     pass
 
 
-for verb in (compress, inspect, verify, diff, apply, truncate, merge, mix, doctor, demo):
+for verb in (compress, inspect, verify, diff, apply, truncate, merge, mix, serve, doctor, demo):
     name = verb.__name__.rpartition(".")[2]
     app.command(name)(getattr(verb, name))
 # by other names than their functions, which would hide Python's own

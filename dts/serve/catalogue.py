@@ -1,0 +1,132 @@
+"""The adapters that may be asked for by name: folders of one directory, and nothing outside of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from pathlib import Path
+
+from dts.adapter import Adapter, AdapterError
+from dts.adapter.folder import CONFIG, read_folder
+from dts.checkpoint.errors import some
+from dts.files import in_words
+from dts.serve.refused import Refused
+
+NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,127}", re.ASCII)  # of a task: no separators, no dots in front, no ":" or ","
+WRITTEN = 50  # names that an error lists
+
+
+class Catalogue:
+    """Names and what stands on disk under them: each folder of ``root``, and names that an administrator gave.
+
+    root: the folder of adapters;  base_name: how the base is asked for;  fingerprint: of the base.
+    Any thread may ask.  What is returned are adapters without their tensors: configuration and files only.
+    """
+
+    def __init__(self, root: str | Path, base_name: str, fingerprint: str):
+        self.root = Path(root).resolve()
+        self.base_name = base_name
+        self.fingerprint = fingerprint
+        self._given: dict[str, Path] = {}
+        self._read: dict[Path, tuple[tuple[int, ...], Adapter]] = {}
+        self._lock = threading.Lock()
+
+    def names(self) -> list[str]:
+        """Every name there is now, whether or not its adapter is whole."""
+        with self._lock:
+            given = set(self._given)
+        try:
+            with os.scandir(self.root) as found:
+                there = {one.name for one in found if NAME.fullmatch(one.name) and self._holds(one.name)}
+        except OSError:
+            there = set()
+        return sorted((there | given) - {self.base_name})
+
+    def _holds(self, name: str) -> bool:
+        folder = (self.root / name).resolve()
+        return folder.is_relative_to(self.root) and (folder / CONFIG).is_file()
+
+    def give(self, name: str, path: str | None = None) -> None:
+        """Let a name mean the adapter at ``path``, which lies in the root (relative to it, or absolute)."""
+        if not NAME.fullmatch(name) or name == self.base_name:
+            raise Refused(f"{name!r} cannot be a task's name: letters, digits, '_', '-' and '.', not the base's name")
+        folder = self.root if "\0" in (path or name) else (self.root / (path or name)).resolve()
+        if not folder.is_relative_to(self.root) or folder == self.root:
+            raise Refused(f"{path or name!r} is not in the folder of adapters", param="path")
+        if not (folder / CONFIG).is_file():
+            raise Refused(f"there is no adapter at {path or name!r} in the folder of adapters", 404, param="path")
+        with self._lock:
+            if folder != self.root / name:
+                self._given[name] = folder
+            else:
+                self._given.pop(name, None)
+
+    def given(self, name: str) -> Path | None:
+        """The place that a name was given, None if it means the folder of that name."""
+        with self._lock:
+            return self._given.get(name)
+
+    def restore(self, name: str, before: Path | None) -> None:
+        """Let a name mean what it did before it was given."""
+        with self._lock:
+            if before is None:
+                self._given.pop(name, None)
+            else:
+                self._given[name] = before
+
+    def take(self, name: str) -> None:
+        """Forget a name that was given."""
+        with self._lock:
+            self._given.pop(name, None)
+
+    def folder(self, name: str) -> Path:
+        """Where a name's adapter is; raises Refused (404) that lists the names there are."""
+        with self._lock:
+            given = self._given.get(name)
+        if given is not None:
+            return given
+        if not NAME.fullmatch(name) or not self._holds(name):
+            names = self.names()
+            raise Refused(
+                f"the model {name[:100]!r} does not exist; there are {some([self.base_name, *names], WRITTEN)}",
+                404,
+                "model_not_found",
+                "model",
+            )
+        return (self.root / name).resolve()
+
+    def get(self, name: str) -> Adapter:
+        """The adapter of a name, without its tensors; raises Refused: 404 unknown, 409 damaged, 400 another base."""
+        folder = self.folder(name)
+        try:
+            about = os.stat(folder / CONFIG)
+            state = (about.st_mtime_ns, about.st_size, about.st_ino)
+            with self._lock:
+                known = self._read.get(folder)
+            if known is not None and known[0] == state:
+                adapter = known[1]
+            else:
+                config, _ = read_folder(folder, verify=False)
+                adapter = Adapter.of(config, {}, folder, {file: folder / file for file in config["files"]})
+                with self._lock:
+                    self._read[folder] = state, adapter
+        except (AdapterError, OSError) as error:
+            raise self.damaged(name, error) from None
+        made_for = adapter.config.get("base", {}).get("fingerprint")
+        if made_for and made_for != self.fingerprint:
+            base = adapter.config["base"]
+            raise Refused(
+                f"the adapter {name!r} is of another base: {base.get('name')} (fingerprint {made_for}), and this is "
+                f"{self.base_name} (fingerprint {self.fingerprint})",
+                400,
+                "other_base",
+                "model",
+            )
+        return adapter
+
+    def damaged(self, name: str, error: Exception) -> Refused:
+        """What a client is told of an adapter that cannot be read: without the places of this machine."""
+        words = in_words(error) if isinstance(error, OSError) else str(error)
+        words = words.replace(f"{self.root}{os.sep}", "")
+        return Refused(f"the adapter {name!r} cannot be used: {words}", 409, "damaged_adapter", "model")

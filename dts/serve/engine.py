@@ -1,0 +1,249 @@
+"""The engine: one thread owns the model; requests wait in a queue and share batches, whatever their tasks."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
+
+import torch
+
+from dts.nn import DTSModel
+from dts.serve.catalogue import Catalogue
+from dts.serve.encode import Pooling, classify, embed
+from dts.serve.generate import OnceATask, generate
+from dts.serve.job import Job, Row
+from dts.serve.observer import Observer
+from dts.serve.refused import NoRoom, Refused
+from dts.serve.residents import Residents
+from dts.serve.waiting import Batching, Waiting
+
+log = logging.getLogger("dts.serve")
+
+
+class Engine:
+    """Runs jobs.  ``submit`` and ``do`` may be called by any thread, all else of the model only by its own.
+
+    pad: the token that fills shorter rows of a batch;  memory, pinned: see `Residents`;  pooling: of embeddings.
+    """
+
+    def __init__(
+        self,
+        model: DTSModel,
+        catalogue: Catalogue,
+        batching: Batching | None = None,
+        pad: int = 0,
+        memory: int | None = None,
+        pinned: Collection[str] = (),
+        pooling: Pooling = "mean",
+        observer: Observer | None = None,
+    ):
+        self.model, self.catalogue, self.pooling = model, catalogue, pooling
+        self.pad, self.ends = pad, end_tokens(model)
+        self.observer = observer or Observer()
+        self.waiting = Waiting(batching or Batching())
+        self.residents = Residents(model, catalogue, memory, pinned, self.observer.loaded)
+        self.running = 0  # rows of the present batch
+        self.batches = 0  # run so far
+        self.draining = False
+        self._together = True  # generate takes rows of several tasks at once
+        self._thread = threading.Thread(target=self._work, name="dts-engine", daemon=True)
+
+    def start(self) -> None:
+        """Loads the pinned tasks, raises Refused where one cannot be, and begins to work."""
+        self.residents.ensure(sorted(self.residents.pinned))
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def generates(self) -> bool:
+        """Is it a causal language model?"""
+        return bool(getattr(self.model.model, "can_generate", lambda: False)())
+
+    def submit(self, job: Job) -> None:
+        """Take a job in; raises Refused: 404, 409 or 400 of its tasks, 429 of a full queue, 503 of a closed one."""
+        for name in job.choice.tasks:
+            self.catalogue.get(name)
+        self.waiting.put(job)
+
+    def do(self, command: Callable[[], Any]) -> Any:
+        """Have the engine's thread do something between two batches; returns what it returns."""
+        found: list[Any] = []
+        done = threading.Event()
+
+        def run() -> None:
+            try:
+                found.append(command())
+            except Exception as error:
+                found.append(error)
+            done.set()
+
+        self.waiting.command(run)
+        while not done.wait(1):
+            if not self.alive:
+                raise Refused("the engine has stopped", 503, "stopped")
+        if isinstance(found[0], Exception):
+            raise found[0]
+        return found[0]
+
+    def load(self, name: str, path: str | None = None, again: bool = False, pin: bool = False) -> None:
+        """Load a task now.  path: where in the folder of adapters, if not under its name;  again: also where it is in
+        memory, from what is on disk now;  pin: keep it there.  Raises Refused: 400 where it is loaded already, unless
+        it is only to be pinned."""
+
+        def run() -> None:
+            if name in self.residents.loaded and not again:
+                if pin and path is None:
+                    self.residents.pinned.add(name)
+                    return
+                raise Refused(f"the adapter {name!r} is loaded already: say load_inplace to load it again")
+            before = self.catalogue.given(name)
+            if path is not None or before is None:
+                self.catalogue.give(name, path)
+            try:
+                self.residents.load(name)
+            except BaseException:
+                self.catalogue.restore(name, before)
+                raise
+            if pin:
+                self.residents.pinned.add(name)
+
+        self.do(run)
+
+    def unload(self, name: str) -> None:
+        """Take a task out of memory, and its name away if `load` gave it a path; Refused (404) where neither is so."""
+
+        def run() -> None:
+            given = self.catalogue.given(name) is not None
+            self.catalogue.take(name)
+            if not self.residents.drop(name) and not given:
+                raise Refused(f"the adapter {name!r} is not loaded", 404, "not_loaded")
+
+        self.do(run)
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Take nothing more in and answer what was; False if that took longer than so many seconds."""
+        self.draining = True
+        self.waiting.close()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    # ---- the thread that owns the model ------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        try:
+            while (work := self.waiting.take()) is not None:
+                if not isinstance(work, list):
+                    work()
+                    continue
+                self.running = len(work)
+                try:
+                    self._run(work)
+                finally:
+                    self.running = 0
+        except BaseException:
+            log.exception("the engine has stopped")
+            raise
+        finally:
+            self.waiting.close()
+            self.waiting.fail_all(Refused("the engine has stopped", 503, "stopped"))
+
+    def _run(self, rows: list[Row]) -> None:
+        now = time.monotonic()
+        ready, later = self._loaded(rows)
+        if later:
+            self.waiting.put_back(later)
+        for row in ready:
+            row.job.started = row.job.started or now
+            self.observer.started(row, now - row.job.arrived)
+        for part in self._parts(ready):
+            self._attempt(part)
+
+    def _loaded(self, rows: list[Row]) -> tuple[list[Row], list[Row]]:
+        """Rows whose tasks are in memory together, and those that must wait for another batch."""
+        ready: list[Row] = []
+        later: list[Row] = []
+        keep: set[str] = set()
+        for row in rows:
+            if row.job.over:
+                continue
+            try:
+                self.residents.ensure(row.job.choice.tasks, keep)
+            except NoRoom as error:
+                if ready:
+                    later.append(row)
+                else:
+                    row.job.fail(error)
+                continue
+            except Exception as error:
+                row.job.fail(in_words(error, row.job.id))
+                continue
+            keep.update(row.job.choice.tasks)
+            ready.append(row)
+        return ready, later
+
+    def _parts(self, rows: list[Row]) -> Iterable[list[Row]]:
+        """The batch, or a part a task where the model cannot generate for several at once."""
+        if self._together or not rows or rows[0].job.kind != "generate":
+            return [rows] if rows else []
+        parts: dict[Any, list[Row]] = {}
+        for row in rows:
+            parts.setdefault(row.job.choice.weights, []).append(row)
+        return parts.values()
+
+    def _attempt(self, rows: list[Row]) -> None:
+        """A batch; if it fails before anything was answered its rows run one by one: one of them harms no other."""
+        try:
+            self.batches += 1
+            self._perform(rows)
+        except Exception as error:
+            if isinstance(error, OnceATask):
+                self._together = False
+            open_rows = [row for row in rows if not row.job.over and not row.done]
+            if isinstance(error, OnceATask) and len(rows) > 1:
+                for part in self._parts(open_rows):
+                    self._attempt(part)
+                return
+            for row in open_rows:
+                if len(rows) > 1 and row.tokens == 0:
+                    self._attempt([row])
+                else:
+                    row.job.fail(in_words(error, row.job.id))
+
+    def _perform(self, rows: list[Row]) -> None:
+        kind = rows[0].job.kind
+        if kind == "classify":
+            classify(self.model, rows, self.pad)
+        elif kind == "embed":
+            embed(self.model, rows, self.pad, self.pooling)
+        else:
+            generate(self.model, rows, self.pad, self.ends, self._token)
+
+    def _token(self, row: Row) -> None:
+        now, job = time.monotonic(), row.job
+        self.observer.token(row, now - (job.arrived if row.tokens == 1 else job.last_token or now))
+        job.last_token = now
+
+
+def end_tokens(model: DTSModel) -> frozenset[int]:
+    """The tokens at which the model's own configuration ends an answer."""
+    found = getattr(getattr(model.model, "generation_config", None), "eos_token_id", None)
+    return frozenset([] if found is None else [found] if isinstance(found, int) else found)
+
+
+def in_words(error: Exception, request: str) -> Refused:
+    """What a client is told of an error: everything where the request was wrong, else a number to ask the log for."""
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, ValueError):
+        return Refused(str(error).partition("\n")[0])
+    log.error("request %s failed", request, exc_info=error)
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return Refused("not enough memory for this request now", 503, "out_of_memory", retry_after=5)
+    return Refused(f"internal error: the server's log has it under {request}", 500, "internal_error")

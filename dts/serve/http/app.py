@@ -1,0 +1,50 @@
+"""The application: all routes, behind the guard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from dts import __version__
+from dts.serve.http import admin, encoding, generation, models
+from dts.serve.http.asking import Asking
+from dts.serve.http.errors import handle
+from dts.serve.http.guard import Guard, Keys
+from dts.serve.metrics import Metrics
+from dts.serve.refused import Refused
+from dts.serve.start import Served
+
+
+def application(
+    served: Served, metrics: Metrics, api_keys: Sequence[str] = (), admin_keys: Sequence[str] = ()
+) -> Guard:
+    """An ASGI application; the engine is to be started and drained by whoever runs it."""
+    metrics.watch(served.engine)
+    app = FastAPI(title="dts serve", version=__version__, docs_url=None, redoc_url=None)
+    handle(app)
+    asking, engine = Asking(served, metrics), served.engine
+    for part in (models, generation, encoding, admin):
+        app.include_router(part.routes(asking))
+
+    @app.get("/health")
+    def health() -> Any:
+        """Can it still answer?"""
+        if not engine.alive:
+            raise Refused("the engine has stopped", 503, "stopped")
+        return {"status": "ok"}
+
+    @app.get("/ready")
+    def ready() -> Any:
+        """Should it be sent requests?"""
+        if not engine.alive or engine.draining:
+            raise Refused("the server is stopping", 503, "stopping")
+        return {"status": "ready"}
+
+    @app.get("/metrics")
+    def figures() -> Response:
+        return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    return Guard(app, Keys(api_keys, admin_keys), served.options.limits.body, metrics.refused)

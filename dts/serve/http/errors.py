@@ -1,0 +1,74 @@
+"""Errors in OpenAI's shape: never a stack trace."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from dts.serve.refused import Refused
+
+log = logging.getLogger("dts.serve")
+KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+SHOWN = 5  # mistakes of a body that are told
+
+
+def body_of(error: Refused) -> dict[str, Any]:
+    kind = KINDS.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
+    message, param = (None if text is None else _writable(text) for text in (str(error), error.param))
+    return {"error": {"message": message, "type": kind, "param": param, "code": error.code}}
+
+
+def _writable(text: str) -> str:
+    """Without halves of characters, which JSON may hold and UTF-8 may not."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def answer(error: Refused) -> JSONResponse:
+    headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(body_of(error), error.status, headers)
+
+
+def internal(request_id: str) -> Refused:
+    """What is told of an error of ours."""
+    return Refused(f"internal error: the server's log has it under {request_id}", 500, "internal_error")
+
+
+def of_body(error: RequestValidationError) -> Refused:
+    """What is wrong with a body, in a sentence; what was given is not repeated, as it may be anything."""
+    found: dict[str, str] = {}
+    for one in error.errors():
+        place = ".".join(str(part) for part in one["loc"] if part != "body")
+        if one["type"] == "json_invalid":
+            return Refused(f"the body is no JSON: {one.get('ctx', {}).get('error', one['msg'])}", code="invalid_json")
+        if one["type"] == "extra_forbidden":
+            found[place] = f"{place}: not supported here"
+        else:
+            found.setdefault(place, f"{place}: {one['msg']}" if place else one["msg"])
+    return Refused("; ".join(list(found.values())[:SHOWN]), param=next(iter(found), None) or None)
+
+
+def handle(app: FastAPI) -> None:
+    """Let the app answer every error so."""
+
+    @app.exception_handler(Refused)
+    async def _refused(request: Request, error: Refused) -> JSONResponse:
+        return answer(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return answer(of_body(error))
+
+    @app.exception_handler(Exception)
+    async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+        return answer(internal(request.state.request_id))  # the guard logs it
+
+    @app.exception_handler(HTTPException)
+    async def _http(request: Request, error: HTTPException) -> JSONResponse:
+        return answer(Refused(f"{request.method} {request.url.path[:200]}: {error.detail}", error.status_code))

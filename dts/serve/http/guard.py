@@ -1,0 +1,134 @@
+"""What every request passes before a route sees it: an id, its key, the size of its body; a line in the log after."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from dts.serve.http.errors import answer, internal
+from dts.serve.refused import Refused
+
+log = logging.getLogger("dts.serve.access")
+OPEN = {"/health", "/ready"}  # for whoever watches that the server is there
+ADMIN = {"/v1/load_lora_adapter", "/v1/unload_lora_adapter"}  # beside all below /admin/
+REQUEST_ID = re.compile(rb"[\w.-]{1,64}", re.ASCII)
+
+
+class Keys:
+    """api: of callers, none: everybody may call;  admin: of those who load and unload, none: nobody may."""
+
+    def __init__(self, api: Sequence[str], admin: Sequence[str]):
+        self._api, self._admin = [_digest(key.encode()) for key in api], [_digest(key.encode()) for key in admin]
+
+    def check(self, path: str, authorization: bytes) -> None:
+        """Raises Refused: 401 or 403."""
+        if path in OPEN:
+            return
+        scheme, _, key = authorization.partition(b" ")
+        given = _digest(key.strip()) if scheme.lower() == b"bearer" else b""
+        admin, api = _is_one_of(given, self._admin), _is_one_of(given, self._api)
+        if path in ADMIN or path == "/admin" or path.startswith("/admin/"):
+            if not self._admin:
+                raise Refused("this server was started without --admin-keys: nobody may load or unload", 403)
+            if not admin:
+                raise Refused("this needs one of the keys of --admin-keys", 403 if api else 401, "invalid_api_key")
+        elif self._api and not (admin or api):
+            raise Refused("no valid key: send Authorization: Bearer KEY", 401, "invalid_api_key")
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()  # of one length, so that comparing takes one time
+
+
+def _is_one_of(given: bytes, keys: Sequence[bytes]) -> bool:
+    found = False
+    for key in keys:  # all of them, whichever it is
+        found |= hmac.compare_digest(given, key)
+    return found
+
+
+class Guard:
+    """An ASGI application around another.  largest: bytes of a body;  refused: told the status of each refusal."""
+
+    def __init__(self, app: ASGIApp, keys: Keys, largest: int, refused: Callable[[int], None] = lambda status: None):
+        self.app, self.keys, self.largest, self.refused = app, keys, largest, refused
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        headers = dict(scope["headers"])
+        given = headers.get(b"x-request-id", b"")
+        request_id = given.decode() if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        scope["state"] = {**scope.get("state", {}), "request_id": request_id}
+        begun, status, whole = time.monotonic(), 0, False
+
+        async def send_on(message: Message) -> None:
+            nonlocal status, whole
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message = {**message, "headers": [*message["headers"], (b"x-request-id", request_id.encode())]}
+            await send(message)
+            whole = message["type"] == "http.response.body" and not message.get("more_body", False)
+
+        try:
+            try:
+                self.keys.check(scope["path"], headers.get(b"authorization", b""))
+                body = await self._body(headers, receive)
+            except Refused as error:
+                await answer(error)(scope, receive, send_on)
+            else:
+                await self.app(scope, _again(body, receive), send_on)
+        except Exception as error:
+            log.error("request %s failed", request_id, exc_info=error)
+            if whole:
+                return
+            if status:  # the answer has begun: it can only be broken off
+                raise
+            await answer(internal(request_id))(scope, receive, send_on)
+        finally:
+            if status >= 400:
+                self.refused(status)
+            about: dict[str, Any] = {"id": request_id, "method": scope["method"], "path": scope["path"][:200]}
+            about |= {"status": status, "seconds": round(time.monotonic() - begun, 4)}
+            log.info(json.dumps(about))
+
+    async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
+        """All of it; raises Refused (413) as soon as it is known to be too large."""
+        too_large = Refused(f"the body has more than {self.largest} bytes", 413, "body_too_large")
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit() or int(length[:20]) > self.largest:
+            raise too_large
+        parts, size, more = [], 0, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                break
+            part, more = message.get("body", b""), message.get("more_body", False)
+            parts.append(part)
+            size += len(part)
+            if size > self.largest:
+                raise too_large
+        return b"".join(parts)
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """Gives the body that was read, and after it what comes: that the client has gone."""
+    first = True
+
+    async def again() -> Message:
+        nonlocal first
+        if first:
+            first = False
+            return {"type": "http.request", "body": body, "more_body": False}
+        return await receive()
+
+    return again

@@ -1,0 +1,41 @@
+"""/v1/models: the base and every task."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fastapi import APIRouter
+
+from dts.serve.http.asking import Asking
+
+
+def routes(asking: Asking) -> APIRouter:
+    router, begun = APIRouter(), int(time.time())
+    catalogue, context = asking.served.catalogue, asking.served.context
+
+    def base() -> dict[str, Any]:
+        about = {"object": "model", "created": begun, "owned_by": "dts"}
+        return {
+            "id": catalogue.base_name,
+            **about,
+            "root": catalogue.base_name,
+            "parent": None,
+            "max_model_len": context,
+        }
+
+    def task(name: str) -> dict[str, Any]:
+        """root: the folder it is in, of the folder of adapters."""
+        root = catalogue.folder(name).relative_to(catalogue.root).as_posix()
+        about = {"object": "model", "created": begun, "owned_by": "dts"}
+        return {"id": name, **about, "root": root, "parent": catalogue.base_name}
+
+    @router.get("/v1/models")
+    def models() -> Any:
+        return {"object": "list", "data": [base(), *map(task, catalogue.names())]}
+
+    @router.get("/v1/models/{name}")
+    def model(name: str) -> Any:
+        return base() if name == catalogue.base_name else task(name)
+
+    return router

@@ -1,0 +1,91 @@
+"""Figures for Prometheus, in the shapes of vLLM's: the same names after ``dts:`` instead of ``vllm:``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from dts.serve.choice import Choice
+from dts.serve.job import Job, Row
+from dts.serve.observer import Observer
+
+if TYPE_CHECKING:
+    from dts.serve.engine import Engine
+
+LABELS = 100  # names of tasks that a figure may have; those that come later are "other"
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
+
+
+class Metrics(Observer):
+    """One registry for one server.  A mixture counts as "mixture": its weights are a client's, and without bound."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._names: set[str] = set()
+        name = ["model_name"]
+
+        def counter(what: str, text: str, labels: list[str] = name) -> Counter:
+            return Counter(f"dts:{what}", text, labels, registry=self.registry)
+
+        def seconds(what: str, text: str) -> Histogram:
+            return Histogram(f"dts:{what}", text, name, buckets=SECONDS, registry=self.registry)
+
+        self._prompt = counter("prompt_tokens", "Tokens of prompts that were taken in.")
+        self._generated = counter("generation_tokens", "Tokens that were generated.")
+        self._requests = counter("request_success", "Requests by how they ended.", [*name, "finished_reason"])
+        self._refused = counter("request_refused", "Requests that were refused, by HTTP status.", ["status"])
+        self._loads = counter("adapter_loads", "Adapters that were loaded.")
+        self._first = seconds("time_to_first_token_seconds", "From a request to its first token.")
+        self._inter = seconds("inter_token_latency_seconds", "Between two tokens of a request.")
+        self._queue = seconds("request_queue_time_seconds", "From a request to its batch.")
+        self._whole = seconds("e2e_request_latency_seconds", "From a request to its end.")
+        self._load_time = seconds("adapter_load_seconds", "That loading an adapter took.")
+
+    def watch(self, engine: Engine) -> None:
+        """Gauges that are read from the engine when they are asked for."""
+        for what, text, read in (
+            ("num_requests_running", "Rows of the present batch.", lambda: engine.running),
+            ("num_requests_waiting", "Rows that wait.", lambda: len(engine.waiting)),
+            ("adapters_loaded", "Adapters in memory.", lambda: len(engine.residents.loaded)),
+            ("adapters_bytes", "Bytes of the adapters in memory, as on disk.", lambda: engine.residents.nbytes),
+            ("batches", "Batches run so far.", lambda: engine.batches),
+        ):
+            Gauge(f"dts:{what}", text, registry=self.registry).set_function(read)
+
+    def label(self, choice: Choice) -> str:
+        """A name of a bounded number of them."""
+        name = choice.name if len(choice.tasks) < 2 and ":" not in choice.name else "mixture"
+        if name not in self._names and len(self._names) >= LABELS:
+            return "other"
+        self._names.add(name)
+        return name
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)
+
+    def taken(self, job: Job) -> None:
+        """A request was taken into the queue."""
+        self._prompt.labels(self.label(job.choice)).inc(sum(len(row.ids) for row in job.rows))
+
+    def finished(self, job: Job, seconds: float) -> None:
+        """A request that was taken in has ended."""
+        label = self.label(job.choice)
+        self._requests.labels(label, job.reason).inc()
+        self._whole.labels(label).observe(seconds)
+
+    def refused(self, status: int) -> None:
+        self._refused.labels(str(status)).inc()
+
+    def started(self, row: Row, waited: float) -> None:
+        self._queue.labels(self.label(row.job.choice)).observe(waited)
+
+    def token(self, row: Row, seconds: float) -> None:
+        label = self.label(row.job.choice)
+        self._generated.labels(label).inc()
+        (self._first if row.tokens == 1 else self._inter).labels(label).observe(seconds)
+
+    def loaded(self, name: str, seconds: float) -> None:
+        label = self.label(Choice(name))
+        self._loads.labels(label).inc()
+        self._load_time.labels(label).observe(seconds)

@@ -1,0 +1,163 @@
+"""What a server is started with, and everything that is wrong with it, before anything is loaded."""
+
+from __future__ import annotations
+
+import importlib.util
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from dts.adapter.folder import CONFIG
+from dts.checkpoint import CheckpointError, open_checkpoint
+from dts.serve.catalogue import NAME
+from dts.serve.encode import Pooling
+from dts.serve.waiting import Batching
+
+NEEDED = {"fastapi": "fastapi", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client"}
+SHORTEST_KEY = 16  # characters
+
+
+@dataclass(frozen=True)
+class Limits:
+    """body: bytes of a request;  prompt: tokens of a row, None: as many as the model takes;  tokens: new ones of an
+    answer;  rows: of a request, every ``n`` counted;  seconds: that a request may take, the queue included."""
+
+    body: int = 1_000_000
+    prompt: int | None = None
+    tokens: int = 1024
+    rows: int = 64
+    seconds: float = 300
+
+
+@dataclass(frozen=True)
+class Options:
+    """model: folder, file or hub id of the base;  adapters: the folder that holds theirs;  name: of the base, for
+    callers;  memory, pinned: see `Residents`;  api_keys, admin_keys: files with a key a line;  drain: seconds that
+    answers may take after SIGTERM;  device: auto, or as PyTorch writes it;  dtype: of the base."""
+
+    model: str
+    adapters: Path
+    name: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_keys: Path | None = None
+    admin_keys: Path | None = None
+    memory: int | None = None
+    pinned: tuple[str, ...] = ()
+    pooling: Pooling = "mean"
+    device: str = "auto"
+    dtype: str = "auto"
+    drain: int = 30
+    batching: Batching = field(default_factory=Batching)
+    limits: Limits = field(default_factory=Limits)
+
+    @property
+    def base_name(self) -> str:
+        return self.name or Path(self.model.rstrip("/")).name
+
+    @property
+    def place(self) -> torch.device | None:
+        """The device; None: there is none of this name."""
+        return _device(self.device)
+
+
+def _device(name: str) -> torch.device | None:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        return None
+
+
+def keys_of(file: Path | None) -> list[str]:
+    """The keys in a file; lines that are empty or begin with # are none."""
+    lines = [] if file is None else file.read_text("utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
+
+
+def missing() -> str:
+    """Which libraries are, in a sentence; nothing where all are there."""
+    absent = [name for module, name in NEEDED.items() if importlib.util.find_spec(module) is None]
+    return f"dts serve needs {', '.join(absent)}: pip install 'dts-merge[serve]'" if absent else ""
+
+
+def problems(options: Options) -> list[str]:
+    """A line for each thing that keeps a server from starting."""
+    wrong = [absent] if (absent := missing()) else []
+    try:
+        open_checkpoint(options.model)
+    except (CheckpointError, OSError, ValueError, ImportError) as error:
+        wrong.append(f"the model: {error}")
+    wrong += _of_adapters(options)
+    keys: dict[str, list[str]] = {}
+    for what, file in {"--api-keys": options.api_keys, "--admin-keys": options.admin_keys}.items():
+        try:
+            keys[what] = keys_of(file)
+        except (OSError, UnicodeDecodeError) as error:
+            wrong.append(f"{what}: {error}")
+            continue
+        if file is not None and not keys[what]:
+            wrong.append(f"{what}: {file} has no key in it")
+        if any(len(key) < SHORTEST_KEY for key in keys[what]):
+            wrong.append(f"{what}: a key has fewer than {SHORTEST_KEY} characters")
+    if set(keys.get("--api-keys", ())) & set(keys.get("--admin-keys", ())):
+        wrong.append("a key is in --api-keys and in --admin-keys: those are for different people")
+    wrong += _of_numbers(options)
+    if (device := options.place) is None:
+        wrong.append(f"--device {options.device}: there is none")
+    elif device.type == "cuda" and not torch.cuda.is_available():
+        wrong.append(f"--device {options.device}: PyTorch finds no GPU here")
+    if taken := _cannot_bind(options.host, options.port):
+        wrong.append(f"--host {options.host} --port {options.port}: {taken}")
+    return wrong
+
+
+def _of_adapters(options: Options) -> list[str]:
+    if not NAME.fullmatch(options.base_name):
+        return [f"the base's name {options.base_name!r}: letters, digits, '_', '-' and '.'; --name gives another"]
+    if not options.adapters.is_dir():
+        return [f"--adapters: {options.adapters} is no folder"]
+    if (options.adapters / CONFIG).is_file():
+        return [f"--adapters: {options.adapters} is an adapter itself; give the folder that holds it"]
+    there = {one.parent.name for one in options.adapters.glob(f"*/{CONFIG}")}
+    wrong = [
+        f"--pin: there is no adapter {name!r} in {options.adapters}" for name in options.pinned if name not in there
+    ]
+    if options.base_name in there:
+        wrong.append(f"{options.base_name!r} is the base's name and an adapter's: --name gives the base another")
+    return wrong
+
+
+def _of_numbers(options: Options) -> list[str]:
+    limits, batching = options.limits, options.batching
+    least = {
+        "--max-body": (limits.body, 1),
+        "--max-prompt": (limits.prompt or 1, 1),
+        "--max-tokens": (limits.tokens, 1),
+        "--max-rows": (limits.rows, 1),
+        "--timeout": (limits.seconds, 1),
+        "--queue": (batching.queue, limits.rows),
+        "--batch": (batching.rows, 1),
+        "--batch-tokens": (batching.tokens, 1),
+        "--wait": (batching.wait, 0),
+        "--drain": (options.drain, 0),
+    }
+    return [
+        f"{name} is {value:g}, and at least {low:g} is needed" for name, (value, low) in least.items() if value < low
+    ]
+
+
+def _cannot_bind(host: str, port: int) -> str | None:
+    if not 1 <= port <= 65535:
+        return "a port is 1 to 65535"
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except (OSError, OverflowError) as error:
+        return str(error)
+    return None

@@ -1,0 +1,25 @@
+"""Why a request gets no answer, in words for who asked."""
+
+from __future__ import annotations
+
+
+class Refused(ValueError):
+    """status: HTTP's;  code: a word for programs;  param: the field it is about;  retry_after: seconds."""
+
+    def __init__(
+        self,
+        message: str,
+        status: int = 400,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after: int | None = None,
+    ):
+        super().__init__(message)
+        self.status, self.code, self.param, self.retry_after = status, code, param, retry_after
+
+
+class NoRoom(Refused):
+    """The tasks of a batch do not fit in memory together."""
+
+    def __init__(self, message: str):
+        super().__init__(message, 507, "insufficient_memory", "model")

@@ -1,0 +1,50 @@
+"""How the next token is chosen: each row of a batch by its own temperature, share and seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+COLDEST = 1e-5  # below it logits would be divided out of the range of numbers
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """max_tokens: at most so many new ones;  temperature: 0 takes the most likely;  top_p: of the most likely tokens,
+    as few as have this share of the probability;  seed: the same gives the same draws, None: others each time;
+    stop: texts before which the answer ends."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+class Draws:
+    """The choices of one row: a stream of random numbers of its own, so that a batch's other rows change nothing."""
+
+    def __init__(self, sampling: Sampling):
+        self.sampling = sampling
+        self._generator = torch.Generator()
+        if sampling.seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(sampling.seed)
+
+    @property
+    def greedy(self) -> bool:
+        return self.sampling.temperature < COLDEST
+
+    def choose(self, logits: Tensor) -> int:
+        """A token by its probability; logits: [vocabulary]."""
+        if self.greedy:
+            return int(logits.argmax())
+        scaled = logits.double() / self.sampling.temperature
+        ordered, order = torch.softmax(scaled, 0).cpu().sort(descending=True, stable=True)
+        if self.sampling.top_p < 1:
+            before = ordered.cumsum(0) - ordered
+            ordered = ordered * (before < self.sampling.top_p)  # the most likely one is always among them
+        return int(order[torch.multinomial(ordered, 1, generator=self._generator)])

@@ -1,0 +1,104 @@
+"""From options to an engine that is ready to work."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from dts.adapter import Adapter, AdapterError
+from dts.checkpoint import open_checkpoint
+from dts.checkpoint.fingerprint import fingerprint
+from dts.nn import DTSModel
+from dts.serve.catalogue import Catalogue
+from dts.serve.engine import Engine
+from dts.serve.observer import Observer
+from dts.serve.options import Options
+from dts.serve.refused import Refused
+from dts.serve.texts import Texts
+
+log = logging.getLogger("dts.serve")
+
+
+@dataclass(frozen=True)
+class Served:
+    """All that answers requests.  context: tokens that a sequence may have in all;
+    vocabulary: tokens that the base knows."""
+
+    options: Options
+    engine: Engine
+    catalogue: Catalogue
+    texts: Texts
+    context: int
+    vocabulary: int
+
+
+def serve(options: Options, observer: Observer | None = None) -> Served:
+    """Loads the base, its tokenizer and the pinned tasks; the engine is to be started.
+
+    Raises ValueError for a model that cannot be served; adapters that cannot be are named in the log.
+    """
+    tokenizer = _tokenizer(options.model)
+    catalogue = Catalogue(options.adapters, options.base_name, fingerprint(open_checkpoint(options.model)))
+    models = _with_heads(options, catalogue)
+    model = DTSModel.from_pretrained(options.model, adapters=models, dtype=options.dtype)
+    for name in models:  # they only said which class to build
+        model.delete_task(name)
+    device = options.place
+    if device is not None:
+        model.to(device)
+        model._state.to(device)  # which layers would move with them, but there are none before the first task
+    base: Any = model.model
+    config = base.config
+    if config.is_encoder_decoder:
+        raise ValueError("encoder-decoder models are not served yet: causal language models and encoders are")
+    if tokenizer is None and base.can_generate():
+        raise ValueError(f"{options.model} has no tokenizer, and what it generates is to be text")
+    pads = [getattr(tokenizer, "pad_token_id", None), getattr(config.get_text_config(), "pad_token_id", None)]
+    pad = next((one for one in pads if one is not None), 0)
+    engine = Engine(
+        model,
+        catalogue,
+        options.batching,
+        pad,
+        memory=options.memory,
+        pinned=options.pinned,
+        pooling=options.pooling,
+        observer=observer,
+    )
+    texts = Texts(tokenizer, catalogue)
+    longest = [getattr(config.get_text_config(), "max_position_embeddings", None), texts.base.longest]
+    context = min([one for one in longest if one], default=1 << 20)
+    return Served(options, engine, catalogue, texts, context, base.get_input_embeddings().num_embeddings)
+
+
+def _tokenizer(model: str) -> Any:
+    """The model's, None if it has none."""
+    from transformers import AutoTokenizer
+
+    try:
+        found = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        why = str(error).partition("\n")[0]
+    else:
+        if len(found) > len(set(found.all_special_ids)):
+            return found
+        why = "it knows no token but special ones"  # what transformers makes where there are no files of one
+    log.warning("no tokenizer, so that callers must send token ids: %s", why)
+    return None
+
+
+def _with_heads(options: Options, catalogue: Catalogue) -> dict[str, Adapter]:
+    """A whole adapter for each class of model that tasks with heads of their own are of: one, or none can be loaded."""
+    found: dict[str, tuple[str, Adapter]] = {}
+    for name in catalogue.names():
+        try:
+            about = catalogue.get(name)
+            own = any(row.get("task_only") for row in about.config["tensors"].values())
+            architecture = ((about.model_config or {}).get("architectures") or [""])[0]
+            if own and architecture not in found:
+                assert about.folder is not None
+                found[architecture] = name, Adapter.load(about.folder)
+        except (Refused, AdapterError, OSError) as error:
+            log.warning("the adapter %s will be refused: %s", name, error)
+    return dict(found.values())

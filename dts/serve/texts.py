@@ -1,0 +1,127 @@
+"""Text to tokens and back, by the base's tokenizer or by one that a task brings."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dts.adapter import Adapter, AdapterError
+from dts.adapter.carried import copy_files
+from dts.serve.catalogue import Catalogue
+from dts.serve.choice import Choice
+from dts.serve.refused import Refused
+
+NOT_TEXT = ("generation_config.json", "processor_config.json", "preprocessor_config.json")
+REMEMBERED = 64  # tokenizers of tasks
+
+
+class Text:
+    """One tokenizer, for any thread; None: of a model that takes token ids only."""
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+        self._lock = threading.Lock()  # those of transformers keep state while they encode
+
+    @property
+    def ends(self) -> frozenset[int]:
+        end = None if self.tokenizer is None else self.tokenizer.eos_token_id
+        return frozenset() if end is None else frozenset([end])
+
+    @property
+    def size(self) -> int:
+        """Tokens there are."""
+        return 0 if self.tokenizer is None else len(self.tokenizer)
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens that its model takes, None: it does not say."""
+        found = None if self.tokenizer is None else self.tokenizer.model_max_length
+        return None if found is None or found >= 1 << 30 else found
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        if self.tokenizer is None:
+            raise Refused("this model has no tokenizer: send lists of token ids", code="no_tokenizer", param="input")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise Refused(f"a text has half a character at {error.start}", param="prompt") from None
+        with self._lock:
+            return self.tokenizer(text, add_special_tokens=special, truncation=False, verbose=False)["input_ids"]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        with self._lock:
+            return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+        """A conversation as the tokenizer's template writes it, up to where the answer begins."""
+        if not self.tokenizer.chat_template:
+            raise Refused(
+                "the tokenizer of this model has no chat template: ask /v1/completions with the text as the model "
+                "expects it",
+                code="no_chat_template",
+            )
+        from jinja2 import TemplateError
+
+        try:
+            with self._lock:
+                text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        except TemplateError as error:
+            raise Refused(f"the chat template does not take these messages: {error}", param="messages") from None
+        return self.encode(text, special=False)
+
+
+class Texts:
+    """The tokenizer of every task: the base's, unless its adapter carries files of another."""
+
+    def __init__(self, tokenizer: Any, catalogue: Catalogue):
+        self.base, self._catalogue = Text(tokenizer), catalogue
+        self._made: OrderedDict[tuple[tuple[str, str | None], ...], Text] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def of(self, choice: Choice) -> Text:
+        """Raises Refused: 404 for a task that is not there, 400 for a mixture of tasks with different tokenizers."""
+        adapters = [self._catalogue.get(name) for name in choice.tasks]
+        kinds = {_files(adapter): adapter for adapter in adapters}
+        if len(kinds) > 1:
+            raise Refused("the tasks of this mixture have different tokenizers", param="model")
+        for key, adapter in kinds.items():
+            return self._with(key, adapter) if key else self.base
+        return self.base
+
+    def _with(self, key: tuple[tuple[str, str | None], ...], adapter: Adapter) -> Text:
+        with self._lock:
+            if key not in self._made:
+                self._made[key] = Text(self._read(adapter))
+            self._made.move_to_end(key)
+            while len(self._made) > REMEMBERED:
+                self._made.popitem(last=False)
+            return self._made[key]
+
+    def _read(self, adapter: Adapter) -> Any:
+        """The base's files under those of the adapter, which are compared with their digests."""
+        from transformers import AutoTokenizer
+
+        place = Path(tempfile.mkdtemp(prefix="dts-serve-"))
+        try:
+            if self.base.tokenizer is not None:
+                self.base.tokenizer.save_pretrained(place)
+            copy_files(adapter, place)
+            return AutoTokenizer.from_pretrained(place, trust_remote_code=False, local_files_only=True)
+        except AdapterError as error:
+            raise self._catalogue.damaged(adapter.name, error) from None
+        except (ValueError, OSError, KeyError, TypeError) as error:
+            why = str(error).replace(str(place), "").partition("\n")[0]
+            raise Refused(f"the tokenizer of {adapter.name!r} cannot be read: {why}", 409, "damaged_adapter") from None
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def _files(adapter: Adapter) -> tuple[tuple[str, str | None], ...]:
+    """Names and digests of the tokenizer files that an adapter carries."""
+    carried = adapter.config["files"].items()
+    return tuple(sorted((name, about["sha256"]) for name, about in carried if name not in NOT_TEXT))

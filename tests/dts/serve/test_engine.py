@@ -1,0 +1,357 @@
+"""The engine, without HTTP: every answer is the single-task model's, and no request harms another."""
+
+import threading
+import time
+import uuid
+
+import pytest
+import torch
+
+from dts.serve.choice import choice_of
+from dts.serve.job import Collected, Job, Piece
+from dts.serve.options import Options
+from dts.serve.refused import Refused
+from dts.serve.sampling import Sampling
+from dts.serve.start import serve
+from dts.serve.waiting import Batching
+
+MODELS = ["a", "b", "base", "a:0.7,b:0.3", "c"]
+
+
+@pytest.fixture
+def start():
+    """Starts engines that end with the test."""
+    engines = []
+
+    def make(place, run=True, **options):
+        served = serve(Options(str(place.base), place.adapters, **{"device": "cpu"} | options))
+        engines.append(served.engine)
+        if run:
+            served.engine.start()
+        return served
+
+    yield make
+    for engine in engines:
+        assert engine.drain(30)
+
+
+def ask(served, kind, model, *prompts, seconds=60.0, submit=True, **sampling):
+    told = Collected()
+    job = Job(uuid.uuid4().hex, kind, choice_of(model, "base"), told, time.monotonic() + seconds)
+    text = served.texts.of(job.choice)
+    for prompt in prompts:
+        how = Sampling(**sampling) if sampling else None
+        job.add(text.encode(prompt) if isinstance(prompt, str) else prompt, how, text.decode)
+    if submit:
+        served.engine.submit(job)
+    job.collected = told
+    return job
+
+
+def texts(job):
+    found = {}
+    for piece in job.collected.events():
+        assert isinstance(piece, Piece)
+        found[piece.index] = found.get(piece.index, "") + piece.text
+    return [found[index] for index in sorted(found)]
+
+
+def alone(place, served, model, prompt, tokens):
+    """What transformers makes of a prompt with the dense model of one task."""
+    single = place.single(*choice_of(model, "base").weights)
+    ids = torch.tensor([served.texts.base.encode(prompt)])
+    out = single.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False)
+    return served.texts.base.decode(out[0, ids.shape[1] :].tolist())
+
+
+def test_a_batch_of_all_tasks_says_what_each_single_task_model_says(decoder, start):
+    served = start(decoder, run=False)
+    prompts = ["hi", "a longer prompt", "x", "of another length", "yes?"]
+    jobs = [
+        ask(served, "generate", m, p, max_tokens=6 + i, temperature=0) for i, (m, p) in enumerate(zip(MODELS, prompts))
+    ]
+    served.engine.start()
+    found = [texts(job)[0] for job in jobs]
+    expected = [alone(decoder, served, m, p, 6 + i) for i, (m, p) in enumerate(zip(MODELS, prompts))]
+    assert found == expected and len(set(found)) > 2
+    assert served.engine.batches == 1
+
+
+def test_seeds_repeat_whatever_else_is_in_the_batch(decoder, start):
+    served = start(decoder)
+    how = dict(max_tokens=12, temperature=1.0, top_p=0.9, seed=7)
+    first = texts(ask(served, "generate", "a", "same", **how))
+    jobs = [ask(served, "generate", "b", "other", max_tokens=20, temperature=2.0) for _ in range(3)]
+    assert texts(ask(served, "generate", "a", "same", **how)) == first
+    assert texts(ask(served, "generate", "a", "same", **how | {"seed": 8})) != first
+    for job in jobs:
+        texts(job)
+
+
+def test_answers_end_before_a_stop_string(decoder, start):
+    served = start(decoder)
+    whole = texts(ask(served, "generate", "a", "hello", max_tokens=16, temperature=0))[0]
+    stop = whole[4:6]
+    job = ask(served, "generate", "a", "hello", max_tokens=16, temperature=0, stop=(stop,))
+    events = job.collected.events()
+    assert "".join(e.text for e in events) == whole[: whole.find(stop)] and events[-1].finish == "stop"
+    assert events[-1].tokens < 16
+
+
+@pytest.mark.parametrize("left_out", [False, True])
+def test_encoders_answer_each_row_as_its_single_task_model(encoder, start, left_out):
+    served = start(encoder, run=False)
+    prompts = ["short", "a somewhat longer text", "mid size", "another"]
+    models = ["mood", "topic", "topic", "mood"]
+    kinds = ["classify"] * 4 if not left_out else ["embed"] * 4
+    jobs = [ask(served, kind, m, p) for kind, m, p in zip(kinds, models, prompts)]
+    if left_out:
+        jobs.append(ask(served, "embed", "base", "of the base"))
+    served.engine.start()
+    for job, prompt in zip(jobs, [*prompts, "of the base"]):
+        single = encoder.single(*job.choice.weights)
+        ids = torch.tensor([served.texts.base.encode(prompt)])
+        with torch.no_grad():
+            if left_out:
+                states = single.base_model(ids).last_hidden_state[0].mean(0)
+                expected = torch.nn.functional.normalize(states, dim=0)
+            else:
+                expected = single(ids).logits[0]
+        (value,) = job.collected.events()
+        assert torch.allclose(torch.tensor(value.value), expected, atol=1e-5)
+    assert served.engine.batches == 1
+
+
+def test_a_row_that_cannot_be_answered_harms_no_other(encoder, start):
+    served = start(encoder, run=False)
+    bad = ask(served, "classify", "base", "no head")
+    mixed = ask(served, "classify", "mood:0.5,topic:0.5", "two widths")
+    good = ask(served, "classify", "mood", "fine")
+    served.engine.start()
+    assert len(good.collected.events()[0].value) == 2
+    for job in (bad, mixed):
+        with pytest.raises(Refused, match="has no 'classifier'|different shapes") as error:
+            job.collected.events()
+        assert error.value.status == 400
+    assert served.engine.alive
+
+
+def test_unknown_damaged_and_foreign_adapters_are_refused_by_name(decoder, encoder, start, tmp_path):
+    import shutil
+
+    place = tmp_path / "adapters"
+    shutil.copytree(decoder.adapters, place)
+    shutil.copytree(encoder.adapters / "mood", place / "foreign")
+    data = bytearray((place / "b" / "dts_model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (place / "b" / "dts_model.safetensors").write_bytes(data)
+    (place / "c" / "dts_config.json").write_text("{")
+    served = serve(Options(str(decoder.base), place, device="cpu"))
+    served.engine.start()
+    for model, status, words in [
+        ("nobody", 404, "'nobody' does not exist; there are a, b, base"),
+        ("../a", 404, "does not exist"),
+        ("..", 404, "does not exist"),
+        ("a/../a", 404, "does not exist"),
+        ("b", 409, "altered"),
+        ("c", 409, "damaged"),
+        ("foreign", 400, "of another base"),
+        ("a:0.5,b:0.5", 409, "altered"),
+    ]:
+        with pytest.raises(Refused, match=words) as error:
+            ask(served, "generate", model, [5, 6], max_tokens=2).collected.events()
+        assert error.value.status == status and str(tmp_path) not in str(error.value)
+    assert texts(ask(served, "generate", "a", "still", max_tokens=3, temperature=0))
+    assert served.engine.drain(30)
+
+
+def test_a_link_that_leads_out_of_the_folder_is_no_adapter(decoder, tmp_path):
+    from dts.serve.catalogue import Catalogue
+
+    place = tmp_path / "adapters"
+    place.mkdir()
+    (place / "out").symlink_to(decoder.adapters / "a")
+    catalogue = Catalogue(place, "base", "")
+    assert catalogue.names() == []
+    for name, path in [
+        ("out", None),
+        ("x", "../../etc"),
+        ("x", str(decoder.adapters / "a")),
+        ("x", "."),
+        ("x/y", "out"),
+    ]:
+        with pytest.raises(Refused):
+            catalogue.give(name, path)
+    with pytest.raises(Refused, match="does not exist"):
+        catalogue.get("out")
+
+
+def test_memory_keeps_the_pinned_and_the_last_used(decoder, start):
+    size = sum(file.stat().st_size for file in (decoder.adapters / "a").iterdir())
+    served = start(decoder, memory=int(2.5 * size), pinned=("a",))
+    loaded = served.engine.residents.loaded
+    assert list(loaded) == ["a"]
+    for name in ("b", "c", "b"):
+        said = texts(ask(served, "generate", name, "one", max_tokens=4, temperature=0))
+        assert said == [alone(decoder, served, name, "one", 4)]
+        assert set(loaded) == {"a", name} and served.engine.residents.nbytes <= 2.5 * size
+    with pytest.raises(Refused, match="does not fit beside") as error:
+        ask(served, "generate", "b:0.5,c:0.5", "x", max_tokens=2).collected.events()
+    assert error.value.status == 507
+
+
+def test_tasks_that_do_not_fit_together_come_one_batch_after_the_other(decoder, start):
+    size = sum(file.stat().st_size for file in (decoder.adapters / "a").iterdir())
+    served = start(decoder, run=False, memory=int(1.5 * size))
+    jobs = [ask(served, "generate", name, "p", max_tokens=4, temperature=0) for name in "abcab"]
+    served.engine.start()
+    assert [texts(job)[0] for job in jobs] == [alone(decoder, served, name, "p", 4) for name in "abcab"]
+
+
+def test_a_full_queue_refuses_all_rows_of_a_request(decoder, start):
+    served = start(decoder, run=False, batching=Batching(queue=3))
+    jobs = [ask(served, "generate", "a", "x", "y", max_tokens=1)]
+    with pytest.raises(Refused) as error:
+        ask(served, "generate", "a", "x", "y", max_tokens=1)
+    assert error.value.status == 429 and error.value.retry_after
+    jobs.append(ask(served, "generate", "a", "z", max_tokens=1))
+    served.engine.start()
+    assert [len(texts(job)) for job in jobs] == [2, 1]
+
+
+def test_who_is_gone_is_not_answered_and_room_is_made(decoder, start):
+    served = start(decoder, run=False, batching=Batching(queue=1))
+    ask(served, "generate", "a", "x", max_tokens=1).cancel()
+    job = ask(served, "generate", "a", "y", max_tokens=100, temperature=0)
+    seen = threading.Event()
+    told, job.tell = job.tell, lambda event: (seen.set(), told(event))
+    served.engine.start()
+    assert seen.wait(60)
+    job.cancel()
+    assert texts(ask(served, "generate", "a", "z", max_tokens=1, temperature=0))
+    assert job.over and job.rows[0].tokens < 100
+
+
+def test_what_waits_or_runs_too_long_is_told_so(decoder, start):
+    served = start(decoder, run=False)
+    late = ask(served, "generate", "a", "x", max_tokens=1, seconds=0.0)
+    served.engine.start()
+    with pytest.raises(Refused, match="waited longer"):
+        late.collected.events()
+    with pytest.raises(Refused, match="took longer") as error:
+        job = ask(served, "generate", "a", "x", max_tokens=100, temperature=0, submit=False)
+        told = job.tell
+
+        def tell(event):  # the first token has come: the time is up
+            told(event)
+            job.deadline = 0.0
+
+        job.tell = tell
+        served.engine.submit(job)
+        job.collected.events()
+    assert error.value.status == 504
+
+
+def test_draining_answers_what_was_taken_in_and_takes_in_nothing(decoder, start):
+    served = start(decoder, run=False)
+    jobs = [ask(served, "generate", name, "x", max_tokens=5, temperature=0) for name in "abc"]
+    served.engine.start()
+    assert served.engine.drain(60)
+    assert all(len(texts(job)) == 1 for job in jobs)
+    with pytest.raises(Refused) as error:
+        ask(served, "generate", "a", "x", max_tokens=1)
+    assert error.value.status == 503
+
+
+def test_an_error_in_the_model_fails_its_request_and_not_the_engine(decoder, start, monkeypatch):
+    served = start(decoder)
+    with monkeypatch.context() as patch:
+        patch.setattr(served.engine, "_perform", lambda rows: 1 / 0)
+        with pytest.raises(Refused, match="internal error") as error:
+            ask(served, "generate", "a", "x", max_tokens=1).collected.events()
+        assert error.value.status == 500 and "division" not in str(error.value)
+    assert texts(ask(served, "generate", "a", "x", max_tokens=1, temperature=0))
+
+
+def test_models_that_run_once_a_task_generate_once_a_task(decoder, start, monkeypatch):
+    from dts.nn.row_axes import RowAxes
+
+    served = start(decoder, run=False)
+    names = ["a", "b", "a"]
+    jobs = [ask(served, "generate", m, "xy", max_tokens=4, temperature=0) for m in names]
+    layers = served.engine.model._layers
+    grouped = lambda *_, **__: RowAxes(unroutable=dict.fromkeys(layers, "a test says so"))  # noqa: E731
+    monkeypatch.setattr(served.engine.model._known_calls, "where", grouped)
+    served.engine.residents.ensure(["a", "b"])
+    layers.update(served.engine.model._layers)
+    served.engine.start()
+    assert [texts(job)[0] for job in jobs] == [alone(decoder, served, m, "xy", 4) for m in names]
+    assert not served.engine._together
+
+
+def test_admin_loads_again_under_other_names_and_lets_go(decoder, start, tmp_path):
+    import shutil
+
+    place = tmp_path / "adapters"
+    shutil.copytree(decoder.adapters, place)
+    served = serve(Options(str(decoder.base), place, device="cpu"))
+    engine = served.engine
+    engine.start()
+    say = lambda name: texts(ask(served, "generate", name, "xy", max_tokens=6, temperature=0))[0]  # noqa: E731
+    a, b = say("a"), say("b")
+    assert a != b
+    engine.load("other", "a", pin=True)
+    assert say("other") == a and "other" in served.catalogue.names()
+    with pytest.raises(Refused, match="loaded already"):
+        engine.load("other", "b")
+    engine.load("other", "b", again=True)
+    assert say("other") == b
+    with pytest.raises(Refused, match="not in the folder"):
+        engine.load("other", "../elsewhere", again=True)
+    assert say("other") == b
+    engine.unload("other")
+    with pytest.raises(Refused, match="does not exist"):
+        say("other")
+    shutil.rmtree(place / "a")
+    shutil.copytree(place / "b", place / "a")
+    assert say("a") == a  # what is in memory stays
+    engine.load("a", again=True)
+    assert say("a") == b
+    engine.unload("a")
+    assert "a" not in engine.residents.loaded and say("a") == b
+    with pytest.raises(Refused, match="not loaded"):
+        engine.unload("nobody")
+    assert engine.drain(30)
+
+
+def test_a_task_speaks_by_the_tokenizer_that_it_brings(decoder, tmp_path):
+    import shutil
+
+    import dts
+    from tests.dts.serve.conftest import tokenizer
+
+    place = tmp_path / "adapters"
+    shutil.copytree(decoder.adapters, place)
+    shutil.copytree(decoder.base.parent / "a", tmp_path / "own")
+    tokenizer("own:{{ messages[0].content }}").save_pretrained(tmp_path / "own")
+    dts.compress(decoder.base, tmp_path / "own", out=place / "own", rank_fraction=0.5)
+    served = serve(Options(str(decoder.base), place, device="cpu"))
+    chat = [{"role": "user", "content": "x"}]
+    said = {m: served.texts.of(choice_of(m, "base")).chat(chat) for m in ("base", "a", "own")}
+    encode = served.texts.base.encode
+    assert said == {"base": encode("<user>x<assistant>"), "a": encode("<user>x<assistant>"), "own": encode("own:x")}
+    with pytest.raises(Refused, match="different tokenizers"):
+        served.texts.of(choice_of("a:0.5,own:0.5", "base"))
+    (place / "own" / "chat_template.jinja").write_text("altered")
+    again = serve(Options(str(decoder.base), place, device="cpu"))
+    with pytest.raises(Refused, match="chat_template.jinja") as error:
+        again.texts.of(choice_of("own", "base"))
+    assert error.value.status == 409
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_batch_says_what_each_single_task_model_says(decoder, start):
+    served = start(decoder, run=False, device="cuda")
+    jobs = [ask(served, "generate", m, "hello", max_tokens=6, temperature=0) for m in MODELS]
+    served.engine.start()
+    assert [texts(job)[0] for job in jobs] == [alone(decoder, served, m, "hello", 6) for m in MODELS]

@@ -1,0 +1,306 @@
+"""The routes: shapes, limits, keys, and errors that are answers.  What they say of a task is tested with the engine."""
+
+import base64
+import json
+import math
+import time
+
+import numpy
+import pytest
+import torch
+
+pytest.importorskip("fastapi", reason="needs fastapi (pip install 'dts-merge[serve]')")
+pytest.importorskip("httpx", reason="needs httpx, for fastapi's test client")
+pytest.importorskip("prometheus_client", reason="needs prometheus-client (pip install 'dts-merge[serve]')")
+
+from fastapi.testclient import TestClient  # noqa: E402
+from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
+
+from dts.serve.choice import choice_of  # noqa: E402
+from dts.serve.http.app import application  # noqa: E402
+from dts.serve.metrics import LABELS, Metrics  # noqa: E402
+from dts.serve.options import Limits, Options  # noqa: E402
+from dts.serve.start import serve  # noqa: E402
+from dts.serve.waiting import Batching  # noqa: E402
+
+KEY, ADMIN = "a key of callers 123", "a key of admins 4567"
+
+
+def client(place, api=(), admin=(), **options):
+    metrics = Metrics()
+    served = serve(Options(str(place.base), place.adapters, device="cpu", **options), metrics)
+    served.engine.start()
+    made = TestClient(application(served, metrics, api, admin), raise_server_exceptions=False)
+    made.served = served
+    return made
+
+
+@pytest.fixture(scope="module")
+def llm(decoder):
+    limits = Limits(body=20_000, tokens=64, rows=4)
+    made = client(decoder, limits=limits)
+    yield made
+    assert made.served.engine.drain(60)
+
+
+@pytest.fixture(scope="module")
+def bert(encoder):
+    made = client(encoder, batching=Batching(wait=0))
+    yield made
+    assert made.served.engine.drain(60)
+
+
+def said(place, llm, model, ids, tokens):
+    """By the dense model of one task."""
+    single = place.single(*choice_of(model, "base").weights)
+    rows = torch.tensor([ids])
+    out = single.generate(rows, attention_mask=torch.ones_like(rows), max_new_tokens=tokens, do_sample=False)
+    return llm.served.texts.base.decode(out[0, len(ids) :].tolist())
+
+
+def test_models_are_the_base_and_its_tasks(llm):
+    found = llm.get("/v1/models").json()
+    assert found["object"] == "list" and [one["id"] for one in found["data"]] == ["base", "a", "b", "c"]
+    assert [one["parent"] for one in found["data"]] == [None, "base", "base", "base"]
+    assert found["data"][1]["root"] == "a" and found["data"][0]["max_model_len"] == 128
+    assert llm.get("/v1/models/b").json()["id"] == "b" and llm.get("/v1/models/zzz").status_code == 404
+
+
+@pytest.mark.parametrize("model", ["base", "a", "a:0.7,b:0.3"])
+def test_completions_are_the_single_task_models(decoder, llm, model):
+    body = {"model": model, "prompt": [[70, 71, 72, 73, 74], [9, 10, 11]], "temperature": 0, "max_tokens": 8, "n": 2}
+    found = llm.post("/v1/completions", json=body).json()
+    expected = [said(decoder, llm, model, ids, 8) for ids in body["prompt"]]
+    assert [one["text"] for one in found["choices"]] == [text for text in expected for _ in range(2)]
+    assert [one["index"] for one in found["choices"]] == [0, 1, 2, 3]
+    assert {one["finish_reason"] for one in found["choices"]} <= {"length", "stop"}
+    usage = found["usage"]
+    assert usage["prompt_tokens"] == 8 and usage["total_tokens"] == 8 + usage["completion_tokens"] <= 8 + 32
+    assert found["object"] == "text_completion" and found["model"] == model
+
+
+def events(response):
+    assert response.status_code == 200 and response.headers["content-type"].startswith("text/event-stream")
+    lines = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
+    assert lines.pop() == "[DONE]"
+    return [json.loads(line) for line in lines]
+
+
+def test_a_chat_streams_what_it_says_whole(llm):
+    body = {"model": "b", "messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]}
+    body |= {"temperature": 0, "max_completion_tokens": 12}
+    whole = llm.post("/v1/chat/completions", json=body).json()
+    chunks = events(llm.post("/v1/chat/completions", json=body | {"stream": True}))
+    parts = [chunk["choices"][0] for chunk in chunks]
+    assert parts[0]["delta"]["role"] == "assistant" and not any("role" in part["delta"] for part in parts[1:])
+    assert "".join(part["delta"].get("content", "") for part in parts) == whole["choices"][0]["message"]["content"]
+    assert [part["finish_reason"] for part in parts[:-1]] == [None] * (len(parts) - 1)
+    assert parts[-1]["finish_reason"] == whole["choices"][0]["finish_reason"]
+    assert whole["usage"]["prompt_tokens"] == len("<user>hi<assistant>")
+    body |= {"stream": True, "stream_options": {"include_usage": True}}
+    chunks = events(llm.post("/v1/chat/completions", json=body))
+    assert chunks[-1]["choices"] == [] and chunks[-1]["usage"] == whole["usage"]
+    assert all(chunk["usage"] is None for chunk in chunks[:-1])
+
+
+def test_answers_to_seeds_and_several_answers(llm):
+    body = {"model": "a", "prompt": "seeded", "max_tokens": 10, "seed": 3, "n": 2}
+    first, again = (llm.post("/v1/completions", json=body).json()["choices"] for _ in range(2))
+    assert [one["text"] for one in first] == [one["text"] for one in again]
+    assert first[0]["text"] != first[1]["text"]
+
+
+def test_embeddings_and_classes(encoder, bert):
+    found = bert.post("/v1/embeddings", json={"model": "topic", "input": ["one", "another"]}).json()
+    vectors = [one["embedding"] for one in found["data"]]
+    assert [len(one) for one in vectors] == [32, 32] and math.isclose(numpy.linalg.norm(vectors[0]), 1, rel_tol=1e-5)
+    body = {"model": "topic", "input": "one", "encoding_format": "base64"}
+    coded = bert.post("/v1/embeddings", json=body).json()["data"][0]["embedding"]
+    assert numpy.allclose(numpy.frombuffer(base64.b64decode(coded), "<f4"), vectors[0], atol=1e-5)
+    for model, names in {"mood": ["sad", "glad"], "topic": ["sport", "news", "art"]}.items():
+        found = bert.post("/classify", json={"model": model, "input": "one"}).json()
+        ids = torch.tensor([bert.served.texts.base.encode("one")])
+        with torch.no_grad():
+            expected = encoder.single((model, 1.0))(ids).logits[0].softmax(0)
+        row = found["data"][0]
+        assert numpy.allclose(row["probs"], expected.numpy(), atol=1e-5) and row["num_classes"] == len(names)
+        assert row["label"] == names[int(expected.argmax())] and found["usage"]["prompt_tokens"] == 3
+    error = bert.post("/classify", json={"model": "base", "input": "x"})
+    assert error.status_code == 400 and "classifier" in error.json()["error"]["message"]
+
+
+def test_a_tokenizer_without_a_chat_template_says_so(bert, llm, monkeypatch):
+    body = {"model": "a", "messages": [{"role": "user", "content": "x"}]}
+    monkeypatch.setattr(llm.served.texts.base.tokenizer, "chat_template", None)
+    error = llm.post("/v1/chat/completions", json=body)
+    assert error.status_code == 400 and error.json()["error"]["code"] == "no_chat_template"
+    error = bert.post("/v1/chat/completions", json=body | {"model": "mood"})
+    assert error.status_code == 400 and "encoder" in error.json()["error"]["message"]
+
+
+GOOD = {"model": "a", "prompt": "x", "max_tokens": 1}
+WRONG = {
+    "no JSON": (b"{", 400),
+    "no UTF-8": (b"\xff\xfe", 400),
+    "nested": (b"[" * 9000, 400),
+    "a list": (b"[]", 400),
+    "nothing": (b"", 400),
+    "half a character": (b'{"model": "a", "prompt": "\\ud800"}', 400),
+    "half a character as a name": (b'{"model": "\\ud800", "prompt": "x"}', 400),
+    "half a character as a field": (b'{"model": "a", "prompt": "x", "\\ud800": 1}', 400),
+    "NaN": (b'{"model": "a", "prompt": "x", "temperature": NaN}', 400),
+    "infinity": (b'{"model": "a", "prompt": "x", "temperature": Infinity}', 400),
+    "huge": (json.dumps(GOOD | {"prompt": "x" * 30_000}).encode(), 413),
+    "unknown model": ({"model": "nobody"}, 404),
+    "path as a model": ({"model": "../a"}, 404),
+    "absolute path": ({"model": "/etc/passwd"}, 404),
+    "NUL": ({"model": "a\0"}, 404),
+    "no model": ({"model": None}, 400),
+    "negative tokens": ({"max_tokens": -1}, 400),
+    "no tokens": ({"max_tokens": 0}, 400),
+    "too many tokens": ({"max_tokens": 65}, 400),
+    "tokens in words": ({"max_tokens": "many"}, 400),
+    "half a token": ({"max_tokens": 1.5}, 400),
+    "negative temperature": ({"temperature": -0.1}, 400),
+    "top_p 0": ({"top_p": 0}, 400),
+    "many answers": ({"n": 5}, 400),
+    "a billion answers": ({"n": 1_000_000_000}, 400),
+    "many prompts": ({"prompt": ["x"] * 5}, 400),
+    "an empty prompt": ({"prompt": ""}, 400),
+    "no prompt": ({"prompt": []}, 400),
+    "a long prompt": ({"prompt": "x" * 129}, 400),
+    "no room for an answer": ({"prompt": "x" * 120, "max_tokens": 9}, 400),
+    "a token of none": ({"prompt": [1, 258]}, 400),
+    "a negative token": ({"prompt": [-1]}, 400),
+    "a huge seed": ({"seed": 1 << 70}, 400),
+    "logprobs": ({"logprobs": 5}, 400),
+    "an unknown field": ({"frobnicate": 1}, 400),
+    "usage without a stream": ({"stream_options": {"include_usage": True}}, 400),
+    "a mixture of nobody": ({"model": "a:0.5,nobody:0.5"}, 404),
+    "a mixture of NaN": ({"model": "a:nan,b:1"}, 400),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_is_wrong_is_told_in_openais_shape(llm, what):
+    given, status = WRONG[what]
+    body = given if isinstance(given, bytes) else json.dumps(GOOD | given).encode()
+    found = llm.post("/v1/completions", content=body, headers={"Content-Type": "application/json"})
+    assert found.status_code == status, found.text
+    error = found.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"} and error["message"]
+    assert "Traceback" not in found.text and 'File "' not in found.text
+    assert llm.get("/health").status_code == 200
+
+
+def test_an_unknown_model_is_told_those_there_are(llm):
+    error = llm.post("/v1/completions", json=GOOD | {"model": "nobody"}).json()["error"]
+    assert error["code"] == "model_not_found" and all(name in error["message"] for name in ("a", "b", "c", "base"))
+
+
+def test_neutral_fields_of_clients_are_taken_and_unknown_routes_are_errors(llm):
+    body = GOOD | {"frequency_penalty": 0, "logprobs": None, "echo": False, "user": "me", "best_of": 1}
+    assert llm.post("/v1/completions", json=body).status_code == 200
+    assert llm.get("/v1/completions").status_code == 405 and llm.get("/nowhere").json()["error"]["message"]
+
+
+def test_a_body_without_a_length_is_bounded_too(llm):
+    parts = (b"x" * 1000 for _ in range(1000))
+    assert llm.post("/v1/completions", content=parts).status_code == 413
+
+
+def test_keys(decoder):
+    guarded = client(decoder, [KEY, "another key, 1234567"], [ADMIN])
+    bearer = lambda key: {"Authorization": f"Bearer {key}"}  # noqa: E731
+    assert guarded.get("/health").status_code == guarded.get("/ready").status_code == 200
+    for path in ("/v1/models", "/metrics", "/nowhere"):
+        for headers in ({}, bearer("wrong"), {"Authorization": KEY}, {"Authorization": f"Basic {KEY}"}, bearer("")):
+            found = guarded.get(path, headers=headers)
+            assert (
+                found.status_code == 401 and found.headers["www-authenticate"] == "Bearer" and "error" in found.json()
+            )
+        assert guarded.get(path, headers=bearer(KEY)).status_code != 401
+    assert guarded.get("/v1/models", headers=bearer("another key, 1234567")).status_code == 200
+    for path in ("/admin/load", "/admin/unload", "/v1/load_lora_adapter", "/v1/unload_lora_adapter"):
+        assert guarded.post(path, json={}).status_code == 401
+        assert guarded.post(path, json={}, headers=bearer(KEY)).status_code == 403
+        assert guarded.post(path, json={}, headers=bearer(ADMIN)).status_code == 400
+    assert guarded.served.engine.drain(60)
+
+
+def test_nobody_is_admin_where_there_is_no_key(llm):
+    assert llm.post("/admin/load", json={"name": "a"}).status_code == 403
+
+
+def test_admins_load_and_unload(decoder):
+    open_one = client(decoder, admin=[ADMIN])
+    open_one.headers["Authorization"] = f"Bearer {ADMIN}"
+    load = {"lora_name": "nick", "lora_path": "a"}
+    assert "added" in open_one.post("/v1/load_lora_adapter", json=load).text
+    assert open_one.post("/v1/load_lora_adapter", json=load).status_code == 400
+    assert open_one.post("/v1/load_lora_adapter", json=load | {"load_inplace": True}).status_code == 200
+    assert open_one.get("/v1/models/nick").json()["root"] == "a"
+    body = {"prompt": "hello", "max_tokens": 6, "temperature": 0}
+    same = [open_one.post("/v1/completions", json=body | {"model": name}).json() for name in ("a", "nick")]
+    assert same[0]["choices"] == same[1]["choices"]
+    for path in ("../..", "/etc", str(decoder.base), ".", "nothing"):
+        for extra in ("", "\0"):
+            found = open_one.post("/v1/load_lora_adapter", json={"lora_name": "bad", "lora_path": path + extra})
+            assert found.status_code in (400, 404), path
+    state = open_one.post("/admin/load", json={"name": "b", "pin": True}).json()
+    assert state["pinned"] == ["b"] and set(state["loaded"]) == {"a", "b", "nick"}
+    assert "removed" in open_one.post("/v1/unload_lora_adapter", json={"lora_name": "nick"}).text
+    assert open_one.post("/v1/unload_lora_adapter", json={"lora_name": "nick"}).status_code == 404
+    assert open_one.get("/v1/models/nick").status_code == 404
+    assert set(open_one.get("/admin/state").json()["loaded"]) == {"a", "b"}
+    assert open_one.served.engine.drain(60)
+
+
+def test_a_full_queue_says_when_to_come_again_and_a_stopping_server_that_it_is(decoder):
+    small = client(decoder, batching=Batching(queue=1), limits=Limits(rows=1))
+    waiting = small.served.engine.waiting
+    waiting.batching = Batching(queue=0)
+    found = small.post("/v1/completions", json=GOOD)
+    assert found.status_code == 429 and int(found.headers["retry-after"]) >= 1
+    assert found.json()["error"]["type"] == "rate_limit_error"
+    assert small.served.engine.drain(60)
+    assert small.get("/ready").status_code == 503
+    assert small.post("/v1/completions", json=GOOD).status_code == 503
+
+
+def test_figures_are_prometheus_and_their_labels_bounded(llm):
+    body = {"model": "c", "prompt": "count me", "max_tokens": 5, "temperature": 0}
+    new = llm.post("/v1/completions", json=body).json()["usage"]["completion_tokens"]
+    llm.post("/v1/completions", json=body | {"model": "a:0.123,c:0.877"})
+    while llm.served.engine.running:  # answers are told before their batch has ended
+        time.sleep(0.01)
+    text = llm.get("/metrics").text
+    found = {
+        s.name: s.value
+        for f in text_string_to_metric_families(text)
+        for s in f.samples
+        if s.labels.get("model_name") in (None, "c")
+    }
+    assert found["dts:prompt_tokens_total"] == 8 and found["dts:generation_tokens_total"] == new
+    assert found["dts:time_to_first_token_seconds_count"] == 1
+    assert found["dts:inter_token_latency_seconds_count"] == new - 1
+    assert found["dts:num_requests_running"] == 0 and found["dts:num_requests_waiting"] == 0
+    assert found["dts:adapters_loaded"] >= 1 and 'model_name="mixture"' in text and "0.123" not in text
+    metrics = Metrics()
+    names = {metrics.label(choice_of(f"task{i}", "base")) for i in range(3 * LABELS)}
+    assert len(names) == LABELS + 1 and "other" in names
+
+
+def test_every_answer_has_an_id_and_a_line_in_the_log(llm, caplog):
+    with caplog.at_level("INFO", logger="dts.serve.access"):
+        assert llm.get("/v1/models", headers={"X-Request-Id": "mine-1"}).headers["x-request-id"] == "mine-1"
+        assert llm.get("/v1/models", headers={"X-Request-Id": "a\tb"}).headers["x-request-id"] != "a\tb"
+    lines = [json.loads(record.message) for record in caplog.records if record.name == "dts.serve.access"]
+    assert lines[0]["id"] == "mine-1" and lines[0]["status"] == 200 and lines[0]["path"] == "/v1/models"
+
+
+def test_an_error_of_the_server_is_told_without_its_inside(llm, monkeypatch):
+    monkeypatch.setattr(llm.served.engine, "submit", lambda job: 1 / 0)
+    found = llm.post("/v1/completions", json=GOOD)
+    assert found.status_code == 500 and found.json()["error"]["code"] == "internal_error"
+    assert "division" not in found.text and found.headers["x-request-id"] in found.text
