@@ -13,7 +13,7 @@ from rich.panel import Panel
 from typer.core import TyperGroup
 
 from dts import __version__
-from dts.cli import apply, bench, compress, demo, diff, doctor, inspect, merge, mix, truncate, verify
+from dts.cli import apply, bench, compress, demo, diff, doctor, export, inspect, merge, mix, truncate, verify
 from dts.cli.common import BAD_INPUT, UNEXPECTED, errors
 
 EPILOG = (
@@ -102,6 +102,7 @@ for verb in (compress, inspect, verify, diff, apply, truncate, merge, mix, docto
     name = verb.__name__.rpartition(".")[2]
     app.command(name)(getattr(verb, name))
 app.add_typer(bench.bench, name="bench")
+app.add_typer(export.export, name="export")
 
 
 def main():
