@@ -13,7 +13,7 @@ from rich.panel import Panel
 from typer.core import TyperGroup
 
 from dts import __version__
-from dts.cli import apply, bench, compress, demo, diff, doctor, export, inspect, merge, mix, truncate, verify
+from dts.cli import apply, bench, compress, demo, diff, doctor, export, imports, inspect, merge, mix, truncate, verify
 from dts.cli.common import BAD_INPUT, UNEXPECTED, errors
 
 EPILOG = (
@@ -103,6 +103,7 @@ for verb in (compress, inspect, verify, diff, apply, truncate, merge, mix, docto
     app.command(name)(getattr(verb, name))
 app.add_typer(bench.bench, name="bench")
 app.add_typer(export.export, name="export")
+app.add_typer(imports.imports, name="import")
 
 
 def main():

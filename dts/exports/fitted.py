@@ -27,7 +27,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class _Stored:
+class Stored:
     """What `resolve` asks of a tensor that no entry changes."""
 
     shape: tuple[int, ...]
@@ -74,11 +74,11 @@ class Fitted:
 def fitted(adapter: Adapter, base: Checkpoint, model: nn.Module | None = None) -> Fitted:
     """Raises Mismatch for another base, ValueError where there is no class to build and no model is given."""
     finetuned = adapter.on(base)
-    model = model_of(adapter, base) if model is None else model
+    model = model_of(adapter.model_config or base.config, adapter.name) if model is None else model
     known, wrong = sites(model), list[str]()
     entries = adapter.entries
-    stored: dict[str, Entry | _Stored] = {
-        name: entries[name] if name in entries else _Stored(finetuned.shape(name)) for name in finetuned.names
+    stored: dict[str, Entry | Stored] = {
+        name: entries[name] if name in entries else Stored(finetuned.shape(name)) for name in finetuned.names
     }
     targets = resolve(stored, known, renamer(model), wrong)
     lost = {name: "the model has no such parameter" for name in stored if name not in targets and name in entries}
@@ -98,12 +98,11 @@ def _shared(known: dict[str, Site], by_name: dict[str, list[Source]]) -> dict[st
     return {name: found for name, found in named.items() if found}
 
 
-def model_of(adapter: Adapter, base: Checkpoint) -> nn.Module:
-    """The fine-tune's class, on the meta device: shapes and names, no weights.
+def model_of(config: dict | None, whose: str) -> nn.Module:
+    """The class of transformers that a config names, on the meta device: shapes and names, no weights.
 
-    Raises ValueError where its config names no class of transformers.
+    Raises ValueError where it names none of them.
     """
-    config = adapter.model_config or base.config
     names = (config or {}).get("architectures") or []
     try:
         import transformers
@@ -113,7 +112,7 @@ def model_of(adapter: Adapter, base: Checkpoint) -> nn.Module:
     if config is None or kind is None:
         what = f"names {', '.join(names)}" if names else "names no architecture"
         raise ValueError(
-            f"which modules the model of {adapter.name!r} has is not known: its config {what}.  Give the model itself: "
+            f"which modules the model of {whose!r} has is not known: its config {what}.  Give the model itself: "
             "model= in Python"
         )
     with torch.device("meta"):

@@ -32,3 +32,14 @@ def test_export_lora_refuses_with_a_way_on(dts, made, tmp_path):  # noqa: F811
     assert wrong.exit_code == 2 and "--rank 64" in " ".join(wrong.stderr.split()) and not (tmp_path / "out").exists()
     assert dts("export", "lora", "a", "out", "--base", folder / "base", "--rank", 4).exit_code == 0
     assert dts("export", "lora", folder / "adapter", "other", "--base", folder / "tuned").exit_code == 2
+
+
+def test_import_lora_makes_an_adapter_of_what_was_exported(dts, made, tmp_path):  # noqa: F811
+    folder = made("llama")
+    assert dts("export", "lora", folder / "adapter", "lora", "--base", folder / "base").exit_code == 0
+    words = ("import", "lora", "lora", "--base", folder / "base", "--out", "again", "--name", "back")
+    result = json.loads(dts(*words, "--target-error", "5%", "--json").stdout)
+    assert result["name"] == "back" and 0 < result["squared_error"] <= 0.05
+    assert dts("verify", "again", folder / "base").exit_code == 0
+    assert dts(*words, "--target-error", "5%").exit_code == 2  # what is there is not replaced
+    assert dts(*words, "--target-error", "5%", "--budget", "1%").exit_code == 2
