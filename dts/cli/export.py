@@ -41,6 +41,25 @@ def lora(
     emit(result.as_dict(), as_json, lambda: show(result))
 
 
+@export.command()
+def gguf_lora(
+    adapter: Adapter,
+    out: Annotated[Path, typer.Argument(help="The file, .gguf.", show_default=False)],
+    base: Base,
+    rank: Rank = None,
+    dtype: Annotated[str, typer.Option(help="Of the factors: float32 (exact) or float16.")] = "float32",
+    revision: Revision = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+):
+    """Write a LoRA of llama.cpp (needs the package gguf): matrices alone, what is left out is stated."""
+    from dts.exports import export_gguf_lora
+
+    with progress_bar(f"Writing {out}") as progress:
+        result = export_gguf_lora(adapter, at(base, revision), out, rank, dtype, overwrite=overwrite, progress=progress)
+    emit(result.as_dict(), as_json, lambda: show(result))
+
+
 def show(result) -> None:
     """What was written, what it loses, and what its user must know."""
     ranks = [one.rank for one in result.parameters if one.how == "lora"]

@@ -231,7 +231,7 @@ class Writer:
 
         def load(name: str) -> Tensor:
             tensor = make[name]()
-            self._note()
+            self.note()
             if progress is not None:
                 progress(len(seen), total, name.removeprefix(PREFIX))
             seen.add(name)
@@ -240,7 +240,7 @@ class Writer:
         seen: set[str] = set()
         write_safetensors(path, layout, load, {"format": "pt"})
 
-    def _note(self) -> None:
+    def note(self) -> None:
         """What the factors made last hold."""
         if self.last is not None:
             module, product = self.last

@@ -43,3 +43,14 @@ def test_import_lora_makes_an_adapter_of_what_was_exported(dts, made, tmp_path):
     assert dts("verify", "again", folder / "base").exit_code == 0
     assert dts(*words, "--target-error", "5%").exit_code == 2  # what is there is not replaced
     assert dts(*words, "--target-error", "5%", "--budget", "1%").exit_code == 2
+
+
+def test_export_gguf_lora_says_what_is_left_out(dts, made, tmp_path):  # noqa: F811
+    pytest.importorskip("gguf")
+    folder = made("llama")
+    words = ("export", "gguf-lora", folder / "adapter", "out.gguf", "--base", folder / "base")
+    shown = dts(*words)
+    assert shown.exit_code == 0 and "5 parameters are left out" in shown.stdout, shown.output
+    assert (tmp_path / "out.gguf").read_bytes()[:4] == b"GGUF"
+    assert dts(*words).exit_code == 2
+    assert json.loads(dts(*words, "--overwrite", "--json").stdout)["squared_error"] > 0
