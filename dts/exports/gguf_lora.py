@@ -52,8 +52,8 @@ def export_gguf_lora(
     """Writes a file that llama.cpp takes as ``--lora`` over the GGUF of the same base.
 
     As `dts.exports.export_lora`, but for dtype, "float32" (exact) or "float16", and what has no place: that is left
-    out, by name, with its share in the error.  Raises ImportError without the package gguf, ValueError for an architecture
-    whose conversion is not known here, NotExact, Mismatch, FileExistsError.
+    out, by name, with its share in the error.  Raises ImportError without the package gguf, ValueError for an
+    architecture whose conversion is not known here, NotExact, Mismatch, FileExistsError.
     """
     try:
         import gguf

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dts import __version__, sums
 from dts.adapter import Adapter
 from dts.adapter.accounting import of_model
+from dts.adapter.card import markdown
 from dts.checkpoint import open_checkpoint, write_safetensors
 from dts.checkpoint.safetensors_file import Layout
 from dts.exports import products
@@ -249,18 +250,20 @@ class Writer:
 
     def report(self, out: Path) -> Export:
         """Of all that was written; energies of what is exact are those of the adapter's differences."""
-        parameters, shared = [], dict[int, list[str]]()
+        parameters, shared, seen = [], dict[int, list[str]](), set[int]()
         for name, sources in self.fit.changed().items():
-            module = name.rpartition(".")[0]
+            module, tensor = name.rpartition(".")[0], id(self.fit.sites[name].tensor)
+            again = tensor in seen
+            seen.add(tensor)
             if name in self.done:
-                parameters.append(self.done[name])
-                shared.setdefault(id(self.fit.sites[name].tensor), []).append(module)
+                parameters.append(replace(self.done[name], again=again))
+                shared.setdefault(tensor, []).append(module)
             elif name in self.places.lost:
                 energy = _energy(sources)
-                parameters.append(Exported(name, "left out", 0, energy, energy, self.places.lost[name]))
+                parameters.append(Exported(name, "left out", 0, energy, energy, self.places.lost[name], again))
             else:
                 how = "bias" if module in self.places.biases else "whole"
-                parameters.append(Exported(name, how, 0, _energy(sources), 0.0))
+                parameters.append(Exported(name, how, 0, _energy(sources), 0.0, again=again))
         for name, why in self.places.lost.items():
             if name not in self.fit.sources:
                 entry = self.fit.adapter.entries[name]
@@ -319,14 +322,14 @@ def _energy(sources: list[Source]) -> float:
 def _card(adapter: Adapter, fit: Fitted, result: Export) -> str:
     """README.md of the folder."""
     base, kind = adapter.config["base"]["name"], type(fit.model)
-    head = next((e.shape[0] for e in adapter.entries.values() if e.task_only and len(e.shape) == 2), None)
-    labels = f", num_labels={head}" if head and adapter.model_config and "id2label" in adapter.model_config else ""
+    classes = len((adapter.model_config or {}).get("id2label") or ())
+    labels = f", num_labels={classes}" if classes and any(e.task_only for e in adapter.entries.values()) else ""
     lines = [
-        f"# {adapter.name}",
+        f"# {markdown(adapter.name)}",
         "",
         f"Exported by dts {__version__} as a LoRA; squared relative error {result.squared_error:.3g}.",
         *(f"- {note}" for note in result.notes),
-        *(f"- left out: {one.name}: {one.why}" for one in result.left_out),
+        *(f"- left out: {markdown(one.name)}: {one.why}" for one in result.left_out),
         "",
         "```python",
         f"from {kind.__module__.split('.')[0]} import {kind.__name__}",

@@ -136,7 +136,10 @@ def _tensors(folder: Path) -> Mapping[str, Any]:
             name: Lazy(stored.shape, stored.dtype, partial(file.load, name)) for name, stored in file.tensors.items()
         }
     if (folder / PICKLE).is_file():
-        return torch.load(folder / PICKLE, map_location="cpu", weights_only=True)
+        try:
+            return torch.load(folder / PICKLE, map_location="cpu", weights_only=True)
+        except Exception as error:  # of torch, pickle, zipfile
+            raise CheckpointError(f"{folder / PICKLE} cannot be read: {error}") from error
     raise CheckpointError(f"{folder} has no {MODEL} and no {PICKLE}")
 
 
@@ -173,7 +176,7 @@ def _scaling(folder: Path, config: Mapping[str, Any], module: str, rank: int) ->
 
 
 def _of_pattern(pattern: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    for key, value in (pattern or {}).items():
-        if re.match(rf"(.*\.)?({key})$", module):
-            return value
-    return default
+    try:
+        return next((value for key, value in (pattern or {}).items() if re.match(rf"(.*\.)?({key})$", module)), default)
+    except (re.error, AttributeError) as error:
+        raise CheckpointError(f"{CONFIG} is damaged: the pattern {pattern!r} is none ({error})") from error

@@ -14,7 +14,8 @@ class Exported:
 
     how: "lora", "whole" (its module as it is), "bias" (a difference or value beside a LoRA), or "left out";
     rank: of a LoRA, else 0;  energy: ||delta||^2 of the adapter's difference, 0 of what only the fine-tune has;
-    error: ||delta - exported||^2;  why: it is left out.
+    error: ||delta - exported||^2;  why: it is left out;
+    again: another parameter is the same tensor, and counts for both.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Exported:
     energy: float
     error: float
     why: str = ""
+    again: bool = False
 
     @property
     def squared_error(self) -> float:
@@ -42,8 +44,9 @@ class Export:
     @property
     def squared_error(self) -> float:
         """||delta - exported||^2 / ||delta||^2 of all of the adapter's differences together; 0 where it has none."""
-        energy = sum(one.energy for one in self.parameters)
-        return sum(one.error for one in self.parameters) / energy if energy else 0.0
+        counted = [one for one in self.parameters if not one.again]
+        energy = sum(one.energy for one in counted)
+        return sum(one.error for one in counted) / energy if energy else 0.0
 
     @property
     def left_out(self) -> list[Exported]:

@@ -71,6 +71,19 @@ def test_what_llama_cpp_cannot_hold_is_stated(made, tmp_path):
     assert cut.squared_error > 2 * result.squared_error and cut.nbytes < result.nbytes / 2
 
 
+def test_a_tensor_that_is_used_twice_counts_once(made, tmp_path):
+    """The tied embedding is left out in both of its uses."""
+    folder = made("qwen2")
+    result = export_gguf_lora(folder / "adapter", folder / "base", tmp_path / "lora.gguf")
+    entries = [e for e in dts.Adapter.load(folder / "adapter").entries.values() if e.kind != "tied"]
+    lost = {one.name for one in result.left_out}
+    assert {"model.embed_tokens.weight", "lm_head.weight"} <= lost
+    energies = {e.name: float(e.delta().square().sum()) for e in entries}
+    assert result.squared_error == pytest.approx(
+        sum(energies[n] for n in energies if n in lost) / sum(energies.values())
+    )
+
+
 def test_bad_input_is_refused(made, tmp_path):
     folder, out = made("llama"), tmp_path / "lora.gguf"
     with pytest.raises(ValueError, match="BertForSequenceClassification is not known here, only LlamaForCausalLM"):
