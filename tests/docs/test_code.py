@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from dts.cli.app import app
 from tests.docs.pages import PAGES, ROOT, blocks, commands, name_of
 
-RUN = (ROOT / "README.md", ROOT / "docs" / "guide.md", ROOT / "docs" / "exports.md")  # in this order: what one makes the other uses
+# in this order: what one makes the other uses
+RUN = (ROOT / "README.md", ROOT / "docs" / "guide.md", ROOT / "docs" / "exports.md")
 OTHERS_OPTIONS = ("bench",)  # verbs whose options are a suite's own
 MODULE = r"python -m ((?:benchmarks|tests|dts_kernels)[\w.]*)"
 NOT_BUILT = ROOT / "benchmarks" / "quality" / "FINDINGS.md"  # speaks of verbs that there are none of
@@ -63,7 +64,7 @@ def test_modules_that_pages_run_can_be_imported():
 
 @pytest.mark.slow
 def test_what_the_pages_say_to_run_runs(tmp_path, monkeypatch):
-    """The first page's, the guide's and the exports' blocks one after the other, in an empty folder but for the examples."""
+    """These pages' blocks one after the other, in an empty folder but for the examples."""
     pytest.importorskip("transformers")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

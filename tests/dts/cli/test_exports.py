@@ -1,6 +1,7 @@
 """`dts export` on tiny models; what is written is loaded in tests/dts/exports."""
 
 import json
+import sys
 
 import pytest
 
@@ -54,3 +55,9 @@ def test_export_gguf_lora_says_what_is_left_out(dts, made, tmp_path):  # noqa: F
     assert (tmp_path / "out.gguf").read_bytes()[:4] == b"GGUF"
     assert dts(*words).exit_code == 2
     assert json.loads(dts(*words, "--overwrite", "--json").stdout)["squared_error"] > 0
+
+
+def test_the_package_that_is_missing_is_named(dts, made, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    wrong = dts("export", "gguf-lora", made("llama") / "adapter", "out.gguf", "--base", made("llama") / "base")
+    assert wrong.exit_code == 2 and "pip install gguf" in wrong.stderr and not list(tmp_path.iterdir())
