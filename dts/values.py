@@ -70,8 +70,12 @@ def shape(value) -> bool:
     return list_of(count)(value) and len(value) <= DIMENSIONS and math.prod(value) <= MOST
 
 
-def digest(value) -> bool:
-    return isinstance(value, str) and len(value) == 16 and all(letter in "0123456789abcdef" for letter in value)
+def digest(value, digits: int = 16) -> bool:
+    return isinstance(value, str) and len(value) == digits and all(letter in "0123456789abcdef" for letter in value)
+
+
+def short_digest(value) -> bool:
+    return digest(value, 8)
 
 
 def or_none(test: Test) -> Test:

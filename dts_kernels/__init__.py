@@ -27,6 +27,7 @@ from .ops import (
     delta_linear,
     linear,
     reconstruct,
+    start_samples,
 )
 from .routing import Routing, add_rows
 from .sample_bank import SampleBank
@@ -50,5 +51,6 @@ __all__ = [
     "pack",
     "parts",
     "reconstruct",
+    "start_samples",
     "unpack",
 ]

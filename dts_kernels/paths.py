@@ -22,10 +22,15 @@ Path = TypeVar("Path", bound=Callable[..., Tensor])
 
 PATHS: dict[str, dict[str, Callable[..., Tensor]]] = {}  # op -> name of the path -> implementation
 TAKES_ADDS: set[Callable[..., Tensor]] = set()  # those that add the tasks' addends in the same pass
+Finish = Callable[[Tensor], Tensor]  # y -> y + the product that was started
+STARTS: dict[Callable[..., Tensor], Callable[..., Finish | None]] = {}  # of add_samples: (x, operands, out_features)
 
 
-def register(op: str, path: str, adds: bool = False) -> Callable[[Path], Path]:
+def register(
+    op: str, path: str, adds: bool = False, starts: Callable[..., Finish | None] | None = None
+) -> Callable[[Path], Path]:
     """Decorator: the function is that path of the op.  adds: it takes ``adds=`` (float32 [slots, out_features]) too.
+    starts: launches all of it that needs no y, beside what follows, or returns None where it would not be faster.
 
     Raises ValueError where the name is taken.
     """
@@ -36,6 +41,8 @@ def register(op: str, path: str, adds: bool = False) -> Callable[[Path], Path]:
         PATHS[op][path] = function
         if adds:
             TAKES_ADDS.add(function)
+        if starts is not None:
+            STARTS[function] = starts
         return function
 
     return keep

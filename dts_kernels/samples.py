@@ -59,8 +59,8 @@ class Samples:
         return self.codes.numel()
 
     def times(self, factor: float) -> "Samples":
-        """A multiple, whose scale has the 7 digits that are stored of it."""
-        return replace(self, scale=float(f"{factor * self.scale:.7g}"))
+        """A multiple, whose scale is a float32, which is stored of it."""
+        return replace(self, scale=torch.tensor(factor * self.scale, dtype=torch.float32).item())
 
     def to(self, device) -> "Samples":
         return replace(self, codes=self.codes.to(device))

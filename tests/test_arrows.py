@@ -25,7 +25,7 @@ ORDER = [
     ["dts.exports", "dts.unseen"],
     ["dts.integrations"],
     ["dts"],
-    ["dts.demo"],
+    ["dts.demo", "dts.evaluate"],
     ["dts.cli"],
     ["dts.__main__"],
 ]

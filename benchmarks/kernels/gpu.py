@@ -167,7 +167,9 @@ def methods(case: Case, device: str, dtype=torch.bfloat16) -> Iterator[tuple[str
         pairs = [(layers.bank(rank, i), layers.samples(stride, i)) for i in range(layers.count)]
 
         def product(w, bank, samples):
-            return kernels.add_samples(x, kernels.linear(x, w, None, bank, routing), samples, routing)
+            finish = kernels.start_samples(x, samples, routing)
+            y = kernels.linear(x, w, None, bank, routing)
+            return kernels.add_samples(x, y, samples, routing) if finish is None else finish(y)
 
         size = len(tasks) * (pairs[0][0].factors(tasks[0]).nbytes + pairs[0][1].samples(tasks[0])[0].nbytes)
         runs = [partial(product, w, *pair) for w, pair in zip(weights, pairs)]

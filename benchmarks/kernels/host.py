@@ -56,6 +56,9 @@ class Nothing(launch.Launcher):
     def properties(self, index: int) -> Device:
         return Device("NVIDIA H100 80GB HBM3", 132, (9, 0))
 
+    def captures(self, index: int) -> bool:
+        return False
+
     def stream(self, index: int) -> int | None:
         launch._listening()  # what a card's launcher asks, but for the driver
         return 0

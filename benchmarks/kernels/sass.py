@@ -23,7 +23,8 @@ from pathlib import Path
 import torch
 
 from dts_kernels.gpu.products import registers
-from dts_kernels.gpu.sample_products import ADDED, DENSE_COLUMNS, LAID_COLUMNS, MOST_ROWS, ROW_COLUMNS, RUNS, Shape
+from dts_kernels.gpu.sample_matrices import DENSE_COLUMNS, ROW_COLUMNS
+from dts_kernels.gpu.sample_products import ADDED, LAID_COLUMNS, MOST_ROWS, RUNS, Shape
 from dts_kernels.gpu.vectors import BLOCK
 
 ARCHITECTURES = (80, 87, 89, 90, 120)
@@ -165,7 +166,7 @@ def signature(kernel: str, dtype: str, levels: bool, **overrides) -> tuple[dict,
 
 
 def _sampled(kernel: str, pointer: str, overrides: dict) -> tuple[dict, dict, dict]:
-    """The same of a kernel of sampled elements, as `gpu.sample_products` launches it."""
+    """The same of a kernel of sampled elements, as `gpu.sample_products` and `gpu.sample_matrices` launch it."""
     bank = {
         "words": "*i32",
         "table": "*i64",
@@ -179,11 +180,11 @@ def _sampled(kernel: str, pointer: str, overrides: dict) -> tuple[dict, dict, di
     shape = Shape(block_t, lanes, overrides.get("SPLIT", 1), overrides.get("LAID", True))
     laid = "*fp32" if shape.block_t == 1 and shape.laid else pointer
     if kernel == "sampled_product":
-        out = pointer if shape.split == 1 else "*fp32"
+        out = pointer if overrides.get("ADD", shape.split == 1) else "*fp32"
         sizes = ("slots_known", "per_entry", "places", "rows", "in_features", "out_features", "room")
         arguments = {"x": pointer, "laid": laid, "y": pointer, "out": out, **bank, **dict.fromkeys(sizes, "i32")}
         constants = {"BLOCK_T": shape.block_t, "RUNS": RUNS, "LANES": shape.lanes, "SPLIT": shape.split}
-        return arguments, constants | {"LAID": shape.laid}, shape.options
+        return arguments, constants | {"LAID": shape.laid, "ADD": shape.split == 1}, shape.options
     if kernel == "lay":
         own = {name: kind for name, kind in bank.items() if name in ("table", "starts", "slots")}
         sizes = ("slots_known", "per_entry", "places", "in_features", "room")

@@ -27,6 +27,11 @@ def image(name: str, title: str, caption: str = "", narrow: bool = False) -> str
     return f"<figure{_class('narrow' if narrow else '')}>{picture}{text}</figure>"
 
 
+def slug(name: str) -> str:
+    """Of a suite's name: as it stands in anchors and in names of files."""
+    return name.replace(" ", "-")
+
+
 def kl_text(value: float | None) -> str:
     return "" if value is None else f"{value:.5f}" if value >= 1e-4 else f"{value:.1e}"
 

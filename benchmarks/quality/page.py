@@ -5,8 +5,8 @@ from __future__ import annotations
 import html
 from pathlib import Path
 
-from benchmarks.quality import plots, targets, theory_page
-from benchmarks.quality.markup import image, kl_text, ratio_text, table
+from benchmarks.quality import plots, ratios, targets, theory_page
+from benchmarks.quality.markup import image, kl_text, ratio_text, slug, table
 from benchmarks.quality.peers import PEERS
 from benchmarks.quality.rows import cells as cells_of
 from benchmarks.quality.rows import comparable
@@ -26,7 +26,10 @@ def build(out: Path, suites: dict[str, list[dict]], theory: dict | None) -> tupl
     """Draws every plot into ``out``.  Returns the page and the figures it shows, as JSON."""
     compared = {suite: comparable(rows) for suite, rows in suites.items()}
     means = {suite: cells_of(rows) for suite, (rows, _) in compared.items()}
+    against = {suite: ratios.ratios(rows, means[suite]) for suite, (rows, _) in compared.items()}
     parts, figures = [], {}
+    if ratios.draw(against, out / "ratios"):
+        parts.append(image("ratios", "KL over the best peer's at equal bytes", RATIOS))
     if plots.headline(means, out / "headline"):
         parts.append(
             image(
@@ -41,13 +44,15 @@ def build(out: Path, suites: dict[str, list[dict]], theory: dict | None) -> tupl
         figures[suite] = {
             "cells": means[suite],
             "relative": targets.relative(means[suite]),
+            "ratios": ratios.as_json(against[suite]),
             "checks": [vars(check) | {"verdict": check.verdict} for check in targets.checks(means[suite])],
         }
     if theory:
         parts.append(theory_page.section(out, theory))
         figures["theory"] = theory_page.figures(theory)
     contents = " · ".join(
-        f'<a href="#{name}">{html.escape(name)}</a>' for name in [*suites, *(["theory"] if theory else []), "method"]
+        f'<a href="#{slug(name)}">{html.escape(name)}</a>'
+        for name in [*suites, *(["theory"] if theory else []), "method"]
     )
     return PAGE.format(contents=contents, body="\n".join(parts), method=METHOD.format(families=_families())), figures
 
@@ -59,7 +64,7 @@ def _suite(out: Path, suite: str, rows: list[dict], cells: list[dict], left: lis
     tasks, seeds = sorted({row["task"] for row in rows}), sorted({row["seed"] for row in rows})
     samples = max((row.get("samples", 0) for row in rows), default=0)
     parts = [
-        f'<h2 id="{suite}">{html.escape(suite.capitalize())}</h2>',
+        f'<h2 id="{slug(suite)}">{html.escape(suite.capitalize())}</h2>',
         f"<p>{len(tasks)} task{'s' * (len(tasks) > 1)} ({html.escape(', '.join(tasks))}), "
         f"{len(seeds)} seed{'s' * (len(seeds) > 1)} of the fine-tunes"
         + (f", at most {samples} test samples a task.</p>" if samples else ".</p>"),
@@ -67,15 +72,15 @@ def _suite(out: Path, suite: str, rows: list[dict], cells: list[dict], left: lis
     if left:
         parts.append(f"<p class=note>Left out, since not measured on all of these: {html.escape('; '.join(left))}.</p>")
     parts += ["<h3>Targets</h3>", _checks(targets.checks(cells)), "<h3>Frontier</h3>"]
-    shown = [(m, title) for m, title in PLOTS.items() if plots.frontier(cells, m, out / f"{suite}-{m}")]
-    parts += [image(f"{suite}-{m}", title) for m, title in shown[:1]]
-    parts.append('<div class="two">' + "".join(image(f"{suite}-{m}", title) for m, title in shown[1:]) + "</div>")
+    shown = [(m, title) for m, title in PLOTS.items() if plots.frontier(cells, m, out / f"{slug(suite)}-{m}")]
+    parts += [image(f"{slug(suite)}-{m}", title) for m, title in shown[:1]]
+    parts.append('<div class="two">' + "".join(image(f"{slug(suite)}-{m}", title) for m, title in shown[1:]) + "</div>")
     parts += ["<h3>KL relative to the best peer at equal bytes</h3>", _relative(targets.relative(cells))]
-    if plots.by_task(rows, cells, out / f"{suite}-tasks", BARS):
+    if plots.by_task(rows, cells, out / f"{slug(suite)}-tasks", BARS):
         parts += [
             "<h3>Task by task</h3>",
             image(
-                f"{suite}-tasks",
+                f"{slug(suite)}-tasks",
                 "KL of every task",
                 "This project's methods, the peers that are best there in the mean, "
                 "and the paper's; each between its own sizes, by interpolation.",
@@ -111,6 +116,10 @@ def _relative(compared: list[dict]) -> str:
     ]
     return table(head, rows) + INTERPOLATED
 
+
+RATIOS = """This project's KL over that of the peer, named above, which is best at those bytes in the mean.  A dot is
+one fine-tune, of one task and seed; the line is the ratio of the means over them.  Solid, as good as that peer; dashed,
+half its KL."""
 
 INTERPOLATED = """<p class=note>Peers between their own sizes: KL interpolated linearly in its logarithm over the
 logarithm of the bytes; beyond a peer's largest size, its value there; below its smallest, nothing.</p>"""
@@ -155,12 +164,13 @@ METHOD = """<h2 id="method">How it was measured</h2>
 method's randomness, against the fine-tuned model.  Biases, norms and heads are exact for every method and not counted,
 except in rows of whole adapter folders, which count every byte.  Peers are re-implemented with their published
 settings; their file headers, and masks that a seed regenerates, are counted as free.  A method is measured at the sizes
-it can have; EMR and TALL-mask keep a vector of all tasks on top.  Methods larger than 12 % of fp32 are in the tables
-only.</p>
+it can have; EMR, TALL-mask and RTVQ keep a vector of all tasks on top.  Methods larger than 12 % of fp32 are in the
+tables only.</p>
 <p>Families, by colour: {families}.</p>
 <p>Made by <code>python -m benchmarks.quality.report --results benchmarks/results/quality --out out/</code> from the
-rows that <code>dts bench quality --suite text</code>, <code>images</code> and <code>language</code> measure, and from
-<code>python -m benchmarks.quality.theory</code>.  The figures as JSON: <a href="figures.json">figures.json</a>.</p>"""
+rows that <code>dts bench quality --suite text</code>, <code>images</code> and <code>language</code> and
+<code>python -m benchmarks.quality.text_all</code> measure, and from <code>python -m benchmarks.quality.theory</code>.
+The figures as JSON: <a href="figures.json">figures.json</a>.</p>"""
 
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">

@@ -8,10 +8,9 @@ from pathlib import Path
 from statistics import mean
 
 from benchmarks.quality.rows import at, line
-from benchmarks.quality.style import end_labels, figure, label, percent_axis, plain_numbers, save, style
-from benchmarks.quality.targets import best_peer, ours, peers
+from benchmarks.quality.style import end_labels, figure, label, percent_axis, plain_numbers, save, save_small, style
+from benchmarks.quality.targets import BYTES, best_peer, ours, peers
 
-BYTES = "bytes of one fine-tune on disk, % of fp32"
 LARGEST = 0.12  # of fp32; larger methods are in the table only
 FLOOR = 1e-6
 AT_LEFT = ("axes fraction", "data")
@@ -36,7 +35,7 @@ def _drop(axes, shown):
     axes.set_yscale("symlog", linthresh=0.1, linscale=0.6)
     axes.set(ylabel="accuracy lost, % of the fine-tuned model's (mean)")
     axes.axhline(0, color="black", linewidth=0.8)
-    axes.axhspan(-1e9, 0.1, color="#009E73", alpha=0.06)
+    axes.axhspan(-1e9, 0.1, color="#33A02C", alpha=0.06)
     ticks = [-10, -1, -0.1, 0, 0.1, 1, 10, 100]
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
@@ -181,11 +180,7 @@ def headline(suites: dict[str, list[dict]], path: Path, most: int = 5) -> Path |
     made.draw_without_rendering()  # the layout decides the heights that labels go by
     for axes, lines, own in drawn:
         _labels(axes, lines, own, 10)
-    for dpi in (130, 110, 90, 70):
-        save(made, path, dpi)
-        if path.with_suffix(".png").stat().st_size <= 100_000:
-            break
-    return path.with_suffix(".svg")
+    return save_small(made, path)
 
 
 def _rivals(cells: list[dict], most: int) -> list[str]:

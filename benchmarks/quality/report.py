@@ -4,7 +4,8 @@
     python -m benchmarks.quality.report --results A B ... --out out/    from files or folders of rows, .json or .jsonl
     ... --keep benchmarks/results/quality                               and store the rows, compactly, to be committed
 
-Nothing is measured.  Beside the page: `headline.png`, <suite>.json with all rows, `figures.json` with what is shown.
+Nothing is measured.  Beside the page: `ratios.png`, `headline.png`, <suite>.json with all rows, `figures.json` with
+what is shown.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.quality import page
+from benchmarks.quality.markup import slug
 from benchmarks.quality.rows import load, save
 from dts.files import write_text
 
@@ -28,7 +30,7 @@ def write(out: Path, suite: str, cells: list[dict], rows: list[dict]) -> Path:
 
     cells: not used, the page takes its own means."""
     out.mkdir(parents=True, exist_ok=True)
-    save(rows, out / f"{suite}.json")
+    save(rows, out / f"{slug(suite)}.json")
     return build(out, load([out]), _theory([out, COMMITTED]))
 
 
@@ -36,7 +38,7 @@ def build(out: Path, suites: dict[str, list[dict]], theory: dict | None) -> Path
     """The page and all that belongs to it, in ``out``.  Returns the page's path."""
     out.mkdir(parents=True, exist_ok=True)
     for suite, rows in suites.items():
-        save(rows, out / f"{suite}.json")
+        save(rows, out / f"{slug(suite)}.json")
     text, figures = page.build(out, suites, theory)
     write_text(out / "figures.json", json.dumps(figures, indent=1) + "\n")
     write_text(out / "index.html", text)
@@ -68,9 +70,10 @@ def main(arguments: list[str] | None = None) -> int:
     if options.keep:
         options.keep.mkdir(parents=True, exist_ok=True)
         for suite, rows in suites.items():
-            save(rows, options.keep / f"{suite}.json")
-        if (options.out / "headline.png").is_file():
-            shutil.copyfile(options.out / "headline.png", options.keep / "headline.png")
+            save(rows, options.keep / f"{slug(suite)}.json")
+        for picture in ("ratios.png", "headline.png"):
+            if (options.out / picture).is_file():
+                shutil.copyfile(options.out / picture, options.keep / picture)
         print(f"kept: {options.keep}")
     return 0
 

@@ -1,30 +1,36 @@
 """How every plot looks: one colour a family of methods, line styles and markers within it, labels that do not overlap.
 
-The colours are after Okabe and Ito's palette, which colour-blind people can tell apart."""
+The colours are of Okabe and Ito's and Tol's palettes, chosen so that colour-blind people can tell any two apart."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 INK = "#222222"
-OURS = ("#D55E00", "#B22D5B", "#8A4B08")  # this project's methods, in order
+OURS = ("#D55E00", "#882255", "#8A4B08")  # this project's methods, in order
 FAMILIES = {  # name: (colour, methods in the order of their line styles)
     "this project": (OURS[0], ()),
     "the paper's DTS and its ablations": ("#1a1a1a", ("dts paper", "dts 8 groups", "dts 2 groups", "dts no scaling")),
-    "other low rank": ("#0072B2", ("delta-come", "svd fp16", "tsv-compress")),
-    "dropped elements": ("#009E73", ("ultradelta", "drop 4 bit", "dare", "t-switch")),
-    "quantised": ("#A65AA6", ("bitdelta", "tvq 2 bit", "tvq 3 bit")),
+    "truncated SVD": ("#56B4E9", ("svd 4 bit", "svd 8 bit", "svd fp16", "tsv-compress")),
+    "singular vectors, each in its own bits": ("#0072B2", ("delta-come", "prinmix", "impart-qt", "impart")),
+    "dropped elements": ("#33A02C", ("ultradelta", "drop 4 bit", "dare", "t-switch")),
+    "quantised": ("#CC79A7", ("bitdelta", "tvq 2 bit", "tvq 3 bit", "tvq 4 bit", "rtvq")),
     "one vector, masks": ("#7A7A7A", ("emr", "tall-mask")),
 }
 LINES = ("-", (0, (5, 1.5)), (0, (3, 1.2, 1, 1.2)), (0, (1, 1.2)))
-MARKERS = ("o", "s", "^", "D")
+MARKERS = ("o", "s", "^", "D", "v")
 LABELS = {
     "dts paper": "DTS (paper)",
     "dts 8 groups": "DTS, 8 groups",
     "dts 2 groups": "DTS, 2 groups",
     "dts no scaling": "DTS, no scaling",
     "delta-come": "Delta-CoMe",
+    "prinmix": "PrinMix",
+    "impart": "ImPart",
+    "impart-qt": "ImPart-Qt",
     "svd fp16": "SVD in fp16",
+    "svd 8 bit": "SVD in 8 bits",
+    "svd 4 bit": "SVD in 4 bits",
     "tsv-compress": "TSV-Compress",
     "ultradelta": "UltraDelta",
     "drop 4 bit": "drop + 4 bit",
@@ -33,6 +39,8 @@ LABELS = {
     "bitdelta": "BitDelta",
     "tvq 2 bit": "TVQ 2 bit",
     "tvq 3 bit": "TVQ 3 bit",
+    "tvq 4 bit": "TVQ 4 bit",
+    "rtvq": "RTVQ",
     "emr": "EMR",
     "tall-mask": "TALL-mask",
 }
@@ -64,8 +72,8 @@ def style(method: str, ours: list[str]) -> dict:
     i = methods.index(method)
     return {
         "color": colour,
-        "linestyle": LINES[i],
-        "marker": MARKERS[i],
+        "linestyle": LINES[i % len(LINES)],
+        "marker": MARKERS[i % len(MARKERS)],
         "markersize": 4,
         "linewidth": 1.9 if i == 0 else 1.3,
         "zorder": 3,
@@ -106,6 +114,19 @@ def save(made, path: Path, dpi: int = 110) -> Path:
     with rc_context(SETTINGS):
         made.savefig(path.with_suffix(".png"), dpi=dpi)
         made.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    return path.with_suffix(".svg")
+
+
+def save_small(made, path: Path, most: int = 100_000) -> Path:
+    """As `save`, the PNG in 256 colours and at the best of some resolutions that takes at most ``most`` bytes."""
+    from PIL import Image
+
+    for dpi in (130, 110, 90, 70, 50):
+        save(made, path, dpi)
+        with Image.open(path.with_suffix(".png")) as drawn:
+            drawn.convert("RGB").quantize(256).save(path.with_suffix(".png"), optimize=True)
+        if path.with_suffix(".png").stat().st_size <= most:
+            break
     return path.with_suffix(".svg")
 
 

@@ -60,7 +60,7 @@ def spectra(rows: list[dict], path: Path) -> Path:
     axes = grid.flatten()
     for unused in axes[len(rows) + 1 :]:
         unused.set_visible(False)
-    for row, colour in zip(rows, ("#0072B2", "#009E73", "#A65AA6", "#7A7A7A")):
+    for row, colour in zip(rows, ("#0072B2", "#33A02C", "#CC79A7", "#7A7A7A")):
         values = torch.tensor(row["singular_values"])
         axes[0].plot(
             range(1, len(values) + 1), values / values[0], color=colour, linewidth=2, label=_short(row["name"])

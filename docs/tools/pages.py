@@ -22,6 +22,7 @@ ELSEWHERE = {  # place in the site -> file of the repository
     "examples.md": "examples/README.md",
     "findings.md": "benchmarks/quality/FINDINGS.md",
     "merging.md": "benchmarks/quality/MERGING.md",
+    "ratios.png": "benchmarks/results/quality/ratios.png",
     "headline.png": "benchmarks/results/quality/headline.png",
     "cpu.png": "benchmarks/results/amd-epyc/cpu.png",
 }

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from dts.adapter.rows import base_name_of
+from dts.checkpoint.pairing import swap_prefix
 from dts.warn import warn
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from dts.checkpoint import Checkpoint, Pairing
 
 WHAT = ("changed", "equal", "new", "absent", "tied", "dropped", "skipped")
+REPLACED = "the fine-tune has its own, of another size"  # a head
 
 
 class NothingChanged(ValueError):
@@ -149,6 +151,8 @@ def _of_base(account: Account, pairing: Pairing) -> None:
         if pair.base_name and used.get(pair.base_name) in (None, "tied"):
             used[pair.base_name] = what[name]
     absent = set(pairing.base_only)
+    own = [name for name, pair in pairing.pairs.items() if pair.base_name is None and not pair.tied_to]
+    replaced = {swap_prefix(name, pairing.finetuned_prefix, pairing.base_prefix) for name in own}
     for name in pairing.base.names:
         if name in pairing.base.tied:
             account.add(name, "base", "tied", why=f"the same tensor as {pairing.base.tied[name]}")
@@ -156,6 +160,8 @@ def _of_base(account: Account, pairing: Pairing) -> None:
             account.add(name, "base", used[name])
         elif name in absent:
             account.add(name, "base", "absent", why="no layer of the fine-tune has it")
+        elif name in replaced:
+            account.add(name, "base", "absent", why=REPLACED)
     account.complete("base", pairing.base.names)
 
 
@@ -176,6 +182,7 @@ def of_model(adapter: Adapter, base: Checkpoint, model: Checkpoint) -> Account:
             used[base_name] = what
         account.add(name, "model", what, stored, None if base_name in (None, name) else base_name, why)
     absent = set(section["base_only"])
+    replaced = {base_name_of(name, section) for name, entry in adapter.entries.items() if entry.task_only}
     for name in base.names:
         if name in base.tied:
             account.add(name, "base", "tied", why=f"the same tensor as {base.tied[name]}")
@@ -183,6 +190,8 @@ def of_model(adapter: Adapter, base: Checkpoint, model: Checkpoint) -> Account:
             account.add(name, "base", used[name])
         elif name in absent:
             account.add(name, "base", "absent", why="the fine-tune has none")
+        elif name in replaced:
+            account.add(name, "base", "absent", why=REPLACED)
         elif any(e.base_name == name for e in adapter.entries.values()):
             account.add(name, "base", "tied", why="the fine-tune ties it")
     account.complete("base", base.names)

@@ -3,18 +3,16 @@
 import json
 import re
 
-from dts import __version__
 from dts.codec.methods import method_of
+
+LISTED = 120  # letters of class names that are listed
 
 
 def card(config: dict) -> str:
     """README.md from the content of ``dts_config.json``."""
     base, task = config["base"], config["task"]
-    kinds: dict[str, int] = {}
-    for row in config["tensors"].values():
-        kind = "task only" if row.get("task_only") else row["kind"]
-        kinds[kind] = kinds.get(kind, 0) + 1
-    rate = 4 * config["amr"] / config["base"]["bytes_per_element"]
+    names = task["class_names"] or []
+    listed = f": {', '.join(names)}" if sum(map(len, names)) <= LISTED else ""
     lines = [
         "---",
         "tags: [dts, adapter]",
@@ -22,23 +20,16 @@ def card(config: dict) -> str:
         "---",
         f"# {markdown(task['name'])}",
         "",
-        markdown(task["description"] or f"A full fine-tune of {base['name']}, stored as its difference."),
-        "",
-        f"- classes: {markdown(', '.join(task['class_names'])) if task['class_names'] else 'not named'}",
-        f"- base: {markdown(base['name'])}, {base['parameters']:,} parameters, {base['dtype']}, "
-        f"fingerprint `{markdown(base['fingerprint'])}`",
-        f"- {config['bytes']:,} bytes: {config['amr']:.3%} of the base in fp32, {rate:.3%} of it in {base['dtype']}",
-        f"- method: {config['method']}; squared error of the whole difference: {show(config['squared_error'])}"
-        + note(config["method"]),
-        f"- tensors: {', '.join(f'{count} {kind}' for kind, count in kinds.items()) or 'none'}; "
-        f"{len(config['dropped'])} left at the base",
-        f"- made by dts {__version__}",
+        *([markdown(task["description"]), ""] if task["description"] else []),
+        f"A full fine-tune in {config['bytes']:,} bytes, {config['amr']:.3%} of the base in fp32"
+        + (f"; {len(names)} classes{markdown(listed)}" if names else "")
+        + ". `dts inspect` shows the rest.",
         "",
         "```python",
         "import dts",
         "",
-        f'adapters = {{{python(task["name"])}: "path/to/this/folder"}}',
-        f"model = dts.DTSModel.from_pretrained({python(base['name'])}, adapters=adapters)",
+        f"model = dts.DTSModel.from_pretrained({python(base['name'])}, "
+        f'adapters={{{python(task["name"])}: "path/to/this/folder"}})',
         f"model.set_task({python(task['name'])})",
         "```",
     ]
@@ -77,7 +68,3 @@ def markdown(text: str) -> str:
 def note(method: str) -> str:
     """What explains an adapter's squared error."""
     return method_of(method).note
-
-
-def show(error: float | None) -> str:
-    return "not known" if error is None else f"{error:.4f}"

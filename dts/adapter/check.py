@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dts.adapter import modules
 from dts.adapter.carried import carried, plain_name
 from dts.adapter.entries import ENTRY_KINDS
+from dts.adapter.grid import BITS
 from dts.adapter.text import dtype_name
 from dts.checkpoint.safetensors_file import NAMES
 from dts.codec.methods import METHODS
@@ -25,6 +26,7 @@ from dts.values import (
     real,
     section,
     shape,
+    short_digest,
     shown,
     size,
     text,
@@ -106,21 +108,26 @@ MODEL_CONFIG: dict[str, Test] = {  # what is read of it
     "label2id": or_none(section),
     "tie_word_embeddings": or_none(flag),
 }
-ROW: dict[str, Test] = {"shape": shape, "kind": one_of(*ENTRY_KINDS), "sha256": digest}
-STORED: dict[str, Test] = {"bytes": count} | ROW
+ROW: dict[str, Test] = {"shape": shape, "kind": one_of(*ENTRY_KINDS)}
+ROUNDED: dict[str, Test] = {"squared_error": or_none(error), "bits": lambda value: count(value) and value in BITS}
 OF_BASE: dict[str, Test] = {"norm": size, "base": or_none(line)}
 
 
-def rows() -> dict[str, tuple[dict[str, Test], dict[str, Test]]]:
-    """kind of row -> (what such a row has, what it may have); fragments of parts are those of the kinds there are."""
+def rows(recorded: Test = short_digest) -> dict[str, tuple[dict[str, Test], dict[str, Test]]]:
+    """kind of row -> (what such a row has, what it may have); fragments of parts are those of the kinds there are.
+
+    recorded: of a digest.
+    """
+    row = ROW | {"sha256": recorded}
+    stored = row | {"bytes": count}
     fragments = {kind.key: kind.fits for kind in KINDS.values()}
-    factorised = STORED | OF_BASE | {"squared_error": or_none(error)}
+    factorised = stored | OF_BASE | {"squared_error": or_none(error)}
     return {
-        "tied": (ROW | {"tied_to": line}, {}),
+        "tied": (row | {"tied_to": line}, {}),
         "factors": (factorised, fragments | {"dtype": floating}),
         "experts": (factorised | {"experts": list_of(or_none(expert))}, {"dtype": floating}),
-        "delta": (STORED | OF_BASE, {"squared_error": or_none(error), "scale": step, "dtype": floating}),
-        "value": (STORED, OF_BASE | {"task_only": lambda value: value is True, "dtype": dtype}),
+        "delta": (stored | OF_BASE, ROUNDED | {"scale": step, "dtype": floating}),
+        "value": (stored, OF_BASE | ROUNDED | {"task_only": lambda value: value is True, "dtype": dtype}),
     }
 
 
@@ -128,6 +135,8 @@ def problems(config: dict) -> list[str]:
     """A line for all that is absent, of the wrong kind, out of range or not known; empty if all is well."""
     version = config.get("format_version")
     later: dict[str, Test] = {} if version in (1, 2, 3) else {"sha256": digest}
+    if version not in (1, 2, 3, 4):
+        later["content"] = digest
     wrong = list(_wrong("", config, CONFIG | later, {"modules": modules.harmless} if later else None))
     for key, tests in SECTIONS.items():
         if isinstance(config.get(key), dict):
@@ -142,7 +151,7 @@ def problems(config: dict) -> list[str]:
     if isinstance(config.get("files"), dict):
         wrong += _wrong_files(config["files"], count if version in (1, 2, 3) else FILE)
     if isinstance(config.get("tensors"), dict):
-        known = rows()
+        known = rows(digest if version in (1, 2, 3, 4) else short_digest)
         for name, row in config["tensors"].items():
             wrong += _wrong_row(name, row, known)
         wrong += _wrong_ties(config["tensors"])
@@ -192,8 +201,8 @@ def _wrong_row(name: str, row, known: Mapping[str, tuple[dict[str, Test], dict[s
     if row["kind"] == "value" and "task_only" in row:
         optional = {key: test for key, test in optional.items() if key not in OF_BASE}
     yield from _wrong(f"{name}: ", row, needed, optional)
-    if ("scale" in row) != ("squared_error" in row) and row["kind"] == "delta":
-        yield f"{name}: a scale and a squared_error belong together"
+    if row["kind"] in ("delta", "value") and ("scale" in row) + ("bits" in row) != ("squared_error" in row):
+        yield f"{name}: a scale or bits and a squared_error belong together"
 
 
 def _wrong_ties(rows: dict) -> Iterator[str]:

@@ -52,8 +52,9 @@ def compress(
         rank_fraction: rank int(r * min(m, n)) in every matrix; of "sketch" the bytes of that rank
         target_error: squared relative error of the whole difference, with as few bytes as were found to do; not of
             "sketch", which is not about that error
-    vectors: of biases and norms, "exact" differences or "8bit" ones (`dts.adapter.vectors`); "auto" takes 8bit
-        where bytes are asked for and the method is not "paper": they are better spent on the matrices
+    vectors: of biases and norms, "exact" differences or "8bit", "4bit", "3bit" ones, heads being exact or in 8 bits
+        then (`dts.adapter.vectors`); "auto" rounds where bytes are asked for and the method is not "paper", the more
+        the fewer they are: they are better spent on the matrices
     kind: "task" if the base is what the fine-tune started from, "difference" if it is a merged model
     name, class_names, description: of the task; names default to the fine-tune's folder and its config's labels
     progress: called with (done, total, tensor's name), in bytes of the fine-tune read

@@ -14,31 +14,49 @@ from dts.adapter.entries import Entry
 from dts.checkpoint.safetensors_file import NAMES, tensor_bytes
 from dts.codec.parts import kind_of
 
-FORMAT_VERSION = 4  # 1 had no 8-bit vectors, 2 no sketches, 3 digests of bytes and rows only
-READABLE = (1, 2, 3, 4)
+FORMAT_VERSION = 5  # 1 had no 8-bit vectors, 2 no sketches, 3 digests of bytes and rows only, 4 no table and no blobs
+READABLE = (1, 2, 3, 4, 5)
 
 
 def version_of(entries: Iterable[Entry], digests: bool = True) -> int:
     """The format that these entries need; whoever writes a folder asks here.
 
-    digests: with those of this version, as all that is written now.
+    digests: with those of this version, in its table and blobs, as all that is written now.
     """
-    needed = 4 if digests else 1
+    needed = FORMAT_VERSION if digests else 1
     for entry in entries:
         kinds = [kind_of(data) for factors in entry.matrices if factors is not None for data in factors.stored]
-        needed = max([needed, 2 if entry.scale is not None else 1, *[kind.version for kind in kinds]])
+        needed = max(
+            [
+                needed,
+                5 if entry.grid is not None else 2 if entry.scale is not None else 1,
+                *[kind.version for kind in kinds],
+            ]
+        )
     return needed
 
 
 def row_digest(name: str, tensors: dict[str, Tensor], row: dict, version: int = FORMAT_VERSION) -> str:
-    """16 hex digits over an entry's row and its tensors; before version 4 without any name, dtype or shape."""
+    """Hex digits over an entry's row and its tensors: 64, of which `shown` are recorded; before version 4 without any
+    name, dtype or shape."""
     row = {k: v for k, v in row.items() if k != "sha256"}
     total = hashlib.sha256(canonical(row if version < 4 else [name, row], version))
     for key in sorted(tensors):
         if version >= 4:
             total.update(canonical([key, NAMES[tensors[key].dtype], list(tensors[key].shape)]))
         total.update(tensor_bytes(tensors[key]))
-    return total.hexdigest()[:16]
+    return total.hexdigest()
+
+
+def shown(digest: str, version: int = FORMAT_VERSION) -> str:
+    """What a row records of its digest: since version 5 enough to tell which tensor was altered, as another digest is
+    over all of them."""
+    return digest[: 16 if version < 5 else 8]
+
+
+def content_digest(digests: Iterable[str]) -> str:
+    """16 hex digits over the whole digests of all rows, in order."""
+    return hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
 
 
 def config_digest(config: dict) -> str:

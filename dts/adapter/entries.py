@@ -17,6 +17,7 @@ from dts.adapter.text import dtype_name
 from dts.sums import BLOCK
 
 if TYPE_CHECKING:
+    from dts.adapter.grid import Grid
     from dts.codec.factors import Factors
 
 
@@ -35,8 +36,7 @@ class Entry:
     factors   ``factors``: one compressed matrix.  Its shape is the base tensor's, flattened to 2-D from the second
               dimension on (convolutions).  ``None`` if only ``added_rows`` are stored (the shared rows are the base's)
     experts   ``factors``: a list, one a matrix of a base tensor [E, m, n]; ``None`` for an expert left as it is
-    delta     ``tensor``: finetuned - base (biases, norms).  Raw, base + tensor is the fine-tune's value exactly; with a
-              ``scale`` it is int8, and the difference is scale * tensor, wrong by at most scale / 2 an element
+    delta     ``tensor``: finetuned - base (biases, norms).  Raw, base + tensor is the fine-tune's value exactly
     value     ``tensor``: the fine-tune's whole value, either because only the fine-tune has it (``task_only``) or
               because a difference would not give it back exactly (integers, booleans, coarse dtypes)
     tied      nothing: it is the tensor named ``tied_to``
@@ -45,6 +45,8 @@ class Entry:
     added_rows: [rows beyond the base's, ...] of an enlarged vocabulary, whole values in the fine-tune's dtype.
     norm: ||finetuned - base||_F;  squared_error: ||delta - delta_hat||^2 / ||delta||^2 as measured when compressed,
     None where it is not known.
+    A delta or a value may be rounded: ``grid`` has it instead of ``tensor``.  Before version 5 a delta could be int8
+    with one ``scale``: the difference is scale * tensor, wrong by at most scale / 2 an element.
     """
 
     name: str
@@ -60,6 +62,12 @@ class Entry:
     norm: float = 0.0
     squared_error: float | None = 0.0
     scale: float | None = None
+    grid: Grid | None = None
+
+    @property
+    def is_rounded(self) -> bool:
+        """Is it a delta or a value that is not exactly what it was?"""
+        return self.scale is not None or self.grid is not None
 
     @property
     def base_shape(self) -> tuple[int, ...]:
@@ -106,9 +114,9 @@ class Entry:
         if self.kind == "value":
             if base is None:
                 raise ValueError(f"{self.name} is stored as a whole value: its difference needs the base's tensor")
-            return self.whole.to(base.device, dtype) - base.to(dtype)
+            return self.numbers(dtype).to(base.device) - base.to(dtype)
         if self.kind == "delta":
-            return self.whole.to(dtype) if self.scale is None else self.whole.to(dtype) * self.scale
+            return self.numbers(dtype)
         if self.kind == "experts":
             matrix = self.base_shape[1:]
             return torch.stack(
@@ -119,9 +127,15 @@ class Entry:
             return torch.zeros(self.base_shape, dtype=dtype)
         return factors.reconstruct(dtype=dtype).reshape(self.base_shape)
 
+    def numbers(self, dtype: torch.dtype) -> Tensor:
+        """What is stored of a delta or a value, as numbers of this dtype."""
+        if self.grid is not None:
+            return self.grid.values(dtype)
+        return self.whole.to(dtype) if self.scale is None else self.whole.to(dtype) * self.scale
+
     @property
     def whole(self) -> Tensor:
-        """The tensor of a delta or a value, which they cannot be without."""
+        """The tensor of a delta or a value that has no grid."""
         if self.tensor is None:
             raise ValueError(f"{self.name}: its {self.kind} is missing")
         return self.tensor
@@ -132,7 +146,9 @@ class Entry:
         base: the base's tensor, or None if ``task_only``.
         """
         if self.kind == "value":
-            return self.whole.to(self.dtype)
+            return (
+                self.whole.to(self.dtype) if self.grid is None else rounded(self.grid.values(), self.dtype, self.name)
+            )
         if base is None:
             raise ValueError(f"{self.name} is stored as a difference: its value needs the base's tensor")
         wide = torch.float64 if base.dtype == torch.float64 else torch.float32

@@ -14,16 +14,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
+from dts import __version__
 from dts.adapter import check
 from dts.adapter.carried import about_file, check_files, copy_files, within
-from dts.adapter.digests import READABLE, config_digest, row_digest
+from dts.adapter.digests import READABLE, config_digest, content_digest, row_digest, shown
 from dts.adapter.entries import AdapterError, Entry
+from dts.adapter.packed import TABLE, Blobs, blobs_of, unpacked_file
 from dts.adapter.rows import entry_from, entry_tensors
-from dts.adapter.sizes import describe, total_bytes
+from dts.adapter.sizes import Texts, describe, total_bytes
 from dts.checkpoint import Damaged, SafetensorsFile, write_safetensors
-from dts.checkpoint.safetensors_file import layout_of
+from dts.checkpoint.safetensors_file import Layout
 from dts.checkpoint.strict_json import NotStrict, parse
 from dts.files import Building, building, check_place, set_aside
 
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from dts.adapter.adapter import Adapter
 
 LARGEST_TEXT = 1 << 25  # bytes of a configuration and of a header: some hundred thousand matrices
+Stored = SafetensorsFile | Blobs  # both give tensors by name
 CONFIG, MODEL, CARD = "dts_config.json", "dts_model.safetensors", "README.md"
 
 
@@ -48,10 +52,16 @@ def read_folder(folder: Path, verify: bool = True) -> tuple[dict, dict[str, Entr
         raise AdapterError(
             f"{folder} is damaged: {' and '.join(outside)} is a link to a place outside of it, which is not followed"
         )
-    config = read_config(folder / CONFIG)
+    config = read_text(folder / CONFIG)
+    if whole := config["format_version"] < 5:
+        config = checked(config, folder / CONFIG)
     try:
         file = SafetensorsFile(folder / MODEL, mapped=False, largest_header=LARGEST_TEXT)
-        entries, wrong = _entries(config, file, verify)
+        stored: Stored = file
+        if not whole:
+            config, stored = unpacked_file(config, file, 2 * LARGEST_TEXT)  # templates have dtypes and shapes as well
+            config = checked(config, folder / CONFIG)
+        entries, wrong = _entries(config, stored, verify)
     except Damaged as error:
         raise AdapterError(str(error)) from None
     if verify and config["format_version"] >= 4 and config_digest(config) != config["sha256"]:
@@ -61,11 +71,12 @@ def read_folder(folder: Path, verify: bool = True) -> tuple[dict, dict[str, Entr
     return config, entries
 
 
-def _entries(config: dict, file: SafetensorsFile, verify: bool) -> tuple[dict[str, Entry], list[str]]:
+def _entries(config: dict, file: Stored, verify: bool) -> tuple[dict[str, Entry], list[str]]:
     """(entries, a line for all that is wrong with them)."""
     used: set[str] = set()
     wrong: list[str] = []
     entries: dict[str, Entry] = {}
+    found, version = list[str](), config["format_version"]
 
     def load(own: dict[str, Tensor], key: str) -> Tensor | None:
         if key not in file.tensors:
@@ -87,18 +98,19 @@ def _entries(config: dict, file: SafetensorsFile, verify: bool) -> tuple[dict[st
         nbytes = sum(tensor.nbytes for tensor in own.values())
         if row["kind"] != "tied" and nbytes != row["bytes"]:
             wrong.append(f"{name}: {nbytes} bytes are stored of it, recorded {row['bytes']}")
-        elif verify and row_digest(name, own, row, config["format_version"]) != row["sha256"]:
-            wrong.append(f"{name}: what is stored of it was altered")
+        elif verify:
+            found.append(row_digest(name, own, row, version))
+            if shown(found[-1], version) != row["sha256"]:
+                wrong.append(f"{name}: what is stored of it was altered")
         entries[name] = entry
+    if verify and not wrong and version >= 5 and content_digest(found) != config["content"]:
+        wrong.append("what is stored was altered")
     wrong += [f"{name}: not in {CONFIG}" for name in sorted(set(file.tensors) - used)]
     return entries, wrong
 
 
-def read_config(path: Path) -> dict:
-    """``dts_config.json``, with all that is read later; raises AdapterError with everything that is wrong with it.
-
-    ``files`` of versions that had only their sizes are given as this version has them.
-    """
+def read_text(path: Path) -> dict:
+    """What ``dts_config.json`` holds, of a version that can be read; raises AdapterError."""
     with open(path, "rb") as file:
         text = file.read(LARGEST_TEXT + 1)
     try:  # infinite numbers of a model's configuration were once written as such
@@ -110,9 +122,18 @@ def read_config(path: Path) -> dict:
         raise AdapterError(f"{path} is damaged: it has no format_version")
     if version not in READABLE:
         raise AdapterError(
-            f"{path} has format {version}; this version reads {' and '.join(map(str, READABLE))}: "
-            "a newer dts may have written it"
+            f"{path} has format {version}; this version of dts, {__version__}, reads {READABLE[0]} to {READABLE[-1]}: "
+            "a newer one may have written it, and reads it: pip install --upgrade dts-merge"
         )
+    return config
+
+
+def checked(config: dict, path: Path) -> dict:
+    """A configuration with all that is read later; raises AdapterError with everything that is wrong with it.
+
+    ``files`` of versions that had only their sizes are given as this version has them.  path: of its file.
+    """
+    version = config["format_version"]
     wrong = check.problems(config)
     if wrong:
         raise AdapterError(f"{path} is damaged: {'; '.join(wrong[:50])}" + (len(wrong) > 50) * "; and more")
@@ -133,10 +154,10 @@ def write_folder(adapter: Adapter, out: Path, overwrite: bool = False, place: Bu
     check_files(adapter)
     with nullcontext(place) if place else building(out, lambda: check_out(out, overwrite)) as place:
         partial = place.fresh()
-        tensors, text, readme = complete(adapter)
-        write_safetensors(partial / MODEL, layout_of(tensors.items()), tensors.__getitem__)
-        (partial / CONFIG).write_text(text, "utf-8", newline="\n")
-        (partial / CARD).write_text(readme, "utf-8", newline="\n")
+        texts, sizes = complete(adapter)
+        write_model(adapter, texts.table, sizes, partial / MODEL)
+        (partial / CONFIG).write_text(texts.config, "utf-8", newline="\n")
+        (partial / CARD).write_text(texts.card, "utf-8", newline="\n")
         copy_files(adapter, partial)
         place.finish()
     adapter.folder = out
@@ -149,8 +170,26 @@ def check_out(out: Path, overwrite: bool) -> None:
     check_place(out, overwrite, "an adapter", lambda folder: (folder / CONFIG).is_file())
 
 
-def complete(adapter: Adapter) -> tuple[dict[str, Tensor], str, str]:
-    """All tensors, and the texts; brings the adapter's config up to date with its entries.
+def write_model(adapter: Adapter, table: bytes, sizes: dict[str, Layout], path: Path) -> None:
+    """``dts_model.safetensors``: the table of rows, and each blob's tensors one after another.
+
+    sizes: layouts of the entries' tensors, by the entries' names.
+    """
+    blobs, members = blobs_of(sizes.values(), table)
+    tensors: dict[str, Tensor] = {}
+    for entry in adapter.entries.values():
+        tensors |= entry_tensors(entry)
+
+    def load(blob: str) -> Tensor | list[Tensor]:
+        if blob == TABLE:
+            return torch.frombuffer(bytearray(table), dtype=torch.uint8) if table else torch.empty(0, dtype=torch.uint8)
+        return [tensors[key] for key in members[blob]]
+
+    write_safetensors(path, blobs, load)
+
+
+def complete(adapter: Adapter) -> tuple[Texts, dict[str, Layout]]:
+    """The texts, and the layouts of the entries' tensors; brings the adapter's config up to date with its entries.
 
     Raises AdapterError if the result could not be read again (names with control characters, ...).
     """
@@ -159,17 +198,18 @@ def complete(adapter: Adapter) -> tuple[dict[str, Tensor], str, str]:
     sizes = describe(config, adapter.entries.values(), base_digests)
     config["files"] = {name: about_file(path) for name, path in adapter.files.items()}
     config["model_config"] = plain_config(config["model_config"])
-    text, readme, _ = total_bytes(config, sizes)
-    check_writable(parse(text.encode(), LARGEST_TEXT))
-    tensors: dict[str, Tensor] = {}
-    for entry in adapter.entries.values():
-        tensors |= entry_tensors(entry)
-    return tensors, text, readme
+    check_writable(parse(json.dumps(config).encode(), LARGEST_TEXT))
+    texts = total_bytes(config, sizes)
+    if len(texts.config.encode()) > LARGEST_TEXT:
+        raise AdapterError(
+            f"the adapter {adapter.name!r} cannot be written: its {CONFIG} would have more than {LARGEST_TEXT:,} bytes"
+        )
+    return texts, sizes
 
 
 def check_writable(config: dict) -> None:
     """Raises AdapterError naming all of a config that could not be read again: control characters in names, NaN, ..."""
-    wrong = check.problems(config | {"sha256": "0" * 16})
+    wrong = check.problems(config | {"sha256": "0" * 16} | ({} if "content" in config else {"content": "0" * 16}))
     if wrong:
         raise AdapterError(f"the adapter {config['task']['name']!r} cannot be written: " + "; ".join(wrong))
 

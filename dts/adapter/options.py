@@ -12,11 +12,12 @@ import torch
 
 from dts import __version__
 from dts.adapter.digests import FORMAT_VERSION
+from dts.adapter.vectors import ASKED, EXACT, Rounding, rounding_for
 from dts.codec.method import Choice
 from dts.codec.methods import CHOICES
 
 ADAPTER_KINDS = ("task", "difference")
-VECTORS = ("auto", "exact", "8bit")
+VECTORS = ("auto", *ASKED)
 SIZES = ("budget", "nbytes", "rank_fraction", "target_error")
 IN_BYTES = ("budget", "nbytes")
 DEFAULT_BUDGET = 0.01
@@ -108,10 +109,16 @@ class Options:
 
     @property
     def exact_vectors(self) -> bool:
-        """Are biases and norms stored as they are, rather than in 8 bits?"""
+        """Are biases, norms and heads stored as they are, rather than in few bits?"""
         if self.vectors == "auto":
             return not (self.in_bytes and self.choice.rounds_vectors)
         return self.vectors == "exact"
+
+    def rounding(self, nbytes: float, vectors: int, heads: int) -> Rounding:
+        """Of vectors and heads of so many elements, in an adapter of ``nbytes`` where bytes are asked for."""
+        if self.exact_vectors:
+            return EXACT
+        return rounding_for(nbytes, vectors, heads) if self.vectors == "auto" else ASKED[self.vectors]
 
     @property
     def told(self) -> str:
@@ -127,7 +134,7 @@ class Options:
         """
         return self.asked | {
             "method": self.choice.name,
-            "vectors": "exact" if self.exact_vectors else "8bit",
+            "vectors": "exact" if self.exact_vectors else self.vectors,
             "seed": self.seed,
             "base": base,
             "finetuned": finetuned,

@@ -10,6 +10,7 @@ from dts import sums
 from dts.adapter.entries import Entry
 from dts.adapter.matrix import Matrix
 from dts.adapter.sizes import whole_error
+from dts.adapter.vectors import EXACT, Rounding
 from dts.adapter.whole import refuse_nan, whole_entry
 from dts.checkpoint import Pair, Pairing
 from dts.codec import Factors
@@ -71,15 +72,15 @@ class Compressible:
 
 
 def plan_job(
-    pairing: Pairing, pair: Pair, method: Choice, spectrum: bool, device=None, exact_vectors: bool = True
+    pairing: Pairing, pair: Pair, method: Choice, spectrum: bool, device=None, rounding: Rounding = EXACT
 ) -> tuple[int, Callable[[], Entry | Compressible | None]]:
     """(elements to work on, work), as `dts.adapter.in_order` takes it; what is read is read here.
 
     The work gives an entry if the tensor is stored as it is, a `Compressible` if as factors, None if it is the base's.
-    spectrum: with the singular values;  exact_vectors: as in `whole_entry`.
+    spectrum: with the singular values;  rounding: as in `whole_entry`.
     """
     if pair.base_name is None or not is_compressed(pairing, pair, pair.base_name, method):
-        entry = whole_entry(pairing, pair, exact_vectors)
+        entry = whole_entry(pairing, pair, rounding)
         return 0, lambda: entry
     if is_copy(pairing, pair, pair.base_name):
         return 0, lambda: None

@@ -16,7 +16,7 @@ from dts.adapter.matrix import Matrix
 from dts.adapter.options import Options
 from dts.adapter.plan import Compressible, matrices_of, shared_delta
 from dts.adapter.sizes import measured
-from dts.adapter.text import number
+from dts.adapter.text import measure
 from dts.adapter.threads import Behind
 from dts.adapter.work import Work
 from dts.checkpoint import Pairing
@@ -123,7 +123,7 @@ class Plans:
     def _assembled(self, made: list[tuple[Compressible, list[int], Entry | None]]) -> dict[str, Entry]:
         """All entries, in the order of the plans, from those of the compressed tensors."""
         entry_of = {plan.name: entry for plan, _, entry in made}
-        self.config["dropped"] = {plan.name: number(plan.norm) for plan, own, _ in made if plan.norm and not any(own)}
+        self.config["dropped"] = {plan.name: measure(plan.norm) for plan, own, _ in made if plan.norm and not any(own)}
         entries = {}
         for name, plan in self.by_name.items():
             entry = entry_of[name] if isinstance(plan, Compressible) else plan

@@ -2,6 +2,7 @@
 
     <tensor>.u .v ...    parts of one matrix, as their kinds store them (`dts.codec.parts`);  <tensor>[e].u: of expert e
     <tensor>.delta       int8 where the tensor's row has a ``scale``, its step;  <tensor>.value
+    <tensor>.delta       with <tensor>.scales, where its row has ``bits`` (`dts.adapter.grid`); so a value
     <tensor>.added       rows beyond the base's vocabulary, whole, in the fine-tune's dtype
 
 docs/format.md has all of it byte by byte.
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 
 from dts.adapter.entries import AdapterError, Entry
-from dts.adapter.text import dtype_name, number
+from dts.adapter.grid import grid_from
+from dts.adapter.text import dtype_name, measure
 from dts.checkpoint.pairing import swap_prefix
 from dts.checkpoint.safetensors_file import Layout
 from dts.codec import Factors, Undecodable
@@ -32,6 +34,9 @@ def entry_tensors(entry: Entry) -> dict[str, Tensor]:
             tensors |= {f"{place}.{key}": tensor for key, tensor in tensors_of(factors).items()}
     if entry.tensor is not None:
         tensors[f"{entry.name}.{entry.kind}"] = entry.tensor
+    if entry.grid is not None:
+        tensors[f"{entry.name}.{entry.kind}"] = entry.grid.stored
+        tensors[f"{entry.name}.scales"] = entry.grid.scales
     if entry.added_rows is not None:
         tensors[f"{entry.name}.added"] = entry.added_rows
     return tensors
@@ -50,14 +55,16 @@ def entry_row(entry: Entry, dtype: torch.dtype | None, base_digest: str | None, 
     elif entry.factors is not None:
         row |= fragments_of(entry.factors)
     row["bytes"] = sum(torch.Size(shape).numel() * dtype.itemsize for dtype, shape in sizes.values())
-    if entry.factorised or entry.scale is not None:
-        row["squared_error"] = number(entry.squared_error)
+    if entry.factorised or entry.is_rounded:
+        row["squared_error"] = measure(entry.squared_error)
     if entry.scale is not None:
         row["scale"] = entry.scale
+    if entry.grid is not None:
+        row["bits"] = entry.grid.bits
     if entry.task_only:
         row["task_only"] = True
     else:
-        row |= {"norm": number(entry.norm), "base": base_digest}
+        row |= {"norm": measure(entry.norm), "base": base_digest}
     if entry.dtype != dtype:
         row["dtype"] = dtype_name(entry.dtype)
     return row
@@ -69,7 +76,7 @@ def _expert_row(factors: Factors) -> list:
     first, *others = [fragments.get(kind.key) for kind in KINDS.values()]
     while others and others[-1] is None:
         others.pop()
-    return [first, number(factors.squared_error), number(factors.norm), *others]
+    return [first, measure(factors.squared_error), measure(factors.norm), *others]
 
 
 def entry_from(name: str, row: dict[str, Any], config: dict[str, Any], load: Load) -> Entry:
@@ -95,7 +102,12 @@ def entry_from(name: str, row: dict[str, Any], config: dict[str, Any], load: Loa
     )
     if entry.added_rows is not None:
         _check_added(entry, entry.added_rows)
-    if kind in ("delta", "value"):
+    if "bits" in row:
+        stored, scales = load(f"{name}.{kind}"), load(f"{name}.scales")
+        entry.grid = grid_from(name, entry.shape, row["bits"], stored, scales)
+        if not entry.dtype.is_floating_point:
+            raise AdapterError(f"{name}: its {kind} of {dtype_name(entry.dtype)} cannot be rounded")
+    elif kind in ("delta", "value"):
         entry.tensor = _raw_tensor(entry, load)
     try:
         if kind == "experts":

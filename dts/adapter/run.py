@@ -24,6 +24,7 @@ from dts.adapter.predict import Prediction, prediction
 from dts.adapter.sizes import measured
 from dts.adapter.suspicion import look, unchanged
 from dts.adapter.threads import Behind
+from dts.adapter.vectors import elements
 from dts.adapter.work import Work
 from dts.checkpoint import Checkpoint, Pair, Pairing
 from dts.codec import many
@@ -63,6 +64,7 @@ class Run:
         ((self.goal, self.wanted),) = options.asked.items()
         if self.goal == "budget":
             self.goal, self.wanted = "nbytes", int(self.wanted * 4 * config["base"]["parameters"])
+        self.rounding = options.rounding(self.wanted, *elements(_whole_tensors(pairing)))
         self.spectrum = self.goal != "rank_fraction" or options.dry_run
         self.prediction: Prediction | None = None
         self.plans = Plans(config, self.base_digests)
@@ -145,7 +147,7 @@ class Run:
         """`plan_job`, from the spectra of an interrupted run where it has them."""
         cached, options = self.work.spectra(pair.name), self.options
         if cached is None:
-            return plan_job(self.pairing, pair, options.choice, self.spectrum, options.place, options.exact_vectors)
+            return plan_job(self.pairing, pair, options.choice, self.spectrum, options.place, self.rounding)
         self.known.add(pair.name)
         return 0, lambda: compressible(self.pairing, pair, cached)
 
@@ -259,6 +261,16 @@ class Run:
 
 def _changes(plan: Entry | Compressible) -> bool:
     return isinstance(plan, Compressible) or plan.kind != "tied"
+
+
+def _whole_tensors(pairing: Pairing) -> list[tuple[tuple[int, ...], torch.dtype, bool]]:
+    """(shape, dtype, is it the fine-tune's own) of what is not tied."""
+    tuned = pairing.finetuned
+    return [
+        (tuned.shape(pair.name), tuned.dtype(pair.name), pair.base_name is None)
+        for pair in pairing.pairs.values()
+        if not pair.tied_to
+    ]
 
 
 def _nbytes(checkpoint: Checkpoint, name: str) -> int:

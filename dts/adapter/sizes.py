@@ -6,18 +6,20 @@ headers that are written.
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from dts.adapter.card import card
-from dts.adapter.digests import config_digest, row_digest, version_of
+from dts.adapter.digests import config_digest, content_digest, row_digest, shown, version_of
 from dts.adapter.entries import Entry
+from dts.adapter.packed import blobs_of, packed
 from dts.adapter.rows import entry_row, entry_tensors
 from dts.adapter.text import number
 from dts.checkpoint.safetensors_file import Layout, header_bytes, layout_of
 from dts.codec import Factors
 
-HEADER_BYTES = 400  # of one matrix's header entries and row, nearly
+HEADER_BYTES = 48  # of one matrix's row, nearly
 
 
 def measured(config: dict, entries: dict[str, Entry], base_digests: dict, digests: bool = False) -> int:
@@ -27,7 +29,7 @@ def measured(config: dict, entries: dict[str, Entry], base_digests: dict, digest
     """
     sizes = describe(config, entries.values(), base_digests, digests)
     config["squared_error"] = overall_error(config, entries)
-    return total_bytes(config, sizes)[2]
+    return total_bytes(config, sizes).total
 
 
 def overall_error(config: dict, entries: dict[str, Entry]) -> float | None:
@@ -58,46 +60,62 @@ def whole_error(norm: float, factors: Sequence[Factors | None]) -> float | None:
     return max(0.0, 1 - explained / norm**2) if norm else 0.0
 
 
-def describe(config: dict, entries: Iterable[Entry], base_digests: dict, digests: bool = True) -> Layout:
-    """Brings ``tensors`` and ``format_version`` of a config up to date; gives the layout of all tensors.
+def describe(config: dict, entries: Iterable[Entry], base_digests: dict, digests: bool = True) -> dict[str, Layout]:
+    """Brings ``tensors`` and ``format_version`` of a config up to date; gives the layout of every entry's tensors.
 
     base_digests: by the entries' names;  digests: else zeros of the same length, while sizes are planned.
     """
     entries = list(entries)
-    sizes: Layout = {}
+    sizes: dict[str, Layout] = {}
+    found: list[str] = []
     dtype = getattr(torch, config["finetuned"]["dtype"])
     config["format_version"], config["tensors"] = version_of(entries), {}
     for entry in entries:
         own = entry_tensors(entry)
         layout = layout_of(own.items())
         row = config["tensors"][entry.name] = entry_row(entry, dtype, base_digests.get(entry.name), layout)
-        row["sha256"] = row_digest(entry.name, own, row) if digests else "0" * 16
-        sizes |= layout
+        found.append(row_digest(entry.name, own, row) if digests else "0" * 64)
+        row["sha256"] = shown(found[-1])
+        sizes[entry.name] = layout
+    config["content"] = content_digest(found)
     return sizes
 
 
-def total_bytes(config: dict, sizes: Layout) -> tuple[str, str, int]:
-    """(config text, card text, bytes of the whole folder); sets ``bytes`` and ``amr`` of the config to the truth.
+@dataclass(frozen=True)
+class Texts:
+    """What is written beside the tensors: ``dts_config.json``, the table of their rows, README.md; and the bytes of the
+    whole folder."""
 
-    Its ``sha256`` too.  config: complete, with its ``tensors`` and ``files``;  sizes: of all tensors.
+    config: str
+    table: bytes
+    card: str
+    total: int
+
+
+def total_bytes(config: dict, sizes: dict[str, Layout]) -> Texts:
+    """What is written; sets ``bytes``, ``amr`` and ``sha256`` of the config to the truth.
+
+    config: complete, with its ``tensors`` and ``files``;  sizes: of every entry's tensors.
     """
-    start, _ = header_bytes(sizes)
-    payload = sum(torch.Size(shape).numel() * dtype.itemsize for dtype, shape in sizes.values())
+    content, table = packed(config, sizes)
+    blobs, _ = blobs_of(sizes.values(), table)
+    start, _ = header_bytes(blobs)
+    payload = sum(torch.Size(shape).numel() * dtype.itemsize for dtype, shape in blobs.values())
     fixed, total = len(start) + payload + sum(f["bytes"] for f in config["files"].values()), 0
     config["sha256"] = "0" * 16
     while True:  # the texts say how many bytes they take
         config["bytes"] = total
         config["amr"] = number(total / (4 * max(1, config["base"]["parameters"])))
-        text, readme = config_text(config), card(config)
+        text, readme = config_text(content, config), card(config)
         size = fixed + len(text.encode()) + len(readme.encode())
         if size <= total:
             config["sha256"] = config_digest(config)  # as long as what it takes the place of
-            return config_text(config) + "\n" * (total - size), readme, total
+            return Texts(config_text(content, config) + "\n" * (total - size), table, readme, total)
         total = size
 
 
-def config_text(config: dict) -> str:
-    """JSON with a line a tensor."""
-    head = json.dumps({k: v for k, v in config.items() if k != "tensors"}, ensure_ascii=False)
-    rows = ",\n".join(f"{json.dumps(name)}: {json.dumps(row)}" for name, row in config["tensors"].items())
-    return f'{head[:-1]},\n"tensors": {{\n{rows}\n}}}}\n'
+def config_text(content: dict, config: dict) -> str:
+    """JSON with a line a key, the content's; with what changes as the folder's size is found."""
+    lines = (content | {key: config[key] for key in ("bytes", "amr", "sha256")}).items()
+    dumped = (f'"{key}":{json.dumps(value, ensure_ascii=False, separators=(",", ":"))}' for key, value in lines)
+    return "{" + ",\n".join(dumped) + "}\n"

@@ -7,12 +7,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from dts.adapter.budget import BLOCK, Curve, allocate_exactly, levelled
 from dts.adapter.entries import AdapterError, Entry
 from dts.adapter.sizes import HEADER_BYTES, measured, whole_error
-from dts.adapter.text import number
-from dts.adapter.vectors import eight_bit
+from dts.adapter.text import measure
+from dts.adapter.vectors import elements, in_few_bits, rounding_for
 from dts.codec import Factors
 from dts.codec.methods import method_of
 from dts.values import LARGEST
@@ -65,17 +66,22 @@ def cut(entry: Entry, ranks: list[int]) -> Entry | None:
     return replace(entry.with_matrices(kept), squared_error=whole_error(entry.norm, kept))
 
 
-def shortened(entry: Entry, method: str) -> Entry:
-    """An exact vector in 8 bits, as `dts.compress` has it where bytes are asked for; everything else as it is."""
-    if not method_of(method).rounds_vectors or entry.kind != "delta" or entry.scale is not None:
-        return entry
-    return eight_bit(entry, entry.whole)
+def shortened(entries: dict[str, Entry], method: str, nbytes: int) -> dict[str, Entry]:
+    """Exact vectors and heads in few bits, as `dts.compress` has them where bytes are asked for; the rest as it is."""
+    if not method_of(method).rounds_vectors:
+        return entries
+    about = [(e.shape, e.dtype, e.task_only) for e in entries.values() if e.kind in ("delta", "value")]
+    rounding = rounding_for(nbytes, *elements(about))
+    return {
+        name: in_few_bits(entry, entry.numbers(torch.float64), rounding) if entry.kind in ("delta", "value") else entry
+        for name, entry in entries.items()
+    }
 
 
 def truncated(adapter: Adapter, nbytes: int) -> Adapter:
     """The adapter cut to at most ``nbytes``; changes the adapter given, not its entries."""
     config = adapter.config
-    whole = {name: shortened(entry, adapter.method) for name, entry in adapter.entries.items()}
+    whole = shortened(adapter.entries, adapter.method, nbytes)
     found = [(name, i, f) for name, entry in whole.items() for i, f in enumerate(entry.matrices) if f is not None]
     curves = levelled([prefix_curve(f) for _, _, f in found], [math.prod(f.compact_shape) for _, _, f in found])
     base_digests = {name: row.get("base") for name, row in config["tensors"].items()}
@@ -87,7 +93,7 @@ def truncated(adapter: Adapter, nbytes: int) -> Adapter:
             chosen[name][i] = rank
         kept = {name: cut(entry, chosen[name]) if chosen[name] else entry for name, entry in whole.items()}
         config["dropped"] = dropped | {
-            name: number(whole[name].norm)
+            name: measure(whole[name].norm)
             for name, entry in kept.items()
             if whole[name].norm and (entry is None or entry.matrices == [None])
         }

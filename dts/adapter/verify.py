@@ -10,7 +10,7 @@ import torch
 from dts import sums
 from dts.adapter.apply import base_mismatches
 from dts.adapter.carried import file_problems
-from dts.adapter.digests import config_digest, row_digest
+from dts.adapter.digests import config_digest, content_digest, row_digest, shown
 from dts.adapter.folder import CONFIG
 from dts.adapter.rows import entry_tensors
 from dts.checkpoint import Checkpoint
@@ -38,11 +38,14 @@ class Report:
 def verify(adapter: Adapter, base: Checkpoint, finetuned: Checkpoint | None = None) -> Report:
     """Digests of stored tensors, sizes of files, the base's fingerprint and, with the fine-tune, the errors anew."""
     report = Report([f"base: {line}" for line in base_mismatches(adapter, base)])
-    rows = adapter.config["tensors"]
+    whole = len(report.problems)
+    rows, version, found = adapter.config["tensors"], adapter.config["format_version"], list[str]()
     for name, entry in adapter.entries.items():
-        own, version = entry_tensors(entry), adapter.config["format_version"]
-        if name not in rows or row_digest(name, own, rows[name], version) != rows[name]["sha256"]:
+        found.append(row_digest(name, entry_tensors(entry), rows.get(name, {}), version))
+        if name not in rows or shown(found[-1], version) != rows[name]["sha256"]:
             report.problems.append(f"{name}: what is stored of it was altered")
+    if len(report.problems) == whole and version >= 5 and content_digest(found) != adapter.config["content"]:
+        report.problems.append("what is stored was altered")
     if "sha256" in adapter.config and config_digest(adapter.config) != adapter.config["sha256"]:
         report.problems.append(f"{CONFIG}: it was altered")
     report.problems += file_problems(adapter)
@@ -68,7 +71,7 @@ def _compare(
         report.problems.append(f"{name}: not in the fine-tune with shape {list(model.shape(name))}")
         return
     entry, ours = adapter.entries.get(name), finetuned.load(name)
-    exact = entry is not None and entry.kind in ("delta", "value") and entry.scale is None
+    exact = entry is not None and entry.kind in ("delta", "value") and not entry.is_rounded
     if exact or entry is None and name not in adapter.config["dropped"]:
         if not torch.equal(model.load(name), ours):
             report.problems.append(f"{name}: not the fine-tune's value")

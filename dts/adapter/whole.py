@@ -5,15 +5,15 @@ from torch import Tensor
 
 from dts import sums
 from dts.adapter.entries import Entry
-from dts.adapter.vectors import eight_bit
+from dts.adapter.vectors import EXACT, Rounding, in_few_bits
 from dts.checkpoint import Pair, Pairing
 from dts.codec import Unencodable
 
 
-def whole_entry(pairing: Pairing, pair: Pair, exact: bool = True) -> Entry | None:
+def whole_entry(pairing: Pairing, pair: Pair, rounding: Rounding = EXACT) -> Entry | None:
     """The entry of such a tensor; None if it is the base's.
 
-    exact: else vectors (biases, norms) take 8 bits an element, see `dts.adapter.vectors`.  Raises Unencodable for NaN.
+    rounding: of vectors (biases, norms) and heads.  Raises Unencodable for NaN.
     """
     finetuned = pairing.finetuned
     shape, dtype = finetuned.shape(pair.name), finetuned.dtype(pair.name)
@@ -22,11 +22,12 @@ def whole_entry(pairing: Pairing, pair: Pair, exact: bool = True) -> Entry | Non
     if pair.base_name is None:
         value = finetuned.load(pair.name)
         refuse_nan(value, pair.name)
-        return Entry(pair.name, None, shape, "value", dtype, tensor=value, task_only=True)
-    return _changed(pair, finetuned.load(pair.name), pairing.base.load(pair.base_name), exact)
+        entry = Entry(pair.name, None, shape, "value", dtype, tensor=value, task_only=True)
+        return in_few_bits(entry, value, rounding)
+    return _changed(pair, finetuned.load(pair.name), pairing.base.load(pair.base_name), rounding)
 
 
-def _changed(pair: Pair, value: Tensor, base: Tensor, exact: bool) -> Entry | None:
+def _changed(pair: Pair, value: Tensor, base: Tensor, rounding: Rounding) -> Entry | None:
     """The difference in the fine-tune's dtype if it gives the value back exactly, else the value; None if equal."""
     shape, dtype = tuple(value.shape), value.dtype
     if torch.equal(value, base.to(dtype)):
@@ -39,7 +40,7 @@ def _changed(pair: Pair, value: Tensor, base: Tensor, exact: bool) -> Entry | No
     delta = value.to(wide) - base.to(wide)
     as_value.norm = sums.norm(delta)
     entry = Entry(pair.name, pair.base_name, shape, "delta", dtype, tensor=delta.to(dtype), norm=as_value.norm)
-    rounded = entry if exact else eight_bit(entry, delta)
+    rounded = in_few_bits(entry, delta, rounding)
     return rounded if rounded is not entry or torch.equal(entry.apply(base), value) else as_value
 
 

@@ -80,18 +80,27 @@ class SafetensorsFile:
     def load(self, name: str) -> Tensor:
         """Raises Damaged if the file was altered since it was opened."""
         stored = self.tensors[name]
+        return self.part(name, 0, (stored.stop - stored.start) // stored.dtype.itemsize).view(stored.shape)
+
+    def part(self, name: str, first: int, count: int) -> Tensor:
+        """``count`` elements of a tensor from the ``first`` on, in the file's order: [count].  Of a mapped file a view.
+
+        Raises Damaged if the file was altered since it was opened, ValueError for elements that the tensor has not.
+        """
+        stored = self.tensors[name]
+        start = stored.start + first * stored.dtype.itemsize
+        stop = start + count * stored.dtype.itemsize
+        if first < 0 or count < 0 or stop > stored.stop:
+            raise ValueError(f"{name} has no elements {first} to {first + count}")
         if self._state() != self._seen:
             raise Damaged(f"{self.path} was altered while it was read: {name} cannot be read any more")
-        if stored.start == stored.stop:
-            return torch.empty(stored.shape, dtype=stored.dtype)
-        count = (stored.stop - stored.start) // stored.dtype.itemsize
+        if not count:
+            return torch.empty(0, dtype=stored.dtype)
         if self._map is None:
-            raw = self._read(stored.start, stored.stop, name)
-            return torch.frombuffer(raw, dtype=stored.dtype).view(stored.shape)
-        if stored.start % stored.dtype.itemsize:  # a foreign writer's; torch needs aligned elements
-            raw = bytearray(self._map[stored.start : stored.stop])
-            return torch.frombuffer(raw, dtype=stored.dtype).view(stored.shape)
-        return torch.frombuffer(self._map, dtype=stored.dtype, count=count, offset=stored.start).view(stored.shape)
+            return torch.frombuffer(self._read(start, stop, name), dtype=stored.dtype)
+        if start % stored.dtype.itemsize:  # a foreign writer's; torch needs aligned elements
+            return torch.frombuffer(bytearray(self._map[start:stop]), dtype=stored.dtype)
+        return torch.frombuffer(self._map, dtype=stored.dtype, count=count, offset=start)
 
     def _state(self) -> tuple[int, int]:
         """(bytes, time of the last change) of the open file, which stays the same one whatever becomes of its name."""
@@ -224,17 +233,20 @@ def header_bytes(layout: Layout, metadata: dict[str, str] | None = None) -> tupl
 def write_safetensors(
     path: str | Path, layout: Layout, load, metadata: dict[str, str] | None = None, release=None
 ) -> None:
-    """Writes a file holding one tensor at a time in memory; ``load(name)`` makes each when its turn comes, and
-    ``release(name)`` is called once it is written."""
+    """Writes a file holding one tensor at a time in memory; ``load(name)`` makes each when its turn comes, whole or as
+    a list of tensors that follow one another in it, and ``release(name)`` is called once it is written."""
     start, order = header_bytes(layout, metadata)
     with open(path, "wb") as file:
         file.write(start)
         for name in order:
-            tensor = load(name)
-            if (tensor.dtype, tuple(tensor.shape)) != (layout[name][0], tuple(layout[name][1])):
-                raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}, its header says {layout[name]}")
-            file.write(tensor_bytes(tensor))
-            del tensor  # before the next one is made
+            made = load(name)
+            (dtype, shape), tensors = layout[name], made if isinstance(made, list) else [made]
+            found = (sum(tensor.numel() for tensor in tensors),) if isinstance(made, list) else tuple(made.shape)
+            if {tensor.dtype for tensor in tensors} != {dtype} or found != tuple(shape):
+                raise ValueError(f"{name} is {tensors[0].dtype} {list(found)}, its header says {layout[name]}")
+            for tensor in tensors:
+                file.write(tensor_bytes(tensor))
+            del made, tensors, tensor  # before the next ones are made
             if release is not None:
                 release(name)
         file.flush()

@@ -13,14 +13,31 @@ from rich.panel import Panel
 from typer.core import TyperGroup
 
 from dts import __version__
-from dts.cli import apply, bench, compress, demo, diff, doctor, export, imports, inspect, merge, mix, truncate, verify
-from dts.cli.common import BAD_INPUT, UNEXPECTED, errors
+from dts.cli import (
+    apply,
+    bench,
+    compress,
+    demo,
+    diff,
+    doctor,
+    evaluate,
+    export,
+    imports,
+    inspect,
+    merge,
+    mix,
+    shelf,
+    truncate,
+    verify,
+)
+from dts.cli.common import BAD_INPUT, UNEXPECTED, errors, message_of
 
 EPILOG = (
     "Sizes are written 1%, 0.5MB or 200KiB.  Exit codes: 0 done, 1 a check failed, 2 bad input, 3 unexpected error, "
     "130 interrupted.  "
-    "--traceback, after any verb, shows where an error came from."
+    "--debug, with any verb, shows the traceback of an error."
 )
+DEBUG = ("--debug", "--traceback")  # two words for one thing, the second of earlier versions
 PIPE_CLOSED, INTERRUPTED = 128 + 13, 130  # as a shell has them
 _BAD_INPUT = (ValueError, LookupError, OSError, ImportError, NotImplementedError)
 
@@ -30,9 +47,9 @@ class Verbs(TyperGroup):
 
     def main(self, args=None, *more, **rest):
         args = list(sys.argv[1:] if args is None else args)
-        self.traceback = "--traceback" in args
+        self.debug = any(word in args for word in DEBUG)
         self.json = "--json" in args
-        return super().main([a for a in args if a != "--traceback"], *more, **rest)
+        return super().main([word for word in args if word not in DEBUG], *more, **rest)
 
     def invoke(self, context):
         try:
@@ -54,24 +71,13 @@ class Verbs(TyperGroup):
 
     def _report(self, error: Exception, code: int):
         message = message_of(error)
-        if self.traceback:
+        if self.debug:
             traceback.print_exc()
-        title = "Error" if code != UNEXPECTED else f"Unexpected {type(error).__name__} (--traceback shows where)"
+        title = "Error" if code != UNEXPECTED else f"Unexpected {type(error).__name__} (--debug shows where)"
         errors.print(Panel(message, title=title, title_align="left", border_style="red"))
         if self.json:
             print(json.dumps({"error": message, "exit_code": code}))
         raise typer.Exit(code) from error
-
-
-def message_of(error: Exception) -> str:
-    """An exception's own words (a KeyError's str() would be quoted)."""
-    if isinstance(error, KeyError) and len(error.args) == 1:
-        return str(error.args[0])
-    if isinstance(error, OSError):
-        from dts.files import in_words
-
-        return in_words(error)
-    return str(error) or type(error).__name__
 
 
 app = typer.Typer(
@@ -101,6 +107,9 @@ def _options(
 for verb in (compress, inspect, verify, diff, apply, truncate, merge, mix, doctor, demo):
     name = verb.__name__.rpartition(".")[2]
     app.command(name)(getattr(verb, name))
+# by other names than their functions, which would hide Python's own
+app.command("eval")(evaluate.evaluate)
+app.command("list")(shelf.shelf)
 app.add_typer(bench.bench, name="bench")
 app.add_typer(export.export, name="export")
 app.add_typer(imports.imports, name="import")

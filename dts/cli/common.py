@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +10,8 @@ from pathlib import Path
 from typing import Annotated, Any, overload
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions, ConsoleOptions
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -21,7 +23,9 @@ from rich.progress import (
 )
 from rich.segment import Segment
 from rich.table import Table
+from rich.text import Text
 
+WIDE = 4096  # characters of a line that no terminal shows
 OK, CHECK_FAILED, BAD_INPUT, UNEXPECTED = 0, 1, 2, 3
 
 _STEERING = [*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
@@ -36,6 +40,18 @@ def plain(text: str) -> str:
 class Terminal(Console):
     """A console on which no text steers the terminal, whatever it was made from."""
 
+    wide = False  # in a file or a pipe, as wide as a table needs: a name that is folded is found by no search
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        if not self.wide or self.is_terminal or "COLUMNS" in os.environ:
+            return super().size
+        return ConsoleDimensions(WIDE, super().size.height)
+
+    @size.setter
+    def size(self, new_size: tuple[int, int]) -> None:
+        self._width, self._height = new_size
+
     def on_broken_pipe(self) -> None:
         """Whoever read this has enough: not rich's exit code 1, which says that a check failed."""
         raise BrokenPipeError
@@ -45,7 +61,30 @@ class Terminal(Console):
             yield segment if segment.control else Segment(plain(segment.text), segment.style)
 
 
+class Dotted:
+    """A tensor's name, which is broken behind a dot, a slash or a dash where it does not fit: no word of it is."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        pieces = [len(piece) for piece in self._pieces()]
+        return Measurement(min(max(pieces, default=0), options.max_width), min(len(self.name), options.max_width))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions):
+        lines = [""]
+        for piece in self._pieces():
+            if lines[-1] and len(lines[-1]) + len(piece) > options.max_width:
+                lines.append("  " if len(piece) + 2 <= options.max_width else "")
+            lines[-1] += piece
+        yield Text("\n".join(lines), overflow="fold")
+
+    def _pieces(self) -> list[str]:
+        return re.findall(r"[^./-]*[./-]|[^./-]+", self.name)
+
+
 output = Terminal(markup=False, highlight=False)  # names and paths may hold brackets
+output.wide = True
 errors = Terminal(stderr=True, markup=False, highlight=False)
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
@@ -143,6 +182,17 @@ def finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def message_of(error: Exception) -> str:
+    """An exception's own words (a KeyError's str() would be quoted)."""
+    if isinstance(error, KeyError) and len(error.args) == 1:
+        return str(error.args[0])
+    if isinstance(error, OSError):
+        from dts.files import in_words
+
+        return in_words(error)
+    return str(error) or type(error).__name__
 
 
 def counts_text(account: dict) -> str:

@@ -1,6 +1,5 @@
 """`dts compress`: a base and full fine-tunes of it in, an adapter each out."""
 
-import os
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -14,33 +13,28 @@ from dts.cli.common import (
     Overwrite,
     Revision,
     at,
-    bytes_text,
     emit,
     list_of,
-    listing,
     output,
+    pairs,
     parse_fraction,
     parse_size,
-    percent,
     progress_bar,
 )
-from dts.cli.inspect import account_of, summary, summary_table
+from dts.cli.compressed import show
+from dts.cli.inspect import account_of, summary
+from dts.cli.names import named
+from dts.cli.several import follow
 
 DEFAULT_SIZE = "1%"
-MODEL_FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-
-
-class Method(StrEnum):
-    auto = "auto"
-    residual = "residual"
-    paper = "paper"
-    sketch = "sketch"
 
 
 class Vectors(StrEnum):
     auto = "auto"
     exact = "exact"
     eight_bit = "8bit"
+    four_bit = "4bit"
+    three_bit = "3bit"
 
 
 class Kind(StrEnum):
@@ -49,17 +43,22 @@ class Kind(StrEnum):
 
 
 def compress(
-    base: Annotated[str, typer.Argument(help="Folder, file or hub id of the base model.", show_default=False)],
-    finetuned: Annotated[list[str], typer.Argument(help="One or more full fine-tunes of it.", show_default=False)],
+    context: typer.Context,
+    base: Annotated[
+        str | None, typer.Argument(help="Folder, file or hub id of the base model.", show_default=False)
+    ] = None,
+    finetuned: Annotated[
+        list[str] | None, typer.Argument(help="One or more full fine-tunes of it.", show_default=False)
+    ] = None,
     out: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             "--out",
             "-o",
             help="Where the adapter goes; with several fine-tunes, the folder of all of them.",
             show_default=False,
         ),
-    ],
+    ] = None,
     size: Annotated[
         str | None,
         typer.Option(
@@ -79,20 +78,13 @@ def compress(
         str | None,
         typer.Option(help="Instead of a size: the squared relative error to reach, 0.1 or 10%.", show_default=False),
     ] = None,
-    method: Annotated[
-        Method,
-        typer.Option(
-            help="residual: components alone.  sketch: three quarters of the "
-            "bytes for a random sample of the rest, whose noise costs less than what "
-            "is missing where the fine-tune is near its base.  auto: sketch there "
-            "(weights moved by less than 3 %), else residual.  paper: as published."
-        ),
-    ] = Method.auto,
+    method: Annotated[str, typer.Option("--method", "-m", help="How a difference is stored, see --methods.")] = "auto",
+    methods: Annotated[bool, typer.Option("--methods", help="List the methods.")] = False,
     vectors: Annotated[
         Vectors,
         typer.Option(
-            help="Biases and norms: exact, or rounded to 8 bits.  auto: 8bit with a "
-            "--budget, whose bytes the matrices need more."
+            help="Biases and norms: exact, or rounded to so many bits, heads to 8 then.  auto: with a "
+            "--budget, as its bytes are few or many; the matrices need them more."
         ),
     ] = Vectors.auto,
     kind: Annotated[
@@ -117,6 +109,17 @@ def compress(
             show_default=False,
         ),
     ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            "-c",
+            help="A YAML file that names base, out and many fine-tunes with their options, instead of all that; "
+            "what is there already is left as it is, so the same command goes on after an interruption.",
+            show_default=False,
+        ),
+    ] = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="With --config: processes at a time.")] = 1,
     device: Annotated[
         str | None,
         typer.Option(
@@ -143,6 +146,19 @@ def compress(
     as_json: Json = False,
 ):
     """Turn full fine-tunes into adapters of about 1 % of the model."""
+    if methods:
+        return emit(_methods(), as_json, _show_methods)
+    if config is not None:
+        _refuse_beside_config(context)
+        return follow(context, config, out, jobs, overwrite, dry_run, as_json)
+    if jobs != 1:
+        raise ValueError("--jobs goes with --config, which names many fine-tunes")
+    if base is None or not finetuned or out is None:
+        absent = [what for what, value in (("BASE", base), ("FINE-TUNES", finetuned), ("--out", out)) if not value]
+        raise ValueError(
+            f"{' and '.join(absent)} missing: dts compress BASE FINE-TUNES... --out FOLDER, or --config FILE; "
+            "--methods lists the methods"
+        )
     import dts
 
     base = at(base, revision)
@@ -154,7 +170,7 @@ def compress(
         raise ValueError("--name, --class-names and --description are of one task: compress the fine-tunes one by one")
     if merge:
         results = _merged(base, finetuned, out, merge, method, vectors, kind, how, resume or dry_run or overwrite)
-        return emit(results, as_json, lambda: _show(results))
+        return emit(results, as_json, lambda: show(results))
     results = []
     for task, source in named(finetuned).items():
         folder = out / task if len(finetuned) > 1 else out
@@ -163,7 +179,7 @@ def compress(
                 base,
                 source,
                 out=folder,
-                method=method.value,
+                method=method,
                 vectors=vectors.value,
                 kind=kind.value,
                 name=name,
@@ -179,7 +195,29 @@ def compress(
         results.append(summary(adapter) | {"folder": str(folder), "written": not dry_run} | account_of(adapter))
         if dry_run:
             results[-1]["predicted"] = adapter.prediction and asdict(adapter.prediction)
-    emit(results[0] if len(results) == 1 else results, as_json, lambda: _show(results, tensors))
+    emit(results[0] if len(results) == 1 else results, as_json, lambda: show(results, tensors))
+
+
+def _methods() -> list[dict]:
+    from dts.codec.methods import CHOICES
+
+    return [{"name": choice.name, "about": choice.about} for choice in CHOICES.values()]
+
+
+def _show_methods():
+    output.print(pairs(None, {row["name"]: row["about"] for row in _methods()}))
+
+
+def _refuse_beside_config(context: typer.Context) -> None:
+    """What the file says is said there."""
+    mine = ("out", "config", "jobs", "overwrite", "dry_run", "resume", "as_json", "methods")
+    given = []
+    for parameter in context.command.params:
+        value, word = context.params.get(str(parameter.name)), parameter.opts[0]
+        if parameter.name not in mine and value not in (parameter.default, None, [], ()):
+            given.append(word if word.startswith("-") else word.upper())
+    if given:
+        raise ValueError(f"--config says what is compressed and how: move {', '.join(given)} into the file")
 
 
 def _how(size: str | None, rank_fraction: str | None, target_error: str | None) -> dict[str, Any]:
@@ -193,18 +231,6 @@ def _how(size: str | None, rank_fraction: str | None, target_error: str | None) 
     if target_error is not None:
         return {"target_error": parse_fraction(target_error)}
     return parse_size(size or DEFAULT_SIZE)
-
-
-def named(sources: list[str]) -> dict[str, str]:
-    """{task: source}, each named by its folder, or its file without the ending."""
-    from dts.checkpoint.hub import split_revision
-
-    # "." has no name; a link has its own
-    paths = {source: Path(os.path.abspath(split_revision(source)[0])) for source in sources}
-    names = {source: path.stem if path.suffix in MODEL_FILES else path.name for source, path in paths.items()}
-    if len(set(names.values())) < len(sources):
-        raise ValueError(f"fine-tunes must have names of their own, not {', '.join(names.values())}: rename a folder")
-    return {name: source for source, name in names.items()}
 
 
 def _merged(base, finetuned, out, merge, method, vectors, kind, how, other: bool) -> list[dict]:
@@ -225,48 +251,8 @@ def _merged(base, finetuned, out, merge, method, vectors, kind, how, other: bool
             merge,
             out,
             progress=progress,
-            codec=method.value,
+            codec=method,
             vectors=vectors.value,
             **how,
         )
     return [summary(adapter) | {"written": True} | account_of(adapter) for adapter in adapters.values()]
-
-
-def _show(results: list[dict], tensors: bool = False):
-    if len(results) == 1:
-        output.print(summary_table(results[0], "Wrote" if results[0]["written"] else "Would write"))
-    else:
-        _show_several(results)
-    for row in results:
-        if not row["written"]:
-            _show_predicted(row, tensors)
-
-
-def _show_several(results: list[dict]):
-    table = listing(None, "adapter", "bytes", "AMR", "squared error", "folder", text=("folder",))
-    for row in results:
-        error = "" if row["squared_error"] is None else f"{row['squared_error']:.3f}"
-        table.add_row(row["name"], bytes_text(row["bytes"]), percent(row["amr"]), error, row["folder"])
-    output.print(table)
-
-
-def _show_predicted(result: dict, tensors: bool):
-    predicted = result["predicted"]
-    output.print(
-        f"\n{result['name']}: predicted squared error {predicted['squared_error']:.3f} of the difference, "
-        f"bounds {predicted['lower']:.3f} to {predicted['upper']:.3f}"
-    )
-    if not tensors:
-        output.print("--tensors lists every compressed tensor")
-        return
-    table = listing(None, "tensor", "shape", "rank", "norm", "error²", "lower", "upper")
-    for row in predicted["tensors"]:
-        ranks = sorted(set(row["ranks"]))
-        table.add_row(
-            row["name"],
-            " x ".join(map(str, row["shape"])),
-            str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}",
-            f"{row['norm']:.3g}",
-            *(f"{row[key]:.3f}" for key in ("squared_error", "lower", "upper")),
-        )
-    output.print(table)

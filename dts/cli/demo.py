@@ -41,6 +41,19 @@ def _show(report: dict):
     output.print()
     output.print(_answers(report))
     output.print(f"\nWritten: {', '.join(report['written'])}; {report['seconds']:.0f} s", soft_wrap=True)
+    output.print(_next(report), soft_wrap=True)
+
+
+def _next(report: dict) -> str:
+    """Commands that go on with what the demo left."""
+    models, task = report["written"][-1], report["tasks"][0]
+    name, adapter = task["name"], task["adapters"][-1]["folder"]
+    return (
+        f"\nGo on with the base, the fine-tunes and their test sets in {models}:\n"
+        f"  dts list {Path(adapter).parent}\n"
+        f"  dts diff {models}/base {models}/{name}\n"
+        f"  dts eval {models}/base {models}/{name} {adapter} --data {models}/{name}.jsonl"
+    )
 
 
 def _table(report: dict) -> Table:

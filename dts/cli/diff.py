@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from dts.cli.common import (
+    Dotted,
     FinetunedRevision,
     Json,
     Revision,
@@ -103,7 +104,7 @@ def _show(result: dict, top: int):
         rows = "" if row["changed_rows"] is None else str(row["changed_rows"])
         rows += f" + {row['added_rows']} new" if row["added_rows"] else ""
         table.add_row(
-            row["name"],
+            Dotted(row["name"]),
             " x ".join(map(str, row["shape"])),
             percent(row["norm"] / row["base_norm"] if row["base_norm"] else None),
             percent(row["norm"] ** 2 / total, 1),

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from dts.cli.common import Json, bytes_text, counts_text, emit, listing, output, pairs, percent
+from dts.cli.common import Dotted, Json, bytes_text, counts_text, emit, listing, output, pairs, percent
 
 
 def inspect(
@@ -15,14 +15,25 @@ def inspect(
 ):
     """Show what an adapter holds: its task, its base, its bytes, and its tensors with ranks and errors."""
     import dts
+    from dts.adapter.purposes import purposes
 
     loaded = dts.Adapter.load(adapter)
-    result = summary(loaded) | {"tensors": tensors_of(loaded), "dropped": loaded.config["dropped"]}
+    result = summary(loaded) | {
+        "format_version": loaded.config["format_version"],
+        "bytes_for": purposes(loaded),
+        "tensors": tensors_of(loaded),
+        "dropped": loaded.config["dropped"],
+    }
+    if as_json:
+        result["config"] = loaded.config
     emit(result, as_json, lambda: _show(result, tensors))
 
 
 def summary(adapter) -> dict:
     """What every verb that ends in an adapter says of it."""
+    from dts.adapter.expected import expected_agreement
+
+    error = adapter.config.get("squared_error")
     return {
         "name": adapter.name,
         "description": adapter.description,
@@ -32,7 +43,8 @@ def summary(adapter) -> dict:
         "method": adapter.method,
         "bytes": adapter.nbytes,
         "amr": adapter.amr,
-        "squared_error": adapter.config.get("squared_error"),
+        "squared_error": error,
+        "predicted_agreement": expected_agreement(adapter.method, error),
         "dtype": adapter.config["finetuned"]["dtype"],
         "base": adapter.config["base"],
         "created": adapter.config.get("created"),
@@ -65,6 +77,7 @@ def tensors_of(adapter) -> list[dict]:
 def summary_table(result: dict, title: str | None = None):
     """The two columns a person reads of `summary`."""
     from dts.adapter.card import note
+    from dts.adapter.expected import in_words
 
     base, names, error = result["base"], result["class_names"], result["squared_error"]
     rows = {
@@ -73,7 +86,8 @@ def summary_table(result: dict, title: str | None = None):
         "kind, method": f"{result['kind']}, {result['method']}",
         "bytes": f"{result['bytes']:,} ({bytes_text(result['bytes'])})",
         "of the base": rate_text(result),
-        "squared error": error and f"{error:.3f} of the difference" + note(result["method"]),
+        "squared error": error and error_text(error) + note(result["method"]),
+        "answers": in_words(result["method"], error),
         "base": f"{base.get('name')}, {base['parameters']:,} parameters, {base.get('dtype')}"
         + ("" if result["dtype"] == base.get("dtype") else f"; the fine-tune is {result['dtype']}"),
         "fingerprint": base.get("fingerprint"),
@@ -81,6 +95,12 @@ def summary_table(result: dict, title: str | None = None):
         "tensors": counts_text(result["account"]) if "account" in result else None,
     }
     return pairs(title, {name: value for name, value in rows.items() if value})
+
+
+def error_text(error: float) -> str:
+    """ "0.140 of the difference, so 86 % of the change, in squares, is kept"; an error above 1 keeps no share."""
+    kept = f", so {percent(1 - error, 0)} of the change, in squares, is kept" if error < 1 else ""
+    return f"{error:.3f} of the difference{kept}"
 
 
 def rate_text(result: dict) -> str:
@@ -97,6 +117,7 @@ def _show(result: dict, all_tensors: bool):
     output.print()
     if not all_tensors:
         output.print(_by_kind(result["tensors"]))
+        output.print(_by_purpose(result["bytes_for"]))
         if result["dropped"]:
             output.print(f"{len(result['dropped'])} changed tensors are left at the base: no bytes for them")
         output.print("Tensors that are not listed are the base's")
@@ -105,7 +126,7 @@ def _show(result: dict, all_tensors: bool):
     table = listing(None, "tensor", "kind", "shape", "rank", "bytes", "norm", "error²", text=("kind",))
     for row in result["tensors"]:
         table.add_row(
-            row["name"],
+            Dotted(row["name"]),
             row["tied_to"] or row["kind"],
             " x ".join(map(str, row["shape"])),
             str(row["rank"] or ""),
@@ -114,6 +135,13 @@ def _show(result: dict, all_tensors: bool):
             f"{row['squared_error']:.3f}" if row["rank"] and row["squared_error"] is not None else "",
         )
     output.print(table)
+
+
+def _by_purpose(found: dict[str, int]) -> Table:
+    table = listing(None, "bytes for", "bytes", "share")
+    for purpose, count in found.items():
+        table.add_row(purpose, f"{count:,}", percent(count / sum(found.values())))
+    return table
 
 
 def _by_kind(tensors: list[dict]) -> Table:

@@ -12,6 +12,7 @@ class Auto(Choice):
     """A rule, not a method: a sketch where bytes are asked for and the fine-tune is nearer to its base than NEAR."""
 
     name = "auto"
+    about = "sketch where bytes are asked for and the weights moved by less than 3 %, else residual"
 
     def for_size(self, in_bytes: bool) -> Choice:
         return self if in_bytes else residual.METHOD

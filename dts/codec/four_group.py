@@ -64,6 +64,7 @@ class Paper(Method):
     """Components as published: of every matrix, vectors kept exactly, levels of the matrix's own."""
 
     name, rank_limit, small, rounds_vectors = "paper", 1, True, False
+    about = "the published algorithm, arXiv 2512.01461"
 
     def encode(self, delta: Tensor, rank: int, seed: int = 0) -> tuple[Parts, float]:
         packed, error = encode(delta, rank, seed)

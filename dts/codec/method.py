@@ -18,11 +18,13 @@ Parts = tuple[Any, ...]  # data of registered kinds, of one compact matrix
 class Choice(ABC):
     """What can be asked for: a method, or a rule that chooses one.
 
+    about: a sentence for those who choose;
     small: takes matrices of any size, heads and routers too;  rounds_vectors: biases and norms may take 8 bits
     where bytes are asked for;  to_error: may be asked for by the error it leaves.
     """
 
     name: ClassVar[str]
+    about: ClassVar[str] = ""
     small: ClassVar[bool] = False
     rounds_vectors: ClassVar[bool] = True
     to_error: ClassVar[bool] = True

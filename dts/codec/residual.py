@@ -58,6 +58,7 @@ class Residual(Method):
     """Components alone; those beyond the delta's rank correct the rounding of the others."""
 
     name, rank_limit, searches = "residual", 4, True
+    about = "components alone: the least squared error, and the most for a router to know a task by"
 
     def encode(self, delta: Tensor, rank: int, seed: int = 0) -> tuple[Parts, float]:
         packed, error = encode(delta, rank, seed)

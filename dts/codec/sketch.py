@@ -73,6 +73,10 @@ class Sketch(Method):
     """Residual components and a sample of what they leave."""
 
     name, rank_limit, to_error = "sketch", residual.METHOD.rank_limit, False
+    about = (
+        "a quarter of the bytes for components, the rest for a random sample of what they leave: noise, yet closer "
+        "answers where the fine-tune is near its base"
+    )
     note = ", mostly the sketch's noise"
 
     def encode(self, delta: Tensor, rank: int, seed: int = 0) -> tuple[Parts, float]:

@@ -58,7 +58,9 @@ def check_place(out: Path, overwrite: bool, what: str, ours: Callable[[Path], bo
     if not ours(out):
         raise FileExistsError(f"{out} exists and is not {what}: choose another folder")
     if not overwrite:
-        raise FileExistsError(f"{out} exists: choose another folder, or ask for it to be overwritten")
+        raise FileExistsError(
+            f"{out} exists: choose another folder, or have it overwritten by overwrite=True (--overwrite)"
+        )
 
 
 def check_free(out: str | Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,35 +63,115 @@ def _architecture(adapters: Sequence[Adapter]) -> str | None:
     return next(iter(found), None)
 
 
+def knows(model: nn.Module) -> bool:
+    """Whether it is a model of transformers; that is not imported to know it."""
+    loaded = sys.modules.get("transformers.modeling_utils")
+    return loaded is not None and isinstance(model, loaded.PreTrainedModel)
+
+
 def update_config(model: nn.Module, resized: Mapping[str, tuple[int, int]], given: Mapping[str, Any]) -> None:
     """Labels, vocabulary and ties of a model's config, and of its modules, after a task was written into its weights.
 
     resized: layer -> (rows before, now);  given: the fine-tune's own config, for what sizes do not tell.
     """
     config: Any = getattr(model, "config", None)
-    if not (hasattr(config, "get_text_config") and hasattr(model, "get_input_embeddings")):
+    if not _has_config(model):
         return
-    text = config.get_text_config()
-    inputs, outputs = (_found(getattr(model, f"get_{end}_embeddings")) for end in ("input", "output"))
-    labels, vocabulary = config.num_labels, getattr(text, "vocab_size", None)
-    for name, (before, now) in resized.items():
-        module = model.get_submodule(name)
-        if before == vocabulary and (module is inputs or module is outputs):
-            text.vocab_size = now
-            _replace(model, "vocab_size", before, now)
-        elif before == labels and isinstance(module, nn.Linear):
-            config.num_labels = now
-            _replace(model, "num_labels", before, now)
-    names = given.get("id2label") or {}
-    if names and len(names) == config.num_labels:
-        config.id2label = {int(index): label for index, label in names.items()}
-        config.label2id = given.get("label2id") or {label: index for index, label in config.id2label.items()}
-    if given.get("problem_type"):
-        config.problem_type = given["problem_type"]
+    labels, vocabulary = _sizes(model, config, resized, given)
+    for name, before, now in (("num_labels", *labels), ("vocab_size", *vocabulary)):
+        if before != now:
+            _replace(model, name, before, now)
+    _set_sizes(config, labels[1], vocabulary[1])
+    _set_labels(config, given, other=bool(given) or labels[0] != labels[1])
+    inputs, outputs = _embeddings(model)
     weights = [getattr(module, "weight", None) for module in (inputs, outputs)]
     untied = weights[0] is not weights[1] and not any(weight is None for weight in weights)
     if untied and getattr(config, "tie_word_embeddings", False):
         config.tie_word_embeddings = False
+
+
+def task_config(
+    model: nn.Module, resized: Mapping[str, tuple[int, int]], given: Mapping[str, Any], unnamed: bool = False
+) -> tuple[Any, set[str]]:
+    """The config of a model while a task is set, and the fields that are the task's own.
+
+    The model's own config, and no fields, where the task says nothing else, and of other libraries' models.
+    resized, given: as for `update_config`;  unnamed: tasks that are mixed name their classes differently.
+    """
+    base: Any = getattr(model, "config", None)
+    if not _has_config(model):
+        return base, set()
+    labels, vocabulary = _sizes(model, base, resized, given)
+    view = sized_config(base, labels[1], vocabulary[1])
+    _set_labels(view, given, other=bool(given) or unnamed or labels[0] != labels[1])
+    if unnamed:
+        view.id2label = {i: f"LABEL_{i}" for i in range(labels[1])}
+        view.label2id = {label: i for i, label in view.id2label.items()}
+    own = {key for key, value in vars(view).items() if value != vars(base).get(key, view)}
+    if not own:
+        return base, own
+    return view, own | {"id2label", "label2id", "problem_type"}
+
+
+def sized_config(config: Any, labels: int | None = None, vocabulary: int | None = None) -> Any:
+    """A copy of a config with so many classes, and ids in its vocabulary."""
+    made, text = copy.copy(config), config.get_text_config()
+    if vocabulary is not None and text is not config and vocabulary != getattr(text, "vocab_size", vocabulary):
+        for key, value in vars(config).items():
+            if value is text:
+                setattr(made, key, copy.copy(text))
+    _set_sizes(made, labels, vocabulary)
+    return made
+
+
+def _has_config(model: nn.Module) -> bool:
+    return hasattr(getattr(model, "config", None), "get_text_config") and hasattr(model, "get_input_embeddings")
+
+
+def _embeddings(model: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
+    """Those of the inputs and of the outputs."""
+    inputs, outputs = (_found(getattr(model, f"get_{end}_embeddings")) for end in ("input", "output"))
+    return inputs, outputs
+
+
+def _sizes(
+    model: nn.Module, config: Any, resized: Mapping[str, tuple[int, int]], given: Mapping[str, Any]
+) -> tuple[tuple[int, int], tuple[Any, Any]]:
+    """Classes before and now, and ids of the vocabulary before and now.
+
+    A detector's head has one output more than there are classes, for no object: what counts is by how many it grew.
+    """
+    inputs, outputs = _embeddings(model)
+    labels, vocabulary = config.num_labels, getattr(config.get_text_config(), "vocab_size", None)
+    classes, ids, names = labels, vocabulary, len(given.get("id2label") or ())
+    for name, (before, now) in resized.items():
+        module = model.get_submodule(name)
+        if before == vocabulary and (module is inputs or module is outputs):
+            ids = now
+        elif isinstance(module, (nn.Linear, nn.Conv2d)):
+            if before == labels:
+                classes = now
+            elif names and now - before == names - labels:
+                classes = names
+    return (labels, classes), (vocabulary, ids)
+
+
+def _set_sizes(config: Any, labels: int | None, vocabulary: int | None) -> None:
+    text = config.get_text_config()
+    if vocabulary is not None and vocabulary != getattr(text, "vocab_size", None):
+        text.vocab_size = vocabulary
+    if labels is not None and labels != config.num_labels:
+        config.num_labels = labels
+
+
+def _set_labels(config: Any, given: Mapping[str, Any], other: bool) -> None:
+    """Names of the classes and the kind of problem; other: the task has a say in them."""
+    names = given.get("id2label") or {}
+    if names and len(names) == config.num_labels:
+        config.id2label = {int(index): label for index, label in names.items()}
+        config.label2id = given.get("label2id") or {label: index for index, label in config.id2label.items()}
+    if other:
+        config.problem_type = given.get("problem_type")
 
 
 def _found(getter: Callable[[], nn.Module | None]) -> nn.Module | None:

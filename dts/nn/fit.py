@@ -105,12 +105,12 @@ def _pieces(entry: Entry, target: Target, site: Site, wrong: list[str]) -> list[
         pieces += [Piece("factors", f, e, row) for e, f in enumerate(entry.factors) if f is not None]
     elif entry.factors is not None:
         pieces.append(Piece("factors", entry.factors, target.expert, row))
-    elif entry.tensor is not None and entry.kind == "delta":
-        pieces.append(Piece("raw", entry.tensor if entry.scale is None else entry.delta(), target.expert, row))
-    elif entry.tensor is not None:
+    elif entry.kind == "delta":
+        pieces.append(Piece("raw", entry.delta() if entry.is_rounded else entry.whole, target.expert, row))
+    elif entry.kind == "value":
         if target.expert is not None or row is not None:
             wrong.append(f"{entry.name}: a whole value cannot be a part of the fused {target.name}")
-        pieces.append(_whole(entry, entry.tensor, site.tensor))
+        pieces.append(_whole(entry, _value(entry), site.tensor))
     if entry.added_rows is not None:
         pieces.append(Piece("added", entry.added_rows))
     return pieces
@@ -121,13 +121,17 @@ def _own(entry: Entry, site: Site, wrong: list[str]) -> list[Piece]:
     outputs = slice(-1, None) if kind_of(site.module).transposed else slice(0, 1)  # their axis
     own, expected = list(entry.shape), list(site.shape)
     del own[outputs], expected[outputs]
-    if own != expected or entry.tensor is None:
+    if own != expected or entry.kind != "value":
         wrong.append(
             f"{entry.name}: the fine-tune's own {list(entry.shape)} does not fit the model's "
             f"{list(site.shape)}: only the number of outputs may differ"
         )
         return []
-    return [Piece("value", entry.tensor)]
+    return [Piece("value", _value(entry))]
+
+
+def _value(entry: Entry) -> Tensor:
+    return entry.apply(None) if entry.is_rounded else entry.whole
 
 
 def _misfit(factors: Factors) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dts.nn.layers import Layer
@@ -26,17 +27,18 @@ class KnownCalls:
         model: nn.Module,
         layers: dict[str, Layer],
         state: RoutingState,
+        run: Callable[..., Any],
         method: str,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         rows: int,
     ) -> RowAxes:
-        """Where the rows are in ``model.method(*args, **kwargs)``, of a batch with so many rows."""
+        """Where the rows are in ``run(*args, **kwargs)``, a method of this name, of a batch with so many rows."""
         key = _kind_of_call(method, args, kwargs, rows)
         if key in self.found:
             return self.found[key]
         one, two = (_first_rows(method, args, kwargs, rows, take) for take in ([0], [0, 1]))
-        where = self.found[key] = find_rows(model, layers, state, getattr(model, method), one, two)
+        where = self.found[key] = find_rows(model, layers, state, run, one, two)
         while len(self.found) > REMEMBERED:
             self.found.popitem(last=False)
         return where
@@ -83,4 +85,9 @@ def _first_rows(method: str, args: Sequence[Any], kwargs: Mapping[str, Any], row
     if method == "generate":
         kept |= {"max_new_tokens": 2, "do_sample": False, "num_beams": 1, "num_return_sequences": 1}
         kept.pop("max_length", None)
+    # the base has perhaps fewer classes than the rows' tasks: any label that all have will do
+    kept = {
+        k: torch.zeros_like(v) if "label" in k and isinstance(v, Tensor) and not v.is_floating_point() else v
+        for k, v in kept.items()
+    }
     return [rows_of(v, take, rows) for v in args], {k: rows_of(v, take, rows) for k, v in kept.items()}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from dts.adapter import Adapter, Entry
 from dts.nn.adapters import Given, all_opened, opened, refuse
 from dts.nn.base import Base
+from dts.nn.face import Forward, class_of
 from dts.nn.fast_path import fast_path_again, no_fast_path
 from dts.nn.fit import fit
 from dts.nn.heads import missing_heads, width
@@ -25,11 +27,15 @@ from dts.nn.loaded import Loaded, LoadedTasks
 from dts.nn.loading import by_module, put, take_out, without_effect
 from dts.nn.merge import merge
 from dts.nn.once_a_task import run_once_a_task
+from dts.nn.predictions import Prediction, predicted
 from dts.nn.replaced import Places, few, refuse_aliases, refuse_replaced
 from dts.nn.router import Choice, Router, make_router
 from dts.nn.routing import Current, Mixture, RoutingState, tracing
+from dts.nn.saving import What, save_pretrained
 from dts.nn.selection import AUTO, BASE, Selection, Selections, names_in, one_a_row
 from dts.nn.status import Status, not_reached, status
+from dts.nn.training import guard
+from dts.nn.views import Views, compiled, labels_in, plain, showing, unwritten
 from dts.sites.transformers import renamer
 
 
@@ -58,6 +64,8 @@ class DTSModel(nn.Module):
         self._places = Places(self)
         self._unused: list[str] = []  # layers that the first call after a load did not reach
         self._known_calls = KnownCalls()
+        self._views = Views()
+        self._other_labels = False
         self._current: list[Selection] = [None]  # of calls that name no tasks: one for all rows, or one a row
         self._last: tuple[int, list[Selection]] | None = None  # (thread, tasks) of the last call; None: the current one
         self._warned = False
@@ -134,14 +142,26 @@ class DTSModel(nn.Module):
                 self._choose(self._current)
             self._changed()
             no_fast_path(self.model)
+            guard(self)
 
     def _changed(self) -> None:
         """The loaded tasks are others: what was derived from them is made again."""
         self._router = None
         self._known_calls.found.clear()
+        self._views.clear()
+        self._other_labels = self._have_other_labels()
         self._state.forbid(self._missing(self._state.chosen.mixtures))
         now = self._state.now()
         now.missing = self._missing(now.mixtures)
+
+    def _have_other_labels(self) -> bool:
+        """Whether some task's classes are not those of the base's config."""
+        model = plain(self.model)
+        own = model.__dict__.get("config")
+        each = [{loaded.slot: 1.0} for loaded in self._loaded.values()]
+        return own is not None and any(
+            self._views.of(model, self._layers, self._loaded, one) is not own for one in each
+        )
 
     def delete_task(self, name: str) -> None:
         """Forget a task; rows that use it use the base from then on.  Waits for calls of other threads."""
@@ -187,21 +207,41 @@ class DTSModel(nn.Module):
         self._current, self._last = tasks, None
 
     @contextmanager
-    def disable_tasks(self) -> Iterator[DTSModel]:
-        """The base alone, for a while, in this thread.  What is chosen or deleted meanwhile counts afterwards."""
-        with self._state.using([{}], self._missing([{}])):
+    def using_task(self, task: Selection) -> Iterator[DTSModel]:
+        """One task, mixture or the base for a while, in this thread: for code that calls the model and reads its
+        config, and takes no ``tasks``.  What is chosen or deleted meanwhile counts afterwards."""
+        mixture = self._loaded.mixture(task)
+        with self._state.using([mixture], self._missing([mixture])):
             yield self
+
+    @contextmanager
+    def using_tasks(self, tasks: Sequence[Selection]) -> Iterator[DTSModel]:
+        """As `using_task`, with one item a row of the batches that are given meanwhile."""
+        mixtures = [self._loaded.mixture(task) for task in tasks]
+        with self._state.using(mixtures, self._missing(mixtures)):
+            yield self
+
+    def disable_tasks(self) -> AbstractContextManager[DTSModel]:
+        """`using_task` of the base."""
+        return self.using_task(BASE)
 
     # ---- running -----------------------------------------------------------------------------------------------
 
-    def forward(self, *args: Any, tasks: Selections = None, **kwargs: Any) -> Any:
+    def _forward(self, *args: Any, tasks: Selections = None, **kwargs: Any) -> Any:
         """The base model's forward; see `call` for ``tasks``."""
         if tasks is None:
             self._last = None
             if tracing():  # a program reads the chosen task's tensors each time
+                if self._other_labels and any("label" in name and kwargs[name] is not None for name in kwargs):
+                    raise RuntimeError(
+                        "a compiled or exported program would take the base's loss for every task: leave the labels "
+                        "out and compute the loss from the logits, or call the model itself"
+                    )
                 return self.model(*args, **kwargs)
-            return self._run_chosen(self.model, "__call__", args, kwargs)
+            return self._run_chosen("__call__", args, kwargs)
         return self.call("__call__", *args, tasks=tasks, **kwargs)
+
+    forward = Forward(_forward)
 
     def generate(self, *args: Any, tasks: Selections = None, **kwargs: Any) -> Any:
         """The base model's ``generate``; every row keeps its task, also with beams or several sequences a row."""
@@ -218,10 +258,10 @@ class DTSModel(nn.Module):
         Rows of several tasks go through the model together.  Where a layer that they change cannot tell the rows of its
         input apart, or outputs mix the rows of the batch, the model runs once a task instead; `status` says why.
         """
-        run = getattr(self.model, method)
+        getattr(self.model, method)  # no such method: its own error
         if tasks is None:
             self._last = None
-            return self._run_chosen(run, method, args, kwargs)
+            return self._run_chosen(method, args, kwargs)
         if isinstance(tasks, str) and tasks == AUTO:
             if args:
                 raise ValueError('tasks="auto" takes the model\'s inputs by name: model(input_ids=..., tasks="auto")')
@@ -238,48 +278,66 @@ class DTSModel(nn.Module):
         if rows is not None:
             check_rows(len(rows), args, kwargs)
         with self._state.held():
-            result = self._run_routed(run, method, args, kwargs, asked)
+            result = self._run_routed(method, args, kwargs, asked, listed=rows is not None)
             if self._state.watch is not None:
                 self._tell_unused()
             return result
 
-    def _run_chosen(self, run: Callable[..., Any], method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def _run_chosen(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """A call without tasks of its own."""
         with self._state.held():
             now = self._state.counting()
             if not self._places.hold():
                 self._refuse_replaced(now.mixtures)
-            if now.rows > 1:
-                check_rows(now.rows, args, kwargs)
-                result = self._run_rows(run, method, args, kwargs, now.mixtures, now)
-            else:
-                with self._state.call(now=now):
-                    result = run(*args, **kwargs)
+            with self._showing(now.mixtures, now.rows > 1, args, kwargs) as model:
+                run = getattr(model, method)
+                if now.rows > 1:
+                    check_rows(now.rows, args, kwargs)
+                    result = self._run_rows(run, method, args, kwargs, now.mixtures, now)
+                else:
+                    with self._state.call(now=now):
+                        result = run(*args, **kwargs)
             if self._state.watch is not None:
                 self._tell_unused()
             return result
 
     def _run_routed(
-        self,
-        run: Callable[..., Any],
-        method: str,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        asked: list[Selection],
+        self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], asked: list[Selection], listed: bool
     ) -> Any:
-        """A call with tasks of its own, one for all rows or one a row."""
+        """A call with tasks of its own, one for all rows or (listed) one a row."""
         self._loaded.check([name for task in asked for name in names_in(task)])  # all that are wrong, in one error
         mixtures = [self._loaded.mixture(task) for task in asked]
         if not self._places.hold():
             self._refuse_replaced(mixtures)
         self._last = threading.get_ident(), asked
-        if not mixtures:  # a batch without rows
-            with self._state.call([{}]):
-                return run(*args, **kwargs)
-        if all(mixture == mixtures[0] for mixture in mixtures):
-            with self._state.call(mixtures[:1], self._missing(mixtures[:1])):
-                return run(*args, **kwargs)
-        return self._run_rows(run, method, args, kwargs, mixtures)
+        with self._showing(mixtures, listed, args, kwargs) as model:
+            run = getattr(model, method)
+            if not mixtures:  # a batch without rows
+                with self._state.call([{}], padded=True):
+                    return run(*args, **kwargs)
+            if all(mixture == mixtures[0] for mixture in mixtures):
+                with self._state.call(mixtures[:1], self._missing(mixtures[:1]), padded=listed):
+                    return run(*args, **kwargs)
+            return self._run_rows(run, method, args, kwargs, mixtures)
+
+    def _showing(
+        self, mixtures: list[Mixture], listed: bool, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> AbstractContextManager[nn.Module]:
+        """The base model, with the config of the tasks where a call needs that, see `dts.nn.views`.
+
+        listed: one item a row was given, so that logits have one width for all.
+        """
+        model = plain(self.model)
+        own = model.__dict__.get("config")
+        if own is None:
+            return nullcontext(self.model)
+        if labels := labels_in(model, args, kwargs):
+            shown = self._views.for_loss(model, self._layers, self._loaded, mixtures or [{}], labels, listed)
+            return unwritten(model, self.model) if shown is own else showing(model, shown)
+        if listed or compiled(self.model):
+            return nullcontext(self.model)
+        shown = self._views.of(model, self._layers, self._loaded, mixtures[0])
+        return nullcontext(self.model) if shown is own else showing(model, shown)
 
     def _run_rows(
         self,
@@ -291,7 +349,7 @@ class DTSModel(nn.Module):
         now: Current | None = None,
     ) -> Any:
         """A call in which rows have mixtures of their own; now: in these tensors, not new ones."""
-        where = self._known_calls.where(self.model, self._layers, self._state, method, args, kwargs, len(mixtures))
+        where = self._known_calls.where(self.model, self._layers, self._state, run, method, args, kwargs, len(mixtures))
         used = {slot for mixture in mixtures for slot in mixture}
         if where.out_axes and not where.coupled and max(where.out_axes) < 0 and method != "generate":
             raise ValueError(
@@ -305,7 +363,7 @@ class DTSModel(nn.Module):
 
     @contextmanager
     def _uniform(self, mixture: Mixture) -> Iterator[None]:
-        with self._state.call([mixture], self._missing([mixture])):
+        with self._state.call([mixture], self._missing([mixture]), padded=True):
             yield
 
     def choose_tasks(self, batch: Mapping[str, Any], floor: float = 0.0) -> Choice:
@@ -337,7 +395,7 @@ class DTSModel(nn.Module):
         the last one).
         """
         logits = getattr(logits, "logits", logits)
-        thread, asked = self._last or (None, self._current)
+        thread, asked = self._last or (None, self._here())
         if tasks is not None:
             rows = one_a_row(tasks)
             asked = [cast(Selection, tasks)] if rows is None else rows
@@ -348,6 +406,31 @@ class DTSModel(nn.Module):
         slots = [[self._loaded[name].slot for name in names_in(task)] for task in asked]
         widest = logits.shape[-1]
         return [row[..., : width(self._layers, own, widest)] for own, row in zip(slots, logits, strict=True)]
+
+    @torch.no_grad()
+    def predict(self, batch: Mapping[str, Any], tasks: Selections = None) -> list[Prediction]:
+        """The classes of each row by name, with their probabilities: of its own task's.
+
+        batch: the model's keyword inputs;  tasks: as for `call`.  Raises ValueError for models that do not classify.
+        """
+        if isinstance(tasks, str) and tasks == AUTO:
+            tasks = [BASE if task is None else task for task in self.choose_tasks(batch).tasks]
+        rows = one_a_row(tasks)
+        asked = self._here() if tasks is None else [cast(Selection, tasks)] if rows is None else rows
+        output = self(**batch, tasks=tasks)
+        logits = self.task_logits(output, tasks=asked)
+        asked = asked * len(logits) if len(asked) == 1 else asked
+        return [predicted(task, row, self._config(self._loaded.mixture(task))) for task, row in zip(asked, logits)]
+
+    def _here(self) -> list[Selection]:
+        """What calls without tasks use in this thread."""
+        names = self._loaded.names
+        found = [{names[slot]: weight for slot, weight in mixture.items()} for mixture in self._state.mixtures]
+        return [next(iter(one)) if list(one.values()) == [1.0] else one or BASE for one in found]
+
+    def _config(self, mixture: Mixture) -> Any:
+        model = plain(self.model)
+        return self._views.of(model, self._layers, self._loaded, mixture) if hasattr(model, "config") else None
 
     # ---- leaving -----------------------------------------------------------------------------------------------
 
@@ -367,13 +450,29 @@ class DTSModel(nn.Module):
             release(module)
         library().update_config(self.model, resized, config or {})
         fast_path_again(self.model)
-        for found in (self._loaded, self._layers, self._known_calls.found):
+        for found in (self._loaded, self._layers, self._known_calls.found, self._views):
             found.clear()
         self._places, self._unused, self._state.watch = Places(self), [], None
         self._base = None  # these weights are no checkpoint's
         self._state.set([{}])
         self._current, self._last = [None], None
         return self.model
+
+    def save_pretrained(self, folder: str | Path, what: What = "model", **options: Any) -> Any:
+        """Write the task that is set as a full model, with its labels and sizes; the base where none is set.
+
+        what: "model", this;  "base", the base whatever is set;  "adapters", every loaded task's adapter, in a folder of
+        its name.  options: of the library's ``save_pretrained``; of adapters ``overwrite``.
+        A task is written into a copy, so the model is twice in memory meanwhile (``dts apply`` needs one tensor).
+        Raises ValueError where several tasks are set.
+        """
+        merged = lambda mixture: plain(copy.deepcopy(self).merge_and_unload(mixture))  # noqa: E731
+        return save_pretrained(self.model, self._loaded, self._state.mixtures, merged, folder, what, options)
+
+    def push_to_hub(self, *args: Any, **options: Any) -> Any:
+        """What `save_pretrained` writes, by the library's own ``push_to_hub``."""
+        library_class: Any = type(plain(self.model))
+        return library_class.push_to_hub(self, *args, **options)
 
     # ---- what there is -----------------------------------------------------------------------------------------
 
@@ -393,13 +492,35 @@ class DTSModel(nn.Module):
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         return self.model.load_state_dict(state_dict, *args, **kwargs)
 
+    # what transformers and others ask instead of type(), see `dts.nn.face`
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        return class_of(self)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return object.__new__, (type(self),), self.__dict__.copy()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self._loaded:
+            guard(self)
+
+    def __repr__(self) -> str:
+        return "DTSModel" + super().__repr__().removeprefix(self._get_name())
+
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
             if name == "model":
                 raise
-            return getattr(super().__getattr__("model"), name)
+        model: Any = super().__getattr__("model")
+        value = getattr(model, name)
+        if name == "config":  # the task's labels and sizes, where one is set
+            return self._views.of_rows(plain(model), self._layers, self._loaded, self._state.mixtures)
+        if name == "num_labels" and isinstance(value, int):
+            return getattr(self.config, name, value)
+        return value
 
     # ---- inside ------------------------------------------------------------------------------------------------
 

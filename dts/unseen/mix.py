@@ -166,8 +166,8 @@ def _account(members, mixture: Adapter) -> Account:
 
 def _changes(entry: Entry) -> bool:
     """Is its difference more than what rounding leaves where weights cancel?"""
-    if entry.tensor is not None:
-        return bool(entry.tensor.any())
+    if not entry.factorised and entry.kind != "tied":
+        return bool((entry.whole if entry.grid is None else entry.grid.codes).any())
     return any(_differs(factors) for factors in entry.matrices if factors is not None)
 
 

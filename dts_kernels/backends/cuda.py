@@ -4,7 +4,7 @@ A bank's layout tells a path whether any task has levels, which the kernels then
 """
 
 from .. import dispatch
-from ..gpu import library_products, products, rules, sample_products
+from ..gpu import library_products, products, rules, sample_matrices, sample_products
 from ..paths import register
 
 dispatch.chooser(rules.choose)
@@ -16,6 +16,6 @@ for _levels in ("", "_levels"):
     register("linear", "dequantise" + _levels)(library_products.linear)
     register("reconstruct", "triton" + _levels)(products.reconstruct)
 
-register("add_samples", "triton")(sample_products.add_samples)
-register("add_samples", "dense")(sample_products.add_dense)
-register("add_sampled_rows", "triton")(sample_products.add_rows)
+register("add_samples", "triton", starts=sample_products.start_samples)(sample_products.add_samples)
+register("add_samples", "dense")(sample_matrices.add_dense)
+register("add_sampled_rows", "triton")(sample_matrices.add_rows)

@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +20,32 @@ def device_properties(index: int | None) -> Device:
 
 
 @cache
-def side_stream(index: int | None) -> torch.cuda.Stream:
-    """The stream of a device that shrink is captured on."""
+def side_stream(index: int, name: str) -> torch.cuda.Stream:
+    """The stream of a device that launches of that name are captured on."""
     return torch.cuda.Stream(index)
+
+
+class Beside:
+    """In a CUDA graph: launches inside ``with`` run beside those that the current stream gets from now until `join`.
+
+    Their memory has to be taken before, on the current stream, and kept until after `join`: the allocator would else
+    give it to launches that run meanwhile.
+    """
+
+    def __init__(self, index: int, name: str):
+        self.here, self.side = torch.cuda.current_stream(index), side_stream(index, name)
+        self.side.wait_stream(self.here)
+
+    def __enter__(self) -> None:
+        self._inside = torch.cuda.stream(self.side)
+        self._inside.__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        self._inside.__exit__(*raised)
+
+    def join(self) -> None:
+        """What the current stream gets from here on runs after them."""
+        self.here.wait_stream(self.side)
 
 
 def on_device(tensor: Tensor) -> AbstractContextManager:

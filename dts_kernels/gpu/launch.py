@@ -8,7 +8,7 @@ launch were (`bind` refuses others), of tensors of the same dtypes, on the same 
 itself; `repeat` has less to look at.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .config import Device
-from .device import device_properties, on_device
+from .device import Beside, device_properties, on_device
 
 ALIGNMENT = 16  # bytes; what Triton tells pointers apart by
 
@@ -93,6 +93,18 @@ def run(call: Call) -> None:
         _bound[key] = bound
 
 
+_prepared: set[Hashable] = set()
+
+
+def prepare(key: Hashable, calls: Callable[[], Iterable[Call]]) -> None:
+    """Compile and load, without a launch, what a CUDA graph will launch and an eager call does not: the driver loads
+    nothing while a graph is captured.  Once for a key, which has all that the calls depend on."""
+    if key not in _prepared:
+        for call in calls():
+            launcher.prepare(call)
+        _prepared.add(key)
+
+
 class Launcher:
     """Triton's, on a card or in its interpreter.  A benchmark has one that launches nothing (`use`)."""
 
@@ -107,6 +119,16 @@ class Launcher:
         """Triton's compiled kernel, None from the interpreter."""
         return call.kernel[call.grid](*call.pointers, *call.sizes, **call.constants, **call.options)
 
+    def prepare(self, call: Call) -> Any:
+        """Compiled and loaded, not launched."""
+        if self.index(call.pointers[0]) < 0:
+            return None
+        with on_device(call.pointers[0]):
+            compiled = call.kernel.warmup(*call.pointers, *call.sizes, grid=call.grid, **call.constants, **call.options)
+            if compiled is not None:  # a hook of Triton's may say that it has been compiled
+                compiled.run  # noqa: B018  Triton loads a kernel when it is first asked for this
+        return compiled
+
     def stream(self, index: int) -> int | None:
         """The current stream of a card as Triton takes it; None where bound launches may not be repeated now.
 
@@ -116,6 +138,15 @@ class Launcher:
         if index < 0 or _C._cuda_getDevice() != index or _C._cuda_isCurrentStreamCapturing() or _listening():
             return None
         return _C._cuda_getCurrentRawStream(index)
+
+    def captures(self, index: int) -> bool:
+        """Whether a CUDA graph is captured on a card, which has to be the current one."""
+        return index >= 0 and _C._cuda_getDevice() == index and _C._cuda_isCurrentStreamCapturing()
+
+    def beside(self, index: int, name: str) -> Beside:
+        """Where launches of that name run beside the current stream's, while a graph is captured: eagerly the host
+        would wait for itself."""
+        return Beside(index, name)
 
 
 _C: Any = torch._C  # what it has of CUDA is only there where PyTorch was built with it
@@ -144,5 +175,6 @@ def use(other: Launcher) -> Launcher:
     """Every launch from now on is that launcher's; returns the one before."""
     global launcher
     _bound.clear()
+    _prepared.clear()
     launcher, before = other, launcher
     return before

@@ -12,7 +12,7 @@ from ..layout import COLUMN_BLOCK, ceil_div, round_up
 from ..operands import DenseOperands, FactorOperands
 from . import config, launch, repeat
 from .config import Config
-from .device import on_device, side_stream
+from .device import on_device
 from .launch import Call
 
 COMBINED = 1024  # elements of t that a program adds up
@@ -96,21 +96,25 @@ class Launch:
         )
         return t, c.split
 
-    def combine(self, parts: Tensor, t: Tensor) -> Tensor:
+    def combine_call(self, parts: Tensor, t: Tensor) -> Call:
         """t = the sum of its parts, once: each program of expand would read them all."""
         from .shrink import combine_parts
 
-        combine_parts[(ceil_div(t.numel(), COMBINED),)](parts, t, t.numel(), PARTS=parts.shape[0], BLOCK=COMBINED)
-        return t
+        grid, constants = (ceil_div(t.numel(), COMBINED),), {"PARTS": parts.shape[0], "BLOCK": COMBINED}
+        return Call(combine_parts, grid, (parts, t), (t.numel(),), constants, {})
 
     def expand(self, t: Tensor, parts: int, y: Tensor | None, in_place: bool = False) -> Tensor:
         """in_place: into y itself, each of whose numbers is read by the program that writes it."""
+        out = y if in_place and y is not None else self.x.new_empty(self.rows, self.out_features)
+        call = self.expand_call(t, parts, y, out)
+        self.launched["expand"] = call, launch.launcher.launch(call)
+        return out
+
+    def expand_call(self, t: Tensor, parts: int, y: Tensor | None, out: Tensor) -> Call:
         from .expand import expand
 
         c = self.config("expand", self.out_features, self.width, parts)
-        out = y if in_place and y is not None else self.x.new_empty(self.rows, self.out_features)
-        self.launch(
-            "expand",
+        return Call(
             expand,
             (ceil_div(self.out_features, c.block_n), self.row_blocks(c.block_t)),
             (t, self.words, self.scalars, self.table, self.slots, out if y is None else y, out),
@@ -118,28 +122,40 @@ class Launch:
             self.blocks(c) | {"SPLIT": parts, "ADD": y is not None},
             {"num_warps": c.warps, "num_stages": c.stages} | registers(self.x.dtype, self.levels, c.warps),
         )
-        return out
 
     def linear(self, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The library's product of all rows, so that the base is read once whatever tasks they use, and the delta.
 
         In a CUDA graph shrink runs beside it, on a stream of its own that is forked and joined here, and adds up its
         parts there.  *Measured* on an H100: shrink beside it saves up to .25 of the base's time, expand takes 3 to 6 us
-        for whole t and 4 to 10 us for parts.  Eagerly the host would wait for itself.
+        for whole t and 4 to 10 us for parts.
         """
-        if not (self.x.is_cuda and torch.cuda.is_current_stream_capturing()):
-            y = torch.nn.functional.linear(self.x, weight, bias)
-            return self.expand(*self.shrink(), y, in_place=True)
+        if not launch.launcher.captures(self.index):
+            y, (t, parts) = torch.nn.functional.linear(self.x, weight, bias), self.shrink()
+            if parts > 1:
+                self.prepare(t, y)
+            return self.expand(t, parts, y, in_place=True)
         split = self.config("shrink", self.width, self.in_features).split
         t, whole = self.scratch(split), self.scratch(1) if split > 1 else None
-        here, side = torch.cuda.current_stream(), side_stream(self.x.device.index)
-        side.wait_stream(here)
-        with torch.cuda.stream(side):
+        beside = launch.launcher.beside(self.index, "shrink")
+        with beside:
             self.shrink(t=t)
-            t = t if whole is None else self.combine(t, whole)
+            if whole is not None:
+                launch.launcher.launch(self.combine_call(t, whole))
+                t = whole
         y = torch.nn.functional.linear(self.x, weight, bias)
-        here.wait_stream(side)
+        beside.join()
         return self.expand(t, 1, y, in_place=True)
+
+    def prepare(self, t: Tensor, y: Tensor) -> None:
+        """Load what `linear` launches in a graph only; t in parts."""
+
+        def calls() -> tuple[Call, ...]:
+            whole = self.scratch(1)
+            return self.combine_call(t, whole), self.expand_call(whole, 1, y, y)
+
+        sizes = self.in_features, self.out_features, self.width, self.levels, *self.sizes
+        launch.prepare(("linear", self.index, self.x.dtype, *sizes, *self.given.items()), calls)
 
     def base_expand(self, weight: Tensor, bias: Tensor | None) -> Tensor:
         from .base_expand import base_expand

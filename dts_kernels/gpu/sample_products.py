@@ -1,25 +1,27 @@
-"""The GPU paths of sampled elements: which kernels run, with which shapes.  No device tensor's values are read here,
-but for ids outside of a CUDA graph."""
+"""Products straight from the words of sampled elements: which kernels run, with which shapes, and what runs beside the
+base's product.  No device tensor's values are read here."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from ..layout import ceil_div
 from ..operands import SampleOperands
+from ..paths import Finish
 from ..sample_words import RUN
 from . import launch
-from .device import on_device
 from .launch import Call
-from .library_products import wide_mm
+from .sample_matrices import arena_of
 
 MOST_ROWS = 8  # of an entry, that a program decodes codes for
 RUNS = 32  # a warp's lanes: runs of rows, whose words lie beside each other
 MOST_PARTS = 16
 LAID_ROWS = 4  # single rows of tasks, from here x is laid out; modelled, not measured
 LARGEST_LAID = 512  # as in samples.py
-DENSE_COLUMNS, ROW_COLUMNS, LAID_COLUMNS, ADDED = 512, 512, 256, 1024
+LAID_COLUMNS, ADDED = 256, 1024
+LAUNCH, BANDWIDTH, FLOPS = 2.5, 2.4e6, 6e8  # microseconds in a graph; bytes and operations a microsecond, an H100's
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Shape:
         return {"num_warps": self.lanes, "maxnreg": 255 if self.block_t == 8 else few}
 
 
+@lru_cache(maxsize=4096)
 def product_shape(processors: int, out_features: int, in_features: int, entries: int, per_entry: int) -> Shape:
     """Lanes and parts enough for every processor; modelled, not measured.
 
@@ -60,135 +63,148 @@ def room_of(in_features: int) -> int:
     return 2 * in_features + 4 * (LARGEST_LAID + RUN)
 
 
-def add_samples(x: Tensor, y: Tensor, operands: SampleOperands, transposed: bool, shape: Shape | None = None) -> Tensor:
-    """Straight from the words; not transposed.  shape: chosen here if None."""
-    from .sampled_product import add_parts, lay, sampled_product
+def beside_pays(c: Shape, out_features: int, in_features: int, rows: int, itemsize: int) -> bool:
+    """Whether a sample's sum should run beside the base's product in a CUDA graph; modelled, not measured.
 
-    words, table, starts, scales, slots, weights = operands
-    rows, own = x.reshape(-1, x.shape[-1]).contiguous(), y.contiguous()
-    slots, weights = slots.contiguous(), weights.contiguous()
-    entries, places = slots.shape
-    (count, in_features), out_features = rows.shape, y.shape[-1]
-    per_entry = count // entries
-    processors = launch.launcher.properties(launch.launcher.index(x)).processors
-    c = shape or product_shape(processors, out_features, in_features, entries, per_entry)
-    blocks, room, out = entries * ceil_div(per_entry, c.block_t), room_of(in_features), torch.empty_like(own)
-    parts = out if c.split == 1 else torch.empty(c.split, count, out_features, dtype=torch.float32, device=x.device)
-    laid, known = rows, starts.shape[0] - 1
-    if c.laid:
-        # what one row loads is a word wide anyway, and needs no conversion then
-        dtype = torch.float32 if c.block_t == 1 else rows.dtype
-        laid = torch.empty(blocks, places, room, c.block_t, dtype=dtype, device=x.device)
-        launch.run(
-            Call(
-                lay,
-                (ceil_div(room, LAID_COLUMNS), blocks, places),
-                (rows, laid, table, starts, slots),
-                (known, per_entry, places, in_features, room),
-                {"BLOCK_T": c.block_t, "BLOCK_N": LAID_COLUMNS},
-                {},
+    Always where it is in parts anyway: all launches are the same then.  Else `add_parts` is one more, and the sum is
+    written and read as float32 for it; what that may hide is at most the base's time, of which half is expected.
+    """
+    if c.split > 1:
+        return True
+    numbers = rows * out_features
+    base = max(itemsize * out_features * in_features / BANDWIDTH, 2 * numbers * in_features / FLOPS)
+    return base / 2 > LAUNCH + (8 + 2 * itemsize) * numbers / BANDWIDTH
+
+
+class Launch:
+    """A product straight from the words, not transposed: its operands, and the launches of its kernels.
+
+    x: [..., in_features];  shape: chosen here if None.  What is launched is kept here until nobody needs it.
+    """
+
+    def __init__(self, x: Tensor, operands: SampleOperands, out_features: int, shape: Shape | None = None):
+        words, self.table, self.starts, self.scales, slots, weights = operands
+        self.x = (x if x.dim() == 2 else x.reshape(-1, x.shape[-1])).contiguous()
+        self.words = arena_of(words, x)
+        self.slots, self.weights, self.out_features = slots.contiguous(), weights.contiguous(), out_features
+        entries, self.places = slots.shape
+        self.known = self.starts.shape[0] - 1
+        self.rows, self.in_features = self.x.shape
+        self.per_entry, self.room = self.rows // entries, room_of(self.in_features)
+        self.index = launch.launcher.index(x)
+        processors = launch.launcher.properties(self.index).processors
+        self.shape = shape or product_shape(processors, out_features, self.in_features, entries, self.per_entry)
+        self.blocks = entries * ceil_div(self.per_entry, self.shape.block_t)
+        self.laid = self.x
+        if self.shape.laid:
+            # what one row loads is a word wide anyway, and needs no conversion then
+            dtype = torch.float32 if self.shape.block_t == 1 else x.dtype
+            self.laid = x.new_empty(self.blocks, self.places, self.room, self.shape.block_t, dtype=dtype)
+
+    def parts(self) -> Tensor:
+        """Room for parts of the sum."""
+        return self.x.new_empty(self.shape.split, self.rows, self.out_features, dtype=torch.float32)
+
+    def sum(self, out: Tensor, y: Tensor | None) -> None:
+        """Into out: y, contiguous, + x D^T;  y None: `parts` of x D^T."""
+        from .sampled_product import lay
+
+        if self.shape.laid:
+            launch.run(
+                Call(
+                    lay,
+                    (ceil_div(self.room, LAID_COLUMNS), self.blocks, self.places),
+                    (self.x, self.laid, self.table, self.starts, self.slots),
+                    (self.known, self.per_entry, self.places, self.in_features, self.room),
+                    {"BLOCK_T": self.shape.block_t, "BLOCK_N": LAID_COLUMNS},
+                    {},
+                )
             )
-        )
-    launch.run(
-        Call(
+        launch.run(self.sum_call(out, y))
+
+    def sum_call(self, out: Tensor, y: Tensor | None) -> Call:
+        """Of what `lay` has laid out."""
+        from .sampled_product import sampled_product
+
+        c, x = self.shape, self.x
+        return Call(
             sampled_product,
-            (ceil_div(out_features, RUN * RUNS), blocks, c.split),
-            (rows, laid, own, parts, _arena(words, rows), table, starts, scales, slots, weights),
-            (known, per_entry, places, count, in_features, out_features, room),
-            {"BLOCK_T": c.block_t, "RUNS": RUNS, "LANES": c.lanes, "SPLIT": c.split, "LAID": c.laid},
+            (ceil_div(self.out_features, RUN * RUNS), self.blocks, c.split),
+            (
+                x,
+                self.laid,
+                x if y is None else y,
+                out,
+                self.words,
+                self.table,
+                self.starts,
+                self.scales,
+                self.slots,
+                self.weights,
+            ),
+            (self.known, self.per_entry, self.places, self.rows, self.in_features, self.out_features, self.room),
+            {
+                "BLOCK_T": c.block_t,
+                "RUNS": RUNS,
+                "LANES": c.lanes,
+                "SPLIT": c.split,
+                "LAID": c.laid,
+                "ADD": y is not None,
+            },
             c.options,
         )
-    )
-    if c.split > 1:
-        grid, constants = (ceil_div(out.numel(), ADDED),), {"PARTS": c.split, "BLOCK": ADDED}
-        launch.run(Call(add_parts, grid, (parts, own, out), (out.numel(),), constants, {}))
+
+    def add_call(self, parts: Tensor, y: Tensor, out: Tensor) -> Call:
+        """out = y, contiguous, + the sum of the parts."""
+        from .sampled_product import add_parts
+
+        constants = {"PARTS": parts.shape[0], "BLOCK": ADDED}
+        return Call(add_parts, (ceil_div(out.numel(), ADDED),), (parts, y, out), (out.numel(),), constants, {})
+
+    def beside_pays(self) -> bool:
+        return beside_pays(self.shape, self.out_features, self.in_features, self.rows, self.x.element_size())
+
+    def prepare(self, y: Tensor) -> None:
+        """Load what `start_samples` launches in a graph and `add_samples`, in one part, does not."""
+
+        def calls() -> tuple[Call, ...]:
+            parts = self.parts()
+            return self.sum_call(parts, None), self.add_call(parts, y, y)
+
+        sizes = self.in_features, self.out_features, self.rows, self.per_entry, self.places, self.known
+        launch.prepare(("samples", self.index, self.x.dtype, self.shape, *sizes), calls)
+
+
+def add_samples(x: Tensor, y: Tensor, operands: SampleOperands, transposed: bool, shape: Shape | None = None) -> Tensor:
+    """Straight from the words; not transposed.  shape: chosen if None."""
+    launched, own = Launch(x, operands, y.shape[-1], shape), y.contiguous()
+    out = torch.empty_like(own)
+    if launched.shape.split == 1:
+        launched.sum(out, own)
+        if launched.beside_pays() and not launch.launcher.captures(launched.index):
+            launched.prepare(own)
+        return out
+    parts = launched.parts()
+    launched.sum(parts, None)
+    launch.run(launched.add_call(parts, own, out))
     return out
 
 
-def dense(operands: SampleOperands, at: int, shape: tuple[int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(small numbers [m, n], factor [1]) whose product is the matrix of place ``at`` of all entries', gamma times."""
-    from .sampled_dense import sampled_dense
+def start_samples(x: Tensor, operands: SampleOperands, out_features: int, shape: Shape | None = None) -> Finish | None:
+    """The same in two while a CUDA graph is captured on the current card, with the same bits: parts of x D^T beside
+    what is launched next, and y + them when that is there.  None where it would not be faster."""
+    launched = Launch(x, operands, out_features, shape)
+    if not launched.beside_pays():
+        return None
+    parts, beside = launched.parts(), launch.launcher.beside(launched.index, "samples")
+    with beside:
+        launched.sum(parts, None)
 
-    words, table, starts, scales, slots, weights = operands
-    (m, n), device = shape, table.device
-    matrix, factor = torch.empty(m, n, dtype=dtype, device=device), torch.empty(1, device=device)
-    sampled_dense[(ceil_div(n, DENSE_COLUMNS), ceil_div(m, RUN))](
-        _arena(words, table),
-        table,
-        starts,
-        scales,
-        slots.reshape(-1),
-        weights.reshape(-1),
-        at,
-        matrix,
-        factor,
-        starts.shape[0] - 1,
-        m,
-        n,
-        BLOCK_N=DENSE_COLUMNS,
-        num_warps=4,
-    )
-    return matrix, factor
+    def finish(y: Tensor) -> Tensor:
+        beside.join()
+        own = y.contiguous()
+        out = torch.empty_like(own)
+        launch.run(launched.add_call(parts, own, out))
+        return out
 
-
-def add_dense(x: Tensor, y: Tensor, operands: SampleOperands, transposed: bool) -> Tensor:
-    """A library product with the dense matrix of every entry and place; transposed: x D instead of x D^T.
-
-    One place in bfloat16: x takes the factor, as t does of components, and the product adds to y and rounds once.
-    """
-    rows = x.reshape(-1, x.shape[-1])
-    entries, places = operands.slots.shape
-    each, out_features = rows.shape[0] // entries, y.shape[-1]
-    shape = (rows.shape[1], out_features) if transposed else (out_features, rows.shape[1])
-    in_place = places == 1 and x.dtype == torch.bfloat16
-    dtype = x.dtype if in_place else torch.float32
-    full = y.to(dtype, copy=True, memory_format=torch.contiguous_format)
-    out = full.view(-1, out_features)
-    with on_device(x):
-        for at in range(entries * places):
-            matrix, factor = dense(operands, at, shape, x.dtype)
-            matrix = matrix if transposed else matrix.T
-            block = slice(at // places * each, (at // places + 1) * each)
-            if in_place:
-                out[block].addmm_((rows[block] * factor).to(x.dtype), matrix)
-            else:
-                out[block] += wide_mm(rows[block], matrix) * factor
-    return full.to(y.dtype)
-
-
-def add_rows(ids: Tensor, y: Tensor, operands: SampleOperands, rows: int) -> Tensor:
-    """Raises IndexError for ids that no row has, which it waits for the device to know; not while a CUDA graph is
-    captured, where such an id adds nothing."""
-    from .sampled_dense import sampled_rows
-
-    words, table, starts, scales, slots, weights = operands
-    capturing = y.is_cuda and torch.cuda.is_current_stream_capturing()
-    if not capturing and ids.numel() and (largest := int(ids.max())) >= rows:
-        raise IndexError(f"an id of {largest} is beyond the matrix's {rows} rows")
-    own = y.contiguous()
-    out, columns = torch.empty_like(own), y.shape[-1]
-    entries, places = slots.shape
-    with on_device(y):
-        sampled_rows[(ids.numel(), ceil_div(columns, ROW_COLUMNS))](
-            ids.contiguous(),
-            own,
-            out,
-            _arena(words, y),
-            table,
-            starts,
-            scales,
-            slots.contiguous(),
-            weights.contiguous(),
-            starts.shape[0] - 1,
-            ids.numel() // entries,
-            places,
-            rows,
-            columns,
-            BLOCK_N=ROW_COLUMNS,
-            num_warps=4,
-        )
-    return out
-
-
-def _arena(words: list[Tensor], like: Tensor) -> Tensor:
-    return words[0] if words else torch.empty(0, dtype=torch.int32, device=like.device)
+    return finish

@@ -139,9 +139,10 @@ def sampled_product(
     LANES: tl.constexpr,
     SPLIT: tl.constexpr,
     LAID: tl.constexpr,
+    ADD: tl.constexpr,
 ):
-    """out [rows, out_features] = y + sum over the entry's places of gamma x D^T;  SPLIT > 1: parts of the sum without
-    y, float32 [SPLIT, rows, out_features].
+    """out [rows, out_features] = y + sum over the entry's places of gamma x D^T, if ADD, which has SPLIT 1;  else parts
+    of the sum without y, float32 [SPLIT, rows, out_features].
 
     x: [rows, in_features];  laid: what `lay` made of it, if LAID, else BLOCK_T must be 1.  A program takes RUNS runs of
     eight outputs; LANES lanes of a run share its columns, four groups at a time, and are summed at the end.
@@ -218,7 +219,7 @@ def sampled_product(
     m = (tl.program_id(0) * RUNS + tl.arange(0, RUNS))[:, None, None] * RUN + tl.arange(0, RUN)[None, None, :]
     at = (entry.to(tl.int64) * per_entry + t)[None, :, None] * out_features + m
     mask = (t < per_entry)[None, :, None] & (m < out_features)
-    if SPLIT == 1:
+    if ADD:
         total += tl.load(y + at, mask=mask, other=0.0).to(tl.float32)
     else:
         at += tl.program_id(2).to(tl.int64) * rows * out_features

@@ -12,7 +12,7 @@ from .dense import reconstruct
 from .library import direct
 from .products import delta_linear, linear
 from .rows import add_embedding, delta_embedding
-from .samples import add_dense_samples, add_sampled_rows, add_samples
+from .samples import add_dense_samples, add_sampled_rows, add_samples, start_samples
 from .vectors import add_rows, task_rows
 
 __all__ = [
@@ -26,5 +26,6 @@ __all__ = [
     "direct",
     "linear",
     "reconstruct",
+    "start_samples",
     "task_rows",
 ]

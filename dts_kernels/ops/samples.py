@@ -4,12 +4,14 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .. import check, sample_contents
+from .. import check, dispatch, sample_contents
+from ..gpu import launch
 from ..operands import SampleOperands, StoredSamples, sample_layout, schema
+from ..paths import STARTS, Finish
 from ..routing import Routing
 from ..sample_bank import SampleBank
 from .library import direct, op
-from .run import chosen, readable_samples
+from .run import choice, chosen, readable_samples
 
 
 def add_samples(x: Tensor, y: Tensor, bank: SampleBank, routing: Routing) -> Tensor:
@@ -28,6 +30,17 @@ def add_samples(x: Tensor, y: Tensor, bank: SampleBank, routing: Routing) -> Ten
     if direct(x, y):
         return _add_samples(x, y, bank.operands(routing), bank.transposed)
     return torch.ops.dts.add_samples(x, y, *bank.new_operands(routing), bank.transposed)
+
+
+def start_samples(x: Tensor, bank: SampleBank, routing: Routing) -> Finish | None:
+    """`add_samples` in two, with the same bits: all of it that needs no y is launched now, to run beside what follows,
+    and what is returned, called once with y, gives the result.
+
+    None, with nothing launched, where that would not be faster: unless a CUDA graph is captured, without gradients.
+    """
+    if bank.arena is None or torch.compiler.is_compiling() or not launch.launcher.captures(launch.launcher.index(x)):
+        return None
+    return None if torch.is_grad_enabled() or not direct(x) else _start_samples(x, bank, routing)
 
 
 def add_sampled_rows(ids: Tensor, y: Tensor, bank: SampleBank, routing: Routing) -> Tensor:
@@ -65,6 +78,26 @@ def _add_samples(x: Tensor, y: Tensor, operands: SampleOperands, transposed: boo
     rows = x.numel() // n if n else x.shape[:-1].numel()
     path = chosen("add_samples", x, x.dtype, rows, operands.slots.shape, layout, transposed)
     return path(x, y, operands, transposed)
+
+
+def _start_samples(x: Tensor, bank: SampleBank, routing: Routing) -> Finish | None:
+    m, n = bank.out_features, bank.in_features
+    check.product(x, None, routing.slots, routing.weights, None, n, m)
+    operands, layout = readable_samples(x, False, bank.operands(routing), bank.shape)
+    x, device, rows = check.real(x), dispatch.device_kind(x.device.type), x.shape[:-1].numel()
+    (entries, places), exact = operands.slots.shape, dispatch.exact()
+    key, path = choice("add_samples", device, x.dtype, rows, entries, places, layout, bank.transposed, False, exact)
+    start = STARTS.get(path)
+    finish = None if start is None else start(x, operands, m)
+    if finish is None:
+        return None
+    dispatch.ran[key] += 1
+
+    def checked(y: Tensor) -> Tensor:
+        check.product(x, y, operands.slots, operands.weights, None, n, m)
+        return finish(check.flat(y, x.device))
+
+    return checked
 
 
 def _add_sampled_rows(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..embedding_parts import row_in
+from ..paths import Finish
 from ..routing import Routing, add_rows
 
 
@@ -55,6 +56,17 @@ class PartBank(ABC):
     @abstractmethod
     def product(self, x: Tensor, y: Tensor | None, routing: Routing) -> Tensor:
         """y (None: zeros) + x D^T.  x [..., in_features]; y and what is returned [..., out_features] in x's dtype."""
+
+    @property
+    def starts(self) -> bool:
+        """Whether `start` ever does something, as the bank is now."""
+        return False
+
+    def start(self, x: Tensor, routing: Routing) -> Finish | None:
+        """`product` in two: what needs no y is launched now, to run beside the base's product, and what is returned
+        takes y, once, and gives the sum.  None, with nothing done: `product` is as fast.
+        """
+        return None
 
     @abstractmethod
     def rows(self, ids: Tensor, y: Tensor, routing: Routing) -> Tensor:

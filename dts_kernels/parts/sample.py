@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops import add_dense_samples, add_sampled_rows, add_samples
+from ..ops import add_dense_samples, add_sampled_rows, add_samples, start_samples
+from ..paths import Finish
 from ..routing import Routing
 from ..sample_bank import SampleBank
 from ..samples import Samples
@@ -51,6 +52,13 @@ class SamplePartBank(PartBank):
     def product(self, x: Tensor, y: Tensor | None, routing: Routing) -> Tensor:
         y = x.new_zeros(*x.shape[:-1], self.bank.out_features) if y is None else y
         return add_samples(x, y, self.bank, routing)
+
+    @property
+    def starts(self) -> bool:
+        return self.bank.arena is not None
+
+    def start(self, x: Tensor, routing: Routing) -> Finish | None:
+        return start_samples(x, self.bank, routing)
 
     def rows(self, ids: Tensor, y: Tensor, routing: Routing) -> Tensor:
         return add_sampled_rows(ids, y, self.bank, routing)

@@ -7,6 +7,7 @@ import torch
 
 from benchmarks.quality import peers
 from benchmarks.quality.peers import PEERS
+from benchmarks.quality.peers.dropped import mixed_rates
 
 
 def tasks(number=3, shapes=((24, 48), (64, 32)), seed=0):
@@ -79,9 +80,30 @@ def test_groups_are_equal_in_number_and_keep_their_energy():
 
 def test_full_rank_without_rounding_is_exact():
     given = tasks(1)
-    encode = peers._low_rank(lambda x: x, 16, 16, 0)
+    encode = peers.low_rank(lambda x: x, 16, 16, 0)
     for name, delta in encode(given, 100.0, 0)[0].deltas.items():
         torch.testing.assert_close(delta, given[0][name], rtol=1e-4, atol=1e-4)
+
+
+def test_the_paper_is_measured_at_every_rank():
+    deltas = {"w": torch.randn(64, 48)}
+    ranks = set()
+    for rank in range(1, 40):
+        encoded = PEERS["dts paper"].encode([deltas], (rank * (2 * (64 + 48) + 32) + 257) / (32 * 64 * 48), 0)[0]
+        assert encoded.bits == rank * (2 * (64 + 48) + 32) + 256
+        ranks.add(int(torch.linalg.matrix_rank(encoded.deltas["w"])))
+    assert ranks == set(range(1, 40))
+
+
+def test_a_shared_base_is_worth_its_bits_where_tasks_are_alike():
+    mean = torch.randn(40, 50)
+    given = [{"w": mean + 0.1 * torch.randn(40, 50)} for _ in range(4)]
+    found = {name: PEERS[name].encode(given, None, 0) for name in ("rtvq", "tvq 2 bit", "tvq 4 bit")}
+    errors = {n: sum((one.deltas["w"] - d["w"]).norm().item() for one, d in zip(o, given)) for n, o in found.items()}
+    assert errors["tvq 4 bit"] < 0.5 * errors["tvq 2 bit"] and errors["rtvq"] < 0.5 * errors["tvq 2 bit"]
+    (rtvq, *_), (plain, *_) = found["rtvq"], found["tvq 2 bit"]
+    assert rtvq.bits == plain.bits and rtvq.shared_bits == 3 * 2000 + 64
+    assert rtvq.published_bits == rtvq.bits + rtvq.shared_bits / 4
 
 
 def test_bitdelta_keeps_the_mean_magnitude_at_one_bit():
@@ -95,7 +117,7 @@ def test_bitdelta_keeps_the_mean_magnitude_at_one_bit():
 
 def test_mixed_rates_keep_the_mean():
     deltas = {f"w{i}": torch.randn(10, 10) * (i + 1) for i in range(6)}
-    rates = peers._mixed_rates(deltas, 0.9, 0.04)
+    rates = mixed_rates(deltas, 0.9, 0.04)
     assert math.isclose(sum(rates.values()) / 6, 0.9)
     assert [round(rates[f"w{i}"], 6) for i in range(6)] == [0.94, 0.94, 0.9, 0.9, 0.86, 0.86]
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from benchmarks.quality import report, rows, targets
+from benchmarks.quality import ratios, report, rows, targets
 from benchmarks.quality.style import spread
 
 SIZES = (0.001, 0.01, 0.04)
@@ -117,13 +117,70 @@ def test_targets_are_computed_from_the_rows(measured):
 
 def test_our_methods_come_in_one_order_whatever_was_measured_first():
     cells = [{"method": name} for name in ("residual uniform", "dare", "another", "residual frobenius", "residual")]
-    assert targets.ours(cells) == ["residual", "residual frobenius", "residual uniform", "another"]
+    assert targets.ours(cells) == ["residual", "another", "residual frobenius", "residual uniform"]
 
 
 def test_ratios_to_the_best_peer(measured):
     table = [r for r in targets.relative(rows.cells(measured)) if r["method"] == "residual"]
     assert [r["ratio"] for r in table] == pytest.approx([1 / 2.2] * 3) and table[0]["best_peer"] == "ultradelta"
     assert [r["paper_ratio"] for r in table] == pytest.approx([0.25] * 3)
+
+
+def test_every_fine_tune_has_a_ratio_to_the_peer_that_is_best_in_the_mean(measured):
+    """`two` has UltraDelta at twice the KL; DARE is better on `one` alone."""
+    for one in measured:
+        if one["method"] == "ultradelta" and one["task"] == "two":
+            one["kl"] *= 2
+    measured += [row("dare", size, 1.1 * 1e-5 / size / 2) for size in SIZES]
+    measured += [row("dare", size, 99 * 1e-5 / size / 2, "two") for size in SIZES]
+    found = {(r.method, r.share): r for r in ratios.ratios(measured, rows.cells(measured))}
+    assert {method for method, _ in found} == {"residual", "dts whole"} and {share for _, share in found} == set(SIZES)
+    for share in SIZES:
+        mine = found["residual", share]
+        # residual has 1 and 3, UltraDelta 2.2 and 13.2, the paper 4 and 12
+        assert mine.peer == "ultradelta" and mine.ratio == pytest.approx(4 / 15.4)
+        assert mine.dots == {("one", 0): pytest.approx(1 / 2.2), ("two", 0): pytest.approx(3 / 13.2)}
+    shown = ratios.as_json(list(found.values()))
+    assert json.loads(json.dumps(shown))[0]["dots"][0] == {"task": "one", "seed": 0, "ratio": pytest.approx(1 / 2.2)}
+
+
+def test_ratios_are_of_seeds_apart_and_draws_together_and_of_sizes_that_ours_has():
+    given = [row("residual", size, 1.0, seed=seed, draw=d) for size in (0.002, 0.01) for seed in (0, 1) for d in (0, 1)]
+    for one in given:
+        one["kl"] *= (1 + one["seed"]) * (1 + 2 * one["draw"])  # means over draws: 2 and 4
+    given += [row("residual frobenius", 0.03, 1.0, seed=seed) for seed in (0, 1)]
+    given += [row("dare", size, 8.0, seed=seed) for size in (0.001, 0.01, 0.04) for seed in (0, 1)]
+    found = ratios.ratios(given, rows.cells(given))
+    assert [(r.method, r.share, r.peer) for r in found] == [("residual", 0.002, "dare"), ("residual", 0.01, "dare")]
+    for one in found:
+        assert one.ratio == pytest.approx(3 / 8)
+        assert one.dots == {("one", 0): pytest.approx(2 / 8), ("one", 1): pytest.approx(4 / 8)}
+    peers_alone = [r for r in given if r["method"] == "dare"]
+    assert ratios.ratios(peers_alone, rows.cells(peers_alone)) == []
+
+
+@pytest.mark.parametrize("suites", [1, 4])
+def test_the_main_figure_has_a_panel_a_suite(measured, tmp_path, suites):
+    found = ratios.ratios(measured, rows.cells(measured))
+    drawn = ratios.draw({f"suite {i}": found for i in range(suites)} | {"nothing": []}, tmp_path / "ratios")
+    text = drawn.read_text()
+    assert all(f"<!-- suite {i}: 2 fine-tunes -->" in text for i in range(suites)) and "nothing" not in text
+    assert text.count("<!-- UltraDelta -->") == 3 * suites  # above each size
+    assert ratios.draw({"nothing": []}, tmp_path / "none") is None
+
+
+def test_committed_pictures_are_small():
+    pictures = list(report.COMMITTED.glob("*.png"))
+    assert {"ratios.png", "headline.png"} <= {picture.name for picture in pictures}
+    assert all(picture.stat().st_size <= 100_000 for picture in pictures)
+
+
+def test_a_suite_of_two_words_has_anchors_and_files_without_blanks(measured, tmp_path):
+    both = report.write(tmp_path, "text all", [], [r | {"suite": "text all"} for r in measured]).read_text()
+    assert 'href="#text-all"' in both and '<h2 id="text-all">' in both and "Text all</h2>" in both
+    names = re.findall(r'(?:src|href|id)="([^"]+)"', both)
+    assert names and not any(" " in name for name in names) and (tmp_path / "text-all-kl.svg").is_file()
+    assert list(json.loads((tmp_path / "figures.json").read_text()))[0] == "text all"
 
 
 def test_one_page_over_all_suites_with_every_file_it_names(measured, tmp_path):
@@ -135,11 +192,19 @@ def test_one_page_over_all_suites_with_every_file_it_names(measured, tmp_path):
     assert "<script" not in text and "✔ met" in text and "✘ not met" in text and 'src="text-loss.svg"' not in text
     for name in re.findall(r'(?:src|href)="([^"#]+)"', text):
         assert (out / name).stat().st_size > 100, name
-    assert (out / "headline.png").stat().st_size <= 100_000
-    assert json.loads((out / "figures.json").read_text())["text"]["checks"][0]["method"] == "residual"
+    for picture in ("ratios.png", "headline.png"):
+        assert (out / picture).stat().st_size <= 100_000
+    figures = json.loads((out / "figures.json").read_text())["text"]
+    assert figures["checks"][0]["method"] == figures["ratios"][0]["method"] == "residual"
+    assert text.index('src="ratios.svg"') < text.index('src="headline.svg"')  # the main figure first
     again = report.main(["--results", str(out), "--out", str(tmp_path / "again"), "--keep", str(tmp_path / "kept")])
     assert again == 0 and (tmp_path / "again" / "index.html").read_text() == text
-    assert {path.name for path in (tmp_path / "kept").iterdir()} == {"text.json", "language.json", "headline.png"}
+    assert {path.name for path in (tmp_path / "kept").iterdir()} == {
+        "text.json",
+        "language.json",
+        "ratios.png",
+        "headline.png",
+    }
 
 
 def test_theory_is_shown_with_predicted_and_measured(measured, tmp_path):

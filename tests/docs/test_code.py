@@ -28,7 +28,7 @@ def options_of(verb: str, following: str = "") -> set[str]:
     """following: the word behind it, which is a verb's of several, as in ``dts export lora``."""
     found = typer.main.get_command(app).commands[verb]
     found = getattr(found, "commands", {}).get(following, found)
-    return {word for parameter in found.params for word in parameter.opts} | {"--help", "--traceback"}
+    return {word for parameter in found.params for word in parameter.opts} | {"--help", "--debug"}
 
 
 def dts_words(command: str) -> list[str]:
@@ -120,6 +120,20 @@ def layer() -> dict:
     return {"linear": torch.nn.Linear(32, 64), "delta": torch.randn(64, 32)}
 
 
+def clients() -> dict:
+    """The libraries, a tokenizer and labels of the classifiers' batch."""
+    import transformers
+
+    import dts
+    import dts.integrations.pipelines
+    from tests.dts.integrations.test_pipelines import tokenizer
+
+    adapters = {name: f"adapters/{name}" for name in ("mood", "topic")}
+    model = dts.DTSModel.from_pretrained("models/base", adapters=adapters)
+    names = {"model": model, "transformers": transformers, "tokenizer": tokenizer()}
+    return names | {"labels": torch.tensor([0, 1, 0])}
+
+
 def unseen() -> dict:
     """The two adapters, and an encoder without heads that has them both."""
     import transformers
@@ -133,4 +147,4 @@ def unseen() -> dict:
     return {"adapters": adapters, "model": model}
 
 
-PRELUDES = {"generator": generator, "layer": layer, "unseen": unseen}
+PRELUDES = {"clients": clients, "generator": generator, "layer": layer, "unseen": unseen}

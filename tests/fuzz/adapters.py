@@ -10,7 +10,6 @@ numbers, and nothing ends in another error.  What loads is also cut, saved, writ
 
 import argparse
 import collections
-import hashlib
 import json
 import multiprocessing
 import os
@@ -18,7 +17,7 @@ import random
 import shutil
 import tempfile
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from unicodedata import category
 
@@ -26,23 +25,26 @@ import torch
 from typer.testing import CliRunner
 
 import dts
-from dts.adapter import AdapterError, BudgetError, digests, write_checkpoint
+from dts.adapter import AdapterError, BudgetError, write_checkpoint
 from dts.adapter import folder as folders
+from dts.adapter.packed import TABLE
 from dts.checkpoint import Mismatch, open_checkpoint
 from dts.checkpoint.safetensors_file import DTYPES
 from dts.cli.app import app
 from tests.dts.adapter import tiny
+from tests.fuzz.form import Folder, opened, rows_of, signed
 from tests.fuzz.model import Tiny, inputs
 
 KINDS = {
     "residual": {"rank_fraction": 0.3},
     "paper": {"method": "paper", "rank_fraction": 0.5},
     "vectors": {"budget": 0.6, "method": "residual"},
+    "rounded": {"budget": 0.5, "vectors": "3bit"},
     "sketch": {"budget": 0.6, "method": "sketch"},
     "difference": {"budget": 0.4, "method": "residual", "kind": "difference"},
 }
 GOLDEN = sorted(
-    path for path in Path(tiny.__file__).with_name("golden").iterdir() if path.is_dir() and path.name[0] in "123"
+    path for path in Path(tiny.__file__).with_name("golden").iterdir() if path.is_dir() and path.name[0] in "1234"
 )
 MODULE_FILES = {
     "modules.json": [
@@ -92,90 +94,6 @@ VALUES = [
     "../x/config.json",
 ]
 RAW = [float("nan"), float("inf"), 3e38, -1e30, 0.0]
-
-
-@dataclass
-class Folder:
-    """The content of an adapter's folder: rows are [name, dtype, shape, bytes]."""
-
-    config: dict
-    rows: list[list]
-    files: dict[str, bytes] = field(default_factory=dict)
-    text: bytes | None = None  # instead of what the fields say
-    model: bytes | None = None
-    links: dict[str, str] = field(default_factory=dict)  # file -> what it leads to
-
-    def copy(self) -> "Folder":
-        return Folder(json.loads(json.dumps(self.config)), [list(row) for row in self.rows], dict(self.files))
-
-    def model_bytes(self) -> bytes:
-        if self.model is not None:
-            return self.model
-        header, at = {}, 0
-        for name, dtype, shape, raw in self.rows:
-            header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + len(raw)]}
-            at += len(raw)
-        text = json.dumps(header).encode()
-        return len(text).to_bytes(8, "little") + text + b"".join(row[3] for row in self.rows)
-
-    def text_bytes(self) -> bytes:
-        return json.dumps(self.config).encode() if self.text is None else self.text
-
-    def write(self, folder: Path) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        (folder / folders.CONFIG).write_bytes(self.text_bytes())
-        (folder / folders.MODEL).write_bytes(self.model_bytes())
-        for name, content in self.files.items():
-            (folder / name).write_bytes(content)
-        for name, target in self.links.items():
-            path = folder / name
-            if target == "folder":
-                path.unlink(missing_ok=True)
-                path.mkdir()
-                continue
-            content = path.read_bytes() if path.is_file() else b"{}"
-            path.unlink(missing_ok=True)
-            (folder / target).write_bytes(content)
-            path.symlink_to(target)
-
-    def parsed(self) -> bool:
-        """Brings the fields up to date with altered bytes; False if they have no form any more."""
-        try:
-            if self.text is not None:
-                config = json.loads(self.text, object_pairs_hook=once)
-                if not isinstance(config, dict):
-                    return False
-                self.config, self.text = config, None
-            if self.model is not None:
-                self.rows = rows_of(self.model)
-        except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError, MemoryError):
-            return False
-        return True
-
-
-def once(pairs: list) -> dict:
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("twice")
-    return dict(pairs)
-
-
-def rows_of(content: bytes) -> list[list]:
-    """[name, dtype, shape, bytes] of a safetensors file."""
-    start, rows = 8 + int.from_bytes(content[:8], "little"), []
-    for name, row in json.loads(content[8:start]).items():
-        if name != "__metadata__":
-            first, last = row["data_offsets"]
-            rows.append([name, row["dtype"], row["shape"], content[start + first : start + last]])
-    return rows
-
-
-def opened(path: Path) -> Folder:
-    rows = rows_of((path / folders.MODEL).read_bytes())
-    files = {
-        p.name: p.read_bytes() for p in path.iterdir() if p.name not in (folders.CONFIG, folders.MODEL, folders.CARD)
-    }
-    return Folder(json.loads((path / folders.CONFIG).read_text()), rows, files)
 
 
 # -- mutations ------------------------------------------------------------------------------------------------------
@@ -355,44 +273,28 @@ def gentle(folder: Folder, draw: random.Random) -> None:
         row[3] = bytes(raw)
 
 
+def on_disk(folder: Folder, draw: random.Random) -> None:
+    """Names, templates and the table, as they lie there."""
+    text, rows = json.loads(folder.text_bytes()), rows_of(folder.model_bytes())
+    if draw.random() < 0.5:
+        container, key = draw.choice([*places(text["rows"]), *places(text["names"])])
+        container[key] = json.loads(json.dumps(draw.choice([1, 4, 8, -4, -8, 2, "0", "1", "7", {}, *VALUES])))
+        folder.text = json.dumps(text).encode()
+        return
+    content, table = folder.model_bytes(), next(row[3] for row in rows if row[0] == TABLE)
+    at = draw.randrange(len(table))
+    other = draw.choice([bytes([draw.randrange(256)]) + table[at + 1 :][: len(table)], bytes(len(table) - at)])
+    folder.model = content.replace(table, table[:at] + other)
+
+
 def link(folder: Folder, draw: random.Random) -> None:
     name = draw.choice([folders.CONFIG, folders.MODEL, *folder.files])
     folder.links[name] = draw.choice(["../outside", "inside.json", "folder"])
 
 
-MUTATIONS = (gentle,) * 5 + (tensor, json_value) * 3 + (bits, cut, nested, twice, resized, file, header, header, link)
-
-
-def signed(folder: Folder) -> None:
-    """All digests anew, as an attacker would, of what still has a form that has digests."""
-    if not folder.parsed():
-        return
-    config = folder.config
-    version = config.get("format_version")
-    version = version if version in (1, 2, 3) and not isinstance(version, bool) else 4
-    for name, about in config.get("files", {}).items() if isinstance(config.get("files"), dict) else ():
-        if name in folder.files:
-            content = folder.files[name]
-            if isinstance(about, dict):
-                about |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()[:16]}
-            elif version < 4:
-                config["files"][name] = len(content)
-    rows = config.get("tensors")
-    for name, row in rows.items() if isinstance(rows, dict) else ():
-        if not isinstance(row, dict):
-            continue
-        own = {}
-        for key, dtype, shape, raw in folder.rows:
-            if isinstance(key, str) and key.startswith((f"{name}.", f"{name}[")):
-                try:
-                    own[key] = torch.frombuffer(bytearray(raw), dtype=DTYPES[dtype]).view(shape)
-                except (KeyError, ValueError, TypeError, RuntimeError):
-                    continue
-        if type(row.get("bytes")) is int:
-            row["bytes"] = sum(value.nbytes for value in own.values())
-        row["sha256"] = digests.row_digest(name, own, row, version)
-    if version >= 4:
-        config["sha256"] = digests.config_digest(config)
+MUTATIONS = (
+    (gentle,) * 5 + (tensor, json_value, on_disk) * 3 + (bits, cut, nested, twice, resized, file, header, header, link)
+)
 
 
 # -- what becomes of one ---------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ def test_what_was_altered_is_refused_or_identical(fuzzer):
 @pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
 def test_what_once_went_wrong_is_refused(fuzzer, path):
     """path: {kind, set: [[keys to a place in dts_config.json, value], ...], signed: digests computed anew}."""
-    from tests.fuzz.adapters import signed
+    from tests.fuzz.form import signed
 
     case = json.loads(path.read_text())
     folder = fuzzer.folders[case["kind"]].copy()

@@ -27,7 +27,7 @@ from .kind import Load, PartKind, packed_bits_end
 
 ROWS_AT_ONCE = 1 << 23  # elements of what is sampled that are held at a time
 REFINEMENTS = 6  # of the scale and the codes in turn
-LONGEST = -1.234567e-12, 2**32 - 1  # scale and seed of a planned sample: a row's text takes no fewer bytes than it will
+LONGEST = 1.0, 2**32 - 1  # scale (a float32, as all are) and seed of a planned sample: a row takes no fewer bytes
 
 _fragment = values.list_of(
     values.exactly(

@@ -19,6 +19,7 @@ class Packed:
 
     transposed: what is stored is of the [n, m] matrix.
     first, rest: the banks that hold something, in the order of `KINDS`; first is None where there is none
+    start: whether one of them may start before the base's product
     """
 
     def __init__(self, shape: tuple[int, int], device: torch.device | str = "cpu", transposed: bool = False):
@@ -26,6 +27,7 @@ class Packed:
         self.banks: dict[str, PartBank] = {}
         self.first: PartBank | None = None
         self.rest: tuple[PartBank, ...] = ()
+        self.start = False
 
     def add(self, slot: int, stored: Sequence[Any]) -> None:
         """Put all that a task stores, data of any kinds, into a free or used slot."""
@@ -49,6 +51,7 @@ class Packed:
     def _refresh(self) -> None:
         banks = [self.banks[name] for name in KINDS if name in self.banks and self.banks[name].slots]
         self.first, self.rest = (banks[0] if banks else None), tuple(banks[1:])
+        self.start = any(bank.starts for bank in banks)
 
     @property
     def filled(self) -> tuple[PartBank, ...]:
@@ -77,9 +80,25 @@ class Packed:
         """x W^T + b + x Delta^T + gamma adds[task] of each row's tasks, the first kind's together with the base."""
         if self.first is None:
             return base_product(x, weight, bias, routing, adds)
+        if self.start:
+            return self._linear_beside(x, weight, bias, routing, adds)
         y = self.first.linear(x, weight, bias, routing, adds)
         for bank in self.rest:
             y = bank.product(x, y, routing)
+        return y
+
+    def _linear_beside(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routing, adds: Tensor | None
+    ) -> Tensor:
+        """The same, in the same order, with what banks start before the base's product."""
+        banks = self.filled
+        started = [bank.start(x, routing) for bank in banks]
+        if started[0] is None:
+            y = banks[0].linear(x, weight, bias, routing, adds)
+        else:
+            y = started[0](base_product(x, weight, bias, routing, adds))
+        for bank, finish in zip(banks[1:], started[1:]):
+            y = bank.product(x, y, routing) if finish is None else finish(y)
         return y
 
     def product(self, x: Tensor, y: Tensor | None, routing: Routing) -> Tensor:

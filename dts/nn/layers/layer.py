@@ -71,6 +71,17 @@ class Layer(nn.Module):
             layer.num_embeddings = rows[1]
         return rows if rows and rows[0] != rows[1] else None
 
+    def dts_rows(self, slots: list[int]) -> tuple[int, int] | None:
+        """(outputs, or rows of a table, of the base and of a mixture of these slots) where they differ, else None."""
+        weight = self.dts.get("weight")
+        if weight is None or not weight.shape:
+            return None
+        before = weight.shape[1 if self.transposed and len(weight.shape) == 2 else 0]
+        whole = [weight.values.tensors[slot].shape[0] for slot in slots if slot in weight.values.tensors]
+        added = [weight.added.tensors[slot].shape[0] for slot in slots if slot in weight.added.tensors]
+        now = whole[0] if whole else before + max(added, default=0)
+        return (before, now) if now != before else None
+
     def dts_width(self, slots: list[int], widest: int) -> int | None:
         """Of ``widest`` outputs of the model, those that a mixture of these slots has: None if not known by this layer.
 

@@ -44,7 +44,14 @@ class LinearForward(Layer):
                 y = torch.cat([y, head(x, weight.added, biases, routing, y.dtype, padding=True)], -1)
         if any(p is not None and p.values.tensors for p in (weight, bias)):
             y = self._whole_values(x, y, weight, bias, routing)
-        return dts.leave(y)
+        return dts.leave(self._cut(y, weight))
+
+    def _cut(self, y: Tensor, weight: ParameterDelta | None) -> Tensor:
+        """Where one task was asked for, its outputs without those of others; one shape for all else."""
+        if weight is None or not (weight.values.tensors or weight.added.tensors) or self.dts.state.padded:
+            return y
+        own = self.dts_width(list(self.dts.state.mixtures[0]), y.shape[-1])
+        return y if own is None or own == y.shape[-1] else y[..., :own].contiguous()
 
     def _product(
         self, x: Tensor, weight: ParameterDelta | None, bias: ParameterDelta | None, routing: Routing

@@ -49,7 +49,7 @@ class Owner(Layer):
                 if axis >= 0:
                     part[i] = take_rows(leaves[i], axis, rows, now.rows)
             group_args, group_kwargs = tree_unflatten(part, spec)
-            with dts.state.using([mixture], now.missing, axis=now.axis, called=now.called):
+            with dts.state.using([mixture], now.missing, axis=now.axis, called=now.called, padded=True):
                 results.append(self._run(group_args, group_kwargs))
             places += rows
         return join_rows(results, places, places_out)
@@ -95,6 +95,12 @@ def join_rows(results: list[Any], places: list[int], axes: Sequence[int] | None,
             if not drop:
                 raise RuntimeError(f"an output {list(leaf.shape)} without a batch axis depends on the task")
             continue
+        sizes = {part.shape[:axis] + part.shape[axis + 1 :] for part in parts}
+        if len(sizes) > 1:
+            raise ValueError(
+                f"the rows' tasks give outputs of different sizes, {sorted(map(list, sizes))} a row, which no one "
+                f"tensor holds: give rows of one of these tasks at a time"
+            )
         whole = torch.cat(parts, axis)
         joined[i] = take_rows(whole, axis, order.tolist(), len(places))
     return tree_unflatten(joined, flat[0][1])

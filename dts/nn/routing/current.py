@@ -21,6 +21,7 @@ class Current:
     axis, axes: layer name -> where the rows are in its input, see `LayerDeltas`; None: not looked for.
     probing: the base runs on any input, only to see where the rows are; ids of a task's own vocabulary are no error.
     bypassed: names of parameters that were read past their layer's forward, where somebody asks for them.
+    padded: logits have one width whatever the tasks, with -inf beyond the classes of each.
     called: a call of the model; else a part of one, or a stretch without tasks.
     outer: the call that this one is within, of whatever model.
     seen: names of layers that ran or were read, where somebody asks for them.
@@ -35,6 +36,7 @@ class Current:
     axes: dict[str, tuple[list[int], list[int]]] | None = None
     probing: bool = False
     bypassed: set[str] | None = None
+    padded: bool = False
     called: bool = False
     outer: Current | None = None
     seen: set[str] | None = None

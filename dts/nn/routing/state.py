@@ -87,6 +87,14 @@ class RoutingState:
         return self.now().rows
 
     @property
+    def padded(self) -> bool:
+        """Whether logits have one width whatever the tasks: rows of several, programs, graphs."""
+        if tracing():
+            return True
+        now = self.now()
+        return now.padded or now.probing or now.rows > 1 or _capturing(self.device)
+
+    @property
     def device(self) -> torch.device:
         return self.chosen.routing.slots.device
 
@@ -146,6 +154,7 @@ class RoutingState:
         places = near.routing.slots.shape[1]
         options.setdefault("probing", near.probing)
         options.setdefault("seen", near.seen)
+        options.setdefault("padded", near.padded)
         routing = routing_of(mixtures, places, self.device)
         with self._within(Current(self, routing, mixtures, missing or {}, **options)):
             yield

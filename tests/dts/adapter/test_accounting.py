@@ -33,6 +33,22 @@ def models():
     return base, {"_orig_mod." + name: value for name, value in tuned.items()}
 
 
+def test_a_head_of_another_size_takes_the_place_of_the_bases():
+    base, tuned = models()
+    generator = torch.Generator().manual_seed(1)
+    base |= {"classifier.weight": torch.randn(2, 24, generator=generator), "classifier.bias": torch.zeros(2)}
+    tuned["_orig_mod.classifier.bias"] = torch.ones(3)
+    adapter = compress(base, tuned, target_error=0.3)
+    rows = {fate.name: fate for fate in adapter.account.of("base")}
+    model = of_model(adapter, open_checkpoint(base), adapter.on(base))
+    again = {fate.name: fate for fate in model.of("base")}
+    for name in ("classifier.weight", "classifier.bias"):
+        assert (
+            rows[name].what == again[name].what == "absent" and "of another size" in rows[name].why == again[name].why
+        )
+    assert torch.equal(dict(adapter.apply(base))["classifier.weight"], tuned["_orig_mod.classifier.weight"])
+
+
 def test_every_tensor_of_both_models_has_its_row():
     base, tuned = models()
     adapter = compress(base, tuned, target_error=0.3)

@@ -1,7 +1,6 @@
 """A kind of part and a method that only this file knows go from a delta to a folder and back, cut and mixed too."""
 
 import copy
-import json
 import shutil
 from dataclasses import dataclass
 from functools import partial
@@ -9,7 +8,6 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 import dts
@@ -20,6 +18,7 @@ from dts.codec.methods import CHOICES, METHODS
 from dts.codec.parts import KINDS, PartKind, components
 from dts_kernels.parts import KINDS as RUNTIME_KINDS
 from dts_kernels.parts import Kind, PlainBank
+from tests.fuzz.form import opened
 
 
 @dataclass(frozen=True)
@@ -167,7 +166,7 @@ def test_rows_of_other_tasks_run_from_it(tmp_path):
         for parameter in tuned.parameters():
             change = 0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed))
             parameter += change * (1 + 30 * (torch.rand(parameter.shape) < 0.02))
-        dts.compress(base, tuned, tmp_path / name, method="spiky", budget=0.2)
+        dts.compress(base, tuned, tmp_path / name, method="spiky", budget=0.14)
         models[name] = copy.deepcopy(base)
         models[name].load_state_dict(dict(dts.Adapter.load(tmp_path / name).apply(base)))
     model, ids = dts.DTSModel(copy.deepcopy(base)), torch.randint(0, 50, (4, 5))
@@ -234,13 +233,13 @@ def test_what_it_refuses_is_refused_by_the_tensors_name(tmp_path, monkeypatch, d
     dts.compress(*models(), tmp_path / "a", method="spiky", budget=0.15)
     folder = shutil.copytree(tmp_path / "a", tmp_path / "b")
     if damage == "tensor":
-        stored = load_file(folder / "dts_model.safetensors")
-        stored.pop("a.weight.at0")
-        save_file(stored, folder / "dts_model.safetensors")
+        inner = opened(folder)
+        inner.rows = [row for row in inner.rows if row[0] != "a.weight.at0"]
+        inner.write(folder)
     elif damage == "row":
-        config = json.loads((folder / "dts_config.json").read_text())
-        config["tensors"]["a.weight"]["elements"][0]["count"] = 0
-        (folder / "dts_config.json").write_text(json.dumps(config))
+        inner = opened(folder)
+        inner.config["tensors"]["a.weight"]["elements"][0]["count"] = 0
+        inner.write(folder)
     else:
         monkeypatch.delitem(KINDS, "elements")
     with pytest.raises(AdapterError, match="a.weight.*elements"):

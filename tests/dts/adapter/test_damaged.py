@@ -2,11 +2,16 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
 import dts
 from dts.adapter import AdapterError, compress, write_checkpoint
+from tests.fuzz.form import opened
+
+GOLDEN = Path(__file__).parent / "golden"
+IN_TABLE = ("tensors", "dropped")
 
 
 @pytest.fixture(scope="module")
@@ -31,15 +36,26 @@ def folder(made, tmp_path):
 
 def alter(folder, **changes) -> None:
     """Sets values of the configuration, ``base__name`` being one of a section."""
-    path = folder / "dts_config.json"
-    config = json.loads(path.read_text())
+    inner = opened(folder)
     for key, value in changes.items():
         *sections, last = key.split("__")
-        where = config
+        where = inner.config
         for section in sections:
             where = where[section]
         where[last] = value
-    path.write_text(json.dumps(config))
+    inner.write(folder)
+
+
+def alter_text(folder, **changes) -> None:
+    """Sets values of the configuration as it lies on disk."""
+    path = folder / "dts_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.fixture
+def old(tmp_path):
+    """A folder whose rows stand in its configuration."""
+    return shutil.copytree(GOLDEN / "4-sketch", tmp_path / "in" / "old")
 
 
 @pytest.mark.parametrize(
@@ -104,11 +120,36 @@ def test_a_file_missing_or_altered_is_told_and_nothing_is_written(base, folder, 
         ("squared_error", "x"),
     ],
 )
-def test_a_value_of_the_wrong_type_is_refused_by_its_name(folder, key, value):
-    alter(folder, **{key: value})
-    with pytest.raises(AdapterError, match="is damaged: ") as error:
+def test_a_value_of_the_wrong_type_is_refused_by_its_name(old, folder, key, value):
+    for altered in (old, folder)[: 1 if key in IN_TABLE else 2]:
+        alter(altered, **{key: value})
+        with pytest.raises(AdapterError, match="is damaged: ") as error:
+            dts.Adapter.load(altered)
+        assert key.replace("__", ".").rpartition(".")[2] in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("names", None),
+        ("names", ["x", 0]),
+        ("names", [1, "x"]),
+        ("names", [0]),
+        ("names", [0, "x", -1, "y"]),
+        ("names", [0, 5]),
+        ("names", []),
+        ("rows", None),
+        ("rows", [1]),
+        ("rows", [{"kind": 2}]),
+        ("rows", []),
+        ("tensors", {}),
+        ("dropped", {}),
+    ],
+)
+def test_a_table_of_other_names_and_rows_is_refused(folder, key, value):
+    alter_text(folder, **{key: value})
+    with pytest.raises(AdapterError, match="is damaged: "):
         dts.Adapter.load(folder)
-    assert key.replace("__", ".").rpartition(".")[2] in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -127,12 +168,13 @@ def test_a_value_of_the_wrong_type_is_refused_by_its_name(folder, key, value):
         ("task_only", "yes"),
     ],
 )
-def test_a_row_that_cannot_be_is_refused_by_its_tensor(folder, key, value):
-    config = json.loads((folder / "dts_config.json").read_text())
-    name = next(name for name, row in config["tensors"].items() if row["kind"] == "factors")
-    alter(folder, tensors=config["tensors"] | {name: config["tensors"][name] | {key: value}})
-    with pytest.raises(AdapterError, match=name):
-        dts.Adapter.load(folder)
+def test_a_row_that_cannot_be_is_refused_by_its_tensor(old, folder, key, value):
+    for altered in (old, folder)[: 1 if key == "bytes" else 2]:  # which follow from the tensors in a table
+        rows = opened(altered).config["tensors"]
+        name = next(name for name, row in rows.items() if row["kind"] == "factors")
+        alter(altered, tensors=rows | {name: rows[name] | {key: value}})
+        with pytest.raises(AdapterError, match=name):
+            dts.Adapter.load(altered)
 
 
 def test_all_that_is_wrong_is_told_at_once(folder):

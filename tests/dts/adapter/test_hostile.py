@@ -18,7 +18,8 @@ from dts.adapter.card import card
 from dts.adapter.rows import entry_tensors
 from dts.cli.app import app
 from tests.dts.adapter import tiny
-from tests.fuzz.adapters import MODULE_FILES, MODULES, opened, signed
+from tests.fuzz.adapters import MODULE_FILES, MODULES
+from tests.fuzz.form import opened, signed
 
 GOLDEN = Path(__file__).parent / "golden"
 PAGE = Path(__file__).parents[3] / "docs/format.md"

@@ -7,8 +7,13 @@ from dts.adapter.options import Options, code_digest
 
 def test_all_that_is_wrong_is_told_at_once():
     with pytest.raises(ValueError) as error:
-        Options(method="other", kind="none", vectors="4bit", budget=0.1, nbytes=3)
-    for part in ("auto, residual, paper, sketch, not 'other'", "task, difference", "exact, 8bit", "give one size"):
+        Options(method="other", kind="none", vectors="5bit", budget=0.1, nbytes=3)
+    for part in (
+        "auto, residual, paper, sketch, not 'other'",
+        "task, difference",
+        "exact, 8bit, 4bit, 3bit",
+        "give one size",
+    ):
         assert part in str(error.value)
 
 
@@ -46,7 +51,7 @@ def test_what_follows(given, method, exact):
 
 def test_what_a_run_notes_is_all_that_its_entries_depend_on():
     noted = Options(nbytes=9, seed=3, name="a").recorded("base", "tuned")
-    assert noted["nbytes"] == 9 and noted["seed"] == 3 and noted["method"] == "auto" and noted["vectors"] == "8bit"
+    assert noted["nbytes"] == 9 and noted["seed"] == 3 and noted["method"] == "auto" and noted["vectors"] == "auto"
     assert noted["code"] == code_digest() and {"package", "torch", "device", "format_version"} <= noted.keys()
     assert noted == Options(nbytes=9, seed=3, name="b", overwrite=True).recorded("base", "tuned")
     assert noted != Options(nbytes=9, seed=3, name="a").recorded("base", "other")

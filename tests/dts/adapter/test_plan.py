@@ -4,6 +4,7 @@ import torch
 
 from dts.adapter.entries import Entry
 from dts.adapter.plan import Compressible, is_matrix, plan_job
+from dts.adapter.vectors import EXACT, Rounding
 from dts.checkpoint import open_checkpoint, pair
 from dts.codec.methods import CHOICES
 
@@ -12,7 +13,7 @@ def draw(*shape, seed=0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def plans(method="auto", exact=True) -> dict[str, Entry | Compressible | None]:
+def plans(method="auto", rounding=EXACT) -> dict[str, Entry | Compressible | None]:
     base = {
         "matrix": draw(40, 48),
         "stack.experts": draw(3, 40, 48),
@@ -29,7 +30,7 @@ def plans(method="auto", exact=True) -> dict[str, Entry | Compressible | None]:
     tuned["words"] = torch.cat([base["words"], draw(2, 24)])
     tuned["head"] = draw(3, 40)
     pairing = pair(open_checkpoint(base), open_checkpoint(tuned))
-    jobs = {name: plan_job(pairing, one, CHOICES[method], True, None, exact) for name, one in pairing.pairs.items()}
+    jobs = {name: plan_job(pairing, one, CHOICES[method], True, None, rounding) for name, one in pairing.pairs.items()}
     return {name: job() for name, (_, job) in jobs.items()}
 
 
@@ -51,7 +52,10 @@ def test_each_tensor_by_its_kind():
 
 def test_what_a_method_takes_and_how_vectors_are_stored():
     assert isinstance(plans("paper")["small"], Compressible)
-    assert plans(exact=False)["bias"].tensor.dtype == torch.int8 and plans()["bias"].tensor.dtype == torch.float32
+    rounded = plans(rounding=Rounding(4, 8))
+    assert rounded["bias"].grid.bits == 4 and plans()["bias"].tensor.dtype == torch.float32
+    assert rounded["head"].grid.bits == 8 and plans()["head"].tensor.dtype == torch.float32
+    assert plans(rounding=Rounding(4, None))["head"].grid is None and rounded["small"].grid is None
     assert plans()["head"].task_only and not plans()["steps"].task_only
     assert not is_matrix("a", (40,), CHOICES["paper"]) and not is_matrix("a", (1, 40), CHOICES["paper"])
 

@@ -1,13 +1,14 @@
 """Every kind of entry is given back by its row and its tensors."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from dts.adapter import AdapterError, Entry, check
 from dts.adapter.rows import base_name_of, entry_from, entry_row, entry_tensors
-from dts.adapter.vectors import eight_bit
+from dts.adapter.vectors import Rounding, in_few_bits
 from dts.checkpoint.safetensors_file import layout_of
 from dts.codec import compress_tensor
 
@@ -35,7 +36,11 @@ def entries() -> dict[str, Entry]:
         "only longer": made("factors", (42, 96), added_rows=draw(2, 96)),
         "experts": made("experts", (3, 40, 96), factors=[factors(), None, factors("sketch")]),
         "delta": vector,
-        "8 bit": eight_bit(vector, vector.whole),
+        "8 bit": replace(vector, tensor=torch.arange(40).to(torch.int8), scale=0.1, squared_error=0.01),
+        "rounded": in_few_bits(vector, vector.whole, Rounding(3)),
+        "rounded head": in_few_bits(
+            Entry("bert.a", None, (4, 40), "value", tensor=draw(4, 40), task_only=True), draw(4, 40), Rounding(None, 8)
+        ),
         "value": made("value", (5,), tensor=torch.arange(5), dtype=torch.int64),
         "head": Entry("bert.a", None, (4, 40), "value", tensor=draw(4, 40), task_only=True),
         "tied": Entry("bert.a", "a", (40,), "tied", tied_to="bert.b"),

@@ -1,17 +1,18 @@
 """Adapters of method "sketch": in a folder, in a model, cut, and mixed."""
 
-import json
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 import dts
 from dts.adapter import AdapterError
+from dts.cli.app import app
 from dts.unseen.router import EnergyRouter
+from tests.fuzz.form import opened, tensors_in
 
 torch.manual_seed(0)
 BASE = {f"body.{i}.weight": torch.randn(96, 64 if i % 2 else 200) for i in range(3)}
@@ -42,7 +43,7 @@ def test_the_folder_holds_samples_and_gives_them_back(tmp_path):
     assert abs(planned.nbytes - adapter.nbytes) <= 0.02 * adapter.nbytes and adapter.amr <= 0.06
     assert planned.prediction.squared_error == pytest.approx(adapter.config["squared_error"], rel=0.15)
     assert planned.prediction.lower < adapter.config["squared_error"] < planned.prediction.upper
-    stored = load_file(tmp_path / "a" / "dts_model.safetensors")
+    stored = tensors_in(tmp_path / "a")
     loaded = dts.Adapter.load(tmp_path / "a")
     for name, entry in adapter.entries.items():
         for ours, theirs in zip(entry.matrices, loaded.entries[name].matrices):
@@ -54,19 +55,21 @@ def test_the_folder_holds_samples_and_gives_them_back(tmp_path):
             assert entry.factors.nbytes == sum(stored[f"{name}.{key}"].nbytes for key in ("u", "v", "sigma", "samples"))
     assert loaded.verify(BASE, tuned(1)).problems == []
     assert adapter.method == loaded.method == "sketch"
-    assert "mostly the sketch's noise" in (tmp_path / "a" / "README.md").read_text()
+    assert "mostly the sketch's noise" in CliRunner().invoke(app, ["inspect", str(tmp_path / "a")]).output
+
+
+def named(rows, name):
+    return next(row for row in rows if row[0] == name)
 
 
 def damaged(folder, change_config=None, change_tensors=None):
     compressed(out=folder)
-    config, path = json.loads((folder / "dts_config.json").read_text()), folder / "dts_model.safetensors"
-    stored = load_file(path)
+    inner = opened(folder)
     if change_config:
-        change_config(config["tensors"]["body.0.weight"])
+        change_config(inner.config["tensors"]["body.0.weight"])
     if change_tensors:
-        change_tensors(stored)
-    (folder / "dts_config.json").write_text(json.dumps(config))
-    save_file(stored, path)
+        change_tensors(inner.rows)
+    inner.write(folder)
 
 
 WRONG_ROWS = [
@@ -74,7 +77,7 @@ WRONG_ROWS = [
     ("stride", 10**12),
     ("stride", 1),
     ("stride", "4"),
-    ("seed", -1),
+    ("seed", 2**32),
     ("seed", None),
     ("scale", "1.0"),
     ("scale", float("nan")),
@@ -91,10 +94,15 @@ def test_a_row_that_cannot_be_is_refused(tmp_path, key, value):
 
 def test_samples_that_are_missing_or_of_wrong_size_are_refused(tmp_path):
     name = "body.0.weight.samples"
-    damaged(tmp_path / "a", change_tensors=lambda stored: stored.pop(name))
+
+    def shorter(rows):
+        row = named(rows, name)
+        row[3], row[2] = row[3][len(row[3]) // row[2][0] :], [row[2][0] - 1, row[2][1]]
+
+    damaged(tmp_path / "a", change_tensors=lambda rows: rows.remove(named(rows, name)))
     with pytest.raises(AdapterError, match="samples is missing"):
         dts.Adapter.load(tmp_path / "a")
-    damaged(tmp_path / "b", change_tensors=lambda stored: stored.update({name: stored[name][1:].clone()}))
+    damaged(tmp_path / "b", change_tensors=shorter)
     with pytest.raises(AdapterError, match="body.0.weight.*codes must be"):
         dts.Adapter.load(tmp_path / "b")
 
@@ -114,7 +122,7 @@ def test_a_model_computes_what_the_factors_say():
 
 
 def test_mixtures_are_exact_and_sized_ones_leave_the_noise_out(tmp_path):
-    adapters = {name: compressed(seed) for name, seed in (("a", 1), ("b", 2))}
+    adapters = {name: compressed(seed, budget=0.05) for name, seed in (("a", 1), ("b", 2))}
     weights = {"a": 0.6, "b": 0.3}
     mixed = dts.unseen.mix(adapters, weights, tmp_path / "m")
     parts = {name: dense(adapter) for name, adapter in adapters.items()}

@@ -91,7 +91,7 @@ def pair(tmp_path):
 
 def test_the_rows_that_moved_are_stored_and_all_errors_are_told(pair, tmp_path):
     base, tuned, before, after = pair
-    adapter = compress(base, tuned, out=tmp_path / "out", nbytes=9000)
+    adapter = compress(base, tuned, out=tmp_path / "out", nbytes=7500)
     (factors,) = adapter.entries["embeddings.weight"].matrices
     assert factors.rows is not None and len(factors.rows) <= USED
     delta = after["embeddings.weight"] - before["embeddings.weight"]
@@ -105,9 +105,9 @@ def test_the_rows_that_moved_are_stored_and_all_errors_are_told(pair, tmp_path):
 
 def test_on_a_device_the_same_rows_are_kept(pair, tmp_path, monkeypatch):
     base, tuned, *_ = pair
-    ours = compress(base, tuned, nbytes=9000).entries["embeddings.weight"]
+    ours = compress(base, tuned, nbytes=7500).entries["embeddings.weight"]
     monkeypatch.setattr(many, "suits", lambda device: True)
-    theirs = compress(base, tuned, out=tmp_path / "out", nbytes=9000).entries["embeddings.weight"]
+    theirs = compress(base, tuned, out=tmp_path / "out", nbytes=7500).entries["embeddings.weight"]
     assert torch.equal(ours.matrices[0].rows, theirs.matrices[0].rows)
     assert theirs.squared_error == pytest.approx(ours.squared_error, rel=0.01)
     alike = torch.randn(2, ROWS, COLUMNS)
@@ -117,9 +117,9 @@ def test_on_a_device_the_same_rows_are_kept(pair, tmp_path, monkeypatch):
 
 def test_a_dry_run_and_a_second_run_give_the_same_bytes(pair, tmp_path):
     base, tuned, *_ = pair
-    planned = compress(base, tuned, nbytes=9000, dry_run=True)
-    once = compress(base, tuned, out=tmp_path / "once", nbytes=9000)
-    compress(base, tuned, out=tmp_path / "twice", nbytes=9000)
+    planned = compress(base, tuned, nbytes=7500, dry_run=True)
+    once = compress(base, tuned, out=tmp_path / "once", nbytes=7500)
+    compress(base, tuned, out=tmp_path / "twice", nbytes=7500)
     assert planned.config["bytes"] == pytest.approx(once.config["bytes"], rel=0.02)
     for file in ("dts_model.safetensors", "dts_config.json"):
         assert (tmp_path / "once" / file).read_bytes() == (tmp_path / "twice" / file).read_bytes()
@@ -129,7 +129,7 @@ def test_spectra_that_were_kept_make_the_same_adapter(pair, tmp_path, monkeypatc
     from dts.adapter.plans import Plans
 
     base, tuned, *_ = pair
-    expected = compress(base, tuned, out=tmp_path / "whole", nbytes=9000)
+    expected = compress(base, tuned, out=tmp_path / "whole", nbytes=7500)
 
     def interrupted(*arguments):
         raise KeyboardInterrupt
@@ -137,7 +137,7 @@ def test_spectra_that_were_kept_make_the_same_adapter(pair, tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(Plans, "made", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            compress(base, tuned, out=tmp_path / "resumed", nbytes=9000)
+            compress(base, tuned, out=tmp_path / "resumed", nbytes=7500)
     monkeypatch.setattr(Matrix, "of", interrupted)  # everything is known
-    resumed = compress(base, tuned, out=tmp_path / "resumed", nbytes=9000, resume=True)
+    resumed = compress(base, tuned, out=tmp_path / "resumed", nbytes=7500, resume=True)
     assert resumed.config["sha256"] == expected.config["sha256"]

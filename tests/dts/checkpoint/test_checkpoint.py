@@ -239,3 +239,21 @@ def test_damaged_model_folders_name_the_file(tmp_path, file, content, says):
     with pytest.raises(CheckpointError, match=says) as raised:
         open_checkpoint(tmp_path)
     assert file in str(raised.value)
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_pieces_are_written_one_after_another_and_parts_of_them_read(tmp_path, mapped):
+    pieces = [torch.arange(6.0).view(2, 3), torch.empty(0, 4), torch.arange(6.0, 11.0)]
+    layout = {"a": (torch.float32, (11,)), "b": (torch.uint8, (3,))}
+    made = {"a": pieces, "b": torch.tensor([1, 2, 3], dtype=torch.uint8)}
+    write_safetensors(tmp_path / "x.safetensors", layout, made.__getitem__)
+    file = SafetensorsFile(tmp_path / "x.safetensors", mapped)
+    assert torch.equal(file.load("a"), torch.arange(11.0)) and file.load("b").tolist() == [1, 2, 3]
+    assert file.part("a", 4, 3).tolist() == [4.0, 5.0, 6.0] and file.part("b", 2, 1).tolist() == [3]
+    assert file.part("a", 11, 0).shape == (0,) and file.part("b", 0, 3).dtype == torch.uint8
+    for first, count in ((-1, 2), (10, 2), (0, -1), (12, 0)):
+        with pytest.raises(ValueError, match="a has no elements"):
+            file.part("a", first, count)
+    for wrong in ([pieces[0]], [piece.double() for piece in pieces], [*pieces, torch.ones(1)], torch.ones(1, 11)):
+        with pytest.raises(ValueError, match="its header says"):
+            write_safetensors(tmp_path / "y.safetensors", layout, (made | {"a": wrong}).__getitem__)

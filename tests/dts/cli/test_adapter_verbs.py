@@ -110,6 +110,12 @@ def test_inspect_shows_tensors_and_bytes(dts, adapter):
     assert sum(row["bytes"] for row in result["tensors"]) < result["bytes"]
     assert "layer.1.weight" in dts("inspect", adapter, "--tensors").stdout
     assert "layer.1.weight" not in dts("inspect", adapter).stdout
+    found = result["bytes_for"]
+    assert sum(found.values()) == result["bytes"] == sum(path.stat().st_size for path in adapter.iterdir())
+    assert f"{found['names and rows']:,}" in dts("inspect", adapter).stdout and found["weights"] > 0
+    row = result["config"]["tensors"]["layer.1.weight"]  # all that a configuration with a row a tensor said
+    assert row["kind"] == "factors" and row["shape"] and row["parts"] and len(row["sha256"]) == 8
+    assert result["format_version"] == result["config"]["format_version"] == 5
 
 
 def test_verify_passes_and_fails(dts, models, adapter):
@@ -120,7 +126,7 @@ def test_verify_passes_and_fails(dts, models, adapter):
     wrong = dts("verify", adapter, models / "two")
     assert wrong.exit_code == 1 and "layer.0.weight" in wrong.stdout and "layer.1.weight" in wrong.stdout
     content = bytearray((adapter / "dts_model.safetensors").read_bytes())
-    content[-1] ^= 1
+    content[8 + int.from_bytes(content[:8], "little") + 2] ^= 1  # of the first tensor
     (adapter / "dts_model.safetensors").write_bytes(content)
     altered = dts("verify", adapter, models / "base", "--json")
     assert altered.exit_code == 1 and "altered" in " ".join(json.loads(altered.stdout)["problems"])
@@ -186,6 +192,17 @@ def test_the_working_folder_may_be_written_to(dts, models, tmp_path):
     assert (tmp_path / "dts_config.json").is_file()
     wrong = dts("compress", models / "base", models / "one", "-o", "README.md", "-s", "40%")
     assert wrong.exit_code == 2 and "is a file" in wrong.stderr
+
+
+def test_compress_says_what_its_error_means_and_that_it_is_predicted(dts, models):
+    words = ("compress", models / "base", models / "one", "-o", "a", "--target-error", "20%")
+    said = " ".join(dts(*words).stdout.split())
+    result = json.loads(dts("inspect", "a", "--json").stdout)
+    assert result["method"] == "residual" and set(result["predicted_agreement"]) == {"text", "images", "language"}
+    kept = f"so {100 * (1 - result['squared_error']):.0f} % of the change, in squares, is kept"
+    assert kept in said and "predicted from 24 tasks" in said and "dts eval measures it" in said
+    several = dts(*words[:3], models / "two", "-o", "b", "--target-error", "20%").stdout
+    assert "answers" in several and "about" in several and "predicted" in several
 
 
 def test_where_it_is_computed(dts, models):

@@ -12,7 +12,7 @@ from dts.cli.app import app
 
 def test_every_verb_has_help_and_json(dts):
     verbs = [command.name for command in app.registered_commands]
-    assert {"compress", "inspect", "verify", "diff", "apply", "truncate", "doctor", "demo"} <= set(verbs)
+    assert {"compress", "list", "inspect", "verify", "diff", "apply", "truncate", "doctor", "demo"} <= set(verbs)
     for verb in verbs:
         shown = dts(verb, "--help")
         assert shown.exit_code == 0 and "--json" in shown.stdout, verb
@@ -37,15 +37,20 @@ def test_bad_input_is_one_panel_without_a_traceback(dts):
     assert json.loads(wrong.stdout)["exit_code"] == 2 and "no-such-folder" in json.loads(wrong.stdout)["error"]
 
 
-def test_traceback_on_request(dts):
-    wrong = dts("diff", "no-such-folder/a", "no-such-folder/b", "--traceback")
-    assert wrong.exit_code == 2 and "Traceback" in wrong.stderr
+@pytest.mark.parametrize(
+    "words", [("diff", "no/a", "no/b"), ("list", "no"), ("inspect", "no"), ("compress", "a", "b", "-o", "c")]
+)
+@pytest.mark.parametrize("word", ["--debug", "--traceback"])
+def test_traceback_on_request(dts, words, word):
+    for given in ((*words, word), (word, *words)):
+        wrong = dts(*given)
+        assert wrong.exit_code == 2 and "Traceback" in wrong.stderr and "Error" in wrong.stderr
 
 
 def test_an_unexpected_error_says_so(dts, monkeypatch):
     monkeypatch.setattr("dts.cli.doctor.examine", lambda: 1 / 0)
     wrong = dts("doctor")
-    assert wrong.exit_code == 3 and "Unexpected ZeroDivisionError" in wrong.stderr and "--traceback" in wrong.stderr
+    assert wrong.exit_code == 3 and "Unexpected ZeroDivisionError" in wrong.stderr and "--debug" in wrong.stderr
 
 
 @pytest.mark.parametrize("start", [["-m", "dts"], ["-c", "from dts.cli.app import main; main()"]])

@@ -1,6 +1,12 @@
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
-from dts.cli.common import bytes_text, list_of, parse_fraction, parse_size, percent
+from dts.cli.common import Dotted, Terminal, bytes_text, list_of, listing, parse_fraction, parse_size, percent
 
 
 @pytest.mark.parametrize(
@@ -53,3 +59,43 @@ def test_lists_from_text_and_files(tmp_path):
     assert list_of("a, b c,,d") == ["a", "b c", "d"]
     assert list_of(f"@{tmp_path / 'names'}") == ["polka dots", "stripes"]
     assert list_of(None) is None
+
+
+def shown(width: int | None, *cells: str) -> list[str]:
+    """Lines of a table with one row, on a terminal so many columns wide, or in a file."""
+    text = io.StringIO()
+    console = Terminal(file=text, width=width, force_terminal=width is not None, color_system=None)
+    console.wide = True
+    table = listing(None, "tensor", "shape", "change")
+    table.add_row(Dotted(cells[0]), *cells[1:])
+    console.print(table)
+    return text.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("width", [80, 60, 44])
+def test_a_long_name_is_broken_behind_its_dots_alone(width):
+    name = "model.encoder.layers.11.attention.self.query_projection.weight.with.a.long.end"
+    lines = shown(width, name, "384 x 384", "12.34 %")
+    first = [line[:-20] if "x" in line and "%" in line else line for line in lines[1:]]
+    assert "384 x 384" in lines[1] and "12.34 %" in lines[1] and all(len(line) <= width for line in lines)
+    pieces = [line.strip() for line in first]
+    assert "".join(pieces) == name and all(piece.endswith(".") for piece in pieces[:-1])
+
+
+def test_in_a_file_nothing_is_broken(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    name = "a.very.long.name" * 20
+    assert any(name in line and "1 %" in line for line in shown(None, name, "3 x 3", "1 %"))
+
+
+def test_results_in_a_pipe_are_wide_and_errors_are_not(models, tmp_path):
+    """A frame of an error in a log stays readable."""
+    root = Path(__file__).resolve().parents[3]
+    environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
+    run = lambda *words: subprocess.run(  # noqa: E731
+        [sys.executable, "-m", "dts", *words], capture_output=True, text=True, cwd=root, env=environment, timeout=120
+    )
+    wrong = run("list", str(tmp_path / "none"))
+    assert wrong.returncode == 2 and max(map(len, wrong.stderr.splitlines())) <= 80
+    shown = run("diff", str(models / "base"), str(models / "one"))
+    assert shown.returncode == 0 and any(len(line.split()) >= 6 for line in shown.stdout.splitlines())

@@ -8,6 +8,7 @@ import torch
 from rich.console import Console
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
+import dts
 from dts.cli import demo as shown
 from dts.demo import run as demo
 from dts.demo.finetune import Recipe
@@ -56,7 +57,7 @@ def run(toy):
 
 def test_first_and_second_run(toy, monkeypatch, capsys):
     report, text = run(toy)
-    assert all(what in text for what in ("fine-tune 1/2: colours", "compress 2 tasks, 2 sizes", "measure articles"))
+    assert all(what in text for what in ("fine-tune 1/2: colours", "compress 2 tasks at 2 sizes", "measure articles"))
     assert json.loads((toy / "demo" / "report.json").read_text())["tasks"] == report["tasks"]
     assert (toy / "demo" / "frontier.png").read_bytes()[:4] == b"\x89PNG"
     for row in report["tasks"]:
@@ -65,6 +66,10 @@ def test_first_and_second_run(toy, monkeypatch, capsys):
             folder = toy / "demo" / "adapters" / row["name"] / adapter["adapter"]
             assert adapter["bytes"] == sum(file.stat().st_size for file in folder.iterdir())
             assert adapter["kl"] >= 0 and 0 <= adapter["agreement"] <= 1
+        lines = (toy / "demo" / "models" / f"{row['name']}.jsonl").read_text().splitlines()
+        assert len(lines) == 8 and json.loads(lines[0])["label"] in row["class_names"]
+        dts.Adapter.load(folder).on(toy / "demo" / "models" / "base")  # the base that it is for
+        assert (toy / "demo" / "models" / row["name"] / "model.safetensors").is_file()
     assert report["mean"]["adapters"][0]["bytes"] == sum(r["adapters"][0]["bytes"] for r in report["tasks"]) / 2
     assert [row["task"] for row in report["mixed_batch"]] == ["colours", "articles"] * demo.MIXED_ROWS
     assert all(row["finetuned"] == row["truth"] for row in report["mixed_batch"])
@@ -72,6 +77,7 @@ def test_first_and_second_run(toy, monkeypatch, capsys):
     shown._show(report)
     printed = capsys.readouterr().out
     assert "colours (2)" in printed and "auto r=.5" in printed and "→ " in printed
+    assert "dts eval" in printed and str(toy / "demo" / "models" / "colours.jsonl") in printed
 
     def never(*_, **__):
         raise AssertionError("a second run must not compress or measure")

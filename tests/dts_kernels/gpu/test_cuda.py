@@ -6,12 +6,15 @@ import pytest
 import torch
 
 import dts_kernels as kernels
+from dts.nn.deltas.packed import Packed
 from dts_kernels import contents, dispatch, ops, reference
 from dts_kernels import routing as plain_routing
-from dts_kernels.gpu import products
+from dts_kernels.gpu import products, sample_products
 from dts_kernels.gpu.config import Config
 from dts_kernels.gpu.tune import random_factors
 from dts_kernels.layout import rank_order
+from dts_kernels.parts.components import ComponentBank
+from dts_kernels.parts.sample import SamplePartBank
 from dts_kernels.paths import PATHS
 
 pytestmark = pytest.mark.gpu
@@ -273,6 +276,48 @@ def test_sampled_products_in_a_cuda_graph_follow_the_routing(transposed, path):
     graph.replay()
     torch.cuda.synchronize()
     torch.testing.assert_close(out, kernels.add_samples(x, y, made, routing))
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("entries,each", [([0], 1), ([0, 1, None, {0: 0.5, 1: -1.0}], 1), ([1], 24)], ids=str)
+def test_captured_samples_beside_the_base_have_the_bits_of_those_behind_it(entries, each, dtype, monkeypatch):
+    """Layers one after another, so that memory of one would be the next one's if it were let go of too early."""
+    m, n, count = 1024, 1024, 4  # each makes numbers five times as large
+    made, routing = sample_bank(m, n, (12, 7)), kernels.Routing.of(entries, "cuda")
+    packed = Packed((m, n), "cuda")
+    packed.banks = {"components": ComponentBank(n, m, "cuda"), "sample": SamplePartBank(n, m, "cuda")}
+    packed.banks["components"].bank, packed.banks["sample"].bank = bank(m, n, [300, 40]), made
+    packed._refresh()
+    weights = [torch.randn(m, n, device="cuda", dtype=dtype) / 32 for _ in range(count)]
+
+    def layers(x):
+        for weight in weights:
+            x = packed.linear(x, weight, None, routing, None)
+        return x
+
+    def captured():
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = layers(x)
+        return graph, out
+
+    x = torch.randn(len(entries) * each, n, device="cuda", dtype=dtype) / 64
+    with torch.inference_mode():
+        assert packed.rest[0].start(x, routing) is None  # eagerly
+        monkeypatch.setattr(sample_products, "beside_pays", lambda *case: True)
+        layers(x)
+        torch.cuda.synchronize()
+        graph, beside = captured()
+        monkeypatch.setattr(sample_products, "beside_pays", lambda *case: False)
+        other, behind = captured()
+        for slots in (routing.slots.clone(), 1 - routing.slots):
+            routing.slots.copy_(slots)
+            x.copy_(torch.randn_like(x) / 64)
+            for _ in range(20):
+                graph.replay()
+            other.replay()
+            torch.cuda.synchronize()
+            assert torch.isfinite(beside).all() and torch.equal(beside, behind)
 
 
 def test_rows_of_samples_in_a_cuda_graph_follow_the_ids():

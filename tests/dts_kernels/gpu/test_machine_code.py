@@ -89,6 +89,15 @@ def test_sampled_products_of_a_row_as_it_is(arch):
     assert 2 < report.instructions_per_code <= DIRECT_BUDGET
 
 
+@pytest.mark.parametrize("rows", (1, 8))
+def test_whole_sums_without_y_stay_in_registers(rows):
+    """As they run beside the base's product."""
+    report = sass.report("sampled_product", 90, "bfloat16", False, BLOCK_T=rows, ADD=False)
+    assert report.stack == 0 and report.local == 0 and report.instructions_per_code <= SAMPLED_BUDGET[rows]
+    report = sass.report("add_parts", 90, "bfloat16", False, PARTS=1)
+    assert report.stack == 0 and report.local == 0
+
+
 def chosen_shapes() -> list:
     """Every shape of launch that a size gets on these devices, but for the number of parts."""
     sizes = product((16, 132), (64, 768, 4096, 14336), (64, 768, 4096), (1, 2, 16, 64), (1, 2, 3, 16))

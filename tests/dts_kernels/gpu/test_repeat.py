@@ -5,6 +5,7 @@ import copy
 import sys
 import threading
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ triton = pytest.importorskip("triton", reason="needs Triton (pip install triton)
 import dts  # noqa: E402
 import dts_kernels as kernels  # noqa: E402
 from benchmarks.kernels import host  # noqa: E402
+from dts.nn.deltas.packed import Packed  # noqa: E402
 from dts_kernels import contents, dispatch  # noqa: E402
 from dts_kernels.gpu import launch, repeat  # noqa: E402
 from dts_kernels.gpu.tune import random_factors  # noqa: E402
@@ -255,6 +257,62 @@ def test_vectors_are_one_launch(launcher):
     odd = torch.randn(33).half()[1:]
     assert not repeats(launcher, lambda: task_rows(stack, routing, torch.float16, odd))
     assert not repeats(launcher, lambda: task_rows(stack, routing, torch.float16, torch.randn(32)))
+
+
+class Loading(Watching):
+    """A driver that loads no kernel while a graph is captured."""
+
+    def __init__(self):
+        super().__init__()
+        self.loaded, self.captured = set(), False
+
+    def launch(self, call):
+        compiled = super().launch(call)
+        key = call.kernel.fn.__name__, str(compiled.seen)
+        assert not self.captured or key in self.loaded, f"{key[0]} is not loaded"
+        self.loaded.add(key)
+        return compiled
+
+    def prepare(self, call):
+        compiled = super().prepare(call)
+        self.loaded.add((call.kernel.fn.__name__, str(compiled.seen)))
+
+    def captures(self, index):
+        return self.captured
+
+    def stream(self, index):
+        return None if self.captured else 0
+
+    def beside(self, index, name):
+        beside = nullcontext()
+        beside.join = lambda: None
+        return beside
+
+
+@pytest.mark.parametrize("rows,tasks", [(1, 1), (4, 4), (16, 1)])
+@pytest.mark.parametrize("rank,stride", [(16, 12), (200, None), (None, 5)])
+def test_an_eager_call_loads_all_that_a_captured_one_launches(rows, tasks, rank, stride, monkeypatch):
+    """`combine_parts`, `expand` of whole t and a sample's sum in one part without y are launched in graphs only."""
+    monkeypatch.setattr("dts_kernels.gpu.sample_products.beside_pays", lambda *case: True)
+    loading, size = Loading(), 256
+    launch.use(loading)
+    packed, routing = Packed((size, size)), kernels.Routing.of(list(range(tasks)))
+    for slot in range(tasks):
+        parts = [] if rank is None else [random_factors(size, size, rank, slot, "cpu")]
+        if stride is not None:
+            codes = kernels.pack(torch.randint(4, (size, -(-size // stride)), dtype=torch.uint8))
+            parts.append(kernels.Samples(codes, 0.1, stride, slot, (size, size)))
+        packed.add(slot, parts)
+    x, weight = torch.randn(rows, size).half(), torch.randn(size, size).half()
+    packed.linear(x, weight, None, routing, None)
+    eager, loading.captured = len(loading.first), True
+    packed.linear(x, weight, None, routing, None)
+    assert len(loading.first) > eager
+    names = {kernel.fn.__name__ for kernel in loading.first[eager:]}
+    assert ("add_parts" in names) is (stride is not None) and ("expand" in names) is (rank is not None)
+    loading.loaded.clear()
+    with pytest.raises(AssertionError, match="not loaded"):
+        packed.linear(x, weight, None, routing, None)
 
 
 def test_a_layer_asks_for_little_of_the_host():

@@ -7,7 +7,7 @@ import pytest
 
 from dts_kernels import dispatch
 from dts_kernels.dispatch import Problem, choose
-from dts_kernels.gpu import rules
+from dts_kernels.gpu import rules, sample_products
 from dts_kernels.gpu.sample_products import LARGEST_LAID, Shape, product_shape, room_of
 from dts_kernels.sample_words import RUN
 
@@ -163,3 +163,25 @@ def test_there_is_room_for_every_stride_that_is_laid_out():
 def test_the_constants_of_kernels_and_launches_are_one():
     samples = pytest.importorskip("dts_kernels.gpu.samples")
     assert (samples.RUN.value, samples.LARGEST_LAID.value) == (RUN, LARGEST_LAID)
+
+
+@pytest.mark.parametrize(
+    "m,n,entries,per_entry,pays",
+    [
+        (4096, 4096, 1, 1, True),  # in parts anyway
+        (768, 768, 16, 1, False),  # a base of 1.2 MB takes less than a launch
+        (4096, 4096, 16, 1, True),
+        (14336, 4096, 64, 1, True),
+        (4096, 64, 512, 1, False),  # the parts are more bytes than the base
+        (4096, 4096, 1, 63, True),
+    ],
+)
+def test_a_sample_runs_beside_the_base_where_that_hides_more_than_a_launch_costs(m, n, entries, per_entry, pays):
+    shape = sample_products.product_shape(132, m, n, entries, per_entry)
+    assert sample_products.beside_pays(shape, m, n, entries * per_entry, 2) is pays
+
+
+def test_parts_that_there_are_anyway_always_run_beside_the_base():
+    shape = sample_products.Shape(1, 8, 2, False)
+    assert sample_products.beside_pays(shape, 64, 1024, 1, 2)
+    assert not sample_products.beside_pays(sample_products.Shape(1, 8, 1, False), 64, 1024, 1, 2)

@@ -1,0 +1,210 @@
+"""An adapter's configuration as it lies on disk since version 5: rows in a table, tensors in a blob a dtype.
+
+What the rest of the package reads and writes is as it was before, a row a tensor; docs/format.md has both forms.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dts.adapter.entries import AdapterError
+from dts.adapter.table import Unpackable, pack, unpack
+from dts.checkpoint import Damaged, SafetensorsFile
+from dts.checkpoint.safetensors_file import DTYPES, NAMES, Layout
+from dts.values import DIMENSIONS, MOST, count
+
+TABLE = "table"
+EMPTY = {"base_prefix": str, "prefix": str, "renamed": dict, "base_only": list, "dtypes": dict}  # left out where empty
+ROWS = ("tensors", "dropped")  # of a configuration, in the table
+INDEX = re.compile(r"0|[1-9][0-9]{0,17}")
+TASK_LABELS, INVERSE = "task", "id2label"  # what stands for labels that are said already
+
+
+def packed(config: Mapping[str, Any], layouts: Mapping[str, Layout]) -> tuple[dict[str, Any], bytes]:
+    """(content of ``dts_config.json``, table); layouts: of the tensors of every row, by its name.
+
+    Raises AdapterError for numbers that no table holds.
+    """
+    rows = [(name, _stored(name, row, layouts[name])) for name, row in config["tensors"].items()]
+    try:
+        names, templates, table = pack([*rows, *config["dropped"].items()])
+    except Unpackable as error:
+        raise AdapterError(f"the adapter {config['task']['name']!r} cannot be written: {error}") from None
+    text = {key: value for key, value in config.items() if key not in ROWS}
+    text["finetuned"] = {key: value for key, value in config["finetuned"].items() if value or key not in EMPTY}
+    text["model_config"] = _without_labels(config["model_config"], config["task"]["class_names"])
+    return text | {"names": names, "rows": templates}, table
+
+
+def _stored(name: str, row: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
+    """A row with its tensors' dtypes and shapes, from which their ``bytes`` follow."""
+    if row["kind"] == "tied":
+        return dict(row)
+    shape, used = row["shape"], set[int]()
+    tensors = {}
+    for key, (dtype, sizes) in layout.items():
+        dims: list[int | str] = []
+        for size in sizes:
+            like = [i for i, other in enumerate(shape) if other == size]
+            if like:  # the first that no other is said to be like, so that square matrices have the rows of others
+                place = next((i for i in like if i not in used), like[0])
+                used.add(place)
+            dims.append(str(place) if like else size)
+        tensors[key.removeprefix(name)] = [NAMES[dtype], *dims]
+    return {key: value for key, value in row.items() if key != "bytes"} | {"tensors": tensors}
+
+
+def blobs_of(layouts: Iterable[Layout], table: bytes) -> tuple[Layout, dict[str, list[str]]]:
+    """(layout of the file, tensors of each blob in order)."""
+    members: dict[str, list[str]] = {}
+    sizes: dict[str, int] = {}
+    for layout in layouts:
+        for key, (dtype, shape) in layout.items():
+            members.setdefault(NAMES[dtype], []).append(key)
+            sizes[NAMES[dtype]] = sizes.get(NAMES[dtype], 0) + math.prod(shape)
+    blobs: Layout = {blob: (DTYPES[blob], (size,)) for blob, size in sizes.items()}
+    return blobs | {TABLE: (torch.uint8, (len(table),))}, members
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One tensor: ``first`` is its first element's place in its blob."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    first: int
+
+
+class Blobs:
+    """The tensors in a file of blobs; like the file itself, but for whole tensors."""
+
+    def __init__(self, file: SafetensorsFile, tensors: dict[str, Slice]):
+        self.file, self.tensors = file, tensors
+
+    def load(self, key: str) -> Tensor:
+        """Raises Damaged if the file was altered since it was opened."""
+        own = self.tensors[key]
+        return self.file.part(NAMES[own.dtype], own.first, math.prod(own.shape)).view(own.shape)
+
+
+def unpacked(
+    text: Mapping[str, Any], table: bytes, blobs: Mapping[str, int], largest: int
+) -> tuple[dict[str, Any], dict[str, Slice]]:
+    """(configuration, tensors) of what lies on disk; nothing of the configuration is checked but its form.
+
+    blobs: elements of each blob, by dtype;  largest: bytes that the rows may take as text.
+    Raises Unpackable for what is no table, and for blobs that are not its.
+    """
+    rows: dict[str, Any] = {}
+    dropped: dict[str, float] = {}
+    tensors: dict[str, Slice] = {}
+    ends = dict.fromkeys(blobs, 0)
+    if twice := [key for key in ROWS if key in text]:
+        raise Unpackable(f"it has {' and '.join(twice)}, which stand in its table")
+    for name, row in unpack(text.get("names"), text.get("rows"), table, largest):
+        of = dropped if isinstance(row, float) else rows
+        if name in of:
+            raise Unpackable(f"it has {name!r:.60} twice")
+        of[name] = row
+        if isinstance(row, dict):
+            _take_tensors(name, row, tensors, ends)
+    wrong = [f"{blobs.get(blob, 0)} of {blob} for {end}" for blob, end in ends.items() if blobs.get(blob) != end]
+    if wrong:
+        raise Unpackable(f"it has other elements than its table says: {', '.join(wrong)}")
+    config = {key: value for key, value in text.items() if key not in ("names", "rows")}
+    if isinstance(given := text.get("finetuned"), dict):
+        config["finetuned"] = given | {key: value() for key, value in EMPTY.items() if key not in given}
+    config["model_config"] = _with_labels(text.get("model_config"), text.get("task"))
+    return config | {"tensors": rows, "dropped": dropped}, tensors
+
+
+def unpacked_file(text: Mapping[str, Any], file: SafetensorsFile, largest: int) -> tuple[dict[str, Any], Blobs]:
+    """`unpacked` of a file and its tensors; raises Damaged."""
+    blobs = {}
+    for name, stored in file.tensors.items():
+        of_table = name == TABLE and stored.dtype == torch.uint8
+        if len(stored.shape) != 1 or not of_table and NAMES[stored.dtype] != name:
+            raise Damaged(f"{file.path} is damaged: {name!r:.60} is neither a table nor a blob of its dtype")
+        blobs[name] = stored.shape[0]
+    if blobs.pop(TABLE, None) is None:
+        raise Damaged(f"{file.path} is damaged: it has no {TABLE}")
+    try:
+        config, tensors = unpacked(text, file.load(TABLE).numpy().tobytes(), blobs, largest)
+    except Unpackable as error:
+        raise Damaged(f"{file.path} is damaged: {error}") from None
+    return config, Blobs(file, tensors)
+
+
+def _take_tensors(name: str, row: dict[str, Any], tensors: dict[str, Slice], ends: dict[str, int]) -> None:
+    """Takes the tensors out of a row, whose ``bytes`` they give; ends: elements of each blob so far."""
+    if "tensors" not in row:
+        return
+    given, shape, nbytes = row.pop("tensors"), row.get("shape"), 0
+    if not isinstance(given, dict):
+        raise Unpackable(f"{name!r:.60} has no tensors by name")
+    for suffix, about in given.items():
+        dtype, *dims = about if isinstance(about, list) and about else [None]
+        if not isinstance(dtype, str) or dtype not in DTYPES or name + suffix in tensors:
+            raise Unpackable(f"{name + suffix!r:.80} is no tensor of its own")
+        sizes = tuple(_size(name, size, shape) for size in dims)
+        elements = math.prod(sizes)
+        if len(sizes) > DIMENSIONS or elements > MOST:
+            raise Unpackable(f"{name + suffix!r:.80} is too large for any file")
+        tensors[name + suffix] = Slice(DTYPES[dtype], sizes, ends.get(dtype, 0))
+        ends[dtype] = ends.get(dtype, 0) + elements
+        nbytes += elements * DTYPES[dtype].itemsize
+    row["bytes"] = nbytes
+
+
+def _size(name: str, size: Any, shape: Any) -> int:
+    """A dimension; of text, the row's one of this place."""
+    if isinstance(size, str) and isinstance(shape, list) and size.isascii() and size.isdecimal() and len(size) < 3:
+        size = shape[int(size)] if int(size) < len(shape) else None
+    if not count(size):
+        raise Unpackable(f"{name:.200}: {size!r:.40} is no size of a tensor")
+    return size
+
+
+def _without_labels(given: dict | None, classes: list[str] | None) -> dict | None:
+    """A model's configuration with a word for labels that are the task's, and for what is their inverse."""
+    if given is None:
+        return None
+    short = dict(given)
+    labels = given.get("id2label")
+    if labels and given.get("label2id") == _inverse(labels):
+        short["label2id"] = INVERSE
+    if labels and labels == _numbered(classes):
+        short["id2label"] = TASK_LABELS
+    return short
+
+
+def _with_labels(given: Any, task: Any) -> Any:
+    """The inverse of `_without_labels`, which leaves what cannot be as it is, for whoever checks it."""
+    if not isinstance(given, dict):
+        return given
+    full = dict(given)
+    classes = task.get("class_names") if isinstance(task, dict) else None
+    if full.get("id2label") == TASK_LABELS and isinstance(classes, list) and classes:
+        full["id2label"] = _numbered(classes)
+    if full.get("label2id") == INVERSE and isinstance(full.get("id2label"), dict):
+        full["label2id"] = _inverse(full["id2label"])
+    return full
+
+
+def _numbered(classes: list[str] | None) -> dict[str, str] | None:
+    return {str(i): label for i, label in enumerate(classes)} if classes else None
+
+
+def _inverse(labels: Any) -> dict[str, int] | None:
+    """Label -> number; None where that is not the whole of it."""
+    if not isinstance(labels, dict) or not all(isinstance(label, str) for label in labels.values()):
+        return None
+    numbers = {label: int(i) for i, label in labels.items() if INDEX.fullmatch(i)}
+    return numbers if len(numbers) == len(labels) else None

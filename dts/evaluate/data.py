@@ -1,0 +1,224 @@
+"""Examples of a file with named columns, of a text file, or of a hub data set."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from dts.checkpoint.hub import ID
+
+PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("text1", "text2"))
+TEXT = ("text", "sentence", "input_ids", "content", "document", "review", "question", "prompt", "input", "image")
+LABEL = ("label", "labels", "class", "category", "target")
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt")
+FORMATS = "a .csv, .tsv, .jsonl or .parquet file with named columns, or a .txt file with a text a line"
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Inputs in the file's order.
+
+    inputs: a text, a pair of texts, token ids or an image's path each;  labels: as they were written, None where there
+    are none;  source: the file;  columns: what was read from which;  total: how many the source has;
+    made_up: were they drawn at random?
+    """
+
+    inputs: list[Any] = field(repr=False)
+    labels: list[Any] | None = field(repr=False)
+    source: str
+    columns: dict[str, str]
+    total: int
+    made_up: bool = False
+
+    def sampled(self, limit: int | None, seed: int = 0) -> Examples:
+        """At most so many, the same ones each time, in order."""
+        if limit is None or limit >= len(self.inputs):
+            return self
+        rows = sorted(random.Random(seed).sample(range(len(self.inputs)), limit))
+        labels = None if self.labels is None else [self.labels[i] for i in rows]
+        return replace(self, inputs=[self.inputs[i] for i in rows], labels=labels)
+
+
+def read(source: str, text: str | None = None, label: str | None = None, split: str | None = None) -> Examples:
+    """The examples of a file or of a hub data set.
+
+    text: the column of inputs, or two of pairs, "a,b";  label: that of labels;  both by their usual names otherwise.
+    split: of a hub data set, "test" by default.
+    Raises ValueError, FileNotFoundError or ImportError that say what was found, what was expected and what to try.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        rows = _rows(path)
+    elif path.exists() or path.suffix.lower() in TABLES or not ID.fullmatch(source):
+        what = "is a folder" if path.is_dir() else "is not there"
+        raise FileNotFoundError(f"{source} {what}: --data takes {FORMATS}, or the id of a data set on the hub")
+    else:
+        rows = _of_hub(source, split or "test")
+    if not rows:
+        raise ValueError(f"{source} has no rows: --data takes {FORMATS}")
+    columns = list(rows[0])
+    inputs = _chosen(source, columns, text)
+    labels = _label(source, columns, label)
+    needed = [*inputs, *([labels] if labels else [])]
+    for number, row in enumerate(rows, 1):
+        if absent := [name for name in needed if row.get(name) in (None, "")]:
+            raise ValueError(f"{source}: row {number} has nothing in its column {' and '.join(absent)}: leave it out")
+    return Examples(
+        [_input(row, inputs, path.parent) for row in rows],
+        [row[labels] for row in rows] if labels else None,
+        source,
+        {"text": ", ".join(inputs)} | ({"label": labels} if labels else {}),
+        len(rows),
+    )
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    kind = path.suffix.lower()
+    try:
+        if kind in (".csv", ".tsv"):
+            with open(path, encoding="utf-8-sig", newline="") as file:
+                return _table(path, csv.reader(file, delimiter="\t" if kind == ".tsv" else ","))
+        if kind in (".jsonl", ".ndjson", ".json"):
+            return _json(path, path.read_text("utf-8"))
+        if kind == ".txt":
+            return [{"text": line} for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8 ({error.reason}, byte {error.start}): convert it, e.g. by iconv"
+        ) from None
+    if kind == ".parquet":
+        return _parquet(path)
+    raise ValueError(f"{path} ends in {kind or 'nothing'}: --data takes {FORMATS}")
+
+
+def _table(path: Path, lines) -> list[dict[str, Any]]:
+    header = next(lines, None) or []
+    if not header or len(set(header)) < len(header):
+        raise ValueError(f"{path}: its first line must name the columns, each once, such as text,label; it is {header}")
+    rows = []
+    for line in lines:
+        if not line:
+            continue
+        if len(line) != len(header):
+            raise ValueError(
+                f"{path}, line {lines.line_num}: {len(line)} fields, where the first line names {len(header)} columns "
+                f"({', '.join(header)}): quote texts that hold commas"
+            )
+        rows.append(dict(zip(header, line)))
+    return rows
+
+
+def _json(path: Path, text: str) -> list[dict[str, Any]]:
+    if text.lstrip().startswith("["):
+        return [_object(path, "item", i, row) for i, row in enumerate(_parsed(path, "line", 1, text), 1)]
+    lines = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+    return [_object(path, "line", i, _parsed(path, "line", i, line)) for i, line in lines]
+
+
+def _parsed(path: Path, what: str, number: int, text: str):
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path}, {what} {number} is no JSON: {error}; a .jsonl file has an object a line") from None
+
+
+def _object(path: Path, what: str, number: int, row) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise ValueError(
+            f'{path}, {what} {number} is no object with named fields, such as {{"text": "...", "label": 0}}'
+        )
+    return row
+
+
+def _parquet(path: Path) -> list[dict[str, Any]]:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise ImportError(
+            f"reading {path} needs the package pyarrow: pip install pyarrow, or save it as CSV or JSONL"
+        ) from None
+    try:
+        return pyarrow.parquet.read_table(path).to_pylist()
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as parquet: {error}") from None
+
+
+def _of_hub(name: str, split: str) -> list[dict[str, Any]]:
+    try:
+        import datasets
+    except ImportError:
+        raise ImportError(
+            f"there is no file {name}; reading it from the hub needs the package datasets: pip install datasets, or "
+            f"give {FORMATS}"
+        ) from None
+    try:
+        table = datasets.load_dataset(name, split=split)
+    except Exception as error:  # offline, no such id or split: the library's own message says which
+        raise ValueError(f"there is no file {name}, and the hub did not give its split {split!r}: {error}") from error
+    return [dict(row) for row in table]
+
+
+def _chosen(source: str, columns: Sequence[str], asked: str | None) -> list[str]:
+    there = f"its columns are {', '.join(columns)}"
+    if asked is not None:
+        names = [name.strip() for name in asked.split(",")]
+        if absent := [name for name in names if name not in columns]:
+            raise ValueError(f"{source} has no column {' and no '.join(absent)}; {there}")
+        if len(names) > 2:
+            raise ValueError(f"--text takes one column, or two of pairs, not {len(names)}: {asked}")
+        return names
+    for pair in PAIRS:
+        if set(pair) <= set(columns):
+            return list(pair)
+    for name in TEXT:
+        if name in columns:
+            return [name]
+    raise ValueError(f"{source} has no column of texts by a usual name; {there}: say which, as in --text {columns[0]}")
+
+
+def _label(source: str, columns: Sequence[str], asked: str | None) -> str | None:
+    if asked is not None and asked not in columns:
+        raise ValueError(f"{source} has no column {asked}; its columns are {', '.join(columns)}")
+    return asked or next((name for name in LABEL if name in columns), None)
+
+
+def _input(row: dict[str, Any], columns: list[str], folder: Path) -> Any:
+    if len(columns) == 2:
+        return tuple(str(row[name]) for name in columns)
+    value = row[columns[0]]
+    if columns[0] == "image":
+        return folder / value if isinstance(value, str) else value
+    return value if isinstance(value, list) else str(value)
+
+
+def label_ids(examples: Examples, names: Sequence[str]) -> list[int]:
+    """Labels as numbers of classes: by the classes' names, else as the numbers that they are.
+
+    Raises ValueError with the labels that are neither.
+    """
+    labels, known = examples.labels or [], {name: i for i, name in enumerate(names)}
+    numbers = [_number(label) for label in labels]
+    found = [known.get(str(label)) for label in labels]
+    if None in found and all(number is not None and 0 <= number < len(names) for number in numbers):
+        found = list(numbers)
+    if None in found:
+        strange = sorted({str(label) for label, i in zip(labels, found) if i is None})
+        more = f" and {len(strange) - 5} more" if len(strange) > 5 else ""
+        raise ValueError(
+            f"{examples.source}: labels in its column {examples.columns.get('label')} are no classes of the fine-tune: "
+            f"{', '.join(strange[:5])}{more}; expected {', '.join(names[:8])}{', ...' * (len(names) > 8)}, or numbers "
+            f"from 0 to {len(names) - 1}: say --classes 'a, b, c' where the fine-tune does not name its own"
+        )
+    return [i for i in found if i is not None]
+
+
+def _number(label: Any) -> int | None:
+    try:
+        return int(float(label)) if float(label) == int(float(label)) else None
+    except (ValueError, TypeError, OverflowError):
+        return None

@@ -1,0 +1,111 @@
+"""The models that are compared, one in memory at a time, and what kind of answers they give."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import dts
+from dts.checkpoint import Checkpoint, open_checkpoint
+
+TEXT, IMAGES, LANGUAGE = "text classification", "image classification", "language model"
+ENDINGS = {
+    "ForSequenceClassification": TEXT,
+    "ForImageClassification": IMAGES,
+    "ForCausalLM": LANGUAGE,
+    "LMHeadModel": LANGUAGE,
+}
+AUTO = {
+    TEXT: "AutoModelForSequenceClassification",
+    IMAGES: "AutoModelForImageClassification",
+    LANGUAGE: "AutoModelForCausalLM",
+}
+BASE = "base"
+VOCABULARY = ("tokenizer.json", "vocab*", "*.model", "tekken.json")  # one of them is in a tokenizer's folder
+
+
+def opened(source: str, what: str) -> Checkpoint:
+    """A checkpoint with a config, which transformers can build.  what: which model it is, for the error."""
+    checkpoint = open_checkpoint(source)
+    if checkpoint.folder is None or not checkpoint.config:
+        raise ValueError(
+            f"the {what}, {source}, has no config.json beside its weights: dts eval runs models that transformers can "
+            "build, from a folder or hub id; dts verify compares weights alone"
+        )
+    return checkpoint
+
+
+def kind_of(checkpoint: Checkpoint) -> str:
+    """What a model answers, by its architecture.  Raises ValueError for what cannot be compared here."""
+    config = checkpoint.config or {}
+    architecture = (config.get("architectures") or ["none"])[0]
+    where = f"{checkpoint.source}: its config.json names the architecture {architecture}"
+    kind = next((kind for ending, kind in ENDINGS.items() if architecture.endswith(ending)), None)
+    if kind is None:
+        raise ValueError(
+            f"{where}; dts eval compares {', '.join('*' + ending for ending in ENDINGS)}: give a fine-tune with its "
+            "head, or compare weights by dts verify"
+        )
+    problem = config.get("problem_type")
+    if kind is not LANGUAGE and problem in ("regression", "multi_label_classification"):
+        raise ValueError(f"{where} for {problem}; dts eval compares models that answer with one class of several")
+    return kind
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' bars and news of heads that are new, which come between our own lines."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def finetuned_model(checkpoint: Checkpoint, kind: str, dtype: torch.dtype, device: str) -> Any:
+    """The fine-tune as transformers builds it, in eval mode."""
+    import transformers
+
+    architecture = (checkpoint.config or {})["architectures"][0]
+    cls = getattr(transformers, architecture, None) or getattr(transformers, AUTO[kind])
+    with quiet():
+        return cls.from_pretrained(checkpoint.folder, dtype=dtype).eval().to(device)
+
+
+def served(base: Checkpoint, adapters: list[dts.Adapter], dtype: torch.dtype, device: str) -> dts.DTSModel:
+    """The base under the first adapter's head, which is loaded as task ``BASE`` where the base has none."""
+    head = {name: entry for name, entry in adapters[0].entries.items() if entry.task_only}
+    first = {BASE: dataclasses.replace(adapters[0], entries=head)} if head else {}
+    with quiet():
+        return dts.DTSModel.from_pretrained(str(base.folder), adapters=first, dtype=dtype).to(device)
+
+
+def tokenizer_of(*places: Any) -> Any:
+    """The first that there is.  Raises ValueError that says where it was looked for."""
+    from transformers import AutoTokenizer
+
+    reasons = []
+    for place in filter(None, places):
+        # of a folder without one transformers makes an empty one, to which every text is unknown
+        if Path(place).is_dir() and not any(file for name in VOCABULARY for file in Path(place).glob(name)):
+            reasons.append(f"{place}: no {' or '.join(VOCABULARY)}")
+            continue
+        try:
+            return AutoTokenizer.from_pretrained(place)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            reasons.append(f"{place}: {str(error).splitlines()[0]}")
+    raise ValueError(
+        f"there is no tokenizer for the texts ({'; '.join(reasons)}): say which by --tokenizer, or give token ids in a "
+        "column input_ids of a .jsonl file"
+    )
