@@ -22,7 +22,7 @@ ORDER = [
     ["dts.checkpoint", "dts.codec"],
     ["dts.adapter"],
     ["dts.merge", "dts.nn"],
-    ["dts.unseen"],
+    ["dts.exports", "dts.unseen"],
     ["dts.integrations"],
     ["dts"],
     ["dts.demo", "dts.evaluate", "dts.serve"],

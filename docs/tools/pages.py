@@ -28,7 +28,7 @@ ELSEWHERE = {  # place in the site -> file of the repository
 }
 REFERENCE = {  # page -> modules whose public names it has
     "reference/dts.md": ("dts",),
-    "reference/models.md": ("dts.checkpoint", "dts.adapter"),
+    "reference/models.md": ("dts.checkpoint", "dts.adapter", "dts.exports"),
     "reference/merge.md": ("dts.merge",),
     "reference/unseen.md": ("dts.unseen", "dts.metrics"),
     "reference/kernels.md": ("dts_kernels",),

@@ -75,7 +75,8 @@ def _refuse_other_kinds(folder: Path) -> None:
         name = kind.get("peft_type") or "LoRA"
         base = kind.get("base_model_name_or_path")
         of = f" of {base}" if isinstance(base, str) and base else ""
-        raise CheckpointError(f"{folder} is a {name} adapter (PEFT){of}, not a full fine-tune: {MERGE}")
+        way = f"dts import lora {folder} makes an adapter of it; or {MERGE}" if name in ("LORA", "LoRA") else MERGE
+        raise CheckpointError(f"{folder} is a {name} adapter (PEFT){of}, not a full fine-tune: {way}")
     if (folder / "model_index.json").is_file():
         index = json_object(folder / "model_index.json")
         parts = [key for key, value in index.items() if isinstance(value, list) and _holds_weights(folder / key)]

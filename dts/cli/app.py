@@ -21,6 +21,8 @@ from dts.cli import (
     diff,
     doctor,
     evaluate,
+    export,
+    imports,
     inspect,
     merge,
     mix,
@@ -110,6 +112,8 @@ for verb in (compress, inspect, verify, diff, apply, truncate, merge, mix, serve
 app.command("eval")(evaluate.evaluate)
 app.command("list")(shelf.shelf)
 app.add_typer(bench.bench, name="bench")
+app.add_typer(export.export, name="export")
+app.add_typer(imports.imports, name="import")
 
 
 def main():

@@ -17,14 +17,17 @@ from typer.testing import CliRunner
 from dts.cli.app import app
 from tests.docs.pages import PAGES, ROOT, blocks, commands, name_of
 
-RUN = (ROOT / "README.md", ROOT / "docs" / "guide.md")  # in this order: what one makes the other uses
+# in this order: what one makes the other uses
+RUN = (ROOT / "README.md", ROOT / "docs" / "guide.md", ROOT / "docs" / "exports.md")
 OTHERS_OPTIONS = ("bench",)  # verbs whose options are a suite's own
 MODULE = r"python -m ((?:benchmarks|tests|dts_kernels)[\w.]*)"
 NOT_BUILT = ROOT / "benchmarks" / "quality" / "FINDINGS.md"  # speaks of verbs that there are none of
 
 
-def options_of(verb: str) -> set[str]:
+def options_of(verb: str, following: str = "") -> set[str]:
+    """following: the word behind it, which is a verb's of several, as in ``dts export lora``."""
     found = typer.main.get_command(app).commands[verb]
+    found = getattr(found, "commands", {}).get(following, found)
     return {word for parameter in found.params for word in parameter.opts} | {"--help", "--debug"}
 
 
@@ -43,7 +46,7 @@ def test_commands_are_there_with_their_options(page):
         if words and not re.match(r"[-<]", words[0]):
             assert words[0] in verbs, command
             if words[0] not in OTHERS_OPTIONS:
-                assert {word for word in words[1:] if re.match(r"--?[a-z]", word)} <= options_of(words[0]), command
+                assert {word for word in words[1:] if re.match(r"--?[a-z]", word)} <= options_of(*words[:2]), command
         if made := re.match(r"make ([a-z- ]+)$", command):
             assert set(made[1].split()) <= targets, command
 
@@ -61,7 +64,7 @@ def test_modules_that_pages_run_can_be_imported():
 
 @pytest.mark.slow
 def test_what_the_pages_say_to_run_runs(tmp_path, monkeypatch):
-    """The first page's and the guide's blocks one after the other, in an empty folder but for the examples."""
+    """These pages' blocks one after the other, in an empty folder but for the examples."""
     pytest.importorskip("transformers")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -1,0 +1,71 @@
+"""`dts import`: adapters of other libraries (a module cannot be called import)."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dts.cli.common import (
+    Json,
+    Overwrite,
+    Revision,
+    at,
+    emit,
+    list_of,
+    output,
+    parse_fraction,
+    parse_size,
+    progress_bar,
+)
+
+imports = typer.Typer(help="Make an adapter of what another library wrote.", no_args_is_help=True)
+
+
+@imports.command()
+def lora(
+    folder: Annotated[
+        str, typer.Argument(help="A PEFT LoRA: what PEFT saves or mergekit extracts.", show_default=False)
+    ],
+    base: Annotated[
+        str, typer.Option("--base", "-b", help="Folder, file or hub id of the base model.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the adapter.", show_default=False)],
+    size: Annotated[
+        str | None,
+        typer.Option("--budget", "-s", help="Bytes of the whole adapter: 1% (default), 500KB.", show_default=False),
+    ] = None,
+    target_error: Annotated[
+        str | None,
+        typer.Option(help="Squared relative error of the difference instead, as few bytes as do.", show_default=False),
+    ] = None,
+    method: Annotated[str, typer.Option(help="residual, sketch, paper or auto: as of dts compress.")] = "residual",
+    name: Annotated[str | None, typer.Option(help="Of the task.", show_default=False)] = None,
+    class_names: Annotated[
+        str | None, typer.Option(help="a,b,c or @file with a class a line.", show_default=False)
+    ] = None,
+    revision: Revision = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+):
+    """Make a PEFT LoRA an adapter: its difference as 2-bit components, with the error stated."""
+    from dts.cli.inspect import summary, summary_table
+    from dts.exports import import_lora
+
+    if size is not None and target_error is not None:
+        raise ValueError("--budget and --target-error say the size twice: keep one")
+    how: dict[str, Any] = {"target_error": parse_fraction(target_error)} if target_error else parse_size(size or "1%")
+    if name is not None:
+        how["name"] = name
+    with progress_bar(f"Importing {folder}", in_bytes=True) as progress:
+        adapter = import_lora(
+            folder,
+            at(base, revision),
+            out,
+            method=method,
+            class_names=list_of(class_names),
+            overwrite=overwrite,
+            progress=progress,
+            **how,
+        )
+    result = summary(adapter) | {"folder": str(out), "written": True}
+    emit(result, as_json, lambda: output.print(summary_table(result, "Wrote")))

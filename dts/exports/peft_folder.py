@@ -1,0 +1,182 @@
+"""A PEFT LoRA on disk, read and judged: what it adds to each parameter of the model it was made for."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dts.checkpoint import CheckpointError, Lazy, SafetensorsFile
+from dts.checkpoint.json_file import json_object
+
+CONFIG, MODEL, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+MERGE = "merge it with PEFT (merge_and_unload) and give dts compress the merged model"
+# keys of a config that make it more than B A, and what they are
+MORE = {
+    "use_dora": "DoRA",
+    "use_qalora": "QALoRA",
+    "use_bdlora": "BD-LoRA",
+    "alora_invocation_tokens": "aLoRA",
+    "layer_replication": "a LoRA of replicated layers",
+    "target_parameters": "a LoRA of single parameters (target_parameters)",
+    "trainable_token_indices": "a LoRA with trainable tokens",
+    "arrow_config": "Arrow",
+    "monteclora_config": "MonteCLoRA",
+    "velora_config": "VeLoRA",
+    "megatron_config": "a LoRA of Megatron layers",
+}
+CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "loraga")
+_FACTOR = re.compile(
+    r"(?P<module>.+)\.(?P<leaf>lora_(?:embedding_)?[AB])(?:\.(?P<adapter>[^.]+))??(?P<of>\.weight|\.bias)?"
+)
+
+
+@dataclass
+class Layer:
+    """The LoRA of one module: B A times ``scaling`` is added to its weight, ``bias`` times it to its bias.
+
+    a, b: names of the tensors in the file;  embedding: they are an embedding's, whose weight is (B A) transposed.
+    """
+
+    a: str = ""
+    b: str = ""
+    bias: str | None = None
+    embedding: bool = False
+    scaling: float = 1.0
+
+
+@dataclass
+class PeftFolder:
+    """layers: by module;  values: parameter -> name of the tensor in the file that takes its place."""
+
+    folder: Path
+    config: dict[str, Any]
+    file: Mapping[str, Any]
+    layers: dict[str, Layer] = field(default_factory=dict)
+    values: dict[str, str] = field(default_factory=dict)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.file[name].shape)
+
+    def load(self, name: str) -> Tensor:
+        found = self.file[name]
+        return found if isinstance(found, Tensor) else found.load()
+
+    def delta(self, module: str, shape: tuple[int, ...], transposed: bool) -> Tensor:
+        """What is added to the module's weight of this shape: float32.  transposed: it is stored [in, out]."""
+        layer = self.layers[module]
+        a, b = self.load(layer.a).float(), self.load(layer.b).float()
+        product = b.flatten(1) @ a.flatten(1) * layer.scaling
+        if layer.embedding or transposed:
+            product = product.T
+        if a.dim() > 2 and a.shape[1] != shape[1]:
+            raise CheckpointError(
+                f"{self.folder}: {module} is a convolution in groups, whose LoRA is not read: {MERGE}"
+            )
+        if product.numel() != torch.Size(shape).numel() or product.shape[0] != shape[0]:
+            raise CheckpointError(
+                f"{self.folder}: the LoRA of {module} is of {list(product.shape)}, the model has {list(shape)}"
+            )
+        return product.reshape(shape)
+
+    def bias(self, module: str) -> Tensor:
+        """What is added to the module's bias: float32."""
+        layer = self.layers[module]
+        assert layer.bias is not None
+        return self.load(layer.bias).float() * layer.scaling
+
+
+def read_peft(folder: str | Path) -> PeftFolder:
+    """Raises CheckpointError for what is no LoRA of PEFT, of another type, or changes more than matrices by B A."""
+    folder = Path(folder)
+    if not (folder / CONFIG).is_file():
+        raise CheckpointError(f"{folder} is no PEFT folder: it has no {CONFIG}")
+    config = json_object(folder / CONFIG)
+    _refuse(folder, config)
+    found = PeftFolder(folder, config, _tensors(folder))
+    strange = []
+    for name in found.file:
+        if not _sort(found, name):
+            strange.append(name)
+    if strange:
+        raise CheckpointError(f"{folder}: {len(strange)} tensors are no LoRA's, {', '.join(strange[:3])}: {MERGE}")
+    for module, layer in found.layers.items():
+        if not layer.a or not layer.b:
+            raise CheckpointError(f"{folder}: the LoRA of {module} has no {'B' if layer.a else 'A'}")
+        layer.scaling = _scaling(folder, config, module, found.shape(layer.a)[0])
+    return found
+
+
+def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise CheckpointError(f"{folder} is a {kind} adapter of PEFT, not a LoRA: {MERGE}, if PEFT merges it")
+    more = [what for key, what in MORE.items() if config.get(key)]
+    if more:
+        raise CheckpointError(f"{folder} is {' and '.join(more)}, more than a LoRA: {MERGE}")
+    init = str(config.get("init_lora_weights", "")).lower()
+    if init.startswith(CHANGE_THE_BASE):
+        raise CheckpointError(
+            f"{folder} was initialised by {init}, which changes the base's own weights: save it anew with "
+            f"path_initial_model_for_weight_conversion, or {MERGE}"
+        )
+
+
+def _tensors(folder: Path) -> Mapping[str, Any]:
+    if (folder / MODEL).is_file():
+        file = SafetensorsFile(folder / MODEL)
+        return {
+            name: Lazy(stored.shape, stored.dtype, partial(file.load, name)) for name, stored in file.tensors.items()
+        }
+    if (folder / PICKLE).is_file():
+        try:
+            return torch.load(folder / PICKLE, map_location="cpu", weights_only=True)
+        except Exception as error:  # of torch, pickle, zipfile
+            raise CheckpointError(f"{folder / PICKLE} cannot be read: {error}") from error
+    raise CheckpointError(f"{folder} has no {MODEL} and no {PICKLE}")
+
+
+def _sort(found: PeftFolder, name: str) -> bool:
+    """Puts a tensor where it belongs; False if it is nothing that is known."""
+    own = name.removeprefix("base_model.model.")
+    factor = _FACTOR.fullmatch(own)
+    if factor:
+        layer = found.layers.setdefault(factor["module"], Layer())
+        layer.embedding |= "embedding" in factor["leaf"]
+        if factor["of"] == ".bias":
+            layer.bias = name
+            return factor["leaf"] == "lora_B"
+        setattr(layer, factor["leaf"][-1].lower(), name)
+        return True
+    if "lora_" in own:
+        return False
+    if ".original_module." in own:  # the base's own, beside the module that takes its place
+        return True
+    own = re.sub(r"\.modules_to_save(\.[^.]+)?\.(?=[^.]+$)", ".", own.replace(".base_layer.", "."))
+    found.values[own] = name
+    return True
+
+
+def _scaling(folder: Path, config: Mapping[str, Any], module: str, rank: int) -> float:
+    """As PEFT has it: lora_alpha / r, or by the root of r, with the patterns' own where a module's name ends in one."""
+    stated = _of_pattern(config.get("rank_pattern"), module, config.get("r"))
+    alpha = _of_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha"))
+    if stated != rank or not isinstance(alpha, int | float):
+        raise CheckpointError(
+            f"{folder}: the LoRA of {module} has rank {rank}, its {CONFIG} says {stated} and lora_alpha {alpha}"
+        )
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _of_pattern(pattern: Mapping[str, Any] | None, module: str, default: Any) -> Any:
+    try:
+        return next((value for key, value in (pattern or {}).items() if re.match(rf"(.*\.)?({key})$", module)), default)
+    except (re.error, AttributeError) as error:
+        raise CheckpointError(f"{CONFIG} is damaged: the pattern {pattern!r} is none ({error})") from error

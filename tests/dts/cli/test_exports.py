@@ -1,0 +1,63 @@
+"""`dts export` on tiny models; what is written is loaded in tests/dts/exports."""
+
+import json
+import sys
+
+import pytest
+
+pytest.importorskip("transformers")
+
+from tests.dts.exports.conftest import made  # noqa: E402, F401
+
+
+def test_export_lora_says_what_it_wrote_and_lost(dts, made, tmp_path):  # noqa: F811
+    folder = made("llama")
+    words = ("export", "lora", folder / "adapter", "out", "--base", folder / "base")
+    shown = dts(*words)
+    assert shown.exit_code == 0 and "squared relative error 0\n" in shown.stdout, shown.output
+    assert dts(*words).exit_code == 2  # what is there is not replaced
+    result = json.loads(dts(*words, "--rank", 2, "--overwrite", "--json").stdout)
+    assert 0 < result["squared_error"] < 1
+    assert result["bytes"] == sum(file.stat().st_size for file in (tmp_path / "out").iterdir())
+    assert {one["how"] for one in result["parameters"]} == {"lora", "whole"}
+    cut = dts(*words, "--rank", 2, "--overwrite")
+    assert "What loses most" in cut.stdout and "rank 2 to 2" in cut.stdout
+
+
+def test_export_lora_refuses_with_a_way_on(dts, made, tmp_path):  # noqa: F811
+    folder = made("llama")
+    assert (
+        dts("compress", folder / "base", folder / "tuned", "-o", "a", "-s", "30%", "--method", "sketch").exit_code == 0
+    )
+    wrong = dts("export", "lora", "a", "out", "--base", folder / "base")
+    assert wrong.exit_code == 2 and "--rank 64" in " ".join(wrong.stderr.split()) and not (tmp_path / "out").exists()
+    assert dts("export", "lora", "a", "out", "--base", folder / "base", "--rank", 4).exit_code == 0
+    assert dts("export", "lora", folder / "adapter", "other", "--base", folder / "tuned").exit_code == 2
+
+
+def test_import_lora_makes_an_adapter_of_what_was_exported(dts, made, tmp_path):  # noqa: F811
+    folder = made("llama")
+    assert dts("export", "lora", folder / "adapter", "lora", "--base", folder / "base").exit_code == 0
+    words = ("import", "lora", "lora", "--base", folder / "base", "--out", "again", "--name", "back")
+    result = json.loads(dts(*words, "--target-error", "5%", "--json").stdout)
+    assert result["name"] == "back" and 0 < result["squared_error"] <= 0.05
+    assert dts("verify", "again", folder / "base").exit_code == 0
+    assert dts(*words, "--target-error", "5%").exit_code == 2  # what is there is not replaced
+    assert dts(*words, "--target-error", "5%", "--budget", "1%").exit_code == 2
+
+
+def test_export_gguf_lora_says_what_is_left_out(dts, made, tmp_path):  # noqa: F811
+    pytest.importorskip("gguf")
+    folder = made("llama")
+    words = ("export", "gguf-lora", folder / "adapter", "out.gguf", "--base", folder / "base")
+    shown = dts(*words)
+    assert shown.exit_code == 0 and "5 parameters are left out" in shown.stdout, shown.output
+    assert (tmp_path / "out.gguf").read_bytes()[:4] == b"GGUF"
+    assert dts(*words).exit_code == 2
+    assert json.loads(dts(*words, "--overwrite", "--json").stdout)["squared_error"] > 0
+
+
+def test_the_package_that_is_missing_is_named(dts, made, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    wrong = dts("export", "gguf-lora", made("llama") / "adapter", "out.gguf", "--base", made("llama") / "base")
+    assert wrong.exit_code == 2 and "pip install gguf" in wrong.stderr and not list(tmp_path.iterdir())
