@@ -11,6 +11,7 @@ element is as likely as any other.  A code's value (`layout.VALUES`) times ``sca
 elsewhere.  Columns from n on (the last group may be shorter) do not exist: their codes mean nothing.
 """
 
+from ctypes import c_float
 from dataclasses import dataclass, replace
 
 import torch
@@ -60,7 +61,7 @@ class Samples:
 
     def times(self, factor: float) -> "Samples":
         """A multiple, whose scale is a float32, which is stored of it."""
-        return replace(self, scale=torch.tensor(factor * self.scale, dtype=torch.float32).item())
+        return replace(self, scale=c_float(factor * self.scale).value)
 
     def to(self, device) -> "Samples":
         return replace(self, codes=self.codes.to(device))
