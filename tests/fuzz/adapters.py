@@ -292,6 +292,9 @@ def link(folder: Folder, draw: random.Random) -> None:
     folder.links[name] = draw.choice(["../outside", "inside.json", "folder"])
 
 
+# raised by a second alteration of what the first one took away, or nested too deeply to be read
+GONE = (LookupError, ValueError, TypeError, AttributeError, StopIteration, RecursionError)
+
 MUTATIONS = (
     (gentle,) * 5 + (tensor, json_value, on_disk) * 3 + (bits, cut, nested, twice, resized, file, header, header, link)
 )
@@ -474,7 +477,7 @@ class Fuzzer:
         for _ in range(draw.choice([1, 1, 1, 2])):
             try:
                 draw.choice(MUTATIONS)(folder, draw)
-            except (LookupError, ValueError, TypeError, AttributeError, StopIteration):  # of what is no longer there
+            except GONE:
                 pass
         if attacked:
             try:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fuzz import adapters
 from tests.fuzz.adapters import KINDS, Fuzzer, run
 
 CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.json"))
@@ -25,6 +26,15 @@ def test_what_was_not_altered_is_identical(fuzzer, kind):
 def test_what_was_altered_is_refused_or_identical(fuzzer):
     counts, failures = run(fuzzer, 0, range(300))
     assert failures == [] and counts["refused"] > 200 and counts["identical"] > 0 and counts["other"] > 0
+
+
+def test_a_second_alteration_of_what_is_nested_too_deeply_ends_no_run(fuzzer, monkeypatch):
+    def deep_and_again(folder, draw):
+        folder.text = b"[" * 100_000
+        adapters.on_disk(folder, draw)
+
+    monkeypatch.setattr(adapters, "MUTATIONS", (deep_and_again,))
+    assert fuzzer.one(0, 1) == "refused"
 
 
 @pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
