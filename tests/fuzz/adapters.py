@@ -482,7 +482,7 @@ class Fuzzer:
         if attacked:
             try:
                 signed(folder)
-            except (TypeError, AttributeError, ValueError, RecursionError):
+            except GONE:
                 pass
         return self.try_one(folder, kind, attacked or folder.config.get("format_version") in (1, 2, 3), draw)
 
@@ -490,7 +490,7 @@ class Fuzzer:
         path = self.place / f"altered{os.getpid()}"
         try:
             folder.write(path)
-        except (ValueError, TypeError, RecursionError):
+        except GONE:
             return "refused"  # not even a folder
         return outcome(path, self.base, self.truths[kind], attacked, draw or random.Random(0))
 

@@ -37,6 +37,11 @@ def test_a_second_alteration_of_what_is_nested_too_deeply_ends_no_run(fuzzer, mo
     assert fuzzer.one(0, 1) == "refused"
 
 
+def test_a_configuration_without_rows_ends_no_run(fuzzer, monkeypatch):
+    monkeypatch.setattr(adapters, "MUTATIONS", (lambda folder, draw: folder.config.pop("tensors"),))
+    assert {fuzzer.one(0, number) for number in range(40)} == {"refused"}  # of every kind and format
+
+
 @pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
 def test_what_once_went_wrong_is_refused(fuzzer, path):
     """path: {kind, set: [[keys to a place in dts_config.json, value], ...], signed: digests computed anew}."""
