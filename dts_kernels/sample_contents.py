@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from .arena import pieces
+from .contents import version_of
 from .layout import packed_width
 from .operands import StoredSamples
 from .sample_words import words_of
@@ -41,7 +42,7 @@ class Seen:
 
 def _versions(*tensors: Tensor) -> tuple[int | None, ...]:
     """How often they were changed in place; None where nobody counts."""
-    return tuple(None if t.is_inference() else t._version for t in tensors)
+    return tuple(map(version_of, tensors))
 
 
 def trust(stored: StoredSamples, shape: tuple[int, int], memory: list[Tensor]) -> None:

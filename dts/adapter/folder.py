@@ -44,6 +44,28 @@ def read_folder(folder: Path, verify: bool = True) -> tuple[dict, dict[str, Entr
     verify: compare all digests.  Everything else is checked in any case, before any of it is used.
     Raises AdapterError with all that is wrong.
     """
+    try:
+        config, stored = _described(folder)
+        entries, wrong = _entries(config, stored, verify)
+    except Damaged as error:
+        raise AdapterError(str(error)) from None
+    if verify and config["format_version"] >= 4 and config_digest(config) != config["sha256"]:
+        wrong.append(f"{CONFIG} was altered after it was written")
+    if wrong:
+        raise AdapterError(f"{folder} is damaged:\n  " + "\n  ".join(wrong))
+    return config, entries
+
+
+def read_config(folder: Path) -> dict:
+    """The config of `read_folder` alone: no tensor but the table of rows is read, and no digest compared."""
+    try:
+        return _described(folder)[0]
+    except Damaged as error:
+        raise AdapterError(str(error)) from None
+
+
+def _described(folder: Path) -> tuple[dict, Stored]:
+    """(config, the tensors to be read); raises AdapterError or Damaged."""
     absent = [name for name in (CONFIG, MODEL) if not (folder / name).is_file()]
     if absent:
         raise AdapterError(f"{folder} is not an adapter: it has no {' and no '.join(absent)}{set_aside(folder)}")
@@ -55,20 +77,11 @@ def read_folder(folder: Path, verify: bool = True) -> tuple[dict, dict[str, Entr
     config = read_text(folder / CONFIG)
     if whole := config["format_version"] < 5:
         config = checked(config, folder / CONFIG)
-    try:
-        file = SafetensorsFile(folder / MODEL, mapped=False, largest_header=LARGEST_TEXT)
-        stored: Stored = file
-        if not whole:
-            config, stored = unpacked_file(config, file, 2 * LARGEST_TEXT)  # templates have dtypes and shapes as well
-            config = checked(config, folder / CONFIG)
-        entries, wrong = _entries(config, stored, verify)
-    except Damaged as error:
-        raise AdapterError(str(error)) from None
-    if verify and config["format_version"] >= 4 and config_digest(config) != config["sha256"]:
-        wrong.append(f"{CONFIG} was altered after it was written")
-    if wrong:
-        raise AdapterError(f"{folder} is damaged:\n  " + "\n  ".join(wrong))
-    return config, entries
+    file = SafetensorsFile(folder / MODEL, mapped=False, largest_header=LARGEST_TEXT)
+    if whole:
+        return config, file
+    config, stored = unpacked_file(config, file, 2 * LARGEST_TEXT)  # templates have dtypes and shapes as well
+    return checked(config, folder / CONFIG), stored
 
 
 def _entries(config: dict, file: Stored, verify: bool) -> tuple[dict[str, Entry], list[str]]:

@@ -108,10 +108,10 @@ class Matrix:
     def kept(self, rank: int, method: Method) -> Kept:
         """What is compressed at this rank."""
         choice = self._choice(rank, method)
-        if self.uneven is None or choice is None or choice.count == len(self.uneven.order):
+        rows = None if self.uneven is None or choice is None else self.uneven.rows(choice.count)
+        if choice is None or rows is None:
             return Kept(self.rows, self.columns, self.compact_shape, self.norm, self.singular)
-        rows = self.uneven.rows(choice.count)
-        rows = rows if self.rows is None or rows is None else self.rows[rows]
+        rows = rows if self.rows is None else self.rows[rows]
         return Kept(rows, self.columns, (choice.count, self.compact_shape[1]), choice.energy**0.5, choice.singular)
 
     def planned(self, rank: int, method: Method) -> Factors | None:

@@ -87,6 +87,9 @@ output = Terminal(markup=False, highlight=False)  # names and paths may hold bra
 output.wide = True
 errors = Terminal(stderr=True, markup=False, highlight=False)
 
+Base = Annotated[
+    str, typer.Option("--base", "-b", help="Folder, file or hub id of the base model.", show_default=False)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Revision = Annotated[
     str | None,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dts.cli.common import Json, Overwrite, Revision, at, bytes_text, emit, listing, output, progress_bar
+from dts.cli.common import Base, Json, Overwrite, Revision, at, bytes_text, emit, listing, output, progress_bar
 
 export = typer.Typer(
     help="Write an adapter in the format of another library; what that loses is printed as a figure.",
@@ -13,9 +13,6 @@ export = typer.Typer(
 )
 
 Adapter = Annotated[str, typer.Argument(help="Folder of the adapter.", show_default=False)]
-Base = Annotated[
-    str, typer.Option("--base", "-b", help="Folder, file or hub id of the base model.", show_default=False)
-]
 Rank = Annotated[
     int | None,
     typer.Option(help="The largest rank of a layer; what that cuts off is stated.", show_default=False),

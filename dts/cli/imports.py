@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from dts.cli.common import (
+    Base,
     Json,
     Overwrite,
     Revision,
@@ -26,9 +27,7 @@ def lora(
     folder: Annotated[
         str, typer.Argument(help="A PEFT LoRA: what PEFT saves or mergekit extracts.", show_default=False)
     ],
-    base: Annotated[
-        str, typer.Option("--base", "-b", help="Folder, file or hub id of the base model.", show_default=False)
-    ],
+    base: Base,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the adapter.", show_default=False)],
     size: Annotated[
         str | None,

@@ -7,12 +7,16 @@ model is the fine-tune's class, built from its config without memory, or one tha
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dts.adapter import Adapter, Entry
-from dts.checkpoint import Checkpoint
+from dts.adapter.accounting import of_model
+from dts.checkpoint import Checkpoint, open_checkpoint
+from dts.files import Watch
 from dts.sites import Site, Target, resolve, sites
 from dts.sites.transformers import renamer
 
@@ -69,6 +73,27 @@ class Fitted:
     def dtype(self, name: str) -> torch.dtype:
         found = self.sources.get(name)
         return self.finetuned.dtype(found[0].name) if found else torch.float32
+
+
+def opened(
+    adapter: Adapter | str | Path,
+    base: Any,
+    rank: int | None,
+    model: nn.Module | None,
+) -> tuple[Fitted, Watch]:
+    """What every export begins with: the adapter and its base, opened, watched and fitted.
+
+    adapter: or its folder;  base: anything `open_checkpoint` takes;  model: of the class to load into, by default a
+    base that is one, or the one that the fine-tune's config names.  Raises ValueError for a rank below 1, and as
+    `fitted` does.
+    """
+    adapter = adapter if isinstance(adapter, Adapter) else Adapter.load(adapter)
+    if rank is not None and rank < 1:
+        raise ValueError(f"a rank is 1 or more, not {rank}")
+    watch, checkpoint = Watch(base, adapter.folder), open_checkpoint(base)
+    fit = fitted(adapter, checkpoint, base if model is None and isinstance(base, nn.Module) else model)
+    of_model(adapter, checkpoint, fit.finetuned)
+    return fit, watch
 
 
 def fitted(adapter: Adapter, base: Checkpoint, model: nn.Module | None = None) -> Fitted:

@@ -18,13 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from dts.adapter import Adapter
-from dts.adapter.accounting import of_model
-from dts.checkpoint import open_checkpoint
-from dts.exports.fitted import Fitted, fitted
+from dts.exports.fitted import Fitted, opened
 from dts.exports.lora import Writer
 from dts.exports.places import Places, places
 from dts.exports.report import Export
-from dts.files import Watch
 
 ARCHITECTURES = {  # whose conversion changes no matrix but as written here
     "LlamaForCausalLM": "LLAMA",
@@ -59,17 +56,11 @@ def export_gguf_lora(
         import gguf
     except ImportError as error:
         raise ImportError("GGUF files are written with llama.cpp's own package: pip install gguf") from error
-    adapter = adapter if isinstance(adapter, Adapter) else Adapter.load(adapter)
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {' or '.join(DTYPES)}, not {dtype!r}")
-    if rank is not None and rank < 1:
-        raise ValueError(f"a rank is 1 or more, not {rank}")
-    watch, out = Watch(base, adapter.folder), Path(out)
+    out = Path(out)
     _check_file(out, overwrite)
-    given = base if model is None and isinstance(base, nn.Module) else model
-    opened = open_checkpoint(base)
-    fit = fitted(adapter, opened, given)
-    of_model(adapter, opened, fit.finetuned)
+    fit, watch = opened(adapter, base, rank, model)
     named = type(fit.model).__name__
     if named not in ARCHITECTURES:
         raise ValueError(f"how llama.cpp lays out {named} is not known here, only {', '.join(ARCHITECTURES)}")

@@ -17,16 +17,15 @@ from torch import Tensor, nn
 
 from dts import __version__, sums
 from dts.adapter import Adapter
-from dts.adapter.accounting import of_model
 from dts.adapter.card import markdown
-from dts.checkpoint import open_checkpoint, write_safetensors
+from dts.checkpoint import write_safetensors
 from dts.checkpoint.safetensors_file import Layout
 from dts.exports import products
-from dts.exports.fitted import Fitted, Source, fitted
+from dts.exports.fitted import Fitted, Source, opened
 from dts.exports.places import Places, pattern_of, places, target_modules
 from dts.exports.products import Product
 from dts.exports.report import Export, Exported, NotExact
-from dts.files import Watch, building, check_place
+from dts.files import building, check_place
 
 CONFIG, MODEL, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -60,16 +59,9 @@ def export_lora(
     Raises NotExact for an adapter with samples (a sketch) unless a rank is given, Mismatch for another base,
     FileExistsError, ValueError.
     """
-    adapter = adapter if isinstance(adapter, Adapter) else Adapter.load(adapter)
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {', '.join(DTYPES)}, not {dtype!r}")
-    if rank is not None and rank < 1:
-        raise ValueError(f"a rank is 1 or more, not {rank}")
-    watch, out = Watch(base, adapter.folder), Path(out)
-    given = base if model is None and isinstance(base, nn.Module) else model
-    opened = open_checkpoint(base)
-    fit = fitted(adapter, opened, given)
-    of_model(adapter, opened, fit.finetuned)
+    (fit, watch), out = opened(adapter, base, rank, model), Path(out)
     writer = Writer(fit, places(fit), rank, DTYPES[dtype])
     writer.check_exact()
     with building(out, lambda: check_place(out, overwrite, "a PEFT adapter", _is_peft)) as place:
@@ -77,7 +69,7 @@ def export_lora(
         writer.write(folder / MODEL, progress)
         (folder / CONFIG).write_text(json.dumps(writer.config(), indent=2) + "\n", "utf-8")
         result = writer.report(out)
-        (folder / "README.md").write_text(_card(adapter, fit, result), "utf-8")
+        (folder / "README.md").write_text(_card(fit, result), "utf-8")
         nbytes = sum(file.stat().st_size for file in folder.iterdir())
         watch.check()
         place.finish()
@@ -319,8 +311,9 @@ def _energy(sources: list[Source]) -> float:
     return sum(entry.norm**2 if entry.kind == "value" else sums.energy(entry.delta()) for entry in known)
 
 
-def _card(adapter: Adapter, fit: Fitted, result: Export) -> str:
+def _card(fit: Fitted, result: Export) -> str:
     """README.md of the folder."""
+    adapter = fit.adapter
     base, kind = adapter.config["base"]["name"], type(fit.model)
     classes = len((adapter.model_config or {}).get("id2label") or ())
     labels = f", num_labels={classes}" if classes and any(e.task_only for e in adapter.entries.values()) else ""

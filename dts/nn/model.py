@@ -35,7 +35,7 @@ from dts.nn.saving import What, save_pretrained
 from dts.nn.selection import AUTO, BASE, Selection, Selections, names_in, one_a_row
 from dts.nn.status import Status, not_reached, status
 from dts.nn.training import guard
-from dts.nn.views import Views, compiled, labels_in, plain, showing, unwritten
+from dts.nn.views import Views, compiled, labels_by_name, labels_in, plain, showing, unwritten
 from dts.sites.transformers import renamer
 
 
@@ -232,7 +232,7 @@ class DTSModel(nn.Module):
         if tasks is None:
             self._last = None
             if tracing():  # a program reads the chosen task's tensors each time
-                if self._other_labels and any("label" in name and kwargs[name] is not None for name in kwargs):
+                if self._other_labels and labels_by_name(kwargs):
                     raise RuntimeError(
                         "a compiled or exported program would take the base's loss for every task: leave the labels "
                         "out and compute the loss from the logits, or call the model itself"

@@ -216,9 +216,14 @@ def _places(forward: Callable[..., Any]) -> dict[str, int]:
     return {name: i for i, name in enumerate(names) if "label" in name}
 
 
+def labels_by_name(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Those among a call's keywords; a program's trace can go through this."""
+    return {name: value for name, value in kwargs.items() if "label" in name and value is not None}
+
+
 def labels_in(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The labels among a call's arguments."""
-    found = {name: value for name, value in kwargs.items() if "label" in name and value is not None}
+    found = labels_by_name(kwargs)
     if args:
         places = _places(type(model).forward)
         found |= {name: args[i] for name, i in places.items() if i < len(args) and args[i] is not None}

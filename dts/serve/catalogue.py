@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 from dts.adapter import Adapter, AdapterError
-from dts.adapter.folder import CONFIG, read_folder
+from dts.adapter.folder import CONFIG, read_config
 from dts.checkpoint.errors import some
 from dts.files import in_words
 from dts.serve.refused import Refused
@@ -107,7 +107,7 @@ class Catalogue:
             if known is not None and known[0] == state:
                 adapter = known[1]
             else:
-                config, _ = read_folder(folder, verify=False)
+                config = read_config(folder)
                 adapter = Adapter.of(config, {}, folder, {file: folder / file for file in config["files"]})
                 with self._lock:
                     self._read[folder] = state, adapter

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import struct
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from fastapi import APIRouter, Request, Response
@@ -27,11 +27,8 @@ def routes(asking: Asking) -> APIRouter:
     async def embeddings(asked: Embedding, request: Request) -> Any:
         if asked.encoding_format not in ("float", "base64"):
             raise Refused("encoding_format is float or base64", param="encoding_format")
-        choice, text = await asking.choice(asked.model)
-        rows = await asking.prompts(text, asked.input)
-        watched = asking.submit(request, "embed", choice, rows, text)
         try:
-            values = _values(await watched.all())
+            _, rows, values = await _answered(asking, "embed", asked, request)
         except Gone:
             return Response(status_code=GONE)
         write = _base64 if asked.encoding_format == "base64" else list
@@ -48,11 +45,8 @@ def routes(asking: Asking) -> APIRouter:
     async def classify(asked: Classification, request: Request) -> Any:
         if asking.served.engine.generates:
             raise Refused("this model generates: it answers /v1/completions", code="not_a_classifier")
-        choice, text = await asking.choice(asked.model)
-        rows = await asking.prompts(text, asked.input)
-        watched = asking.submit(request, "classify", choice, rows, text)
         try:
-            values = _values(await watched.all())
+            choice, rows, values = await _answered(asking, "classify", asked, request)
         except Gone:
             return Response(status_code=GONE)
         adapters = [asking.served.catalogue.get(name) for name in choice.tasks]
@@ -63,9 +57,15 @@ def routes(asking: Asking) -> APIRouter:
     return router
 
 
-def _values(events: Sequence[Any]) -> list[list[float]]:
-    """By their rows."""
-    return [event.value for event in sorted(events, key=lambda event: event.index) if isinstance(event, Value)]
+async def _answered(
+    asking: Asking, kind: Literal["embed", "classify"], asked: Embedding | Classification, request: Request
+) -> tuple[Choice, list[list[int]], list[list[float]]]:
+    """(what was chosen, tokens of the inputs, the numbers of each); raises Gone where the client is."""
+    choice, text = await asking.choice(asked.model)
+    rows = await asking.prompts(text, asked.input)
+    events = await asking.submit(request, kind, choice, rows, text).all()
+    found = sorted((event for event in events if isinstance(event, Value)), key=lambda event: event.index)
+    return choice, rows, [event.value for event in found]
 
 
 def _base64(numbers: Sequence[float]) -> str:
