@@ -1,4 +1,10 @@
-"""What the interpreter's tests and those on a GPU share."""
+"""What the interpreter's tests and those on a GPU share, and what runs the former: Triton's mode is fixed at import."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,3 +36,24 @@ def every_half_word():
         return torch.eye(128, dtype=dtype, device=device), operands, torch.tensor([1.0, 4, -1, -4])[codes].to(device)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def interpret():
+    """(name) runs interpreted/<name>.py in a process where Triton interprets; every test there must pass, none skip."""
+
+    def run(name: str) -> None:
+        cases = Path(__file__).parent / "interpreted" / f"{name}.py"
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(cases)],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+            cwd=Path(__file__).parents[3],
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        functions = len(re.findall(r"^def test_", cases.read_text(), re.MULTILINE))
+        assert functions and int(re.search(r"(\d+) passed", done.stdout)[1]) >= functions, done.stdout
+        assert "skipped" not in done.stdout, done.stdout
+
+    return run

@@ -1,5 +1,5 @@
 """Launches that are repeated without Triton's look at their arguments, with a launcher that launches nothing: no two
-launches share a compiled kernel that Triton would not have picked for both.  Their numbers: interpreted.py."""
+launches share a compiled kernel that Triton would not have picked for both.  Their numbers: interpreted/launches.py."""
 
 import copy
 import sys
