@@ -13,6 +13,7 @@ from torch import nn
 from dts.adapter import Adapter
 from dts.checkpoint.hub import OPTIONS, split_revision
 from dts.nn.base import Base
+from dts.nn.dequantise import quantised_weights
 
 HUB = ("revision", "subfolder", *OPTIONS)  # options that say which checkpoint is loaded, and from where
 
@@ -77,6 +78,7 @@ def update_config(model: nn.Module, resized: Mapping[str, tuple[int, int]], give
     config: Any = getattr(model, "config", None)
     if not _has_config(model):
         return
+    _no_longer_quantised(model)
     labels, vocabulary = _sizes(model, config, resized, given)
     for name, before, now in (("num_labels", *labels), ("vocab_size", *vocabulary)):
         if before != now:
@@ -88,6 +90,16 @@ def update_config(model: nn.Module, resized: Mapping[str, tuple[int, int]], give
     untied = weights[0] is not weights[1] and not any(weight is None for weight in weights)
     if untied and getattr(config, "tie_word_embeddings", False):
         config.tie_word_embeddings = False
+
+
+def _no_longer_quantised(model: nn.Module) -> None:
+    """A model without quantised weights (dequantised, or read from GGUF) is saved, moved and cast as any other."""
+    quantiser: Any = getattr(model, "hf_quantizer", None)
+    if quantiser is None or quantised_weights(model):
+        return
+    quantiser.remove_quantization_config(model)
+    for name in ("is_loaded_in_8bit", "is_loaded_in_4bit"):
+        model.__dict__.pop(name, None)
 
 
 def task_config(

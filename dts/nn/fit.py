@@ -13,8 +13,8 @@ from dts.adapter.entries import Entry
 from dts.codec import parts
 from dts.codec.factors import Factors
 from dts.nn.deltas import Piece
-from dts.nn.layers import kind_of
-from dts.sites import Site, Target, resolve, sites
+from dts.nn.layers import base_class, kind_of
+from dts.sites import Site, Target, dequantised, is_quantised, resolve, sites
 
 
 @dataclass
@@ -49,19 +49,34 @@ def fit(
         site, entry = known[target.name], own[name]
         change = changes.setdefault((id(site.module), site.parameter), Change(site, [], entry.task_only))
         change.pieces += _pieces(entry, target, site, wrong)
+    apart = {} if untied else _apart(model, known)
     if not untied:
-        _share(known, changes)
-    _check_tied(entries, targets, known, wrong, rename)
+        _share(known, changes, apart)
+    _check_tied(entries, targets, known, wrong, rename, apart)
     if wrong:
         raise ValueError("the adapter does not fit the model:\n  " + "\n  ".join(wrong))
     return list(changes.values())
 
 
-def _share(known: dict[str, Site], changes: dict[tuple[int, str], Change]) -> None:
+def _apart(model: nn.Module, known: dict[str, Site]) -> dict[str, str]:
+    """Name -> the name it is tied to, of parameters that a model of transformers ties and quantisation took apart."""
+    tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    found = {}
+    for name, other in tied.items():
+        ours, theirs = known.get(name), known.get(other)
+        if ours and theirs and ours.tensor is not theirs.tensor and ours.shape == theirs.shape:
+            if any(is_quantised(site.module, site.parameter) for site in (ours, theirs)):
+                found[name] = other
+    return found
+
+
+def _share(known: dict[str, Site], changes: dict[tuple[int, str], Change], apart: dict[str, str]) -> None:
     """A parameter that the model uses in several places changes in all of them."""
     by_tensor = {id(change.site.tensor): change for change in changes.values()}
-    for site in known.values():
-        change, place = by_tensor.get(id(site.tensor)), (id(site.module), site.parameter)
+    by_name = {change.site.name: change for change in changes.values()}
+    for name, site in known.items():
+        other = by_name.get(apart.get(name, ""))
+        change, place = by_tensor.get(id(site.tensor), other), (id(site.module), site.parameter)
         if change is not None and place not in changes:
             changes[place] = Change(site, change.pieces, change.task_only)
 
@@ -72,6 +87,7 @@ def _check_tied(
     known: dict[str, Site],
     wrong: list[str],
     rename: Callable[[str], Target],
+    apart: dict[str, str],
 ) -> None:
     """A tensor that the fine-tune ties must be the same tensor, or an equal one, in the base."""
     for name, entry in entries.items():
@@ -79,6 +95,8 @@ def _check_tied(
         if entry.kind != "tied" or tied not in known or canonical is None:
             continue
         a, b = known[tied].tensor, known[canonical.name].tensor
+        if apart.get(tied) == canonical.name or apart.get(canonical.name) == tied:
+            continue
         if a is not b and not (a.shape == b.shape and torch.equal(a, b)):
             wrong.append(f"{name} is tied to {entry.tied_to} in the fine-tune, but they differ in the base")
 
@@ -110,7 +128,7 @@ def _pieces(entry: Entry, target: Target, site: Site, wrong: list[str]) -> list[
     elif entry.kind == "value":
         if target.expert is not None or row is not None:
             wrong.append(f"{entry.name}: a whole value cannot be a part of the fused {target.name}")
-        pieces.append(_whole(entry, _value(entry), site.tensor))
+        pieces.append(_whole(entry, _value(entry), site))
     if entry.added_rows is not None:
         pieces.append(Piece("added", entry.added_rows))
     return pieces
@@ -146,8 +164,10 @@ def _misfit(factors: Factors) -> str:
     return ""
 
 
-def _whole(entry: Entry, value: Tensor, base: Tensor) -> Piece:
+def _whole(entry: Entry, value: Tensor, site: Site) -> Piece:
     """A whole value of a tensor that the base has too: as a difference where mixing must make sense (floats)."""
+    quantised = is_quantised(site.module, site.parameter)
+    base = dequantised(site.module, base_class(site.module)) if quantised else site.tensor
     if base.is_floating_point() and value.is_floating_point():
         wide = torch.float64 if base.dtype == torch.float64 else torch.float32
         return Piece("raw", entry.delta(base.detach(), wide))

@@ -8,30 +8,41 @@ import torch
 from torch import Tensor, nn
 
 from dts.nn.deltas import ParameterDelta
+from dts.nn.dequantise import dequantise
 from dts.nn.layers import Layer
 from dts.nn.routing import RoutingState
-from dts.sites import Site, parameter_shape, raw, sites
+from dts.sites import Site, has_codes, is_quantised, raw, sites
 
 
-def merge(model: nn.Module, layers: dict[str, Layer], state: RoutingState) -> dict[str, tuple[int, int]]:
+def merge(
+    model: nn.Module, layers: dict[str, Layer], state: RoutingState, dequantised: bool = False
+) -> dict[str, tuple[int, int]]:
     """base + the deltas of the state's one mixture, in place; returns {layer: (rows before, now)} of those resized.
 
+    dequantised: make all quantised layers plain ones first.  Raises ValueError for quantised weights without it.
     Parameters that modules share stay shared unless their values differ now: a task may have untied them.
     """
-    quantised = [
-        f"{name}.{p}"
-        for name, layer in layers.items()
-        for p in layer.dts.parameters
-        if tuple(raw(layer, p).shape) != parameter_shape(layer, p)
-    ]
-    if quantised:
-        raise ValueError(f"cannot write into quantised weights: {', '.join(quantised)}")
+    if dequantised:
+        dequantise(model)
+    else:
+        quantised = [f"{name}.{p}" for name, layer in layers.items() for p in layer.dts.parameters if _coded(layer, p)]
+        if quantised:
+            raise ValueError(
+                f"cannot write into quantised weights: {', '.join(quantised)}.  "
+                f"merge_and_unload(task, dequantise=True) makes a floating-point model of "
+                f"all of it; or merge into the base as it was before it was quantised"
+            )
     shared: dict[int, dict[tuple[int, str], Site]] = defaultdict(dict)  # id of a tensor -> where it is
     for site in sites(model).values():
         shared[id(site.tensor)].setdefault((id(site.module), site.parameter), site)
     for holders in list(shared.values()):
         _write(list(holders.values()), state)
     return {name: change for name, layer in layers.items() if (change := layer.dts_resized()) is not None}
+
+
+def _coded(layer: Layer, parameter: str) -> bool:
+    own = raw(layer, parameter)
+    return is_quantised(layer, parameter) or isinstance(own, nn.Parameter) and has_codes(own)
 
 
 def _write(holders: list[Site], state: RoutingState) -> None:

@@ -434,9 +434,11 @@ class DTSModel(nn.Module):
 
     # ---- leaving -----------------------------------------------------------------------------------------------
 
-    def merge_and_unload(self, task: Selection = None) -> nn.Module:
+    def merge_and_unload(self, task: Selection = None, dequantise: bool = False) -> nn.Module:
         """The plain base module with one task (or mixture; None: the base) written into its weights.
 
+        dequantise: of a base with quantised layers make a floating-point model, into which a task can be written;
+        without it, a task that changes quantised weights is refused with ValueError.
         Of a transformers model the ``config`` has the task's labels and sizes then.  This model is empty afterwards.
         """
         mixture = self._loaded.mixture(task)
@@ -445,7 +447,7 @@ class DTSModel(nn.Module):
         self._refuse_replaced([mixture])
         routing = RoutingState(self._state.device)
         routing.set([mixture])
-        resized = merge(self.model, self._layers, routing)
+        resized = merge(self.model, self._layers, routing, dequantise)
         for module in self.model.modules():
             release(module)
         library().update_config(self.model, resized, config or {})

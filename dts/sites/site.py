@@ -4,29 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
+from dts.sites.quantised import is_quantised, quantised_shape, stored
+
 
 def raw(module: nn.Module, name: str) -> Tensor:
-    """A parameter or buffer as it is, whatever tasks change of it.  For one that may be None: `raw_or_none`."""
+    """A parameter or buffer as it is, whatever tasks change of it; the codes of a quantised layer are its ``weight``.
+
+    For one that may be None: `raw_or_none`.
+    """
     own = module.__dict__
     for store in ("_parameters", "_buffers"):
         if name in own[store]:
             return own[store][name]
-    return getattr(module, name)
+    codes = stored(module) if name == "weight" else None
+    return getattr(module, name) if codes is None else codes
 
 
 raw_or_none: Callable[[nn.Module, str], Tensor | None] = raw  # the same, for a bias that a layer may not have
 
 
 def parameter_shape(module: nn.Module, name: str) -> tuple[int, ...]:
-    """Shape of a parameter or buffer; that of the matrix it stands for if a linear layer's weight is quantised."""
-    linear: Any = module
-    if name == "weight" and hasattr(linear, "in_features") and hasattr(linear, "out_features"):
-        return linear.out_features, linear.in_features
-    return tuple(raw(module, name).shape)
+    """Shape of a parameter or buffer; that of the matrix it stands for if a layer's weight is quantised."""
+    return quantised_shape(module) if is_quantised(module, name) else tuple(raw(module, name).shape)
 
 
 @dataclass
@@ -47,10 +49,17 @@ class Site:
 
 
 def sites(model: nn.Module) -> dict[str, Site]:
-    """Every name of every parameter and buffer; one that is shared has several names."""
+    """Every name of every parameter and buffer; one that is shared has several names.
+
+    A quantised layer has a ``weight`` in the place of its codes, whatever they are called.
+    """
     found = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
-        for parameter in (*module._parameters, *module._buffers):
+        own = [*module._parameters, *module._buffers]
+        if "weight" not in own and is_quantised(module):
+            codes = raw(module, "weight")
+            own = ["weight", *(parameter for parameter in own if raw(module, parameter) is not codes)]
+        for parameter in own:
             if raw_or_none(module, parameter) is not None:
                 name = f"{prefix}.{parameter}" if prefix else parameter
                 found[name] = Site(module, parameter, name)

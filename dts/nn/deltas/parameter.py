@@ -8,6 +8,7 @@ from torch import Tensor
 from dts.nn.deltas.matrix import MatrixDelta
 from dts.nn.deltas.piece import Piece
 from dts.nn.deltas.table import Table
+from dts.sites import has_codes, numbers
 from dts_kernels import Routing
 
 
@@ -88,7 +89,10 @@ class ParameterDelta:
         """The whole tensor for the one mixture of ``routing`` (one row), in base's dtype.
 
         base + sum of gamma delta in fp32 or wider, rounded once; a task's whole value takes the place of the base.
+        Raises TypeError for codes that only their module can read.
         """
+        if has_codes(base) and (self.matrices or self.raw.tensors):
+            base = numbers(base)
         if not base.is_floating_point():
             return self._value(base, routing) if self.values.tensors else base
         wide = torch.float64 if base.dtype == torch.float64 else torch.float32

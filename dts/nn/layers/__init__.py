@@ -10,9 +10,10 @@ from dts.nn.layers.conv import DTSConv2d
 from dts.nn.layers.embedding import DTSEmbedding
 from dts.nn.layers.layer import Layer, adopt, base_class, release, standalone
 from dts.nn.layers.layer_deltas import SHARED, UNROUTABLE, LayerDeltas
-from dts.nn.layers.linear import DTSConv1D, DTSLinear, LinearForward, LinearLayer
+from dts.nn.layers.linear import DTSConv1D, DTSLinear, LinearForward
 from dts.nn.layers.norm import DTSLayerNorm, DTSNorm
 from dts.nn.layers.owner import Owner
+from dts.nn.layers.quantised import DTSQuantisedConv1D, DTSQuantisedEmbedding, DTSQuantisedLinear
 from dts.nn.layers.registry import kind_of, register
 
 __all__ = [
@@ -25,10 +26,12 @@ __all__ = [
     "DTSLinear",
     "DTSMultiheadAttention",
     "DTSNorm",
+    "DTSQuantisedConv1D",
+    "DTSQuantisedEmbedding",
+    "DTSQuantisedLinear",
     "Layer",
     "LayerDeltas",
     "LinearForward",
-    "LinearLayer",
     "Owner",
     "adopt",
     "base_class",

@@ -47,17 +47,7 @@ class DTSEmbedding(Layer, nn.Embedding):
         ids, routing = dts.enter(ids)
         beyond = ids >= self.num_embeddings
         inside = torch.where(beyond, 0, ids) if delta.added.tensors else ids
-        weight = self._parameters["weight"]
-        assert weight is not None  # an embedding always has one
-        y = nn.functional.embedding(
-            inside,
-            weight,
-            self.padding_idx,
-            self.max_norm,
-            self.norm_type,
-            self.scale_grad_by_freq,
-            self.sparse,
-        )
+        y = self._base_rows(inside)
         if delta.plain is not None:
             y = delta.plain.add_embedding(inside, y, routing)
         if delta.raw.tensors:
@@ -65,6 +55,12 @@ class DTSEmbedding(Layer, nn.Embedding):
         if delta.added.tensors:
             y = torch.where(beyond[..., None], self._added(ids, beyond, delta.added, routing, y), y)
         return dts.leave(y)
+
+    def _base_rows(self, ids: Tensor) -> Tensor:
+        weight = self._parameters["weight"]
+        assert weight is not None  # an embedding always has one
+        options = self.padding_idx, self.max_norm, self.norm_type, self.scale_grad_by_freq, self.sparse
+        return nn.functional.embedding(ids, weight, *options)
 
     @staticmethod
     def _raw(ids: Tensor, table: Table, routing: Routing, y: Tensor) -> Tensor:

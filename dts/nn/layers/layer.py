@@ -103,11 +103,7 @@ class Layer(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name in self.dts.parameters:
             given, own = state_dict.get(prefix + name), raw(self, name)
-            if (
-                isinstance(given, Tensor)
-                and own is not None
-                and not (given.shape == own.shape and torch.equal(given.to(own.device, own.dtype), own))
-            ):
+            if isinstance(given, Tensor) and own is not None and not _same(given, own):
                 self.dts.state.rebased(self.dts.name or prefix.rstrip("."))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -164,6 +160,15 @@ class Layer(nn.Module):
             return reduced
         layer = next(c for c in type(self).__mro__ if issubclass(c, Layer) and c.__dict__.get("joined") is None)
         return (_rebuilt, (layer, base_class(self)), *reduced[2:])
+
+
+def _same(given: Tensor, own: Tensor) -> bool:
+    """Whether a tensor of a state dict is what a layer has."""
+    if given.shape != own.shape or type(given).dequantize is not type(own).dequantize:
+        return False
+    if type(own).dequantize is not Tensor.dequantize:  # such classes cannot be compared
+        given, own = given.dequantize(), own.dequantize()
+    return torch.equal(given.to(own.device, own.dtype), own)
 
 
 @contextmanager

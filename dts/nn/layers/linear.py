@@ -12,7 +12,7 @@ from dts.nn.layers.layer_deltas import beside
 from dts.nn.layers.per_task import head, per_task_product
 from dts.nn.layers.registry import register
 from dts.nn.routing import backward_here, call_here, tracing
-from dts.sites import raw, raw_or_none
+from dts.sites import parameter_shape, raw, raw_or_none
 from dts_kernels import Routing
 
 _autocast = torch.is_autocast_enabled
@@ -96,7 +96,7 @@ class LinearForward(Layer):
         weight = self.dts.get("weight")
         if weight is None:
             return None
-        base = raw(self, "weight").shape[1 if self.transposed else 0]
+        base = weight.shape[1 if self.transposed else 0]
         if weight.values.tensors and max(weight.values.longest, base) == widest:
             if slots and slots[0] in weight.values.tensors:
                 return weight.values.tensors[slots[0]].shape[0]
@@ -112,7 +112,7 @@ class LinearForward(Layer):
 
         factors: of shape [out_features, in_features];  bias: its delta, [out_features].
         """
-        expected, own_bias = tuple(raw(self, "weight").shape), raw_or_none(self, "bias")
+        expected, own_bias = parameter_shape(self, "weight"), raw_or_none(self, "bias")
         if tuple(factors.shape) != expected:
             raise ValueError(f"factors {list(factors.shape)} of task {name!r} do not fit the weight {list(expected)}")
         if bias is not None and (own_bias is None or bias.shape != own_bias.shape):
@@ -132,24 +132,6 @@ class LinearForward(Layer):
         if unknown:
             raise ValueError(f"no task {', '.join(map(repr, unknown))}; this layer has {sorted(tasks)}")
         self.dts.state.set([{tasks[name]: weight for name, weight in mixture.items()}])
-
-
-def _quantised(module: nn.Module) -> bool:
-    """Whether a module is a linear layer whose weight is stored in some other form."""
-    sizes = getattr(module, "out_features", None), getattr(module, "in_features", None)
-    if None in sizes or not ("weight" in {*module._parameters, *module._buffers} or hasattr(module, "weight")):
-        return False
-    weight = raw_or_none(module, "weight")
-    return weight is not None and (not weight.is_floating_point() or tuple(weight.shape) != sizes)
-
-
-@register(when=_quantised)
-class LinearLayer(LinearForward):
-    """A linear layer with a quantised weight: the delta is added to whatever the base layer computes."""
-
-    @classmethod
-    def supports(cls, module: nn.Module, pieces: dict[str, list[Piece]]) -> bool:
-        return "weight" in pieces and super().supports(module, pieces)
 
 
 def _plain(module: nn.Module) -> bool:

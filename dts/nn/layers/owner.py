@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from dts.nn.deltas import Piece
-from dts.nn.layers.layer import Layer
+from dts.nn.layers.layer import Layer, base_class
 from dts.nn.routing import groups
-from dts.sites import raw
+from dts.sites import has_codes, is_quantised, raw
 
 
 class Owner(Layer):
@@ -25,6 +25,18 @@ class Owner(Layer):
     @classmethod
     def supports(cls, module: nn.Module, pieces: dict[str, list[Piece]]) -> bool:
         return True
+
+    def load(self, slot: int, pieces: dict[str, list[Piece]]) -> None:
+        """Raises ValueError for weights that are codes: they have no dense tensor that could take their place."""
+        for name, parts in pieces.items():
+            codes = raw(self, name)
+            if is_quantised(self, name) or has_codes(codes) and any(p.kind in ("factors", "raw") for p in parts):
+                raise ValueError(
+                    f"the {name} of {base_class(self).__name__} is quantised ({str(codes.dtype).removeprefix('torch.')}"
+                    f" {list(codes.shape)}), and this is no layer that tasks run beside: only linear layers and "
+                    f"embeddings may be quantised under tasks; leave it out when the base is quantised"
+                )
+        super().load(slot, pieces)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         dts = self.dts
