@@ -22,14 +22,13 @@ def quantised_weights(model: nn.Module) -> list[str]:
 
 
 def dequantise(model: nn.Module) -> list[str]:
-    """Turn each quantised layer into a plain `nn.Linear` or `nn.Embedding` of the matrix it computes with, in place.
+    """Turn each quantised layer into the plain one it took the place of, with the matrix it computes with, in place.
 
     Tasks, hooks and names stay.  Returns the names of the weights; raises ValueError, and changes nothing, where one is
     none of a linear layer or an embedding.
     """
     names, found = quantised_weights(model), sites(model)
     others = [name for name in names if not is_quantised(found[name].module)]
-    others += [name for name in names if name not in others and was_transposed(found[name].module)]
     if others:
         raise ValueError(
             f"{', '.join(others)}: only linear layers and embeddings can be dequantised; merge into the base as it was "
@@ -49,10 +48,12 @@ def _to_plain(module: nn.Module) -> None:
     if isinstance(module, nn.Embedding):
         options = module.padding_idx, module.max_norm, module.norm_type, module.scale_grad_by_freq, module.sparse
         plain = nn.Embedding(rows, columns, *options, device="meta")
+    elif was_transposed(module):
+        plain = module.__dict__["source_cls"](columns, rows)
     else:
         plain = nn.Linear(columns, rows, bias is not None, device="meta")
-        if bias is not None:
-            plain.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    if bias is not None:
+        plain.bias = nn.Parameter(bias.detach(), requires_grad=False)
     plain.weight = nn.Parameter(weight, requires_grad=False)
     plain.training = module.training
     kept = {name: value for name, value in module.__dict__.items() if "_hooks" in name}
