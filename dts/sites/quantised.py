@@ -75,7 +75,6 @@ def dequantised(module: nn.Module, cls: type[nn.Module] | None = None) -> Tensor
         found = weight.dequantize()
     else:
         twin = _without_bias(module, cls)
-        twin._save_to_state_dict({}, "", False)  # some keep their codes in another layout while they run, not in files
         table = isinstance(module, nn.Embedding)
         given = torch.arange(sizes[0]) if table else torch.eye(sizes[1], dtype=_dtype(module))
         rows = torch.cat([twin.forward(part.to(weight.device)) for part in given.split(AT_ONCE)])
@@ -90,7 +89,7 @@ def _without_bias(module: nn.Module, cls: type[nn.Module]) -> nn.Module:
     for store in ("_parameters", "_buffers"):
         own = module.__dict__[store]
         twin.__dict__[store] = {name: None if name == "bias" else tensor for name, tensor in own.items()}
-    twin.training = True  # in which no layer takes a kernel that rounds for speed
+    twin.training = True  # some turn their codes into coarser ones for speed when they first run, but not in training
     return twin
 
 
