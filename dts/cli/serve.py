@@ -75,8 +75,8 @@ def serve(
 ):
     """Serve one base and its adapters: OpenAI's routes, model= a task, the base or a mixture "a:0.7,b:0.3".
 
-    Rows of any tasks share a batch.  Adapters are loaded when they are first asked for.  Generation runs in batches of
-    whole calls: a request waits for the batch before it.  SIGTERM ends the server when what it took in is answered.
+    Rows of any tasks share a batch, and join and leave it at any token.  Adapters are loaded when they are first asked
+    for.  SIGTERM ends the server when what it took in is answered.
     """
     from dts.serve.options import Limits, Options, missing
     from dts.serve.waiting import Batching

@@ -80,8 +80,13 @@ def _kind_of_call(method: str, args: Sequence[Any], kwargs: Mapping[str, Any], r
 
 
 def _first_rows(method: str, args: Sequence[Any], kwargs: Mapping[str, Any], rows: int, take: list[int]) -> Inputs:
-    """The same call of some rows only, and as short as one can be."""
+    """The same call of some rows only, and as short as one can be.
+
+    Of objects only those are kept that have a method ``dts_rows(rows)``, which gives a copy of some rows: caches that a
+    call cannot do without.
+    """
     kept = _plain(kwargs) | {k: v for k, v in kwargs.items() if isinstance(v, Tensor)}
+    kept |= {k: v.dts_rows(take) for k, v in kwargs.items() if hasattr(v, "dts_rows")}
     if method == "generate":
         kept |= {"max_new_tokens": 2, "do_sample": False, "num_beams": 1, "num_return_sequences": 1}
         kept.pop("max_length", None)

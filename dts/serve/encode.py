@@ -29,7 +29,7 @@ def padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device, left: 
 def classify(model: DTSModel, rows: Sequence[Row], pad: int) -> None:
     """Answers each row with the logits of its own task's classes."""
     batch = padded([row.ids for row in rows], pad, model.device)
-    tasks = [row.job.choice.selection for row in rows]
+    tasks = [row.choice.selection for row in rows]
     out = model(**batch, tasks=tasks)
     logits = getattr(out, "logits", None)
     if logits is None or logits.dim() != 2:
@@ -42,7 +42,7 @@ def classify(model: DTSModel, rows: Sequence[Row], pad: int) -> None:
 def embed(model: DTSModel, rows: Sequence[Row], pad: int, pooling: Pooling) -> None:
     """Answers each row with its last hidden states, pooled over its own tokens and divided by their norm."""
     batch = padded([row.ids for row in rows], pad, model.device)
-    tasks = [row.job.choice.selection for row in rows]
+    tasks = [row.choice.selection for row in rows]
     # the trunk below the head: rows whose task has no head are embedded too
     states = model.call("base_model", **batch, tasks=tasks).last_hidden_state.float()
     mask = batch["attention_mask"]

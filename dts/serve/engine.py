@@ -1,4 +1,8 @@
-"""The engine: one thread owns the model; requests wait in a queue and share batches, whatever their tasks."""
+"""The engine: one thread owns the model; requests wait in a queue and share batches, whatever their tasks.
+
+Between two tokens of the rows that generate it does what else there is to do: rows join and leave, encoders' batches
+run, tasks are loaded.  A model that `Continuous` is not for generates in batches of whole calls.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,9 @@ from typing import Any
 import torch
 
 from dts.nn import DTSModel
+from dts.serve.answer import Answer
 from dts.serve.catalogue import Catalogue
+from dts.serve.continuous import Continuous, why_not
 from dts.serve.encode import Pooling, classify, embed
 from dts.serve.generate import OnceATask, generate
 from dts.serve.job import Job, Row
@@ -21,6 +27,7 @@ from dts.serve.residents import Residents
 from dts.serve.waiting import Batching, Waiting
 
 log = logging.getLogger("dts.serve")
+PATIENCE = 1.0  # seconds that others may overtake a row whose tasks have no room beside those that run
 
 
 class Engine:
@@ -45,8 +52,13 @@ class Engine:
         self.observer = observer or Observer()
         self.waiting = Waiting(batching or Batching())
         self.residents = Residents(model, catalogue, memory, pinned, self.observer.loaded)
-        self.running = 0  # rows of the present batch
-        self.batches = 0  # run so far
+        self.answer = Answer(self.ends, self._token)
+        self.continuous: Continuous | None = None
+        if self.generates and not (why := why_not(model)):
+            self.continuous = Continuous(model, pad, self.answer, self.waiting.batching, self._failed)
+        elif self.generates:
+            log.warning("answers are generated in batches of whole calls, as %s", why)
+        self._batch = self._batches = 0  # rows of the present one; run so far
         self.draining = False
         self._together = True  # generate takes rows of several tasks at once
         self._thread = threading.Thread(target=self._work, name="dts-engine", daemon=True)
@@ -65,14 +77,30 @@ class Engine:
         """Is it a causal language model?"""
         return bool(getattr(self.model.model, "can_generate", lambda: False)())
 
+    @property
+    def running(self) -> int:
+        """Rows that run now."""
+        return self._batch + (len(self.continuous.rows) if self.continuous else 0)
+
+    @property
+    def batches(self) -> int:
+        """Run so far: of encoders, of whole calls, and every forward of what is generated token by token."""
+        return self._batches + (self.continuous.forwards if self.continuous else 0)
+
+    @property
+    def _busy(self) -> set[str]:
+        return self.continuous.tasks if self.continuous else set()
+
     def submit(self, job: Job) -> None:
         """Take a job in; raises Refused: 404, 409 or 400 of its tasks, 429 of a full queue, 503 of a closed one."""
         for name in job.choice.tasks:
             self.catalogue.get(name)
         self.waiting.put(job)
 
-    def do(self, command: Callable[[], Any]) -> Any:
-        """Have the engine's thread do something between two batches; returns what it returns."""
+    def do(self, command: Callable[[], Any], task: str | None = None) -> Any:
+        """Have the engine's thread do something between two batches or tokens; returns what it returns.
+
+        task: not before the rows of it that run have ended."""
         found: list[Any] = []
         done = threading.Event()
 
@@ -83,7 +111,7 @@ class Engine:
                 found.append(error)
             done.set()
 
-        self.waiting.command(run)
+        self.waiting.command(run, task)
         while not done.wait(1):
             if not self.alive:
                 raise Refused("the engine has stopped", 503, "stopped")
@@ -93,8 +121,9 @@ class Engine:
 
     def load(self, name: str, path: str | None = None, again: bool = False, pin: bool = False) -> None:
         """Load a task now.  path: where in the folder of adapters, if not under its name;  again: also where it is in
-        memory, from what is on disk now;  pin: keep it there.  Raises Refused: 400 where it is loaded already, unless
-        it is only to be pinned."""
+        memory, from what is on disk now;  pin: keep it there.  Answers of it that run end as they began, before.
+
+        Raises Refused: 400 where it is loaded already, unless it is only to be pinned."""
 
         def run() -> None:
             if name in self.residents.loaded and not again:
@@ -106,14 +135,14 @@ class Engine:
             if path is not None or before is None:
                 self.catalogue.give(name, path)
             try:
-                self.residents.load(name)
+                self.residents.load(name, self._busy)
             except BaseException:
                 self.catalogue.restore(name, before)
                 raise
             if pin:
                 self.residents.pinned.add(name)
 
-        self.do(run)
+        self.do(run, name)
 
     def unload(self, name: str) -> None:
         """Take a task out of memory, and its name away if `load` gave it a path; Refused (404) where neither is so."""
@@ -124,7 +153,7 @@ class Engine:
             if not self.residents.drop(name) and not given:
                 raise Refused(f"the adapter {name!r} is not loaded", 404, "not_loaded")
 
-        self.do(run)
+        self.do(run, name)
 
     def drain(self, timeout: float | None = None) -> bool:
         """Take nothing more in and answer what was; False if that took longer than so many seconds."""
@@ -137,54 +166,80 @@ class Engine:
     # ---- the thread that owns the model ------------------------------------------------------------------------
 
     def _work(self) -> None:
+        running = self.continuous
         try:
-            while (work := self.waiting.take()) is not None:
+            while True:
+                work = self.waiting.take(self._busy, running.fits if running else None, idle=not self.running)
+                if work is None:
+                    break
                 if not isinstance(work, list):
                     work()
                     continue
-                self.running = len(work)
-                try:
+                if work:
                     self._run(work)
-                finally:
-                    self.running = 0
+                if running and running.rows:
+                    self._step(running)
         except BaseException:
             log.exception("the engine has stopped")
             raise
         finally:
+            stopped = Refused("the engine has stopped", 503, "stopped")
             self.waiting.close()
-            self.waiting.fail_all(Refused("the engine has stopped", 503, "stopped"))
+            self.waiting.fail_all(stopped)
+            if running:
+                running.fail(stopped)
+
+    def _step(self, running: Continuous) -> None:
+        try:
+            running.step()
+        except Exception as error:
+            running.fail(in_words(error, ", ".join(sorted({one.row.job.id for one in running.rows}))))
+
+    def _failed(self, row: Row, error: Exception) -> None:
+        row.job.fail(in_words(error, row.job.id))
 
     def _run(self, rows: list[Row]) -> None:
-        now = time.monotonic()
         ready, later = self._loaded(rows)
         if later:
             self.waiting.put_back(later)
+        now = time.monotonic()
         for row in ready:
             row.job.started = row.job.started or now
             self.observer.started(row, now - row.job.arrived)
-        for part in self._parts(ready):
-            self._attempt(part)
+        if self.continuous and rows[0].job.kind == "generate":
+            self.continuous.join(ready)
+            return
+        self._batch = len(ready)
+        try:
+            for part in self._parts(ready):
+                self._attempt(part)
+        finally:
+            self._batch = 0
 
     def _loaded(self, rows: list[Row]) -> tuple[list[Row], list[Row]]:
-        """Rows whose tasks are in memory together, and those that must wait for another batch."""
+        """Rows whose tasks are in memory together with those that run, and those that must wait for another time."""
         ready: list[Row] = []
         later: list[Row] = []
-        keep: set[str] = set()
+        keep, now = self._busy, time.monotonic()
         for row in rows:
             if row.job.over:
                 continue
+            if any(now - (one.blocked or now) > PATIENCE for one in later):
+                later.append(row)
+                continue
             try:
-                self.residents.ensure(row.job.choice.tasks, keep)
+                self.residents.ensure(row.choice.tasks, keep)
             except NoRoom as error:
-                if ready:
+                if ready or keep:
+                    row.blocked = row.blocked or now
                     later.append(row)
                 else:
                     row.job.fail(error)
                 continue
             except Exception as error:
-                row.job.fail(in_words(error, row.job.id))
+                self._failed(row, error)
                 continue
-            keep.update(row.job.choice.tasks)
+            keep.update(row.choice.tasks)
             ready.append(row)
         return ready, later
 
@@ -194,13 +249,13 @@ class Engine:
             return [rows] if rows else []
         parts: dict[Any, list[Row]] = {}
         for row in rows:
-            parts.setdefault(row.job.choice.weights, []).append(row)
+            parts.setdefault(row.choice.weights, []).append(row)
         return parts.values()
 
     def _attempt(self, rows: list[Row]) -> None:
         """A batch; if it fails before anything was answered its rows run one by one: one of them harms no other."""
         try:
-            self.batches += 1
+            self._batches += 1
             self._perform(rows)
         except Exception as error:
             if isinstance(error, OnceATask):
@@ -223,7 +278,7 @@ class Engine:
         elif kind == "embed":
             embed(self.model, rows, self.pad, self.pooling)
         else:
-            generate(self.model, rows, self.pad, self.ends, self._token)
+            generate(self.model, rows, self.pad, self.answer)
 
     def _token(self, row: Row) -> None:
         now, job = time.monotonic(), row.job

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from dts.serve.choice import Choice
 from dts.serve.refused import Refused
-from dts.serve.sampling import Draws, Sampling
+from dts.serve.sampling import Draws, Sampling, Scored
 from dts.serve.streamed import Decode, Streamed
 
 Kind = Literal["classify", "embed", "generate"]
@@ -19,12 +19,14 @@ Kind = Literal["classify", "embed", "generate"]
 
 @dataclass(frozen=True)
 class Piece:
-    """Text of a generated answer; tokens: so many so far;  finish: "stop" or "length" with the last piece."""
+    """Text of a generated answer; tokens: so many so far;  finish: "stop" or "length" with the last piece;  scored: the
+    tokens since the last piece with their probabilities, where they were asked for."""
 
     index: int
     text: str
     tokens: int
     finish: str | None = None
+    scored: tuple[Scored, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,14 @@ class Row:
     text: Streamed | None = None
     tokens: int = 0  # generated so far
     done: bool = False
+    blocked: float | None = None  # since when its tasks have had no room in memory
+    scored: list[Scored] = field(default_factory=list)  # of tokens whose text is not certain yet
+    routed: Choice | None = None  # of a row for which a task was chosen
+
+    @property
+    def choice(self) -> Choice:
+        """What answers it."""
+        return self.routed or self.job.choice
 
 
 @dataclass(eq=False)
@@ -56,7 +66,7 @@ class Job:
     """What one request asks.  Made by any thread; its ``tell`` is called by the engine's thread.
 
     id: of the request, for the log;  deadline: seconds of `time.monotonic`;  ends: tokens that end an answer, beside
-    those of the model's own configuration.
+    those of the model's own configuration;  priority: those of a lower one go first.
     """
 
     id: str
@@ -65,6 +75,7 @@ class Job:
     tell: Callable[[Event], None]
     deadline: float
     ends: frozenset[int] = frozenset()
+    priority: int = 0
     rows: list[Row] = field(default_factory=list)
     arrived: float = field(default_factory=time.monotonic)
     started: float | None = None

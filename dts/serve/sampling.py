@@ -14,13 +14,35 @@ COLDEST = 1e-5  # below it logits would be divided out of the range of numbers
 class Sampling:
     """max_tokens: at most so many new ones;  temperature: 0 takes the most likely;  top_p: of the most likely tokens,
     as few as have this share of the probability;  seed: the same gives the same draws, None: others each time;
-    stop: texts before which the answer ends."""
+    stop: texts before which the answer ends;  scores: how many of the likeliest tokens are told with each, None: not
+    even its own probability."""
 
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    scores: int | None = None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A token that was chosen, its log probability, and those of the likeliest: (token, log probability).
+
+    They are the model's own, before temperature and top_p.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+    @classmethod
+    def of(cls, logits: Tensor, token: int, count: int) -> Scored:
+        """logits: [vocabulary]."""
+        logs = torch.log_softmax(logits.float(), 0)
+        best = torch.topk(logs, min(count, len(logs))) if count else None
+        top = () if best is None else tuple(zip(best.indices.tolist(), best.values.tolist()))
+        return cls(token, float(logs[token]), top)
 
 
 class Draws:
@@ -37,6 +59,11 @@ class Draws:
     @property
     def greedy(self) -> bool:
         return self.sampling.temperature < COLDEST
+
+    def scored(self, logits: Tensor, token: int) -> Scored | None:
+        """What is told of the token that was chosen, None where nobody asked."""
+        count = self.sampling.scores
+        return None if count is None else Scored.of(logits, token, count)
 
     def choose(self, logits: Tensor) -> int:
         """A token by its probability; logits: [vocabulary]."""

@@ -22,8 +22,8 @@ log = logging.getLogger("dts.serve")
 
 @dataclass(frozen=True)
 class Served:
-    """All that answers requests.  context: tokens that a sequence may have in all;
-    vocabulary: tokens that the base knows."""
+    """All that answers requests.  context: tokens that a sequence may have in all, of an encoder-decoder each of two;
+    vocabulary: tokens that the base knows;  two_sequences: an answer is a sequence of its own."""
 
     options: Options
     engine: Engine
@@ -31,6 +31,7 @@ class Served:
     texts: Texts
     context: int
     vocabulary: int
+    two_sequences: bool = False
 
 
 def serve(options: Options, observer: Observer | None = None) -> Served:
@@ -50,8 +51,6 @@ def serve(options: Options, observer: Observer | None = None) -> Served:
         model._state.to(device)  # which layers would move with them, but there are none before the first task
     base: Any = model.model
     config = base.config
-    if config.is_encoder_decoder:
-        raise ValueError("encoder-decoder models are not served yet: causal language models and encoders are")
     if tokenizer is None and base.can_generate():
         raise ValueError(f"{options.model} has no tokenizer, and what it generates is to be text")
     pads = [getattr(tokenizer, "pad_token_id", None), getattr(config.get_text_config(), "pad_token_id", None)]
@@ -69,7 +68,8 @@ def serve(options: Options, observer: Observer | None = None) -> Served:
     texts = Texts(tokenizer, catalogue)
     longest = [getattr(config.get_text_config(), "max_position_embeddings", None), texts.base.longest]
     context = min([one for one in longest if one], default=1 << 20)
-    return Served(options, engine, catalogue, texts, context, base.get_input_embeddings().num_embeddings)
+    tokens = base.get_input_embeddings().num_embeddings
+    return Served(options, engine, catalogue, texts, context, tokens, config.is_encoder_decoder)
 
 
 def _tokenizer(model: str) -> Any:

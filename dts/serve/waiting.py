@@ -4,33 +4,36 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from dts.serve.job import Job, Row
 from dts.serve.refused import Refused
 
 Command = Callable[[], None]  # what else the thread that owns the model is to do
+Fits = Callable[[list[Row], Row], bool]  # whether a row may run beside those that run and those taken with it
 
 
 @dataclass(frozen=True)
 class Batching:
     """rows: of a batch;  tokens: of a batch, padding included;  wait: seconds that the first row of an encoder's batch
-    waits for others;  queue: rows that may wait."""
+    waits for others;  queue: rows that may wait;  prefill: tokens of prompts that are read between two tokens of the
+    answers that run."""
 
     rows: int = 32
     tokens: int = 16384
     wait: float = 0.005
     queue: int = 256
+    prefill: int = 512
 
 
 class Waiting:
-    """The queue between callers and the thread that owns the model."""
+    """The queue between callers and the thread that owns the model: those of a lower priority first, then the older."""
 
     def __init__(self, batching: Batching):
         self.batching = batching
         self._rows: list[Row] = []
-        self._commands: list[Command] = []
+        self._commands: list[tuple[Command, str | None]] = []
         self._changed = threading.Condition()
         self._closed = False
 
@@ -50,20 +53,23 @@ class Waiting:
                     "queue_full",
                     retry_after=1,
                 )
-            self._rows += job.rows
+            self._insert(job.rows)
             self._changed.notify()
 
     def put_back(self, rows: list[Row]) -> None:
-        """Rows that could not be in this batch wait in front again."""
+        """Rows that could not run now wait where they did."""
         with self._changed:
-            self._rows[:0] = rows
+            self._insert(rows)
 
-    def command(self, command: Command) -> None:
-        """Done before the next batch."""
+    def _insert(self, rows: list[Row]) -> None:
+        self._rows = sorted([*self._rows, *rows], key=lambda row: (row.job.priority, row.job.arrived, row.index))
+
+    def command(self, command: Command, task: str | None = None) -> None:
+        """Done before the next batch; task: not while rows of it run, and none begins before."""
         with self._changed:
             if self._closed:
                 raise Refused("the server is stopping", 503, "stopping", retry_after=5)
-            self._commands.append(command)
+            self._commands.append((command, task))
             self._changed.notify()
 
     def close(self) -> None:
@@ -78,23 +84,58 @@ class Waiting:
                 row.job.fail(error)
             self._rows = []
 
-    def take(self) -> list[Row] | Command | None:
-        """A batch of rows of one kind, or a command; waits for one.  None: closed, and nothing is left."""
+    def take(
+        self, busy: Collection[str] = (), fits: Fits | None = None, idle: bool = True
+    ) -> list[Row] | Command | None:
+        """A batch of rows of one kind, or a command; waits for one.
+
+        busy: tasks of rows that run;  fits: rows to generate are given out as it allows, None: as one batch, and only
+        to who is idle;  idle: nothing runs.  Where something does there is no waiting: no rows, then.
+        None: closed, and nothing is left.
+        """
         with self._changed:
             while True:
                 self._purge()
-                if self._commands:
-                    return self._commands.pop(0)
+                for place, (command, task) in enumerate(self._commands):
+                    if task is None or task not in busy:
+                        del self._commands[place]
+                        return command
+                if batch := self._ready(fits, idle):
+                    return batch
+                if not idle:
+                    return []
                 if self._rows:
-                    left = self._rows[0].job.arrived + self.batching.wait - time.monotonic()
-                    full = len(self._rows) >= self.batching.rows
-                    if left <= 0 or full or self._closed or self._rows[0].job.kind == "generate":
-                        return self._batch()
-                    self._changed.wait(left)
+                    self._changed.wait(self._rows[0].job.arrived + self.batching.wait - time.monotonic())
                 elif self._closed:
                     return None
                 else:
                     self._changed.wait(1)
+
+    def _ready(self, fits: Fits | None, idle: bool) -> list[Row]:
+        """Rows that can run now; none: those that wait must wait on."""
+        others = [row for row in self._rows if row.job.kind != "generate"]
+        generate = [row for row in self._rows if row.job.kind == "generate"]
+        if others and (not generate or others[0] is self._rows[0] or fits is not None):
+            left = others[0].job.arrived + self.batching.wait - time.monotonic()
+            if left <= 0 or len(others) >= self.batching.rows or self._closed:
+                return self._give(self._batch(others))
+        if not generate or (fits is None and not idle):
+            return []
+        if fits is None:
+            return self._give(self._batch(generate)) if generate[0] is self._rows[0] or not others else []
+        held = {task for _, task in self._commands if task is not None}
+        batch: list[Row] = []
+        for row in generate:
+            if held.isdisjoint(row.choice.tasks):
+                if not fits(batch, row):
+                    break  # whoever is behind it waits too, so that it has its turn
+                batch.append(row)
+        return self._give(batch)
+
+    def _give(self, batch: list[Row]) -> list[Row]:
+        taken = {id(row) for row in batch}
+        self._rows = [row for row in self._rows if id(row) not in taken]
+        return batch
 
     def _purge(self) -> None:
         """Without those that nobody waits for any more."""
@@ -105,24 +146,22 @@ class Waiting:
                 row.job.fail(Refused("the request waited longer than it may take", 504, "timeout"))
         self._rows = [row for row in self._rows if not row.job.over]
 
-    def _batch(self) -> list[Row]:
-        """The row that waits longest, and of the others of its kind those that are nearest to it in length."""
-        first = self._rows[0]
+    def _batch(self, rows: list[Row]) -> list[Row]:
+        """The first row, and of the others of its kind those that are nearest to it in length."""
+        first = rows[0]
         near = sorted(
-            (row for row in self._rows[1:] if row.job.kind == first.job.kind),
+            (row for row in rows[1:] if row.job.kind == first.job.kind),
             key=lambda row: abs(len(row.ids) - len(first.ids)),  # stable: of equal ones the older first
         )
-        batch, longest = [first], _length(first)
+        batch, longest = [first], length(first)
         for row in near:
-            wider = max(longest, _length(row))
+            wider = max(longest, length(row))
             if len(batch) == self.batching.rows or wider * (len(batch) + 1) > self.batching.tokens:
                 break
             batch, longest = [*batch, row], wider
-        taken = {id(row) for row in batch}
-        self._rows = [row for row in self._rows if id(row) not in taken]
         return batch
 
 
-def _length(row: Row) -> int:
+def length(row: Row) -> int:
     """Tokens at the end."""
     return len(row.ids) + (row.draws.sampling.max_tokens if row.draws else 0)

@@ -62,7 +62,7 @@ class Asking:
 
     def new_tokens(self, asked: int | None, default: int | None, rows: Sequence[Sequence[int]]) -> int:
         """How many an answer may have; raises Refused for more than fit."""
-        longest = max(map(len, rows))
+        longest = 0 if self.served.two_sequences else max(map(len, rows))
         room, allowed = self.served.context - longest, self.served.options.limits.tokens
         if asked is not None and asked > allowed:
             raise Refused(f"max_tokens is {asked}, and at most {allowed} may be", param="max_tokens")

@@ -13,6 +13,8 @@ import torch
 transformers = pytest.importorskip("transformers")
 
 import dts  # noqa: E402
+from dts.serve.options import Options  # noqa: E402
+from dts.serve.start import serve  # noqa: E402
 
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
 PAD, END = 0, 1
@@ -91,3 +93,20 @@ def encoder(tmp_path_factory) -> Place:
         changed(tuned, seed).save_pretrained(place.base.parent / name)
         dts.compress(place.base, place.base.parent / name, out=place.adapters / name, rank_fraction=0.5)
     return place
+
+
+@pytest.fixture
+def start():
+    """Starts engines that end with the test."""
+    engines = []
+
+    def make(place, run=True, **options):
+        served = serve(Options(str(place.base), place.adapters, **{"device": "cpu"} | options))
+        engines.append(served.engine)
+        if run:
+            served.engine.start()
+        return served
+
+    yield make
+    for engine in engines:
+        assert engine.drain(30)

@@ -1,67 +1,21 @@
 """The engine, without HTTP: every answer is the single-task model's, and no request harms another."""
 
 import threading
-import time
-import uuid
 
 import pytest
 import torch
+import transformers
 
+import dts
 from dts.serve.choice import choice_of
-from dts.serve.job import Collected, Job, Piece
 from dts.serve.options import Options
 from dts.serve.refused import Refused
-from dts.serve.sampling import Sampling
 from dts.serve.start import serve
 from dts.serve.waiting import Batching
+from tests.dts.serve.asking import alone, ask, texts
+from tests.dts.serve.conftest import Place, changed, tokenizer
 
 MODELS = ["a", "b", "base", "a:0.7,b:0.3", "c"]
-
-
-@pytest.fixture
-def start():
-    """Starts engines that end with the test."""
-    engines = []
-
-    def make(place, run=True, **options):
-        served = serve(Options(str(place.base), place.adapters, **{"device": "cpu"} | options))
-        engines.append(served.engine)
-        if run:
-            served.engine.start()
-        return served
-
-    yield make
-    for engine in engines:
-        assert engine.drain(30)
-
-
-def ask(served, kind, model, *prompts, seconds=60.0, submit=True, **sampling):
-    told = Collected()
-    job = Job(uuid.uuid4().hex, kind, choice_of(model, "base"), told, time.monotonic() + seconds)
-    text = served.texts.of(job.choice)
-    for prompt in prompts:
-        how = Sampling(**sampling) if sampling else None
-        job.add(text.encode(prompt) if isinstance(prompt, str) else prompt, how, text.decode)
-    if submit:
-        served.engine.submit(job)
-    job.collected = told
-    return job
-
-
-def texts(job):
-    found = {}
-    for piece in job.collected.events():
-        assert isinstance(piece, Piece)
-        found[piece.index] = found.get(piece.index, "") + piece.text
-    return [found[index] for index in sorted(found)]
-
-
-def alone(place, served, model, prompt, tokens):
-    """What transformers makes of a prompt with the dense model of one task."""
-    single = place.single(*choice_of(model, "base").weights)
-    ids = torch.tensor([served.texts.base.encode(prompt)])
-    out = single.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False)
-    return served.texts.base.decode(out[0, ids.shape[1] :].tolist())
 
 
 def test_a_batch_of_all_tasks_says_what_each_single_task_model_says(decoder, start):
@@ -74,7 +28,32 @@ def test_a_batch_of_all_tasks_says_what_each_single_task_model_says(decoder, sta
     found = [texts(job)[0] for job in jobs]
     expected = [alone(decoder, served, m, p, 6 + i) for i, (m, p) in enumerate(zip(MODELS, prompts))]
     assert found == expected and len(set(found)) > 2
-    assert served.engine.batches == 1
+    assert served.engine.batches == 11  # one a token of the longest, as all ran together; "x" began in one of its own
+
+
+def test_an_encoder_decoder_generates_in_batches_of_whole_calls(tmp_path, start):
+    torch.manual_seed(2)
+    sizes = dict(d_model=32, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=64, decoder_ffn_dim=64)
+    heads = dict(encoder_attention_heads=2, decoder_attention_heads=2, max_position_embeddings=64)
+    ids = dict(bos_token_id=1, eos_token_id=1, pad_token_id=0, decoder_start_token_id=1, forced_eos_token_id=None)
+    base = transformers.BartForConditionalGeneration(transformers.BartConfig(vocab_size=258, **sizes, **heads, **ids))
+    base.save_pretrained(tmp_path / "base")
+    tokenizer().save_pretrained(tmp_path / "base")
+    place = Place(tmp_path, ["a", "b"])
+    for seed, name in enumerate(place.tasks):
+        changed(base, seed).save_pretrained(tmp_path / name)
+        dts.compress(place.base, tmp_path / name, out=place.adapters / name, rank_fraction=0.5)
+    served = start(place, run=False)
+    asked = {"a": "short", "b": "a longer text", "base": "x"}
+    jobs = [ask(served, "generate", m, text, max_tokens=40, temperature=0, scores=0) for m, text in asked.items()]
+    served.engine.start()
+    for job, text in zip(jobs, asked.values()):
+        ids = torch.tensor([served.texts.base.encode(text)])
+        out = place.single(*job.choice.weights).generate(ids, max_new_tokens=40, do_sample=False)
+        pieces = job.collected.events()
+        assert "".join(piece.text for piece in pieces) == served.texts.base.decode(out[0, 1:].tolist())
+        assert [one.token for piece in pieces for one in piece.scored] == [i for i in out[0, 1:].tolist() if i != 1]
+    assert served.engine.continuous is None
 
 
 def test_seeds_repeat_whatever_else_is_in_the_batch(decoder, start):
@@ -266,7 +245,7 @@ def test_draining_answers_what_was_taken_in_and_takes_in_nothing(decoder, start)
 def test_an_error_in_the_model_fails_its_request_and_not_the_engine(decoder, start, monkeypatch):
     served = start(decoder)
     with monkeypatch.context() as patch:
-        patch.setattr(served.engine, "_perform", lambda rows: 1 / 0)
+        patch.setattr(served.engine.continuous, "_forward", lambda rows, counts: 1 / 0)
         with pytest.raises(Refused, match="internal error") as error:
             ask(served, "generate", "a", "x", max_tokens=1).collected.events()
         assert error.value.status == 500 and "division" not in str(error.value)
@@ -286,7 +265,7 @@ def test_models_that_run_once_a_task_generate_once_a_task(decoder, start, monkey
     layers.update(served.engine.model._layers)
     served.engine.start()
     assert [texts(job)[0] for job in jobs] == [alone(decoder, served, m, "xy", 4) for m in names]
-    assert not served.engine._together
+    assert not served.engine.continuous.together
 
 
 def test_admin_loads_again_under_other_names_and_lets_go(decoder, start, tmp_path):
@@ -326,9 +305,6 @@ def test_admin_loads_again_under_other_names_and_lets_go(decoder, start, tmp_pat
 
 def test_a_task_speaks_by_the_tokenizer_that_it_brings(decoder, tmp_path):
     import shutil
-
-    import dts
-    from tests.dts.serve.conftest import tokenizer
 
     place = tmp_path / "adapters"
     shutil.copytree(decoder.adapters, place)

@@ -1,0 +1,308 @@
+"""Rows join and leave at any token, and each is answered as by its single-task model."""
+
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+import transformers
+
+import dts
+from dts.serve.answer import Answer
+from dts.serve.choice import Choice
+from dts.serve.continuous import Continuous, why_not
+from dts.serve.job import Collected, Job
+from dts.serve.options import Options
+from dts.serve.refused import Refused
+from dts.serve.sampling import Sampling, Scored
+from dts.serve.start import serve
+from dts.serve.waiting import Batching
+from tests.dts.serve.asking import alone, ask, texts
+
+GREEDY = dict(temperature=0)
+
+
+def at_token(job, number, then):
+    """Have something done when a job has so many tokens, in the engine's thread."""
+    told, seen = job.tell, []
+
+    def tell(event):
+        told(event)
+        if getattr(event, "tokens", 0) >= number and not seen:
+            seen.append(True)
+            then()
+
+    job.tell = tell
+
+
+def test_a_row_joins_others_and_leaves_before_them(decoder, start):
+    served, order = start(decoder), []
+    long = ask(served, "generate", "a", "a long one", submit=False, max_tokens=60, **GREEDY)
+    short = ask(served, "generate", "b", "short", submit=False, max_tokens=3, **GREEDY)
+    at_token(long, 5, lambda: served.engine.submit(short))
+    at_token(short, 3, lambda: order.append((short.rows[0].tokens, long.rows[0].tokens)))
+    served.engine.submit(long)
+    said = texts(short), texts(long)
+    assert said == ([alone(decoder, served, "b", "short", 3)], [alone(decoder, served, "a", "a long one", 60)])
+    assert order == [(3, order[0][1])] and 5 < order[0][1] < 15
+
+
+def test_whatever_comes_and_goes_answers_are_those_of_single_task_models(decoder, start):
+    served = start(decoder, batching=Batching(rows=5, prefill=8, queue=64))
+    models = ["a", "b", "base", "c", "a:0.7,b:0.3"]
+    asked = [(models[i % 5], "x" * (1 + 7 * i % 23) + str(i), 1 + 5 * i % 17) for i in range(24)]
+    jobs = [ask(served, "generate", model, prompt, max_tokens=tokens, **GREEDY) for model, prompt, tokens in asked]
+    for job, (model, prompt, tokens) in zip(jobs, asked):
+        assert texts(job) == [alone(decoder, served, model, prompt, tokens)]
+    running = served.engine.continuous
+    while served.engine.running:
+        time.sleep(0.01)
+    assert running.nbytes == 0  # of rows that have gone nothing is kept
+    assert running.forwards < sum(tokens for *_, tokens in asked)
+
+
+def test_the_next_token_is_not_far_behind_a_long_prompt(decoder, start):
+    served = start(decoder, batching=Batching(prefill=10))
+    running, seen = served.engine.continuous, []
+    talks = ask(served, "generate", "a", "talks", submit=False, max_tokens=40, **GREEDY)
+    reads = ask(served, "generate", "b", "r" * 80, submit=False, max_tokens=1, **GREEDY)
+    at_token(talks, 4, lambda: (seen.append(running.forwards), served.engine.submit(reads)))
+    at_token(reads, 1, lambda: seen.append(running.forwards))
+    served.engine.submit(talks)
+    assert texts(reads) == [alone(decoder, served, "b", "r" * 80, 1)] and texts(talks)
+    assert seen[1] - seen[0] >= 2 * 7  # eight parts of the prompt, and a token of the other row after each
+
+
+def test_a_task_that_is_loaded_again_meets_no_old_keys(decoder, tmp_path):
+    import shutil
+
+    place = tmp_path / "adapters"
+    shutil.copytree(decoder.adapters, place)
+    served = serve(Options(str(decoder.base), place, device="cpu"))
+    engine = served.engine
+    engine.start()
+    old, new = (alone(decoder, served, name, "same", 40) for name in "ac")
+    loads, at = [], []
+    job = ask(served, "generate", "a", "same", submit=False, max_tokens=40, **GREEDY)
+
+    def load():
+        shutil.rmtree(place / "a")
+        shutil.copytree(place / "c", place / "a")
+        loads.append(threading.Thread(target=lambda: (engine.load("a", again=True), at.append(job.rows[0].tokens))))
+        loads[0].start()
+
+    at_token(job, 3, load)
+    engine.submit(job)
+    assert texts(job) == [old]  # it ends as it began, and the load waits for that
+    loads[0].join(60)
+    assert at == [job.rows[0].tokens] and texts(ask(served, "generate", "a", "same", max_tokens=40, **GREEDY)) == [new]
+    job = ask(served, "generate", "a", "same", submit=False, max_tokens=40, **GREEDY)
+    adapter = dts.Adapter.load(decoder.adapters / "b")
+    at_token(job, 3, lambda: engine.model.load_task("a", adapter))  # past the engine: never mixed, never silent
+    engine.submit(job)
+    with pytest.raises(Refused, match="loaded again while it ran"):
+        job.collected.events()
+    assert engine.drain(30)
+
+
+def test_rows_of_a_task_that_has_to_go_do_not_begin(decoder, start):
+    served = start(decoder)
+    engine = served.engine
+    job = ask(served, "generate", "a", "x", submit=False, max_tokens=30, **GREEDY)
+    late = ask(served, "generate", "a", "y", submit=False, max_tokens=2, **GREEDY)
+    other = ask(served, "generate", "b", "z", submit=False, max_tokens=2, **GREEDY)
+    ended = []
+    for one, name in ((job, "job"), (late, "late"), (other, "other")):
+        at_token(one, one.rows[0].draws.sampling.max_tokens, lambda name=name: ended.append(name))
+    unloads = threading.Thread(target=lambda: engine.unload("a"))
+
+    def then():
+        unloads.start()
+        while not engine.waiting._commands:
+            time.sleep(0.001)
+        engine.submit(late)
+        engine.submit(other)
+
+    at_token(job, 2, then)
+    engine.submit(job)
+    assert texts(job) and texts(other) and texts(late) == [alone(decoder, served, "a", "y", 2)]
+    unloads.join(30)
+    assert ended == ["other", "job", "late"]
+
+
+def drive(model, *rows, **batching):
+    """A `Continuous` without an engine; rows: (ids, tokens, choice)."""
+    jobs = []
+    for ids, tokens, choice in rows:
+        job = Job("x", "generate", choice, Collected(), time.monotonic() + 60)
+        job.add(ids, Sampling(tokens, temperature=0), lambda ids: "".join(f"{i} " for i in ids))
+        jobs.append(job)
+    running = Continuous(model, 0, Answer((), lambda row: None), Batching(**batching), lambda row, error: 1 / 0)
+    return running, jobs
+
+
+def test_what_is_no_number_stays_with_its_row(decoder):
+    model = dts.DTSModel.from_pretrained(decoder.base)
+    base = Choice("base")
+    running, (long, short, later) = drive(model, ([5, 6], 30, base), ([7], 2, base), ([9, 8, 7], 8, base))
+    running.join([long.rows[0], short.rows[0]])
+    while not short.over:
+        running.step()
+    for kept in (*running._cache._keys, *running._cache._values):
+        kept[1] = torch.nan
+    running.join(later.rows)
+    while not later.over:
+        running.step()
+    ids = torch.tensor([[9, 8, 7]])
+    expected = model.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
+    assert "".join(e.text for e in later.tell.events()).split() == [str(i) for i in expected[0, 3:].tolist()]
+
+
+SMALL = dict(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+KNOWN = {
+    "Mistral": (SMALL | dict(intermediate_size=64, num_key_value_heads=2, sliding_window=8), ""),
+    "Gemma3Text": (SMALL | dict(intermediate_size=64, num_key_value_heads=2, head_dim=8, sliding_window=8), ""),
+    "GPT2": (dict(vocab_size=99, n_embd=32, n_layer=2, n_head=4, n_positions=64), ""),
+    "Falcon": (SMALL, ""),
+    "GPTNeo": (
+        dict(vocab_size=99, hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]])
+        | dict(window_size=4),
+        "other logits",
+    ),
+    "Mamba": (dict(vocab_size=99, hidden_size=32, num_hidden_layers=2), "linear_attention"),
+    "Bloom": (dict(vocab_size=99, hidden_size=32, n_layer=2, n_head=4), " "),
+}
+
+
+@pytest.mark.parametrize("coupled", [False, True])
+def test_rows_of_different_lengths_in_a_model_that_runs_once_a_task(decoder, start, monkeypatch, coupled):
+    """Coupled: every task's run has all rows, and would leave its keys in all lines."""
+    from dts.nn.row_axes import COUPLED, RowAxes
+
+    served = start(decoder, run=False)
+    prompts = {"a": "xy", "b": "a longer one", "c": "z"}
+    jobs = [ask(served, "generate", m, p, max_tokens=6, **GREEDY) for m, p in prompts.items()]
+    model = served.engine.model
+    served.engine.residents.ensure(list(prompts))
+    why = dict.fromkeys(model._layers, "a test says so")
+    found = RowAxes(out_axes=[COUPLED]) if coupled else RowAxes(unroutable=why)
+    monkeypatch.setattr(model._known_calls, "where", lambda *_, **__: found)
+    served.engine.start()
+    assert [texts(job)[0] for job in jobs] == [alone(decoder, served, m, p, 6) for m, p in prompts.items()]
+    assert not served.engine.continuous.together
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_models_that_it_is_for_say_what_they_say_alone_and_others_are_not_taken(name):
+    options, why = KNOWN[name]
+    torch.manual_seed(0)
+    ids = dict(bos_token_id=None, eos_token_id=None, pad_token_id=0)
+    config = getattr(transformers, f"{name}Config")(**options, **ids)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn_like(parameter)
+    found = why_not(SimpleNamespace(model=model))
+    assert (why in found and found) if why else found == ""
+    if why:
+        return
+    prompts = [[5, 6, 7], list(range(2, 22)), [1]]  # longer and shorter than the window
+    rows = [(prompt, 14, Choice("base")) for prompt in prompts]
+    running, jobs = drive(dts.DTSModel(model), *rows, prefill=6)
+    for job in jobs:
+        running.join(job.rows)
+        running.step()
+    while running.rows:
+        running.step()
+    for job, prompt in zip(jobs, prompts):
+        ids = torch.tensor([prompt])
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=14, do_sample=False)
+        assert "".join(e.text for e in job.tell.events()).split() == [str(i) for i in out[0, len(prompt) :].tolist()]
+
+
+def test_the_bases_generation_config_keeps_its_say(decoder, tmp_path):
+    import shutil
+
+    shutil.copytree(decoder.base, tmp_path / "base")
+    config = transformers.GenerationConfig(repetition_penalty=1.7, no_repeat_ngram_size=2, suppress_tokens=[40, 41])
+    config.save_pretrained(tmp_path / "base")
+    served = serve(Options(str(tmp_path / "base"), decoder.adapters, device="cpu"))
+    served.engine.start()
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    jobs = [ask(served, "generate", "base", prompt, max_tokens=20, **GREEDY) for prompt in ("first", "the second")]
+    for job, prompt in zip(jobs, ("first", "the second")):
+        ids = torch.tensor([served.texts.base.encode(prompt)])
+        out = base.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False)
+        assert texts(job) == [served.texts.base.decode(out[0, ids.shape[1] :].tolist())]
+    assert served.engine.drain(30)
+
+
+def test_a_row_that_fails_harms_no_other(decoder, start, monkeypatch):
+    served = start(decoder, run=False)
+    running = served.engine.continuous
+    forward = running._forward
+
+    def fails(rows, counts):
+        if any(one.ids[0] == 99 and len(one.ids) > 4 for one in rows):
+            raise RuntimeError("of the one row")
+        forward(rows, counts)
+
+    monkeypatch.setattr(running, "_forward", fails)
+    good = [ask(served, "generate", name, "good", max_tokens=12, **GREEDY) for name in "ab"]
+    bad = ask(served, "generate", "a", [99, 5], max_tokens=12, **GREEDY)
+    served.engine.start()
+    with pytest.raises(Refused, match="internal error"):
+        bad.collected.events()
+    assert [texts(job)[0] for job in good] == [alone(decoder, served, name, "good", 12) for name in "ab"]
+
+
+def test_those_of_a_lower_priority_go_first(decoder, start):
+    served, order = start(decoder, run=False, batching=Batching(rows=1)), []
+    asked = {"last": 5, "first": -2, "second": 0, "third": 0}
+    for name, priority in asked.items():
+        job = ask(served, "generate", "a", "x", submit=False, priority=priority, max_tokens=1, **GREEDY)
+        at_token(job, 1, lambda name=name: order.append(name))
+        served.engine.submit(job)
+    served.engine.start()
+    assert served.engine.drain(30) and order == ["first", "second", "third", "last"]
+
+
+def test_tokens_are_told_with_the_models_own_probabilities(decoder, start):
+    served = start(decoder)
+    how = dict(max_tokens=6, scores=3)
+    jobs = [ask(served, "generate", m, "score", temperature=t, **how) for m, t in (("a", 0), ("b", 2.0))]
+    for job in jobs:
+        scored = [one for event in job.collected.events() for one in event.scored]
+        prompt = served.texts.base.encode("score")
+        ids = torch.tensor([[*prompt, *(one.token for one in scored)]])
+        with torch.no_grad():
+            logits = decoder.single((job.choice.name, 1.0))(ids).logits[0, len(prompt) - 1 :]
+        assert len(scored) >= job.rows[0].tokens - 1
+        for one, row in zip(scored, logits):
+            expected = Scored.of(row, one.token, 3)
+            assert one.logprob == pytest.approx(expected.logprob, abs=1e-4)
+            assert [token for token, _ in one.top] == [token for token, _ in expected.top]
+
+
+def test_a_blocked_row_is_overtaken_for_a_while_only(decoder, start, monkeypatch):
+    from dts.serve import engine
+
+    monkeypatch.setattr(engine, "PATIENCE", 0.0)
+    size = sum(file.stat().st_size for file in (decoder.adapters / "a").iterdir())
+    served = start(decoder, memory=int(1.5 * size))
+    long = ask(served, "generate", "a", "x", submit=False, max_tokens=50, **GREEDY)
+    blocked = ask(served, "generate", "b", "y", submit=False, max_tokens=1, **GREEDY)
+    behind, ended = [], []
+
+    def more():
+        behind.append(ask(served, "generate", "a", "z", submit=False, max_tokens=30, **GREEDY))
+        at_token(behind[-1], 30, lambda: ended.append("behind"))
+        served.engine.submit(behind[-1])
+
+    at_token(blocked, 1, lambda: ended.append("blocked"))
+    at_token(long, 2, lambda: served.engine.submit(blocked))
+    at_token(long, 8, more)
+    served.engine.submit(long)
+    assert texts(long) and texts(blocked) == [alone(decoder, served, "b", "y", 1)] and texts(behind[0])
+    assert ended == ["blocked", "behind"]
