@@ -18,6 +18,7 @@ from dts.adapter.modules import by_part, modules_of, write_modules
 from dts.adapter.text import dtype_name
 from dts.adapter.tokenizer import TEXT_FILES
 from dts.checkpoint import Checkpoint, Lazy, Mismatch, fingerprint, open_checkpoint, sampled_digest, write_safetensors
+from dts.checkpoint.folder import stem_of
 from dts.checkpoint.pairing import swap_prefix
 from dts.checkpoint.safetensors_file import Layout
 from dts.checkpoint.sentence import MODULES
@@ -242,15 +243,17 @@ def _write_weights(model: Checkpoint, folder: Path, shard_bytes: int, progress, 
             return tensor
 
         (folder / inner).mkdir(parents=True, exist_ok=True)
-        _write_shards(model, names, folder / inner, shard_bytes, load)
+        _write_shards(model, names, folder / inner, shard_bytes, load, stem_of(model.config))
 
 
 def _bytes(model: Checkpoint, name: str) -> int:
     return torch.Size(model.shape(name)).numel() * model.dtype(name).itemsize
 
 
-def _write_shards(model: Checkpoint, names: dict[str, str], folder: Path, shard_bytes: int, load) -> None:
-    """names: in the files -> in the model."""
+def _write_shards(
+    model: Checkpoint, names: dict[str, str], folder: Path, shard_bytes: int, load, stem: str = "model"
+) -> None:
+    """names: in the files -> in the model;  stem: of the files' names."""
     shards: list[Layout] = [{}]
     size = 0
     for written, name in names.items():
@@ -262,9 +265,9 @@ def _write_shards(model: Checkpoint, names: dict[str, str], folder: Path, shard_
         size += nbytes
     where: dict[str, str] = {}
     for i, shard in enumerate(shards):
-        file = "model.safetensors" if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+        file = f"{stem}.safetensors" if len(shards) == 1 else f"{stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors"
         write_safetensors(folder / file, shard, load, {"format": "pt"}, lambda inner: model.release(names[inner]))
         where |= dict.fromkeys(shard, file)
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(_bytes(model, name) for name in names.values())}, "weight_map": where}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")

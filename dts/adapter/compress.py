@@ -13,6 +13,9 @@ from dts.adapter.run import Progress, Run
 from dts.adapter.tokenizer import differing_files
 from dts.adapter.work import work_of
 from dts.checkpoint import OtherDtype, digests, dtype_note, fingerprint, open_checkpoint, pair
+from dts.checkpoint.errors import PartLost
+from dts.checkpoint.fitted import fitted
+from dts.checkpoint.part import lost_note
 from dts.codec import Unencodable
 from dts.files import Changed, Watch, building, check_free
 from dts.warn import warn
@@ -40,6 +43,8 @@ def compress(
     seed: int = 0,
     command: str | None = None,
     allow_empty: bool = False,
+    only: str | None = None,
+    vocabulary: str | None = None,
 ) -> Adapter:
     """Stores a fine-tune as its difference to the base.
 
@@ -66,6 +71,8 @@ def compress(
         the same bytes on devices of one model
     seed: of all random choices;  command: noted in the adapter
     allow_empty: make an adapter of a fine-tune that equals its base too
+    only: the part of the base, such as "language_model", that the fine-tune is one of; all else stays the base's
+    vocabulary: "shared" keeps the base's rows of an embedding beyond those of a fine-tune that has fewer
 
     The adapter's ``account`` says what became of every tensor of both models.
     Warns (`Suspicious`) of models that look unrelated or exchanged.
@@ -91,6 +98,8 @@ def compress(
         seed=seed,
         command=command,
         allow_empty=allow_empty,
+        only=only,
+        vocabulary=vocabulary,
     )
     return _compressed(base, finetuned, None if out is None else Path(out), options, progress)
 
@@ -102,7 +111,11 @@ def _compressed(base, finetuned, out: Path | None, options: Options, progress: P
         check_out(written, options.overwrite)
         check_free(written)
     watch = Watch(base, finetuned)
-    pairing = pair(open_checkpoint(base), open_checkpoint(finetuned))
+    base, finetuned = open_checkpoint(base), open_checkpoint(finetuned)
+    watch.also(base.folder, finetuned.folder)  # of a trainer's run, the checkpoint inside it
+    pairing = pair(base, fitted(base, finetuned, options.only, options.vocabulary))
+    if note := lost_note(pairing.base, pairing.finetuned, pairing.base_only):
+        warn(note, PartLost)
     if note := dtype_note(pairing.base, pairing.finetuned):
         warn(note, OtherDtype)
     base_digests = digests(pairing.base)

@@ -11,6 +11,7 @@ from dts.adapter.modules import differing_modules
 from dts.adapter.options import Options
 from dts.adapter.text import dtype_name
 from dts.checkpoint import Checkpoint, Pairing, fingerprint
+from dts.checkpoint.files import split_state
 
 
 def config_of(
@@ -81,7 +82,7 @@ def _about_finetuned(pairing: Pairing) -> dict:
 
 def _source_name(checkpoint: Checkpoint) -> str:
     """A hub id, or the last part of a path."""
-    path = Path(checkpoint.source)
+    path = Path(split_state(checkpoint.source)[0])
     return checkpoint.source if checkpoint.revision or not path.exists() else path.resolve().name
 
 

@@ -13,6 +13,7 @@ import torch
 from dts import __version__
 from dts.adapter.digests import FORMAT_VERSION
 from dts.adapter.vectors import ASKED, EXACT, Rounding, rounding_for
+from dts.checkpoint.vocabulary import SHARED
 from dts.codec.method import Choice
 from dts.codec.methods import CHOICES
 
@@ -47,6 +48,8 @@ class Options:
     seed: int = 0
     command: str | None = None
     allow_empty: bool = False
+    only: str | None = None
+    vocabulary: str | None = None
 
     def __post_init__(self):
         wrong = [
@@ -58,6 +61,10 @@ class Options:
             )
             if value not in choices
         ]
+        if self.vocabulary not in (None, SHARED):
+            wrong.append(f"vocabulary must be {SHARED!r} or None, not {self.vocabulary!r}")
+        if self.only is not None and not (isinstance(self.only, str) and self.only):
+            wrong.append(f"only must be the name of a part of the base, not {self.only!r}")
         asked = self.asked
         if len(asked) > 1 or not all(isinstance(size, Real) and 0 < size < math.inf for size in asked.values()):
             wrong.append(

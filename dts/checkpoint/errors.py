@@ -9,6 +9,10 @@ class NotRead(UserWarning):
     """Weights that lie beside the ones read and say something else."""
 
 
+class PartLost(UserWarning):
+    """A part of a base, such as its vision tower, that a fine-tune does not have."""
+
+
 class OtherDtype(UserWarning):
     """A base and a fine-tune that are stored in other dtypes."""
 

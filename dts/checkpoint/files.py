@@ -42,6 +42,14 @@ def from_file(path: Path, select: str | None = None, shard: bool = False) -> Che
     return from_tensors(load_pickle(path), str(path), select)
 
 
+def split_state(source: str) -> tuple[str, str | None]:
+    """``file#state`` -> its two parts; anything else, a file with # in its name among them, stays as it is."""
+    file, at, state = source.rpartition("#")
+    if at and state and Path(file).expanduser().is_file() and not Path(source).expanduser().exists():
+        return file, state
+    return source, None
+
+
 def _is_pickle(path: Path) -> bool:
     with open(path, "rb") as file:
         start = file.read(2)

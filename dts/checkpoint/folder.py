@@ -1,7 +1,7 @@
 """A Hugging Face folder as a checkpoint: which of its files is read, and what all others are."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from dts.checkpoint.checkpoint import Checkpoint
@@ -11,14 +11,16 @@ from dts.checkpoint.foreign import ENDINGS, foreign
 from dts.checkpoint.index import from_index
 from dts.checkpoint.json_file import json_object, read_config
 from dts.checkpoint.kinds import MERGE, WEIGHTS
+from dts.checkpoint.trainer import checkpoints
 from dts.warn import warn
 
-WEIGHT_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
+DIFFUSERS = "diffusion_pytorch_model"
+WEIGHT_FILES = tuple(  # each behind it the index of its shards
+    f"{stem}{end}"
+    for stem in ("model.safetensors", "pytorch_model.bin", f"{DIFFUSERS}.safetensors", f"{DIFFUSERS}.bin")
+    for end in ("", ".index.json")
 )
+STEMS = ("model", "pytorch_model", DIFFUSERS)  # of shards
 # what trainers, and other programs in their own format, write beside the weights
 BESIDE = re.compile(
     r"(optimizer|scheduler|scaler|rng_state|random_states|training_args|trainer_state|sampler|"
@@ -27,7 +29,10 @@ BESIDE = re.compile(
 
 
 def weight_files(variant: str | None = None) -> list[str]:
-    """The names transformers looks for, in its order: ``model.fp16.safetensors`` of the variant fp16."""
+    """The names transformers looks for, in its order, then diffusers': ``model.fp16.safetensors`` of the variant fp16.
+
+    That of an index is ``model.safetensors.index.fp16.json`` with transformers and diffusers alike.
+    """
     if not variant:
         return list(WEIGHT_FILES)
     return [f"{stem}.{variant}.{end}" for stem, _, end in (name.rpartition(".") for name in WEIGHT_FILES)]
@@ -63,8 +68,19 @@ def read_weights(folder: Path, variant: str | None = None) -> Checkpoint:
     return checkpoint
 
 
+def stem_of(config: Mapping | None) -> str:
+    """What the library that a ``config.json`` belongs to calls the file of the weights, without its ending."""
+    return DIFFUSERS if config and "_class_name" in config and "model_type" not in config else "model"
+
+
 def has_weights(folder: Path) -> bool:
     return any((folder / name).is_file() for name in WEIGHT_FILES)
+
+
+def checkpoints_in(run: Path) -> list[Path]:
+    """Those of a trainer's run; none of any other folder."""
+    other = any((run / name).is_file() for name in ("adapter_config.json", "model_index.json"))
+    return [] if other else checkpoints(run, holds_weights)
 
 
 def _refuse_other_kinds(folder: Path) -> None:
@@ -79,14 +95,15 @@ def _refuse_other_kinds(folder: Path) -> None:
         raise CheckpointError(f"{folder} is a {name} adapter (PEFT){of}, not a full fine-tune: {way}")
     if (folder / "model_index.json").is_file():
         index = json_object(folder / "model_index.json")
-        parts = [key for key, value in index.items() if isinstance(value, list) and _holds_weights(folder / key)]
+        parts = [key for key, value in index.items() if isinstance(value, list) and holds_weights(folder / key)]
+        there = some(str(folder / part) for part in parts) or "none of which is here"
         raise CheckpointError(
-            f"{folder} is a diffusers pipeline of several models: give one of its sub-models, "
-            f"{some(str(folder / part) for part in parts) or 'none of which is here'}"
+            f"{folder} is a diffusers pipeline of several models: give one of its sub-models, {there}, and the same "
+            "one of the other pipeline"
         )
 
 
-def _holds_weights(folder: Path) -> bool:
+def holds_weights(folder: Path) -> bool:
     return folder.is_dir() and any(file.suffix in (".safetensors", *PICKLES) for file in folder.iterdir())
 
 
@@ -106,9 +123,6 @@ def _nothing(folder: Path, names: list[str]) -> str:
         )
         return f"{folder} is incomplete: {what}.  Download it again; there is: {there}"
     hints = []
-    nested = [name for name in files if re.fullmatch(r"checkpoint-\d+", name) and _holds_weights(folder / name)]
-    if nested:
-        hints.append(f"it has a trainer's checkpoints: give one of them, such as {folder / nested[-1]}")
     if any(name.startswith("global_step") or name == "zero_to_fp32.py" or "_model_states.pt" in name for name in files):
         hints.append("it has DeepSpeed's shards: run its zero_to_fp32.py, and give what that writes")
     if any(name.endswith(".distcp") or name.startswith("pytorch_model_fsdp") for name in files):
@@ -137,7 +151,7 @@ def _account(folder: Path, main: str, read: set[str], checkpoint: Checkpoint) ->
             continue
         shard = SHARD.fullmatch(name)
         other_format = not any(file.endswith(path.suffix) for file in read)
-        if shard and not other_format and not shard[4] and _stem(shard[1]) in ("model", "pytorch_model"):
+        if shard and not other_format and not shard[4] and _stem(shard[1]) in STEMS:
             wrong.append(f"{name}: a shard that {main} does not name")
             continue
         if shard and (other_format or path.suffix == ".safetensors") and _other_index(folder, shard, checkpoint):

@@ -14,9 +14,17 @@ OPTIONS = ("cache_dir", "token", "local_files_only", "force_download", "proxies"
 def split_revision(source: str) -> tuple[str, str | None]:
     """``id@revision`` -> its two parts; anything else, a path with @ in it among them, stays as it is."""
     name, at, revision = source.rpartition("@")
-    if at and revision and ID.fullmatch(name) and not Path(source).expanduser().exists():
+    if at and revision and ID.fullmatch(split_subfolder(name)[0]) and not Path(source).expanduser().exists():
         return name, revision
     return source, None
+
+
+def split_subfolder(source: str, subfolder: str = "") -> tuple[str, str]:
+    """``org/name/unet`` -> its id and the folder in it; a path whose start is here is a wrong path, and no id."""
+    parts = source.split("/")
+    if len(parts) < 3 or any(part in ("", ".", "..") for part in parts) or Path(parts[0]).exists():
+        return source, subfolder
+    return "/".join(parts[:2]), "/".join([*parts[2:], *filter(None, [subfolder])])
 
 
 def snapshot(name: str, revision: str | None, options: dict, subfolder: str = "") -> tuple[Path, str]:

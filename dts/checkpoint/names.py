@@ -7,6 +7,7 @@ are heads for the architecture's.
 """
 
 from dts.checkpoint.checkpoint import Checkpoint
+from dts.checkpoint.layouts import in_layout_of
 from dts.checkpoint.pairing import OLD_NAMES, align, swap_prefix
 from dts.checkpoint.wrappers import renamed, unwrapped
 from dts.sites.transformers import loadable
@@ -24,6 +25,8 @@ def named_as_loaded(base: Checkpoint, finetuned: Checkpoint) -> tuple[Checkpoint
     names = _forms(base, inner.names)
     inner, before = renamed(inner, names)
     in_file = {name: in_file.get(before.get(name, name), before.get(name, name)) for name in inner.names}
+    inner, before = in_layout_of(base, inner)
+    in_file = {name: in_file.get(saved := before.get(name, name), saved) for name in inner.names}
     exchange, origin = align(base, inner)
     if exchange[0] == exchange[1] and all(name == base_name for name, base_name in origin.items()):
         return inner, _changed(in_file)

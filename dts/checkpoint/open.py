@@ -6,13 +6,15 @@ from pathlib import Path
 import torch
 
 from dts.checkpoint.checkpoint import Checkpoint
-from dts.checkpoint.errors import CheckpointError
-from dts.checkpoint.files import PICKLES, from_file
-from dts.checkpoint.folder import from_folder
-from dts.checkpoint.hub import ID, snapshot, split_revision
+from dts.checkpoint.errors import CheckpointError, NotRead, some
+from dts.checkpoint.files import PICKLES, from_file, split_state
+from dts.checkpoint.folder import checkpoints_in, from_folder, has_weights
+from dts.checkpoint.hub import ID, snapshot, split_revision, split_subfolder
 from dts.checkpoint.kinds import check_kind
 from dts.checkpoint.sentence import from_modules
 from dts.checkpoint.state import from_module, from_tensors
+from dts.checkpoint.trainer import best_or_last
+from dts.warn import warn
 
 
 def open_checkpoint(
@@ -21,9 +23,11 @@ def open_checkpoint(
     """Opens a model without reading it.
 
     source: a Hugging Face folder (``model.safetensors``, sharded safetensors, ``pytorch_model.bin`` whole or
-    sharded), a sentence-transformers folder with all its modules, one ``.safetensors``/``.bin``/``.pt`` file (``#name``
-    behind it says which of several states), a state dict, an ``nn.Module``, a `Checkpoint`, or a hub id, or
-    ``id@revision`` (needs huggingface_hub and either the network or its cache).
+    sharded), a sub-model of diffusers, a sentence-transformers folder with all its modules, a trainer's run (the best
+    or last of the checkpoints in it, with a `NotRead` warning that names it), one ``.safetensors``/``.bin``/``.pt``
+    file (``#name`` behind it says which of several states, ``#outer.inner`` one further in), a state dict, an
+    ``nn.Module``, a `Checkpoint`, or a hub id, ``id/subfolder`` or ``id@revision`` (needs huggingface_hub and either
+    the network or its cache).
     Pickles are read with ``weights_only=True`` only.
     revision: branch, tag or commit of a hub id;  subfolder, variant: as transformers' ``from_pretrained`` has them;
     hub: cache_dir, token, local_files_only, force_download, proxies; others are left alone.
@@ -52,21 +56,41 @@ def _from_path(source: str, revision: str | None, subfolder: str, variant: str |
         return _from_folder(path, variant)
     if path.is_file():
         return from_file(path)
-    file, at, select = source.rpartition("#")
-    if at and Path(file).expanduser().is_file():
+    file, select = split_state(source)
+    if select is not None:
         return from_file(Path(file).expanduser(), select)
     name, stated = split_revision(source)
     if stated and revision and stated != revision:
         raise CheckpointError(f"{source} and revision={revision!r} say the revision twice: keep one")
-    if ID.fullmatch(name) and path.suffix.lower() not in (".safetensors", *PICKLES):
-        folder, commit = snapshot(name, stated or revision, hub, subfolder)
+    repository, subfolder = split_subfolder(name, subfolder)
+    if ID.fullmatch(repository) and path.suffix.lower() not in (".safetensors", *PICKLES):
+        folder, commit = snapshot(repository, stated or revision, hub, subfolder)
         if not folder.is_dir():
-            raise CheckpointError(f"{name} has no folder {subfolder}")
+            raise CheckpointError(f"{repository} has no folder {subfolder}")
         checkpoint = _from_folder(folder, variant)
         checkpoint.source, checkpoint.revision = name, commit
         return checkpoint
-    raise CheckpointError(f"there is no checkpoint at {source}")
+    raise CheckpointError(f"there is no checkpoint at {source}: no such folder or file, and it is no hub id (org/name)")
 
 
 def _from_folder(folder: Path, variant: str | None) -> Checkpoint:
-    return (from_modules if (folder / "modules.json").is_file() else from_folder)(folder, variant)
+    if (folder / "modules.json").is_file():
+        return from_modules(folder, variant)
+    inside = [] if variant else checkpoints_in(folder)
+    if inside and not has_weights(folder):
+        chosen, why = best_or_last(inside)
+        checkpoint = _from_folder(chosen, None)
+        others = [path.name for path in inside if path != chosen]
+        note = f"{folder} has no weights of its own: {chosen.name} inside it was read, {why}"
+        checkpoint.source = str(folder)
+        _noted(checkpoint, note + (f" ({some(others)} were not); to take another, give its folder" if others else ""))
+        return checkpoint
+    checkpoint = from_folder(folder, variant)
+    if inside:
+        _noted(checkpoint, f"{folder}: its own weights were read, and {some(p.name for p in inside)} inside it not")
+    return checkpoint
+
+
+def _noted(checkpoint: Checkpoint, note: str) -> None:
+    checkpoint.notes.append(note)
+    warn(note, NotRead)

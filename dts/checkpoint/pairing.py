@@ -13,18 +13,40 @@ from dataclasses import dataclass, field
 import torch
 
 from dts.checkpoint.checkpoint import Checkpoint
+from dts.checkpoint.errors import some
 from dts.sums import energy, squared_difference
 
 OLD_NAMES = {"gamma": "weight", "beta": "bias"}  # of norms in checkpoints first written for TensorFlow
+OTHER_REASONS = 3  # of one kind that have a line each
 SAME = 3  # tensors of equal names and shapes that make a further pair of prefixes: fewer could be chance
 
 
 class Mismatch(ValueError):
-    """The two models do not belong together; ``mismatches`` has a line for each reason."""
+    """The two models do not belong together; ``mismatches`` has a line for each tensor, the text one for each cause.
 
-    def __init__(self, what: str, mismatches: list[str]):
+    way: how to go on.
+    """
+
+    def __init__(self, what: str, mismatches: list[str], way: str | None = None):
         self.mismatches = mismatches
-        super().__init__(f"{what}: {len(mismatches)} mismatches\n  " + "\n  ".join(mismatches))
+        lines = [*causes(mismatches), *([way] if way else [])]
+        super().__init__(f"{what}: {len(mismatches)} mismatches\n  " + "\n  ".join(lines))
+
+
+def causes(mismatches: list[str]) -> list[str]:
+    """Lines "name [shape]: reason" with those of one reason in one; numbers in a reason make no other one."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for line in mismatches:
+        name, _, reason = line.partition(": ")
+        found.setdefault(re.sub(r"\d+(, \d+)*", "*", reason), {}).setdefault(reason, []).append(name)
+    lines = []
+    for reasons in found.values():
+        if len(reasons) <= OTHER_REASONS:
+            lines += [": ".join([some(names), reason] if reason else names) for reason, names in reasons.items()]
+        else:  # of a model of another size all shapes differ
+            each = [f"{name}: {reason}" for reason, names in reasons.items() for name in names]
+            lines.append(f"{'; '.join(each[:OTHER_REASONS])}; and so {len(each) - OTHER_REASONS} more")
+    return lines
 
 
 @dataclass(frozen=True)
@@ -120,8 +142,30 @@ def pair(base: Checkpoint, finetuned: Checkpoint) -> Pairing:
         wrong += [f"{name} {list(finetuned.shape(name))}: missing in the base" for name in only]
         wrong += [f"{name} {list(base.shape(name))}: missing in the fine-tune" for name in result.base_only]
     if wrong:
-        raise Mismatch(f"{finetuned.source} is not a fine-tune of {base.source}", sorted(set(wrong)))
+        raise Mismatch(
+            f"{finetuned.source} is not a fine-tune of {base.source}",
+            sorted(set(wrong)),
+            _way(base, finetuned, result),
+        )
     return result
+
+
+def _way(base: Checkpoint, finetuned: Checkpoint, pairing: Pairing) -> str:
+    """How to go on with two models that do not fit as they are."""
+    from dts.checkpoint.part import fits
+
+    if part := fits(base, finetuned):
+        return f"It fits the base's {part}, and nothing else of it: --only {part} (only={part!r})"
+    for name, p in pairing.pairs.items():
+        if p.base_name:
+            ours, theirs = finetuned.shape(name), base.shape(p.base_name)
+            fewer = 0 < len(ours) == len(theirs) and ours[1:] == theirs[1:] and ours[0] < theirs[0]
+            if fewer and related(base, finetuned, name, p.base_name):
+                return (
+                    f"The fine-tune's {ours[0]} rows are the base's first ones: --vocabulary shared "
+                    '(vocabulary="shared") keeps the others as the base has them'
+                )
+    return "Give the very base that it was trained from (`dts diff BASE FINE-TUNE` compares two models)"
 
 
 def _compare(base, finetuned, name: str, base_name: str, in_body: bool, wrong: list[str]) -> Pair:
@@ -132,9 +176,9 @@ def _compare(base, finetuned, name: str, base_name: str, in_body: bool, wrong: l
     if ours == theirs:
         return Pair(name, base_name)
     same_rows = len(ours) == len(theirs) > 0 and ours[1:] == theirs[1:]
-    if same_rows and not in_body and not _related(base, finetuned, name, base_name):
+    if same_rows and not in_body and not related(base, finetuned, name, base_name):
         return Pair(name)  # another head of the same name
-    if same_rows and len(ours) <= 2 and ours[0] > theirs[0] and _related(base, finetuned, name, base_name):
+    if same_rows and len(ours) <= 2 and ours[0] > theirs[0] and related(base, finetuned, name, base_name):
         return Pair(name, base_name, added_rows=ours[0] - theirs[0])
     wrong.append(f"{name}: shape {list(ours)} in the fine-tune, {list(theirs)} in the base")
     return Pair(name, base_name)
@@ -151,13 +195,13 @@ def _with_vocabulary(pairing: Pairing, origin: dict[str, str]) -> None:
                 pairing.pairs[name] = Pair(name, origin[name], added_rows=rows[0] - before[0])
 
 
-def _related(base, finetuned, name: str, base_name: str) -> bool:
+def related(base, finetuned, name: str, base_name: str) -> bool:
     """Is the difference on the rows both have smaller than the rows?  It is where a vocabulary grew; where a head was
     replaced it is larger, by a factor of about sqrt(2).  A bias goes with its weight."""
     if name.endswith(".bias") and base_name.endswith(".bias"):
         weight, base_weight = (n.removesuffix("bias") + "weight" for n in (name, base_name))
         if weight in finetuned.tensors and base_weight in base.tensors:
-            return _related(base, finetuned, weight, base_weight)
+            return related(base, finetuned, weight, base_weight)
     rows = min(finetuned.shape(name)[0], base.shape(base_name)[0])
     before = base.load(base_name)[:rows]
     return squared_difference(finetuned.load(name)[:rows], before) < energy(before)
@@ -176,7 +220,7 @@ def _task_only(base, finetuned, name: str, origin: dict[str, str]) -> Pair:
                 return Pair(name, tied_to=other)
             if base.config is not None and base.config.get("tie_word_embeddings", True):
                 rows = shape[0] - base.shape(base_name)[0]
-                if _related(base, finetuned, name, base_name):
+                if related(base, finetuned, name, base_name):
                     return Pair(name, base_name, added_rows=rows)
     return Pair(name)
 

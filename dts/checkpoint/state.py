@@ -7,9 +7,10 @@ from torch import Tensor
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from dts.checkpoint.checkpoint import Checkpoint, Lazy
-from dts.checkpoint.errors import CheckpointError, some
+from dts.checkpoint.errors import CheckpointError, NotRead, some
 from dts.checkpoint.kinds import WEIGHTS, bad_name
 from dts.checkpoint.quantised import class_method, way
+from dts.warn import warn
 
 # starts of a trainer's keys beside the model's
 NO_MODELS: tuple[str, ...] = ("optim", "sched", "scaler", "rng", "random", "loss", "callbacks", "metrics", "ds_config")
@@ -32,11 +33,12 @@ def from_module(module: torch.nn.Module) -> Checkpoint:
 
 
 def from_tensors(state: Mapping, source: str, select: str | None = None) -> Checkpoint:
-    """select: which of several states in it, as in {"model": {...}, "ema": {...}}."""
-    states = {key: value for key, value in state.items() if _is_state(value)}
+    """select: which of several states in it, as in {"model": {...}, "ema": {...}}; "outer.inner" of one further in."""
+    states = _states(state)
     if select is not None:
         if select not in states:
-            raise CheckpointError(f"{source} has no state {select!r}; it has {some(states) or 'none'}")
+            there = f"it has {some(states)}" if states else "it has none: leave out #" + select
+            raise CheckpointError(f"{source} has no state {select!r}; {there}")
         return from_tensors(states[select], f"{source}#{select}")
     if not state:
         raise CheckpointError(f"{source} has no tensors at all")
@@ -59,6 +61,19 @@ def _is_state(value) -> bool:
     return isinstance(value, Mapping) and any(isinstance(tensor, Tensor) for tensor in value.values())
 
 
+def _states(state: Mapping, prefix: str = "", depth: int = 3) -> dict[str, Mapping]:
+    """The dicts of tensors in a mapping, by their keys; those of dicts further in by all keys on the way."""
+    found: dict[str, Mapping] = {}
+    for key, value in state.items():
+        if not isinstance(key, str):  # an optimizer's parameters are numbered
+            continue
+        if _is_state(value):
+            found[f"{prefix}{key}"] = value
+        elif isinstance(value, Mapping) and depth > 1:
+            found |= _states(value, f"{prefix}{key}.", depth - 1)
+    return found
+
+
 def _inner(state: Mapping, states: dict, source: str) -> Checkpoint:
     """The one model in what a trainer wrote: {"state_dict": {...}, "epoch": ...}."""
     if set(state) >= {"state", "param_groups"}:
@@ -68,24 +83,26 @@ def _inner(state: Mapping, states: dict, source: str) -> Checkpoint:
             f"{source} is a DeepSpeed state, which may hold part of each tensor: run the "
             "zero_to_fp32.py that DeepSpeed wrote beside it, and give what that writes"
         )
-    models = {key: value for key, value in states.items() if not str(key).lower().startswith(NO_MODELS)}
-    if len(models) == 1:
-        return from_tensors(next(iter(models.values())), source)
+    models = {key: value for key, value in states.items() if not key.lower().startswith(NO_MODELS)}
+    outermost = [key for key in models if "." not in key]
+    if len(outermost) == 1:
+        checkpoint = from_tensors(models[outermost[0]], source)
+        if others := [key for key in models if key != outermost[0]]:
+            checkpoint.notes.append(f"{source}: its state {outermost[0]} was read, and {some(others)} was not")
+            warn(checkpoint.notes[-1], NotRead)
+        return checkpoint
+    ways = [f"{source}#{key}" for key in models][:2]
+    way = (
+        f"{' or '.join(ways)} of a file (or, for the fine-tune, --state {next(iter(models), '')}), or that dict itself"
+    )
+    if outermost:
+        raise CheckpointError(f"{source} has several states: {some(models)}.  Give the one you mean: {way}")
     if models:
-        raise CheckpointError(
-            f"{source} has several states: {some(models)}.  Give the one you mean: "
-            f"{' or '.join(f'{source}#{key}' for key in list(models)[:2])} of a file, or "
-            f"that dict itself"
-        )
+        found = some(": ".join(key.rsplit(".", 1)) for key in models)
+        raise CheckpointError(f"{source} holds dicts of states ({found}): give one of these, {way}")
     keys = some(repr(key) if not isinstance(key, str) else key for key in state)
     if any(str(key).lower().startswith(("optim", "sched", "exp_avg", "base_lrs", "last_epoch")) for key in state):
         raise CheckpointError(f"{source} is an optimizer's or trainer's state (its keys are {keys}): {WEIGHTS}")
-    deeper = {
-        key: [k for k, v in value.items() if _is_state(v)] for key, value in state.items() if isinstance(value, Mapping)
-    }
-    if deeper := {key: inner for key, inner in deeper.items() if inner}:
-        found = "; ".join(f"{key}: {some(inner)}" for key, inner in deeper.items())
-        raise CheckpointError(f"{source} holds dicts of states ({found}): give one of these")
     raise CheckpointError(f"{source} is no state dict: its keys are {keys}, and none of their values is a tensor")
 
 

@@ -100,6 +100,28 @@ Revision = Annotated[
 FinetunedRevision = Annotated[
     str | None, typer.Option("--finetuned-revision", help="The same of the fine-tune's hub id.", show_default=False)
 ]
+State = Annotated[
+    str | None,
+    typer.Option(
+        "--state",
+        help="Which state of a .pt file with several the fine-tune is; file.pt#state says the same.",
+        show_default=False,
+    ),
+]
+Only = Annotated[
+    str | None,
+    typer.Option(
+        "--only",
+        help="The part of a vision-language base, such as language_model, that the fine-tune is one of.",
+        show_default=False,
+    ),
+]
+Vocabulary = Annotated[
+    str | None,
+    typer.Option(
+        "--vocabulary", help="shared: of a fine-tune with fewer tokens, keep the base's others.", show_default=False
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out already holds.")]
 
@@ -133,6 +155,15 @@ def at(source: str | None, revision: str | None) -> str | None:
     if source is None or Path(source).expanduser().exists():
         raise ValueError(f"a revision ({revision}) is of a hub id, and {source or 'no model'} is none")
     return f"{source}@{revision}"
+
+
+def of_state(source: str, state: str | None) -> str:
+    """A file and the state of an option as ``file#state``, which `open_checkpoint` takes."""
+    if state is None:
+        return source
+    if not Path(source).expanduser().is_file():
+        raise ValueError(f"--state {state} is of a .pt or .bin file, and {source} is none: give the file")
+    return f"{source}#{state}"
 
 
 def parse_fraction(text: str) -> float:

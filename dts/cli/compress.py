@@ -10,11 +10,15 @@ import typer
 from dts.cli.common import (
     FinetunedRevision,
     Json,
+    Only,
     Overwrite,
     Revision,
+    State,
+    Vocabulary,
     at,
     emit,
     list_of,
+    of_state,
     output,
     pairs,
     parse_fraction,
@@ -128,6 +132,9 @@ def compress(
     ] = None,
     revision: Revision = None,
     finetuned_revision: FinetunedRevision = None,
+    state: State = None,
+    only: Only = None,
+    vocabulary: Vocabulary = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     overwrite: Overwrite = False,
     allow_empty: Annotated[
@@ -162,12 +169,16 @@ def compress(
     import dts
 
     base = at(base, revision)
-    finetuned = [at(source, finetuned_revision) for source in finetuned]
+    finetuned = [of_state(at(source, finetuned_revision), state) for source in finetuned]
     how = _how(size, rank_fraction, target_error) | {"device": device}
     if tensors and not dry_run:
         raise ValueError("--tensors goes with --dry-run; of an adapter that is there, dts inspect --tensors lists them")
     if len(finetuned) > 1 and (name or class_names or description):
         raise ValueError("--name, --class-names and --description are of one task: compress the fine-tunes one by one")
+    if merge and (only or vocabulary):
+        raise ValueError(
+            "--only and --vocabulary do not go with --merge: dts compress each fine-tune, or dts merge them"
+        )
     if merge:
         results = _merged(base, finetuned, out, merge, method, vectors, kind, how, resume or dry_run or overwrite)
         return emit(results, as_json, lambda: show(results))
@@ -190,6 +201,8 @@ def compress(
                 dry_run=dry_run,
                 progress=progress,
                 allow_empty=allow_empty,
+                only=only,
+                vocabulary=vocabulary,
                 **how,
             )
         results.append(summary(adapter) | {"folder": str(folder), "written": not dry_run} | account_of(adapter))

@@ -9,11 +9,15 @@ from dts.cli.common import (
     Dotted,
     FinetunedRevision,
     Json,
+    Only,
     Revision,
+    State,
+    Vocabulary,
     at,
     counts_text,
     emit,
     listing,
+    of_state,
     output,
     percent,
     progress_bar,
@@ -26,20 +30,28 @@ def diff(
     top: Annotated[int, typer.Option(help="Tensors to list, largest change first; 0 lists all.")] = 20,
     revision: Revision = None,
     finetuned_revision: FinetunedRevision = None,
+    state: State = None,
+    only: Only = None,
+    vocabulary: Vocabulary = None,
     as_json: Json = False,
 ):
     """Show what a fine-tune changed: which tensors, by how much, and what only one of the two has."""
-    result = compare(at(base, revision), at(finetuned, finetuned_revision))
+    result = compare(at(base, revision), of_state(at(finetuned, finetuned_revision), state), only, vocabulary)
     emit(result, as_json, lambda: _show(result, top))
 
 
-def compare(base: str, finetuned: str) -> dict:
-    """What `dts diff` says, as plain data: ``changed`` is sorted by the norm of the change, largest first."""
+def compare(base: str, finetuned: str, only: str | None = None, vocabulary: str | None = None) -> dict:
+    """What `dts diff` says, as plain data: ``changed`` is sorted by the norm of the change, largest first.
+
+    only, vocabulary: as for `dts.compress`.
+    """
     from dts.adapter.accounting import of_pairing
     from dts.adapter.suspicion import look
     from dts.checkpoint import open_checkpoint, pair
+    from dts.checkpoint.fitted import fitted
 
-    pairing = pair(open_checkpoint(base), open_checkpoint(finetuned))
+    opened = open_checkpoint(base)
+    pairing = pair(opened, fitted(opened, open_checkpoint(finetuned), only, vocabulary))
     changed: list[dict] = []
     unchanged: list[dict] = []
     only_finetuned: list[dict] = []

@@ -23,6 +23,7 @@ from dts.cli.recipe import Job, Recipe
 
 NOTES = ".dts-compress.json"
 SECONDS = 0.2  # between two words of progress of one process
+PARTS = ("only", "vocabulary")  # of the fine-tune's file that is compared
 Progress = Callable[[int, int, str], None]
 NOT_COMPARED = ("device", "package", "torch", "code", "format_version")  # what another version makes is as good
 
@@ -87,7 +88,7 @@ def _asked(job: Job, base: str) -> dict[str, Any]:
     from dts.checkpoint.fingerprint import fingerprint
 
     recorded = Options(**job.how).recorded(base, fingerprint(open_checkpoint(job.source)))
-    words = {key: job.how.get(key) for key in ("kind", "name", "class_names", "description")}
+    words = {key: job.how.get(key) for key in ("kind", "name", "class_names", "description", *PARTS)}
     return {key: value for key, value in recorded.items() if key not in NOT_COMPARED} | words
 
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dts.cli.common import at, parse_fraction, parse_size
+from dts.cli.common import at, of_state, parse_fraction, parse_size
 
 SIZES = ("budget", "rank_fraction", "target_error")
-OPTIONS = (*SIZES, "method", "vectors", "kind", "allow_empty")  # of all fine-tunes, or of one
+WORDS = ("device", "only", "vocabulary")
+OPTIONS = (*SIZES, "method", "vectors", "kind", "allow_empty", *WORDS)  # of all fine-tunes, or of one
 TOP = ("base", "revision", "out", "finetunes", *OPTIONS)
-EACH = ("path", "revision", "name", "class_names", "description", *OPTIONS)
+EACH = ("path", "revision", "state", "name", "class_names", "description", *OPTIONS)
 EXAMPLE = """base: models/base
 out: adapters
 budget: 1%
@@ -71,6 +72,10 @@ def read_recipe(file: Path, out: Path | None = None) -> Recipe:
         }
         how |= _words(entry, place, wrong)
         source = _place(file, source, entry.get("revision"), place, wrong)
+        try:
+            source = of_state(source, None if entry.get("state") is None else str(entry["state"]))
+        except ValueError as error:
+            wrong.append(f"{place}state: {error}")
         name = str(entry.get("name") or _named(source))
         how["name"] = name
         if not re.fullmatch(r"[^/\\.\x00-\x1f][^/\\\x00-\x1f]*", name):
@@ -133,7 +138,7 @@ def _entries(given: Any, wrong: list[str]) -> list[tuple[str, dict]]:
 
 def _keywords(given: dict, place: str, wrong: list[str]) -> dict[str, Any]:
     """Of `dts.compress`."""
-    from dts.adapter.options import ADAPTER_KINDS, VECTORS
+    from dts.adapter.options import ADAPTER_KINDS, VECTORS, Options
     from dts.codec.methods import CHOICES
 
     how: dict[str, Any] = {}
@@ -152,6 +157,17 @@ def _keywords(given: dict, place: str, wrong: list[str]) -> dict[str, Any]:
             wrong.append(f"{place}{key}: one of {', '.join(choices)}, not {given[key]!r}{hint}")
         elif key in given:
             how[key] = given[key]
+    for key in WORDS:
+        if key in given and not isinstance(given[key], str):
+            wrong.append(f"{place}{key}: a word, as --{key} takes it, not {given[key]!r}")
+        elif key in given:
+            how[key] = given[key]
+    for key, value in (("device", how.get("device")), ("vocabulary", how.get("vocabulary"))):
+        asked: dict[str, Any] = {key: value}
+        try:
+            Options(**asked)
+        except ValueError as error:
+            wrong.append(f"{place}{error}")
     if "allow_empty" in given and not isinstance(given["allow_empty"], bool):
         wrong.append(f"{place}allow_empty: true or false, not {given['allow_empty']!r}")
     elif "allow_empty" in given:

@@ -4,7 +4,20 @@ from typing import Annotated
 
 import typer
 
-from dts.cli.common import CHECK_FAILED, FinetunedRevision, Json, Revision, at, counts_text, emit, output
+from dts.cli.common import (
+    CHECK_FAILED,
+    FinetunedRevision,
+    Json,
+    Only,
+    Revision,
+    State,
+    Vocabulary,
+    at,
+    counts_text,
+    emit,
+    of_state,
+    output,
+)
 
 
 def verify(
@@ -15,6 +28,9 @@ def verify(
     ] = None,
     revision: Revision = None,
     finetuned_revision: FinetunedRevision = None,
+    state: State = None,
+    only: Only = None,
+    vocabulary: Vocabulary = None,
     as_json: Json = False,
 ):
     """Check an adapter's bytes, its base and, with the fine-tune, its errors; exit code 1 if anything is wrong."""
@@ -22,12 +38,18 @@ def verify(
     from dts.adapter import AdapterError, Report
     from dts.adapter.accounting import of_model
     from dts.checkpoint import open_checkpoint
+    from dts.checkpoint.fitted import fitted
 
     base, finetuned = at(base, revision), at(finetuned, finetuned_revision)
+    if finetuned is None and (state or only or vocabulary):
+        raise ValueError("--state, --only and --vocabulary say something of the fine-tune: give it too")
+    opened = open_checkpoint(base)
+    source = None if finetuned is None else open_checkpoint(of_state(finetuned, state))
+    source = source and fitted(opened, source, only, vocabulary)
     name = adapter
     try:  # what is altered is told by the report
         loaded = dts.Adapter.load(adapter, verify=False)
-        name, report = loaded.name, loaded.verify(base, finetuned)
+        name, report = loaded.name, loaded.verify(opened, source)
     except AdapterError as error:
         report = Report(str(error).splitlines())
     errors = {
@@ -35,7 +57,6 @@ def verify(
     }
     result = {"adapter": adapter, "ok": report.ok, "problems": report.problems, "squared_errors": errors}
     if report.ok:
-        opened = open_checkpoint(base)
         result["account"] = of_model(loaded, opened, loaded.on(opened, check=False)).as_dict()
     emit(result, as_json, lambda: _show(name, report, base, finetuned, result))
     if not report.ok:

@@ -17,7 +17,12 @@ class Watch:
     """
 
     def __init__(self, *sources):
-        self.seen = {file: _state(file) for source in sources for file in _files(source)}
+        self.seen: dict[Path, tuple[int, int, int, int] | None] = {}
+        self.also(*sources)
+
+    def also(self, *sources) -> None:
+        """Further sources, from now on."""
+        self.seen |= {file: _state(file) for source in sources for file in _files(source) if file not in self.seen}
 
     def check(self) -> None:
         """Raises Changed with every file that is another one by now."""

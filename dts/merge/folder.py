@@ -11,6 +11,8 @@ from dts import __version__
 from dts.adapter.modules import by_part, modules_of, write_modules
 from dts.adapter.tokenizer import TEXT_FILES
 from dts.checkpoint import Checkpoint, write_safetensors
+from dts.checkpoint.folder import stem_of
+from dts.checkpoint.vocabulary import resized
 from dts.files import Watch, building, check_place
 
 from .registry import Method
@@ -41,7 +43,7 @@ def write_folder(
         for inner, names in by_part(reference, list(layout)).items():
             (partial / inner).mkdir(parents=True, exist_ok=True)
             write_safetensors(
-                partial / inner / "model.safetensors",
+                partial / inner / f"{stem_of(reference.config)}.safetensors",
                 {own: layout[name] for own, name in names.items()},
                 lambda own, names=names: load(names[own]),
                 {"format": "pt"},
@@ -81,14 +83,8 @@ def _config(sources: Sources) -> dict:
         config = {key: value for key, value in found.items() if key not in OF_ONE_TASK}
     if config and sources.enlarged_by is not None:
         before = {sources.reference.shape(name)[0]: sources.shape(name)[0] for name in sources.added}
-        config = _resized(config, before)
+        config = resized(config, before)
     return config
-
-
-def _resized(config: dict, rows: dict[int, int]) -> dict:
-    """The config with every size of a vocabulary {before: now} brought up to date, in its parts too."""
-    config = {key: _resized(value, rows) if isinstance(value, dict) else value for key, value in config.items()}
-    return config | {key: rows[config[key]] for key in ("vocab_size",) if config.get(key) in rows}
 
 
 def card(name: str, sources: Sources, method: Method, options: dict, seed: int) -> str:

@@ -73,19 +73,25 @@ def loadable(config: dict | None) -> tuple[frozenset[str], str] | None:
     The class is built without memory.  None where that is not known: no config, no class of transformers, or
     transformers is not installed.
     """
+    model = built(config)
+    return None if model is None else (frozenset(model.state_dict()), getattr(model, "base_model_prefix", ""))
+
+
+def built(config: dict | None) -> nn.Module | None:
+    """A model of the class a config names, without memory; None where `loadable` is."""
     if config is None:
         return None
     names = config.get("architectures")
     if not isinstance(names, list) or len(names) != 1 or not isinstance(config.get("model_type"), str):
         return None
     try:
-        return _loadable(json.dumps(config, sort_keys=True))
+        return _built(json.dumps(config, sort_keys=True))
     except Exception:  # a config that transformers cannot build from: then the names are judged by the base's alone
         return None
 
 
 @lru_cache(maxsize=8)
-def _loadable(text: str) -> tuple[frozenset[str], str] | None:
+def _built(text: str) -> nn.Module | None:
     import transformers
 
     config = json.loads(text)
@@ -93,5 +99,4 @@ def _loadable(text: str) -> tuple[frozenset[str], str] | None:
     if cls is None:
         return None
     with torch.device("meta"):
-        model = cls(cls.config_class.from_dict(config))
-    return frozenset(model.state_dict()), model.base_model_prefix
+        return cls(cls.config_class.from_dict(config))

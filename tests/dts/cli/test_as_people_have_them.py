@@ -1,0 +1,265 @@
+"""Checkpoints in the layouts that people have them in: each gives the very adapter that the plain layout gives."""
+
+import json
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dts.checkpoint import NotRead, open_checkpoint
+
+transformers = pytest.importorskip("transformers", minversion="5")
+TEXT = dict(
+    vocab_size=99,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+)
+VISION = dict(
+    hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4, image_size=16, patch_size=8
+)
+
+
+def moved(model, seed=1, only=""):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            change = 0.002 * torch.randn(value.shape, generator=generator)
+            value.add_(change if only in name else 0)
+    return model
+
+
+def as_in_memory(model, folder):
+    """Under the names of the model in memory, as who saves its state dict has them."""
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / "model.safetensors")
+
+
+def llava():
+    config = transformers.LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(**VISION),
+        text_config=transformers.LlamaConfig(**TEXT),
+        image_token_index=98,
+    )
+    torch.manual_seed(0)
+    return transformers.LlavaForConditionalGeneration(config)
+
+
+def mixtral():
+    torch.manual_seed(0)
+    return transformers.MixtralForCausalLM(transformers.MixtralConfig(**TEXT, num_local_experts=4))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Of two kinds the base and a fine-tune, each as saved and, -memory, as in memory; of the vision-language model
+    also its language model alone."""
+    folder = tmp_path_factory.mktemp("people")
+    for kind, made in (("llava", llava), ("mixtral", mixtral)):
+        model = made()
+        model.save_pretrained(folder / kind)
+        as_in_memory(model, folder / f"{kind}-memory")
+        moved(model, only="language_model" if kind == "llava" else "")
+        model.save_pretrained(folder / f"{kind}-tuned")
+        as_in_memory(model, folder / f"{kind}-tuned-memory")
+        if kind == "llava":
+            text = transformers.LlamaForCausalLM(model.config.text_config)
+            text.model.load_state_dict(model.model.language_model.state_dict())
+            text.lm_head.load_state_dict(model.lm_head.state_dict())
+            text.save_pretrained(folder / "text-tuned")
+    return folder
+
+
+def made(dts, out, *words):
+    result = dts("compress", *words, "-o", out, "--rank-fraction", "0.3", "--json")
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout), load_file(f"{out}/dts_model.safetensors")
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("base", ["", "-memory"])
+@pytest.mark.parametrize("kind", ["llava", "mixtral"])
+def test_names_and_experts_of_one_version_against_those_of_another(dts, folder, kind, base, tmp_path):
+    bases, other = folder / (kind + base), "-memory" if not base else ""
+    _, plain = made(dts, "plain", bases, folder / f"{kind}-tuned{base}")
+    result, across = made(dts, "across", bases, folder / f"{kind}-tuned{other}")
+    assert equal(plain, across)
+    assert result["account"]["counts"]["base"].keys() <= {"changed", "equal"}
+    verified = dts("verify", "across", bases, folder / f"{kind}-tuned{other}")
+    assert verified.exit_code == 0, verified.stdout
+    assert dts("apply", bases, "across", "-o", "full").exit_code == 0
+    cls = getattr(transformers, type(llava() if kind == "llava" else mixtral()).__name__)
+    _, found = cls.from_pretrained("full", output_loading_info=True)
+    assert not any(found.values()), found
+
+
+def test_a_language_models_fine_tune_on_a_vision_language_base(dts, folder):
+    base, text, words = folder / "llava", folder / "text-tuned", ("--only", "language_model")
+    refused = dts("compress", base, text, "-o", "no")
+    assert refused.exit_code == 2 and "--only language_model" in refused.stderr
+    for bases, whole in ((base, "llava-tuned"), (folder / "llava-memory", "llava-tuned-memory")):
+        _, plain = made(dts, f"plain-{whole}", bases, folder / whole)
+        result, part = made(dts, f"part-{whole}", bases, text, *words)
+        assert {n.replace("text-tuned", ""): 0 for n in part} == {n.replace(whole, ""): 0 for n in plain}
+        heads = [name for name in plain if "lm_head" in name]  # which no change was made to
+        assert heads == [] and equal(plain, part)
+    assert dts("verify", f"part-{whole}", bases, text, *words).exit_code == 0
+    assert dts("diff", bases, text, *words).exit_code == 0
+    assert dts("apply", bases, f"part-{whole}", "-o", "full").exit_code == 0
+    full, found = transformers.LlavaForConditionalGeneration.from_pretrained("full", output_loading_info=True)
+    assert not any(found.values()), found
+    own = transformers.LlavaForConditionalGeneration.from_pretrained(base)
+    assert torch.equal(
+        own.model.vision_tower.embeddings.class_embedding, full.model.vision_tower.embeddings.class_embedding
+    )
+    wrong = dts("compress", base, text, "-o", "no", "--only", "decoder")
+    assert wrong.exit_code == 2 and "language_model, multi_modal_projector, vision_tower" in " ".join(
+        wrong.stderr.split()
+    )
+    wrong = dts("compress", base, text, "-o", "no", "--only", "vision_tower")
+    assert wrong.exit_code == 2 and "and 17 more" in wrong.stderr
+
+
+def test_a_part_of_the_fine_tune_for_a_base_that_is_that_part(dts, folder):
+    text = transformers.LlamaForCausalLM.from_pretrained(folder / "text-tuned")
+    moved(text, seed=2).save_pretrained("base")
+    _, plain = made(dts, "plain", "base", folder / "text-tuned")
+    for whole in ("llava-tuned", "llava-tuned-memory"):
+        with pytest.warns(NotRead, match="outside of .*language_model. are left out"):
+            from dts.checkpoint.fitted import fitted
+
+            fitted(open_checkpoint("base"), open_checkpoint(folder / whole), "language_model")
+        _, part = made(dts, whole, "base", folder / whole, "--only", "language_model")
+        assert equal(plain, part)
+
+
+def test_a_smaller_vocabulary(dts, folder):
+    base = transformers.LlamaForCausalLM.from_pretrained(folder / "text-tuned")
+    base.save_pretrained("base")
+    tuned = moved(transformers.LlamaForCausalLM.from_pretrained("base"))
+    with torch.no_grad():
+        for own, theirs in ((tuned.lm_head, base.lm_head), (tuned.model.embed_tokens, base.model.embed_tokens)):
+            own.weight[90:] = theirs.weight[90:]
+    tuned.save_pretrained("whole")
+    tuned.resize_token_embeddings(90)
+    tuned.save_pretrained("short")
+    refused = dts("compress", "base", "short", "-o", "no")
+    text = " ".join(refused.stderr.replace("│", " ").split())
+    assert refused.exit_code == 2 and text.count("shape [90, 32]") == 1 and "--vocabulary shared" in text
+    _, plain = made(dts, "plain", "base", "whole")
+    _, short = made(dts, "shared", "base", "short", "--vocabulary", "shared")
+    assert equal(plain, short)
+    assert dts("verify", "shared", "base", "short", "--vocabulary", "shared").exit_code == 0
+    assert dts("apply", "base", "shared", "-o", "full").exit_code == 0
+    full, found = transformers.LlamaForCausalLM.from_pretrained("full", output_loading_info=True)
+    assert full.config.vocab_size == 99 and not any(found.values()), found
+    assert "vocabulary must be 'shared'" in dts("compress", "base", "short", "-o", "no", "--vocabulary", "all").stderr
+    other = transformers.LlamaForCausalLM(tuned.config)  # whose tokens are other ones
+    other.model.layers.load_state_dict(tuned.model.layers.state_dict())
+    other.save_pretrained("other")
+    refused = dts("compress", "base", "other", "-o", "no", "--vocabulary", "shared")
+    assert refused.exit_code == 2 and "first ones" not in refused.stderr
+
+
+@pytest.fixture
+def states(models):
+    """A file with two states, one further in, and what trainers add."""
+    one, two = (load_file(models / name / "model.safetensors") for name in ("one", "two"))
+    optimizer = {"state": {0: one}, "param_groups": []}
+    torch.save({"model": one, "ema": two, "further": {"in": two}, "optimizer": optimizer}, "run.pt")
+    torch.save({"model": one, "further": {"in": two}, "optimizer": optimizer}, "one.pt")
+    return models
+
+
+def test_a_file_with_several_states(dts, states):
+    with pytest.warns(NotRead, match="one.pt: its state model was read, and further.in was not"):
+        open_checkpoint("one.pt")
+    refused = dts("compress", states / "base", "run.pt", "-o", "no")
+    text = " ".join(refused.stderr.replace("│", " ").split())
+    assert refused.exit_code == 2
+    for word in ("run.pt has several states: ema, further.in, model.", "run.pt#model", "--state model"):
+        assert word in text, text
+    for state, name in (("model", "one"), ("further.in", "two")):
+        _, plain = made(dts, f"plain-{name}", states / "base", states / name)
+        for words in (("run.pt", "--state", state), (f"run.pt#{state}",)):
+            result, told = made(dts, f"{name}-{len(words)}", states / "base", *words)
+            assert equal(plain, told) and result["name"] == "run.pt"
+    assert dts("diff", states / "base", "run.pt", "--state", "model").exit_code == 0
+    assert dts("verify", "plain-one", states / "base", "run.pt", "--state", "model").exit_code in (0, 1)
+    assert "it has ema, further.in, model" in dts("diff", states / "base", "run.pt", "--state", "x").stderr
+    assert "is none: give the file" in dts("diff", states / "base", states / "one", "--state", "x").stderr.replace(
+        "\n", " "
+    )
+    assert "of the fine-tune: give it" in dts("verify", "plain-one", states / "base", "--state", "x").stderr
+
+
+def test_the_folder_of_a_trainers_run(dts, models, tmp_path):
+    for step, source in (("50", "two"), ("500", "one"), ("1000", "two")):
+        folder = tmp_path / "runs" / "mood" / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        for file in (models / source).iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+    (folder.parent / "checkpoint-2000").mkdir()  # being written
+    _, one = made(dts, "one", models / "base", models / "one")
+    _, two = made(dts, "two", models / "base", models / "two")
+    run = folder.parent
+    result = dts("compress", models / "base", run, "-o", "last", "--rank-fraction", "0.3", "--json")
+    text = " ".join(result.stderr.split())
+    assert "checkpoint-1000 inside it was read, the last of 3 (checkpoint-50, checkpoint-500 were not)" in text
+    assert json.loads(result.stdout)["name"] == "mood" and equal(two, load_file("last/dts_model.safetensors"))
+    (folder / "trainer_state.json").write_text(json.dumps({"best_model_checkpoint": "/elsewhere/mood/checkpoint-500"}))
+    with pytest.warns(NotRead, match="checkpoint-500 inside it was read, the best of 3 by checkpoint-1000"):
+        assert open_checkpoint(run).folder == run / "checkpoint-500"
+    _, best = made(dts, "best", models / "base", run)
+    assert equal(one, best)
+    _, last = made(dts, "given", models / "base", folder)
+    assert equal(two, last)
+    save_file(load_file(models / "one/model.safetensors"), run / "model.safetensors")
+    with pytest.warns(NotRead, match="its own weights were read, and checkpoint-1000, checkpoint-50, checkpoint-500"):
+        open_checkpoint(run)
+
+
+def test_a_sub_model_of_a_diffusers_pipeline(dts, models, tmp_path):
+    for pipeline, source in (("base", "base"), ("tuned", "one")):
+        unet = tmp_path / pipeline / "unet"
+        unet.mkdir(parents=True)
+        tensors = load_file(models / source / "model.safetensors")
+        names = sorted(tensors)
+        shards = [f"diffusion_pytorch_model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+        save_file({names[0]: tensors[names[0]]}, unet / shards[0])
+        save_file({name: tensors[name] for name in names[1:]}, unet / shards[1])
+        where = {name: shards[name != names[0]] for name in names}
+        (unet / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+        (unet / "config.json").write_text(json.dumps({"_class_name": "UNet2DConditionModel"}))
+        (tmp_path / pipeline / "model_index.json").write_text(json.dumps({"unet": ["diffusers", "UNet"]}))
+    refused = dts("compress", "base", "tuned", "-o", "no")
+    assert refused.exit_code == 2 and "base/unet, and the same one of the other" in " ".join(refused.stderr.split())
+    _, plain = made(dts, "plain", models / "base", models / "one")
+    _, unet = made(dts, "adapter", "base/unet", "tuned/unet")
+    assert equal(plain, unet)
+    assert dts("apply", "base/unet", "adapter", "-o", "full").exit_code == 0
+    assert (tmp_path / "full/diffusion_pytorch_model.safetensors").is_file()
+    assert json.loads((tmp_path / "full/config.json").read_text())["_class_name"] == "UNet2DConditionModel"
+    assert open_checkpoint("full").names and dts("merge", "full", "tuned/unet", "--base", "base/unet", "-o", "m")
+    assert (tmp_path / "m/diffusion_pytorch_model.safetensors").is_file()
+
+
+def test_one_cause_is_one_line(dts, models):
+    base = load_file(models / "base/model.safetensors")
+    save_file({f"layer.{i}.weight": torch.ones(48, 64) for i in range(2)}, "narrow.safetensors")
+    many = {f"layer.{i}.weight": torch.ones(8, 8 + i) for i in range(40)}
+    save_file(many, "many.safetensors")
+    save_file({name: value.new_ones(8, 88 + i) for i, (name, value) in enumerate(many.items())}, "wide.safetensors")
+    refused = dts("diff", models / "base", "narrow.safetensors")
+    lines = [re.sub(r"[│\s]+", " ", line) for line in refused.stderr.splitlines() if "shape" in line]
+    assert len(lines) == 1 and "layer.0.weight, layer.1.weight: shape [48, 64]" in lines[0], lines
+    text = " ".join(dts("diff", "many.safetensors", "wide.safetensors").stderr.replace("│", " ").split())
+    assert "40 mismatches" in text and "and so 37 more" in text and len(text) < 700
+    assert base
