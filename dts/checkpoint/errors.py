@@ -6,7 +6,7 @@ class CheckpointError(ValueError):
 
 
 class NotRead(UserWarning):
-    """Weights that lie beside the ones read and say something else."""
+    """Weights that lie beside the ones read and say something else, or a choice between several that was made."""
 
 
 class PartLost(UserWarning):

@@ -29,11 +29,12 @@ def split_subfolder(source: str, subfolder: str = "") -> tuple[str, str]:
 
 def snapshot(name: str, revision: str | None, options: dict, subfolder: str = "") -> tuple[Path, str]:
     """(folder of an id's files, commit); raises CheckpointError with the hub's own reason."""
+    place = f"{name}/{subfolder}" if subfolder else name
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise CheckpointError(
-            f"there is no file or folder {name}; reading it from a hub needs `pip install huggingface_hub`"
+            f"there is no file or folder {place}; reading it from a hub needs `pip install huggingface_hub`"
         ) from error
     options = {key: value for key, value in options.items() if key in OPTIONS and value is not None}
     options = {"revision": revision, "ignore_patterns": list(NEVER)} | options
@@ -47,5 +48,7 @@ def snapshot(name: str, revision: str | None, options: dict, subfolder: str = ""
             root = Path(snapshot_download(name, allow_patterns=[f"{under}*_*/pytorch_model.bin", *TEXT], **options))
     except Exception as error:  # offline, no such id or revision, no access: the hub's own message says which
         at = f" at {revision}" if revision else ""
-        raise CheckpointError(f"there is no file or folder {name}, and the hub did not give it{at}: {error}") from error
+        raise CheckpointError(
+            f"there is no file or folder {place}, and the hub did not give it{at}: {error}"
+        ) from error
     return root / subfolder, root.name

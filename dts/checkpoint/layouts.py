@@ -25,14 +25,15 @@ Placed = dict[str, list[tuple[str, Target]]]  # place in memory -> the tensors t
 
 def in_layout_of(base: Checkpoint, finetuned: Checkpoint) -> tuple[Checkpoint, dict[str, str]]:
     """(the fine-tune in the base's layout, {name now: what it was in the file} of those that changed)."""
-    left = set(base.names) - set(finetuned.names)
-    if not left or all(name in base.tensors for name in finetuned.names):
+    if all(name in base.tensors for name in finetuned.names):
         return finetuned, {}
-    theirs, ours = _placed(base, finetuned.config), _placed(finetuned, base.config)
+    base_places, own_places = Places.of(base, finetuned.config), Places.of(finetuned, base.config)
+    theirs, ours = base_places.placed(base.names), own_places.placed(finetuned.names)
     tensors, origin = dict(finetuned.tensors), dict[str, str]()
-    for place in theirs.keys() & ours.keys():
+    for place in filter(ours.__contains__, theirs):
         there, here = theirs[place], ours[place]
-        if {name for name, _ in there} == {name for name, _ in here} or not {name for name, _ in there} <= left:
+        there = [(own_places.prefixed(name, t, here[0][1], base_places), t) for name, t in there]
+        if {name for name, _ in there} == {name for name, _ in here}:
             continue
         made = _made(base, there, finetuned, here)
         if made and not (made.keys() & (tensors.keys() - {name for name, _ in here})):
@@ -92,15 +93,26 @@ class Places:
         """Is there a place for a tensor of this name?"""
         return self.name(name) in (self.known or self.names)
 
+    def placed(self, names: list[str]) -> Placed:
+        """The tensors of each place, without the body's own prefix; nothing where the class is not known."""
+        found = defaultdict(list)
+        for name in names if self.known else ():
+            target = self.target(name)
+            if target is not None:
+                found[target.name.removeprefix(self.body)].append((name, target))
+        return found
 
-def _placed(checkpoint: Checkpoint, config: dict | None) -> Placed:
-    """The tensors of each place, without the body's own prefix; nothing where the class is not known."""
-    places, found = Places.of(checkpoint, config), defaultdict(list)
-    for name in checkpoint.names if places.known else ():
-        target = places.target(name)
-        if target is not None:
-            found[target.name.removeprefix(places.body)].append((name, target))
-    return found
+    def prefixed(self, name: str, target: Target, own: Target, other: Places) -> str:
+        """The name of another model's tensor with this model's prefix of the body, or without one as here.
+
+        target: its place there;  own: that of the same tensor here.
+        """
+        here, there = own.name.startswith(self.body), target.name.startswith(other.body)
+        if self.body and here and not (there and other.body):
+            return self.body + name
+        if other.body and there and not (here and self.body):
+            return name.removeprefix(other.body)
+        return name
 
 
 def _made(base: Checkpoint, there, finetuned: Checkpoint, here) -> dict[str, tuple[Lazy, str]] | None:
@@ -114,7 +126,7 @@ def _made(base: Checkpoint, there, finetuned: Checkpoint, here) -> dict[str, tup
     if len(here) == 1 and _whole(here[0][1]):
         return _cut(there, finetuned, here[0][0])
     if len(there) == 1 and _whole(there[0][1]):
-        return _joined(base, there[0][0], finetuned, here)
+        return _joined(there[0][0], finetuned, here)
     cut = {(target.expert, target.part, target.parts): saved for saved, target in here}
     pairs = {name: cut.get((target.expert, target.part, target.parts)) for name, target in there}
     if len(cut) != len(here) or len(here) != len(there) or None in pairs.values():
@@ -156,7 +168,7 @@ def _piece(whole: Lazy, target: Target) -> Callable[[], Tensor]:
     return load
 
 
-def _joined(base: Checkpoint, name: str, finetuned: Checkpoint, here) -> dict[str, tuple[Lazy, str]] | None:
+def _joined(name: str, finetuned: Checkpoint, here) -> dict[str, tuple[Lazy, str]] | None:
     """The base's one tensor out of the fine-tune's pieces, each expert's parts one below the other."""
     pieces: dict[int | None, dict[int, Lazy]] = defaultdict(dict)
     for saved, target in here:
@@ -170,7 +182,7 @@ def _joined(base: Checkpoint, name: str, finetuned: Checkpoint, here) -> dict[st
     one = rows[0][0]
     shape = (parts * one.shape[0], *one.shape[1:])
     shape = (len(rows), *shape) if stacked else shape
-    if any(lazy.shape != one.shape for row in rows for lazy in row) or shape != base.shape(name):
+    if any(lazy.shape != one.shape for row in rows for lazy in row):
         return None
 
     def load() -> Tensor:
