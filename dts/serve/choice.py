@@ -1,22 +1,25 @@
-"""What ``model`` asks for: the base, a task, or a mixture "a:0.7,b:0.3"."""
+"""What ``model`` asks for: the base, a task, a mixture "a:0.7,b:0.3", or "auto", a task that the input chooses."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-from dts.nn.selection import BASE, Selection
+from dts.nn.selection import AUTO, BASE, Selection
 from dts.serve.refused import Refused
 
 MEMBERS = 16  # of a mixture: each takes memory and time
+HEAVIEST = 1000.0  # a weight: beyond it numbers overflow
 
 
 @dataclass(frozen=True)
 class Choice:
-    """name: as it was asked for;  weights: (task, weight) of each member, none: the base."""
+    """name: as it was asked for;  weights: (task, weight) of each member, none: the base;  auto: each row's own input
+    chooses its task, see `Row.routed`."""
 
     name: str
     weights: tuple[tuple[str, float], ...] = ()
+    auto: bool = False
 
     @property
     def tasks(self) -> list[str]:
@@ -25,6 +28,8 @@ class Choice:
     @property
     def selection(self) -> Selection:
         """As `DTSModel` takes it."""
+        if self.auto:
+            raise RuntimeError("no task was chosen for this row yet")
         if not self.weights:
             return BASE
         if self.weights[0][1] == 1 and len(self.weights) == 1:
@@ -36,6 +41,8 @@ def choice_of(model: str, base_name: str) -> Choice:
     """Raises Refused for what is no mixture; whether the tasks are there is not looked at."""
     if model == base_name:
         return Choice(model)
+    if model == AUTO:
+        return Choice(model, auto=True)
     if ":" not in model and "," not in model:
         return Choice(model, ((model, 1.0),))
     members = model.split(",")
@@ -48,8 +55,11 @@ def choice_of(model: str, base_name: str) -> Choice:
             weight = float(text)
         except ValueError:
             weight = math.nan
-        if not name or not math.isfinite(weight):
-            raise Refused(f"a mixture is task:weight,task:weight, its weights finite numbers; not {member[:100]!r}")
+        if not name or not abs(weight) <= HEAVIEST:
+            raise Refused(
+                f"a mixture is task:weight,task:weight, its weights finite numbers up to {HEAVIEST:g}; not "
+                f"{member[:100]!r}"
+            )
         if name == base_name:
             raise Refused(f"{name!r} is the base, of which every task is a difference: a mixture has only tasks")
         if name in weights:

@@ -174,16 +174,21 @@ class Continuous:
     def _say(self, rows: list[Running], logits: Tensor) -> None:
         """Each row chooses a token and says it.  logits: [rows, vocabulary]."""
         for index, running in enumerate(rows):
-            for process in running.processors:
-                ids = torch.tensor([running.ids], device=logits.device)
-                logits[index] = process(ids, logits[index : index + 1].float())[0].to(logits.dtype)
-        best = logits.argmax(-1).tolist()
-        for index, running in enumerate(rows):
-            draws = running.row.draws
-            assert draws is not None
-            token = best[index] if draws.greedy else draws.choose(logits[index])
-            running.ids.append(token)
-            self.answer.push(running.row, token, draws.scored(logits[index], token))
+            try:
+                self._choose(running, logits[index])
+            except Exception as error:  # the others go on, and none of them says a token twice
+                self.failed(running.row, error)
+                running.row.done = True
+
+    def _choose(self, running: Running, logits: Tensor) -> None:
+        for process in running.processors:
+            ids = torch.tensor([running.ids], device=logits.device)
+            logits = process(ids, logits[None].float())[0]
+        draws = running.row.draws
+        assert draws is not None
+        token = draws.choose(logits)
+        running.ids.append(token)
+        self.answer.push(running.row, token, draws.scored(logits, token))
 
     def _leave(self) -> None:
         """Rows that are done, or that nobody waits for, make room: the last line takes each one's place."""

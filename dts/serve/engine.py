@@ -24,6 +24,7 @@ from dts.serve.job import Job, Row
 from dts.serve.observer import Observer
 from dts.serve.refused import NoRoom, Refused
 from dts.serve.residents import Residents
+from dts.serve.route import candidates, choose
 from dts.serve.waiting import Batching, Waiting
 
 log = logging.getLogger("dts.serve")
@@ -33,7 +34,8 @@ PATIENCE = 1.0  # seconds that others may overtake a row whose tasks have no roo
 class Engine:
     """Runs jobs.  ``submit`` and ``do`` may be called by any thread, all else of the model only by its own.
 
-    pad: the token that fills shorter rows of a batch;  memory, pinned: see `Residents`;  pooling: of embeddings.
+    pad: the token that fills shorter rows of a batch;  memory, pinned: see `Residents`;  pooling: of embeddings;
+    eligible: whether an input may choose a task of this name.
     """
 
     def __init__(
@@ -46,10 +48,11 @@ class Engine:
         pinned: Collection[str] = (),
         pooling: Pooling = "mean",
         observer: Observer | None = None,
+        eligible: Callable[[str], bool] = lambda name: True,
     ):
         self.model, self.catalogue, self.pooling = model, catalogue, pooling
         self.pad, self.ends = pad, end_tokens(model)
-        self.observer = observer or Observer()
+        self.observer, self.eligible = observer or Observer(), eligible
         self.waiting = Waiting(batching or Batching())
         self.residents = Residents(model, catalogue, memory, pinned, self.observer.loaded)
         self.answer = Answer(self.ends, self._token)
@@ -86,6 +89,11 @@ class Engine:
     def batches(self) -> int:
         """Run so far: of encoders, of whole calls, and every forward of what is generated token by token."""
         return self._batches + (self.continuous.forwards if self.continuous else 0)
+
+    @property
+    def cached(self) -> int:
+        """Bytes of keys and values."""
+        return self.continuous.nbytes if self.continuous else 0
 
     @property
     def _busy(self) -> set[str]:
@@ -218,6 +226,7 @@ class Engine:
 
     def _loaded(self, rows: list[Row]) -> tuple[list[Row], list[Row]]:
         """Rows whose tasks are in memory together with those that run, and those that must wait for another time."""
+        rows = self._routed(rows)
         ready: list[Row] = []
         later: list[Row] = []
         keep, now = self._busy, time.monotonic()
@@ -242,6 +251,18 @@ class Engine:
             keep.update(row.choice.tasks)
             ready.append(row)
         return ready, later
+
+    def _routed(self, rows: list[Row]) -> list[Row]:
+        """Without those whose input was to choose a task and could not."""
+        open_rows = [row for row in rows if row.choice.auto and not row.job.over]
+        if open_rows:
+            try:
+                allowed = [name for name in self.catalogue.names() if self.eligible(name)]
+                choose(self.model, open_rows, candidates(self.residents, allowed, self._busy), self.pad)
+            except Exception as error:
+                for row in open_rows:
+                    self._failed(row, error)
+        return [row for row in rows if not row.choice.auto]
 
     def _parts(self, rows: list[Row]) -> Iterable[list[Row]]:
         """The batch, or a part a task where the model cannot generate for several at once."""

@@ -13,6 +13,7 @@ from dts.nn import DTSModel
 from dts.serve.answer import Answer
 from dts.serve.encode import padded
 from dts.serve.job import Piece, Row
+from dts.serve.refused import NotFinite
 from dts.serve.sampling import Scored
 
 
@@ -36,12 +37,15 @@ class Steps:
         if tuple(input_ids.shape) != (len(self.rows), self._length):
             raise OnceATask
         self._length += 1
-        best = scores.argmax(-1).tolist()
+        best = [0] * len(self.rows)
         for index, row in enumerate(self.rows):
-            if not row.done and row.draws is not None:
-                if not row.draws.greedy:
-                    best[index] = row.draws.choose(scores[index])
+            if row.done or row.job.over or row.draws is None:
+                continue
+            try:
+                best[index] = row.draws.choose(scores[index])
                 self._scored[index] = row.draws.scored(scores[index], best[index])
+            except NotFinite as error:
+                row.job.fail(error)
         self._chosen = best
         only = torch.full_like(scores, -torch.inf)
         return only.scatter_(1, torch.tensor(best, device=scores.device)[:, None], 0.0)

@@ -54,6 +54,7 @@ class Row:
     blocked: float | None = None  # since when its tasks have had no room in memory
     scored: list[Scored] = field(default_factory=list)  # of tokens whose text is not certain yet
     routed: Choice | None = None  # of a row for which a task was chosen
+    types: Sequence[int] | None = None  # of its tokens, where they are of two texts
 
     @property
     def choice(self) -> Choice:
@@ -84,10 +85,16 @@ class Job:
     cancelled: bool = False
     reason: str = "abort"  # why it ended, for the figures
 
-    def add(self, ids: Sequence[int], sampling: Sampling | None = None, decode: Decode | None = None) -> None:
+    def add(
+        self,
+        ids: Sequence[int],
+        sampling: Sampling | None = None,
+        decode: Decode | None = None,
+        types: Sequence[int] | None = None,
+    ) -> None:
         draws = None if sampling is None else Draws(sampling)
         text = None if sampling is None or decode is None else Streamed(decode, sampling.stop)
-        self.rows.append(Row(self, len(self.rows), ids, draws, text))
+        self.rows.append(Row(self, len(self.rows), ids, draws, text, types=types))
 
     def cancel(self) -> None:
         """Whoever asked is gone: rows that wait are dropped, those that run end with the next token."""

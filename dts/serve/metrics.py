@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 LABELS = 100  # names of tasks that a figure may have; those that come later are "other"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
+TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000)
 
 
 class Metrics(Observer):
@@ -42,6 +43,11 @@ class Metrics(Observer):
         self._whole = seconds("e2e_request_latency_seconds", "From a request to its end.")
         self._load_time = seconds("adapter_load_seconds", "That loading an adapter took.")
 
+        sizes = lambda what, text: Histogram(f"dts:{what}", text, name, buckets=TOKENS, registry=self.registry)  # noqa: E731
+        self._prompt_sizes = sizes("request_prompt_tokens", "Tokens of the prompts of a request.")
+        self._answer_sizes = sizes("request_generation_tokens", "Tokens of the answers of a request.")
+        self._each = seconds("request_time_per_output_token_seconds", "Between two tokens, the mean of a request.")
+
     def watch(self, engine: Engine) -> None:
         """Gauges that are read from the engine when they are asked for."""
         for what, text, read in (
@@ -49,7 +55,8 @@ class Metrics(Observer):
             ("num_requests_waiting", "Rows that wait.", lambda: len(engine.waiting)),
             ("adapters_loaded", "Adapters in memory.", lambda: len(engine.residents.loaded)),
             ("adapters_bytes", "Bytes of the adapters in memory, as on disk.", lambda: engine.residents.nbytes),
-            ("batches", "Batches run so far.", lambda: engine.batches),
+            ("batches", "Batches and steps run so far.", lambda: engine.batches),
+            ("kv_cache_bytes", "Of keys and values of the rows that run.", lambda: engine.cached),
         ):
             Gauge(f"dts:{what}", text, registry=self.registry).set_function(read)
 
@@ -73,6 +80,14 @@ class Metrics(Observer):
         label = self.label(job.choice)
         self._requests.labels(label, job.reason).inc()
         self._whole.labels(label).observe(seconds)
+        self._prompt_sizes.labels(label).observe(sum(len(row.ids) for row in job.rows))
+        new = sum(row.tokens for row in job.rows)
+        if job.kind != "generate":
+            return
+        self._answer_sizes.labels(label).observe(new)
+        if job.started is not None and job.last_token is not None and new > len(job.rows):
+            each = (job.last_token - job.started) / (new / len(job.rows))
+            self._each.labels(label).observe(each)
 
     def refused(self, status: int) -> None:
         self._refused.labels(str(status)).inc()

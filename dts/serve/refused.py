@@ -23,3 +23,15 @@ class NoRoom(Refused):
 
     def __init__(self, message: str):
         super().__init__(message, 507, "insufficient_memory", "model")
+
+
+class NotFinite(Refused):
+    """A model's numbers are none for an input: weights of a mixture, or values of an adapter, that are too large."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "what this model makes of the input is no number: its task, or a weight of the mixture, is too large",
+            400,
+            "not_finite",
+            "model",
+        )

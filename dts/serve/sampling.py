@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dts.serve.refused import NotFinite
+
 COLDEST = 1e-5  # below it logits would be divided out of the range of numbers
 
 
@@ -66,9 +68,12 @@ class Draws:
         return None if count is None else Scored.of(logits, token, count)
 
     def choose(self, logits: Tensor) -> int:
-        """A token by its probability; logits: [vocabulary]."""
+        """A token by its probability; logits: [vocabulary].  Raises Refused where they are no numbers."""
+        best, token = logits.max(0)
+        if not best.isfinite():
+            raise NotFinite()
         if self.greedy:
-            return int(logits.argmax())
+            return int(token)
         scaled = logits.double() / self.sampling.temperature
         ordered, order = torch.softmax(scaled, 0).cpu().sort(descending=True, stable=True)
         if self.sampling.top_p < 1:

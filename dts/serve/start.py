@@ -55,6 +55,7 @@ def serve(options: Options, observer: Observer | None = None) -> Served:
         raise ValueError(f"{options.model} has no tokenizer, and what it generates is to be text")
     pads = [getattr(tokenizer, "pad_token_id", None), getattr(config.get_text_config(), "pad_token_id", None)]
     pad = next((one for one in pads if one is not None), 0)
+    texts = Texts(tokenizer, catalogue)
     engine = Engine(
         model,
         catalogue,
@@ -64,8 +65,8 @@ def serve(options: Options, observer: Observer | None = None) -> Served:
         pinned=options.pinned,
         pooling=options.pooling,
         observer=observer,
+        eligible=lambda name: not texts.own(name),  # tokens are made before a task is chosen
     )
-    texts = Texts(tokenizer, catalogue)
     longest = [getattr(config.get_text_config(), "max_position_embeddings", None), texts.base.longest]
     context = min([one for one in longest if one], default=1 << 20)
     tokens = base.get_input_embeddings().num_embeddings

@@ -53,6 +53,19 @@ class Text:
         with self._lock:
             return self.tokenizer(text, add_special_tokens=special, truncation=False, verbose=False)["input_ids"]
 
+    def pair(self, first: str, second: str) -> tuple[list[int], list[int] | None]:
+        """Token ids of two texts as one row, and which of the two each is of, where the tokenizer says so."""
+        self.encode(first), self.encode(second)  # refused as one text is
+        with self._lock:
+            found = self.tokenizer(first, second, truncation=False, verbose=False)
+        types = found.get("token_type_ids")
+        return found["input_ids"], types if types is not None and any(types) else None
+
+    def token(self, token: int) -> str:
+        """One token as it is written, special ones too."""
+        with self._lock:
+            return self.tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
     def decode(self, ids: Sequence[int]) -> str:
         with self._lock:
             return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -92,6 +105,13 @@ class Texts:
         for key, adapter in kinds.items():
             return self._with(key, adapter) if key else self.base
         return self.base
+
+    def own(self, name: str) -> bool:
+        """Whether a task brings a tokenizer; False too where there is no such task, or it is damaged."""
+        try:
+            return bool(_files(self._catalogue.get(name)))
+        except Refused:
+            return False
 
     def _with(self, key: tuple[tuple[str, str | None], ...], adapter: Adapter) -> Text:
         with self._lock:

@@ -10,7 +10,7 @@ from typing import Any
 from fastapi.responses import StreamingResponse
 
 from dts.serve.http.errors import body_of
-from dts.serve.job import Piece
+from dts.serve.job import Job, Piece, Row
 from dts.serve.refused import Refused
 
 
@@ -27,8 +27,21 @@ def joined(pieces: Sequence[Any], rows: int) -> list[Piece]:
     found = [Piece(index, "", 0) for index in range(rows)]
     for piece in pieces:
         before = found[piece.index]
-        found[piece.index] = Piece(piece.index, before.text + piece.text, piece.tokens, piece.finish)
+        found[piece.index] = Piece(
+            piece.index, before.text + piece.text, piece.tokens, piece.finish, (*before.scored, *piece.scored)
+        )
     return found
+
+
+def answered_by(job: Job, rows: Sequence[Row] | None = None) -> str:
+    """The model's name for an answer: of "auto" the task that was chosen, where it is one for all of its rows."""
+    names = {row.choice.name for row in (job.rows if rows is None else rows)}
+    return names.pop() if job.choice.auto and len(names) == 1 else job.choice.name
+
+
+def task_of(row: Row) -> dict[str, Any]:
+    """A field more where a row's input chose its task."""
+    return {} if row.routed is None else {"task": row.routed.name}
 
 
 def stream(chunks: AsyncIterator[dict[str, Any]]) -> StreamingResponse:

@@ -40,13 +40,17 @@ class Asking:
 
     async def prompts(self, text: Text, given: str | Sequence[Any]) -> list[list[int]]:
         """Token ids of each prompt: texts, or ids already; Refused for too many, too long, empty or unknown ones."""
-        limits = self.served.options.limits
         several: list[Any] = [given] if isinstance(given, str) or isinstance(given[0], int) else list(given)
-        if len(several) > limits.rows:
-            raise Refused(f"{len(several)} rows in one request, and at most {limits.rows} may be", param="input")
+        self.refuse_rows(len(several), "input")
         ids = [await asyncio.to_thread(text.encode, one) if isinstance(one, str) else list(one) for one in several]
         self.check(text, ids)
         return ids
+
+    def refuse_rows(self, count: int, param: str) -> None:
+        """Raises Refused for more rows than a request may have."""
+        most = self.served.options.limits.rows
+        if count > most:
+            raise Refused(f"{count} rows in one request, and at most {most} may be", param=param)
 
     def check(self, text: Text, rows: Sequence[Sequence[int]]) -> None:
         context = self.served.context
@@ -84,11 +88,11 @@ class Asking:
         rows: Sequence[Sequence[int]],
         text: Text,
         samplings: Sequence[Sampling] | None = None,
+        types: Sequence[Sequence[int] | None] | None = None,
+        priority: int | None = None,
     ) -> Watched:
-        """Put a request into the engine's queue; raises Refused."""
-        if len(rows) > self.served.options.limits.rows:
-            most = self.served.options.limits.rows
-            raise Refused(f"{len(rows)} answers in one request, and at most {most} may be", param="n")
+        """Put a request into the engine's queue; raises Refused.  types: of the tokens of rows that are two texts."""
+        self.refuse_rows(len(rows), "n")
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
 
         def tell(event: Event) -> None:
@@ -96,9 +100,10 @@ class Asking:
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
         deadline = time.monotonic() + self.served.options.limits.seconds
-        job = Job(request.state.request_id, kind, choice, tell, deadline, text.ends)
+        job = Job(request.state.request_id, kind, choice, tell, deadline, text.ends, priority or 0)
         for index, row in enumerate(rows):
-            job.add(row, None if samplings is None else samplings[index], text.decode)
+            sampling, kinds = None if samplings is None else samplings[index], None if types is None else types[index]
+            job.add(row, sampling, text.decode, kinds)
         self.served.engine.submit(job)
         self.metrics.taken(job)
         return Watched(self, request, job, events)

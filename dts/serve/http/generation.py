@@ -10,8 +10,9 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from dts.serve.choice import Choice
-from dts.serve.http.answers import head, joined, stream, usage
+from dts.serve.http.answers import answered_by, head, joined, stream, task_of, usage
 from dts.serve.http.asking import Asking, Gone, Watched
+from dts.serve.http.scores import OfChat, OfCompletions
 from dts.serve.http.shapes import Chat, Completion, Generation, Message
 from dts.serve.job import Piece
 from dts.serve.refused import Refused
@@ -35,7 +36,9 @@ def routes(asking: Asking) -> APIRouter:
         tokens = asking.new_tokens(asked.max_tokens, COMPLETION_TOKENS, prompts)
         watched = _submit(asking, request, asked, choice, text, prompts, tokens)
         about = head("cmpl", request.state.request_id, "text_completion", asked.model)
-        return await _answer(asked, watched, about, about, _completed, _completed)
+        tell = None if asked.scores is None else OfCompletions(text)
+        part = lambda piece, first: _completed(piece, _scores(piece, tell))  # noqa: E731
+        return await _answer(asked, watched, about, about, part, part)
 
     @router.post("/v1/chat/completions")
     async def chat(asked: Chat, request: Request) -> Any:
@@ -45,7 +48,10 @@ def routes(asking: Asking) -> APIRouter:
         tokens = asking.new_tokens(asked.max_completion_tokens or asked.max_tokens, None, prompts)
         watched = _submit(asking, request, asked, choice, text, prompts, tokens)
         about = head("chatcmpl", request.state.request_id, "chat.completion", asked.model)
-        return await _answer(asked, watched, about, about | {"object": "chat.completion.chunk"}, _said, _delta)
+        tell = None if asked.scores is None else OfChat(text)
+        whole = lambda piece, first: _said(piece, _scores(piece, tell))  # noqa: E731
+        part = lambda piece, first: _delta(piece, first, _scores(piece, tell))  # noqa: E731
+        return await _answer(asked, watched, about, about | {"object": "chat.completion.chunk"}, whole, part)
 
     return router
 
@@ -72,11 +78,11 @@ def _submit(
     if len(prompts) * asked.n > most:
         raise Refused(f"{len(prompts) * asked.n} answers in one request, and at most {most} may be", param="n")
     temperature, top_p = (1.0 if one is None else one for one in (asked.temperature, asked.top_p))
-    how = Sampling(tokens, temperature, top_p, None, asked.stops)
+    how = Sampling(tokens, temperature, top_p, None, asked.stops, asked.scores)
     seeds = [None if asked.seed is None else asked.seed + again for again in range(asked.n)]
     rows = [prompt for prompt in prompts for _ in range(asked.n)]
     samplings = [replace(how, seed=seed) for _ in prompts for seed in seeds]
-    return asking.submit(request, "generate", choice, rows, text, samplings)
+    return asking.submit(request, "generate", choice, rows, text, samplings, priority=asked.priority)
 
 
 def _message(message: Message) -> dict[str, Any]:
@@ -90,19 +96,23 @@ def _message(message: Message) -> dict[str, Any]:
     return {"role": message.role, "content": content} | ({"name": message.name} if message.name else {})
 
 
-def _completed(piece: Piece, first: bool) -> dict[str, Any]:
-    return {"index": piece.index, "text": piece.text, "logprobs": None, "finish_reason": piece.finish}
+def _scores(piece: Piece, tell: OfCompletions | OfChat | None) -> dict[str, Any] | None:
+    return None if tell is None else tell(piece.index, piece.scored)
 
 
-def _said(piece: Piece, first: bool) -> dict[str, Any]:
+def _completed(piece: Piece, scores: About | None) -> dict[str, Any]:
+    return {"index": piece.index, "text": piece.text, "logprobs": scores, "finish_reason": piece.finish}
+
+
+def _said(piece: Piece, scores: About | None) -> dict[str, Any]:
     message = {"role": "assistant", "content": piece.text}
-    return {"index": piece.index, "message": message, "logprobs": None, "finish_reason": piece.finish}
+    return {"index": piece.index, "message": message, "logprobs": scores, "finish_reason": piece.finish}
 
 
-def _delta(piece: Piece, first: bool) -> dict[str, Any]:
+def _delta(piece: Piece, first: bool, scores: About | None) -> dict[str, Any]:
     delta = {"role": "assistant"} if first else {}
     delta |= {"content": piece.text} if piece.text or first else {}
-    return {"index": piece.index, "delta": delta, "logprobs": None, "finish_reason": piece.finish}
+    return {"index": piece.index, "delta": delta, "logprobs": scores, "finish_reason": piece.finish}
 
 
 async def _answer(
@@ -118,7 +128,8 @@ async def _answer(
     except Gone:
         return Response(status_code=GONE)
     new = sum(piece.tokens for piece in pieces)
-    return about | {"choices": [whole(piece, True) for piece in pieces], "usage": usage(prompt, new)}
+    choices = [whole(piece, True) | task_of(row) for piece, row in zip(pieces, rows)]
+    return about | {"model": answered_by(watched.job), "choices": choices, "usage": usage(prompt, new)}
 
 
 async def _chunks(watched: Watched, about: About, part: OfPiece, prompt: int | None) -> AsyncIterator[About]:
@@ -126,8 +137,11 @@ async def _chunks(watched: Watched, about: About, part: OfPiece, prompt: int | N
     tokens: dict[int, int] = {}
     async for piece in watched.events():
         assert isinstance(piece, Piece)
-        chunk = about | {"choices": [part(piece, piece.index not in tokens)]}
+        row = watched.job.rows[piece.index]
+        choice = part(piece, piece.index not in tokens) | task_of(row)
+        chunk = about | {"model": answered_by(watched.job, [row]), "choices": [choice]}
         tokens[piece.index] = piece.tokens
         yield chunk if prompt is None else chunk | {"usage": None}
     if prompt is not None:
-        yield about | {"choices": [], "usage": usage(prompt, sum(tokens.values()))}
+        last = about | {"model": answered_by(watched.job)}
+        yield last | {"choices": [], "usage": usage(prompt, sum(tokens.values()))}

@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from dts.serve.http.asking import Asking
+from dts.serve.refused import Refused
 
 
 def routes(asking: Asking) -> APIRouter:
@@ -25,10 +26,16 @@ def routes(asking: Asking) -> APIRouter:
         }
 
     def task(name: str) -> dict[str, Any]:
-        """root: the folder it is in, of the folder of adapters."""
+        """root: the folder it is in, of the folder of adapters;  bytes: on disk, None where it cannot be read."""
         root = catalogue.folder(name).relative_to(catalogue.root).as_posix()
         about = {"object": "model", "created": begun, "owned_by": "dts"}
-        return {"id": name, **about, "root": root, "parent": catalogue.base_name}
+        try:
+            size = catalogue.get(name).nbytes
+        except Refused:
+            size = None
+        loaded = name in asking.served.engine.residents.loaded
+        about |= {"root": root, "parent": catalogue.base_name, "bytes": size, "loaded": loaded}
+        return {"id": name, **about}
 
     @router.get("/v1/models")
     def models() -> Any:

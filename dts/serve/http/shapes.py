@@ -24,6 +24,7 @@ NEUTRAL = {  # fields that are not supported may be there with the value that ch
     "response_format": {"type": "text"},
     "parallel_tool_calls": True,
 }
+SCORES = 20  # likeliest tokens that may be told with each
 
 Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 Texts = str | Annotated[list[str], Field(min_length=1)] | Ids | Annotated[list[Ids], Field(min_length=1)]
@@ -33,6 +34,7 @@ class Asked(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     model: Annotated[str, Field(min_length=1, max_length=2000)]
+    priority: Annotated[int, Field(ge=-1000, le=1000)] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -44,6 +46,7 @@ class Asked(BaseModel):
             name: value
             for name, value in given.items()
             if name in cls.model_fields
+            and not (name == "logprobs" and value is False)
             or not (name in UNHEEDED or value is None or value is False or neutral(name, value))
         }
 
@@ -69,12 +72,22 @@ class Generation(Asked):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
 
     @property
+    def scores(self) -> int | None:
+        """How many of the likeliest tokens are told with each, None: no probabilities."""
+        raise NotImplementedError
+
+    @property
     def stops(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
 class Completion(Generation):
     prompt: Texts
+    logprobs: Annotated[int, Field(ge=0, le=SCORES)] | None = None
+
+    @property
+    def scores(self) -> int | None:
+        return self.logprobs
 
 
 class Part(BaseModel):
@@ -97,6 +110,18 @@ class Message(BaseModel):
 class Chat(Generation):
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=SCORES)] | None = None
+
+    @model_validator(mode="after")
+    def _both(self) -> Chat:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs are for logprobs: true")
+        return self
+
+    @property
+    def scores(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
 
 
 class Embedding(Asked):
@@ -106,6 +131,19 @@ class Embedding(Asked):
 
 class Classification(Asked):
     input: Texts
+
+
+class Document(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    text: str
+
+
+class Reranking(Asked):
+    query: str
+    documents: Annotated[list[str | Document], Field(min_length=1)]
+    top_n: Annotated[int, Field(ge=0)] | None = None
+    return_documents: bool = True
 
 
 class Load(BaseModel):

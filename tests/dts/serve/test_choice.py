@@ -1,7 +1,7 @@
 import pytest
 
 from dts.nn import BASE
-from dts.serve.choice import choice_of
+from dts.serve.choice import Choice, choice_of
 from dts.serve.refused import Refused
 
 
@@ -18,6 +18,7 @@ def test_base_task_and_mixture():
     [
         ("a:nan,b:1", "finite"),
         ("a:inf", "finite"),
+        ("a:1e9,b:1", "up to 1000"),
         ("a:", "finite"),
         (":1", "task:weight"),
         ("a,b", "finite"),
@@ -29,3 +30,9 @@ def test_base_task_and_mixture():
 def test_what_is_no_mixture_is_refused(model, words):
     with pytest.raises(Refused, match=words):
         choice_of(model, "base")
+
+
+def test_a_choice_that_the_input_makes_is_no_selection_yet():
+    assert choice_of("auto", "base").auto and choice_of("auto", "auto") == Choice("auto")
+    with pytest.raises(RuntimeError, match="no task was chosen"):
+        assert choice_of("auto", "base").selection

@@ -3,11 +3,14 @@
 import base64
 import json
 import math
+import shutil
 import time
+from types import SimpleNamespace
 
 import numpy
 import pytest
 import torch
+import transformers
 
 pytest.importorskip("fastapi", reason="needs fastapi (pip install 'dts-merge[serve]')")
 pytest.importorskip("httpx", reason="needs httpx, for fastapi's test client")
@@ -16,12 +19,15 @@ pytest.importorskip("prometheus_client", reason="needs prometheus-client (pip in
 from fastapi.testclient import TestClient  # noqa: E402
 from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
 
+import dts  # noqa: E402
 from dts.serve.choice import choice_of  # noqa: E402
+from dts.serve.encode import padded  # noqa: E402
 from dts.serve.http.app import application  # noqa: E402
 from dts.serve.metrics import LABELS, Metrics  # noqa: E402
 from dts.serve.options import Limits, Options  # noqa: E402
 from dts.serve.start import serve  # noqa: E402
 from dts.serve.waiting import Batching  # noqa: E402
+from tests.dts.serve.conftest import Place, changed  # noqa: E402
 
 KEY, ADMIN = "a key of callers 123", "a key of admins 4567"
 
@@ -110,6 +116,111 @@ def test_answers_to_seeds_and_several_answers(llm):
     assert first[0]["text"] != first[1]["text"]
 
 
+def scores(place, llm, model, ids, answer):
+    """Log probabilities [tokens, vocabulary] of an answer's tokens, by the dense model."""
+    with torch.no_grad():
+        logits = place.single((model, 1.0))(torch.tensor([[*ids, *answer]])).logits[0]
+    return logits[len(ids) - 1 : -1].log_softmax(-1)
+
+
+def test_probabilities_of_completions_and_chats(decoder, llm):
+    ids, encode = [70, 71, 72], llm.served.texts.base.encode
+    body = {"model": "a", "prompt": ids, "temperature": 0, "max_tokens": 5}
+    plain = llm.post("/v1/completions", json=body).json()["choices"][0]
+    assert plain["logprobs"] is None
+    single = decoder.single(("a", 1.0)).generate(torch.tensor([ids]), max_new_tokens=5, do_sample=False)[0, 3:].tolist()
+    answer = [token for token in single if token != 1]
+    expected = scores(decoder, llm, "a", ids, answer)
+    found = llm.post("/v1/completions", json=body | {"logprobs": 2}).json()["choices"][0]
+    told = found["logprobs"]
+    assert found["text"] == plain["text"] and len(told["tokens"]) == len(answer) == len(told["top_logprobs"])
+    assert numpy.allclose(told["token_logprobs"], [row[t] for row, t in zip(expected, answer)], atol=1e-4)
+    lengths = numpy.cumsum([0, *map(len, told["tokens"])])
+    assert told["text_offset"] == lengths[:-1].tolist()
+    streamed = events(llm.post("/v1/completions", json=body | {"logprobs": 2, "stream": True}))
+    parts = [chunk["choices"][0]["logprobs"] for chunk in streamed]
+    for what in ("tokens", "text_offset", "token_logprobs"):
+        assert sum((part[what] for part in parts), []) == pytest.approx(told[what]) or what == "tokens"
+    ids = encode("<user>hi<assistant>")
+    body = {"model": "b", "messages": [{"role": "user", "content": "hi"}], "temperature": 0, "max_tokens": 4}
+    found = llm.post("/v1/chat/completions", json=body | {"logprobs": True, "top_logprobs": 3}).json()["choices"][0]
+    content = found["logprobs"]["content"]
+    out = decoder.single(("b", 1.0)).generate(torch.tensor([ids]), max_new_tokens=4, do_sample=False)[0, len(ids) :]
+    answer = [token for token in out.tolist() if token != 1]
+    assert [one["logprob"] for one in content] == pytest.approx(
+        [float(row[t]) for row, t in zip(scores(decoder, llm, "b", ids, answer), answer)], abs=1e-4
+    )
+    assert all(len(one["top_logprobs"]) == 3 and one["top_logprobs"][0]["logprob"] >= one["logprob"] for one in content)
+    assert all(one["bytes"] in (None, list(one["token"].encode())) for one in content)
+    error = llm.post("/v1/chat/completions", json=body | {"top_logprobs": 3})
+    assert error.status_code == 400 and "top_logprobs" in error.json()["error"]["message"]
+
+
+def test_an_input_chooses_its_task(decoder, encoder, llm, bert):
+    """Whatever it is: the answer is that of the task that the router names, and says so."""
+    texts = ["one", "another text", "zzz"]
+    found = bert.post("/classify", json={"model": "auto", "input": texts}).json()
+    ids = [bert.served.texts.base.encode(text) for text in texts]
+    engine = bert.served.engine
+    chosen = engine.do(
+        lambda: [engine.model.choose_tasks(padded([row], 0, engine.model.device)).tasks[0] for row in ids]
+    )
+    assert [row["task"] for row in found["data"]] == chosen
+    for row, name, tokens in zip(found["data"], chosen, ids):
+        alone = bert.post("/classify", json={"model": name, "input": tokens}).json()["data"][0]
+        assert row["label"] == alone["label"] and numpy.allclose(row["probs"], alone["probs"], atol=1e-5)
+    body = {"model": "auto", "prompt": [9, 10, 11], "temperature": 0, "max_tokens": 6}
+    one = llm.post("/v1/completions", json=body).json()
+    assert one["model"] == one["choices"][0]["task"] in ("a", "b", "c")
+    assert one["choices"][0]["text"] == said(decoder, llm, one["model"], body["prompt"], 6)
+    chunks = events(llm.post("/v1/completions", json=body | {"stream": True}))
+    assert {chunk["model"] for chunk in chunks} == {one["model"]}
+
+
+def test_auto_says_where_it_cannot_choose(decoder, llm, monkeypatch, tmp_path):
+    def cannot(batch):
+        raise ValueError("no compressed matrix of the adapters")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(llm.served.engine.model, "choose_tasks", cannot)
+        error = llm.post("/v1/completions", json=GOOD | {"model": "auto"})
+    assert error.status_code == 400 and "no compressed matrix" in error.json()["error"]["message"]
+    (tmp_path / "none").mkdir()
+    empty = client(SimpleNamespace(base=decoder.base, adapters=tmp_path / "none"))
+    error = empty.post("/v1/completions", json=GOOD | {"model": "auto"})
+    assert error.status_code == 400 and "no task is there" in error.json()["error"]["message"]
+    assert empty.served.engine.drain(60)
+
+
+def test_documents_are_ranked_by_a_task_of_one_class(encoder, bert, tmp_path):
+    place = Place(tmp_path, ["rank"])
+    shutil.copytree(encoder.base, place.base)
+    tuned = transformers.BertForSequenceClassification.from_pretrained(place.base, num_labels=1)
+    changed(tuned, 5).save_pretrained(tmp_path / "rank")
+    dts.compress(place.base, tmp_path / "rank", out=place.adapters / "rank", rank_fraction=0.5)
+    ranks = client(place)
+    ranks.served.texts.base.tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    documents = ["first", {"text": "the second, which is longer"}, "third one"]
+    body = {"model": "rank", "query": "which?", "documents": documents}
+    found = ranks.post("/rerank", json=body).json()
+    single, expected = place.single(("rank", 1.0)), {}
+    for index, text in enumerate(["first", "the second, which is longer", "third one"]):
+        given = ranks.served.texts.base.tokenizer("which?", text, return_tensors="pt")
+        with torch.no_grad():
+            expected[index] = float(single(**given).logits[0, 0].sigmoid())
+        assert given["token_type_ids"].any()
+    assert [one["index"] for one in found["results"]] == sorted(expected, key=lambda i: -expected[i])
+    assert all(one["relevance_score"] == pytest.approx(expected[one["index"]], abs=1e-5) for one in found["results"])
+    assert found["results"][0]["document"]["text"] and found["usage"]["total_tokens"] > 0
+    few = ranks.post("/v1/rerank", json=body | {"top_n": 1, "return_documents": False}).json()["results"]
+    assert len(few) == 1 and "document" not in few[0] and few[0]["index"] == found["results"][0]["index"]
+    for wrong in ({"documents": []}, {"documents": [""]}, {"query": ""}, {"documents": "x"}, {"top_n": -1}):
+        assert ranks.post("/rerank", json=body | wrong).status_code == 400
+    assert ranks.served.engine.drain(60)
+    error = bert.post("/rerank", json=body | {"model": "topic"})
+    assert error.status_code == 400 and error.json()["error"]["code"] == "not_a_reranker"
+
+
 def test_embeddings_and_classes(encoder, bert):
     found = bert.post("/v1/embeddings", json={"model": "topic", "input": ["one", "another"]}).json()
     vectors = [one["embedding"] for one in found["data"]]
@@ -173,7 +284,9 @@ WRONG = {
     "a token of none": ({"prompt": [1, 258]}, 400),
     "a negative token": ({"prompt": [-1]}, 400),
     "a huge seed": ({"seed": 1 << 70}, 400),
-    "logprobs": ({"logprobs": 5}, 400),
+    "many logprobs": ({"logprobs": 21}, 400),
+    "a priority in words": ({"priority": "high"}, 400),
+    "a huge priority": ({"priority": 1 << 40}, 400),
     "an unknown field": ({"frobnicate": 1}, 400),
     "usage without a stream": ({"stream_options": {"include_usage": True}}, 400),
     "a mixture of nobody": ({"model": "a:0.5,nobody:0.5"}, 404),

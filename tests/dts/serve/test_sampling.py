@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from dts.serve.refused import NotFinite
 from dts.serve.sampling import Draws, Sampling
 
 
@@ -33,3 +34,11 @@ def test_temperature_nothing_is_the_most_likely_and_a_seed_repeats():
 @pytest.mark.parametrize("temperature", [1e-320, 1e-4, 1e6])
 def test_extreme_temperatures_are_numbers(temperature):
     assert 0 <= Draws(Sampling(1, temperature=temperature, seed=0)).choose(torch.tensor([1.0, 5.0, 3.0])) < 3
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_no_number_is_no_choice(temperature, bad):
+    logits = torch.full((4,), bad) if bad == -torch.inf else torch.tensor([1.0, bad, 0.0, 2.0])
+    with pytest.raises(NotFinite):
+        Draws(Sampling(1, temperature=temperature)).choose(logits)

@@ -1,0 +1,51 @@
+"""model="auto": the task of each row, chosen by its input among all that can be loaded together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Sequence
+
+import torch
+
+from dts.nn import DTSModel
+from dts.serve.choice import Choice
+from dts.serve.encode import padded
+from dts.serve.job import Row
+from dts.serve.refused import Refused
+from dts.serve.residents import Residents
+
+log = logging.getLogger("dts.serve")
+
+
+def candidates(residents: Residents, allowed: Collection[str], keep: Collection[str]) -> list[str]:
+    """Loads those of the allowed tasks that can be, as long as there is room beside ``keep``; those that are loaded."""
+    found: list[str] = []
+    for name in [*[one for one in allowed if one in residents.loaded], *allowed]:
+        if name in found:
+            continue
+        try:
+            residents.ensure([name], {*keep, *found})
+        except Refused as error:  # no room, damaged, of another base: it is not among those to choose from
+            log.info("auto does not choose %s: %s", name, error)
+        else:
+            found.append(name)
+    return found
+
+
+@torch.no_grad()
+def choose(model: DTSModel, rows: Sequence[Row], names: Sequence[str], pad: int) -> None:
+    """Gives each row its task, by the energy of its input in each adapter's subspace (`DTSModel.choose_tasks`).
+
+    Raises Refused (400) where that cannot be told from these adapters.
+    """
+    if not names:
+        raise Refused("no task is there to choose from", 400, "no_router", "model")
+    batch = padded([row.ids for row in rows], pad, model.device)
+    try:
+        found = model.choose_tasks(batch)
+    except Exception as error:
+        why = str(error).partition("\n")[0]
+        raise Refused(f"this model cannot choose a task for an input: {why}", 400, "no_router", "model") from None
+    columns = [found.names.index(name) for name in names]
+    for row, best in zip(rows, found.scores[:, columns].argmax(1).tolist()):
+        row.routed = Choice(names[best], ((names[best], 1.0),))
