@@ -12,6 +12,7 @@ import torch
 
 from dts.adapter.accounting import Effects, of_model
 from dts.adapter.carried import check_files, copy_files
+from dts.adapter.code import copy_code, with_code_of
 from dts.adapter.entries import Entry, rounded
 from dts.adapter.folder import CONFIG
 from dts.adapter.modules import by_part, modules_of, write_modules
@@ -152,7 +153,7 @@ def reconstructed(adapter: Adapter, base: Checkpoint) -> Checkpoint:
     for name, entry in adapter.entries.items():
         if entry.tied_to is not None:
             tensors[name], tied[name] = tensors[entry.tied_to], entry.tied_to
-    config = adapter.model_config or base.config
+    config = with_code_of(base.config, adapter.model_config) or base.config
     modules = adapter.config.get("modules")
     return Checkpoint(
         f"{base.source} + {adapter.name}",
@@ -180,8 +181,9 @@ def write_checkpoint(
 ) -> Path:
     """Writes the reconstructed fine-tune as a Hugging Face folder that transformers loads.
 
-    Weights in the fine-tune's dtypes, in shards of at most ``shard_bytes``; its config; tokenizer files from the
-    base's folder and, where they differ, the adapter's.  One tensor in memory at a time; whole or not at all.
+    Weights in the fine-tune's dtypes, in shards of at most ``shard_bytes``; its config; the base's code where the base
+    has code of its own; tokenizer files from the base's folder and, where they differ, the adapter's.  One tensor in
+    memory at a time; whole or not at all.
     Raises Unaccounted for tensors of which nothing is known, NoEffect if what the adapter changes came out as the base.
     overwrite: replace a model at ``out`` once the new one is whole; what is not a model's folder is never replaced.
     progress(done, total, name) in bytes.
@@ -206,6 +208,7 @@ def write_checkpoint(
             for file in base.folder.glob(pattern):
                 shutil.copyfile(file, own / file.name)
         copy_files(adapter, own)
+        copy_code(base, own)
         watch.check()
         place.finish()
     return out

@@ -3,6 +3,7 @@
 import json
 import re
 
+from dts.adapter.code import modules_of
 from dts.codec.methods import method_of
 
 LISTED = 120  # letters of class names that are listed
@@ -11,6 +12,10 @@ LISTED = 120  # letters of class names that are listed
 def card(config: dict) -> str:
     """README.md from the content of ``dts_config.json``."""
     base, task = config["base"], config["task"]
+    of_hub = base.get("revision") or "/" in base["name"]
+    place = python(base["name"] if of_hub else f"path/to/{base['name']}")
+    given = f", revision={python(base['revision'])}" if base.get("revision") else ""
+    given += ", trust_remote_code=True" if modules_of(config.get("model_config")) else ""
     names = task["class_names"] or []
     listed = f": {', '.join(names)}" if sum(map(len, names)) <= LISTED else ""
     lines = [
@@ -28,8 +33,8 @@ def card(config: dict) -> str:
         "```python",
         "import dts",
         "",
-        f"model = dts.DTSModel.from_pretrained({python(base['name'])}, "
-        f'adapters={{{python(task["name"])}: "path/to/this/folder"}})',
+        f"model = dts.DTSModel.from_pretrained({place}, "
+        f'adapters={{{python(task["name"])}: "path/to/this/folder"}}{given})',
         f"model.set_task({python(task['name'])})",
         "```",
     ]

@@ -6,6 +6,7 @@ from pathlib import Path
 from dts.adapter.accounting import NothingChanged, of_pairing
 from dts.adapter.adapter import Adapter
 from dts.adapter.budget import BudgetError
+from dts.adapter.code import OtherCode, other_code
 from dts.adapter.config import config_of
 from dts.adapter.folder import check_out, check_writable, write_folder
 from dts.adapter.options import Options
@@ -116,6 +117,8 @@ def _compressed(base, finetuned, out: Path | None, options: Options, progress: P
     pairing = pair(base, fitted(base, finetuned, options.only, options.vocabulary))
     if note := lost_note(pairing.base, pairing.finetuned, pairing.base_only):
         warn(note, PartLost)
+    if note := other_code(pairing.base, pairing.finetuned):
+        warn(note, OtherCode)
     if note := dtype_note(pairing.base, pairing.finetuned):
         warn(note, OtherDtype)
     base_digests = digests(pairing.base)

@@ -1,5 +1,6 @@
 """``dts_config.json`` of an adapter that is being made, before its tensors are known; docs/format.md has every key."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,10 @@ def _about_finetuned(pairing: Pairing) -> dict:
 
 
 def _source_name(checkpoint: Checkpoint) -> str:
-    """A hub id, or the last part of a path."""
+    """A hub id, also that of a folder in a hub's cache, or the last part of a path."""
     path = Path(split_state(checkpoint.source)[0])
+    if cached := re.search(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/[0-9a-f]+(/.+)?$", path.absolute().as_posix()):
+        return f"{cached[1]}/{cached[2]}{cached[3] or ''}"
     return checkpoint.source if checkpoint.revision or not path.exists() else path.resolve().name
 
 

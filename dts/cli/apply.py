@@ -21,6 +21,7 @@ def apply(
     import dts
     from dts.adapter import write_checkpoint
     from dts.adapter.accounting import of_model
+    from dts.adapter.code import code_files
     from dts.checkpoint import open_checkpoint
 
     base = at(base, revision)
@@ -38,6 +39,7 @@ def apply(
         "parameters": model.parameters,
         "bytes": model.nbytes,
         "written": not dry_run,
+        "code": [file.name for file in code_files(opened)],
         "account": account.as_dict(),
     }
     done = "Would write" if dry_run else "Wrote"
@@ -46,7 +48,12 @@ def apply(
         as_json,
         lambda: output.print(
             f"{done} {out}: {loaded.name}, {model.parameters:,} parameters, {bytes_text(model.nbytes)}\n"
-            f"{counts_text(result['account'])}",
+            f"{counts_text(result['account'])}" + _code(result["code"]),
             soft_wrap=True,
         ),
     )
+
+
+def _code(files: list[str]) -> str:
+    """A line on code that came with the base."""
+    return f"\nwith the base's own code, {', '.join(files)}: loads with trust_remote_code=True" if files else ""

@@ -35,11 +35,14 @@ def load_base(path: str | Path, adapters: Sequence[Adapter], **options: Any) -> 
     base = Base(path, options={key: given[key] for key in (*HUB, "variant") if key in given})
     base.check(adapters)
     architecture = _architecture(adapters)
-    config = options.pop("config", None) or transformers.AutoConfig.from_pretrained(
-        path, **{key: given[key] for key in (*HUB, "trust_remote_code", "code_revision") if key in given}
-    )
+    where = {key: given[key] for key in (*HUB, "code_revision") if key in given}
+    trusted = bool(options.get("trust_remote_code"))
+    config = options.pop("config", None) or _config_of(path, trusted, where)
     architecture = architecture or (config.architectures or [None])[0]
-    cls = getattr(transformers, architecture) if architecture else transformers.AutoModel
+    cls = _class_of(architecture, config, path, where) if trusted else None
+    cls = cls or (getattr(transformers, architecture, None) if architecture else transformers.AutoModel)
+    if cls is None:
+        raise ValueError(_unknown(path, architecture, trusted))
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # a head that is missing in the base comes with each task
     try:
@@ -49,6 +52,42 @@ def load_base(path: str | Path, adapters: Sequence[Adapter], **options: Any) -> 
     others = {key if isinstance(key, str) else key[0] for key in found.get("mismatched_keys", ())}
     base.missing = frozenset(found["missing_keys"]) | others
     return model.eval(), base
+
+
+def _config_of(path: str | Path, trusted: bool, where: dict[str, Any]) -> Any:
+    """Without asking on the terminal whether code may run: it may where that was said."""
+    import transformers
+
+    try:
+        return transformers.AutoConfig.from_pretrained(path, trust_remote_code=trusted, **where)
+    except ValueError as error:
+        if trusted or "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(_unknown(path, None, trusted)) from error
+
+
+def _unknown(path: str | Path, architecture: str | None, trusted: bool) -> str:
+    what = f"the class {architecture}" if architecture else "a class"
+    if not trusted:
+        return (
+            f"{path} is of {what} that is none of transformers', but of code beside its weights or on a hub: look at "
+            "it and, if it may run, give trust_remote_code=True"
+        )
+    return f"{path}: {what} is neither one of transformers' nor in the code that its config.json names (auto_map)"
+
+
+def _class_of(architecture: str | None, config: Any, path: str | Path, where: dict[str, Any]) -> Any:
+    """A class out of the code that the base's own config names; None where that has none of this name."""
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    auto_map = getattr(config, "auto_map", None) or {}
+    named = {value.rpartition(".")[2]: (key, value) for key, value in auto_map.items() if isinstance(value, str)}
+    if architecture not in named:
+        return None
+    key, reference = named[architecture]
+    cls: Any = get_class_from_dynamic_module(reference, path, **where)
+    cls.register_for_auto_class(key)  # so that save_pretrained() writes the code too
+    return cls
 
 
 def _architecture(adapters: Sequence[Adapter]) -> str | None:

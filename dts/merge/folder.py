@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from dts import __version__
+from dts.adapter.code import copy_code
 from dts.adapter.modules import by_part, modules_of, write_modules
 from dts.adapter.tokenizer import TEXT_FILES
 from dts.checkpoint import Checkpoint, write_safetensors
@@ -53,6 +54,8 @@ def write_folder(
         origin = next((c.folder for c in (sources.base, *sources.models) if c and c.folder), None)
         if origin:
             _copy(origin, own)
+        if sources.base is not None:
+            copy_code(sources.base, own)
         if sources.enlarged_by is not None and sources.enlarged_by.folder:
             _copy(sources.enlarged_by.folder, own)  # its tokenizer, which knows the added rows; the config follows
         config = _config(sources)

@@ -74,7 +74,7 @@ def test_the_card_s_lines_load_a_fine_tune_with_a_head(tmp_path):
     lines = (tmp_path / "adapter" / "README.md").read_text().split("```python\n")[1].split("```")[0]
     lines = lines.replace("path/to/this/folder", str(tmp_path / "adapter"))
     names = {}
-    exec(lines.replace('from_pretrained("base"', f'from_pretrained("{tmp_path / "base"}"'), names)
+    exec(lines.replace('from_pretrained("path/to/base"', f'from_pretrained("{tmp_path / "base"}"'), names)
     assert names["model"](torch.tensor([[1, 2]])).logits.shape == (1, 3)
 
 
