@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 PIP_INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo test sanitize faults fuzz gpu bench bench-cpu lint types docs clean
+.PHONY: help demo test sanitize faults models fuzz gpu bench bench-cpu lint types docs clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -35,6 +35,9 @@ sanitize: $(VENV)/.test-installed ## the C kernels under AddressSanitizer and UB
 
 faults: $(VENV)/.test-installed ## kills, full disks, races and forbidden places at every point; some minutes
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -m faults tests/faults $(ARGS)
+
+models: $(VENV)/.test-installed ## every family of docs/models.md against its dense models; some minutes
+	$(RUN) -m pytest -q -n auto --maxprocesses 4 -m "models or not models" tests/models $(ARGS)
 
 gpu: $(VENV)/.test-installed ## tests and benchmarks that need a CUDA device
 	$(RUN) -m pytest -m gpu -n 10 --dist worksteal tests $(ARGS)

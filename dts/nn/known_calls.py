@@ -34,11 +34,15 @@ class KnownCalls:
         rows: int,
     ) -> RowAxes:
         """Where the rows are in ``run(*args, **kwargs)``, a method of this name, of a batch with so many rows."""
-        key = _kind_of_call(method, args, kwargs, rows)
+        several = _several_a_row(run, method, kwargs)
+        key = several, *_kind_of_call(method, args, kwargs, rows)
         if key in self.found:
             return self.found[key]
         one, two = (_first_rows(method, args, kwargs, rows, take) for take in ([0], [0, 1]))
         where = self.found[key] = find_rows(model, layers, state, run, one, two)
+        if several:  # what all rows share is repeated for each row of the batch, of which there are more then
+            reason = "it has one input or output for all rows, and a row has several beams or sequences"
+            where.unroutable |= {name: reason for name in layers if where.shares(name)}
         while len(self.found) > REMEMBERED:
             self.found.popitem(last=False)
         return where
@@ -55,6 +59,15 @@ def shapes_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, list[
     """Shapes of the tensors among the arguments, by what an error calls them."""
     tensors = {**{f"argument {i}": v for i, v in enumerate(args)}, **kwargs}
     return {name: list(v.shape) for name, v in tensors.items() if isinstance(v, Tensor)}
+
+
+def _several_a_row(run: Callable[..., Any], method: str, kwargs: Mapping[str, Any]) -> bool:
+    """Whether a method computes with more rows than it is given: beams, or several sequences of each."""
+    if method != "generate":
+        return False
+    settings = kwargs.get("generation_config") or getattr(getattr(run, "__self__", None), "generation_config", None)
+    given = [kwargs.get(name, getattr(settings, name, None)) for name in ("num_beams", "num_return_sequences")]
+    return any(number is not None and number > 1 for number in given)
 
 
 def rows_of(value: Any, take: list[int], rows: int) -> Any:
@@ -90,6 +103,7 @@ def _first_rows(method: str, args: Sequence[Any], kwargs: Mapping[str, Any], row
     if method == "generate":
         kept |= {"max_new_tokens": 2, "do_sample": False, "num_beams": 1, "num_return_sequences": 1}
         kept.pop("max_length", None)
+        kept |= {k: v for k, v in kwargs.items() if k == "generation_config"}  # where decoding starts, and ends
     # the base has perhaps fewer classes than the rows' tasks: any label that all have will do
     kept = {
         k: torch.zeros_like(v) if "label" in k and isinstance(v, Tensor) and not v.is_floating_point() else v

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from dts.nn.layers import SHARED, UNROUTABLE, Layer, Owner
+from dts.nn.layers import REPEATED, SHARED, UNROUTABLE, Layer, Owner
 from dts.nn.routing import RoutingState
 
 NO_AXIS = -1  # a tensor that does not grow with the batch
@@ -45,6 +45,10 @@ class RowAxes:
     def coupled(self) -> bool:
         return COUPLED in self.out_axes
 
+    def shares(self, layer: str) -> bool:
+        """Whether a layer has something of size 1 for all rows, which is repeated for each."""
+        return self.axis.get(layer) == SHARED or REPEATED in self.axes.get(layer, ((), ()))[1]
+
     @property
     def fields(self) -> dict[str, Any]:
         """What a call must know of it: fields of `Current`."""
@@ -59,9 +63,9 @@ def find_rows(
     one, two: (args, kwargs) of one row and of two.
     """
     with _evaluating(model), state.using([{}], probing=True):
-        stateful: set[str] = set()
-        (first, record_one), (second, record_two) = (_record(layers, run, rows, stateful) for rows in (one, two))
-        where = _compare(layers, record_one, record_two, stateful)
+        alone: dict[str, str] = {}
+        (first, record_one), (second, record_two) = (_record(layers, run, rows, alone) for rows in (one, two))
+        where = _compare(layers, record_one, record_two, alone)
         where.out_axes = [_axis(a, b) for a, b in zip(_seen(first), _seen(second))]
         if where.coupled:
             return where
@@ -92,7 +96,7 @@ def _differs(run: Callable[..., Any], inputs: Inputs, expected: object) -> str:
 
 def _give_up(layers: dict[str, Layer], where: RowAxes, failure: str) -> None:
     """Something cannot be repeated a row: shared inputs are the first suspects, then everything."""
-    suspects = [name for name, axis in where.axis.items() if axis == SHARED] or list(layers)
+    suspects = [name for name in where.axis if where.shares(name)] or list(layers)
     for name in suspects:
         where.axis[name] = UNROUTABLE
         where.unroutable[name] = f"its output is shared by all rows and cannot be repeated for each: {failure}"
@@ -136,7 +140,7 @@ def _axis(one: Seen, two: Seen) -> int:
     return axis
 
 
-def _compare(layers: dict[str, Layer], one: Record, two: Record, stateful: set[str]) -> RowAxes:
+def _compare(layers: dict[str, Layer], one: Record, two: Record, alone: Mapping[str, str]) -> RowAxes:
     where = RowAxes()
     for name, layer in layers.items():
         calls_one, calls_two = one[name], two[name]
@@ -155,13 +159,16 @@ def _compare(layers: dict[str, Layer], one: Record, two: Record, stateful: set[s
             where.unroutable[name] = "it is called with the batch in different places"
             continue
         (inputs, outputs), first = found.pop(), calls_one[0][0]
-        if isinstance(layer, Owner) and name in stateful:
-            where.unroutable[name] = "it is given an object, a cache perhaps, of which each task would need its own"
+        if isinstance(layer, Owner) and name in alone:
+            where.unroutable[name] = alone[name]
             continue
         if isinstance(layer, Owner):
+            outputs = tuple(_repeatable(axis, seen) for axis, seen in zip(outputs, calls_one[0][1]))
             where.axes[name] = list(inputs), list(outputs)
             if COUPLED in inputs or COUPLED in outputs or not any(axis >= 0 for axis in inputs):
                 where.unroutable[name] = "its arguments have no batch axis"
+            elif NO_AXIS in outputs:
+                where.unroutable[name] = "it has an output without a batch axis"
         elif not inputs or inputs[0] == COUPLED:
             where.unroutable[name] = "the rows of its input are not in the batch's order"
         elif inputs[0] == NO_AXIS and not (first[0].shape and first[0].shape[0] == 1):
@@ -173,25 +180,44 @@ def _compare(layers: dict[str, Layer], one: Record, two: Record, stateful: set[s
     return where
 
 
+def _repeatable(axis: int, seen: Seen) -> int:
+    """REPEATED for an output [1, ..., ...] of all rows, as tables of positions give it, else the axis."""
+    return REPEATED if axis == NO_AXIS and len(seen.shape) > 1 and seen.shape[0] == 1 else axis
+
+
 def _record(
-    layers: dict[str, Layer], run: Callable[..., Any], inputs: Inputs, stateful: set[str]
+    layers: dict[str, Layer], run: Callable[..., Any], inputs: Inputs, alone: dict[str, str]
 ) -> tuple[object, Record]:
-    """The output and what the layers saw; stateful gets those that are given objects."""
+    """The output and what the layers saw.  alone: gets those that are given what the rows have one of, and why."""
     record: Record = {name: [] for name in layers}
+    before: dict[str, list[Tensor]] = {}
     handles = []
     for name, layer in layers.items():
 
-        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name) -> None:
+        def enters(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
+            before[name] = [tensor.clone() for tensor in _tensors((args, kwargs))]
+
+        def leaves(module: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name) -> None:
             if not all(isinstance(leaf, PLAIN) for leaf in tree_leaves((args, kwargs))):
-                stateful.add(name)
+                alone[name] = "it is given an object, a cache perhaps, of which each task would need its own"
+            given, now = before.pop(name, []), _tensors((args, kwargs))
+            if len(given) != len(now) or not all(map(_identical, given, now)):
+                alone[name] = "it writes into what it is given, a state perhaps, of which each task would need its own"
             record[name].append((_seen((args, kwargs)), _seen(output)))
 
-        handles.append(layer.register_forward_hook(hook, with_kwargs=True))
+        if isinstance(layer, Owner):
+            handles.append(layer.register_forward_pre_hook(enters, with_kwargs=True))
+        handles.append(layer.register_forward_hook(leaves, with_kwargs=True))
     try:
         return run(*inputs[0], **inputs[1]), record
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _identical(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal, NaN and all."""
+    return a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
 def _tensors(tree: object) -> list[Tensor]:

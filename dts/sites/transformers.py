@@ -59,7 +59,8 @@ def _converted(name: str, renamed: str, target: str, pattern: str, converter: An
         raise ValueError(f"{name}: transformers turns it into {target} by {', '.join(steps)}, which cannot be followed")
     expert = None
     if stacked:
-        regex = re.escape(pattern).replace(r"\*", r"(\d+)").replace("\\^", "").replace("\\$", "")
+        plain = re.sub(r"\\(.)", r"\1", pattern)  # the loader's patterns may be escaped, but for their star
+        regex = re.escape(plain).replace(r"\*", r"(\d+)").replace("\\^", "").replace("\\$", "")
         found = re.search(regex, renamed)
         assert found is not None  # the loader has matched it
         expert = int(found.group(1))

@@ -9,7 +9,7 @@ from dts.nn.layers.choose import layer_class
 from dts.nn.layers.conv import DTSConv2d
 from dts.nn.layers.embedding import DTSEmbedding
 from dts.nn.layers.layer import Layer, adopt, base_class, release, standalone
-from dts.nn.layers.layer_deltas import SHARED, UNROUTABLE, LayerDeltas
+from dts.nn.layers.layer_deltas import REPEATED, SHARED, UNROUTABLE, LayerDeltas
 from dts.nn.layers.linear import DTSConv1D, DTSLinear, LinearForward
 from dts.nn.layers.norm import DTSLayerNorm, DTSNorm
 from dts.nn.layers.owner import Owner
@@ -17,6 +17,7 @@ from dts.nn.layers.quantised import DTSQuantisedConv1D, DTSQuantisedEmbedding, D
 from dts.nn.layers.registry import kind_of, register
 
 __all__ = [
+    "REPEATED",
     "SHARED",
     "UNROUTABLE",
     "DTSConv1D",

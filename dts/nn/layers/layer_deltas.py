@@ -9,6 +9,7 @@ from dts.nn.routing import Current, RoutingState, tracing
 from dts_kernels import Routing
 
 SHARED = -1  # the input has no batch axis but size 1 in the first: repeated for every row
+REPEATED = -4  # an output of size 1 in the first axis, for all rows alike: repeated for every row
 UNROUTABLE = -2  # the rows of the input cannot be told apart: only one mixture at a time
 
 

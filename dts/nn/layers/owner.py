@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from dts.nn.deltas import Piece
 from dts.nn.layers.layer import Layer, base_class
+from dts.nn.layers.layer_deltas import REPEATED
 from dts.nn.routing import groups
 from dts.sites import has_codes, is_quantised, raw
 
@@ -62,9 +63,9 @@ class Owner(Layer):
                     part[i] = take_rows(leaves[i], axis, rows, now.rows)
             group_args, group_kwargs = tree_unflatten(part, spec)
             with dts.state.using([mixture], now.missing, axis=now.axis, called=now.called, padded=True):
-                results.append(self._run(group_args, group_kwargs))
+                results.append(_repeated(self._run(group_args, group_kwargs), places_out, len(rows)))
             places += rows
-        return join_rows(results, places, places_out)
+        return join_rows(results, places, places_out and [0 if axis == REPEATED else axis for axis in places_out])
 
     def _guess(self, tensor: Tensor) -> int:
         return 0 if tensor.dim() and tensor.shape[0] and tensor.shape[0] % self.dts.state.rows == 0 else -1
@@ -76,6 +77,18 @@ class Owner(Layer):
                 base = raw(self, name)
                 tensors[name] = delta.dense(base, self.dts.state.on(base.device))
         return self.forward_with(tensors, *args, **kwargs)
+
+
+def _repeated(result: Any, axes: Sequence[int] | None, rows: int) -> Any:
+    """An output with ``rows`` copies of what it has for all rows alike, where axes say REPEATED."""
+    if axes is None or REPEATED not in axes:
+        return result
+    leaves, spec = tree_flatten(result)
+    tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    for i, axis in zip(tensors, axes):
+        if axis == REPEATED:
+            leaves[i] = leaves[i].expand(rows, *leaves[i].shape[1:])
+    return tree_unflatten(leaves, spec)
 
 
 def take_rows(tensor: Tensor, axis: int, rows: list[int], count: int) -> Tensor:

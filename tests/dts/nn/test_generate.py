@@ -122,3 +122,26 @@ def test_decoding_by_hand_with_a_cache(setting, dense_twin):
     for i, task in enumerate(TASKS):
         expected = twin(base, task, tasks, dense_twin)(input_ids=ids[i : i + 1]).logits[:, -1]
         torch.testing.assert_close(second.logits[i : i + 1, -1], expected, rtol=1e-9, atol=1e-9)
+
+
+def test_beams_of_a_model_whose_positions_are_one_row_for_all(maker, dense_twin):
+    """They are repeated for each row of the batch, and with beams there are more rows than that."""
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    parts = transformers.BertConfig(**sizes), transformers.BertConfig(**sizes)
+    config = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(*parts)
+    base = transformers.EncoderDecoderModel(config).double().eval()
+    tasks = {name: maker.entries(base, skip=0) for name in "ab"}
+    model = DTSModel(copy.deepcopy(base))
+    for name, entries in tasks.items():
+        model.load_task(name, entries)
+    ids = torch.randint(3, 50, (2, 5), generator=torch.Generator().manual_seed(2))
+    common = dict(max_new_tokens=4, do_sample=False, pad_token_id=0, decoder_start_token_id=1)
+    settings = transformers.GenerationConfig(num_beams=2, **common)
+    for options in (common, common | dict(num_beams=2), dict(generation_config=settings)):
+        found = model.generate(ids, tasks=["a", "b"], **options)
+        for i, task in enumerate("ab"):
+            expected = twin(base, task, tasks, dense_twin).generate(ids[i : i + 1], **options)
+            assert torch.equal(found[i : i + 1], expected)
+        assert bool(model.status()["grouped"]) == (options is not common)
+    assert any("beams" in reason for reason in model.status()["grouped"].values())

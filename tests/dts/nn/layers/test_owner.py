@@ -2,6 +2,7 @@
 
 import copy
 
+import pytest
 import torch
 from each_row import check
 from torch import nn
@@ -49,3 +50,87 @@ def test_a_linear_layer_of_another_kind_is_not_taken_for_one(maker, dense_twin):
             return nn.functional.linear(normalise(x, dim=-1), normalise(self.weight, dim=-1))
 
     check(Cosine(9, 6), Owner, maker, dense_twin, maker.randn(4, 9, scale=1.0))
+
+
+class Places(nn.Embedding):
+    """A table of positions as BART has it: reads its own weight, and gives [1, length, dim] for all rows."""
+
+    def forward(self, ids):
+        return super().forward(torch.arange(ids.shape[1]))[None]
+
+
+class Written(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.places = nn.Embedding(20, 18), Places(10, 18)
+
+    def forward(self, ids):
+        return self.words(ids) + self.places(ids)
+
+
+def test_what_a_module_gives_for_all_rows_is_each_rows_own_task(maker, dense_twin):
+    ids = torch.randint(0, 20, (4, 6), generator=torch.Generator().manual_seed(0))
+    model = check(Written(), Owner, maker, dense_twin, ids)
+    assert model.status()["grouped"] == {}
+
+
+class Loud(nn.Module):
+    """Gives a number of its own beside what it computes, as routers of experts do."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(18, 18))
+
+    def forward(self, x):
+        return x @ self.weight, self.weight.sum()
+
+
+class Summed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.loud = Loud()
+
+    def forward(self, x):
+        y, number = self.loud(x)
+        return y * number
+
+
+class Counting(nn.Module):
+    """Keeps a state that it is given, and writes into it, as RWKV does."""
+
+    def __init__(self):
+        super().__init__()
+        self.decay, self.weight = nn.Parameter(torch.ones(18)), nn.Parameter(torch.ones(18, 18))
+
+    def forward(self, x, state):
+        state[:, 0] = state[:, 0] * self.decay + x @ self.weight
+        return state[:, 0]
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell = Counting()
+
+    def forward(self, x):
+        state = torch.zeros(x.shape[0], 2, x.shape[-1], dtype=x.dtype)
+        for step in x.unbind(1):
+            self.cell(step, state)
+        return state[:, 0]
+
+
+@pytest.mark.parametrize(
+    "kind, shape, reason", [(Summed, (18,), "without a batch axis"), (Recurrent, (3, 18), "writes")]
+)
+def test_what_rows_have_one_of_makes_the_model_run_once_a_task(kind, shape, reason, maker, dense_twin):
+    model = DTSModel(kind().double())
+    tasks = {name: maker.entries(model.model, skip=0) for name in "ab"}
+    base = copy.deepcopy(model.model)
+    for name, entries in tasks.items():
+        model.load_task(name, entries)
+    x = maker.randn(3, *shape, scale=1.0)
+    found = model(x, tasks=["a", None, "b"])
+    for i, task in enumerate(["a", None, "b"]):
+        expected = dense_twin(base, [(tasks[task], 1.0)] if task else [])(x[i : i + 1])
+        torch.testing.assert_close(found[i : i + 1], expected, rtol=1e-9, atol=1e-9)
+    assert reason in model.status()["grouped"][next(iter(model.status()["grouped"]))]

@@ -1,0 +1,30 @@
+"""Names on disk are followed as transformers' own loader follows them."""
+
+import pytest
+import torch
+
+transformers = pytest.importorskip("transformers")
+
+from dts.sites.resolve import Target  # noqa: E402
+from dts.sites.transformers import renamer  # noqa: E402
+
+
+@pytest.mark.skipif(not hasattr(transformers, "KimiLinearConfig"), reason="this transformers has no Kimi Linear")
+def test_experts_whose_pattern_is_escaped():
+    config = transformers.KimiLinearConfig(
+        vocab_size=50,
+        hidden_size=16,
+        intermediate_size=32,
+        moe_intermediate_size=16,
+        num_hidden_layers=2,
+        num_local_experts=4,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        layer_types=["linear_attention", "full_attention"],
+    )
+    with torch.device("meta"):
+        rename = renamer(transformers.KimiLinearForCausalLM(config))
+    experts = "model.layers.1.mlp.experts"
+    assert rename("model.layers.1.block_sparse_moe.experts.3.w3.weight") == Target(f"{experts}.gate_up_proj", 3, 1, 2)
+    assert rename("model.layers.1.block_sparse_moe.experts.2.w2.weight") == Target(f"{experts}.down_proj", 2)
