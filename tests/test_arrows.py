@@ -26,6 +26,7 @@ ORDER = [
     ["dts.integrations"],
     ["dts"],
     ["dts.demo", "dts.evaluate", "dts.serve"],
+    ["dts.vllm"],
     ["dts.cli"],
     ["dts.__main__"],
 ]

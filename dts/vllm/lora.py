@@ -1,0 +1,144 @@
+"""An adapter as a LoRA that vLLM loads: PEFT's format, less what vLLM has no place for.
+
+B A is the difference exactly where it is components of a rank that vLLM takes.  vLLM's LoRAs have no norms, no biases
+and no modules kept whole: vectors are left out, by name, with what that is in the error; a matrix that would be left
+out is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dts.adapter import Adapter
+from dts.adapter.card import markdown
+from dts.adapter.digests import config_digest
+from dts.checkpoint.errors import some
+from dts.exports import NotExact, products
+from dts.exports.fitted import Fitted, opened
+from dts.exports.lora import CONFIG, MODEL, Writer
+from dts.exports.places import Places, places
+from dts.exports.report import Export
+from dts.files import building, check_place
+from dts.files.lock import Busy
+from dts.vllm.options import LARGEST_RANK
+
+log = logging.getLogger("vllm.dts")  # which vLLM prints
+VERSION = 1  # of what is made of an adapter: another one is another folder
+KINDS = ("linear", "embedding")  # of layers that vLLM's LoRA acts on
+NO_PLACE = "vLLM's LoRA acts on the weights of linear layers and embeddings alone, so it stays the base's"
+MERGED = "run the adapter alone and merged (--load-format dts)"
+
+
+def write_lora(
+    adapter: Adapter | str | Path,
+    base: Any,
+    out: str | Path,
+    rank: int = LARGEST_RANK,
+    samples: str = "refuse",
+    overwrite: bool = False,
+) -> Export:
+    """Writes a folder that vLLM loads as a LoRA of the base; its README.md has the error and what is left out.
+
+    adapter: or its folder;  base: anything `open_checkpoint` takes;  rank: the largest of any layer, above which it is
+    cut to its best approximation;  samples: "refuse" a sketch, or "reencode" each layer as the best LoRA of that rank.
+    Raises NotExact for samples that are refused and for matrices without a place, Mismatch for another base.
+    """
+    (fit, watch), out = opened(adapter, base, rank, None), Path(out)
+    writer = Writer(fit, _places(fit), rank, torch.float32)
+    sampled = [module for module in writer.places.lora if not _low_rank(writer, module)]
+    if sampled and samples != "reencode":
+        raise NotExact(
+            f"the adapter {fit.adapter.name!r} has samples in {len(sampled)} layers ({some(sampled, 3)}), which are no "
+            f"low rank, so that no LoRA is exact: {MERGED}; or DTS_VLLM_SAMPLES=reencode makes of each layer the best "
+            f"LoRA of rank {rank}, with the error stated"
+        )
+    matrices = [name for name in writer.places.lost if len(_shape(fit, name)) > 1]
+    if matrices:
+        raise NotExact(
+            f"the adapter {fit.adapter.name!r} changes {len(matrices)} matrices that no LoRA of vLLM is for "
+            f"({some(matrices, 3)}): {MERGED}"
+        )
+    with building(out, lambda: check_place(out, overwrite, "a PEFT adapter", _is_lora)) as place:
+        folder = place.fresh()
+        writer.write(folder / MODEL)
+        (folder / CONFIG).write_text(json.dumps(writer.config(), indent=2) + "\n", "utf-8")
+        result = writer.report(out)
+        (folder / "README.md").write_text(_card(fit.adapter, result), "utf-8")
+        nbytes = sum(file.stat().st_size for file in folder.iterdir())
+        watch.check()
+        place.finish()
+    return Export(out, nbytes, result.parameters, result.notes)
+
+
+def _low_rank(writer: Writer, module: str) -> bool:
+    return all(one.entry is not None and products.is_low_rank(one.entry) for one in writer.sources(module))
+
+
+def _shape(fit: Fitted, name: str) -> tuple[int, ...]:
+    """Of a parameter of the model, or of an entry that has no place in it."""
+    return fit.sites[name].shape if name in fit.sites else fit.adapter.entries[name].shape
+
+
+def _places(fit: Fitted) -> Places:
+    """PEFT's places that vLLM has too; all else that changed is lost."""
+    of_peft = places(fit)
+    found = Places({name: kind for name, kind in of_peft.lora.items() if kind in KINDS}, lost=dict(of_peft.lost))
+    for name in fit.changed():
+        module, _, leaf = name.rpartition(".")
+        if leaf != "weight" or module not in found.lora:
+            found.lost.setdefault(name, NO_PLACE)
+    return found
+
+
+def _is_lora(folder: Path) -> bool:
+    return (folder / CONFIG).is_file()
+
+
+def _card(adapter: Adapter, result: Export) -> str:
+    """README.md of the folder."""
+    lines = [f"# {markdown(adapter.name)}", "", f"For vLLM.  {markdown(in_words(result))}", ""]
+    lines += [f"- left out: {markdown(one.name)}: {one.why}" for one in result.left_out]
+    return "\n".join(lines) + "\n"
+
+
+def in_words(result: Export) -> str:
+    """What a LoRA is of its adapter, in a line."""
+    ranks = [one.rank for one in result.parameters if one.how == "lora"]
+    left = [one.name for one in result.left_out]
+    words = f"{len(ranks)} layers of rank {min(ranks, default=0)} to {max(ranks, default=0)}"
+    words += f"; {len(left)} vectors are left out and stay the base's: {some(left, 4)}" if left else ""
+    return f"{words}; squared relative error {result.squared_error:.3g}"
+
+
+def cached(about: Adapter, base: Any, cache: Path, rank: int, samples: str, wait: float = 600.0) -> Path:
+    """The folder of an adapter's LoRA in the cache, written where it is not there.
+
+    about: the adapter, for which its configuration is enough.  Another adapter of that name, another rank and another
+    choice are other folders.  wait: seconds for another process that writes the same one.
+    """
+    assert about.folder is not None
+    own = config_digest({"adapter": config_digest(about.config), "rank": rank, "samples": samples, "made": VERSION})
+    out, until = cache / f"{about.folder.name}-{own}", time.monotonic() + wait
+    while not _is_lora(out):
+        try:
+            if not cache.is_dir():
+                cache.mkdir(parents=True)
+            result = write_lora(Adapter.load(about.folder), base, out, rank, samples)
+        except Busy:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.2)
+        except OSError as error:
+            if isinstance(error, FileExistsError) and (_is_lora(out) or cache.is_dir() and not out.exists()):
+                continue  # another process was faster
+            raise OSError(f"{error} (DTS_VLLM_CACHE says another place for LoRAs made of adapters)") from error
+        else:
+            say = log.warning if result.squared_error > 0 else log.info
+            say("the adapter %s as a LoRA: %s", about.folder.name, in_words(result))
+    return out

@@ -1,0 +1,82 @@
+"""Names of tasks in requests -> adapters of one folder, for vLLM's ``LoRAResolver``."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from pathlib import Path
+
+from vllm.lora.request import LoRARequest
+from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry
+
+from dts.adapter import AdapterError
+from dts.checkpoint import Checkpoint, Mismatch, open_checkpoint
+from dts.checkpoint.fingerprint import fingerprint
+from dts.exports import NotExact
+from dts.serve.catalogue import Catalogue
+from dts.serve.refused import Refused
+from dts.vllm.configs import differences
+from dts.vllm.lora import cached
+from dts.vllm.options import Options
+
+log = logging.getLogger("vllm.dts")  # which vLLM prints
+NAME = "dts"
+
+
+class Resolver(LoRAResolver):
+    """Looks names up in the folder of adapters, and nowhere else: no name leads out of it, links followed.
+
+    The adapter becomes a LoRA once, in the cache.
+    """
+
+    def __init__(self, options: Options):
+        assert options.adapters is not None
+        self.options, self.root = options, options.adapters
+        self._known: dict[str, tuple[Catalogue, Checkpoint]] = {}
+        self._lock = threading.Lock()
+
+    async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
+        """None for an unknown name, which is vLLM's 404.  Raises an HTTP error, with the reason, for an adapter that
+        cannot be used: of another base, damaged, or one that no LoRA stands for."""
+        from fastapi import HTTPException
+
+        try:
+            path = await asyncio.to_thread(self.find, base_model_name, lora_name)
+        except Refused as refused:
+            if refused.status == 404:
+                log.info("%s", refused)
+                return None
+            raise HTTPException(refused.status, str(refused)) from None
+        return LoRARequest(lora_name, 1, path, base_model_name)  # vLLM gives it a number of its own
+
+    def find(self, base: str, name: str) -> str:
+        """The path that vLLM loads the task from.  Raises Refused."""
+        catalogue, checkpoint = self._base(base)
+        about = catalogue.get(name)
+        assert self.options.cache is not None
+        others = differences(about.model_config, checkpoint.config, None)
+        if others:
+            log.warning("the fine-tune of %s has another config than the base, and vLLM one for all: %s", name, others)
+        try:
+            return str(cached(about, base, self.options.cache, self.options.rank, self.options.samples))
+        except (NotExact, Mismatch, ValueError) as error:
+            if isinstance(error, AdapterError):
+                raise catalogue.damaged(name, error) from None
+            raise Refused(f"the adapter {name!r} cannot be a LoRA: {error}", 400, param="model") from None
+        except OSError as error:
+            raise catalogue.damaged(name, error) from None
+
+    def _base(self, base: str) -> tuple[Catalogue, Checkpoint]:
+        """The names, and the base that their adapters are of."""
+        with self._lock:
+            if base not in self._known:
+                checkpoint = open_checkpoint(base)
+                self._known[base] = Catalogue(self.root, Path(base).name, fingerprint(checkpoint)), checkpoint
+            return self._known[base]
+
+
+def register(options: Options) -> None:
+    """Makes the names known to vLLM."""
+    LoRAResolverRegistry.resolvers.pop(NAME, None)
+    LoRAResolverRegistry.register_resolver(NAME, Resolver(options))

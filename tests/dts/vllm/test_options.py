@@ -1,0 +1,62 @@
+"""What the plugin is told, a fine-tune's config beside vLLM's, and what the plugin costs before it is called."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from dts.vllm.configs import differences, refuse_differences
+from dts.vllm.options import CACHE, Options
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_nothing_said_is_nothing_resolved():
+    assert Options.read({"HOME": "/"}) == Options()
+
+
+def test_a_folder_is_enough(tmp_path):
+    options = Options.read({"DTS_VLLM_ADAPTERS": str(tmp_path)})
+    assert options == Options(tmp_path, 512, "refuse", tmp_path / CACHE)
+    own = {"DTS_VLLM_ADAPTERS": str(tmp_path), "DTS_VLLM_RANK": "64", "DTS_VLLM_CACHE": "/elsewhere"}
+    assert Options.read(own | {"DTS_VLLM_SAMPLES": "reencode"}) == Options(tmp_path, 64, "reencode", Path("/elsewhere"))
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ({"DTS_VLLM_ADAPTERS": "/no/such/folder"}, ["/no/such/folder is no folder"]),
+        ({"DTS_VLLM_ADAPTERS": ".", "DTS_VLLM_RANK": "513"}, ["1 to 512", "'513'"]),
+        ({"DTS_VLLM_ADAPTERS": ".", "DTS_VLLM_RANK": "many"}, ["1 to 512", "'many'"]),
+        ({"DTS_VLLM_ADAPTERS": ".", "DTS_VLLM_RANK": "0"}, ["1 to 512"]),
+        ({"DTS_VLLM_RANK": "8"}, ["DTS_VLLM_RANK is of no use without DTS_VLLM_ADAPTERS"]),
+        (
+            {"DTS_VLLM_ADAPTERS": ".", "DTS_VLLM_SAMPLES": "keep"},
+            ["refuse or reencode, not 'keep'"],
+        ),
+    ],
+)
+def test_all_that_is_wrong_is_said_at_once(given, words):
+    with pytest.raises(ValueError) as error:
+        Options.read(given)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_the_plugin_brings_neither_vllm_nor_torch_before_it_is_called():
+    code = "import sys, dts, dts.vllm.plugin; print({'vllm', 'torch', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "set()\n", done.stderr
+
+
+BASE = {"vocab_size": 60, "rope_theta": 1e4, "dtype": "float32"}
+
+
+def test_a_config_that_computes_something_else_is_refused_with_the_option():
+    used = SimpleNamespace(**BASE)
+    assert differences(None, BASE, used) == differences(BASE | {"dtype": "bfloat16"}, BASE, used) == {}
+    other = BASE | {"rope_theta": 1e6}
+    with pytest.raises(ValueError, match="""--hf-overrides '{"rope_theta": 1000000.0}'"""):
+        refuse_differences("a", other, BASE, used)
+    refuse_differences("a", other, BASE, SimpleNamespace(**other))  # vLLM was told

@@ -1,0 +1,44 @@
+"""``--load-format dts``: one task merged while vLLM loads it."""
+
+import pytest
+
+from tests.vllm.conftest import PROMPTS, TOKENS
+
+pytestmark = pytest.mark.vllm
+OPTIONS = dict(dtype="float32", max_model_len=128, max_num_seqs=8, enforce_eager=True, skip_tokenizer_init=True)
+
+
+@pytest.mark.parametrize("task", ["a", "sketch"])
+def test_a_merged_task_answers_as_the_single_task_model(models, engine, task):
+    job = {
+        "options": OPTIONS
+        | {
+            "model": str(models.base),
+            "load_format": "dts",
+            "model_loader_extra_config": {"adapter": str(models.adapters / task)},
+        },
+        "tokens": TOKENS,
+        "prompt_logprobs": 0,
+        "batches": [[{"prompt": prompt, "task": None} for prompt in PROMPTS]],
+    }
+    (answers,), _ = engine(job)
+    for prompt, found in zip(PROMPTS, answers):
+        models.equal(found, task, prompt, within=1e-4)
+
+
+def test_mistakes_are_told_before_a_tensor_is_made(models, tmp_path):
+    from vllm.config.load import LoadConfig
+
+    from dts.checkpoint import Mismatch
+    from dts.vllm.loader import Loader
+
+    class Model:  # of vLLM's config what the loader asks
+        model, revision, hf_config = str(models.base), None, models.model(None).config
+
+    with pytest.raises(ValueError, match="needs the folder of an adapter"):
+        Loader(LoadConfig(load_format="dts"))
+    other = {"adapter": str(models.adapters / "other")}
+    with pytest.raises(Mismatch, match="is not the base"):
+        Loader(LoadConfig(load_format="dts", model_loader_extra_config=other)).get_all_weights(Model, None)
+    with pytest.raises(ValueError, match="Unexpected extra config keys"):
+        Loader(LoadConfig(load_format="dts", model_loader_extra_config=other | {"speed": "full"}))

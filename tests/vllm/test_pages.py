@@ -1,0 +1,69 @@
+"""The commands of docs/deploy.md on vLLM, in an empty folder but for the models."""
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.docs.pages import ROOT, blocks
+from tests.vllm.conftest import START, checked, end, environment
+
+pytestmark = pytest.mark.vllm
+SMALL = ("--dtype", "float32", "--max-model-len", "128", "--max-num-seqs", "8", "--enforce-eager")
+
+
+def lines() -> list[str]:
+    page = [
+        line
+        for block in blocks(ROOT / "docs" / "deploy.md")
+        if block.language == "bash"
+        for line in block.text.splitlines()
+    ]
+    return [line for line in page if "chat/" in line or '"rhyme"' in line]
+
+
+def test_the_page_does_what_it_says(models, tmp_path, free_port):
+    (tmp_path / "chat").mkdir()
+    for name, place in (("base", models.base), ("rhyme", models.root / "a"), ("prose", models.root / "b")):
+        shutil.copytree(place, tmp_path / "chat" / name)
+    commands = lines()
+    assert sum("api_server" in line for line in commands) == 2 and sum("curl" in line for line in commands) == 1
+    server, log, answers = None, tmp_path / "log", []
+    try:
+        for line in commands:
+            words = shlex.split(line.replace("8000", str(free_port)))
+            variables = dict(word.split("=", 1) for word in words if word.startswith(("DTS_", "VLLM_")))
+            words = [word for word in words if word not in {f"{key}={value}" for key, value in variables.items()}]
+            if "api_server" in line:
+                if server is not None:
+                    end(server)
+                with log.open("w") as out:
+                    words = [sys.executable, *words[1:], *SMALL]
+                    server = subprocess.Popen(
+                        words,
+                        env=environment(**variables),
+                        cwd=tmp_path,
+                        stdout=out,
+                        stderr=out,
+                        start_new_session=True,
+                    )
+                until, ready = time.monotonic() + START, ["curl", "-sf", f"http://127.0.0.1:{free_port}/v1/models"]
+                while subprocess.run(ready, capture_output=True).returncode:
+                    if server.poll() is not None or time.monotonic() > until:
+                        checked(server.poll() or -1, log)
+                    time.sleep(0.5)
+            else:
+                words = [sys.executable, "-m", *words] if words[0] == "dts" else words
+                done = subprocess.run(words, env=environment(), cwd=tmp_path, capture_output=True, text=True)
+                assert done.returncode == 0, done.stderr
+                answers += [json.loads(done.stdout)] if words[0] == "curl" else []
+        models_now = subprocess.run(ready, capture_output=True, text=True).stdout
+    finally:
+        if server is not None:
+            end(server)
+    assert [one["model"] for one in answers] == ["rhyme"] and all(one["choices"][0]["text"] for one in answers)
+    assert json.loads(models_now)["data"][0]["id"] == "rhyme"
