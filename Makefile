@@ -37,7 +37,8 @@ $(VLLM_VENV)/.vllm-installed: pyproject.toml setup.py constraints.txt
 	$(MAKE) --no-print-directory VENV=$(VLLM_VENV) $(VLLM_VENV)/bin/python
 	@echo "Installing the package and vLLM into $(VLLM_VENV) (three gigabytes)"
 	grep '^torch==' constraints.txt > $(VLLM_VENV)/constraints.txt
-	$(VLLM_VENV)/bin/python -m pip install --disable-pip-version-check -c $(VLLM_VENV)/constraints.txt -e '.[vllm]' 'pytest>=8'
+	$(VLLM_VENV)/bin/python -m pip install --disable-pip-version-check -c $(VLLM_VENV)/constraints.txt \
+		-e '.[vllm]' 'pytest>=8' 'pytest-benchmark>=5'
 	$(VLLM_VENV)/bin/python -m pip uninstall -y torchvision torchaudio torchcodec
 	@touch $@
 
