@@ -1,5 +1,5 @@
-"""Adapters in vLLM: as LoRAs, or one of them merged.
+"""Adapters in vLLM: as LoRAs, as one merged model, or packed in its engine.
 
 vLLM finds `dts.vllm.plugin` by the entry point ``dts`` of its group ``vllm.general_plugins``.  Only modules that vLLM's
-own processes load import vllm: `resolver`, `loader`.
+own processes load import vllm: `resolver`, `loader`, `packed`.
 """

@@ -32,7 +32,7 @@ log = logging.getLogger("vllm.dts")  # which vLLM prints
 VERSION = 1  # of what is made of an adapter: another one is another folder
 KINDS = ("linear", "embedding")  # of layers that vLLM's LoRA acts on
 NO_PLACE = "vLLM's LoRA acts on the weights of linear layers and embeddings alone, so it stays the base's"
-MERGED = "run the adapter alone and merged (--load-format dts)"
+PACKED = "run the adapter from its packed bits (DTS_VLLM_MODE=packed), or alone and merged (--load-format dts)"
 
 
 def write_lora(
@@ -55,14 +55,14 @@ def write_lora(
     if sampled and samples != "reencode":
         raise NotExact(
             f"the adapter {fit.adapter.name!r} has samples in {len(sampled)} layers ({some(sampled, 3)}), which are no "
-            f"low rank, so that no LoRA is exact: {MERGED}; or DTS_VLLM_SAMPLES=reencode makes of each layer the best "
+            f"low rank, so that no LoRA is exact: {PACKED}; or DTS_VLLM_SAMPLES=reencode makes of each layer the best "
             f"LoRA of rank {rank}, with the error stated"
         )
     matrices = [name for name in writer.places.lost if len(_shape(fit, name)) > 1]
     if matrices:
         raise NotExact(
             f"the adapter {fit.adapter.name!r} changes {len(matrices)} matrices that no LoRA of vLLM is for "
-            f"({some(matrices, 3)}): {MERGED}"
+            f"({some(matrices, 3)}): {PACKED}"
         )
     with building(out, lambda: check_place(out, overwrite, "a PEFT adapter", _is_lora)) as place:
         folder = place.fresh()

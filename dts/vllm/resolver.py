@@ -19,6 +19,7 @@ from dts.serve.refused import Refused
 from dts.vllm.configs import differences
 from dts.vllm.lora import cached
 from dts.vllm.options import Options
+from dts.vllm.places import place_of
 
 log = logging.getLogger("vllm.dts")  # which vLLM prints
 NAME = "dts"
@@ -27,7 +28,7 @@ NAME = "dts"
 class Resolver(LoRAResolver):
     """Looks names up in the folder of adapters, and nowhere else: no name leads out of it, links followed.
 
-    The adapter becomes a LoRA once, in the cache.
+    In mode "lora" the adapter becomes a LoRA once, in the cache; in mode "packed" it is loaded as it is.
     """
 
     def __init__(self, options: Options):
@@ -54,6 +55,8 @@ class Resolver(LoRAResolver):
         """The path that vLLM loads the task from.  Raises Refused."""
         catalogue, checkpoint = self._base(base)
         about = catalogue.get(name)
+        if self.options.mode == "packed":
+            return place_of(about)
         assert self.options.cache is not None
         others = differences(about.model_config, checkpoint.config, None)
         if others:

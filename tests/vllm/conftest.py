@@ -98,56 +98,64 @@ class Models:
                 assert found[key] == pytest.approx(known[key], abs=within, rel=0), (task, prompt, key)
 
 
-@pytest.fixture(scope="session")
-def models(tmp_path_factory) -> Models:
+def llama(seed: int, tied: bool = False):
     import torch
     import transformers
 
-    import dts
-
-    made = Models(tmp_path_factory.mktemp("vllm"))
-    sizes = dict(hidden_size=128, intermediate_size=256, num_hidden_layers=2)
+    torch.manual_seed(seed)
+    sizes = dict(hidden_size=128, intermediate_size=256, num_hidden_layers=2, tie_word_embeddings=tied)
     heads = dict(num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256)
     ids = dict(vocab_size=258, bos_token_id=None, eos_token_id=END, pad_token_id=0)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **heads, **ids))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    return model
 
-    def llama(seed: int):
-        torch.manual_seed(seed)
-        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **heads, **ids))
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter += 0.05 * torch.randn_like(parameter)
-        return model
 
-    def tuned(model, seed: int, vectors: bool):
-        other, draw = copy.deepcopy(model), torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for parameter in other.parameters():
-                if vectors or parameter.dim() > 1:
-                    spread = parameter.std(correction=0) + 0.05
-                    parameter += 0.15 * torch.randn(parameter.shape, generator=draw) * spread
-        return other
+def tune(model, seed: int, vectors: bool):
+    """A full fine-tune of it, on nothing; without vectors norms stay as they are."""
+    import torch
 
-    base, another = llama(0), llama(1)
-    base.save_pretrained(made.base)
-    tokenizer().save_pretrained(made.base)
-    another.save_pretrained(made.root / "another")
-    for seed, (name, of, method, vectors) in enumerate(
-        [
-            ("exact", base, "residual", False),
-            ("a", base, "residual", True),
-            ("b", base, "residual", True),
-            ("sketch", base, "sketch", True),
-            ("other", another, "residual", True),
-        ]
-    ):
-        tuned(of, seed, vectors).save_pretrained(made.root / name)
-        folder = made.base if of is base else made.root / "another"
-        dts.compress(folder, made.root / name, out=made.adapters / name, method=method, budget=0.04)
+    other, draw = copy.deepcopy(model), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            if vectors or parameter.dim() > 1:
+                spread = parameter.std(correction=0) + 0.05
+                parameter += 0.15 * torch.randn(parameter.shape, generator=draw) * spread
+    return other
+
+
+def compress(made: Models, base, tasks: dict[str, tuple[str, bool]], folder: str = "base") -> None:
+    """The base in ``folder``, and an adapter for each name of a method and whether vectors change."""
+    import dts
+
+    base.save_pretrained(made.root / folder)
+    tokenizer().save_pretrained(made.root / folder)
+    for seed, (name, (method, vectors)) in enumerate(tasks.items()):
+        tune(base, seed, vectors).save_pretrained(made.root / name)
+        dts.compress(made.root / folder, made.root / name, out=made.adapters / name, method=method, budget=0.04)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory) -> Models:
+    made = Models(tmp_path_factory.mktemp("vllm"))
+    tasks = {"exact": ("residual", False), "a": ("residual", True), "b": ("residual", True), "sketch": ("sketch", True)}
+    compress(made, llama(0), tasks)
+    compress(made, llama(1), {"other": ("residual", True)}, "another")
     shutil.copytree(made.adapters / "a", made.adapters / "damaged")
     file = made.adapters / "damaged" / "dts_model.safetensors"
     content = bytearray(file.read_bytes())
     content[-20] ^= 0xFF
     file.write_bytes(content)
+    return made
+
+
+@pytest.fixture(scope="session")
+def tied(tmp_path_factory) -> Models:
+    """Of a Llama whose output layer is its embedding."""
+    made = Models(tmp_path_factory.mktemp("tied"))
+    compress(made, llama(2, tied=True), {"a": ("residual", True), "sketch": ("sketch", True)})
     return made
 
 

@@ -23,7 +23,7 @@ def lines() -> list[str]:
         if block.language == "bash"
         for line in block.text.splitlines()
     ]
-    return [line for line in page if "chat/" in line or '"rhyme"' in line]
+    return [line for line in page if "chat/" in line or '"prompt": "Once"' in line]
 
 
 def test_the_page_does_what_it_says(models, tmp_path, free_port):
@@ -31,7 +31,7 @@ def test_the_page_does_what_it_says(models, tmp_path, free_port):
     for name, place in (("base", models.base), ("rhyme", models.root / "a"), ("prose", models.root / "b")):
         shutil.copytree(place, tmp_path / "chat" / name)
     commands = lines()
-    assert sum("api_server" in line for line in commands) == 2 and sum("curl" in line for line in commands) == 1
+    assert sum("api_server" in line for line in commands) == 3 and sum("curl" in line for line in commands) == 2
     server, log, answers = None, tmp_path / "log", []
     try:
         for line in commands:
@@ -65,5 +65,5 @@ def test_the_page_does_what_it_says(models, tmp_path, free_port):
     finally:
         if server is not None:
             end(server)
-    assert [one["model"] for one in answers] == ["rhyme"] and all(one["choices"][0]["text"] for one in answers)
+    assert [one["model"] for one in answers] == ["rhyme", "prose"] and all(one["choices"][0]["text"] for one in answers)
     assert json.loads(models_now)["data"][0]["id"] == "rhyme"

@@ -19,9 +19,12 @@ def test_nothing_said_is_nothing_resolved():
 
 def test_a_folder_is_enough(tmp_path):
     options = Options.read({"DTS_VLLM_ADAPTERS": str(tmp_path)})
-    assert options == Options(tmp_path, 512, "refuse", tmp_path / CACHE)
+    assert options == Options(tmp_path, "lora", 512, "refuse", tmp_path / CACHE)
     own = {"DTS_VLLM_ADAPTERS": str(tmp_path), "DTS_VLLM_RANK": "64", "DTS_VLLM_CACHE": "/elsewhere"}
-    assert Options.read(own | {"DTS_VLLM_SAMPLES": "reencode"}) == Options(tmp_path, 64, "reencode", Path("/elsewhere"))
+    assert Options.read(own | {"DTS_VLLM_SAMPLES": "reencode"}) == Options(
+        tmp_path, "lora", 64, "reencode", Path("/elsewhere")
+    )
+    assert Options.read({"DTS_VLLM_MODE": "packed"}) == Options(mode="packed")
 
 
 @pytest.mark.parametrize(
@@ -33,8 +36,12 @@ def test_a_folder_is_enough(tmp_path):
         ({"DTS_VLLM_ADAPTERS": ".", "DTS_VLLM_RANK": "0"}, ["1 to 512"]),
         ({"DTS_VLLM_RANK": "8"}, ["DTS_VLLM_RANK is of no use without DTS_VLLM_ADAPTERS"]),
         (
-            {"DTS_VLLM_ADAPTERS": ".", "DTS_VLLM_SAMPLES": "keep"},
-            ["refuse or reencode, not 'keep'"],
+            {"DTS_VLLM_ADAPTERS": ".", "DTS_VLLM_SAMPLES": "keep", "DTS_VLLM_MODE": "fast"},
+            ["refuse or reencode, not 'keep'", "lora or packed, not 'fast'"],
+        ),
+        (
+            {"DTS_VLLM_ADAPTERS": ".", "DTS_VLLM_MODE": "packed", "DTS_VLLM_RANK": "8", "DTS_VLLM_CACHE": "/c"},
+            ["DTS_VLLM_RANK says how LoRAs are made, and", "DTS_VLLM_CACHE says how"],
         ),
     ],
 )
