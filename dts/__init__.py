@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dts.services import provide
 
 if TYPE_CHECKING:  # what callers' type checkers see of the names that are imported on first use
-    from dts import adapter, checkpoint, codec, exports, integrations, merge, metrics, nn, unseen
+    from dts import adapter, checkpoint, codec, exports, integrations, merge, metrics, nn, plan, unseen
     from dts.adapter import Adapter, AdapterError, BudgetError
     from dts.adapter.compress import compress
     from dts.checkpoint import Checkpoint, CheckpointError, Mismatch, open_checkpoint
@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # what callers' type checkers see of the names that are impor
 
 __version__ = "0.1.0"
 
-_MODULES = ("adapter", "checkpoint", "codec", "exports", "integrations", "merge", "metrics", "nn", "unseen")
+_MODULES = ("adapter", "checkpoint", "codec", "exports", "integrations", "merge", "metrics", "nn", "plan", "unseen")
 
 _NAMES = {
     "dts.codec": ("Factors", "Part", "Unencodable", "compress_tensor"),
@@ -53,6 +53,7 @@ __all__ = sorted([*_MODULE_OF, *_MODULES])
 
 # what the run-time asks for by name, since it is in rooms above: see `dts.services`
 provide("library", "dts.integrations.transformers")
+provide("within", "dts.plan.within:within")
 provide("router", "dts.unseen.router:calibrated_router")
 
 

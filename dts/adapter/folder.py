@@ -64,6 +64,16 @@ def read_config(folder: Path) -> dict:
         raise AdapterError(str(error)) from None
 
 
+def read_layout(folder: Path) -> tuple[dict, Layout]:
+    """The config, and dtype and shape of every tensor that is stored, by its name; no more is read than by
+    `read_config`."""
+    try:
+        config, stored = _described(folder)
+    except Damaged as error:
+        raise AdapterError(str(error)) from None
+    return config, {name: (tensor.dtype, tensor.shape) for name, tensor in stored.tensors.items()}
+
+
 def _described(folder: Path) -> tuple[dict, Stored]:
     """(config, the tensors to be read); raises AdapterError or Damaged."""
     absent = [name for name in (CONFIG, MODEL) if not (folder / name).is_file()]

@@ -26,6 +26,7 @@ from dts.cli import (
     inspect,
     merge,
     mix,
+    plan,
     serve,
     shelf,
     truncate,
@@ -105,7 +106,7 @@ def _options(
     pass
 
 
-for verb in (compress, inspect, verify, diff, apply, truncate, merge, mix, serve, doctor, demo):
+for verb in (compress, inspect, verify, diff, apply, truncate, merge, mix, plan, serve, doctor, demo):
     name = verb.__name__.rpartition(".")[2]
     app.command(name)(getattr(verb, name))
 # by other names than their functions, which would hide Python's own

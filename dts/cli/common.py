@@ -25,6 +25,10 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from dts.sizes import bytes_text as bytes_text  # verbs have them from here
+from dts.sizes import parse_bytes as parse_bytes
+from dts.sizes import parse_size as parse_size
+
 WIDE = 4096  # characters of a line that no terminal shows
 OK, CHECK_FAILED, BAD_INPUT, UNEXPECTED = 0, 1, 2, 3
 
@@ -125,24 +129,6 @@ Vocabulary = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out already holds.")]
 
-_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
-_SIZE = re.compile(r"(\d+\.?\d*|\.\d+)\s*(%|[kmg]i?b?|b)?", re.IGNORECASE)
-
-
-def parse_size(text: str) -> dict[str, Any]:
-    """``1%`` or ``0.01`` -> {"budget": 0.01}, a fraction of the base in fp32;  ``5MB`` -> {"nbytes": 5000000}."""
-    match = _SIZE.fullmatch(text.strip())
-    if not match:
-        raise ValueError(f"size {text!r} is not understood: write 1% (of the base in fp32), 500KB, 5MB or 2MiB")
-    number, unit = float(match[1]), (match[2] or "").lower()
-    if unit == "%":
-        return {"budget": number / 100}
-    if not unit and number >= 1:
-        raise ValueError(f"size {text!r} has no unit: write {text}% of the base, or {text}MB, {text}KB or {text}B")
-    if not unit:
-        return {"budget": number}
-    return {"nbytes": int(number * _UNITS[unit.removesuffix("b")])}
-
 
 @overload
 def at(source: str, revision: str | None) -> str: ...
@@ -175,16 +161,6 @@ def parse_fraction(text: str) -> float:
     if not 0 < value <= 1:
         raise ValueError(f"{text!r} is not between 0 and 1 (0% and 100%)")
     return value
-
-
-def bytes_text(count: int) -> str:
-    """1234567 -> ``1.23 MB``."""
-    value = float(count)
-    for unit in ("B", "KB", "MB", "GB", "TB"):
-        if value < 1000 or unit == "TB":
-            return f"{count} B" if unit == "B" else f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {unit}"
-        value /= 1000
-    raise AssertionError
 
 
 def percent(value: float | None, digits: int = 2) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from dts.cli.common import Json, bytes_text, emit, errors, output, parse_size
+from dts.cli.common import Json, bytes_text, emit, errors, output, parse_bytes
 
 LIMITS, OPERATIONS = "Limits", "Operations"
 
@@ -86,7 +86,7 @@ def serve(
     from dts.serve.http.run import run
 
     sizes = {
-        what: None if text is None else _bytes(text, what)
+        what: None if text is None else parse_bytes(text, what)
         for what, text in (("--memory", memory), ("--max-body", max_body))
     }
     options = Options(
@@ -123,10 +123,3 @@ def serve(
     if not run(options, ready):
         errors.print(f"answers took longer than {drain} s after the signal: they were broken off")
         raise typer.Exit(1)
-
-
-def _bytes(text: str, what: str) -> int:
-    size = parse_size(text)
-    if "nbytes" not in size:
-        raise ValueError(f"{what} is in bytes: 500MB or 2GiB, not {text!r}")
-    return size["nbytes"]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from dts.adapter import Adapter
@@ -26,23 +27,10 @@ def load_base(path: str | Path, adapters: Sequence[Adapter], **options: Any) -> 
     """
     import transformers
 
-    name, stated = split_revision(str(path))
-    if stated:
-        if options.get("revision", stated) != stated:
-            raise ValueError(f"{path} and revision={options['revision']!r} say the revision twice: keep one")
-        path, options["revision"] = name, stated
-    given = {key: value for key, value in options.items() if value is not None}
-    base = Base(path, options={key: given[key] for key in (*HUB, "variant") if key in given})
+    path, base, options = _which(path, options)
     base.check(adapters)
-    architecture = _architecture(adapters)
-    where = {key: given[key] for key in (*HUB, "code_revision") if key in given}
-    trusted = bool(options.get("trust_remote_code"))
-    config = options.pop("config", None) or _config_of(path, trusted, where)
-    architecture = architecture or (config.architectures or [None])[0]
-    cls = _class_of(architecture, config, path, where) if trusted else None
-    cls = cls or (getattr(transformers, architecture, None) if architecture else transformers.AutoModel)
-    if cls is None:
-        raise ValueError(_unknown(path, architecture, trusted))
+    cls, config = class_and_config(path, adapters, options)
+    options.pop("config", None)
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # a head that is missing in the base comes with each task
     try:
@@ -52,6 +40,48 @@ def load_base(path: str | Path, adapters: Sequence[Adapter], **options: Any) -> 
     others = {key if isinstance(key, str) else key[0] for key in found.get("mismatched_keys", ())}
     base.missing = frozenset(found["missing_keys"]) | others
     return model.eval(), base
+
+
+def empty_base(path: str | Path, adapters: Sequence[Adapter], **options: Any) -> tuple[nn.Module, Base]:
+    """What `load_base` gives, without its memory: every tensor is on the meta device, none is read.
+
+    adapters: also such without entries, `Adapter.of` their configs.
+    """
+    path, base, options = _which(path, options)
+    base.check(adapters)
+    cls, config = class_and_config(path, adapters, options)
+    make = getattr(cls, "from_config", None) or cls._from_config
+    kept = ("dtype", "attn_implementation", "trust_remote_code")
+    with torch.device("meta"):
+        model = make(config, **{key: options[key] for key in kept if options.get(key) not in (None, "auto")})
+    return model.eval(), base
+
+
+def _which(path: str | Path, options: dict[str, Any]) -> tuple[str | Path, Base, dict[str, Any]]:
+    """The path without its revision, the base it is, and the options with it."""
+    name, stated = split_revision(str(path))
+    if stated:
+        if options.get("revision", stated) != stated:
+            raise ValueError(f"{path} and revision={options['revision']!r} say the revision twice: keep one")
+        path, options = name, options | {"revision": stated}
+    given = {key: value for key, value in options.items() if value is not None}
+    return path, Base(path, options={key: given[key] for key in (*HUB, "variant") if key in given}), options
+
+
+def class_and_config(path: str | Path, adapters: Sequence[Adapter], options: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The class to build, that of the fine-tunes where they bring heads, and the base's config."""
+    import transformers
+
+    architecture = _architecture(adapters)
+    where = {key: options[key] for key in (*HUB, "code_revision") if options.get(key) is not None}
+    trusted = bool(options.get("trust_remote_code"))
+    config = options.get("config") or _config_of(path, trusted, where)
+    architecture = architecture or (config.architectures or [None])[0]
+    cls = _class_of(architecture, config, path, where) if trusted else None
+    cls = cls or (getattr(transformers, architecture, None) if architecture else transformers.AutoModel)
+    if cls is None:
+        raise ValueError(_unknown(path, architecture, trusted))
+    return cls, config
 
 
 def _config_of(path: str | Path, trusted: bool, where: dict[str, Any]) -> Any:
@@ -94,13 +124,20 @@ def _architecture(adapters: Sequence[Adapter]) -> str | None:
     """The one class that all fine-tunes with heads of their own were saved from, None if there are none."""
     found: dict[str | None, list[str]] = {}
     for adapter in adapters:
-        if any(entry.task_only for entry in adapter.entries.values()):
+        if _brings_own(adapter):
             names = (adapter.model_config or {}).get("architectures") or [None]
             found.setdefault(names[0], []).append(adapter.name)
     found.pop(None, None)
     if len(found) > 1:
         raise ValueError(f"the adapters are for different architectures, load them into one model each: {found}")
     return next(iter(found), None)
+
+
+def _brings_own(adapter: Adapter) -> bool:
+    """Whether it has tensors that only the fine-tune has; of an adapter without its entries, as its rows say."""
+    if adapter.entries:
+        return any(entry.task_only for entry in adapter.entries.values())
+    return any(row.get("task_only") for row in (adapter.config or {}).get("tensors", {}).values())
 
 
 def knows(model: nn.Module) -> bool:

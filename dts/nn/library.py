@@ -19,6 +19,9 @@ class Library(Protocol):
     def load_base(self, path: str | Path, adapters: Sequence[Adapter], **options: Any) -> tuple[nn.Module, Base]:
         """The base model of a folder or hub id, in eval mode, ready for the adapters, and what it was made from."""
 
+    def empty_base(self, path: str | Path, adapters: Sequence[Adapter], **options: Any) -> tuple[nn.Module, Base]:
+        """What `load_base` gives with every tensor on the meta device: nothing is read but configs."""
+
     def knows(self, model: nn.Module) -> bool:
         """Whether it is a model of this library, whose code looks at a model's class."""
 

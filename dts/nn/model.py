@@ -6,6 +6,7 @@ import copy
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -33,9 +34,12 @@ from dts.nn.router import Choice, Router, make_router
 from dts.nn.routing import Current, Mixture, RoutingState, tracing
 from dts.nn.saving import What, save_pretrained
 from dts.nn.selection import AUTO, BASE, Selection, Selections, names_in, one_a_row
+from dts.nn.shelf import Shelf, Source
+from dts.nn.sizes import bytes_at
 from dts.nn.status import Status, not_reached, status
 from dts.nn.training import guard
 from dts.nn.views import Views, compiled, labels_by_name, labels_in, plain, showing, unwritten
+from dts.services import service
 from dts.sites.transformers import renamer
 
 
@@ -60,6 +64,8 @@ class DTSModel(nn.Module):
         self._state = RoutingState(next((p.device for p in model.parameters()), torch.device("cpu")))
         self._base: Base | None = None  # the checkpoint it was made from, if that is known
         self._loaded = LoadedTasks()
+        self._shelf: Shelf | None = None  # tasks within a limit, of `keep_within`
+        self.plan: Any = None  # of `from_pretrained(memory=)`: the `dts.plan.Plan` that it keeps to
         self._layers: dict[str, Layer] = {}  # by their names in the model
         self._places = Places(self)
         self._unused: list[str] = []  # layers that the first call after a load did not reach
@@ -73,16 +79,28 @@ class DTSModel(nn.Module):
         self.choice: Choice | None = None  # its last answer
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, adapters: Mapping[str, Given] | None = None, **options: Any) -> DTSModel:
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        adapters: Mapping[str, Given] | None = None,
+        memory: int | str | None = None,
+        **options: Any,
+    ) -> DTSModel:
         """A transformers model with adapters: the base's folder or hub id, and a task name -> adapter for each.
 
         The architecture is the fine-tunes' where they bring heads that the base lacks.  ``options`` go to
         transformers' ``from_pretrained``.  Refuses adapters of another base.
+
+        memory: bytes, or "1GiB", that all may take: the plan is printed on stderr before anything is loaded, and kept
+            in ``plan``; tasks beyond the limit lie on disk until they are asked for, and the least recently used go.
+            Then there are the options ``batch`` (1), ``length`` (128), ``device`` ("cpu"), ``pin`` (tasks that stay)
+            and ``prefix`` (of every adapter), see `dts.plan.plan`, which raises TooSmall with the least that would do.
         """
+        if memory is not None:
+            made: DTSModel = service("within")(cls, path, adapters or {}, memory, **options)
+            return made
         found = all_opened(adapters or {})
-        base, source = library().load_base(path, list(found.values()), **options)
-        model = cls(base)
-        model._base = source
+        model = cls._of_base(path, list(found.values()), **options)
         wrong: dict[str, Exception] = {}
         for name, adapter in found.items():
             try:
@@ -93,12 +111,20 @@ class DTSModel(nn.Module):
             refuse(wrong)
         return model
 
+    @classmethod
+    def _of_base(cls, path: str | Path, adapters: Sequence[Adapter], **options: Any) -> DTSModel:
+        """A base without tasks, of the class that these adapters need; they may be without entries."""
+        base, source = library().load_base(path, adapters, **options)
+        model = cls(base)
+        model._base = source
+        return model
+
     # ---- tasks -------------------------------------------------------------------------------------------------
 
     @property
     def tasks(self) -> list[str]:
-        """Names of the loaded tasks."""
-        return list(self._loaded)
+        """Names of the loaded tasks; of a model with a limit of memory also of those on disk."""
+        return list(self._loaded if self._shelf is None else self._shelf.sources)
 
     def load_task(self, name: str, adapter: Given | Mapping[str, Entry], heads: bool = True) -> None:
         """Load an adapter (or its folder, or entries) under a name; a loaded name is replaced.
@@ -107,11 +133,27 @@ class DTSModel(nn.Module):
         Where the base has a head too, tasks without one of their own use the base's.
         Raises ValueError that lists every tensor that does not fit, and for an adapter that was made for another base
         than a model of `from_pretrained` is (no other model knows its base's fingerprint); the model is then as before.
+        A model with a limit of memory takes folders only, since it may have to read them again.
         """
+        if self._shelf is None:
+            self._load(name, adapter, heads)
+            return
+        folder = adapter.folder if isinstance(adapter, Adapter) else adapter
+        if not isinstance(folder, str | Path):
+            raise ValueError(f"task {name!r}: a model with a limit of memory needs the adapter's folder: save it first")
+        self._check_name(name)
+        self._shelf.put(name, Source(Path(folder), bytes_at(Path(folder)), None, heads))
+
+    @staticmethod
+    def _check_name(name: str) -> None:
         if not isinstance(name, str) or not name:
             raise TypeError(f"a task's name is a string that is not empty, not {name!r}")
         if name == AUTO:
             raise ValueError(f"{AUTO!r} asks for a task to be chosen: give this one another name")
+
+    def _load(self, name: str, adapter: Given | Mapping[str, Entry], heads: bool = True) -> None:
+        """`load_task`, whatever memory there is."""
+        self._check_name(name)
         source, entries = (None, adapter) if isinstance(adapter, Mapping) else _opened(adapter)
         skipped = without_effect(entries, heads)
         entries = {key: entry for key, entry in entries.items() if heads or not entry.task_only}
@@ -165,6 +207,12 @@ class DTSModel(nn.Module):
 
     def delete_task(self, name: str) -> None:
         """Forget a task; rows that use it use the base from then on.  Waits for calls of other threads."""
+        if self._shelf is None:
+            self._delete(name)
+        else:
+            self._shelf.remove(name, self._delete)
+
+    def _delete(self, name: str) -> None:
         with self._state.alone():
             self._loaded.check([name])
             if any(name in names_in(task) for task in self._current):
@@ -177,8 +225,7 @@ class DTSModel(nn.Module):
     def set_task(self, task: Selection) -> None:
         """Use one task, a mixture, or the base (BASE or None) for all rows of calls that begin from now on, in every
         thread.  Only tensors change."""
-        with self._state.held():
-            self._choose([task])
+        self._choose_kept([task])
 
     def set_tasks(self, tasks: Sequence[Selection]) -> None:
         """Use one item a row of the batch, each as for `set_task`, in all calls that begin from now on.
@@ -198,8 +245,15 @@ class DTSModel(nn.Module):
             raise ValueError(
                 f"set_tasks takes a list with one item a row, not {tasks!r}; set_task(...) is for all rows"
             )
-        with self._state.held():
-            self._choose(rows)
+        self._choose_kept(rows)
+
+    def _choose_kept(self, tasks: list[Selection]) -> None:
+        """Choose tasks, which stay in memory until others are chosen."""
+        with self._at_hand(tasks), nullcontext() if self._shelf is None else self._shelf.choosing:
+            with self._state.held():
+                self._choose(tasks)
+            if self._shelf is not None:
+                self._shelf.residents.keep({name for task in tasks for name in names_in(task)})
 
     def _choose(self, tasks: list[Selection]) -> None:
         mixtures = [self._loaded.mixture(task) for task in tasks]
@@ -210,20 +264,90 @@ class DTSModel(nn.Module):
     def using_task(self, task: Selection) -> Iterator[DTSModel]:
         """One task, mixture or the base for a while, in this thread: for code that calls the model and reads its
         config, and takes no ``tasks``.  What is chosen or deleted meanwhile counts afterwards."""
-        mixture = self._loaded.mixture(task)
-        with self._state.using([mixture], self._missing([mixture])):
-            yield self
+        with self._at_hand([task]):
+            mixture = self._loaded.mixture(task)
+            with self._state.using([mixture], self._missing([mixture])):
+                yield self
 
     @contextmanager
     def using_tasks(self, tasks: Sequence[Selection]) -> Iterator[DTSModel]:
         """As `using_task`, with one item a row of the batches that are given meanwhile."""
-        mixtures = [self._loaded.mixture(task) for task in tasks]
-        with self._state.using(mixtures, self._missing(mixtures)):
-            yield self
+        with self._at_hand(tasks):
+            mixtures = [self._loaded.mixture(task) for task in tasks]
+            with self._state.using(mixtures, self._missing(mixtures)):
+                yield self
 
     def disable_tasks(self) -> AbstractContextManager[DTSModel]:
         """`using_task` of the base."""
         return self.using_task(BASE)
+
+    # ---- within a limit of memory ------------------------------------------------------------------------------
+
+    def keep_within(
+        self, limit: int | None, sources: Mapping[str, Source], loaded: Sequence[str] = (), pin: Sequence[str] = ()
+    ) -> None:
+        """Take tasks from their folders when they are asked for, at most ``limit`` bytes of them in memory.
+
+        loaded: those that are loaded now, where there is room;  pin: those that stay.  The model must have no tasks.
+        Raises ValueError that names every one of ``loaded`` that cannot be.
+        """
+        if self._loaded:
+            raise ValueError(f"the model has tasks already: {list(self._loaded)}")
+        shelf = self._shelf = Shelf(self, sources, limit, pin)
+        wrong: dict[str, Exception] = {}
+        for name in loaded:
+            try:
+                shelf.residents.ensure([name], shelf)
+            except ValueError as error:
+                wrong[name] = error
+        if wrong:
+            refuse(wrong)
+
+    def prefetch(self, *tasks: str) -> Future[None]:
+        """Load tasks in a thread, for calls that will ask for them; what came of it is the future's.
+
+        Of a model with a limit of memory.  The thread waits for calls under way, and calls for it only as long as a
+        task that was read and checked is put into the layers.
+        """
+        return self._limited("prefetch").prefetch(tasks)
+
+    def pin_task(self, name: str) -> None:
+        """Load a task that then stays in memory; of a model with a limit of it."""
+        self._limited("pin_task").pin(name)
+
+    def unpin_task(self, name: str) -> None:
+        """Let a task go when its memory is needed."""
+        shelf = self._limited("unpin_task")
+        shelf.check([name])
+        shelf.residents.unpin(name)
+
+    def _limited(self, what: str) -> Shelf:
+        if self._shelf is None:
+            raise ValueError(f"{what} is of a model with a limit: DTSModel.from_pretrained(..., memory='1GiB')")
+        return self._shelf
+
+    def _at_hand(self, asked: Sequence[Selection]) -> AbstractContextManager[None]:
+        """What is asked for is in memory, and stays meanwhile."""
+        if self._shelf is None:
+            return nullcontext()
+        return self._shelf.using([name for task in asked for name in names_in(task)])
+
+    def _refuse_on_disk(self, what: str) -> None:
+        """Raises ValueError where something needs all tasks in memory and they are not."""
+        if self._shelf is not None and (absent := self._shelf.on_disk):
+            raise ValueError(f"{what} needs every task in memory, and {absent} are on disk: memory= leaves no room")
+
+    def _bring(self, name: str, adapter: Adapter, heads: bool) -> None:
+        self._load(name, adapter, heads)
+
+    def _let_go(self, name: str) -> None:
+        self._delete(name)
+
+    def _may_load(self) -> None:
+        if self._state._inside():
+            raise RuntimeError(
+                "tasks cannot be loaded or deleted within a call of the model: prefetch what it needs before"
+            )
 
     # ---- running -----------------------------------------------------------------------------------------------
 
@@ -277,7 +401,7 @@ class DTSModel(nn.Module):
             )
         if rows is not None:
             check_rows(len(rows), args, kwargs)
-        with self._state.held():
+        with self._at_hand(asked), self._state.held():
             result = self._run_routed(method, args, kwargs, asked, listed=rows is not None)
             if self._state.watch is not None:
                 self._tell_unused()
@@ -373,6 +497,7 @@ class DTSModel(nn.Module):
         made from ``batch``.  floor: rows whose confidence is below it get None, the base.
         The answer stays in ``choice``.  Tasks loaded from bare entries cannot be chosen from.
         """
+        self._refuse_on_disk('tasks="auto"')
         inputs = _tensors(batch)
         if self._router is None:
             self._router = make_router(self, self._adapters(), inputs)
@@ -386,6 +511,7 @@ class DTSModel(nn.Module):
         without; 87.6 and 80.0 among eight with near-duplicates.  To be done again after a task is loaded or deleted.
         batch: the model's keyword inputs.
         """
+        self._refuse_on_disk("calibrate_tasks")
         self._router = make_router(self, self._adapters(), _tensors(batch), unlabelled=True)
 
     def task_logits(self, logits: Any, tasks: Selections = None) -> list[Tensor]:
@@ -403,9 +529,10 @@ class DTSModel(nn.Module):
             raise ValueError("another thread has called the model since: say whose logits these are (tasks=)")
         if len(asked) == 1:
             asked = asked * logits.shape[0]
-        slots = [[self._loaded[name].slot for name in names_in(task)] for task in asked]
-        widest = logits.shape[-1]
-        return [row[..., : width(self._layers, own, widest)] for own, row in zip(slots, logits, strict=True)]
+        with self._at_hand(asked):
+            slots = [[self._loaded[name].slot for name in names_in(task)] for task in asked]
+            widest = logits.shape[-1]
+            return [row[..., : width(self._layers, own, widest)] for own, row in zip(slots, logits, strict=True)]
 
     @torch.no_grad()
     def predict(self, batch: Mapping[str, Any], tasks: Selections = None) -> list[Prediction]:
@@ -417,10 +544,11 @@ class DTSModel(nn.Module):
             tasks = [BASE if task is None else task for task in self.choose_tasks(batch).tasks]
         rows = one_a_row(tasks)
         asked = self._here() if tasks is None else [cast(Selection, tasks)] if rows is None else rows
-        output = self(**batch, tasks=tasks)
-        logits = self.task_logits(output, tasks=asked)
-        asked = asked * len(logits) if len(asked) == 1 else asked
-        return [predicted(task, row, self._config(self._loaded.mixture(task))) for task, row in zip(asked, logits)]
+        with self._at_hand(asked):
+            output = self(**batch, tasks=tasks)
+            logits = self.task_logits(output, tasks=asked)
+            asked = asked * len(logits) if len(asked) == 1 else asked
+            return [predicted(task, row, self._config(self._loaded.mixture(task))) for task, row in zip(asked, logits)]
 
     def _here(self) -> list[Selection]:
         """What calls without tasks use in this thread."""
@@ -441,6 +569,12 @@ class DTSModel(nn.Module):
         without it, a task that changes quantised weights is refused with ValueError.
         Of a transformers model the ``config`` has the task's labels and sizes then.  This model is empty afterwards.
         """
+        with self._at_hand([task]):
+            merged = self._merge_and_unload(task, dequantise)
+        self._shelf = self.plan = None
+        return merged
+
+    def _merge_and_unload(self, task: Selection, dequantise: bool) -> nn.Module:
         mixture = self._loaded.mixture(task)
         adapters = [self._loaded[name].adapter for name in names_in(task)]
         config = adapters[0].model_config if len(adapters) == 1 and adapters[0] is not None else None
@@ -468,6 +602,8 @@ class DTSModel(nn.Module):
         A task is written into a copy, so the model is twice in memory meanwhile (``dts apply`` needs one tensor).
         Raises ValueError where several tasks are set.
         """
+        if what == "adapters":
+            self._refuse_on_disk('what="adapters"')
         merged = lambda mixture: plain(copy.deepcopy(self).merge_and_unload(mixture))  # noqa: E731
         return save_pretrained(self.model, self._loaded, self._state.mixtures, merged, folder, what, options)
 
@@ -485,7 +621,8 @@ class DTSModel(nn.Module):
         unused: layers that tasks change and that the first call after the last load did not reach.
         """
         known = self._known_calls.found.values()
-        return status(self._loaded, self._layers, known, self._state.mixtures, self._unused)
+        on_disk = [] if self._shelf is None else self._shelf.on_disk
+        return status(self._loaded, self._layers, known, self._state.mixtures, self._unused, on_disk)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """The base model's: adapters are kept in their own files."""

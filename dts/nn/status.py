@@ -28,6 +28,7 @@ class Status(TypedDict):
     nbytes: bytes of the tasks in memory;  current: the mixture of each row, or the one of all;  layers: by class;
     once_a_task: layers that run once a task;  grouped: what forces the whole model to, and why;
     unused: layers that tasks change and that the first call after the last load did not reach.
+    on_disk: further tasks that are loaded when they are asked for, of a model with a limit of memory.
     """
 
     tasks: list[str]
@@ -38,6 +39,7 @@ class Status(TypedDict):
     grouped: dict[str, str]
     unused: list[str]
     entries: dict[str, Account]
+    on_disk: list[str]
 
 
 def status(
@@ -46,6 +48,7 @@ def status(
     known: Iterable[RowAxes],
     mixtures: list[Mixture],
     unused: list[str],
+    on_disk: list[str],
 ) -> Status:
     """known: where the rows are in calls so far;  mixtures: what is set."""
     grouped: dict[str, str] = {}
@@ -64,6 +67,7 @@ def status(
         "grouped": grouped,
         "unused": list(unused),
         "entries": {name: {"applied": t.applied, "skipped": t.skipped} for name, t in tasks.items()},
+        "on_disk": on_disk,
     }
 
 

@@ -1,0 +1,131 @@
+"""Tasks of a model that lie on disk until a call asks for them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from dts.adapter import Adapter
+from dts.nn.residents import Residents
+from dts.nn.sizes import bytes_of
+
+
+@dataclass(frozen=True)
+class Source:
+    """folder: of the adapter;  nbytes: that it will take in memory;  prefix: take so much of it only, see
+    `Adapter.load`;  heads: as for `DTSModel.load_task`."""
+
+    folder: Path
+    nbytes: int
+    prefix: float | None = None
+    heads: bool = True
+
+
+class Loads(Protocol):
+    """What a shelf asks of its model."""
+
+    def _bring(self, name: str, adapter: Adapter, heads: bool) -> None: ...
+    def _let_go(self, name: str) -> None: ...
+    def _may_load(self) -> None: ...
+
+
+class Shelf:
+    """The tasks that a model may be asked for, and which of them are in memory (`Residents`).
+
+    sources: name -> where it is;  limit: bytes of tasks in memory;  pinned: names that stay there.
+    """
+
+    def __init__(
+        self, model: Loads, sources: Mapping[str, Source], limit: int | None = None, pinned: Collection[str] = ()
+    ):
+        self.model = model
+        self.sources = dict(sources)
+        self.residents = Residents(limit, pinned)
+        self.choosing = threading.RLock()  # what is chosen and what is kept for it change together
+
+    def __getstate__(self) -> dict:
+        return vars(self) | {"choosing": None}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        self.choosing = threading.RLock()
+
+    def check(self, names: Collection[str]) -> None:
+        """Raises ValueError that lists the names that are no task."""
+        unknown = sorted({name for name in names if name not in self.sources})
+        if unknown:
+            raise ValueError(f"no task {', '.join(map(repr, unknown))}; the tasks are {list(self.sources)}")
+
+    @property
+    def on_disk(self) -> list[str]:
+        return [name for name in self.sources if name not in self.residents.loaded]
+
+    @contextmanager
+    def using(self, names: Collection[str]) -> Iterator[None]:
+        """These tasks are in memory meanwhile.  Raises NoRoom where they never fit together, RuntimeError where one
+        would have to be loaded within a call of the model."""
+        self.check(names)
+        with self.residents.using(names, self, self.model._may_load):
+            yield
+
+    def prefetch(self, names: Collection[str]) -> Future[None]:
+        """Loads tasks in a thread of its own."""
+        self.check(names)
+        done: Future[None] = Future()
+
+        def run() -> None:
+            try:
+                self.residents.ensure(names, self)
+            except BaseException as error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+        threading.Thread(target=run, name="dts-prefetch", daemon=True).start()
+        return done
+
+    def pin(self, name: str) -> None:
+        """In memory from now on."""
+        with self.using([name]):
+            self.residents.pin(name)
+
+    def put(self, name: str, source: Source) -> None:
+        """A task more, or another one of a name; it is loaded."""
+        before = self.sources.get(name)
+        self.sources[name] = source
+        try:
+            self.residents.reload(name, self)
+        except BaseException:
+            if before is None:
+                del self.sources[name]
+            else:
+                self.sources[name] = before
+            raise
+
+    def remove(self, name: str, delete: Callable[[str], None]) -> None:
+        """A task is not asked for any more."""
+        self.check([name])
+        self.model._may_load()  # a thread that loads this waits for calls to end
+        if self.residents.forget(name):
+            delete(name)
+        del self.sources[name]
+
+    # ---- `dts.nn.residents.Store` ------------------------------------------------------------------------------
+
+    def size_of(self, name: str) -> int:
+        self.check([name])
+        return self.sources[name].nbytes
+
+    def bring(self, name: str) -> int:
+        source = self.sources[name]
+        adapter = Adapter.load(source.folder, source.prefix)
+        self.model._bring(name, adapter, source.heads)
+        return bytes_of(adapter)
+
+    def let_go(self, name: str) -> None:
+        self.model._let_go(name)

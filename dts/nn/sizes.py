@@ -1,0 +1,66 @@
+"""How many bytes a task takes in a model's memory, from what its folder says: no tensor is read for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dts.adapter import Adapter
+from dts.adapter.folder import read_layout
+from dts.adapter.rows import entry_tensors
+from dts.checkpoint.safetensors_file import Layout, layout_of
+
+# Python's and PyTorch's objects, and what malloc rounds up, of one tensor of an adapter.  *Measured* by
+# `python -m benchmarks.resident --objects` on MiniLM: 5.9 KB a tensor
+OBJECTS = 5900
+INDEX, LOOKUP = 8, 4  # bytes of a kept row's or column's number, and of each row in the table that finds it
+WIDE = 4  # bytes of a number that was stored in few bits
+
+
+def task_bytes(config: Mapping[str, Any], stored: Layout) -> int:
+    """Bytes of memory of a loaded task on a CPU.
+
+    config: of the adapter;  stored: dtype and shape of its tensors, by their names in the file.
+    Factors and samples lie there as they do on disk.  Vectors and heads lie in the stack that rows choose from, beside
+    the entry that was checked; rounded ones are 32-bit numbers there and 8-bit codes in the entry.
+    """
+    total = 0
+    for key, (dtype, shape) in stored.items():
+        name, _, kind = key.rpartition(".")
+        row = config["tensors"].get(name, {})
+        nbytes = math.prod(shape) * dtype.itemsize
+        if kind in ("rows", "columns"):
+            total += _index(kind, nbytes, key, stored, row)
+        elif kind in ("delta", "value") and "bits" in row:
+            total += math.prod(row["shape"]) * (1 + WIDE)
+        elif kind == "delta" and row.get("scale") is not None:
+            total += nbytes + math.prod(shape) * WIDE
+        elif kind in ("delta", "value", "added"):
+            total += 2 * nbytes
+        else:
+            total += nbytes
+    return total + OBJECTS * len(config["tensors"])
+
+
+def _index(kind: str, nbytes: int, key: str, stored: Layout, row: Mapping[str, Any]) -> int:
+    """Bytes of which rows or columns factors cover."""
+    side = "u" if kind == "rows" else "v"
+    factor = stored.get(f"{key.rpartition('.')[0]}.{side}")
+    shape = row.get("shape") or [0]
+    kept = min(factor[1][0], max(shape)) if factor else nbytes
+    return INDEX * kept + (LOOKUP * shape[0] if kind == "rows" else 0)
+
+
+def bytes_of(adapter: Adapter) -> int:
+    """`task_bytes` of an adapter that is loaded."""
+    stored: Layout = {}
+    for entry in adapter.entries.values():
+        stored |= layout_of(entry_tensors(entry).items())
+    return task_bytes(adapter.config, stored)
+
+
+def bytes_at(folder: Path) -> int:
+    """`task_bytes` of an adapter on disk; raises AdapterError."""
+    return task_bytes(*read_layout(folder))

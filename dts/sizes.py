@@ -1,0 +1,41 @@
+"""Sizes as people write them: 1%, 500KB, 2GiB."""
+
+import re
+from typing import Any
+
+UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
+SIZE = re.compile(r"(\d+\.?\d*|\.\d+)\s*(%|[kmg]i?b?|b)?", re.IGNORECASE)
+
+
+def parse_size(text: str) -> dict[str, Any]:
+    """``1%`` or ``0.01`` -> {"budget": 0.01}, a fraction of the base in fp32;  ``5MB`` -> {"nbytes": 5000000}."""
+    match = SIZE.fullmatch(text.strip())
+    if not match:
+        raise ValueError(f"size {text!r} is not understood: write 1% (of the base in fp32), 500KB, 5MB or 2MiB")
+    number, unit = float(match[1]), (match[2] or "").lower()
+    if unit == "%":
+        return {"budget": number / 100}
+    if not unit and number >= 1:
+        raise ValueError(f"size {text!r} has no unit: write {text}% of the base, or {text}MB, {text}KB or {text}B")
+    if not unit:
+        return {"budget": number}
+    return {"nbytes": int(number * UNITS[unit.removesuffix("b")])}
+
+
+def parse_bytes(text: str, what: str) -> int:
+    """``500MB`` -> 500000000; what: the option it is of, for the error."""
+    size = parse_size(text)
+    if "nbytes" not in size:
+        raise ValueError(f"{what} is in bytes: 500MB or 2GiB, not {text!r}")
+    nbytes: int = size["nbytes"]
+    return nbytes
+
+
+def bytes_text(count: int) -> str:
+    """1234567 -> ``1.23 MB``."""
+    value = float(count)
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            return f"{count} B" if unit == "B" else f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {unit}"
+        value /= 1000
+    raise AssertionError

@@ -1,0 +1,225 @@
+"""A model whose tasks come from disk when they are asked for: the answers of one that has them all."""
+
+import copy
+import pickle
+import random
+import threading
+
+import pytest
+import torch
+from classifiers import family
+
+from dts.nn import DTSModel
+from dts.nn.shelf import Source
+from dts.nn.sizes import bytes_at, bytes_of
+
+IDS = torch.arange(36).view(4, 9) % 50
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    made = family(tmp_path_factory.mktemp("bert"))
+    for name, adapter in made.adapters.items():
+        adapter.save(tmp_path_factory.mktemp("adapters") / name)
+    return made
+
+
+@pytest.fixture
+def limited(bert):
+    def make(room=2.2, pin=(), loaded=()):
+        """A model with room for so many tasks."""
+        sources = {name: Source(a.folder, bytes_at(a.folder)) for name, a in bert.adapters.items()}
+        model = DTSModel._of_base(bert.folder, list(bert.adapters.values()))
+        largest = max(source.nbytes for source in sources.values())
+        model.keep_within(int(room * largest), sources, loaded, pin)
+        return model
+
+    return make
+
+
+@torch.no_grad()
+def answer(model, task):
+    return model.task_logits(model(input_ids=IDS, tasks=task), tasks=task)
+
+
+def same(a, b):
+    """But for the last bits: a head is multiplied beside those of the other tasks in memory."""
+    return all(torch.allclose(x, y, rtol=0, atol=1e-6) for x, y in zip(a, b, strict=True))
+
+
+def test_what_a_folder_says_of_a_task_s_bytes_is_what_its_entries_say(bert):
+    for adapter in bert.adapters.values():
+        assert bytes_at(adapter.folder) == bytes_of(adapter)
+
+
+def test_every_task_answers_though_two_fit(bert, limited):
+    whole, model = bert.model(), limited(loaded=["mood"])
+    assert model.tasks == list(bert.adapters) and model.status()["tasks"] == ["mood"]
+    for task in [*bert.adapters, *reversed(bert.adapters), {"mood": 0.5, "many": 0.25}][:-1]:
+        assert same(answer(model, task), answer(whole, task))
+        assert len(model.status()["tasks"]) <= 2 and task in model.status()["tasks"]
+        assert set(model.status()["on_disk"]) == set(bert.adapters) - set(model.status()["tasks"])
+    rows = ["topic", "mood", "mood", "topic"]
+    assert same(answer(model, rows), answer(whole, rows))
+
+
+def test_what_is_set_stays_and_what_is_used_for_a_while_too(bert, limited):
+    whole, model = bert.model(), limited()
+    model.set_task("topic")
+    for task in ("mood", "many", "stars"):
+        answer(model, task)
+    with torch.no_grad():
+        set_logits = model(input_ids=IDS).logits
+        whole.set_task("topic")
+        assert same(set_logits, whole(input_ids=IDS).logits)
+    with pytest.raises(ValueError, match=r"beside \['topic'\], which stay"):
+        answer(model, ["mood", "many", "mood", "many"])
+    model.set_task(None)
+    with model.using_task("stars"):
+        answer(model, "mood")
+        answer(model, "many")
+        assert "stars" in model.status()["tasks"]
+    model.pin_task("topic")
+    for task in ("mood", "many", "stars"):
+        answer(model, task)
+    assert "topic" in model.status()["tasks"]
+    model.unpin_task("topic")
+    answer(model, ["mood", "many", "mood", "many"])
+    assert "topic" not in model.status()["tasks"]
+
+
+def test_threads_that_call_with_any_tasks_get_each_their_own(bert, limited):
+    whole, model = bert.model(), limited()
+    expected = {task: answer(whole, task) for task in bert.adapters}
+    wrong = []
+
+    def work(seed):
+        draw = random.Random(seed)
+        for _ in range(12):
+            task = draw.choice(list(bert.adapters))
+            try:
+                if not same(answer(model, task), expected[task]):
+                    wrong.append(task)
+            except Exception as error:
+                wrong.append(repr(error))
+
+    threads = [threading.Thread(target=work, args=(seed,), daemon=True) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert not any(thread.is_alive() for thread in threads) and not wrong
+
+
+def test_a_task_that_a_call_is_using_cannot_be_dropped_under_it(bert, limited):
+    """Room for one: the second thread's load waits until the call is over."""
+    model, whole = limited(room=1.2), bert.model()
+    answer(model, "mood")
+    inside, go_on, order = threading.Event(), threading.Event(), []
+
+    def hold(module, args):
+        if threading.current_thread().name == "first":
+            inside.set()
+            assert go_on.wait(20)
+
+    handle = model.model.bert.encoder.layer[0].register_forward_pre_hook(hold)
+
+    def first():
+        order.append(("mood", same(answer(model, "mood"), answer(whole, "mood"))))
+
+    def second():
+        found = answer(model, "topic")
+        order.append(("topic", same(found, answer(whole, "topic"))))
+
+    threads = [threading.Thread(target=run, name=run.__name__, daemon=True) for run in (first, second)]
+    threads[0].start()
+    assert inside.wait(20)
+    threads[1].start()
+    threads[1].join(0.3)
+    assert threads[1].is_alive() and "mood" in model.status()["tasks"]
+    go_on.set()
+    for thread in threads:
+        thread.join(60)
+    handle.remove()
+    assert order == [("mood", True), ("topic", True)]
+
+
+def test_tasks_can_be_fetched_before_they_are_asked_for(limited):
+    model = limited()
+    model.prefetch("stars", "many").result(60)
+    assert set(model.status()["tasks"]) == {"stars", "many"}
+    with pytest.raises(ValueError, match="no task 'x'"):
+        model.prefetch("x")
+    with pytest.raises(ValueError, match="take"):
+        model.prefetch("stars", "many", "mood").result(60)
+    with pytest.raises(ValueError, match="model with a limit"):
+        DTSModel(torch.nn.Linear(1, 1)).prefetch("a")
+
+
+def test_a_load_within_a_call_is_refused(limited):
+    model = limited()
+    answer(model, "mood")
+    found = []
+
+    def ask(module, args):
+        if not found:
+            found.append(None)
+            with pytest.raises(RuntimeError, match="within a call of the model"):
+                model(input_ids=IDS, tasks="topic")
+
+    handle = model.model.bert.encoder.register_forward_pre_hook(ask)
+    answer(model, "mood")
+    handle.remove()
+    assert found
+
+
+def test_tasks_come_and_go_by_hand(bert, limited, tmp_path):
+    model, whole = limited(), bert.model()
+    answer(model, "mood")
+    model.delete_task("mood")
+    assert "mood" not in model.tasks
+    with pytest.raises(ValueError, match=r"no task 'mood'; the tasks are \['topic'"):
+        answer(model, "mood")
+    model.delete_task("many")  # which was never loaded
+    model.load_task("again", bert.adapters["mood"])
+    assert same(answer(model, "again"), answer(whole, "mood"))
+    model.load_task("again", bert.adapters["topic"].folder)
+    assert same(answer(model, "again"), answer(whole, "topic"))
+    with pytest.raises(ValueError, match="needs the adapter's folder"):
+        model.load_task("entries", bert.adapters["mood"].entries)
+    with pytest.raises(ValueError):
+        model.load_task("nowhere", tmp_path)
+    assert "nowhere" not in model.tasks
+
+
+def test_what_needs_all_tasks_in_memory_says_so(limited, tmp_path):
+    model = limited()
+    for run in (
+        lambda: model.choose_tasks({"input_ids": IDS}),
+        lambda: model.calibrate_tasks({"input_ids": IDS}),
+        lambda: model.save_pretrained(tmp_path / "x", what="adapters"),
+    ):
+        with pytest.raises(ValueError, match="needs every task in memory"):
+            run()
+
+
+def test_predictions_merging_and_copies(bert, limited, tmp_path):
+    model, whole = limited(), bert.model()
+    rows = ["topic", "mood", "mood", "topic"]
+    found = [m.predict({"input_ids": IDS}, rows) for m in (model, whole)]
+    assert [one.label for one in found[0]] == [one.label for one in found[1]]
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert same(answer(twin, "stars"), answer(whole, "stars"))
+        assert twin.status()["tasks"] != model.status()["tasks"]
+    model.set_task("many")
+    model.save_pretrained(tmp_path / "many")
+    merged = model.merge_and_unload("mood")
+    with torch.no_grad():
+        assert torch.equal(merged(input_ids=IDS).logits, whole.merge_and_unload("mood")(input_ids=IDS).logits)
+
+
+def test_all_that_is_wrong_with_what_is_loaded_first_is_said_at_once(bert):
+    sources = {name: Source(bert.folder / "no" / name, 100) for name in ("x", "y")}
+    model = DTSModel._of_base(bert.folder, list(bert.adapters.values()))
+    with pytest.raises(ValueError, match="task 'x'.*task 'y'"):
+        model.keep_within(1000, sources, ["x", "y"])
