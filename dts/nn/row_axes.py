@@ -190,19 +190,22 @@ def _record(
 ) -> tuple[object, Record]:
     """The output and what the layers saw.  alone: gets those that are given what the rows have one of, and why."""
     record: Record = {name: [] for name in layers}
-    before: dict[str, list[Tensor]] = {}
+    before: dict[str, tuple[list[Tensor], dict[str, Tensor]]] = {}
     handles = []
     for name, layer in layers.items():
 
         def enters(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
-            before[name] = [tensor.clone() for tensor in _tensors((args, kwargs))]
+            before[name] = [tensor.clone() for tensor in _tensors((args, kwargs))], _kept(module)
 
         def leaves(module: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name) -> None:
             if not all(isinstance(leaf, PLAIN) for leaf in tree_leaves((args, kwargs))):
                 alone[name] = "it is given an object, a cache perhaps, of which each task would need its own"
-            given, now = before.pop(name, []), _tensors((args, kwargs))
-            if len(given) != len(now) or not all(map(_identical, given, now)):
-                alone[name] = "it writes into what it is given, a state perhaps, of which each task would need its own"
+            if name in before:
+                (given, kept), now = before.pop(name), _tensors((args, kwargs))
+                if len(given) != len(now) or not all(map(_identical, given, now)):
+                    alone[name] = "it writes into what it is given, of which each task would need its own"
+                if any(tensor is not kept.get(key) for key, tensor in _kept(module).items()):
+                    alone[name] = "it keeps a state from call to call, of which each task would need its own"
             record[name].append((_seen((args, kwargs)), _seen(output)))
 
         if isinstance(layer, Owner):
@@ -218,6 +221,11 @@ def _record(
 def _identical(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are equal, NaN and all."""
     return a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+def _kept(module: nn.Module) -> dict[str, Tensor]:
+    """Tensors that a module holds beside its parameters."""
+    return {k: v for k, v in {**vars(module), **module._buffers}.items() if isinstance(v, Tensor)}
 
 
 def _tensors(tree: object) -> list[Tensor]:

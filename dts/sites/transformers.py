@@ -29,8 +29,7 @@ def renamer(model: nn.Module) -> Callable[[str], Target]:
     except ImportError:  # transformers 4: names in memory are those on disk
         return Target
     known = sites(model)
-    loader: Any = model  # one of transformers' models
-    mapping = get_model_conversion_mapping(loader)
+    mapping = get_model_conversion_mapping(_as_built(model))
     renamings = [m for m in mapping if isinstance(m, WeightRenaming)]
     converters = [m for m in mapping if isinstance(m, WeightConverter)]
 
@@ -47,6 +46,31 @@ def renamer(model: nn.Module) -> Callable[[str], Target]:
         return Target(renamed)
 
     return rename
+
+
+def _as_built(model: nn.Module) -> Any:
+    """The model with every module of the class that it was built with: the loader finds its tables by their names.
+
+    A module that tasks change has a class of its own, which says what it was: ``dts_base``.
+    """
+
+    def twin(module: nn.Module) -> nn.Module:
+        built = getattr(module, "dts_base", None)
+        if built is None:
+            return module
+        made: nn.Module = object.__new__(built)
+        made.__dict__ = dict(module.__dict__)
+        return made
+
+    top = twin(model)
+    modules = [(name, twin(module)) for name, module in model.named_modules()]
+    if all(made is module for (_, made), module in zip(modules, model.modules())):
+        return model
+    if top is model:
+        top = object.__new__(type(model))
+        top.__dict__ = dict(model.__dict__)
+    top.__dict__["named_modules"] = lambda: iter(modules)
+    return top
 
 
 def _converted(name: str, renamed: str, target: str, pattern: str, converter: Any) -> Target:

@@ -33,6 +33,11 @@ def text(model: Any, rows: int) -> Batch:
     return {"input_ids": ids(model, rows), "attention_mask": mask}
 
 
+def prompt_again(model: Any, rows: int) -> Batch:
+    """For models whose state no beam can take with it: all of the text is read for every token."""
+    return prompt(model, rows) | {"use_cache": False}
+
+
 def layout(model: Any, rows: int) -> Batch:
     """Words with the places where they stand on a page: left, top, right, bottom."""
     corners = torch.randint(0, 20, (rows, LENGTH, 2), generator=torch.Generator().manual_seed(rows))
@@ -71,10 +76,6 @@ def wave(model: Any, rows: int) -> Batch:
     return {"input_values": noise(rows, 1200)}
 
 
-def channel(model: Any, rows: int) -> Batch:
-    return {"input_values": noise(rows, 1, 1200)}
-
-
 def spectrum(model: Any, rows: int) -> Batch:
     """A spectrogram: as many frames as the model takes, or some; in the order and under the name that it has."""
     config, name = model.config, model.main_input_name
@@ -89,3 +90,29 @@ def speech(model: Any, rows: int) -> Batch:
 
 def spoken(model: Any, rows: int) -> Batch:
     return wave(model, rows) | {"decoder_input_ids": ids(model, rows, LENGTH - 3)}
+
+
+def _seen_size(model: Any) -> int:
+    vision = getattr(model.config, "vision_config", model.config)
+    size = getattr(vision, "image_size", 32)
+    return size if isinstance(size, int) else size[0]
+
+
+def text_and_image(model: Any, rows: int) -> Batch:
+    size = _seen_size(model)
+    return text(model, rows) | {"pixel_values": noise(rows, 3, size, size)}
+
+
+def caption(model: Any, rows: int) -> Batch:
+    """An image and the beginning of what is said of it."""
+    size = _seen_size(model)
+    return {"pixel_values": noise(rows, 3, size, size), "input_ids": ids(model, rows, 4)}
+
+
+def seen(model: Any, rows: int) -> Batch:
+    """An image in the place of so many tokens of a text."""
+    config, size = model.config, _seen_size(model)
+    token = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
+    count = (size // config.vision_config.patch_size) ** 2
+    words = torch.cat([torch.full((rows, count), token), ids(model, rows, 5)], 1)
+    return {"input_ids": words, "attention_mask": torch.ones_like(words), "pixel_values": noise(rows, 3, size, size)}

@@ -30,8 +30,8 @@ class DTSConv2d(Layer, nn.Conv2d):
         """A layer that shares the parameters of ``conv`` and leaves it as it is."""
         return standalone(conv, cls)
 
-    def forward(self, x: Tensor) -> Tensor:
-        dts = self.dts
+    def forward(self, input: Tensor) -> Tensor:
+        x, dts = input, self.dts
         if not dts.routed():
             return self.base_forward(x)
         if x.dim() == 3:

@@ -32,7 +32,8 @@ class DTSEmbedding(Layer, nn.Embedding):
         """A layer that shares the parameters of ``embedding`` and leaves it as it is."""
         return standalone(embedding, cls)
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
+        ids = input
         dts, delta = self.dts, self.dts.get("weight")
         if not dts.routed() or delta is None:
             return self.base_forward(ids)

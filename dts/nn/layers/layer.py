@@ -8,6 +8,7 @@ stay as they were.
 from __future__ import annotations
 
 import copyreg
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn, Self, TypeVar
@@ -41,6 +42,11 @@ class Layer(nn.Module):
     def supports(cls, module: nn.Module, pieces: dict[str, list[Piece]]) -> bool:
         """Whether rows of several tasks can go through this layer at once; if not, it runs once a task (`Owner`)."""
         raise NotImplementedError
+
+    @property
+    def dts_base(self) -> type[nn.Module]:
+        """The class that the module had, for rooms that know nothing of layers."""
+        return base_class(self)
 
     def load(self, slot: int, pieces: dict[str, list[Piece]]) -> None:
         """Put what one task changes of each parameter into a slot."""
@@ -169,6 +175,17 @@ def _same(given: Tensor, own: Tensor) -> bool:
     if type(own).dequantize is not Tensor.dequantize:  # such classes cannot be compared
         given, own = given.dequantize(), own.dequantize()
     return torch.equal(given.to(own.device, own.dtype), own)
+
+
+def by_name(layer: Layer, x: Tensor | None, named: dict[str, Any]) -> Tensor:
+    """The one input of a layer, given by the name that the base's forward has for it.  Raises TypeError for others, or
+    if it was given by place too."""
+    base = base_class(layer)
+    name = list(inspect.signature(base.forward).parameters)[1]  # behind self
+    if x is not None or list(named) != [name]:
+        given = ["one by place"] * (x is not None) + sorted(named)
+        raise TypeError(f"{base.__name__}.forward() takes one input, {name}: it was given {', '.join(given) or 'none'}")
+    return named[name]
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from dts.codec.factors import Factors
 from dts.nn.deltas import ParameterDelta, Piece
-from dts.nn.layers.layer import Layer, base_class, standalone
+from dts.nn.layers.layer import Layer, base_class, by_name, standalone
 from dts.nn.layers.layer_deltas import beside
 from dts.nn.layers.per_task import head, per_task_product
 from dts.nn.layers.registry import register
@@ -26,7 +26,9 @@ class LinearForward(Layer):
         names = {"weight", "bias"}
         return set(pieces) <= names and all(p.expert is None for parts in pieces.values() for p in parts)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | None = None, **named: Tensor) -> Tensor:
+        if named or x is None:
+            x = by_name(self, x, named)
         dts = self.dts
         if not dts.routed():
             return self.base_forward(x)
@@ -144,10 +146,10 @@ def _plain(module: nn.Module) -> bool:
 class DTSLinear(LinearForward, nn.Linear):
     """An `nn.Linear` that adds each row's deltas straight from the packed bits."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # its name in `nn.Linear`, for those who call it by that
         """Straight to the kernel for the common case, where every step beside it costs as much as a row of a small
         layer on a CPU, and a GPU waits for it; `LinearForward.forward` for all else."""
-        dts = self.dts
+        x, dts = input, self.dts
         state, weight = dts.state, self._parameters.get("weight")
         if tracing():
             now, watched = state.now(), False

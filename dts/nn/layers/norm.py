@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dts.nn.deltas import Piece
-from dts.nn.layers.layer import Layer, base_class, standalone
+from dts.nn.layers.layer import Layer, base_class, by_name, standalone
 from dts.nn.layers.registry import register
 from dts.sites import raw, raw_or_none
 from dts_kernels import Routing
@@ -27,10 +27,10 @@ class DTSLayerNorm(Layer, nn.LayerNorm):
         """A layer that shares the parameters of ``norm`` and leaves it as it is."""
         return standalone(norm, cls)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         if not self.dts.routed():
-            return self.base_forward(x)
-        x, routing = self.dts.enter(x)
+            return self.base_forward(input)
+        x, routing = self.dts.enter(input)
         weight, bias = self._rows("weight", routing), self._rows("bias", routing)
         assert weight is not None  # tasks change this layer, so it has parameters
         if routing.slots.shape[0] == 1:
@@ -101,7 +101,9 @@ class DTSNorm(Layer):
             and all(p.kind == "raw" for parts in pieces.values() for p in parts)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | None = None, **named: Tensor) -> Tensor:
+        if named or x is None:
+            x = by_name(self, x, named)
         if not self.dts.routed():
             return self.base_forward(x)
         x, routing = self.dts.enter(x)

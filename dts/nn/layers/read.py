@@ -134,7 +134,10 @@ def _written(lazy: Lazy) -> Tensor:
     own = vars(lazy)
     dts = own["dts"]
     if dts.state.now().called:
-        raise RuntimeError(f"a forward writes into {dts.name}.{own['name']}, which is another tensor for each task")
+        raise RuntimeError(
+            f"a forward writes into {dts.name}.{own['name']}, which is another tensor for each task: "
+            f"an option of the model may keep it from that"
+        )
     return own["raw"]
 
 
@@ -147,8 +150,9 @@ def read(dts: LayerDeltas, name: str, raw: Tensor) -> Tensor:
     now = dts.state.now()
     delta = dts.parameters[name]
     if now.bypassed is None and not now.uses(delta.slots) and not (delta.values.tensors and dts.name in now.missing):
-        if now.seen is not None:
+        if now.seen is not None:  # the first call after a load, in which a model would prepare weights for itself
             now.seen.add(dts.name)
+            return Lazy(raw, dts, name) if now.called else raw
         return raw
     if delta.values.tensors or delta.added.tensors:
         return dense_parameter(dts, name, raw)  # of another shape, perhaps
@@ -174,6 +178,8 @@ def dense_parameter(dts: LayerDeltas, name: str, raw: Tensor) -> Tensor:
             f"{dts.name}.{name} is read past the forward of its layer, which has no value for each of "
             f"{now.rows} rows; give rows of one task at a time"
         )
+    if not tracing() and not now.uses(delta.slots):
+        return raw
     plain = nullcontext() if tracing() else torch.no_grad()
     with plain:
         full = delta.whole(raw, now.on(raw.device))

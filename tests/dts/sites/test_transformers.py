@@ -5,6 +5,8 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
+from dts.nn.layers import LayerDeltas, Owner, adopt  # noqa: E402
+from dts.nn.routing import RoutingState  # noqa: E402
 from dts.sites.resolve import Target  # noqa: E402
 from dts.sites.transformers import renamer  # noqa: E402
 
@@ -28,3 +30,20 @@ def test_experts_whose_pattern_is_escaped():
     experts = "model.layers.1.mlp.experts"
     assert rename("model.layers.1.block_sparse_moe.experts.3.w3.weight") == Target(f"{experts}.gate_up_proj", 3, 1, 2)
     assert rename("model.layers.1.block_sparse_moe.experts.2.w2.weight") == Target(f"{experts}.down_proj", 2)
+
+
+def test_names_are_followed_when_tasks_are_loaded_too():
+    """Tables are found by the names of classes, and modules that tasks change have classes of their own."""
+    sizes = dict(vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    image = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=8)
+    text = transformers.AltCLIPTextConfig(**sizes, project_dim=16)
+    vision = transformers.AltCLIPVisionConfig(**image, patch_size=4, projection_dim=16)
+    with torch.device("meta"):
+        config = transformers.AltCLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
+        model = transformers.AltCLIPModel(config)
+    on_disk = "text_model.roberta.encoder.layer.0.output.dense.weight"
+    before = renamer(model)(on_disk)
+    assert before.name in dict(model.named_parameters()) and before.name != on_disk
+    for module in (model, model.text_model):
+        adopt(module, Owner, LayerDeltas(RoutingState()))
+    assert renamer(model)(on_disk) == before

@@ -119,8 +119,30 @@ class Recurrent(nn.Module):
         return state[:, 0]
 
 
+class Cell(nn.Module):
+    """Keeps its state by itself, as recurrent Gemma does."""
+
+    def __init__(self):
+        super().__init__()
+        self.decay, self.weight, self.state = nn.Parameter(torch.ones(18)), nn.Parameter(torch.ones(18, 18)), None
+
+    def forward(self, x, first):
+        self.state = x @ self.weight if first else self.state * self.decay + x @ self.weight
+        return self.state
+
+
+class Keeping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell = Cell()
+
+    def forward(self, x):
+        return [self.cell(step, i == 0) for i, step in enumerate(x.unbind(1))][-1]
+
+
 @pytest.mark.parametrize(
-    "kind, shape, reason", [(Summed, (18,), "without a batch axis"), (Recurrent, (3, 18), "writes")]
+    "kind, shape, reason",
+    [(Summed, (18,), "without a batch axis"), (Recurrent, (3, 18), "writes"), (Keeping, (3, 18), "keeps a state")],
 )
 def test_what_rows_have_one_of_makes_the_model_run_once_a_task(kind, shape, reason, maker, dense_twin):
     model = DTSModel(kind().double())

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import dts
 from dts.adapter.entries import Entry
 from dts.nn import DTSModel
 from dts.nn.layers.read import Lazy
@@ -254,3 +255,26 @@ def test_reading_in_a_compiled_program(maker, dense_twin):
             expected = dense_twin(base, weights(task, tasks))(ids)
             torch.testing.assert_close(compiled(ids), expected, rtol=1e-7, atol=1e-7)
     assert programs == 1
+
+
+def test_a_forward_that_prepares_weights_in_a_call_of_the_base_is_refused_too(maker):
+    """As RWKV divides them by powers of two, once: later calls of a task would not be the fine-tune's."""
+
+    class Dividing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.done = nn.Linear(18, 18), False
+
+        def forward(self, x):
+            if not self.done:
+                self.inner.weight.div_(2)
+                self.done = True
+            return self.inner(x)
+
+    model = DTSModel(Dividing().double())
+    model.load_task("a", maker.entries(model.model, skip=0))
+    before = model.model.state_dict()["inner.weight"].clone()
+    for options in ({}, {"tasks": dts.BASE}, {"tasks": "a"}):
+        with torch.no_grad(), pytest.raises(RuntimeError, match="writes into inner.weight"):
+            model(maker.randn(2, 18), **options)
+    assert torch.equal(model.model.state_dict()["inner.weight"], before)
