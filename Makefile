@@ -53,7 +53,12 @@ sanitize: $(VENV)/.test-installed ## the C kernels under AddressSanitizer and UB
 faults: $(VENV)/.test-installed ## kills, full disks, races and forbidden places at every point; some minutes
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -m faults tests/faults $(ARGS)
 
-models: $(VENV)/.test-installed ## every family of docs/models.md against its dense models; some minutes
+# without what they ask for: torchvision, whose wheels are of one build of PyTorch, and much that no model uses
+$(VENV)/.models-installed: $(VENV)/.test-installed
+	$(PIP_INSTALL) --no-deps timm==1.0.31 diffusers==0.42.1
+	@touch $@
+
+models: $(VENV)/.models-installed ## every family of docs/models.md against its dense models; some minutes
 	$(RUN) -m pytest -q -n auto --maxprocesses 4 -m "models or not models" tests/models $(ARGS)
 
 gpu: $(VENV)/.test-installed ## tests and benchmarks that need a CUDA device

@@ -11,7 +11,7 @@ from tests.models.check import Outcome
 from tests.models.row import Row
 
 FILE = Path(__file__).with_name("found.json")
-LIBRARIES = ("transformers", "timm", "diffusers")
+LIBRARIES = ("transformers", "timm", "diffusers", "torch")
 Found = dict[str, dict[str, object]]
 
 
@@ -29,7 +29,7 @@ def here() -> dict[str, str]:
     found = {}
     for name in LIBRARIES:
         try:
-            found[name] = importlib.metadata.version(name)
+            found[name] = importlib.metadata.version(name).split("+")[0]
         except importlib.metadata.PackageNotFoundError:
             continue
     return found

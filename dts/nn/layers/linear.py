@@ -146,7 +146,7 @@ def _plain(module: nn.Module) -> bool:
 class DTSLinear(LinearForward, nn.Linear):
     """An `nn.Linear` that adds each row's deltas straight from the packed bits."""
 
-    def forward(self, input: Tensor) -> Tensor:  # its name in `nn.Linear`, for those who call it by that
+    def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]  # the name that it has in `nn.Linear`
         """Straight to the kernel for the common case, where every step beside it costs as much as a row of a small
         layer on a CPU, and a GPU waits for it; `LinearForward.forward` for all else."""
         x, dts = input, self.dts
