@@ -64,7 +64,8 @@ def find_rows(
     """
     with _evaluating(model), state.using([{}], probing=True):
         alone: dict[str, str] = {}
-        (first, record_one), (second, record_two) = (_record(layers, run, rows, alone) for rows in (one, two))
+        first, record_one = _record(layers, run, one, {})  # in which modules make what they keep for good
+        second, record_two = _record(layers, run, two, alone)
         where = _compare(layers, record_one, record_two, alone)
         where.out_axes = [_axis(a, b) for a, b in zip(_seen(first), _seen(second))]
         if where.coupled:
