@@ -1,5 +1,7 @@
 """``--load-format dts``: one task merged while vLLM loads it."""
 
+import weakref
+
 import pytest
 
 from tests.vllm.conftest import PROMPTS, TOKENS
@@ -42,3 +44,21 @@ def test_mistakes_are_told_before_a_tensor_is_made(models, tmp_path):
         Loader(LoadConfig(load_format="dts", model_loader_extra_config=other)).get_all_weights(Model, None)
     with pytest.raises(ValueError, match="Unexpected extra config keys"):
         Loader(LoadConfig(load_format="dts", model_loader_extra_config=other | {"speed": "full"}))
+
+
+def test_tensors_are_made_one_at_a_time(models):
+    from vllm.config.load import LoadConfig
+
+    from dts.vllm.loader import Loader
+
+    class Model:
+        model, revision, hf_config = str(models.base), None, models.model(None).config
+
+    adapter = {"adapter": str(models.adapters / "sketch")}
+    made = Loader(LoadConfig(load_format="dts", model_loader_extra_config=adapter)).get_all_weights(Model, None)
+    known = []
+    for _, tensor in made:
+        known.append(weakref.ref(tensor))
+        del tensor
+        assert sum(one() is not None for one in known) <= 1
+    assert len(known) == 21

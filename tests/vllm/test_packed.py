@@ -3,6 +3,7 @@
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
@@ -130,3 +131,33 @@ def test_another_version_is_refused_by_name(monkeypatch):
     monkeypatch.setattr(vllm, "__version__", "0.99.0+cpu")
     with pytest.raises(ValueError, match=r"made for version 0\.32\.0; this is 0\.99\.0\+cpu.*DTS_VLLM_MODE=lora"):
         engine.install()
+
+
+def test_an_engine_that_was_never_run_is_refused_with_every_reason():
+    import torch
+    from vllm.config import CompilationMode
+
+    from dts.vllm.packed.engine import Manager
+
+    model = dict(quantization="awq", head_dtype=torch.float32, dtype=torch.bfloat16)
+    model |= dict(runner_type="pooling", is_multimodal_model=True)
+    config = SimpleNamespace(
+        model_config=SimpleNamespace(**model),
+        parallel_config=SimpleNamespace(pipeline_parallel_size=2),
+        compilation_config=SimpleNamespace(mode=CompilationMode.VLLM_COMPILE),
+        speculative_config=object(),
+        lora_config=SimpleNamespace(max_cpu_loras=1),
+    )
+    with pytest.raises(ValueError) as error:
+        Manager(config, torch.device("meta"))
+    words = (
+        "device is meta",
+        "--enforce-eager",
+        "quantised (awq)",
+        "beside text",
+        "pooling",
+        "stages",
+        "drafts",
+        "dtype",
+    )
+    assert all(word in str(error.value) for word in words), error.value
