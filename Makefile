@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 PIP_INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo test sanitize faults models fuzz gpu bench bench-cpu lint types docs clean
+.PHONY: help demo test sanitize faults models exports fuzz gpu bench bench-cpu lint types docs clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -60,6 +60,9 @@ $(VENV)/.models-installed: $(VENV)/.test-installed
 
 models: $(VENV)/.models-installed ## every family of docs/models.md against its dense models; some minutes
 	$(RUN) -m pytest -q -n auto --maxprocesses 4 -m "models or not models" tests/models $(ARGS)
+
+exports: $(VENV)/.exports-installed ## programs for other run-times and heavy clients, with the real libraries; some minutes
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -m exports tests/dts $(ARGS)
 
 gpu: $(VENV)/.test-installed ## tests and benchmarks that need a CUDA device
 	$(RUN) -m pytest -m gpu -n 10 --dist worksteal tests $(ARGS)

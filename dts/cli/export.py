@@ -5,12 +5,16 @@ from typing import Annotated
 
 import typer
 
+from dts.cli import programs
 from dts.cli.common import Base, Json, Overwrite, Revision, at, bytes_text, emit, listing, output, progress_bar
 
 export = typer.Typer(
-    help="Write an adapter in the format of another library; what that loses is printed as a figure.",
+    help="Write adapters in the formats of other libraries, or a base with many tasks as one program for another "
+    "run-time; what that loses is printed as a figure.",
     no_args_is_help=True,
 )
+for command in (programs.torch, programs.aoti, programs.onnx):
+    export.command()(command)
 
 Adapter = Annotated[str, typer.Argument(help="Folder of the adapter.", show_default=False)]
 Rank = Annotated[

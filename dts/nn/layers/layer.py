@@ -158,6 +158,13 @@ class Layer(nn.Module):
                 own["_buffers"][name] = buffer
         return result
 
+    def extra_repr(self) -> str:
+        """The base layer's, of its raw parameters: that of a task may not be there."""
+        base: Any = base_class(self)
+        twin: nn.Module = object.__new__(base)
+        twin.__dict__ = self.__dict__
+        return base.extra_repr(twin)
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Classes that `adopt` makes are made again where the layer is unpickled."""
         reduced = super().__reduce_ex__(protocol)

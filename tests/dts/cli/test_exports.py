@@ -61,3 +61,38 @@ def test_the_package_that_is_missing_is_named(dts, made, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     wrong = dts("export", "gguf-lora", made("llama") / "adapter", "out.gguf", "--base", made("llama") / "base")
     assert wrong.exit_code == 2 and "pip install gguf" in wrong.stderr and not list(tmp_path.iterdir())
+
+
+@pytest.mark.exports
+def test_export_torch_says_what_it_loses(dts, made, tmp_path):  # noqa: F811
+    folder = made("llama")
+    words = ("export", "torch", folder / "adapter", "--base", folder / "base", "--out")
+    shown = dts(*words, "p.pt2", "--routing", "call", "--json")
+    assert shown.exit_code == 0, shown.output
+    result = json.loads(shown.stdout)
+    assert result["tasks"] == {"tuned": 0} and result["inputs"] == ["slots", "weights", "input_ids", "attention_mask"]
+    assert result["bytes"] == (tmp_path / "p.pt2").stat().st_size
+    assert result["bytes_graph"] > 0 and result["bytes_factors"] > result["bytes_adapters"] > 0
+    assert result["difference"] < 1e-5
+    assert dts(*words, "p.pt2").exit_code == 2  # what is there is not replaced
+    assert dts(*words, "p.onnx").exit_code == 2
+    twice = dts("export", "torch", folder / "adapter", *words[2:], "q.pt2")
+    assert twice.exit_code == 2 and "several adapters are called" in " ".join(twice.stderr.split())
+
+
+def test_a_model_whose_inputs_cannot_be_made_up_is_sent_to_python(dts, made, tmp_path, monkeypatch):  # noqa: F811
+    from transformers import LlamaForCausalLM
+
+    monkeypatch.setattr(LlamaForCausalLM, "main_input_name", "input_values")
+    folder = made("llama")
+    wrong = dts("export", "torch", folder / "adapter", "--base", folder / "base", "--out", "p.pt2")
+    assert wrong.exit_code == 2 and "dts.exports.torch_program" in wrong.stderr and not list(tmp_path.iterdir())
+
+
+@pytest.mark.exports
+def test_the_package_for_onnx_is_named(dts, made, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    folder = made("llama")
+    wrong = dts("export", "onnx", folder / "adapter", "--base", folder / "base", "--out", "p.onnx", "--routing", "call")
+    assert wrong.exit_code == 2 and "dts-merge[onnx]" in wrong.stderr and not list(tmp_path.iterdir())

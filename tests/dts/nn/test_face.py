@@ -10,6 +10,7 @@ from torch import nn
 
 transformers = pytest.importorskip("transformers")
 
+from dts.adapter.entries import Entry  # noqa: E402
 from dts.nn import DTSModel  # noqa: E402
 from tests.dts.nn.classifiers import TEXT  # noqa: E402
 
@@ -59,3 +60,13 @@ def test_copies(model, how, tmp_path):
     torch.testing.assert_close(twin(ids).logits, model(ids).logits)
     shared = copy.copy(model)
     assert type(shared) is DTSModel and shared.model is model.model
+
+
+def test_it_is_printed_also_where_the_base_lacks_a_tasks_head():
+    head = Entry("head.weight", None, (2, 4), "value", tensor=torch.ones(2, 4), task_only=True)
+    lacking = DTSModel(nn.Sequential())
+    lacking.model.add_module("head", nn.Linear(4, 3, bias=False))
+    lacking.load_task("a", {"head.weight": head})
+    lacking._layers["head"].dts.in_base = False
+    lacking.set_task(None)
+    assert "DTSLinear(in_features=4, out_features=3, bias=False)" in repr(lacking)
