@@ -73,7 +73,7 @@ def test_export_torch_says_what_it_loses(dts, made, tmp_path):  # noqa: F811
     assert result["tasks"] == {"tuned": 0} and result["inputs"] == ["slots", "weights", "input_ids", "attention_mask"]
     assert result["bytes"] == (tmp_path / "p.pt2").stat().st_size
     assert result["bytes_graph"] > 0 and result["bytes_factors"] > result["bytes_adapters"] > 0
-    assert result["difference"] < 1e-5
+    assert result["difference"] < 1e-4 and result["difference_of_fast_products"] > 0
     assert dts(*words, "p.pt2").exit_code == 2  # what is there is not replaced
     assert dts(*words, "p.onnx").exit_code == 2
     twice = dts("export", "torch", folder / "adapter", *words[2:], "q.pt2")
