@@ -1,6 +1,6 @@
 """The memory that a model with many tasks takes, beside its plan, in a process of its own.
 
-    python -m benchmarks.resident [--model minilm|smollm2|FOLDER] [--tasks 40] [--share 0.5] [--under rlimit|cgroup]
+    python -m benchmarks.resident [--model minilm|smollm2|FOLDER] [--tasks 40] [--share 0.5] [--under cgroup]
     python -m benchmarks.resident --objects      bytes of a loaded task, beside what its folder says
 
 A fine-tune whose matrices moved by 1 % of their norm is made of the base, compressed to 1 % and copied to as many
@@ -8,15 +8,14 @@ folders as there are tasks.  The process plans for --share of the tasks' bytes b
 that limit, asks every task twice for a batch of random tokens (a language model: for an answer up to the length), so
 that tasks come and go, and says the most that it ever had in memory, mapped pages included.
 
---under: the process may have no more than the plan and 5 %: of its address space beyond what it has when it begins
-(rlimit), or of memory in a cgroup (version 1 or 2) that is made for it; needs the right to make one.
+--under: once more, in a cgroup (version 1 or 2) that is made for it and may have the plan and 5 %; needs the right to
+make one.
 --convert: the base in another dtype than it is stored in.
 """
 
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -84,11 +83,6 @@ def measured(base: str, folders: list[str], args: argparse.Namespace) -> dict:
     whole = plan(base, adapters, **options)
     tasks = whole.total - whole.fixed
     limit = max(whole.fixed + int(args.share * tasks), whole.loading)
-    if args.under == "rlimit":
-        address = int(next(r for r in Path("/proc/self/status").read_text().splitlines() if "VmSize" in r).split()[1])
-        # what is fixed but for this process, as it is already
-        more = int(SLACK * limit) - (resident() or 0)
-        resource.setrlimit(resource.RLIMIT_AS, (address * 1024 + more,) * 2)
     model = dts.DTSModel.from_pretrained(base, adapters, memory=limit, **options)
     loaded = resident()
     draw = torch.Generator().manual_seed(0)
@@ -151,7 +145,7 @@ def child(base: Path, folders: list[Path], args: argparse.Namespace, cgroup: Cgr
         "base": str(base),
         "folders": [str(folder) for folder in folders],
         "cgroup": str(cgroup.path) if cgroup else None,
-        "args": {key: getattr(args, key) for key in ("batch", "length", "convert", "share", "under")},
+        "args": {key: getattr(args, key) for key in ("batch", "length", "convert", "share")},
     }
     code = "from benchmarks.resident import main_child; import sys; main_child(sys.argv[1])"
     environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
@@ -198,7 +192,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--convert", help="dtype of the base, if not as stored")
-    parser.add_argument("--under", choices=("rlimit", "cgroup"))
+    parser.add_argument("--under", choices=("cgroup",))
     parser.add_argument("--cache", type=Path, default=Path(".cache") / "quality", help="where a converted base is kept")
     parser.add_argument("--adapter", type=Path, help="take this adapter of the base instead of making one")
     parser.add_argument("--objects", action="store_true")

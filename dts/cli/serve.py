@@ -29,7 +29,7 @@ def serve(
     memory: Annotated[
         str | None,
         typer.Option(
-            help="Bytes of adapters in memory at once, as 500MB; the least recently used go.",
+            help="Bytes that adapters take in memory, as 500MB; the least recently used go.",
             rich_help_panel=LIMITS,
             show_default="all that are asked for",
         ),

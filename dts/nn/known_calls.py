@@ -86,10 +86,15 @@ def _kind_of_call(method: str, args: Sequence[Any], kwargs: Mapping[str, Any], r
     kinds = {k: v for k, v in plain.items() if isinstance(v, (bool, str))}
     numbers = {k: v for k, v in plain.items() if k not in kinds}
     # of generate, numbers are lengths and temperatures
-    kinds |= {k: type(v).__name__ for k, v in numbers.items()} if method == "generate" else numbers
+    kinds |= {k: type(v).__name__ if method == "generate" else _kind_of_number(v) for k, v in numbers.items()}
     given = [*enumerate(args), *kwargs.items()]
     tensors = [(str(k), v.dim(), v.dim() and v.shape[0] == rows) for k, v in given if isinstance(v, Tensor)]
     return (method, len(args), *sorted(tensors), *sorted(kinds.items()))
+
+
+def _kind_of_number(value: int | float) -> str:
+    """None, one and several may be different calls (`logits_to_keep`); which number of several is not, nor a scale."""
+    return "float" if isinstance(value, float) else f"int {max(-1, min(value, 2))}"
 
 
 def _first_rows(method: str, args: Sequence[Any], kwargs: Mapping[str, Any], rows: int, take: list[int]) -> Inputs:

@@ -105,14 +105,14 @@ class Residents:
         with self.using([*names, *there], store):
             pass
 
-    def reload(self, name: str, store: Store) -> None:
-        """Load again what is in memory: its new bytes must fit beside what stays."""
+    def reload(self, name: str, store: Store, beside: Collection[str] = ()) -> None:
+        """Load, or load again what is in memory: its new bytes must fit beside what stays, and those of ``beside``."""
         with self._changed:
             while name in self._moving:
                 self._changed.wait()
             old = self.loaded.pop(name, None)
         try:
-            self.ensure([name], store)
+            self.ensure([name], store, beside)
         except BaseException:
             with self._changed:
                 if old is not None and name not in self.loaded:  # the model goes on with the old one
@@ -170,7 +170,9 @@ class Residents:
         stay = {name for name in self.loaded if name in (self.pinned | self._chosen) or name in wanted or name in own}
         least = sum(missing.values()) + sum(self.loaded[name] for name in stay)
         if least > self.limit:
-            raise NoRoom(self._words(wanted, missing, stay) + f": that is {least} bytes, and {self.limit} are allowed")
+            raise NoRoom(
+                self._words(wanted, missing, stay) + f": that takes {least} bytes, and {self.limit} are allowed"
+            )
         used = {name for counts in self._users.values() for name in counts}
         free = self.limit - sum(self.loaded.values()) - sum(self._moving.values()) - sum(missing.values())
         going: list[str] = []
@@ -192,8 +194,11 @@ class Residents:
     def _words(self, wanted: list[str], missing: dict[str, int], stay: set[str]) -> str:
         beside = sorted(stay - set(wanted))
         size = sum(missing.values()) + sum(self.loaded[name] for name in stay if name in wanted)
-        what = f"the adapter {wanted[0]!r} takes" if len(wanted) == 1 else f"the adapters {sorted(wanted)} take"
-        return f"{what} {size} bytes of memory" + (f" beside {beside}, which stay" if beside else "")
+        one = len(wanted) == 1
+        return (
+            f"the adapter{'' if one else 's'} {repr(wanted[0]) if one else sorted(wanted)} ({size} bytes of memory) "
+            f"{'does' if one else 'do'} not fit beside {beside or 'nothing'}"
+        )
 
     def _move(self, wanted: list[str], missing: list[str], going: list[str], store: Store) -> None:
         """Drop, then load; what was not reached is as it was before, or gone."""

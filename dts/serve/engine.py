@@ -68,7 +68,7 @@ class Engine:
 
     def start(self) -> None:
         """Loads the pinned tasks, raises Refused where one cannot be, and begins to work."""
-        self.residents.ensure(sorted(self.residents.pinned))
+        self.residents.have(sorted(self.residents.pinned))
         self._thread.start()
 
     @property
@@ -237,7 +237,7 @@ class Engine:
                 later.append(row)
                 continue
             try:
-                self.residents.ensure(row.choice.tasks, keep)
+                self.residents.have(row.choice.tasks, keep)
             except NoRoom as error:
                 if ready or keep:
                     row.blocked = row.blocked or now

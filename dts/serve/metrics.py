@@ -54,7 +54,7 @@ class Metrics(Observer):
             ("num_requests_running", "Rows of the present batch.", lambda: engine.running),
             ("num_requests_waiting", "Rows that wait.", lambda: len(engine.waiting)),
             ("adapters_loaded", "Adapters in memory.", lambda: len(engine.residents.loaded)),
-            ("adapters_bytes", "Bytes of the adapters in memory, as on disk.", lambda: engine.residents.nbytes),
+            ("adapters_bytes", "Bytes that adapters take in memory.", lambda: engine.residents.nbytes),
             ("batches", "Batches and steps run so far.", lambda: engine.batches),
             ("kv_cache_bytes", "Of keys and values of the rows that run.", lambda: engine.cached),
         ):

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Collection
+from pathlib import Path
 
 from dts.adapter import Adapter, AdapterError
 from dts.nn import DTSModel
+from dts.nn import residents as nn_residents
+from dts.nn.sizes import bytes_at, bytes_of
 from dts.serve.catalogue import Catalogue
 from dts.serve.refused import NoRoom, Refused
 
 log = logging.getLogger("dts.serve")
 
 
-class Residents:
-    """memory: bytes of adapters, as they are on disk, that may be loaded at once; None: no bound.
+class Residents(nn_residents.Residents):
+    """`dts.nn.residents.Residents` of a catalogue's adapters, whose errors are a client's.
 
+    memory: bytes that tasks may take in memory at once, as `dts plan` counts them; None: no bound.
     pinned: tasks that never go;  on_load: called with the name and the seconds of each load.
     """
 
@@ -32,70 +35,67 @@ class Residents:
         pinned: Collection[str] = (),
         on_load: Callable[[str, float], None] = lambda name, seconds: None,
     ):
-        self.model, self.catalogue, self.memory = model, catalogue, memory
-        self.pinned = set(pinned)
-        self.on_load = on_load
-        self.loaded: OrderedDict[str, int] = OrderedDict()  # name -> bytes, the least recently used first
+        super().__init__(memory, pinned)
+        self.model, self.catalogue, self.on_load = model, catalogue, on_load
 
     @property
-    def nbytes(self) -> int:
-        return sum(list(self.loaded.values()))
+    def memory(self) -> int | None:
+        return self.limit
 
-    def ensure(self, names: Collection[str], keep: Collection[str] = ()) -> None:
-        """Have these tasks loaded together with those of ``keep``.
+    def have(self, names: Collection[str], keep: Collection[str] = ()) -> None:
+        """Have these tasks loaded together with those of ``keep`` that are.
 
         Raises Refused (404 unknown, 409 damaged, 400 another base or no fit), NoRoom where memory does not allow it.
         """
-        for name in names:
-            if name in self.loaded:
-                self.loaded.move_to_end(name)
-            else:
-                self.load(name, {*keep, *names})
+        try:
+            self.ensure(names, self, keep)
+        except nn_residents.NoRoom as error:
+            raise NoRoom(str(error)) from None
 
     def load(self, name: str, keep: Collection[str] = ()) -> None:
         """Load, or load again what is on disk now."""
-        begun = time.monotonic()
-        about = self.catalogue.get(name)
-        assert about.folder is not None
-        self._make_room(name, about.nbytes, keep)
         try:
-            adapter = Adapter.load(about.folder)
+            self.reload(name, self, keep)
+        except nn_residents.NoRoom as error:
+            raise NoRoom(str(error)) from None
+
+    def drop(self, name: str) -> bool:
+        """Take a task out of memory; False where it was not in it."""
+        if not self.forget(name):
+            return False
+        self.model.delete_task(name)
+        return True
+
+    # ---- `dts.nn.residents.Store` ------------------------------------------------------------------------------
+
+    def _folder(self, name: str) -> Path:
+        folder = self.catalogue.get(name).folder
+        assert folder is not None
+        return folder
+
+    def size_of(self, name: str) -> int:
+        folder = self._folder(name)
+        try:
+            return bytes_at(folder)
+        except (AdapterError, OSError) as error:
+            raise self.catalogue.damaged(name, error) from None
+
+    def bring(self, name: str) -> int:
+        begun = time.monotonic()
+        folder = self._folder(name)
+        try:
+            adapter = Adapter.load(folder)
         except (AdapterError, OSError) as error:
             raise self.catalogue.damaged(name, error) from None
         try:
             self.model.load_task(name, adapter)
         except ValueError as error:
             raise Refused(f"the adapter {name!r} cannot be loaded: {error}", 400, "does_not_fit", "model") from None
-        self.loaded[name] = adapter.nbytes
-        self.loaded.move_to_end(name)
-        seconds = time.monotonic() - begun
+        seconds, taken = time.monotonic() - begun, bytes_of(adapter)
         self.on_load(name, seconds)
-        log.info("loaded %s: %d bytes in %.3f s", name, adapter.nbytes, seconds)
+        log.info("loaded %s: %d bytes in %.3f s", name, taken, seconds)
+        return taken
 
-    def drop(self, name: str) -> bool:
-        """Take a task out of memory; False where it was not in it."""
-        self.pinned.discard(name)
-        if self.loaded.pop(name, None) is None:
-            return False
+    def let_go(self, name: str) -> None:
         self.model.delete_task(name)
-        return True
-
-    def _make_room(self, name: str, needed: int, keep: Collection[str]) -> None:
-        if self.memory is None:
-            return
-        others = {other: size for other, size in self.loaded.items() if other != name}
-        stay = {other for other in others if other in self.pinned or other in keep}
-        least = needed + sum(others[other] for other in stay)
-        if least > self.memory:
-            raise NoRoom(
-                f"the adapter {name!r} ({needed} bytes) does not fit beside "
-                f"{sorted(stay) or 'nothing'}: that takes {least} bytes, and {self.memory} are allowed"
-            )
-        free = self.memory - sum(others.values())
-        for other in [one for one in others if one not in stay]:
-            if needed <= free:
-                break
-            free += others[other]
-            del self.loaded[other]
-            self.model.delete_task(other)
-            log.info("let go of %s, %d bytes, to make room for %s", other, others[other], name)
+        log.info("let go of %s to make room", name)

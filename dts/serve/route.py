@@ -24,7 +24,7 @@ def candidates(residents: Residents, allowed: Collection[str], keep: Collection[
         if name in found:
             continue
         try:
-            residents.ensure([name], {*keep, *found})
+            residents.have([name], {*keep, *found})
         except Refused as error:  # no room, damaged, of another base: it is not among those to choose from
             log.info("auto does not choose %s: %s", name, error)
         else:

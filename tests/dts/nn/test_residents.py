@@ -65,7 +65,7 @@ def test_what_never_fits_together_is_said_with_what_stays_and_changes_nothing():
     residents, books = made(5, pinned=["c"])
     residents.ensure(["c", "b"], books)
     with pytest.raises(
-        NoRoom, match=r"\['a', 'b'\] take 3 bytes .* beside \['c'\], which stay: that is 6 bytes, and 5"
+        NoRoom, match=r"\['a', 'b'\] \(3 bytes of memory\) do not fit beside \['c'\]: that takes 6 bytes, and 5"
     ):
         residents.ensure(["a", "b"], books)
     assert list(residents.loaded) == ["c", "b"] and books.log == ["+c", "+b"]

@@ -72,7 +72,7 @@ def test_what_is_set_stays_and_what_is_used_for_a_while_too(bert, limited):
         set_logits = model(input_ids=IDS).logits
         whole.set_task("topic")
         assert same(set_logits, whole(input_ids=IDS).logits)
-    with pytest.raises(ValueError, match=r"beside \['topic'\], which stay"):
+    with pytest.raises(ValueError, match=r"do not fit beside \['topic'\]"):
         answer(model, ["mood", "many", "mood", "many"])
     model.set_task(None)
     with model.using_task("stars"):
@@ -150,7 +150,7 @@ def test_tasks_can_be_fetched_before_they_are_asked_for(limited):
     assert set(model.status()["tasks"]) == {"stars", "many"}
     with pytest.raises(ValueError, match="no task 'x'"):
         model.prefetch("x")
-    with pytest.raises(ValueError, match="take"):
+    with pytest.raises(ValueError, match="do not fit beside nothing"):
         model.prefetch("stars", "many", "mood").result(60)
     with pytest.raises(ValueError, match="model with a limit"):
         DTSModel(torch.nn.Linear(1, 1)).prefetch("a")

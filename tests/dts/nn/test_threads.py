@@ -322,3 +322,28 @@ def test_samples_of_other_sizes_are_named_before_anything_is_loaded(setting, mak
     with pytest.raises(ValueError, match=r"fit the model:\n  dense.weight: sample of \[7, 8\] where \[8, 8\] belongs"):
         model.load_task("a", entries)
     close(model(ids, tasks="a"), wanted["a"])
+
+
+class Scaled(nn.Module):
+    """Rows times a scale, of which only the last ``keep`` columns are given (0: all)."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x, scale=1.0, keep=0, seed=0):
+        return scale * self.linear(x)[:, -keep:]
+
+
+def test_numbers_that_differ_from_call_to_call_are_no_new_kinds_of_calls(maker):
+    """A scale, a seed, a count of several: rows were looked for again for each."""
+    model = DTSModel(Scaled())
+    for task in "ab":
+        model.load_task(task, {"w": maker.entry("linear.weight", model.linear.weight, skip=0)})
+    x = torch.randn(2, 4)
+    for i in range(5):
+        for keep in (0, 1, 2 + i % 2):
+            y = model(x, scale=0.5 + i, keep=keep, seed=7 + i, tasks=["a", "b"])
+            alone = torch.cat([model(x[j : j + 1], scale=0.5 + i, keep=keep, tasks=t) for j, t in enumerate("ab")])
+            torch.testing.assert_close(y, alone)
+    assert len(model._known_calls.found) == 3  # all columns, one, several

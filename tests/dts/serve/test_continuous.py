@@ -184,7 +184,7 @@ def test_rows_of_different_lengths_in_a_model_that_runs_once_a_task(decoder, sta
     prompts = {"a": "xy", "b": "a longer one", "c": "z"}
     jobs = [ask(served, "generate", m, p, max_tokens=6, **GREEDY) for m, p in prompts.items()]
     model = served.engine.model
-    served.engine.residents.ensure(list(prompts))
+    served.engine.residents.have(list(prompts))
     why = dict.fromkeys(model._layers, "a test says so")
     found = RowAxes(out_axes=[COUPLED]) if coupled else RowAxes(unroutable=why)
     monkeypatch.setattr(model._known_calls, "where", lambda *_, **__: found)

@@ -7,6 +7,7 @@ import torch
 import transformers
 
 import dts
+from dts.nn.sizes import bytes_at
 from dts.serve.choice import choice_of
 from dts.serve.options import Options
 from dts.serve.refused import Refused
@@ -166,7 +167,7 @@ def test_a_link_that_leads_out_of_the_folder_is_no_adapter(decoder, tmp_path):
 
 
 def test_memory_keeps_the_pinned_and_the_last_used(decoder, start):
-    size = sum(file.stat().st_size for file in (decoder.adapters / "a").iterdir())
+    size = bytes_at(decoder.adapters / "a")
     served = start(decoder, memory=int(2.5 * size), pinned=("a",))
     loaded = served.engine.residents.loaded
     assert list(loaded) == ["a"]
@@ -174,13 +175,13 @@ def test_memory_keeps_the_pinned_and_the_last_used(decoder, start):
         said = texts(ask(served, "generate", name, "one", max_tokens=4, temperature=0))
         assert said == [alone(decoder, served, name, "one", 4)]
         assert set(loaded) == {"a", name} and served.engine.residents.nbytes <= 2.5 * size
-    with pytest.raises(Refused, match="does not fit beside") as error:
+    with pytest.raises(Refused, match="do not fit beside") as error:
         ask(served, "generate", "b:0.5,c:0.5", "x", max_tokens=2).collected.events()
     assert error.value.status == 507
 
 
 def test_tasks_that_do_not_fit_together_come_one_batch_after_the_other(decoder, start):
-    size = sum(file.stat().st_size for file in (decoder.adapters / "a").iterdir())
+    size = bytes_at(decoder.adapters / "a")
     served = start(decoder, run=False, memory=int(1.5 * size))
     jobs = [ask(served, "generate", name, "p", max_tokens=4, temperature=0) for name in "abcab"]
     served.engine.start()
@@ -261,7 +262,7 @@ def test_models_that_run_once_a_task_generate_once_a_task(decoder, start, monkey
     layers = served.engine.model._layers
     grouped = lambda *_, **__: RowAxes(unroutable=dict.fromkeys(layers, "a test says so"))  # noqa: E731
     monkeypatch.setattr(served.engine.model._known_calls, "where", grouped)
-    served.engine.residents.ensure(["a", "b"])
+    served.engine.residents.have(["a", "b"])
     layers.update(served.engine.model._layers)
     served.engine.start()
     assert [texts(job)[0] for job in jobs] == [alone(decoder, served, m, "xy", 4) for m in names]

@@ -5,10 +5,13 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from dts.adapter.entries import Entry
 from dts.nn import DTSEmbedding, DTSLinear, DTSModel
-from dts.nn.deltas import Piece
+from dts.nn.deltas import ParameterDelta, Piece
+from dts_kernels import Routing
 
 
 @pytest.fixture(autouse=True)
@@ -54,3 +57,37 @@ def test_whole_values_of_tensors_that_the_base_has(maker):
                 twin.get_parameter(name).lerp_(tensor, gamma)
         torch.testing.assert_close(found[i], twin(x[i]), rtol=1e-9, atol=1e-9)
     assert model.merge_and_unload("a").steps == 5
+
+
+class Made(TorchDispatchMode):
+    """Elements that operations write."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        written = func._schema.is_mutable or not func._schema.returns or func._schema.returns[0].alias_info is None
+        if written:
+            self.elements += sum(t.numel() for t in tree_leaves(out) if isinstance(t, torch.Tensor))
+        return out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_experts_are_written_in_place_and_the_base_is_left_alone(dtype, maker):
+    """Twice as many take twice the work: each once made all of them anew."""
+    made = {}
+    for experts in (8, 32):
+        base, delta = maker.randn(experts, 6, 8).to(dtype), ParameterDelta((experts, 6, 8))
+        factors = [maker.factors(6, 8) for _ in range(experts)]
+        for e, one in enumerate(factors):
+            delta.add(0, Piece("factors", one, e))
+        before, routing = base.clone(), Routing.of([{0: 0.5}])
+        with Made() as counted:
+            full = delta.dense(base, routing)
+        made[experts] = counted.elements
+        expected = base.float() + 0.5 * torch.stack([one.reconstruct() for one in factors])
+        torch.testing.assert_close(full, expected.to(dtype), rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5)
+        assert torch.equal(base, before) and full.dtype == dtype
+    assert made[32] < 5 * made[8]
