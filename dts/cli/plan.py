@@ -19,7 +19,13 @@ def plan(
         typer.Option(help="All that may be used, as 1GiB: tasks beyond it stay on disk.", show_default="no limit"),
     ] = None,
     batch: Annotated[int, typer.Option(help="Rows of a pass.")] = 1,
-    length: Annotated[int, typer.Option(help="Tokens of a row; of one that is generated, with its answer.")] = 128,
+    length: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens of a row; of one that is generated, with its answer.",
+            show_default="128, or as many as the model takes",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="Of the base: auto is as most of it is stored.")] = "auto",
     prefix: Annotated[
@@ -52,7 +58,9 @@ def plan(
     )
 
     def show():
-        table = listing(f"{made.dtype} on {made.device}, {batch} rows of {length} tokens", "what", "bytes", "where", "")
+        table = listing(
+            f"{made.dtype} on {made.device}, {batch} rows of {made.length} tokens", "what", "bytes", "where", ""
+        )
         table.columns[2].justify = table.columns[3].justify = "left"
         for row in made.rows:
             table.add_row(row.what, bytes_text(row.nbytes), row.where, row.note)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from dts.adapter import Adapter, AdapterError
 from dts.adapter.folder import read_layout
@@ -28,6 +29,9 @@ Memory = int | str
 # what a first pass leaves behind in the libraries (threads' stacks, kernels made for its shapes, pages of code), and
 # what malloc cannot give back.  *Measured* by `python -m benchmarks.resident`: 8 to 14 MB
 WORK = 12_000_000
+
+
+LENGTH = 128  # tokens
 
 
 class TooSmall(ValueError):
@@ -139,7 +143,7 @@ def plan(
     memory: Memory | None = None,
     *,
     batch: int = 1,
-    length: int = 128,
+    length: int | None = None,
     device: str | torch.device = "cpu",
     pin: Sequence[str] = (),
     prefix: float | None = None,
@@ -150,7 +154,8 @@ def plan(
     memory: the limit, bytes or "1GiB"; with one, tasks beyond it stay on disk, and TooSmall is raised where base,
         pass, pinned and largest task do not fit: it says the smallest limit that would do.  On a CPU it is of the whole
         process, mapped pages included; on another device of what lies there.
-    batch, length: of a pass; of a model that generates, prompt and answer.  pin: tasks that never go.
+    batch, length: of a pass; of a model that generates, prompt and answer; by default 128, or as many as the model has
+        positions for where these are fewer.  pin: tasks that never go.
     prefix: take so much of each adapter only, a fraction of the base in fp32 as `Adapter.load` has it.
     options: for transformers' ``from_pretrained``; dtype: default as most of the checkpoint is stored.
     Raises ValueError that names every adapter that cannot be used, and for numbers that make no sense.
@@ -164,6 +169,7 @@ def plan(
     checkpoint = open_checkpoint(model, **revision)
     dtype = as_dtype(options.get("dtype")) or stored_dtype(checkpoint)
     empty, _ = library().empty_base(model, about, **options | {"dtype": dtype})
+    length = length or min(LENGTH, _positions(empty) or LENGTH)
     unknown: list[str] = []
     rows: list[Row] = []
     if place.type == "cpu":
@@ -199,10 +205,18 @@ def plan(
     return made
 
 
+def _positions(model: nn.Module) -> int | None:
+    """How many tokens a row may have, where the config says it."""
+    config: Any = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    found = getattr(text, "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 0 else None
+
+
 def _check(
     limit: int | None,
     batch: int,
-    length: int,
+    length: int | None,
     prefix: float | None,
     pin: Sequence[str],
     adapters: Mapping[str, Any],
@@ -210,7 +224,7 @@ def _check(
     wrong = []
     if limit is not None and limit <= 0:
         wrong.append(f"memory is {limit} bytes")
-    if batch < 1 or length < 1:
+    if batch < 1 or (length is not None and length < 1):
         wrong.append(f"a batch has 1 row of 1 token at least, not {batch} of {length}")
     if prefix is not None and not 0 < prefix <= 1:
         wrong.append(f"prefix is a fraction of the base, between 0 and 1, not {prefix}")

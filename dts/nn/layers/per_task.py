@@ -9,19 +9,44 @@ from dts.nn.deltas import Table
 from dts.nn.layers.layer_deltas import beside
 from dts.nn.routing import gammas
 from dts_kernels import Routing
+from dts_kernels.ops import direct
 
 
 def per_task_product(x: Tensor, weights: Table, routing: Routing, transposed: bool = False) -> Tensor:
     """x W_t^T weighted by each row's gammas, for a small dense W_t a task (heads, raw deltas).
 
-    weights: [tasks, out, in] ([tasks, in, out] if transposed).  All tasks' products are taken at once and the row's
-    chosen: another task is another choice, never another shape.  Returns [..., out].
+    weights: [tasks, out, in] ([tasks, in, out] if transposed).  On a CPU only the products of tasks that some row uses
+    are taken.  Elsewhere, and in programs, all of them at once and the row's chosen: another task is another choice,
+    never another shape.  Returns [..., out].
     """
+    used = _used(x, weights, routing)
+    if used is not None:
+        return _of_used(x, weights, routing, transposed, used)
     stack = weights.stack.transpose(1, 2) if transposed else weights.stack
     tasks, width = stack.shape[:2]
     products = nn.functional.linear(x, stack.flatten(0, 1).to(x.dtype)).unflatten(-1, (tasks, width))
     gamma = gammas(routing, tasks).to(x.dtype) * (weights.length > 0)
     return (products * beside(products, gamma[:, :, None])).sum(-2)
+
+
+def _used(x: Tensor, weights: Table, routing: Routing) -> list[int] | None:
+    """Slots that some row uses and that have a matrix; None where the host cannot know, or should not."""
+    slots = routing.slots
+    if not slots.is_cpu or not direct(x, slots, routing.weights, weights.stack):
+        return None
+    return sorted({slot for row in slots.tolist() for slot in row if slot in weights.tensors})
+
+
+def _of_used(x: Tensor, weights: Table, routing: Routing, transposed: bool, used: list[int]) -> Tensor:
+    """The same product from these slots' matrices."""
+    tasks, width = weights.stack.shape[0], weights.stack.shape[-1 if transposed else 1]
+    gamma, y = gammas(routing, tasks).to(x.dtype), None
+    for slot in used:
+        matrix = weights.stack[slot].T if transposed else weights.stack[slot]
+        product = nn.functional.linear(x, matrix.to(x.dtype))
+        product = product * beside(product, gamma[:, slot : slot + 1])
+        y = product if y is None else y + product
+    return x.new_zeros(*x.shape[:-1], width) if y is None else y
 
 
 def head(

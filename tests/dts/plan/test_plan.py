@@ -214,6 +214,15 @@ def test_what_is_not_known_is_not_counted_and_said(bert, steady, monkeypatch):
     assert "the driver of cuda" in made.unknown[0] and rows(made)["base"].where == "resident"
 
 
+def test_a_row_is_no_longer_than_the_model_takes(tmp_path, steady):
+    transformers.BertModel(transformers.BertConfig(max_position_embeddings=16, vocab_size=20, **SMALL)).save_pretrained(
+        tmp_path
+    )
+    made = plan(tmp_path, {})
+    assert made.length == 16 and not made.unknown
+    assert "activations and cache of BertModel" in plan(tmp_path, {}, length=17).unknown[0]
+
+
 def test_a_prefix_takes_less(bert, steady):
     whole = rows(plan(bert / "base", adapters(bert)), task=True)
     share = dts.Adapter.load(bert / "one").amr / 2
