@@ -42,10 +42,15 @@ def own_heads(adapter: Adapter) -> dict[str, Entry]:
 
 
 def class_layer(adapter: Adapter) -> str | None:
-    """The module with a row a class; None of an adapter without a head of its own."""
-    matrices = [n for n, e in own_heads(adapter).items() if n.endswith(".weight") and len(e.shape) == 2]
-    classes = len(adapter.class_names or (adapter.model_config or {}).get("id2label") or ())
-    fits = [name for name in matrices if own_heads(adapter)[name].shape[0] == classes] or matrices
+    """The module with a row a class; None of an adapter without a head of its own, or with one that is of no classes.
+
+    Where nothing names the classes it is a classifier by the class that it was saved from, and has a number of its own.
+    """
+    heads, config = own_heads(adapter), adapter.model_config or {}
+    matrices = [name for name, entry in heads.items() if name.endswith(".weight") and len(entry.shape) == 2]
+    classes = len(adapter.class_names or config.get("id2label") or ())
+    unnamed = not classes and str((config.get("architectures") or [""])[0]).endswith("Classification")
+    fits = [name for name in matrices if unnamed or heads[name].shape[0] == classes]
     return fits[-1].removesuffix(".weight") if fits else None
 
 
@@ -183,17 +188,28 @@ def embedder(
     """
 
     def embed(mixture: Adapter, layer: str, names: list[str]) -> Tensor:
-        if tokenizer is not None:
-            loaded, task = model(mixture)
-            if getattr(loaded.model, "main_input_name", "input_ids") == "input_ids":
-                return read_by_head(loaded, task, layer, names, tokenizer)
-        return open_encoder(encoder)(names)
+        loaded, task = model(mixture)
+        if getattr(loaded.model, "main_input_name", "input_ids") != "input_ids":
+            return open_encoder(encoder)(names)
+        if tokenizer is None:
+            raise ValueError(
+                "a zero-shot head is made of class names, and there is no tokenizer in the base's folder to read them: "
+                f"give tokenizer=, or another head: {NEAREST!r}, a task's name, or tensors"
+            )
+        return read_by_head(loaded, task, layer, names, tokenizer)
 
     return embed
 
 
 def read_by_head(model: DTSModel, task: str, layer: str, texts: list[str], tokenizer: Any) -> Tensor:
-    """float32 [texts, width]: what the head's layer reads of each text, of the last token where it reads all."""
+    """float32 [texts, width]: what the head's layer reads of each text; of the last token where it reads all, as
+    classifiers made of language models answer by that.  Raises ValueError for models that classify each token."""
+    kind = model.model.__class__.__name__
+    if not kind.endswith("SequenceClassification"):
+        raise ValueError(
+            f"a zero-shot head is of models that classify texts, and {kind} is none: give {NEAREST!r}, a task's name, "
+            "or tensors as the head"
+        )
     module = model.model.get_submodule(layer)
     device, rows = raw(module, "weight").device, list[Tensor]()
 

@@ -135,6 +135,33 @@ def test_heads_that_cannot_be(served, how, says):
         mix(adapters, WEIGHTS, **({"class_names": NEW, "base": folder / "base"} | how))
 
 
+def test_text_that_cannot_be_read_is_no_other_encoders_text(served, tmp_path):
+    folder, adapters, _ = served
+    bare = tmp_path / "base"
+    bare.mkdir()
+    for file in ("config.json", "model.safetensors"):
+        (bare / file).write_bytes((folder / "base" / file).read_bytes())
+    model = dts.DTSModel.from_pretrained(bare, adapters=adapters)
+    with pytest.raises(ValueError, match="no tokenizer in the base's folder.*give tokenizer="):
+        add_task(model, "new", NEW, weights=WEIGHTS, encoder=lambda texts: letters(texts)[:, :16])
+    assert model.tasks == list(TASKS)
+    add_task(model, "new", NEW, weights=WEIGHTS, tokenizer=transformers.AutoTokenizer.from_pretrained(folder / "base"))
+    assert model.tasks == [*TASKS, "new"]
+
+
+def test_a_language_models_own_output_is_no_head_of_classes(tmp_path):
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**SIZES, vocab_size=11, tie_word_embeddings=False)
+    transformers.LlamaModel(config).save_pretrained(tmp_path / "base")
+    adapters = {}
+    for name in TASKS:
+        trained(tmp_path / "base", tmp_path / name, transformers.LlamaForCausalLM, config, len(name))
+        adapters[name] = dts.compress(tmp_path / "base", tmp_path / name, rank_fraction=1.0)
+        assert "lm_head.weight" in adapters[name].entries
+    with pytest.raises(ValueError, match="no member has a head of its own"):
+        mix(adapters, WEIGHTS, class_names=NEW, base=tmp_path / "base", head="zero-shot")
+
+
 def test_the_verb_makes_one_where_it_can(served, tmp_path, monkeypatch):
     folder, adapters, cls = served
     monkeypatch.setattr("dts.unseen.weights.open_encoder", lambda encoder: letters)
