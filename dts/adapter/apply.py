@@ -35,7 +35,9 @@ def check_base(adapter: Adapter, base: Checkpoint) -> None:
     """Raises Mismatch listing every difference between this base and the one the adapter was made for."""
     wrong = base_mismatches(adapter, base)
     if wrong:
-        raise Mismatch(f"{base.source} is not the base of the adapter {adapter.name!r}", wrong)
+        about = adapter.config["base"]
+        way = f"It was made for {about['name']} (fingerprint {about['fingerprint']}): give that, in the same dtype"
+        raise Mismatch(f"{base.source} is not the base of the adapter {adapter.name!r}", wrong, way)
 
 
 def base_mismatches(adapter: Adapter, base: Checkpoint) -> list[str]:

@@ -27,7 +27,8 @@ class BudgetError(ValueError):
 def too_little(nbytes: float, smallest: int) -> BudgetError:
     return BudgetError(
         f"{nbytes:,} bytes are not enough: what cannot shrink (heads, biases, norms, added rows, headers, "
-        f"tokenizer files) takes {smallest:,} bytes, the smallest possible size"
+        f"tokenizer files) takes {smallest:,} bytes, the smallest possible size: ask for as many, nbytes={smallest} "
+        f"(--budget {smallest}B), or more"
     )
 
 

@@ -74,11 +74,22 @@ def read_layout(folder: Path) -> tuple[dict, Layout]:
     return config, {name: (tensor.dtype, tensor.shape) for name, tensor in stored.tensors.items()}
 
 
+def _other(folder: Path) -> str:
+    """What a place is instead of an adapter's folder, and what to do."""
+    if not folder.exists():
+        return ".  There is nothing of this name: dts list FOLDER shows the adapters in a folder"
+    if (folder / "config.json").is_file():
+        return ".  It is a model: dts compress BASE FINE-TUNE makes an adapter of one, dts diff compares two"
+    return ".  Give the folder that dts compress wrote: dts list FOLDER shows the adapters in a folder"
+
+
 def _described(folder: Path) -> tuple[dict, Stored]:
     """(config, the tensors to be read); raises AdapterError or Damaged."""
     absent = [name for name in (CONFIG, MODEL) if not (folder / name).is_file()]
     if absent:
-        raise AdapterError(f"{folder} is not an adapter: it has no {' and no '.join(absent)}{set_aside(folder)}")
+        raise AdapterError(
+            f"{folder} is not an adapter: it has no {' and no '.join(absent)}{set_aside(folder) or _other(folder)}"
+        )
     outside = [name for name in (CONFIG, MODEL) if not within(folder, folder / name)]
     if outside:
         raise AdapterError(

@@ -1,5 +1,7 @@
 """What is raised and warned about sources that cannot be read as a model, or not all of which was."""
 
+AGAIN = "Copy or download it again, or write it anew with save_pretrained()"
+
 
 class CheckpointError(ValueError):
     """A source that cannot be read as a model: what it is, what is wrong with it, and the way to go on."""

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from dts.checkpoint.checkpoint import Checkpoint, Lazy
-from dts.checkpoint.errors import CheckpointError
+from dts.checkpoint.errors import AGAIN, CheckpointError
 from dts.checkpoint.foreign import foreign, is_safetensors
-from dts.checkpoint.safetensors_file import SafetensorsFile
+from dts.checkpoint.safetensors_file import Damaged, SafetensorsFile
 from dts.checkpoint.state import from_tensors
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -27,11 +27,16 @@ def from_file(path: Path, select: str | None = None, shard: bool = False) -> Che
     if what:
         raise CheckpointError(what)
     if path.suffix != ".safetensors" and path.suffix not in PICKLES:
-        raise CheckpointError(f"{path} is neither .safetensors nor {', '.join(PICKLES)}")
+        raise CheckpointError(
+            f"{path} is neither .safetensors nor {', '.join(PICKLES)}: give a model's folder, or its file of weights"
+        )
     if path.suffix == ".safetensors" and _is_pickle(path) and not is_safetensors(path):
         raise CheckpointError(f"{path} is a PyTorch file with the wrong ending: name it {path.stem}.bin")
     if path.suffix == ".safetensors" or is_safetensors(path):
-        file = SafetensorsFile(path)
+        try:
+            file = SafetensorsFile(path)
+        except Damaged as error:
+            raise Damaged(f"{error}.  {AGAIN}") from None
         tensors = {
             name: Lazy(t.shape, t.dtype, partial(file.load, name), partial(file.release, name))
             for name, t in file.tensors.items()

@@ -139,7 +139,9 @@ def _nothing(folder: Path, names: list[str]) -> str:
     if not hints and pickles:
         hints.append(f"give the file itself, such as {folder / pickles[0]}")
     hint = "; ".join(dict.fromkeys(filter(None, hints[:4])))
-    return f"{folder} has no {' or '.join(names)}" + (f"; {hint}" if hint else "") + f"; there is: {there}"
+    wanted = " or ".join(name for name in names if not name.endswith(".json"))
+    hint = hint or "give the folder that save_pretrained() wrote, or a file of weights"
+    return f"{folder} has no {wanted}, whole or in shards with their index; {hint}; there is: {there}"
 
 
 def _account(folder: Path, main: str, read: set[str], checkpoint: Checkpoint) -> None:

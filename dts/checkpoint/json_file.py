@@ -3,28 +3,33 @@
 import json
 from pathlib import Path
 
-from dts.checkpoint.errors import CheckpointError
+from dts.checkpoint.errors import AGAIN, CheckpointError
 
 LARGEST = 64 * 2**20  # bytes; the index of a model of a million tensors has about 100 per tensor
 DEEPEST = 64  # levels of lists and objects; configs of multimodal models have 5
+
+
+def damaged(path: Path, why: str) -> CheckpointError:
+    """Of a file that its writer cannot have meant."""
+    return CheckpointError(f"{path} is damaged: {why}.  {AGAIN}")
 
 
 def read_json(path: Path):
     """The file's content; raises CheckpointError for what is no JSON, too large, too deep, or has NaN in it."""
     size = path.stat().st_size
     if size > LARGEST:
-        raise CheckpointError(f"{path} is damaged: {size:,} bytes, and no such file has more than {LARGEST:,}")
+        raise damaged(path, f"{size:,} bytes, and no such file has more than {LARGEST:,}")
     try:
         content = json.loads(path.read_text("utf-8"), parse_constant=_constant)
     except RecursionError:
-        raise CheckpointError(f"{path} is damaged: lists or objects are nested deeper than {DEEPEST} levels") from None
+        raise damaged(path, f"lists or objects are nested deeper than {DEEPEST} levels") from None
     except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
+        raise damaged(path, str(error)) from error
     level, depth = [content], 0
     while level:
         depth += 1
         if depth > DEEPEST:
-            raise CheckpointError(f"{path} is damaged: lists or objects are nested deeper than {DEEPEST} levels")
+            raise damaged(path, f"lists or objects are nested deeper than {DEEPEST} levels")
         level = [inner for value in level for inner in _values(value)]
     return content
 
@@ -32,7 +37,7 @@ def read_json(path: Path):
 def json_object(path: Path) -> dict:
     content = read_json(path)
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is damaged: it holds a {type(content).__name__}, not an object")
+        raise damaged(path, f"it holds a {type(content).__name__}, not an object")
     return content
 
 
@@ -45,7 +50,7 @@ def read_config(path: Path) -> dict:
         if config.get(key) is not None and not fits(config[key])
     ]
     if wrong:
-        raise CheckpointError(f"{path} is damaged: {'; '.join(wrong)}")
+        raise damaged(path, "; ".join(wrong))
     return config
 
 

@@ -165,7 +165,11 @@ def _way(base: Checkpoint, finetuned: Checkpoint, pairing: Pairing) -> str:
                     f"The fine-tune's {ours[0]} rows are the base's first ones: --vocabulary shared "
                     '(vocabulary="shared") keeps the others as the base has them'
                 )
-    return "Give the very base that it was trained from (`dts diff BASE FINE-TUNE` compares two models)"
+    kinds = [(model.config or {}).get("architectures") or ["a model without a config"] for model in (base, finetuned)]
+    return (
+        f"The base is {kinds[0][0]}, the fine-tune {kinds[1][0]}: give the very base that it was trained from; its "
+        "model card names it, or the _name_or_path in its config.json"
+    )
 
 
 def _compare(base, finetuned, name: str, base_name: str, in_body: bool, wrong: list[str]) -> Pair:

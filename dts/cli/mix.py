@@ -90,7 +90,10 @@ def mix(
     base = at(base, revision)
     opened = {adapter.name: adapter for adapter in map(dts.Adapter.load, adapters)}
     if len(opened) < len(adapters):
-        raise ValueError(f"two adapters have the same name; there are {', '.join(opened)}")
+        raise ValueError(
+            f"two adapters have the same name; there are {', '.join(opened)}: give each once, or name one of them "
+            "otherwise, by dts compress --name"
+        )
     new = list_of(classes) or description
     if bool(new) == bool(weight):
         raise ValueError("say what the new task is by --classes or --description, or give every --weight task=0.7")

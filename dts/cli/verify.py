@@ -64,9 +64,12 @@ def verify(
 
 
 def _show(name: str, report, base: str, finetuned: str | None, result: dict):
+    from dts.checkpoint.pairing import causes
+
     if not report.ok:
         output.print(f"{name}: {len(report.problems)} problems", style="red")
-        for line in report.problems:
+        of_base = [line.removeprefix("base: ") for line in report.problems if line.startswith("base: ")]
+        for line in [*(f"base: {cause}" for cause in causes(of_base)), *report.problems[len(of_base) :]]:
             output.print(f"  {line}", soft_wrap=True)
         return
     output.print(f"{name}: whole, and made for {base}", style="green")

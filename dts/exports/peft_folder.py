@@ -97,7 +97,9 @@ def read_peft(folder: str | Path) -> PeftFolder:
     """Raises CheckpointError for what is no LoRA of PEFT, of another type, or changes more than matrices by B A."""
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
-        raise CheckpointError(f"{folder} is no PEFT folder: it has no {CONFIG}")
+        raise CheckpointError(
+            f"{folder} is no PEFT folder: it has no {CONFIG}.  Give the one that PEFT's save_pretrained() wrote"
+        )
     config = json_object(folder / CONFIG)
     _refuse(folder, config)
     found = PeftFolder(folder, config, _tensors(folder))

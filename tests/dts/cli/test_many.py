@@ -123,6 +123,33 @@ def test_all_that_is_wrong_is_said_at_once_with_the_nearest_word(dts, recipe, tm
     )
 
 
+def test_where_it_is_computed_and_which_part_are_said_in_the_file(dts, recipe, models, tmp_path):
+    made = dts("compress", "--config", recipe("budget: 40%", "device: cpu", entries=("one",)), "--json")
+    assert made.exit_code == 0 and states(made) == {"one": "written"}, made.stderr
+    alone = dts("compress", models / "base", models / "one", "-o", "alone", "-s", "40%")
+    name = "dts_model.safetensors"
+    assert alone.exit_code == 0
+    assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "adapters/one" / name).read_bytes()
+    text = said(
+        dts(
+            "compress",
+            "--config",
+            recipe(
+                "device: cuda:99",
+                entries=("{path: one, device: 3, vocabulary: all}", "{path: two, only: [x], state: s}"),
+            ),
+        )
+    )
+    for words in (
+        "device='cuda:99' cannot be used",
+        "item 1: device: a word, as --device takes it, not 3",
+        "item 1: vocabulary must be 'shared'",
+        "item 2: only: a word",
+        "item 2: state: --state s is of a .pt or .bin file",
+    ):
+        assert words in text, (words, text)
+
+
 def test_files_that_cannot_be_read_and_words_that_do_not_go_together(dts, recipe, tmp_path, monkeypatch):
     assert "there is no file none.yaml" in said(dts("compress", "--config", "none.yaml"))
     (tmp_path / "bad.yaml").write_text("a: [")
