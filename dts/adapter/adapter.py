@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from dts.adapter.accounting import Account, Effects
-from dts.adapter.apply import check_base, reconstructed
+from dts.adapter.apply import base_of, check_base, reconstructed
 from dts.adapter.carried import check_files
 from dts.adapter.entries import Entry
 from dts.adapter.folder import read_folder, write_folder
@@ -113,7 +113,7 @@ class Adapter:
 
         base: anything `open_checkpoint` takes;  check: refuse a base that is not the adapter's (Mismatch).
         """
-        base = open_checkpoint(base)
+        base = base_of(self, base)
         if check:
             check_base(self, base)
         return reconstructed(self, base)
@@ -129,7 +129,7 @@ class Adapter:
         """
         if isinstance(base, (nn.Module, Mapping)):
             return applied_in_memory(self, base, check)
-        return self._applied(open_checkpoint(base), check)
+        return self._applied(base_of(self, base), check)
 
     def _applied(self, base, check: bool) -> Iterator[tuple[str, Tensor]]:
         checkpoint, effects = self.on(base, check), Effects(self, base)
@@ -143,4 +143,4 @@ class Adapter:
 
     def verify(self, base, finetuned=None) -> Report:
         """Is every stored byte what was written, is this the base, and is the error what was recorded?"""
-        return verify(self, open_checkpoint(base), None if finetuned is None else open_checkpoint(finetuned))
+        return verify(self, base_of(self, base), None if finetuned is None else open_checkpoint(finetuned))

@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 SHARD_BYTES = 5 * 10**9
 
 
+def base_of(adapter: Adapter, base) -> Checkpoint:
+    """`open_checkpoint`, of a quantised base as numbers for an adapter that was made for those."""
+    return open_checkpoint(base, dequantise="quantised" in adapter.config["base"])
+
+
 def check_base(adapter: Adapter, base: Checkpoint) -> None:
     """Raises Mismatch listing every difference between this base and the one the adapter was made for."""
     wrong = base_mismatches(adapter, base)
@@ -191,7 +196,7 @@ def write_checkpoint(
     progress(done, total, name) in bytes.
     """
     watch, out = Watch(base, adapter.folder), Path(out)
-    base = open_checkpoint(base)
+    base = base_of(adapter, base)
     check_files(adapter)
     model = adapter.on(base)
     of_model(adapter, base, model)

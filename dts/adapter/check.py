@@ -102,6 +102,7 @@ SECTIONS: dict[str, dict[str, Test]] = {
         "dtypes": by_name(dtype),
     },
 }
+OPTIONAL: dict[str, dict[str, Test]] = {"base": {"quantised": line}}
 MODEL_CONFIG: dict[str, Test] = {  # what is read of it
     "architectures": or_none(list_of(words)),
     "id2label": or_none(labels),
@@ -140,7 +141,7 @@ def problems(config: dict) -> list[str]:
     wrong = list(_wrong("", config, CONFIG | later, {"modules": modules.harmless} if later else None))
     for key, tests in SECTIONS.items():
         if isinstance(config.get(key), dict):
-            wrong += _wrong(f"{key}.", config[key], tests)
+            wrong += _wrong(f"{key}.", config[key], tests, OPTIONAL.get(key))
     if isinstance(config.get("model_config"), dict):
         given = config["model_config"]
         wrong += [

@@ -13,13 +13,15 @@ from dts.adapter.options import Options
 from dts.adapter.run import Progress, Run
 from dts.adapter.tokenizer import differing_files
 from dts.adapter.work import work_of
-from dts.checkpoint import OtherDtype, digests, dtype_note, fingerprint, open_checkpoint, pair
+from dts.checkpoint import Checkpoint, OtherDtype, digests, dtype_note, fingerprint, open_checkpoint, pair
 from dts.checkpoint.errors import PartLost
 from dts.checkpoint.fitted import fitted
 from dts.checkpoint.part import lost_note
 from dts.codec import Unencodable
 from dts.files import Changed, Watch, building, check_free
 from dts.warn import warn
+
+BASES = ("plain", "quantised")
 
 
 def compress(
@@ -33,6 +35,7 @@ def compress(
     target_error: float | None = None,
     vectors: str = "auto",
     kind: str = "task",
+    base_is: str = "plain",
     name: str | None = None,
     class_names: list[str] | None = None,
     description: str | None = None,
@@ -62,6 +65,8 @@ def compress(
         then (`dts.adapter.vectors`); "auto" rounds where bytes are asked for and the method is not "paper", the more
         the fewer they are: they are better spent on the matrices
     kind: "task" if the base is what the fine-tune started from, "difference" if it is a merged model
+    base_is: "plain", or "quantised" (of a base in memory, a folder, a hub id, a GGUF file): the difference is then to
+        the numbers that its codes stand for, so that the adapter repairs what quantisation changed too
     name, class_names, description: of the task; names default to the fine-tune's folder and its config's labels
     progress: called with (done, total, tensor's name), in bytes of the fine-tune read
     resume: continue an interrupted run of the same options into ``out``
@@ -102,24 +107,28 @@ def compress(
         only=only,
         vocabulary=vocabulary,
     )
-    return _compressed(base, finetuned, None if out is None else Path(out), options, progress)
+    if base_is not in BASES:
+        raise ValueError(f"base_is must be one of {', '.join(BASES)}, not {base_is!r}")
+    return _compressed(base, finetuned, None if out is None else Path(out), options, progress, base_is)
 
 
-def _compressed(base, finetuned, out: Path | None, options: Options, progress: Progress | None) -> Adapter:
+def _compressed(
+    base, finetuned, out: Path | None, options: Options, progress: Progress | None, base_is: str
+) -> Adapter:
     """`compress`, of its options."""
     written = None if options.dry_run else out
     if written is not None:
         check_out(written, options.overwrite)
         check_free(written)
     watch = Watch(base, finetuned)
-    base, finetuned = open_checkpoint(base), open_checkpoint(finetuned)
+    base, finetuned = _base(base, base_is), open_checkpoint(finetuned)
     watch.also(base.folder, finetuned.folder)  # of a trainer's run, the checkpoint inside it
     pairing = pair(base, fitted(base, finetuned, options.only, options.vocabulary))
     if note := lost_note(pairing.base, pairing.finetuned, pairing.base_only):
         warn(note, PartLost)
     if note := other_code(pairing.base, pairing.finetuned):
         warn(note, OtherCode)
-    if note := dtype_note(pairing.base, pairing.finetuned):
+    if pairing.base.quantised is None and (note := dtype_note(pairing.base, pairing.finetuned)):
         warn(note, OtherDtype)
     base_digests = digests(pairing.base)
     files = differing_files(pairing.base.folder, pairing.finetuned.folder)
@@ -141,6 +150,15 @@ def _compressed(base, finetuned, out: Path | None, options: Options, progress: P
             work.clear()
             raise
     return adapter
+
+
+def _base(base, base_is: str) -> Checkpoint:
+    if base_is == "plain":
+        return open_checkpoint(base)
+    opened = open_checkpoint(base, dequantise=True)
+    if opened.quantised is None:
+        raise ValueError(f"{opened.source} is not quantised: leave base_is (--base-is) out")
+    return opened
 
 
 def _place(out: Path | None, options: Options):

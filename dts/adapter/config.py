@@ -49,7 +49,8 @@ def config_of(
 
 
 def _about_base(base: Checkpoint, base_digests: dict[str, str]) -> dict:
-    return {
+    how = {} if base.quantised is None else {"quantised": base.quantised}
+    return how | {
         "name": _source_name(base),
         "revision": base.revision,
         "dtype": dtype_name(base.main_dtype),

@@ -9,17 +9,17 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor, nn
 
 from dts.adapter.accounting import Effects
-from dts.adapter.apply import base_mismatches
+from dts.adapter.apply import base_mismatches, base_of
 from dts.adapter.rows import base_name_of
 from dts.adapter.text import dtype_name
-from dts.checkpoint import Mismatch, open_checkpoint, sampled_digest
+from dts.checkpoint import Mismatch, sampled_digest
 from dts.sites import resolve, sites
 from dts.sites.transformers import renamer
 
 
 def applied_in_memory(adapter, model, check: bool = True) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of the reconstructed fine-tune; model: an ``nn.Module`` or a state dict."""
-    base = open_checkpoint(model)
+    base = base_of(adapter, model)
     wrong = base_mismatches(adapter, base)
     fits = not any(entry.base_name and entry.base_name not in base.tensors for entry in adapter.entries.values())
     new = [name for name, entry in adapter.entries.items() if entry.task_only and name not in base.tensors]
@@ -85,7 +85,7 @@ def _as_module(adapter, model: nn.Module, base, check: bool) -> Iterator[tuple[s
     return tensors()
 
 
-def _part(tensor: Tensor, target) -> Tensor:
+def part_of(tensor: Tensor, target) -> Tensor:
     """The view of a parameter that one tensor of a checkpoint became."""
     if target.expert is not None:
         tensor = tensor[target.expert]
@@ -96,7 +96,7 @@ def _part(tensor: Tensor, target) -> Tensor:
 
 
 def _mismatch(adapter, entry, base, name: str, target) -> list[str]:
-    part = _part(base.load(name), target)
+    part = part_of(base.load(name), target)
     if tuple(part.shape) != tuple(entry.base_shape):
         return [f"{name}: shape {list(part.shape)}, not {list(entry.base_shape)}"]
     if sampled_digest(part.contiguous()) != adapter.config["tensors"][entry.name]["base"]:
@@ -113,7 +113,7 @@ def _changed(tensor: Tensor, pieces, effects: Effects) -> Tensor:
             return value if entry.task_only else effects.compare(entry, tensor, value)
         if result is tensor:
             result = tensor.clone()
-        part = _part(result, target)
+        part = part_of(result, target)
         before = part.clone()
         part.copy_(effects.compare(entry, before, entry.apply(before)))
     return result

@@ -1,7 +1,7 @@
 """Base and fine-tunes: opened lazily, paired by name, told apart by fingerprint."""
 
 from dts.checkpoint.checkpoint import Checkpoint, Lazy, dtype_note
-from dts.checkpoint.errors import CheckpointError, NotRead, OtherDtype
+from dts.checkpoint.errors import CheckpointError, NotRead, OtherDtype, Quantised
 from dts.checkpoint.fingerprint import digests, fingerprint, sampled_digest
 from dts.checkpoint.open import open_checkpoint
 from dts.checkpoint.pairing import Mismatch, Pair, Pairing, pair
@@ -17,6 +17,7 @@ __all__ = [
     "OtherDtype",
     "Pair",
     "Pairing",
+    "Quantised",
     "SafetensorsFile",
     "digests",
     "dtype_note",

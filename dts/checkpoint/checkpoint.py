@@ -27,7 +27,8 @@ class Checkpoint:
     parts: of a sentence-transformers folder, the folder of each module with weights -> what its tensors' names start
         with here: {"": "", "2_Dense": "2_Dense."}; the first keeps the names it has in its file (see `part_of`);
     files: of such a folder, the small files that make it one (modules.json, each module's config), by their places.
-    notes: what lies beside the weights that were read and was not.
+    notes: what lies beside the weights that were read and was not;
+    quantised: the method, of a quantised model that was opened as the numbers it computes with.
     """
 
     source: str
@@ -39,6 +40,7 @@ class Checkpoint:
     parts: dict[str, str] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict, repr=False)
     notes: list[str] = field(default_factory=list)
+    quantised: str | None = None
 
     @property
     def names(self) -> list[str]:

@@ -7,6 +7,10 @@ class CheckpointError(ValueError):
     """A source that cannot be read as a model: what it is, what is wrong with it, and the way to go on."""
 
 
+class Quantised(CheckpointError):
+    """A model whose weights are codes where one of numbers is expected."""
+
+
 class NotRead(UserWarning):
     """Weights that lie beside the ones read and say something else, or a choice between several that was made."""
 

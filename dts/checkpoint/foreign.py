@@ -58,6 +58,11 @@ def foreign(path: Path) -> str | None:
     return found and f"{path} is {found[0]}: {found[1]}"
 
 
+def is_gguf(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(4) == b"GGUF"
+
+
 def is_safetensors(path: Path) -> bool:
     """Does it start as a safetensors file does, with the length of a header and the header's brace?"""
     with open(path, "rb") as file:

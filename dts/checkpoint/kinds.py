@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 
-from dts.checkpoint.errors import CheckpointError, some
+from dts.checkpoint.errors import CheckpointError, Quantised, some
 from dts.checkpoint.quantised import quantised
 from dts.checkpoint.safetensors_file import NAMES, ODD
 
@@ -61,7 +61,8 @@ def check_kind(source: str, tensors: Mapping, config: Mapping | None) -> None:
     if bad := [name for name in tensors if bad_name(name)]:
         wrong.append(f"{source} has tensors whose names are empty or have control characters: {some(map(repr, bad))}")
     if wrong:
-        raise CheckpointError("\n  ".join(wrong))
+        kind = Quantised if codes and len(wrong) == 1 else CheckpointError
+        raise kind("\n  ".join(wrong))
 
 
 def bad_name(name) -> bool:

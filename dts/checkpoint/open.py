@@ -6,9 +6,11 @@ from pathlib import Path
 import torch
 
 from dts.checkpoint.checkpoint import Checkpoint
-from dts.checkpoint.errors import CheckpointError, NotRead, some
+from dts.checkpoint.dequantised import from_quantised, from_quantised_path
+from dts.checkpoint.errors import CheckpointError, NotRead, Quantised, some
 from dts.checkpoint.files import PICKLES, from_file, split_state
 from dts.checkpoint.folder import checkpoints_in, from_folder, has_weights
+from dts.checkpoint.foreign import is_gguf
 from dts.checkpoint.hub import ID, snapshot, split_revision, split_subfolder
 from dts.checkpoint.kinds import check_kind
 from dts.checkpoint.sentence import from_modules
@@ -18,7 +20,13 @@ from dts.warn import warn
 
 
 def open_checkpoint(
-    source, revision: str | None = None, *, subfolder: str = "", variant: str | None = None, **hub
+    source,
+    revision: str | None = None,
+    *,
+    subfolder: str = "",
+    variant: str | None = None,
+    dequantise: bool = False,
+    **hub,
 ) -> Checkpoint:
     """Opens a model without reading it.
 
@@ -30,6 +38,8 @@ def open_checkpoint(
     the network or its cache).
     Pickles are read with ``weights_only=True`` only.
     revision: branch, tag or commit of a hub id;  subfolder, variant: as transformers' ``from_pretrained`` has them;
+    dequantise: open a quantised model (and a GGUF file) as the numbers it computes with, by the library of its method;
+        a model that is not quantised is opened as ever.
     hub: cache_dir, token, local_files_only, force_download, proxies; others are left alone.
     Raises CheckpointError saying what was looked for and what there is, or what the source is that is no full
     floating-point model (quantised, an adapter, an optimizer's state, another program's file) and the way to go on.
@@ -40,12 +50,37 @@ def open_checkpoint(
         raise CheckpointError(
             f"a model is a folder, a file, a hub id, a module or a state dict, not a {type(source).__name__}"
         )
+    if dequantise:
+        return _open_dequantised(source, revision, subfolder, variant, hub)
     if isinstance(source, torch.nn.Module):
         checkpoint = from_module(source)
     elif isinstance(source, Mapping):
         checkpoint = from_tensors(source, "state dict")
     else:
         checkpoint = _from_path(str(source), revision, subfolder, variant, hub)
+    check_kind(checkpoint.source, checkpoint.tensors, checkpoint.config)
+    return checkpoint
+
+
+def _open_dequantised(source, revision: str | None, subfolder: str, variant: str | None, hub: dict) -> Checkpoint:
+    if isinstance(source, torch.nn.Module):
+        checkpoint = from_quantised(source)
+        check_kind(checkpoint.source, checkpoint.tensors, None)
+        return checkpoint if checkpoint.quantised else open_checkpoint(source)
+    path = None if isinstance(source, Mapping) else Path(source).expanduser() / subfolder
+    if path is not None and path.is_file() and is_gguf(path):
+        checkpoint = from_quantised_path(path, None)
+        checkpoint.source = str(path)
+        return checkpoint
+    try:
+        return open_checkpoint(source, revision, subfolder=subfolder, variant=variant, **hub)
+    except Quantised:
+        if path is None or path.is_file():
+            raise  # nothing that a library could load
+    stored = _from_path(str(source), revision, subfolder, variant, hub)  # its config and its place
+    options = {"variant": variant} if variant else {}
+    checkpoint = from_quantised_path(stored.folder or str(source), stored.config, **options)
+    checkpoint.source, checkpoint.folder, checkpoint.revision = stored.source, stored.folder, stored.revision
     check_kind(checkpoint.source, checkpoint.tensors, checkpoint.config)
     return checkpoint
 

@@ -8,6 +8,7 @@ from dts.checkpoint.errors import some
 
 ORIGINAL = "give the fine-tune as it was before it was quantised (float32, bfloat16 or float16)"
 LOADED = "or load it with transformers{how}, dequantise it and save_pretrained() it"
+BASE = "Tasks can run over a quantised base: dts compress --base-is quantised"
 WAYS = {  # method -> the arguments of from_pretrained with which transformers dequantises; "" has model.dequantize()
     "fp8": "(quantization_config=FineGrainedFP8Config(dequantize=True))",
     "mxfp4": "(quantization_config=Mxfp4Config(dequantize=True))",
@@ -71,7 +72,8 @@ CLASSES = {  # of tensors: the start of their module -> method
 def way(method: str) -> str:
     """What to do with a model of this method."""
     how = next((WAYS[key] for key in WAYS if method.lower().startswith(key)), None)
-    return ORIGINAL if how is None else f"{ORIGINAL}, {LOADED.format(how=how)}"
+    words = ORIGINAL if how is None else f"{ORIGINAL}, {LOADED.format(how=how)}"
+    return f"{words}.  {BASE}"
 
 
 def quantised(tensors: Mapping, config: Mapping | None) -> str | None:

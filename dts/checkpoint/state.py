@@ -7,9 +7,10 @@ from torch import Tensor
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from dts.checkpoint.checkpoint import Checkpoint, Lazy
-from dts.checkpoint.errors import CheckpointError, NotRead, some
+from dts.checkpoint.errors import CheckpointError, NotRead, Quantised, some
 from dts.checkpoint.kinds import WEIGHTS, bad_name
 from dts.checkpoint.quantised import class_method, way
+from dts.sites import is_quantised, raw
 from dts.warn import warn
 
 # starts of a trainer's keys beside the model's
@@ -26,6 +27,10 @@ def from_module(module: torch.nn.Module) -> Checkpoint:
             f"{name} is a PEFT model (LoRA or another adapter), not a full fine-tune: call "
             "merge_and_unload() on it and give what that returns"
         )
+    codes = [where for where, inner in module.named_modules() if is_quantised(inner)]
+    if codes:  # and of some libraries making a state dict changes the codes
+        method = class_method(raw(module.get_submodule(codes[0]), "weight")) or "its layers' library"
+        raise Quantised(f"{name} is quantised by {method} ({some(codes, 3)}): {way(method)}")
     checkpoint = from_tensors(module.state_dict(), name)
     to_dict = getattr(getattr(module, "config", None), "to_dict", None)
     checkpoint.config = None if to_dict is None else to_dict()

@@ -21,12 +21,12 @@ def apply(
     import dts
     from dts.adapter import write_checkpoint
     from dts.adapter.accounting import of_model
+    from dts.adapter.apply import base_of
     from dts.adapter.code import code_files
-    from dts.checkpoint import open_checkpoint
 
     base = at(base, revision)
     loaded = dts.Adapter.load(adapter)
-    opened = open_checkpoint(base)
+    opened = base_of(loaded, base)
     model = loaded.on(opened)
     account = of_model(loaded, opened, model)
     if not dry_run:

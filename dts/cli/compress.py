@@ -46,6 +46,11 @@ class Kind(StrEnum):
     difference = "difference"
 
 
+class BaseIs(StrEnum):
+    plain = "plain"
+    quantised = "quantised"
+
+
 def compress(
     context: typer.Context,
     base: Annotated[
@@ -94,6 +99,13 @@ def compress(
     kind: Annotated[
         Kind, typer.Option(help="task: the base is the pretrained model.  difference: it is a merged one.")
     ] = Kind.task,
+    base_is: Annotated[
+        BaseIs,
+        typer.Option(
+            help="quantised: take the difference to the numbers that a quantised base's codes stand for; the adapter "
+            "then repairs what quantisation changed too."
+        ),
+    ] = BaseIs.plain,
     name: Annotated[
         str | None, typer.Option(help="Name of the task; default the fine-tune's folder name.", show_default=False)
     ] = None,
@@ -180,6 +192,8 @@ def compress(
             "--only and --vocabulary do not go with --merge: dts compress each fine-tune, or dts merge them"
         )
     if merge:
+        if base_is is not BaseIs.plain:
+            raise ValueError("--merge makes a base of its own: --base-is is of a base that there is")
         results = _merged(base, finetuned, out, merge, method, vectors, kind, how, resume or dry_run or overwrite)
         return emit(results, as_json, lambda: show(results))
     results = []
@@ -193,6 +207,7 @@ def compress(
                 method=method,
                 vectors=vectors.value,
                 kind=kind.value,
+                base_is=base_is.value,
                 name=name,
                 class_names=list_of(class_names),
                 description=description,

@@ -43,7 +43,7 @@ def verify(
     base, finetuned = at(base, revision), at(finetuned, finetuned_revision)
     if finetuned is None and (state or only or vocabulary):
         raise ValueError("--state, --only and --vocabulary say something of the fine-tune: give it too")
-    opened = open_checkpoint(base)
+    opened = open_checkpoint(base, dequantise=True)  # which a quantised base is that an adapter was made for
     source = None if finetuned is None else open_checkpoint(of_state(finetuned, state))
     source = source and fitted(opened, source, only, vocabulary)
     name = adapter

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from dts.adapter import Adapter
+from dts.checkpoint.dequantised import gguf_architecture
 from dts.checkpoint.hub import OPTIONS, split_revision
 from dts.nn.base import Base
 from dts.nn.dequantise import quantised_weights
@@ -65,7 +66,9 @@ def _which(path: str | Path, options: dict[str, Any]) -> tuple[str | Path, Base,
             raise ValueError(f"{path} and revision={options['revision']!r} say the revision twice: keep one")
         path, options = name, options | {"revision": stated}
     given = {key: value for key, value in options.items() if value is not None}
-    return path, Base(path, options={key: given[key] for key in (*HUB, "variant") if key in given}), options
+    which = {key: given[key] for key in (*HUB, "variant") if key in given}
+    base = Base(path, options=which, gguf=given.get("gguf_file"), original=given.get("quantised_from"))
+    return path, base, {key: value for key, value in options.items() if key != "quantised_from"}
 
 
 def class_and_config(path: str | Path, adapters: Sequence[Adapter], options: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -73,9 +76,11 @@ def class_and_config(path: str | Path, adapters: Sequence[Adapter], options: Map
     import transformers
 
     architecture = _architecture(adapters)
-    where = {key: options[key] for key in (*HUB, "code_revision") if options.get(key) is not None}
+    where = {key: options[key] for key in (*HUB, "code_revision", "gguf_file") if options.get(key) is not None}
     trusted = bool(options.get("trust_remote_code"))
     config = options.get("config") or _config_of(path, trusted, where)
+    if options.get("gguf_file") and not config.architectures:
+        config.architectures = gguf_architecture(config)
     architecture = architecture or (config.architectures or [None])[0]
     cls = _class_of(architecture, config, path, where) if trusted else None
     cls = cls or (getattr(transformers, architecture, None) if architecture else transformers.AutoModel)

@@ -95,6 +95,11 @@ class DTSModel(nn.Module):
             in ``plan``; tasks beyond the limit lie on disk until they are asked for, and the least recently used go.
             Then there are the options ``batch`` (1), ``length`` (128), ``device`` ("cpu"), ``pin`` (tasks that stay)
             and ``prefix`` (of every adapter), see `dts.plan.plan`, which raises TooSmall with the least that would do.
+
+        The base may be quantised, in its folder or while it is loaded (``quantization_config=``, ``gguf_file=``).
+        Adapters of the base as it was before run over it with a warning (`QuantisedBase`), if what is not quantised in
+        it tells that it is the same; quantised_from= says of which checkpoint it is the quantised form, which is then
+        compared and not warned of.
         """
         if memory is not None:
             made: DTSModel = service("within")(cls, path, adapters or {}, memory, **options)
@@ -160,7 +165,7 @@ class DTSModel(nn.Module):
         if not any(entry.kind != "tied" for entry in entries.values()):
             warnings.warn(f"task {name!r} changes nothing: it is the base", stacklevel=2)
         if self._base is not None and source is not None:
-            self._base.check([source])
+            self._base.check([source], self.model)
         config = (source.model_config if source is not None else None) or {}
         changes = fit(self.model, entries, renamer(self.model), untied=config.get("tie_word_embeddings") is False)
         modules = by_module(self.model, changes, None if self._base is None else self._base.missing)

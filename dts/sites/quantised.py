@@ -76,10 +76,23 @@ def dequantised(module: nn.Module, cls: type[nn.Module] | None = None) -> Tensor
     else:
         twin = _without_bias(module, cls)
         table = isinstance(module, nn.Embedding)
-        given = torch.arange(sizes[0]) if table else torch.eye(sizes[1], dtype=_dtype(module))
+        given = torch.arange(sizes[0]) if table else torch.eye(sizes[1], dtype=dequantised_dtype(module))
         rows = torch.cat([twin.forward(part.to(weight.device)) for part in given.split(AT_ONCE)])
         found = rows if table else rows.T
+    found = found.to(dequantised_dtype(module))
     return (found.T if was_transposed(module) else found).detach().contiguous()
+
+
+def dequantised_dtype(module: nn.Module) -> torch.dtype:
+    """The dtype of `dequantised`: what the weight looks like, else what the module says it computes in, else that of
+    its scales or bias, else float32."""
+    weight, stated = stored(module), module.__dict__.get("compute_dtype")
+    if weight is not None and _dequantises(weight):
+        return weight.dtype
+    if isinstance(stated, torch.dtype):
+        return stated
+    own = (t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None)
+    return next((t.dtype for t in own if t.is_floating_point() and t.dtype.itemsize > 1), torch.float32)
 
 
 def _without_bias(module: nn.Module, cls: type[nn.Module]) -> nn.Module:
@@ -91,15 +104,6 @@ def _without_bias(module: nn.Module, cls: type[nn.Module]) -> nn.Module:
         twin.__dict__[store] = {name: None if name == "bias" else tensor for name, tensor in own.items()}
     twin.training = True  # some turn their codes into coarser ones for speed when they first run, but not in training
     return twin
-
-
-def _dtype(module: nn.Module) -> torch.dtype:
-    """What a quantised layer takes: the dtype it says it computes in, else that of its scales or bias, else float32."""
-    stated = module.__dict__.get("compute_dtype")
-    if isinstance(stated, torch.dtype):
-        return stated
-    own = (t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None)
-    return next((t.dtype for t in own if t.is_floating_point() and t.dtype.itemsize > 1), torch.float32)
 
 
 def _dequantises(tensor: Tensor) -> bool:
