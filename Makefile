@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 PIP_INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo test sanitize faults models exports fuzz gpu bench bench-cpu lint types docs clean
+.PHONY: help demo test sanitize faults models quantised exports fuzz gpu bench bench-cpu lint types docs clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -76,6 +76,9 @@ bench: $(VENV)/.test-installed ## codec, packing, products, load and switch
 
 bench-cpu: $(VENV)/.test-installed ## the CPU kernels beside nn.Linear, LoRA and dense models; some minutes
 	$(RUN) -m benchmarks.kernels.cpu $(ARGS)
+
+quantised: $(VENV)/.test-installed $(VENV)/.quantised-installed ## tasks over bases of torchao, bitsandbytes and GGUF
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -m quantised tests/quantised $(ARGS)
 
 fuzz: $(VENV)/.test-installed ## 100,000 altered adapters, each refused or identical; ARGS="--count N --seed S"
 	$(RUN) -m tests.fuzz.adapters $(ARGS)

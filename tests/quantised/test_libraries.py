@@ -2,14 +2,17 @@
 
 import copy
 import json
+import re
 import warnings
 
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
 import dts
 from dts.adapter import write_checkpoint
+from dts.cli.app import app
 from dts.nn.base import QuantisedBase
 from dts.nn.dequantise import dequantise, quantised_weights
 from dts.sites import dequantised
@@ -181,6 +184,24 @@ def test_a_full_model_of_an_adapter_made_for_a_quantised_base(llama, tmp_path):
     )
     with pytest.raises(dts.Mismatch):
         write_checkpoint(llama.base, adapter, tmp_path / "wrong")
+
+
+def test_from_the_command_line(llama, tmp_path):
+    def run(*words) -> tuple[int, str]:
+        done = CliRunner().invoke(app, [str(word) for word in words], prog_name="dts")
+        return done.exit_code, " ".join(re.sub("[│╭╮╰╯─]", " ", done.output).split())
+
+    folder, out = llama.quantised("bitsandbytes nf4"), tmp_path / "adapter"
+    code, words = run("compress", folder, llama.tuned, "-o", out, "--rank-fraction", "0.4", "-m", "paper")
+    assert code != 0 and "is quantised by bitsandbytes" in words and "--base-is quantised" in words
+    more = ("--rank-fraction", "0.4", "-m", "paper", "--base-is", "quantised")
+    assert run("compress", folder, llama.tuned, "-o", out, *more)[0] == 0
+    assert run("verify", out, folder, llama.tuned)[0] == 0
+    assert run("verify", out, llama.base)[0] == 1
+    assert run("apply", folder, out, "-o", tmp_path / "again")[0] == 0
+    assert "quantization_config" not in (tmp_path / "again" / "config.json").read_text()
+    code, words = run("compress", llama.base, llama.tuned, "-o", tmp_path / "x", *more)
+    assert code != 0 and "is not quantised: leave base_is (--base-is) out" in words
 
 
 def test_quantised_by_hand_after_tasks_were_loaded(llama):

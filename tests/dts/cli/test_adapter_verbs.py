@@ -72,6 +72,14 @@ def test_difference_vectors_to_a_merged_base_in_one_command(dts, models, tmp_pat
     assert dts("verify", tmp_path / "d" / "adapters" / "two", tmp_path / "d" / "base", models / "two").exit_code == 0
 
 
+def test_a_base_that_is_not_quantised_is_not_called_so(dts, models):
+    words = ("compress", models / "base", models / "one", "-o", "a", "--base-is", "quantised")
+    made = dts(*words)
+    assert made.exit_code == 2 and "is not quantised: leave base_is (--base-is) out" in " ".join(made.stderr.split())
+    made = dts(*words, "--kind", "difference", "--merge", "average")
+    assert made.exit_code == 2 and "--base-is is of a base that there is" in " ".join(made.stderr.split())
+
+
 def test_fine_tunes_of_one_name_are_refused(dts, models, tmp_path):
     (tmp_path / "one").symlink_to(models / "two")
     wrong = dts("compress", models / "base", models / "one", "one", "-o", "all")
