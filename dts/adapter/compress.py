@@ -174,8 +174,8 @@ def _look_at_repair(adapter: Adapter, base: Checkpoint) -> None:
     if base.quantised is not None and left is not None and left > LEFT:
         warn(
             f"{adapter.name} leaves {left:.0%} of its difference to the quantised base, most of which is what "
-            "quantisation changed: give it more bytes, or compress against the base as it was and run that adapter over "
-            "the quantised one, which needs fewer",
+            "quantisation changed: give it more bytes, or compress against the base as it was and run that adapter "
+            "over the quantised one, which needs fewer",
             NotRepaired,
         )
 
