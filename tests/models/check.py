@@ -84,7 +84,8 @@ def compared(row: Row, folder: Path, base: nn.Module, tuned: dict[str, nn.Module
     model.set_task("a")
     same(model(**batch), wanted["a"], "the task that is set")
     model.set_task(None)
-    rows = {name: torch.cat([wanted[task][name][i : i + 1] for i, task in enumerate(TASKS)]) for name in wanted[None]}
+    names = row.compared(wanted[None], len(TASKS))
+    rows = {name: torch.cat([wanted[task][name][i : i + 1] for i, task in enumerate(TASKS)]) for name in names}
     same(model(**batch, tasks=list(TASKS)), rows, "a task a row")
 
     if row.prompt is not None:

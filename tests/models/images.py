@@ -37,9 +37,47 @@ add(
 )
 
 section = "Segmentation, detection and depth"
+RESNET = {
+    "use_timm_backbone": False,
+    "use_pretrained_backbone": False,
+    "backbone_config": {
+        "model_type": "resnet",
+        "embedding_size": 16,
+        "hidden_sizes": [16, 32, 32, 32],
+        "depths": [1, 1, 1, 1],
+        "layer_type": "basic",
+        "out_features": ["stage2", "stage3", "stage4"],
+    },
+    "num_queries": 6,
+}
+SWIN = {
+    "model_type": "swin",
+    "image_size": 32,
+    "embed_dim": 16,
+    "depths": [1, 1, 1, 1],
+    "num_heads": [2, 2, 2, 2],
+    "window_size": 2,
+    "out_features": ["stage1", "stage2", "stage3", "stage4"],
+}
 kinds = auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 add(section, "segformer mobilenet_v2", kinds, batches.image, what="segmentation")
+add(section, "upernet", kinds, batches.image, what="segmentation", backbone_config=SWIN)
 kinds = auto.MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
 add(section, "eomt", kinds, batches.image, what="segmentation")
+add(section, "maskformer", kinds, batches.image, what="segmentation", backbone_config=SWIN)
+add(section, "mask2former", kinds, batches.image, what="segmentation", backbone_config=SWIN, num_queries=6)
 kinds = auto.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 add(section, "yolos", kinds, batches.image, what="detection")
+add(section, "detr conditional_detr table-transformer", kinds, batches.image, what="detection", **RESNET)
+add(section, "dab-detr", kinds, batches.image, what="detection", **RESNET)
+add(
+    section,
+    "swin2sr",
+    "Swin2SRForImageSuperResolution",
+    batches.image,
+    what="super-resolution",
+    depths=[1, 1],
+    num_heads=[2, 2],
+    window_size=4,
+)
+add(section, "vit_mae", auto.MODEL_FOR_PRETRAINING_MAPPING_NAMES, batches.masked_image, outputs=("logits",))

@@ -40,7 +40,8 @@ def tiny(kind: type, given: Mapping[str, Any] | None = None) -> Any:
             continue
         if hasattr(value, "to_dict"):
             own = given.pop(name, {})
-            made[name] = tiny(type(value), own) if isinstance(own, Mapping) else own
+            within = isinstance(own, Mapping) and "model_type" not in own  # a config of another kind is given whole
+            made[name] = tiny(type(value), own) if within else own
         elif (size := small(name, value)) != value:
             made[name] = size
     return kind(**made | given)
