@@ -32,6 +32,13 @@ def merge(
                 f"merge_and_unload(task, dequantise=True) makes a floating-point model of "
                 f"all of it; or merge into the base as it was before it was quantised"
             )
+    away = [f"{name}.{p}" for name, layer in layers.items() for p in layer.dts.parameters if raw(layer, p).is_meta]
+    if away:
+        shown = ", ".join(away[:5]) + (" and more" if len(away) > 5 else "")
+        raise ValueError(
+            f"cannot write into weights that are offloaded: {shown}.  "
+            "Merge a model that is whole in memory, or write the full model with dts apply, one tensor at a time"
+        )
     shared: dict[int, dict[tuple[int, str], Site]] = defaultdict(dict)  # id of a tensor -> where it is
     for site in sites(model).values():
         shared[id(site.tensor)].setdefault((id(site.module), site.parameter), site)

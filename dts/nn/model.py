@@ -22,7 +22,7 @@ from dts.nn.fast_path import fast_path_again, no_fast_path
 from dts.nn.fit import fit
 from dts.nn.heads import missing_heads, width
 from dts.nn.known_calls import KnownCalls, check_rows, shapes_of
-from dts.nn.layers import Layer, release
+from dts.nn.layers import Layer, device_of, release
 from dts.nn.library import library
 from dts.nn.loaded import Loaded, LoadedTasks
 from dts.nn.loading import by_module, put, take_out, without_effect
@@ -61,7 +61,8 @@ class DTSModel(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
-        self._state = RoutingState(next((p.device for p in model.parameters()), torch.device("cpu")))
+        devices = (device_of(module, p) for module in model.modules() for p in module.parameters(recurse=False))
+        self._state = RoutingState(next(devices, torch.device("cpu")))
         self._base: Base | None = None  # the checkpoint it was made from, if that is known
         self._loaded = LoadedTasks()
         self._shelf: Shelf | None = None  # tasks within a limit, of `keep_within`

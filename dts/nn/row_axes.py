@@ -8,7 +8,7 @@ added is the batch axis; values show whether flattened rows stay together.  Noth
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,7 +62,9 @@ def find_rows(
 
     one, two: (args, kwargs) of one row and of two.
     """
-    with _evaluating(model), state.using([{}], probing=True):
+    # a compiled model runs as it is: no program is made for so few rows, nor for the hooks that look at them
+    eager = torch.compiler.set_stance("force_eager") if state.compiled or _compiled(model) else nullcontext()
+    with eager, _evaluating(model), state.using([{}], probing=True):
         alone: dict[str, str] = {}
         first, record_one = _record(layers, run, one, {})  # in which modules make what they keep for good
         second, record_two = _record(layers, run, two, alone)
@@ -78,6 +80,11 @@ def find_rows(
         for name in bypassed:
             where.unroutable[name] = "another module reads its parameters, for all rows at once"
     return where
+
+
+def _compiled(model: nn.Module) -> bool:
+    """Whether `torch.compile` wraps it or a part of it, or ``compile()`` was called on one."""
+    return any(getattr(m, "_compiled_call_impl", None) is not None or hasattr(m, "_orig_mod") for m in model.modules())
 
 
 def _differs(run: Callable[..., Any], inputs: Inputs, expected: object) -> str:

@@ -8,7 +8,7 @@ from dts.nn.layers.attention import DTSMultiheadAttention
 from dts.nn.layers.choose import layer_class
 from dts.nn.layers.conv import DTSConv2d
 from dts.nn.layers.embedding import DTSEmbedding
-from dts.nn.layers.layer import Layer, adopt, base_class, release, standalone
+from dts.nn.layers.layer import Layer, adopt, base_class, device_of, release, standalone
 from dts.nn.layers.layer_deltas import REPEATED, SHARED, UNROUTABLE, LayerDeltas
 from dts.nn.layers.linear import DTSConv1D, DTSLinear, LinearForward
 from dts.nn.layers.norm import DTSLayerNorm, DTSNorm
@@ -36,6 +36,7 @@ __all__ = [
     "Owner",
     "adopt",
     "base_class",
+    "device_of",
     "kind_of",
     "layer_class",
     "register",

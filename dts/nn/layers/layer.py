@@ -53,7 +53,7 @@ class Layer(nn.Module):
         for name, parts in pieces.items():
             if name not in self.dts.parameters:
                 transposed = type(self).transposed and name == "weight"  # convolutions have one of their own
-                device = raw(self, name).device
+                device = device_of(self, raw(self, name))
                 self.dts.parameters[name] = ParameterDelta(parameter_shape(self, name), device, transposed)
             for piece in parts:
                 self.dts.parameters[name].add(slot, piece)
@@ -193,6 +193,15 @@ def by_name(layer: Layer, x: Tensor | None, named: dict[str, Any]) -> Tensor:
         given = ["one by place"] * (x is not None) + sorted(named)
         raise TypeError(f"{base.__name__}.forward() takes one input, {name}: it was given {', '.join(given) or 'none'}")
     return named[name]
+
+
+def device_of(module: nn.Module, tensor: Tensor) -> torch.device:
+    """Where a parameter is when its module runs: of one that accelerate has offloaded, where its hook brings it."""
+    if not tensor.is_meta:
+        return tensor.device
+    hook: Any = getattr(module, "_hf_hook", None)
+    found = [getattr(one, "execution_device", None) for one in getattr(hook, "hooks", [hook])]
+    return next((torch.device(device) for device in found if device is not None), torch.device("cpu"))
 
 
 @contextmanager

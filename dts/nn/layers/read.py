@@ -86,6 +86,8 @@ class Lazy(Tensor):
             return Lazy(first["raw"].detach(), first["dts"], first["name"])
         elif name in _RAW:
             take = _raw
+        elif name == "to" and _to_meta(args, kwargs):
+            take = _raw  # accelerate puts an offloaded layer's parameters away again
         else:
             take = _dense
             if _writes(name):
@@ -120,6 +122,11 @@ def _writes(name: str) -> bool:
     )
 
 
+def _to_meta(args: Any, kwargs: Any) -> bool:
+    """Whether these are arguments of ``to`` that ask for no numbers."""
+    return any(isinstance(a, str | torch.device) and str(a) == "meta" for a in (*args, *kwargs.values()))
+
+
 def _raw(lazy: Lazy) -> Tensor:
     return vars(lazy)["raw"]
 
@@ -143,7 +150,7 @@ def _written(lazy: Lazy) -> Tensor:
 
 def read(dts: LayerDeltas, name: str, raw: Tensor) -> Tensor:
     """What reading a parameter or buffer gives that some task changes."""
-    if dts.inside:
+    if dts.inside or raw.is_meta:  # offloaded, with nothing to add to: accelerate brings it before the forward
         return raw
     if tracing():
         return dense_parameter(dts, name, raw)  # in a program another task is another input, also from or to the base
