@@ -150,10 +150,12 @@ def _written(lazy: Lazy) -> Tensor:
 
 def read(dts: LayerDeltas, name: str, raw: Tensor) -> Tensor:
     """What reading a parameter or buffer gives that some task changes."""
-    if dts.inside or raw.is_meta:  # offloaded, with nothing to add to: accelerate brings it before the forward
+    if dts.inside:
         return raw
     if tracing():
         return dense_parameter(dts, name, raw)  # in a program another task is another input, also from or to the base
+    if raw.is_meta:  # offloaded, with nothing to add to: accelerate brings it before the forward
+        return raw
     now = dts.state.now()
     delta = dts.parameters[name]
     if now.bypassed is None and not now.uses(delta.slots) and not (delta.values.tensors and dts.name in now.missing):
