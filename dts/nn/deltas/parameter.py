@@ -97,8 +97,8 @@ class ParameterDelta:
             return self._value(base, routing) if self.values.tensors else base
         wide = torch.float64 if base.dtype == torch.float64 else torch.float32
         full = base.detach().to(wide)
-        if any(expert is not None for expert in self.matrices) and full.data_ptr() == base.data_ptr():
-            full = full.clone()  # once for all experts, which are then written in place
+        if any(expert is not None for expert in self.matrices) and base.dtype == wide:
+            full = full.clone()  # it is the base itself: once for all experts, which are then written in place
         for expert, matrix in self.matrices.items():
             if expert is not None:
                 full[expert] = matrix.dense(full[expert], routing)
