@@ -32,6 +32,7 @@ class RowsCache(Cache):
         self._index: slice | list[int] = []
         self._starts: list[int] = []
         self._count = self._width = 0
+        self.used: tuple[int, int] | None = None  # lines and places that tensors keep where they grow, None: all
         self._where: tuple[Tensor, Tensor] | None = None
         self._seen: set[int] | None = set()  # layers of this forward; None: a copy, that may see the same again
 
@@ -80,8 +81,8 @@ class RowsCache(Cache):
     def move(self, line: int, to: int) -> None:
         """What is in one line is in another from now on."""
         for kept in (*self._keys, *self._values):
-            if kept.dim() > 1 and line < kept.shape[0]:  # else nothing was read of the row yet
-                kept[to] = kept[line]
+            if kept.dim() > 1 and to < kept.shape[0]:
+                kept[to] = kept[line] if line < kept.shape[0] else 0  # nothing was read of the row yet
 
     def clear(self, line: int) -> None:
         """Nothing of the row that was there stays: not even what is no number, which no mask would hide."""
@@ -122,10 +123,16 @@ class RowsCache(Cache):
             now_lines, heads, now_places, size = kept[layer].shape
             if lines <= now_lines and places <= now_places:
                 continue
-            more_lines = now_lines if lines <= now_lines else max(lines, 2 * now_lines)
-            more_places = now_places if places <= now_places else -(-max(places, now_places * 5 // 4) // STEP) * STEP
+            used_lines, used_places = self.used or (now_lines, now_places)
+            keep_lines, keep_places = min(used_lines, now_lines), min(used_places, now_places)
+            more_lines, more_places = max(lines, used_lines), max(places, used_places)
+            if lines > now_lines:  # the next one to join finds room
+                more_lines = max(more_lines, more_lines * 5 // 4)
+            if places > now_places:
+                more_places = more_places * 5 // 4
+            more_places = -(-more_places // STEP) * STEP
             grown = kept[layer].new_zeros(more_lines, heads, more_places, size)
-            grown[:now_lines, :, :now_places] = kept[layer]
+            grown[:keep_lines, :, :keep_places] = kept[layer][:keep_lines, :, :keep_places]
             kept[layer] = grown
 
     def _written(self, device: torch.device) -> tuple[Tensor, Tensor]:
