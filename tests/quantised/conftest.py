@@ -5,6 +5,7 @@
 
 import copy
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,7 +101,7 @@ def make(folder: Path, architecture: str, sizes: dict, moved: float = 0.02) -> F
             for name, p in model.named_parameters():
                 low = p.dim() == 2 and min(p.shape) > 4
                 change = torch.randn(p.shape[0], 2) @ torch.randn(2, p.shape[1]) / 2 if low else torch.randn(p.shape)
-                if model is tuned or low and ".layers." in name:
+                if model is tuned or low and re.search(r"\.(layers?|h)\.\d", name):
                     p += moved * change
     tuned.save_pretrained(folder / "tuned")
     frozen.save_pretrained(folder / "frozen")
