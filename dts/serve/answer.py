@@ -53,6 +53,9 @@ class Answer:
         if finish is not None:
             new += text.rest()
             finish = "stop" if text.stopped else finish
+        if job.whole:
+            row.held += new
+            new = row.held if finish is not None else ""
         if new or finish is not None:
             scores, row.scored = tuple(row.scored), []
             job.answer(row, Piece(row.index, new, row.tokens, finish, scores), last=finish is not None)

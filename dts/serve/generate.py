@@ -82,4 +82,5 @@ def generate(model: DTSModel, rows: Sequence[Row], pad: int, answer: Answer) -> 
         if not row.done and not row.job.over:
             assert row.text is not None
             row.job.last_token = now
-            row.job.answer(row, Piece(row.index, row.text.rest(), row.tokens, "stop"), last=True)
+            rest = row.held + row.text.rest()
+            row.job.answer(row, Piece(row.index, rest, row.tokens, "stop", tuple(row.scored)), last=True)

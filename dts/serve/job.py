@@ -52,7 +52,8 @@ class Row:
     tokens: int = 0  # generated so far
     done: bool = False
     blocked: float | None = None  # since when its tasks have had no room in memory
-    scored: list[Scored] = field(default_factory=list)  # of tokens whose text is not certain yet
+    scored: list[Scored] = field(default_factory=list)  # of tokens whose text was not told yet
+    held: str = ""  # text that was not told yet, of an answer that is told whole
     routed: Choice | None = None  # of a row for which a task was chosen
     types: Sequence[int] | None = None  # of its tokens, where they are of two texts
 
@@ -67,7 +68,8 @@ class Job:
     """What one request asks.  Made by any thread; its ``tell`` is called by the engine's thread.
 
     id: of the request, for the log;  deadline: seconds of `time.monotonic`;  ends: tokens that end an answer, beside
-    those of the model's own configuration;  priority: those of a lower one go first.
+    those of the model's own configuration;  priority: those of a lower one go first;  whole: an answer is told in one
+    piece, when it has ended: waking whoever waits for it at every token would cost the rows that run.
     """
 
     id: str
@@ -77,6 +79,7 @@ class Job:
     deadline: float
     ends: frozenset[int] = frozenset()
     priority: int = 0
+    whole: bool = False
     rows: list[Row] = field(default_factory=list)
     arrived: float = field(default_factory=time.monotonic)
     started: float | None = None

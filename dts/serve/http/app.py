@@ -9,7 +9,7 @@ from fastapi import FastAPI, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from dts import __version__
-from dts.serve.http import admin, encoding, generation, models
+from dts.serve.http import admin, encoding, generation, models, page
 from dts.serve.http.asking import Asking
 from dts.serve.http.errors import handle
 from dts.serve.http.guard import Guard, Keys
@@ -28,6 +28,7 @@ def application(
     asking, engine = Asking(served, metrics), served.engine
     for part in (models, generation, encoding, admin):
         app.include_router(part.routes(asking))
+    app.include_router(page.routes())
 
     @app.get("/health")
     def health() -> Any:

@@ -90,8 +90,10 @@ class Asking:
         samplings: Sequence[Sampling] | None = None,
         types: Sequence[Sequence[int] | None] | None = None,
         priority: int | None = None,
+        whole: bool = False,
     ) -> Watched:
-        """Put a request into the engine's queue; raises Refused.  types: of the tokens of rows that are two texts."""
+        """Put a request into the engine's queue; raises Refused.  types: of the tokens of rows that are two texts;
+        whole: it does not stream."""
         self.refuse_rows(len(rows), "n")
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
 
@@ -100,7 +102,7 @@ class Asking:
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
         deadline = time.monotonic() + self.served.options.limits.seconds
-        job = Job(request.state.request_id, kind, choice, tell, deadline, text.ends, priority or 0)
+        job = Job(request.state.request_id, kind, choice, tell, deadline, text.ends, priority or 0, whole)
         for index, row in enumerate(rows):
             sampling, kinds = None if samplings is None else samplings[index], None if types is None else types[index]
             job.add(row, sampling, text.decode, kinds)

@@ -82,7 +82,7 @@ def _submit(
     seeds = [None if asked.seed is None else asked.seed + again for again in range(asked.n)]
     rows = [prompt for prompt in prompts for _ in range(asked.n)]
     samplings = [replace(how, seed=seed) for _ in prompts for seed in seeds]
-    return asking.submit(request, "generate", choice, rows, text, samplings, priority=asked.priority)
+    return asking.submit(request, "generate", choice, rows, text, samplings, None, asked.priority, not asked.stream)
 
 
 def _message(message: Message) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from dts.serve.http.errors import answer, internal
 from dts.serve.refused import Refused
 
 log = logging.getLogger("dts.serve.access")
-OPEN = {"/health", "/ready"}  # for whoever watches that the server is there
+OPEN = {"/health", "/ready", "/"}  # for whoever watches that the server is there; a page that says nothing of it
 ADMIN = {"/v1/load_lora_adapter", "/v1/unload_lora_adapter"}  # beside all below /admin/
 REQUEST_ID = re.compile(rb"[\w.-]{1,64}", re.ASCII)
 

@@ -23,6 +23,7 @@ def routes(asking: Asking) -> APIRouter:
             "root": catalogue.base_name,
             "parent": None,
             "max_model_len": context,
+            "generates": asking.served.engine.generates,
         }
 
     def task(name: str) -> dict[str, Any]:

@@ -32,6 +32,19 @@ def test_a_batch_of_all_tasks_says_what_each_single_task_model_says(decoder, sta
     assert served.engine.batches == 11  # one a token of the longest, as all ran together; "x" began in one of its own
 
 
+def test_an_answer_that_does_not_stream_is_told_in_one_piece(decoder, start):
+    served = start(decoder)
+    how = dict(max_tokens=9, temperature=0, scores=1)
+    pieces = ask(served, "generate", "b", "hello", **how).collected.events()
+    job = ask(served, "generate", "b", "hello", submit=False, **how)
+    job.whole = True
+    served.engine.submit(job)
+    (piece,) = job.collected.events()
+    assert len(pieces) > 1 and piece.text == "".join(one.text for one in pieces)
+    assert [one.token for one in piece.scored] == [one.token for each in pieces for one in each.scored]
+    assert (piece.tokens, piece.finish) == (pieces[-1].tokens, pieces[-1].finish)
+
+
 def test_an_encoder_decoder_generates_in_batches_of_whole_calls(tmp_path, start):
     torch.manual_seed(2)
     sizes = dict(d_model=32, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=64, decoder_ffn_dim=64)
