@@ -21,6 +21,7 @@ from dts.serve.answer import Answer, gone
 from dts.serve.job import Row
 from dts.serve.refused import Refused
 from dts.serve.rows_cache import RowsCache, RowsChanged
+from dts.serve.sharing import moving_positions
 from dts.serve.waiting import Batching, length
 
 Processor = Callable[[Tensor, Tensor], Tensor]  # (ids [1, n], scores [1, vocabulary]) -> scores
@@ -161,6 +162,7 @@ class Continuous:
         last = torch.tensor(counts)
         asked = sorted({count - 1 for running, count in zip(rows, counts) if count == running.left}) or [0]
         tasks = [running.row.choice.selection for running in rows]
+        self._cache.used = len(self.rows), max(running.read for running in self.rows)
         logits = self._call.logits(self.model, self._cache, lines, ids, torch.tensor(starts), last, asked, tasks)
         self.forwards += 1
         self.tokens += sum(counts)
@@ -311,6 +313,8 @@ def why_not(model: DTSModel) -> str:
     base: Any = model.model
     if base.config.is_encoder_decoder:
         return "it has an encoder and a decoder"
+    if moving_positions(base):  # which short rows do not show
+        return "its rotary frequencies follow the longest row"
     try:
         with _small_window(base.config.get_text_config()):
             return _differs(base)

@@ -25,6 +25,7 @@ from dts.serve.observer import Observer
 from dts.serve.refused import NoRoom, Refused
 from dts.serve.residents import Residents
 from dts.serve.route import candidates, choose
+from dts.serve.sharing import SAID, as_new, moving_positions, sharing
 from dts.serve.waiting import Batching, Waiting
 
 log = logging.getLogger("dts.serve")
@@ -62,6 +63,10 @@ class Engine:
         elif self.generates:
             log.warning("answers are generated in batches of whole calls, as %s", why)
         self._batch = self._batches = 0  # rows of the present one; run so far
+        self.sharing = sharing(model, pad, self.generates and self.continuous is None)
+        self._rotary = moving_positions(model.model)
+        if self.sharing != "any":
+            log.warning("rows change what others beside them are told, so each call is of rows %s", SAID[self.sharing])
         self.draining = False
         self._together = True  # generate takes rows of several tasks at once
         self._thread = threading.Thread(target=self._work, name="dts-engine", daemon=True)
@@ -265,12 +270,13 @@ class Engine:
         return [row for row in rows if not row.choice.auto]
 
     def _parts(self, rows: list[Row]) -> Iterable[list[Row]]:
-        """The batch, or a part a task where the model cannot generate for several at once."""
-        if self._together or not rows or rows[0].job.kind != "generate":
-            return [rows] if rows else []
+        """The batch, or parts: a task each where the model cannot generate for several at once; of one length, or of a
+        single row, where rows change what others are told."""
+        tasks = not self._together and bool(rows) and rows[0].job.kind == "generate"
         parts: dict[Any, list[Row]] = {}
-        for row in rows:
-            parts.setdefault(row.choice.weights, []).append(row)
+        for place, row in enumerate(rows):
+            apart = {"any": 0, "length": len(row.ids), "none": place}[self.sharing]
+            parts.setdefault((apart, row.choice.weights if tasks else ()), []).append(row)
         return parts.values()
 
     def _attempt(self, rows: list[Row]) -> None:
@@ -294,6 +300,7 @@ class Engine:
 
     def _perform(self, rows: list[Row]) -> None:
         kind = rows[0].job.kind
+        as_new(self._rotary)
         if kind == "classify":
             classify(self.model, rows, self.pad)
         elif kind == "embed":

@@ -126,8 +126,8 @@ class RowsCache(Cache):
             used_lines, used_places = self.used or (now_lines, now_places)
             keep_lines, keep_places = min(used_lines, now_lines), min(used_places, now_places)
             more_lines, more_places = max(lines, used_lines), max(places, used_places)
-            if lines > now_lines:  # the next one to join finds room
-                more_lines = max(more_lines, more_lines * 5 // 4)
+            if lines > now_lines:  # those that join next find room
+                more_lines = more_lines * 5 // 4
             if places > now_places:
                 more_places = more_places * 5 // 4
             more_places = -(-more_places // STEP) * STEP

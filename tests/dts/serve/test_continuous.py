@@ -9,6 +9,7 @@ import torch
 import transformers
 
 import dts
+from dts.nn.sizes import bytes_at
 from dts.serve.answer import Answer
 from dts.serve.choice import Choice
 from dts.serve.continuous import Continuous, why_not
@@ -159,6 +160,47 @@ def test_what_is_no_number_stays_with_its_row(decoder):
     assert "".join(e.text for e in later.tell.events()).split() == [str(i) for i in expected[0, 3:].tolist()]
 
 
+def test_a_row_that_takes_the_place_of_another_meets_none_of_its_keys(decoder):
+    """One that joined and is not read yet moves to a line that holds what is no number, beside a longer row."""
+    model, base = dts.DTSModel.from_pretrained(decoder.base), Choice("base")
+    running, (bad, long, later) = drive(model, ([5, 6], 30, base), ([7] * 40, 30, base), ([9, 8, 7], 8, base))
+    running.join([bad.rows[0], long.rows[0]])
+    running.step()
+    for kept in (*running._cache._keys, *running._cache._values):
+        kept[0] = torch.nan
+    bad.rows[0].done = True
+    running.join(later.rows)
+    while not later.over:
+        running.step()
+    ids = torch.tensor([[9, 8, 7]])
+    expected = model.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
+    assert "".join(e.text for e in later.tell.events()).split() == [str(i) for i in expected[0, 3:].tolist()]
+
+
+def test_many_short_rows_and_then_a_long_one_take_no_more_keys_than_are_allowed(decoder):
+    """Nor many short ones after it: lines that nobody uses do not grow, and places that nobody uses are let go."""
+    model, base = dts.DTSModel.from_pretrained(decoder.base), Choice("base")
+    asked = [([5 + i], 4, base) for i in range(15)] + [([40], 60, base), ([7] * 480, 4, base)]
+    asked += [([5 + i, 6], 6, base) for i in range(15)]
+    running, jobs = drive(model, *asked, rows=16, tokens=1024, prefill=512)
+    a_token = 2 * sum(weight.nbytes for weight in (torch.zeros(2, 32),))  # keys and values of two layers of 32
+    for several in (jobs[:16], jobs[16:17], jobs[17:]):
+        new = []
+        for job in several:
+            assert running.fits(new, job.rows[0])
+            new += job.rows
+        running.join(new)
+        while not all(job.over for job in several if job is not jobs[15]):
+            running.step()
+            assert running.nbytes <= 2 * 1024 * a_token
+    while not jobs[15].over:
+        running.step()
+    for job, (prompt, tokens, _) in zip(jobs, asked):
+        ids = torch.tensor([prompt])
+        out = model.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False)
+        assert "".join(e.text for e in job.tell.events()).split() == [str(i) for i in out[0, len(prompt) :].tolist()]
+
+
 SMALL = dict(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
 KNOWN = {
     "Mistral": (SMALL | dict(intermediate_size=64, num_key_value_heads=2, sliding_window=8), ""),
@@ -289,8 +331,7 @@ def test_a_blocked_row_is_overtaken_for_a_while_only(decoder, start, monkeypatch
     from dts.serve import engine
 
     monkeypatch.setattr(engine, "PATIENCE", 0.0)
-    size = sum(file.stat().st_size for file in (decoder.adapters / "a").iterdir())
-    served = start(decoder, memory=int(1.5 * size))
+    served = start(decoder, memory=int(1.5 * bytes_at(decoder.adapters / "a")))
     long = ask(served, "generate", "a", "x", submit=False, max_tokens=50, **GREEDY)
     blocked = ask(served, "generate", "b", "y", submit=False, max_tokens=1, **GREEDY)
     behind, ended = [], []
