@@ -37,7 +37,7 @@ from dts.demo import evaluate
 from dts.demo.finetune import base_folder
 from dts.nn.base import QuantisedBase
 
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "quality" / "quantised.jsonl"
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "quantised" / "minilm.jsonl"
 SAMPLES = 300
 ARMS = ("full", "over", "made")
 

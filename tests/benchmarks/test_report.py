@@ -175,6 +175,12 @@ def test_committed_pictures_are_small():
     assert all(picture.stat().st_size <= 100_000 for picture in pictures)
 
 
+def test_what_is_committed_is_rows_of_suites_alone():
+    found = rows.load([report.COMMITTED])
+    assert {"text", "text all", "images", "language"} <= set(found)
+    assert all({"method", "size", "task", "seed", "kl"} <= set(row) for own in found.values() for row in own)
+
+
 def test_a_suite_of_two_words_has_anchors_and_files_without_blanks(measured, tmp_path):
     both = report.write(tmp_path, "text all", [], [r | {"suite": "text all"} for r in measured]).read_text()
     assert 'href="#text-all"' in both and '<h2 id="text-all">' in both and "Text all</h2>" in both
