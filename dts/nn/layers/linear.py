@@ -98,16 +98,15 @@ class LinearForward(Layer):
         weight = self.dts.get("weight")
         if weight is None:
             return None
+        whole, added = weight.values, weight.added
         base = weight.shape[1 if self.transposed else 0]
-        if weight.values.tensors and max(weight.values.longest, base) == widest:
-            if slots and slots[0] in weight.values.tensors:
-                return weight.values.tensors[slots[0]].shape[0]
-            if self.dts.in_base:
-                return base
-        if weight.added.tensors and base + weight.added.longest == widest:
-            added = [weight.added.tensors[slot] for slot in slots if slot in weight.added.tensors]
-            return base + max([rows.shape[0] for rows in added], default=0)
-        return None
+        if not (whole.tensors or added.tensors) or max(whole.longest, base + added.longest) != widest:
+            return None
+        if slots and slots[0] in whole.tensors:
+            return whole.tensors[slots[0]].shape[0]
+        if whole.tensors and not self.dts.in_base:
+            return None
+        return base + max((added.tensors[slot].shape[0] for slot in slots if slot in added.tensors), default=0)
 
     def load_task(self, name: str, factors: Factors, bias: Tensor | None = None) -> None:
         """Give a task's delta to a layer that stands alone.

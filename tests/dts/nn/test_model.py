@@ -327,6 +327,32 @@ def test_switching_a_compiled_linear_does_not_recompile(maker):
     assert programs == 1
 
 
+@pytest.mark.parametrize("small", [3, 12, 13, 20])
+def test_a_layer_with_an_own_head_and_added_rows_knows_the_width_of_each_task(maker, small):
+    """The own head is smaller than the base's 10 outputs, larger, as large as the enlarged one, or the largest."""
+    base = nn.ModuleDict({"head": nn.Linear(8, 10, bias=False)}).double()
+    weight, rows = base["head"].weight.detach().clone(), maker.randn(3, 8, scale=1.0)
+    own = maker.head("0.weight", small, 8)
+    grown = Entry("0.weight", "0.weight", (13, 8), "factors", factors=maker.factors(10, 8), added_rows=rows)
+    dense = {
+        None: weight,
+        "own": own.tensor,
+        "grown": torch.cat([weight + grown.factors.reconstruct(dtype=torch.float64), rows]),
+    }
+    model = DTSModel(nn.Sequential(base["head"]))
+    model.load_task("own", {"0.weight": own})
+    model.load_task("grown", {"0.weight": grown})
+    x, tasks = torch.randn(3, 8, dtype=torch.float64), ["own", "grown", None]
+    with torch.no_grad():
+        logits = model(x, tasks=tasks)
+        assert logits.shape == (3, max(13, small))
+        for i, (task, found) in enumerate(zip(tasks, model.task_logits(logits))):
+            close(found, x[i] @ dense[task].double().T)
+            assert torch.isinf(logits[i, len(found) :]).all()
+            if task:
+                close(model(x, tasks=task), x @ dense[task].double().T)
+
+
 def own_head(maker, classes, inputs=8):
     return {
         "classifier.weight": maker.head("classifier.weight", classes, inputs),
