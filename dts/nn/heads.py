@@ -36,6 +36,11 @@ def _why_not(layer_name: str, layer: Layer, mixture: Mixture, names: Mapping[int
             f"uses {who}, which has no {layer_name!r} of its own; tasks that have one: "
             f"{[names[s] for s in sorted(heads)]}"
         )
+    if not layer.dts.in_base and not any(mixture[slot] for slot in own):
+        return (
+            f"gives {' and '.join(repr(names[s]) for s in sorted(own))} the weight 0, which leaves nothing of a "
+            f"{layer_name!r}, and the base has none"
+        )
     tensors = {} if weight is None else weight.values.tensors
     shapes = {tuple(tensors[s].shape) for s in mixture if s in tensors}
     if len(shapes) > 1:

@@ -66,8 +66,9 @@ class Manifest:
             raise ValueError(
                 f"a mixture of {most} tasks needs a program with places={most}; this one has {self.places}"
             )
-        for row, own in enumerate(names):
+        for row, (own, one) in enumerate(zip(names, each)):
             self._check_heads(row, own)
+            self._check_weights(row, one)
         given = names[:1] if not self.rows else names if listed is not None else names * rows
         asked = each[:1] if not self.rows else each if listed is not None else each * rows
         slots = torch.full((len(given), self.places), -1, dtype=torch.int32)
@@ -89,3 +90,13 @@ class Manifest:
                     f"row {row} uses {', '.join(without)}, without a {layer!r} of its own; tasks that have one: "
                     f"{sorted(head['tasks'])}"
                 )
+
+    def _check_weights(self, row: int, one: Selection) -> None:
+        """A head that only tasks have is nothing where all of their weights are 0."""
+        if not isinstance(one, Mapping) or not one or any(map(float, one.values())):
+            return
+        if lacking := [layer for layer, head in self.heads.items() if not head["base"]]:
+            raise ValueError(
+                f"row {row} gives {', '.join(map(repr, one))} the weight 0, which leaves nothing of "
+                f"{', '.join(map(repr, lacking))}, and the base has none"
+            )

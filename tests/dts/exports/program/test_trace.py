@@ -97,6 +97,9 @@ def test_rows_without_a_head_get_no_numbers():
     assert out[2].isnan().all()
     with pytest.raises(ValueError, match="the base, without a 'head'"):
         program.manifest.routing(["a", None, "a"], 3)
+    for ask in (lambda tasks: program.manifest.routing(tasks, 3), lambda tasks: model(ids(3), tasks=tasks)):
+        with pytest.raises(ValueError, match="row 2 gives 'a' the weight 0, which leaves nothing of a? ?'head'"):
+            ask(["a", "b", {"a": 0.0}])  # not the head that nobody trained
 
 
 def test_routings_that_do_not_fit_are_refused(rows_program):
