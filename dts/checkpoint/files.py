@@ -33,6 +33,8 @@ def from_file(path: Path, select: str | None = None, shard: bool = False) -> Che
     if path.suffix == ".safetensors" and _is_pickle(path) and not is_safetensors(path):
         raise CheckpointError(f"{path} is a PyTorch file with the wrong ending: name it {path.stem}.bin")
     if path.suffix == ".safetensors" or is_safetensors(path):
+        if select is not None:
+            raise CheckpointError(f"{path} has one state and no {select!r}: leave out #{select} (or --state)")
         try:
             file = SafetensorsFile(path)
         except Damaged as error:

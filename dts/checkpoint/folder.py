@@ -77,6 +77,12 @@ def has_weights(folder: Path) -> bool:
     return any((folder / name).is_file() for name in WEIGHT_FILES)
 
 
+def own_weights(folder: Path) -> list[str]:
+    """Files that may be a model's, whatever they are called: not what trainers write beside it."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    return [name for name in names if name.endswith((".safetensors", *PICKLES)) and not BESIDE.match(name)]
+
+
 def checkpoints_in(run: Path) -> list[Path]:
     """Those of a trainer's run; none of any other folder."""
     other = any((run / name).is_file() for name in ("adapter_config.json", "model_index.json"))

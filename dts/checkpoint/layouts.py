@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dts.checkpoint.checkpoint import Checkpoint, Lazy
 from dts.sites.resolve import Target
@@ -57,13 +57,15 @@ def _in_order(base: Checkpoint, tensors: dict[str, Lazy]) -> dict[str, Lazy]:
 class Places:
     """Where the loader of the class that a config names puts the tensors of a checkpoint.
 
-    renamer: name in a file -> its place;  known: names in memory;  body: what those of the class's body start with.
+    renamer: name in a file -> its place;  known: names in memory;  body: what those of the class's body start with;
+    embedding: the name of the module that tokens are looked up in.
     """
 
     names: list[str]
     known: frozenset[str]
     body: str
     renamer: Callable[[str], Target]
+    embedding: str = ""
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, otherwise: dict | None = None) -> Places:
@@ -74,7 +76,8 @@ class Places:
             return cls(checkpoint.names, frozenset(), "", Target)
         prefix = getattr(model, "base_model_prefix", "")
         rename = renamer(model)
-        places = cls([], frozenset(model.state_dict()), f"{prefix}." if prefix else "", rename)
+        table = _embedding(model)
+        places = cls([], frozenset(model.state_dict()), f"{prefix}." if prefix else "", rename, table)
         places.names = [places.name(name) for name in checkpoint.names]
         return places
 
@@ -113,6 +116,14 @@ class Places:
         if other.body and there and not (here and self.body):
             return name.removeprefix(other.body)
         return name
+
+
+def _embedding(model: nn.Module) -> str:
+    try:
+        table = model.get_input_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):  # a model that takes no tokens
+        return ""
+    return next((name for name, module in model.named_modules() if module is table), "")
 
 
 def _made(base: Checkpoint, there, finetuned: Checkpoint, here) -> dict[str, tuple[Lazy, str]] | None:

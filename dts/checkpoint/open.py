@@ -9,7 +9,7 @@ from dts.checkpoint.checkpoint import Checkpoint
 from dts.checkpoint.dequantised import from_quantised, from_quantised_path
 from dts.checkpoint.errors import CheckpointError, NotRead, Quantised, some
 from dts.checkpoint.files import PICKLES, from_file, split_state
-from dts.checkpoint.folder import checkpoints_in, from_folder, has_weights
+from dts.checkpoint.folder import checkpoints_in, from_folder, has_weights, own_weights
 from dts.checkpoint.foreign import is_gguf
 from dts.checkpoint.hub import ID, snapshot, split_revision, split_subfolder
 from dts.checkpoint.kinds import check_kind
@@ -113,6 +113,11 @@ def _from_folder(folder: Path, variant: str | None) -> Checkpoint:
         return from_modules(folder, variant)
     inside = [] if variant else checkpoints_in(folder)
     if inside and not has_weights(folder):
+        if own := own_weights(folder):
+            raise CheckpointError(
+                f"{folder} has weights of its own that are no whole model as transformers writes one, {some(own)}, and "
+                f"{some(path.name for path in inside)} inside it: give the file or the folder that you mean"
+            )
         chosen, why = best_or_last(inside)
         checkpoint = _from_folder(chosen, None)
         others = [path.name for path in inside if path != chosen]

@@ -117,23 +117,23 @@ def pair(base: Checkpoint, finetuned: Checkpoint) -> Pairing:
     origin = {name: base.tied.get(base_name, base_name) for name, base_name in origin.items()}
     result = Pairing(base, finetuned, {}, base_prefix, finetuned_prefix, saved_as=saved_as)
     wrong: list[str] = []
-    known = {_pattern(name) for name in origin}
+    known = {pattern(name) for name in origin}
     body = _body(finetuned, origin)
     for name in finetuned.names:
         if name in finetuned.tied:
             result.pairs[name] = Pair(name, origin.get(name), tied_to=finetuned.tied[name])
         elif name in origin:
             result.pairs[name] = _compare(base, finetuned, name, origin[name], name.startswith(body), wrong)
-        elif _pattern(name) in known:
+        elif pattern(name) in known:
             wrong.append(f"{name} {list(finetuned.shape(name))}: missing in the base, which has it in other layers")
         else:
             result.pairs[name] = _task_only(base, finetuned, name, origin)
     _with_vocabulary(result, origin)
-    kept = {_pattern(name) for name in finetuned.names}
+    kept = {pattern(name) for name in finetuned.names}
     for base_name in base.names:
         if base_name in origin.values() or base_name in base.tied:
             continue
-        if _pattern(swap_prefix(base_name, base_prefix, finetuned_prefix)) in kept:
+        if pattern(swap_prefix(base_name, base_prefix, finetuned_prefix)) in kept:
             wrong.append(f"{base_name} {list(base.shape(base_name))}: missing in the fine-tune")
         result.base_only.append(base_name)
     met = sum(_elements(finetuned, name) for name in origin)
@@ -309,7 +309,8 @@ def _body(checkpoint: Checkpoint, names) -> str:
     return top if counts and 2 * counts[top] > sum(counts.values()) else ""
 
 
-def _pattern(name: str) -> str:
+def pattern(name: str) -> str:
+    """The name with the same word for every number: one for all layers."""
     return re.sub(r"\b\d+\b", "*", name)
 
 

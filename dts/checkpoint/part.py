@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+
+import torch
 
 from dts.checkpoint.checkpoint import Checkpoint
 from dts.checkpoint.errors import CheckpointError, NotRead, some
 from dts.checkpoint.layouts import Places, in_layout_of
+from dts.checkpoint.pairing import pattern
 from dts.checkpoint.vocabulary import resized
 from dts.checkpoint.wrappers import unwrapped
 from dts.warn import warn
@@ -20,36 +23,38 @@ def only_part(base: Checkpoint, finetuned: Checkpoint, part: str) -> Checkpoint:
 
     part: a module's name, such as "language_model", of the base; all else is the base's then, tokenizer and processor
     included.  Where only the fine-tune has such a part, it is that part of it, as a fine-tune of the base, which is a
-    language model alone.  Raises CheckpointError where neither has it, or where what it holds does not fit the other.
+    language model alone.  An output embedding belongs to the part that has the input embedding.  Raises
+    CheckpointError where neither has the part or one has several of its name, where what it holds does not fit the
+    other, and where the fine-tune lacks some of its layers.
     """
     finetuned, _ = unwrapped(finetuned, base)
     there, here = Places.of(base, finetuned.config), Places.of(finetuned, base.config)
-    ours = prefix_of(there.names, part)
+    ours = _the_prefix(base, there, part)
     if ours is None:
-        theirs = prefix_of(here.names, part)
+        theirs = _the_prefix(finetuned, here, part)
         if theirs is None:
             raise CheckpointError(
                 f"neither {base.source} nor {finetuned.source} has a part {part!r}; the base has "
                 f"{some(parts_of(there.names))}, the fine-tune {some(parts_of(here.names))}"
             )
         return _taken_out(base, there, finetuned, here, theirs)
-    if prefix_of(here.names, part) is not None:
-        return _of_both(base, there, finetuned, here, ours)
-    names = _fitted(there, here.body, finetuned.names, ours)
-    if missing := [name for name, now in names.items() if not there.has(now)]:
+    if prefixes_of(here.names, part):
+        return _of_both(base, there, finetuned, ours)
+    names, missing = _fitted(base, there, here.body, finetuned.names, ours)
+    if missing:
         raise CheckpointError(
             f"{finetuned.source} is no fine-tune of the part {part!r} of {base.source}, which has no "
             f"{some(missing, 3)}; its parts are {some(parts_of(there.names))}"
         )
-    return _put_in(base, _named(finetuned, names, base))
+    return _put_in(base, there, _named(finetuned, names, base), ours)
 
 
 def fits(base: Checkpoint, finetuned: Checkpoint) -> str | None:
     """The part of the base that has a place for every tensor of the fine-tune, if one has: what `only_part` takes."""
     there, here = Places.of(base, finetuned.config), Places.of(finetuned, base.config)
     for part in parts_of(there.names):
-        names = _fitted(there, here.body, finetuned.names, prefix_of(there.names, part) or "")
-        if all(map(there.has, names.values())):
+        prefixes = prefixes_of(there.names, part)
+        if len(prefixes) == 1 and not _fitted(base, there, here.body, finetuned.names, prefixes[0])[1]:
             return part
     return None
 
@@ -73,58 +78,116 @@ def parts_of(names: Iterable[str]) -> list[str]:
     return [part for part in found if part != "model" and not part.isdigit()]
 
 
-def prefix_of(names: Iterable[str], part: str) -> str | None:
-    """What the names of the tensors of a module start with, its own name (and dot) included."""
+def prefixes_of(names: Iterable[str], part: str) -> list[str]:
+    """What the names of the tensors of the modules of a name start with, its own name (and dot) included.
+
+    One that is the whole name of a module is that module, whatever else ends in it.
+    """
+    found = dict[str, None]()
     for name in names:
-        before, found, _ = f".{name}".partition(f".{part}.")
-        if found:
-            return f"{before}{found}"[1:]
-    return None
+        before, there, _ = f".{name}".partition(f".{part}.")
+        if there:
+            found[f"{before}{there}"[1:]] = None
+    return [f"{part}."] if f"{part}." in found else list(found)
 
 
-def _fitted(there: Places, body: str, names: Iterable[str], prefix: str) -> dict[str, str]:
-    """{name: name below the prefix}, by whichever way puts most tensors where the model has a place for them."""
+def _the_prefix(checkpoint: Checkpoint, places: Places, part: str) -> str | None:
+    found = prefixes_of(places.names, part)
+    if len(found) > 1:
+        raise CheckpointError(
+            f"{checkpoint.source} has {len(found)} parts {part!r}: give the whole name of one, "
+            f"{some([prefix[:-1] for prefix in found], 3)}"
+        )
+    return found[0] if found else None
+
+
+def _holds(checkpoint: Checkpoint, places: Places, prefix: str) -> Callable[[str], bool]:
+    """Is a tensor of such a place one of the part?  Its own are, and the head, where it has the tokens' embedding: of a
+    class that is not known, a matrix of the head's shape."""
+    own = places.embedding.startswith(prefix)
+    if not places.embedding:
+        shapes = {places.name(name): checkpoint.shape(name) for name in checkpoint.names}
+        heads = {shape for place, shape in shapes.items() if place.startswith(HEAD) and len(shape) == 2}
+        own = any(shape in heads for place, shape in shapes.items() if place.startswith(prefix))
+    return lambda place: place.startswith((prefix, HEAD) if own else prefix)
+
+
+def _fitted(
+    base: Checkpoint, there: Places, body: str, names: Iterable[str], prefix: str
+) -> tuple[dict[str, str], list[str]]:
+    """({name: name below the prefix}, by whichever way puts most tensors where the part has a place for them, the
+    names for which it has none)."""
     ways = dict.fromkeys((body, "", "model."))
     made = [{n: prefix + n[len(way) :] if n.startswith(way) else n for n in names} for way in ways]
-    return max(made, key=lambda named: sum(map(there.has, named.values())))
+    holds = _holds(base, there, prefix)
+    lost = [[n for n, now in named.items() if not (there.has(now) and holds(there.name(now)))] for named in made]
+    best = min(range(len(made)), key=lambda i: len(lost[i]))
+    return made[best], lost[best]
 
 
 def _named(finetuned: Checkpoint, names: dict[str, str], base: Checkpoint) -> Checkpoint:
     """These tensors of the fine-tune under the base's names."""
     tensors = {now: finetuned.tensors[name] for name, now in names.items()}
     tied = {names[n]: names[other] for n, other in finetuned.tied.items() if n in names and other in names}
-    return in_layout_of(base, replace(finetuned, tensors=tensors, tied=tied, config=base.config))[0]
+    same = in_layout_of(base, replace(finetuned, tensors=tensors, tied=tied, config=base.config))[0]
+    return replace(same, config=base.config and _config(base, base.config, same))
 
 
-def _put_in(base: Checkpoint, part: Checkpoint) -> Checkpoint:
+def _config(base: Checkpoint, config: dict, part: Checkpoint) -> dict:
+    """The base's config with the sizes of the part's vocabulary, and untied where it has a head of its own."""
+    rows, untied = {}, False
+    for name, tensor in part.tensors.items():
+        if len(tensor.shape) != 2:
+            continue
+        if name in base.tensors and tensor.shape[0] != base.shape(name)[0]:
+            rows[base.shape(name)[0]] = tensor.shape[0]
+        if (
+            f".{name}".endswith(f".{HEAD}weight")
+            and name not in part.tied
+            and (name in base.tied or name not in base.tensors)
+        ):
+            untied = not any(
+                other.shape == tensor.shape and key != name and torch.equal(other.load(), tensor.load())
+                for key, other in part.tensors.items()
+            )
+    return resized(config, rows) | (_untied(config) if untied else {})
+
+
+def _untied(config: dict) -> dict:
+    """What says so, in the config and those of its parts that say otherwise."""
+    parts = {key: value | _untied(value) for key, value in config.items() if isinstance(value, dict)}
+    parts = {key: value for key, value in parts.items() if "vocab_size" in value}
+    return parts | {"tie_word_embeddings": False}
+
+
+def _put_in(base: Checkpoint, there: Places, part: Checkpoint, prefix: str) -> Checkpoint:
     """The base with the part's tensors in the place of its own."""
+    own = [name for name in base.names if there.name(name).startswith(prefix) and name not in base.tied]
+    lacking, known = [name for name in own if name not in part.tensors], {pattern(name) for name in part.tensors}
+    if layers := [name for name in lacking if pattern(name) in known]:
+        raise CheckpointError(
+            f"{part.source} has fewer layers than the part {prefix[:-1]!r} of {base.source}: no {some(layers, 3)}"
+        )
+    if lacking:
+        warn(f"{part.source} has no {some(lacking, 3)}: of {prefix[:-1]!r} these stay the base's", NotRead)
     tied = {name: other for name, other in base.tied.items() if name not in part.tensors} | part.tied
-    rows = {
-        base.shape(name)[0]: tensor.shape[0]
-        for name, tensor in part.tensors.items()
-        if name in base.tensors and len(tensor.shape) == 2 and tensor.shape[0] != base.shape(name)[0]
-    }
     return replace(
-        part,
-        tensors=base.tensors | part.tensors,
-        tied=tied,
-        config=base.config and resized(base.config, rows),
-        folder=base.folder,
-        parts=base.parts,
-        files=base.files,
+        part, tensors=base.tensors | part.tensors, tied=tied, folder=base.folder, parts=base.parts, files=base.files
     )
 
 
-def _of_both(base: Checkpoint, there: Places, finetuned: Checkpoint, here: Places, prefix: str) -> Checkpoint:
+def _of_both(base: Checkpoint, there: Places, finetuned: Checkpoint, prefix: str) -> Checkpoint:
     same = in_layout_of(base, finetuned)[0]
-    inside = [n for n in same.names if there.name(n).startswith((prefix, HEAD))]
+    holds = _holds(base, there, prefix)
+    inside = [name for name in same.names if holds(there.name(name))]
     if left := [name for name in same.names if name not in inside]:
         warn(f"{finetuned.source}: {len(left)} tensors outside of {prefix} are not compared: {some(left, 3)}", NotRead)
-    return _put_in(base, _named(same, {name: name for name in inside}, base))
+    return _put_in(base, there, _named(same, {name: name for name in inside}, base), prefix)
 
 
 def _taken_out(base: Checkpoint, there: Places, finetuned: Checkpoint, here: Places, prefix: str) -> Checkpoint:
-    inside = {name: here.name(name) for name in finetuned.names if here.name(name).startswith((prefix, HEAD))}
+    holds = _holds(finetuned, here, prefix)
+    inside = {name: here.name(name) for name in finetuned.names if holds(here.name(name))}
     short = {n: place[len(prefix) :] if place.startswith(prefix) else place for n, place in inside.items()}
     ways = [{n: way + s if inside[n].startswith(prefix) else s for n, s in short.items()} for way in (there.body, "")]
     names = max(ways, key=lambda named: sum(map(there.has, named.values())))

@@ -73,9 +73,12 @@ def _states(state: Mapping, prefix: str = "", depth: int = 3) -> dict[str, Mappi
         if not isinstance(key, str):  # an optimizer's parameters are numbered
             continue
         if _is_state(value):
-            found[f"{prefix}{key}"] = value
-        elif isinstance(value, Mapping) and depth > 1:
-            found |= _states(value, f"{prefix}{key}.", depth - 1)
+            more = {f"{prefix}{key}": value}
+        else:
+            more = _states(value, f"{prefix}{key}.", depth - 1) if isinstance(value, Mapping) and depth > 1 else {}
+        if twice := sorted(found.keys() & more.keys()):
+            raise CheckpointError(f"two states would be called {some(twice)}: give the dict of the one you mean")
+        found |= more
     return found
 
 

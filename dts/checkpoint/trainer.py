@@ -24,4 +24,7 @@ def best_or_last(found: list[Path]) -> tuple[Path, str]:
         for path in found:
             if path.name == name:
                 return path, f"the best of {len(found)} by {state.parent.name}/{state.name}"
-    return found[-1], f"the last of {len(found)}" if len(found) > 1 else "the only one"
+        gone = f", as {name}, the best by {state.parent.name}/{state.name}, is not there"
+    else:
+        gone = ""
+    return found[-1], (f"the last of {len(found)}" if len(found) > 1 else "the only one") + gone

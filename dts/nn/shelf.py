@@ -17,13 +17,16 @@ from dts.nn.sizes import bytes_of
 
 @dataclass(frozen=True)
 class Source:
-    """folder: of the adapter;  nbytes: that it will take in memory;  prefix: take so much of it only, see
-    `Adapter.load`;  heads: as for `DTSModel.load_task`."""
+    """folder: of the adapter, the same one whatever the current folder is when it is read;  nbytes: that it will take
+    in memory;  prefix: take so much of it only, see `Adapter.load`;  heads: as for `DTSModel.load_task`."""
 
     folder: Path
     nbytes: int
     prefix: float | None = None
     heads: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", Path(self.folder).absolute())
 
 
 class Loads(Protocol):
@@ -111,21 +114,27 @@ class Shelf:
         """A task is not asked for any more."""
         self.check([name])
         self.model._may_load()  # a thread that loads this waits for calls to end
+        self.sources.pop(name, None)  # first: nobody brings it again then
         if self.residents.forget(name):
             delete(name)
-        del self.sources[name]
 
     # ---- `dts.nn.residents.Store` ------------------------------------------------------------------------------
 
     def size_of(self, name: str) -> int:
-        self.check([name])
-        return self.sources[name].nbytes
+        return self._source(name).nbytes
 
     def bring(self, name: str) -> int:
-        source = self.sources[name]
+        source = self._source(name)
         adapter = Adapter.load(source.folder, source.prefix)
         self.model._bring(name, adapter, source.heads)
         return bytes_of(adapter)
 
     def let_go(self, name: str) -> None:
         self.model._let_go(name)
+
+    def _source(self, name: str) -> Source:
+        source = self.sources.get(name)  # another thread may delete it at any time
+        if source is None:
+            self.check([name])
+            raise ValueError(f"no task {name!r} any more")
+        return source

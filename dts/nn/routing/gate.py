@@ -15,7 +15,8 @@ class Gate:
 
     def __init__(self) -> None:
         self.lock, self.turn = threading.Condition(), threading.RLock()
-        self._calls = self._waiting = 0
+        self._calls: set[int] = set()  # threads
+        self._waiting = 0
         self._changing: int | None = None  # the thread that loads or deletes
 
     def __reduce__(self) -> tuple[type[Gate], tuple[()]]:
@@ -26,18 +27,28 @@ class Gate:
         """Whether this thread is the one that loads or deletes."""
         return self._changing == threading.get_ident()
 
+    @property
+    def held_here(self) -> bool:
+        """Whether this thread holds it."""
+        return threading.get_ident() in self._calls
+
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Nothing is changed meanwhile."""
+        """Nothing is changed meanwhile.  A thread that holds it goes on: a change that waits for that thread, and for
+        which that thread waits, would be for ever."""
+        thread = threading.get_ident()
+        if thread in self._calls:
+            yield
+            return
         with self.lock:
             while self._waiting or self._changing is not None:
                 self.lock.wait()
-            self._calls += 1
+            self._calls.add(thread)
         try:
             yield
         finally:
             with self.lock:
-                self._calls -= 1
+                self._calls.discard(thread)
                 self.lock.notify_all()
 
     @contextmanager

@@ -238,7 +238,7 @@ class RoutingState:
 
     def _inside(self) -> bool:
         """Whether this thread is within a call of this state's model, or is the one that loads."""
-        if self._gate.changing_here:
+        if self._gate.changing_here or self._gate.held_here:
             return True
         call = call_here()
         while call is not None and not (call.state is self and call.called):

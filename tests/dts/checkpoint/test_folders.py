@@ -260,3 +260,34 @@ def test_what_sentence_transformers_itself_saves(tmp_path):
     assert len(opened.names) == len([name for name in state if "position_ids" not in name])
     assert torch.equal(opened.load("2_Dense.linear.weight"), state["2.linear.weight"])
     assert opened.shape("3_LayerNorm.norm.weight") == (8,)
+
+
+@pytest.mark.parametrize("own", ["mood.safetensors", "final.pt", "model-00001-of-00002.safetensors"])
+def test_a_run_with_weights_that_are_none_of_its_checkpoints_is_not_passed_over(tmp_path, own):
+    (tmp_path / "checkpoint-9").mkdir()
+    save_file(ONE, tmp_path / "checkpoint-9" / "model.safetensors")
+    torch.save({}, tmp_path / "training_args.bin")
+    with pytest.warns(NotRead, match="checkpoint-9 inside it was read"):
+        open_checkpoint(tmp_path)
+    save_file(ONE, tmp_path / own) if own.endswith("s") else torch.save(ONE, tmp_path / own)
+    with pytest.raises(CheckpointError, match=f"weights of its own .*{own}, and checkpoint-9 inside it: give"):
+        open_checkpoint(tmp_path)
+
+
+def test_a_best_checkpoint_that_is_gone_is_said(tmp_path):
+    for step in (9, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        save_file(ONE, tmp_path / f"checkpoint-{step}" / "model.safetensors")
+    state = tmp_path / "checkpoint-10" / "trainer_state.json"
+    state.write_text(json.dumps({"best_model_checkpoint": "run/checkpoint-5"}))
+    with pytest.warns(NotRead, match="the last of 2, as checkpoint-5, the best by .*, is not there"):
+        open_checkpoint(tmp_path)
+
+
+def test_a_state_is_of_files_that_have_some_and_of_one_name(tmp_path):
+    save_file(ONE, tmp_path / "one.safetensors")
+    with pytest.raises(CheckpointError, match="has one state and no 'ema': leave out #ema"):
+        open_checkpoint(f"{tmp_path}/one.safetensors#ema")
+    torch.save({"model.ema": ONE, "model": {"ema": ONE}}, tmp_path / "two.pt")
+    with pytest.raises(CheckpointError, match="two states would be called model.ema"):
+        open_checkpoint(f"{tmp_path}/two.pt#model.ema")

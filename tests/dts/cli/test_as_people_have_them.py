@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dts.checkpoint import NotRead, open_checkpoint
+from dts.checkpoint import CheckpointError, NotRead, open_checkpoint
 
 transformers = pytest.importorskip("transformers", minversion="5")
 TEXT = dict(
@@ -124,7 +124,83 @@ def test_a_language_models_fine_tune_on_a_vision_language_base(dts, folder):
         wrong.stderr.split()
     )
     wrong = dts("compress", base, text, "-o", "no", "--only", "vision_tower")
-    assert wrong.exit_code == 2 and "and 17 more" in wrong.stderr
+    assert wrong.exit_code == 2 and "and 18 more" in wrong.stderr  # its head too
+
+
+def parts_changed(base, finetuned, part):
+    import dts
+
+    adapter = dts.compress(base, finetuned, only=part, rank_fraction=0.3)
+    return {name.removeprefix("language_model.") if "lm_head" in name else name for name in adapter.entries}
+
+
+def test_a_part_alone_changes_that_part_alone(folder, tmp_path):
+    moved(llava()).save_pretrained(tmp_path / "all")
+    for base, tuned in ((folder / "llava", tmp_path / "all"), (folder / "llava-memory", tmp_path / "all")):
+        with pytest.warns(NotRead, match="25 tensors outside"):
+            changed = parts_changed(base, tuned, "vision_tower")
+        assert len(changed) > 20 and all("vision_tower." in name for name in changed)
+        with pytest.warns(NotRead):
+            changed = parts_changed(base, tuned, "language_model")
+        assert "lm_head.weight" in changed and not any("vision" in name for name in changed)
+
+
+def test_a_name_of_several_parts_is_refused_and_one_s_whole_name_is_that_one(folder, tmp_path):
+    moved(llava()).save_pretrained(tmp_path / "all")
+    with pytest.raises(CheckpointError, match=r"2 parts 'layers'.*language_model\.layers, .*encoder\.layers"):
+        parts_changed(folder / "llava", tmp_path / "all", "layers")
+    with pytest.warns(NotRead):
+        changed = parts_changed(folder / "llava", tmp_path / "all", "vision_tower.encoder.layers")
+    assert changed and all("vision_tower.encoder.layers." in name for name in changed)
+
+
+def test_a_part_is_not_another_one_of_its_own_names(tmp_path):
+    config = transformers.T5Config(vocab_size=99, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)
+    whole = transformers.T5ForConditionalGeneration(config)
+    whole.save_pretrained(tmp_path / "t5")
+    encoder = transformers.T5EncoderModel(config)
+    encoder.load_state_dict({name: whole.state_dict()[name] for name in encoder.state_dict()})
+    moved(encoder).save_pretrained(tmp_path / "encoder")
+    with pytest.raises(CheckpointError, match="no fine-tune of the part 'decoder'"):
+        parts_changed(tmp_path / "t5", tmp_path / "encoder", "decoder")
+
+
+def test_a_part_with_fewer_layers_is_refused_and_one_without_a_piece_says_so(folder, tmp_path):
+    whole = transformers.LlamaForCausalLM.from_pretrained(folder / "text-tuned")
+    config = transformers.LlamaConfig(**TEXT | {"num_hidden_layers": 1})
+    fewer = transformers.LlamaForCausalLM(config)
+    fewer.load_state_dict({name: whole.state_dict()[name] for name in fewer.state_dict()})
+    fewer.save_pretrained(tmp_path / "fewer")
+    with pytest.raises(CheckpointError, match="has fewer layers than the part.*layers.1.input_layernorm.weight"):
+        parts_changed(folder / "llava", tmp_path / "fewer", "language_model")
+    tensors = load_file(folder / "text-tuned" / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, tmp_path / "piece.safetensors")
+    with pytest.warns(NotRead, match="has no .*norm.weight: of .*language_model' these stay the base's"):
+        parts_changed(folder / "llava", tmp_path / "piece.safetensors", "language_model")
+
+
+def test_a_part_with_a_head_of_its_own_unties_the_base_s_and_more_tokens_are_in_the_config(folder, tmp_path):
+    from dts.checkpoint.fitted import fitted
+
+    base = llava()
+    base.config.tie_word_embeddings = base.config.text_config.tie_word_embeddings = True
+    base.tie_weights()
+    base.save_pretrained(tmp_path / "tied")
+    assert not any("lm_head" in name for name in load_file(tmp_path / "tied" / "model.safetensors"))
+    tied, text = open_checkpoint(tmp_path / "tied"), open_checkpoint(folder / "text-tuned")
+    config = fitted(tied, text, "language_model").config
+    assert config["tie_word_embeddings"] is config["text_config"]["tie_word_embeddings"] is False
+    alone = transformers.LlamaForCausalLM.from_pretrained(folder / "text-tuned")
+    alone.save_pretrained(tmp_path / "text")
+    base = moved(llava())
+    base.resize_token_embeddings(105)
+    base.save_pretrained(tmp_path / "grown")
+    with pytest.warns(NotRead):
+        config = fitted(
+            open_checkpoint(tmp_path / "text"), open_checkpoint(tmp_path / "grown"), "language_model"
+        ).config
+    assert config["vocab_size"] == 105
 
 
 def test_a_part_of_the_fine_tune_for_a_base_that_is_that_part(dts, folder):

@@ -223,3 +223,34 @@ def test_all_that_is_wrong_with_what_is_loaded_first_is_said_at_once(bert):
     model = DTSModel._of_base(bert.folder, list(bert.adapters.values()))
     with pytest.raises(ValueError, match="task 'x'.*task 'y'"):
         model.keep_within(1000, sources, ["x", "y"])
+
+
+def test_a_folder_is_the_one_that_was_meant_whatever_the_current_one_is(bert, limited, tmp_path, monkeypatch):
+    whole, model = bert.model(), limited()
+    monkeypatch.chdir(bert.adapters["mood"].folder.parent)
+    model.load_task("more", "mood")
+    bert.adapters["topic"].save(tmp_path / "mood")
+    monkeypatch.chdir(tmp_path)
+    for task in bert.adapters:
+        answer(model, task)
+    assert "more" not in model.status()["tasks"]
+    assert same(answer(model, "more"), answer(whole, "mood"))
+
+
+def test_a_task_that_is_deleted_while_others_ask_for_it_is_no_task(limited):
+    model = limited(room=1.2)
+    shelf = model._shelf
+    forget = shelf.residents.forget
+
+    def asked_meanwhile(name):
+        was = forget(name)
+        with pytest.raises(ValueError, match="no task 'mood'"):
+            answer(model, "mood")
+        return was
+
+    shelf.residents.forget = asked_meanwhile
+    answer(model, "mood")
+    model.delete_task("mood")
+    assert "mood" not in shelf.residents.loaded and "mood" not in model.status()["tasks"]
+    with pytest.raises(ValueError, match="no task 'mood'"):
+        shelf.bring("mood")

@@ -347,3 +347,29 @@ def test_numbers_that_differ_from_call_to_call_are_no_new_kinds_of_calls(maker):
             alone = torch.cat([model(x[j : j + 1], scale=0.5 + i, keep=keep, tasks=t) for j, t in enumerate("ab")])
             torch.testing.assert_close(y, alone)
     assert len(model._known_calls.found) == 3  # all columns, one, several
+
+
+def test_a_call_that_a_deletion_waits_for_ends(setting, monkeypatch):
+    """It enters the model more than once: each time a change that waits already would be before it."""
+    model, _, ids, wanted = setting
+    found, deletion = [], threading.Thread(target=model.delete_task, args=("b",), daemon=True)
+    hold = model._places.hold
+
+    def waited_for():
+        deletion.start()
+        while not model._state._gate._waiting:
+            pass
+        return hold()
+
+    def call():
+        with torch.no_grad():
+            found.append(model(ids, tasks="a"))
+
+    monkeypatch.setattr(model._places, "hold", waited_for)
+    caller = threading.Thread(target=call, daemon=True)
+    caller.start()
+    caller.join(20)
+    assert not caller.is_alive()
+    deletion.join(20)
+    close(found[0], wanted["a"])
+    assert model.tasks == ["a"]
