@@ -1,5 +1,6 @@
 """Sizes as people write them: 1%, 500KB, 2GiB."""
 
+import math
 import re
 from typing import Any
 
@@ -19,7 +20,10 @@ def parse_size(text: str) -> dict[str, Any]:
         raise ValueError(f"size {text!r} has no unit: write {text}% of the base, or {text}MB, {text}KB or {text}B")
     if not unit:
         return {"budget": number}
-    return {"nbytes": int(number * UNITS[unit.removesuffix("b")])}
+    nbytes = number * UNITS[unit.removesuffix("b")]
+    if not math.isfinite(nbytes):
+        raise ValueError(f"size {text[:20]!r}... is larger than any number of bytes")
+    return {"nbytes": int(nbytes)}
 
 
 def parse_bytes(text: str, what: str) -> int:

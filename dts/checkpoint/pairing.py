@@ -14,6 +14,7 @@ import torch
 
 from dts.checkpoint.checkpoint import Checkpoint
 from dts.checkpoint.errors import some
+from dts.checkpoint.layers import pattern
 from dts.sums import energy, squared_difference
 
 OLD_NAMES = {"gamma": "weight", "beta": "bias"}  # of norms in checkpoints first written for TensorFlow
@@ -153,6 +154,7 @@ def pair(base: Checkpoint, finetuned: Checkpoint) -> Pairing:
 def _way(base: Checkpoint, finetuned: Checkpoint, pairing: Pairing) -> str:
     """How to go on with two models that do not fit as they are."""
     from dts.checkpoint.part import fits
+    from dts.checkpoint.vocabulary import is_size
 
     if part := fits(base, finetuned):
         return f"It fits the base's {part}, and nothing else of it: --only {part} (only={part!r})"
@@ -160,7 +162,7 @@ def _way(base: Checkpoint, finetuned: Checkpoint, pairing: Pairing) -> str:
         if p.base_name:
             ours, theirs = finetuned.shape(name), base.shape(p.base_name)
             fewer = 0 < len(ours) == len(theirs) and ours[1:] == theirs[1:] and ours[0] < theirs[0]
-            if fewer and related(base, finetuned, name, p.base_name):
+            if fewer and is_size(finetuned.config, ours[0]) and related(base, finetuned, name, p.base_name):
                 return (
                     f"The fine-tune's {ours[0]} rows are the base's first ones: --vocabulary shared "
                     '(vocabulary="shared") keeps the others as the base has them'
@@ -183,7 +185,8 @@ def _compare(base, finetuned, name: str, base_name: str, in_body: bool, wrong: l
     if same_rows and not in_body and not related(base, finetuned, name, base_name):
         return Pair(name)  # another head of the same name
     if same_rows and len(ours) <= 2 and ours[0] > theirs[0] and related(base, finetuned, name, base_name):
-        return Pair(name, base_name, added_rows=ours[0] - theirs[0])
+        # a bias has no rows: it is stored whole
+        return Pair(name, base_name, added_rows=ours[0] - theirs[0]) if len(ours) == 2 else Pair(name)
     wrong.append(f"{name}: shape {list(ours)} in the fine-tune, {list(theirs)} in the base")
     return Pair(name, base_name)
 
@@ -195,7 +198,7 @@ def _with_vocabulary(pairing: Pairing, origin: dict[str, str]) -> None:
     for name, p in pairing.pairs.items():
         if p.base_name is None and name in origin and not p.tied_to:
             rows, before = finetuned.shape(name)[:1], base.shape(origin[name])[:1]
-            if rows and before and (before[0], rows[0] - before[0]) in grown:
+            if len(finetuned.shape(name)) > 1 and before and (before[0], rows[0] - before[0]) in grown:
                 pairing.pairs[name] = Pair(name, origin[name], added_rows=rows[0] - before[0])
 
 
@@ -307,11 +310,6 @@ def _body(checkpoint: Checkpoint, names) -> str:
         counts[top] = counts.get(top, 0) + _elements(checkpoint, name)
     top = max(counts, key=lambda top: counts[top], default="")
     return top if counts and 2 * counts[top] > sum(counts.values()) else ""
-
-
-def pattern(name: str) -> str:
-    """The name with the same word for every number: one for all layers."""
-    return re.sub(r"\b\d+\b", "*", name)
 
 
 def _elements(checkpoint: Checkpoint, name: str) -> int:

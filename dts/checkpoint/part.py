@@ -9,8 +9,8 @@ import torch
 
 from dts.checkpoint.checkpoint import Checkpoint
 from dts.checkpoint.errors import CheckpointError, NotRead, some
+from dts.checkpoint.layers import pattern
 from dts.checkpoint.layouts import Places, in_layout_of
-from dts.checkpoint.pairing import pattern
 from dts.checkpoint.vocabulary import resized
 from dts.checkpoint.wrappers import unwrapped
 from dts.warn import warn

@@ -1,6 +1,6 @@
 """Vocabularies of other sizes: rows of embeddings that only one of two models has."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -17,6 +17,20 @@ def resized(config: dict, rows: dict[int, int]) -> dict:
     return config | {key: rows[config[key]] for key in ("vocab_size",) if config.get(key) in rows}
 
 
+def is_size(config: dict | None, rows: int) -> bool:
+    """Could a vocabulary have as many rows, by the sizes that a config names?  Any, where it names none."""
+    found = list(_sizes(config or {}))
+    return not found or rows in found
+
+
+def _sizes(config: dict) -> Iterator[int]:
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _sizes(value)
+        elif key == "vocab_size" and isinstance(value, int):
+            yield value
+
+
 def with_rows_of(
     base: Checkpoint, finetuned: Checkpoint, origin: dict[str, str], related: Callable[[str, str], bool]
 ) -> Checkpoint:
@@ -25,11 +39,15 @@ def with_rows_of(
     origin: its names -> the base's;  related: do the rows that both have mean the same?
     """
     tensors, rows = dict(finetuned.tensors), dict[int, int]()
+    fewer = {}
     for name, base_name in origin.items():
         ours, theirs = finetuned.shape(name), base.shape(base_name)
-        fewer = 0 < len(ours) == len(theirs) <= 2 and ours[1:] == theirs[1:] and ours[0] < theirs[0]
-        if fewer and related(name, base_name):
-            rows[ours[0]] = theirs[0]
+        if 0 < len(ours) == len(theirs) <= 2 and ours[1:] == theirs[1:] and ours[0] < theirs[0]:
+            fewer[name] = base_name
+            if len(ours) == 2 and is_size(finetuned.config, ours[0]) and related(name, base_name):
+                rows[ours[0]] = theirs[0]
+    for name, base_name in fewer.items():  # biases of as many rows go with these, whatever they are
+        if rows.get(finetuned.shape(name)[0]) == base.shape(base_name)[0]:
             tensors[name] = _padded(finetuned.tensors[name], base.tensors[base_name])
     if not rows:
         return finetuned

@@ -60,9 +60,9 @@ class Shelf:
 
     def check(self, names: Collection[str]) -> None:
         """Raises ValueError that lists the names that are no task."""
-        unknown = sorted({name for name in names if name not in self.sources})
+        unknown = sorted({repr(name) for name in names if not isinstance(name, str) or name not in self.sources})
         if unknown:
-            raise ValueError(f"no task {', '.join(map(repr, unknown))}; the tasks are {list(self.sources)}")
+            raise ValueError(f"no task {', '.join(unknown)}; the tasks are {list(self.sources)}")
 
     @property
     def on_disk(self) -> list[str]:

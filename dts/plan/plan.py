@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -161,8 +162,8 @@ def plan(
     Raises ValueError that names every adapter that cannot be used, and for numbers that make no sense.
     """
     limit = parse_bytes(memory, "memory") if isinstance(memory, str) else memory
+    _check(limit, batch, length, device, prefix, pin, adapters)
     place = torch.device(device)
-    _check(limit, batch, length, prefix, pin, adapters)
     found = layouts(adapters)
     about = [adapter for adapter, _ in found.values()]
     revision = {key: options[key] for key in ("revision", "subfolder", "variant") if options.get(key) is not None}
@@ -217,21 +218,36 @@ def _check(
     limit: int | None,
     batch: int,
     length: int | None,
+    device: str | torch.device,
     prefix: float | None,
     pin: Sequence[str],
     adapters: Mapping[str, Any],
 ) -> None:
     wrong = []
-    if limit is not None and limit <= 0:
+    if limit is not None and not _whole(limit):
+        wrong.append(f"memory is a whole number of bytes or text such as '1GiB', not {limit!r}")
+    elif limit is not None and limit <= 0:
         wrong.append(f"memory is {limit} bytes")
-    if batch < 1 or (length is not None and length < 1):
+    if not _whole(batch) or not (length is None or _whole(length)):
+        wrong.append(f"a batch has whole numbers of rows and tokens, not {batch!r} of {length!r}")
+    elif batch < 1 or (length is not None and length < 1):
         wrong.append(f"a batch has 1 row of 1 token at least, not {batch} of {length}")
+    try:
+        torch.device(device)
+    except (RuntimeError, TypeError):
+        wrong.append(f"{device!r} is no device: cpu, cuda, cuda:1")
     if prefix is not None and not 0 < prefix <= 1:
         wrong.append(f"prefix is a fraction of the base, between 0 and 1, not {prefix}")
-    if unknown := [name for name in pin if name not in adapters]:
+    if isinstance(pin, str) or not isinstance(pin, Iterable):
+        wrong.append(f"pin is a list of tasks, not {pin!r}")
+    elif unknown := [name for name in pin if name not in adapters]:
         wrong.append(f"pinned {unknown} are no tasks; there are {list(adapters)}")
     if wrong:
         raise ValueError("; ".join(wrong))
+
+
+def _whole(number: Any) -> bool:
+    return isinstance(number, Integral) and not isinstance(number, bool)
 
 
 def layouts(adapters: Mapping[str, str | Path | Adapter]) -> dict[str, tuple[Adapter, Layout]]:

@@ -87,7 +87,10 @@ class LinearForward(Layer):
         if weight is None or not weight.values.tensors:
             if values is None:
                 return y
-            delta = values.rows(routing, y.dtype) - raw(self, "bias")
+            # a bias of more rows than the base's is whole, its weight's rows are beside the base's
+            own, base = values.rows(routing, y.dtype), raw(self, "bias")
+            own, base = (nn.functional.pad(t, (0, max(y.shape[-1] - t.shape[-1], 0))) for t in (own, base))
+            delta = own - base
             return y + beside(y, torch.where(values.lengths(routing)[:, None] > 0, delta, 0))
         whole = head(x, weight.values, values, routing, y.dtype, padding=True, transposed=self.transposed)
         width = max(whole.shape[-1], y.shape[-1])

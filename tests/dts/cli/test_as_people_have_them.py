@@ -127,6 +127,50 @@ def test_a_language_models_fine_tune_on_a_vision_language_base(dts, folder):
     assert wrong.exit_code == 2 and "and 18 more" in wrong.stderr  # its head too
 
 
+def masked(tokens, base=None):
+    """Its output has a bias a token, all zeros in the base."""
+    config = transformers.BertConfig(
+        vocab_size=60, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48
+    )
+    torch.manual_seed(0)
+    model = transformers.BertForMaskedLM(config)
+    if tokens:
+        moved(model).resize_token_embeddings(tokens)
+    return model.eval()
+
+
+@pytest.mark.parametrize("tokens, words", [(50, ["--vocabulary", "shared"]), (70, [])])
+@torch.no_grad()
+def test_a_bias_a_token_goes_with_the_vocabulary(dts, tokens, words, tmp_path):
+    from dts.nn import DTSModel
+
+    ids = torch.arange(20).view(2, 10)
+    masked(None).save_pretrained("mlm-base")
+    tuned = masked(tokens)
+    tuned.save_pretrained("mlm-tuned")
+    made(dts, "mlm", "mlm-base", "mlm-tuned", *words)
+    assert dts("apply", "mlm-base", "mlm", "-o", "mlm-full").exit_code == 0
+    full, found = transformers.BertForMaskedLM.from_pretrained("mlm-full", output_loading_info=True)
+    assert not any(found.values()), found
+    assert full.cls.predictions.bias.shape[0] == max(tokens, 60)
+    torch.testing.assert_close(full.cls.predictions.bias[:tokens], tuned.cls.predictions.bias, rtol=0, atol=1e-3)
+    packed = DTSModel.from_pretrained("mlm-base", {"mlm": "mlm"})
+    torch.testing.assert_close(packed(input_ids=ids, tasks="mlm").logits, full.eval()(ids).logits, rtol=0, atol=1e-4)
+
+
+def test_fewer_classes_are_no_smaller_vocabulary(dts, tmp_path):
+    config = transformers.BertConfig(
+        vocab_size=60, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48, num_labels=5
+    )
+    base = transformers.BertForSequenceClassification(config)
+    base.save_pretrained("five")
+    base.classifier.weight.data, base.classifier.bias.data = base.classifier.weight[:3], base.classifier.bias[:3]
+    base.config.num_labels = 3
+    moved(base).save_pretrained("three")
+    refused = dts("compress", "five", "three", "-o", "no", "--vocabulary", "shared")
+    assert refused.exit_code == 2 and "shape [3, 32]" in refused.stderr and "--vocabulary" not in refused.stderr
+
+
 def parts_changed(base, finetuned, part):
     import dts
 

@@ -156,6 +156,12 @@ def test_tasks_can_be_fetched_before_they_are_asked_for(limited):
         DTSModel(torch.nn.Linear(1, 1)).prefetch("a")
 
 
+def test_what_is_no_name_is_no_task(limited):
+    for wrong in (["mood"], {"mood": 1.0}, 3, None):
+        with pytest.raises(ValueError, match="no task"):
+            limited().prefetch(wrong)
+
+
 def test_a_load_within_a_call_is_refused(limited):
     model = limited()
     answer(model, "mood")

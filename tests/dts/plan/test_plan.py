@@ -270,3 +270,25 @@ def test_a_model_says_its_plan_before_it_is_loaded_and_keeps_to_it(bert, capsys)
         logits = model(input_ids=torch.ones(2, 8, dtype=torch.long), tasks=["one", "two"]).logits
     assert logits.shape == (2, 5)
     assert _plan_function is dts.plan.plan
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"memory": 1.5e9},
+        {"memory": float("nan")},
+        {"memory": float("inf")},
+        {"memory": True},
+        {"memory": "9" * 400 + "GB"},
+        {"memory": "-1GiB"},
+        {"batch": 2.5},
+        {"batch": True},
+        {"length": 1.0},
+        {"device": "gpu"},
+        {"pin": "mood"},
+        {"pin": None},
+    ],
+)
+def test_numbers_and_names_that_make_no_sense_are_refused(bert, options, steady):
+    with pytest.raises(ValueError, match="whole number|larger than any|not understood|no device|pin is a list"):
+        plan(bert / "base", adapters(bert), **{"memory": "900GB"} | options)
