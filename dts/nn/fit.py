@@ -58,6 +58,21 @@ def fit(
     return list(changes.values())
 
 
+def refuse_tied(model: nn.Module, entries: Mapping[str, Entry]) -> None:
+    """Raises ValueError where a task's output embedding is its input embedding and the base has two of their own: no
+    entry says what the one becomes, since the fine-tune has no such tensor."""
+    if getattr(getattr(model, "config", None), "tie_word_embeddings", None) is not False:
+        return
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    name = next((name for name, module in model.named_modules() if module is head), None) if head is not None else None
+    if name is not None and not any(f".{key}".endswith(f".{name.rpartition('.')[2]}.weight") for key in entries):
+        raise ValueError(
+            f"the fine-tune ties its output embedding to its input embedding (tie_word_embeddings), and the base has a "
+            f"{name}.weight of its own, of which the adapter says nothing: dts apply makes that model, or compress "
+            "the fine-tune saved with tie_word_embeddings=False"
+        )
+
+
 def _apart(model: nn.Module, known: dict[str, Site]) -> dict[str, str]:
     """Name -> the name it is tied to, of parameters that a model of transformers ties and quantisation took apart."""
     tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}

@@ -19,7 +19,7 @@ from dts.nn.adapters import Given, all_opened, opened, refuse
 from dts.nn.base import Base
 from dts.nn.face import Forward, class_of
 from dts.nn.fast_path import fast_path_again, no_fast_path
-from dts.nn.fit import fit
+from dts.nn.fit import fit, refuse_tied
 from dts.nn.heads import missing_heads, width
 from dts.nn.known_calls import KnownCalls, check_rows, shapes_of
 from dts.nn.layers import Layer, device_of, release
@@ -168,6 +168,8 @@ class DTSModel(nn.Module):
         if self._base is not None and source is not None:
             self._base.check([source], self.model)
         config = (source.model_config if source is not None else None) or {}
+        if config.get("tie_word_embeddings") is True:
+            refuse_tied(plain(self.model), entries)
         changes = fit(self.model, entries, renamer(self.model), untied=config.get("tie_word_embeddings") is False)
         modules = by_module(self.model, changes, None if self._base is None else self._base.missing)
         refuse_aliases(self.model, changes)

@@ -171,6 +171,20 @@ def test_fewer_classes_are_no_smaller_vocabulary(dts, tmp_path):
     assert refused.exit_code == 2 and "shape [3, 32]" in refused.stderr and "--vocabulary" not in refused.stderr
 
 
+def test_a_fine_tune_that_ties_what_its_base_does_not_is_not_run_with_the_base_s_head(dts, folder):
+    from dts.nn import DTSModel
+
+    base = transformers.LlamaForCausalLM.from_pretrained(folder / "text-tuned")
+    base.save_pretrained("untied")
+    config = transformers.LlamaConfig(**TEXT, tie_word_embeddings=True)
+    tied = transformers.LlamaForCausalLM(config)
+    tied.model.load_state_dict(base.model.state_dict())
+    moved(tied).save_pretrained("tied")
+    made(dts, "adapter", "untied", "tied")
+    with pytest.raises(ValueError, match="ties its output embedding .* and the base has a lm_head.weight of its own"):
+        DTSModel.from_pretrained("untied", {"a": "adapter"})
+
+
 def parts_changed(base, finetuned, part):
     import dts
 
