@@ -105,7 +105,7 @@ class Shelf:
             self.residents.reload(name, self)
         except BaseException:
             if before is None:
-                del self.sources[name]
+                self.sources.pop(name, None)  # another thread may have deleted it meanwhile
             else:
                 self.sources[name] = before
             raise

@@ -260,3 +260,17 @@ def test_a_task_that_is_deleted_while_others_ask_for_it_is_no_task(limited):
     assert "mood" not in shelf.residents.loaded and "mood" not in model.status()["tasks"]
     with pytest.raises(ValueError, match="no task 'mood'"):
         shelf.bring("mood")
+
+
+def test_a_load_that_fails_says_why_though_the_name_was_deleted_meanwhile(bert, limited):
+    model = limited()
+    shelf, adapter = model._shelf, bert.adapters["mood"]
+
+    def fails(name):
+        del shelf.sources[name]  # as another thread does
+        raise OSError("no such disk")
+
+    shelf.bring = fails
+    with pytest.raises(OSError, match="no such disk"):
+        shelf.put("new", Source(adapter.folder, bytes_at(adapter.folder)))
+    assert "new" not in shelf.sources
