@@ -11,7 +11,7 @@ from dts.services import provide, service
 
 
 def test_every_service_is_there():
-    assert {name for name in services._where} == {"library", "router"}
+    assert {name for name in services._where} == {"library", "router", "within"}
     assert callable(service("router")) and library() is service("library")
 
 

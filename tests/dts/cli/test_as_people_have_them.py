@@ -23,6 +23,11 @@ VISION = dict(
 )
 
 
+def said(result):
+    """An error's words, wherever the box breaks its lines."""
+    return " ".join(result.stderr.replace("│", " ").split())
+
+
 def moved(model, seed=1, only=""):
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -103,7 +108,7 @@ def test_names_and_experts_of_one_version_against_those_of_another(dts, folder, 
 def test_a_language_models_fine_tune_on_a_vision_language_base(dts, folder):
     base, text, words = folder / "llava", folder / "text-tuned", ("--only", "language_model")
     refused = dts("compress", base, text, "-o", "no")
-    assert refused.exit_code == 2 and "--only language_model" in refused.stderr
+    assert refused.exit_code == 2 and "--only language_model" in said(refused)
     for bases, whole in ((base, "llava-tuned"), (folder / "llava-memory", "llava-tuned-memory")):
         _, plain = made(dts, f"plain-{whole}", bases, folder / whole)
         result, part = made(dts, f"part-{whole}", bases, text, *words)
@@ -124,7 +129,7 @@ def test_a_language_models_fine_tune_on_a_vision_language_base(dts, folder):
         wrong.stderr.split()
     )
     wrong = dts("compress", base, text, "-o", "no", "--only", "vision_tower")
-    assert wrong.exit_code == 2 and "and 18 more" in wrong.stderr  # its head too
+    assert wrong.exit_code == 2 and "and 18 more" in said(wrong)  # its head too
 
 
 def masked(tokens, base=None):
@@ -168,7 +173,7 @@ def test_fewer_classes_are_no_smaller_vocabulary(dts, tmp_path):
     base.config.num_labels = 3
     moved(base).save_pretrained("three")
     refused = dts("compress", "five", "three", "-o", "no", "--vocabulary", "shared")
-    assert refused.exit_code == 2 and "shape [3, 32]" in refused.stderr and "--vocabulary" not in refused.stderr
+    assert refused.exit_code == 2 and "shape [3, 32]" in said(refused) and "--vocabulary" not in said(refused)
 
 
 def test_a_fine_tune_that_ties_what_its_base_does_not_is_not_run_with_the_base_s_head(dts, folder):
@@ -285,7 +290,7 @@ def test_a_smaller_vocabulary(dts, folder):
     tuned.resize_token_embeddings(90)
     tuned.save_pretrained("short")
     refused = dts("compress", "base", "short", "-o", "no")
-    text = " ".join(refused.stderr.replace("│", " ").split())
+    text = said(refused)
     assert refused.exit_code == 2 and text.count("shape [90, 32]") == 1 and "--vocabulary shared" in text
     _, plain = made(dts, "plain", "base", "whole")
     _, short = made(dts, "shared", "base", "short", "--vocabulary", "shared")
@@ -294,12 +299,12 @@ def test_a_smaller_vocabulary(dts, folder):
     assert dts("apply", "base", "shared", "-o", "full").exit_code == 0
     full, found = transformers.LlamaForCausalLM.from_pretrained("full", output_loading_info=True)
     assert full.config.vocab_size == 99 and not any(found.values()), found
-    assert "vocabulary must be 'shared'" in dts("compress", "base", "short", "-o", "no", "--vocabulary", "all").stderr
+    assert "vocabulary must be 'shared'" in said(dts("compress", "base", "short", "-o", "no", "--vocabulary", "all"))
     other = transformers.LlamaForCausalLM(tuned.config)  # whose tokens are other ones
     other.model.layers.load_state_dict(tuned.model.layers.state_dict())
     other.save_pretrained("other")
     refused = dts("compress", "base", "other", "-o", "no", "--vocabulary", "shared")
-    assert refused.exit_code == 2 and "first ones" not in refused.stderr
+    assert refused.exit_code == 2 and "first ones" not in said(refused)
 
 
 @pytest.fixture
@@ -316,7 +321,7 @@ def test_a_file_with_several_states(dts, states):
     with pytest.warns(NotRead, match="one.pt: its state model was read, and further.in was not"):
         open_checkpoint("one.pt")
     refused = dts("compress", states / "base", "run.pt", "-o", "no")
-    text = " ".join(refused.stderr.replace("│", " ").split())
+    text = said(refused)
     assert refused.exit_code == 2
     for word in ("run.pt has several states: ema, further.in, model.", "run.pt#model", "--state model"):
         assert word in text, text
@@ -327,11 +332,9 @@ def test_a_file_with_several_states(dts, states):
             assert equal(plain, told) and result["name"] == "run.pt"
     assert dts("diff", states / "base", "run.pt", "--state", "model").exit_code == 0
     assert dts("verify", "plain-one", states / "base", "run.pt", "--state", "model").exit_code in (0, 1)
-    assert "it has ema, further.in, model" in dts("diff", states / "base", "run.pt", "--state", "x").stderr
-    assert "is none: give the file" in dts("diff", states / "base", states / "one", "--state", "x").stderr.replace(
-        "\n", " "
-    )
-    assert "of the fine-tune: give it" in dts("verify", "plain-one", states / "base", "--state", "x").stderr
+    assert "it has ema, further.in, model" in said(dts("diff", states / "base", "run.pt", "--state", "x"))
+    assert "is none: give the file" in said(dts("diff", states / "base", states / "one", "--state", "x"))
+    assert "of the fine-tune: give it" in said(dts("verify", "plain-one", states / "base", "--state", "x"))
 
 
 def test_the_folder_of_a_trainers_run(dts, models, tmp_path):
@@ -374,7 +377,7 @@ def test_a_sub_model_of_a_diffusers_pipeline(dts, models, tmp_path):
         (unet / "config.json").write_text(json.dumps({"_class_name": "UNet2DConditionModel"}))
         (tmp_path / pipeline / "model_index.json").write_text(json.dumps({"unet": ["diffusers", "UNet"]}))
     refused = dts("compress", "base", "tuned", "-o", "no")
-    assert refused.exit_code == 2 and "base/unet, and the same one of the other" in " ".join(refused.stderr.split())
+    assert refused.exit_code == 2 and "base/unet, and the same one of the other" in said(refused)
     _, plain = made(dts, "plain", models / "base", models / "one")
     _, unet = made(dts, "adapter", "base/unet", "tuned/unet")
     assert equal(plain, unet)
@@ -394,6 +397,6 @@ def test_one_cause_is_one_line(dts, models):
     refused = dts("diff", models / "base", "narrow.safetensors")
     lines = [re.sub(r"[│\s]+", " ", line) for line in refused.stderr.splitlines() if "shape" in line]
     assert len(lines) == 1 and "layer.0.weight, layer.1.weight: shape [48, 64]" in lines[0], lines
-    text = " ".join(dts("diff", "many.safetensors", "wide.safetensors").stderr.replace("│", " ").split())
+    text = said(dts("diff", "many.safetensors", "wide.safetensors"))
     assert "40 mismatches" in text and "and so 37 more" in text and len(text) < 700
     assert base
