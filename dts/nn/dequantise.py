@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from dts.nn.deltas import Piece
-from dts.nn.layers import adopt, base_class, layer_class, release
+from dts.nn.layers import adopt, layer_class, release
 from dts.sites import dequantised, has_codes, is_quantised, raw_or_none, sites, was_transposed
 
 
@@ -41,7 +41,7 @@ def dequantise(model: nn.Module) -> list[str]:
 
 def _to_plain(module: nn.Module) -> None:
     """The module itself becomes the plain one: whoever holds it goes on."""
-    weight, deltas = dequantised(module, base_class(module)), module.__dict__.get("dts")
+    weight, deltas = dequantised(module), module.__dict__.get("dts")
     bias = raw_or_none(module, "bias") if "bias" in {*module._parameters, *module._buffers} else None
     rows, columns = weight.shape
     plain: nn.Module

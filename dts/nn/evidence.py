@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dts.adapter import Adapter
 from dts.adapter.in_memory import part_of
 from dts.checkpoint import Checkpoint, sampled_digest
-from dts.nn.layers import base_class
-from dts.sites import Site, Target, dequantised, has_codes, is_quantised, resolve, sites
+from dts.sites import Site, Target, has_codes, is_quantised, resolve, sites
 from dts.sites.transformers import renamer
 from dts.sums import energy, squared_difference
 
@@ -51,7 +50,7 @@ def evidence(adapter: Adapter, model: nn.Module, rounded: bool = False) -> Evide
         looked_at += codes
         if codes and looked_at > LOOKED_AT:
             continue
-        ours = part_of(_numbers(site), target).detach().cpu().contiguous()
+        ours = part_of(site.numbers, target).detach().cpu().contiguous()
         same = noted[name] in (sampled_digest(ours), sampled_digest(ours.to(getattr(torch, base_dtype))))
         names = (found.other, found.equal) if not codes else (found.other_codes, found.equal_codes)
         names[same].append(name)
@@ -66,7 +65,7 @@ def differing(adapter: Adapter, model: nn.Module, original: Checkpoint) -> tuple
         if compared == LOOKED_AT or base_name not in original.tensors or len(site.shape) < 2:
             continue
         compared += 1
-        ours, theirs = part_of(_numbers(site), target).detach().cpu(), original.load(base_name)
+        ours, theirs = part_of(site.numbers, target).detach().cpu(), original.load(base_name)
         if ours.shape != theirs.shape or squared_difference(ours, theirs) > SAME_MODEL * energy(theirs):
             wrong.append(name)
         original.release(base_name)
@@ -80,8 +79,3 @@ def _places(adapter: Adapter, model: nn.Module) -> Iterator[tuple[str, Site, Tar
     entries = {n: e for n, e in adapter.entries.items() if e.base_name is not None and e.kind != "tied"}
     for name, target in resolve(entries, known, rename, []).items():
         yield name, known[target.name], target
-
-
-def _numbers(site: Site) -> Tensor:
-    quantised = is_quantised(site.module, site.parameter)
-    return dequantised(site.module, base_class(site.module)) if quantised else site.tensor

@@ -13,8 +13,8 @@ from dts.adapter.entries import Entry
 from dts.codec import parts
 from dts.codec.factors import Factors
 from dts.nn.deltas import Piece
-from dts.nn.layers import base_class, kind_of
-from dts.sites import Site, Target, dequantised, is_quantised, resolve, sites
+from dts.nn.layers import kind_of
+from dts.sites import Site, Target, is_quantised, resolve, sites
 
 
 @dataclass
@@ -143,7 +143,7 @@ def _pieces(entry: Entry, target: Target, site: Site, wrong: list[str]) -> list[
     elif entry.kind == "value":
         if target.expert is not None or row is not None:
             wrong.append(f"{entry.name}: a whole value cannot be a part of the fused {target.name}")
-        pieces.append(_whole(entry, _value(entry), site))
+        pieces.append(_whole(entry, _value(entry), site.numbers))
     if entry.added_rows is not None:
         pieces.append(Piece("added", entry.added_rows))
     return pieces
@@ -179,10 +179,8 @@ def _misfit(factors: Factors) -> str:
     return ""
 
 
-def _whole(entry: Entry, value: Tensor, site: Site) -> Piece:
+def _whole(entry: Entry, value: Tensor, base: Tensor) -> Piece:
     """A whole value of a tensor that the base has too: as a difference where mixing must make sense (floats)."""
-    quantised = is_quantised(site.module, site.parameter)
-    base = dequantised(site.module, base_class(site.module)) if quantised else site.tensor
     if base.is_floating_point() and value.is_floating_point():
         wide = torch.float64 if base.dtype == torch.float64 else torch.float32
         return Piece("raw", entry.delta(base.detach(), wide))

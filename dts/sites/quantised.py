@@ -61,20 +61,18 @@ def numbers(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def dequantised(module: nn.Module, cls: type[nn.Module] | None = None) -> Tensor:
+def dequantised(module: nn.Module) -> Tensor:
     """The matrix of `quantised_shape` that a quantised module computes with, in floating point.
 
     A tensor that can tell is asked.  Else the module is: what a linear layer without its bias makes of the identity
     matrix is its weight, what an embedding makes of all ids is its table.
-
-    cls: the module's own class, if it was changed.
     """
-    weight, sizes, cls = stored(module), _sizes(module), cls or type(module)
+    weight, sizes = stored(module), _sizes(module)
     assert weight is not None and sizes is not None  # `is_quantised` said so
     if _dequantises(weight):
         found = weight.dequantize()
     else:
-        twin = _without_bias(module, cls)
+        twin = _without_bias(module)
         table = isinstance(module, nn.Embedding)
         given = torch.arange(sizes[0]) if table else torch.eye(sizes[1], dtype=dequantised_dtype(module))
         rows = torch.cat([twin.forward(part.to(weight.device)) for part in given.split(AT_ONCE)])
@@ -95,9 +93,10 @@ def dequantised_dtype(module: nn.Module) -> torch.dtype:
     return next((t.dtype for t in own if t.is_floating_point() and t.dtype.itemsize > 1), torch.float32)
 
 
-def _without_bias(module: nn.Module, cls: type[nn.Module]) -> nn.Module:
-    """A twin of the module's own class that shares everything but the bias, which it has not."""
-    twin: nn.Module = object.__new__(cls)
+def _without_bias(module: nn.Module) -> nn.Module:
+    """A twin, of the class that the module had before tasks changed it (``dts_base``), that shares all but the bias,
+    which it has not."""
+    twin: nn.Module = object.__new__(getattr(module, "dts_base", type(module)))
     twin.__dict__ = {name: value for name, value in module.__dict__.items() if name != "forward"}
     for store in ("_parameters", "_buffers"):
         own = module.__dict__[store]

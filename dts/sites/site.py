@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from dts.sites.quantised import is_quantised, quantised_shape, stored
+from dts.sites.quantised import dequantised, is_quantised, quantised_shape, stored
 
 
 def raw(module: nn.Module, name: str) -> Tensor:
@@ -46,6 +46,11 @@ class Site:
     @property
     def shape(self) -> tuple[int, ...]:
         return parameter_shape(self.module, self.parameter)
+
+    @property
+    def numbers(self) -> Tensor:
+        """The tensor; of a quantised layer the matrix that its codes stand for, made anew each time."""
+        return dequantised(self.module) if is_quantised(self.module, self.parameter) else self.tensor
 
 
 def sites(model: nn.Module) -> dict[str, Site]:
