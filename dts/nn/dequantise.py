@@ -6,7 +6,7 @@ from torch import nn
 
 from dts.nn.deltas import Piece
 from dts.nn.layers import adopt, layer_class, release
-from dts.sites import dequantised, has_codes, is_quantised, raw_or_none, sites, was_transposed
+from dts.sites import dequantised, has_codes, is_quantised, raw, raw_or_none, sites, was_transposed
 
 
 def quantised_weights(model: nn.Module) -> list[str]:
@@ -14,11 +14,15 @@ def quantised_weights(model: nn.Module) -> list[str]:
     return [
         name
         for name, site in sites(model).items()
-        if is_quantised(site.module, site.parameter)
-        or isinstance(site.tensor, nn.Parameter)
-        and has_codes(site.tensor)
-        and not is_quantised(site.module)  # what else such a layer has: zeros, groups
+        if in_codes(site.module, site.parameter)
+        and (site.parameter == "weight" or not is_quantised(site.module))  # what else such a layer has: zeros, groups
     ]
+
+
+def in_codes(module: nn.Module, parameter: str) -> bool:
+    """Whether a parameter is stored as codes.  Buffers of integers are none, but for those that stand for a weight."""
+    own = raw(module, parameter)
+    return is_quantised(module, parameter) or isinstance(own, nn.Parameter) and has_codes(own)
 
 
 def dequantise(model: nn.Module) -> list[str]:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from dts.nn.deltas import ParameterDelta
-from dts.nn.dequantise import dequantise
+from dts.nn.dequantise import dequantise, in_codes
 from dts.nn.layers import Layer
 from dts.nn.routing import RoutingState
-from dts.sites import Site, has_codes, is_quantised, raw, sites
+from dts.sites import Site, raw, sites
 
 
 def merge(
@@ -25,7 +25,9 @@ def merge(
     if dequantised:
         dequantise(model)
     else:
-        quantised = [f"{name}.{p}" for name, layer in layers.items() for p in layer.dts.parameters if _coded(layer, p)]
+        quantised = [
+            f"{name}.{p}" for name, layer in layers.items() for p in layer.dts.parameters if in_codes(layer, p)
+        ]
         if quantised:
             raise ValueError(
                 f"cannot write into quantised weights: {', '.join(quantised)}.  "
@@ -45,11 +47,6 @@ def merge(
     for holders in list(shared.values()):
         _write(list(holders.values()), state)
     return {name: change for name, layer in layers.items() if (change := layer.dts_resized()) is not None}
-
-
-def _coded(layer: Layer, parameter: str) -> bool:
-    own = raw(layer, parameter)
-    return is_quantised(layer, parameter) or isinstance(own, nn.Parameter) and has_codes(own)
 
 
 def _write(holders: list[Site], state: RoutingState) -> None:
