@@ -218,7 +218,7 @@ class DTSModel(nn.Module):
         if self._shelf is None:
             self._delete(name)
         else:
-            self._shelf.remove(name, self._delete)
+            self._shelf.remove(name)
 
     def _delete(self, name: str) -> None:
         with self._state.alone():
@@ -344,12 +344,6 @@ class DTSModel(nn.Module):
         """Raises ValueError where something needs all tasks in memory and they are not."""
         if self._shelf is not None and (absent := self._shelf.on_disk):
             raise ValueError(f"{what} needs every task in memory, and {absent} are on disk: memory= leaves no room")
-
-    def _bring(self, name: str, adapter: Adapter, heads: bool) -> None:
-        self._load(name, adapter, heads)
-
-    def _let_go(self, name: str) -> None:
-        self._delete(name)
 
     def _may_load(self) -> None:
         if self._state._inside():

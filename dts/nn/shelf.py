@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,8 +32,8 @@ class Source:
 class Loads(Protocol):
     """What a shelf asks of its model."""
 
-    def _bring(self, name: str, adapter: Adapter, heads: bool) -> None: ...
-    def _let_go(self, name: str) -> None: ...
+    def _load(self, name: str, adapter: Adapter, heads: bool) -> None: ...
+    def _delete(self, name: str) -> None: ...
     def _may_load(self) -> None: ...
 
 
@@ -110,13 +110,13 @@ class Shelf:
                 self.sources[name] = before
             raise
 
-    def remove(self, name: str, delete: Callable[[str], None]) -> None:
+    def remove(self, name: str) -> None:
         """A task is not asked for any more."""
         self.check([name])
         self.model._may_load()  # a thread that loads this waits for calls to end
         self.sources.pop(name, None)  # first: nobody brings it again then
         if self.residents.forget(name):
-            delete(name)
+            self.model._delete(name)
 
     # ---- `dts.nn.residents.Store` ------------------------------------------------------------------------------
 
@@ -126,11 +126,11 @@ class Shelf:
     def bring(self, name: str) -> int:
         source = self._source(name)
         adapter = Adapter.load(source.folder, source.prefix)
-        self.model._bring(name, adapter, source.heads)
+        self.model._load(name, adapter, source.heads)
         return bytes_of(adapter)
 
     def let_go(self, name: str) -> None:
-        self.model._let_go(name)
+        self.model._delete(name)
 
     def _source(self, name: str) -> Source:
         source = self.sources.get(name)  # another thread may delete it at any time
