@@ -38,15 +38,6 @@ class _Stored:
     task_only: bool = False
 
 
-def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
-    """The floating dtype that most bytes of a checkpoint are in."""
-    sizes: dict[torch.dtype, int] = {}
-    for tensor in checkpoint.tensors.values():
-        if tensor.dtype.is_floating_point:
-            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + math.prod(tensor.shape) * tensor.dtype.itemsize
-    return max(sizes, key=lambda dtype: sizes[dtype], default=torch.float32)
-
-
 def base_size(model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype, mappable: bool = True) -> BaseSize:
     """model: empty, as `dts.nn.library.Library.empty_base` makes it;  dtype: of its parameters once loaded;
     mappable: the device reads the file's pages themselves: a CPU."""

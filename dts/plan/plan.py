@@ -19,7 +19,7 @@ from dts.checkpoint import open_checkpoint
 from dts.checkpoint.safetensors_file import Layout
 from dts.nn.library import library
 from dts.nn.sizes import OBJECTS, task_bytes
-from dts.plan.base import base_size, stored_dtype
+from dts.plan.base import base_size
 from dts.plan.passes import NotFollowed, pass_size
 from dts.plan.process import settled
 from dts.sizes import bytes_text, parse_bytes
@@ -168,7 +168,7 @@ def plan(
     about = [adapter for adapter, _ in found.values()]
     revision = {key: options[key] for key in ("revision", "subfolder", "variant") if options.get(key) is not None}
     checkpoint = open_checkpoint(model, **revision)
-    dtype = as_dtype(options.get("dtype")) or stored_dtype(checkpoint)
+    dtype = as_dtype(options.get("dtype")) or checkpoint.main_dtype
     empty, _ = library().empty_base(model, about, **options | {"dtype": dtype})
     length = length or min(LENGTH, _positions(empty) or LENGTH)
     unknown: list[str] = []

@@ -11,7 +11,7 @@ from torch import nn
 import dts
 from dts.plan import TooSmall, plan
 from dts.plan import plan as _plan_function
-from dts.plan.base import base_size, stored_dtype
+from dts.plan.base import base_size
 from dts.plan.passes import NotFollowed, pass_size
 
 transformers = pytest.importorskip("transformers")
@@ -121,7 +121,7 @@ def test_experts_that_the_loader_stacks_are_copied_and_ties_count_once():
     assert size.copied == 4 * 2 * 3 * 3 * 64 * 32 and size.lacking == 0
     assert size.mapped + size.copied == 4 * sum(p.numel() for p in model.parameters())
     assert base_size(model, checkpoint, torch.float32, mappable=False).mapped == 0
-    assert stored_dtype(checkpoint) == torch.float32
+    assert checkpoint.main_dtype == torch.float32
 
 
 # ---- a pass ------------------------------------------------------------------------------------------------------
