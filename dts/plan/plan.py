@@ -166,8 +166,7 @@ def plan(
     place = torch.device(device)
     found = layouts(adapters)
     about = [adapter for adapter, _ in found.values()]
-    revision = {key: options[key] for key in ("revision", "subfolder", "variant") if options.get(key) is not None}
-    checkpoint = open_checkpoint(model, **revision)
+    checkpoint = open_checkpoint(model, **{key: value for key, value in options.items() if value is not None})
     dtype = as_dtype(options.get("dtype")) or checkpoint.main_dtype
     empty, _ = library().empty_base(model, about, **options | {"dtype": dtype})
     length = length or min(LENGTH, _positions(empty) or LENGTH)

@@ -96,6 +96,16 @@ def test_a_model_is_checked_against_the_revision_that_is_loaded(cache, tmp_path)
             dts.DTSModel.from_pretrained("org/base", adapters={"a": adapter}, **options, **given)
 
 
+def test_a_plan_is_of_the_checkpoint_in_the_cache_that_is_named(cache):
+    import dts
+
+    given = {"cache_dir": str(cache), "local_files_only": True, "length": 8}
+    model = dts.DTSModel.from_pretrained("org/base@v2", memory="8GB", **given)
+    weight = opened(cache, "org/base", revision="v2").load("embeddings.word_embeddings.weight")
+    assert torch.equal(model.model.embeddings.word_embeddings.weight, weight)
+    assert model.plan.as_dict()["rows"] and model.plan.model == "org/base@v2"
+
+
 def test_verbs_take_a_revision(cache, tmp_path):
     base = opened(cache, "org/base", revision="v2")
     save_file({name: base.load(name) * 1.01 for name in base.names}, tmp_path / "tuned.safetensors")
