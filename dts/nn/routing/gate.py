@@ -34,12 +34,9 @@ class Gate:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Nothing is changed meanwhile.  A thread that holds it goes on: a change that waits for that thread, and for
-        which that thread waits, would be for ever."""
+        """Nothing is changed meanwhile.  Not for a thread that holds it (`held_here`), which goes on as it is: a change
+        that waits for that thread, and for which that thread waits, would be for ever."""
         thread = threading.get_ident()
-        if thread in self._calls:
-            yield
-            return
         with self.lock:
             while self._waiting or self._changing is not None:
                 self.lock.wait()
