@@ -47,6 +47,10 @@ class Base:
         except Quantised:
             return None
 
+    @cached_property
+    def _original_fingerprint(self) -> str:
+        return fingerprint(open_checkpoint(self.original))
+
     def check(self, adapters: Iterable[Adapter], model: nn.Module | None = None) -> None:
         """Raises ValueError if an adapter says that it was made for another base.
 
@@ -102,11 +106,9 @@ class Base:
 
     def _not_of_original(self, adapter: Adapter, model: nn.Module, made_for: str) -> str | None:
         """Whether the checkpoint that the user names is the adapter's base, and this a quantised form of it."""
-        original = open_checkpoint(self.original)
-        theirs = fingerprint(original)
-        if theirs != made_for:
-            return f"{adapter.name} was made for {made_for}, and {self.original} is {theirs}"
-        compared, wrong = differing(adapter, model, original)
+        if self._original_fingerprint != made_for:
+            return f"{adapter.name} was made for {made_for}, and {self.original} is {self._original_fingerprint}"
+        compared, wrong = differing(adapter, model, open_checkpoint(self.original))
         if wrong or not compared:
             what = f"{_some(wrong)} is far from it" if wrong else "nothing could be compared"
             return f"{adapter.name} was made for {self.original}, and this is no quantised form of that: {what}"
