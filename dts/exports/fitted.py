@@ -17,7 +17,7 @@ from dts.adapter import Adapter, Entry
 from dts.adapter.accounting import of_model
 from dts.checkpoint import Checkpoint, open_checkpoint
 from dts.files import Watch
-from dts.sites import Site, Target, resolve, sites
+from dts.sites import Site, Target, Unchanged, resolve, sites
 from dts.sites.transformers import renamer
 
 
@@ -28,15 +28,6 @@ class Source:
     name: str
     target: Target
     entry: Entry | None
-
-
-@dataclass(frozen=True)
-class Stored:
-    """What `resolve` asks of a tensor that no entry changes."""
-
-    shape: tuple[int, ...]
-    base_name: str | None = None
-    task_only: bool = False
 
 
 @dataclass
@@ -102,8 +93,8 @@ def fitted(adapter: Adapter, base: Checkpoint, model: nn.Module | None = None) -
     model = model_of(adapter.model_config or base.config, adapter.name) if model is None else model
     known, wrong = sites(model), list[str]()
     entries = adapter.entries
-    stored: dict[str, Entry | Stored] = {
-        name: entries[name] if name in entries else Stored(finetuned.shape(name)) for name in finetuned.names
+    stored: dict[str, Entry | Unchanged] = {
+        name: entries[name] if name in entries else Unchanged(finetuned.shape(name)) for name in finetuned.names
     }
     targets = resolve(stored, known, renamer(model), wrong)
     lost = {name: "the model has no such parameter" for name in stored if name not in targets and name in entries}

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from dts.adapter import Adapter, compress
 from dts.checkpoint import Checkpoint, CheckpointError, Lazy, open_checkpoint
-from dts.exports.fitted import Stored, model_of
+from dts.exports.fitted import model_of
 from dts.exports.peft_folder import MERGE, PeftFolder, read_peft
 from dts.files import Watch
 from dts.nn.layers import kind_of
 from dts.shapes import SMALL
-from dts.sites import resolve, sites
+from dts.sites import Unchanged, resolve, sites
 from dts.sites.transformers import renamer
 from dts.warn import warn
 
@@ -76,7 +76,7 @@ def merged_checkpoint(lora: PeftFolder, base: Checkpoint, model: nn.Module | Non
     config = _config(lora, base)
     model = model_of(config, str(lora.folder)) if model is None else model
     known, wrong = sites(model), list[str]()
-    stored = {name: Stored(base.shape(name)) for name in base.names if name not in base.tied}
+    stored = {name: Unchanged(base.shape(name)) for name in base.names if name not in base.tied}
     targets = resolve(stored, known, renamer(model), wrong)
     changes = _Changes(lora, model)
     tensors: dict[str, Lazy] = {}

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dts.checkpoint import Checkpoint
-from dts.sites import resolve, sites
+from dts.sites import Site, Unchanged, resolve, sites
 from dts.sites.transformers import renamer
 
 
@@ -29,20 +29,11 @@ class BaseSize:
     converted: int = 0
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """As `dts.sites.resolve` wants it."""
-
-    base_name: str | None
-    shape: tuple[int, ...]
-    task_only: bool = False
-
-
 def base_size(model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype, mappable: bool = True) -> BaseSize:
     """model: empty, as `dts.nn.library.Library.empty_base` makes it;  dtype: of its parameters once loaded;
     mappable: the device reads the file's pages themselves: a CPU."""
     known = sites(model)
-    stored = {name: _Stored(name, lazy.shape) for name, lazy in checkpoint.tensors.items()}
+    stored = {name: Unchanged(lazy.shape) for name, lazy in checkpoint.tensors.items()}
     targets = resolve(stored, known, renamer(model), [])
     by_target: dict[int, list[str]] = {}
     for name, target in targets.items():
@@ -50,7 +41,7 @@ def base_size(model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype, mapp
             by_target.setdefault(id(known[target.name].tensor), []).append(name)
     persistent = set(model.state_dict(keep_vars=True))
     sizes = dict.fromkeys(("mapped", "copied", "lacking", "buffers", "converted"), 0)
-    for tensor, names in _distinct(model):
+    for tensor, names in _distinct(known):
         sources = by_target.get(id(tensor), [])
         own = tensor.numel() * (dtype.itemsize if tensor.is_floating_point() else tensor.element_size())
         if not sources:
@@ -68,9 +59,9 @@ def base_size(model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype, mapp
     return BaseSize(**sizes)
 
 
-def _distinct(model: nn.Module) -> list[tuple[torch.Tensor, set[str]]]:
+def _distinct(known: dict[str, Site]) -> list[tuple[torch.Tensor, set[str]]]:
     """Every parameter and buffer once, with its names."""
     found: dict[int, tuple[torch.Tensor, set[str]]] = {}
-    for name, site in sites(model).items():
+    for name, site in known.items():
         found.setdefault(id(site.tensor), (site.tensor, set()))[1].add(name)
     return list(found.values())

@@ -1,12 +1,13 @@
 """Where the tensors of a checkpoint are in a model in memory.  Imports no other room: all of them may ask."""
 
 from dts.sites.quantised import dequantised, dequantised_dtype, has_codes, is_quantised, numbers, was_transposed
-from dts.sites.resolve import Target, resolve
+from dts.sites.resolve import Target, Unchanged, resolve
 from dts.sites.site import Site, parameter_shape, raw, raw_or_none, sites
 
 __all__ = [
     "Site",
     "Target",
+    "Unchanged",
     "dequantised",
     "dequantised_dtype",
     "has_codes",

@@ -34,6 +34,15 @@ class Stored(Protocol):
     def task_only(self) -> bool: ...
 
 
+@dataclass(frozen=True)
+class Unchanged:
+    """A `Stored` tensor that no entry of an adapter changes."""
+
+    shape: tuple[int, ...]
+    base_name: str | None = None
+    task_only: bool = False
+
+
 def resolve(
     tensors: Mapping[str, Stored], known: Collection[str], rename: Callable[[str], Target], wrong: list[str]
 ) -> dict[str, Target]:
