@@ -31,7 +31,6 @@ Memory = int | str
 # what malloc cannot give back.  *Measured* by `python -m benchmarks.resident`: 8 to 14 MB
 WORK = 12_000_000
 
-
 LENGTH = 128  # tokens
 
 
@@ -161,14 +160,33 @@ def plan(
     options: for transformers' ``from_pretrained``; dtype: default as most of the checkpoint is stored.
     Raises ValueError that names every adapter that cannot be used, and for numbers that make no sense.
     """
+    made, _ = planned(
+        model, adapters, memory, batch=batch, length=length, device=device, pin=pin, prefix=prefix, **options
+    )
+    return made
+
+
+def planned(
+    model: str | Path,
+    adapters: Mapping[str, str | Path | Adapter],
+    memory: Memory | None = None,
+    *,
+    batch: int = 1,
+    length: int | None = None,
+    device: str | torch.device = "cpu",
+    pin: Sequence[str] = (),
+    prefix: float | None = None,
+    **options: Any,
+) -> tuple[Plan, dict[str, Adapter]]:
+    """`plan`, and the adapters without their entries, which were read for it."""
     limit = parse_bytes(memory, "memory") if isinstance(memory, str) else memory
     _check(limit, batch, length, device, prefix, pin, adapters)
     place = torch.device(device)
-    found = layouts(adapters)
-    about = [adapter for adapter, _ in found.values()]
+    found = _layouts(adapters)
+    about = {name: adapter for name, (adapter, _) in found.items()}
     checkpoint = open_checkpoint(model, **{key: value for key, value in options.items() if value is not None})
     dtype = as_dtype(options.get("dtype")) or checkpoint.main_dtype
-    empty, _ = library().empty_base(model, about, **options | {"dtype": dtype})
+    empty, _ = library().empty_base(model, list(about.values()), **options | {"dtype": dtype})
     length = length or min(LENGTH, _positions(empty) or LENGTH)
     unknown: list[str] = []
     rows: list[Row] = []
@@ -202,7 +220,7 @@ def plan(
     tasks = [_task(name, adapter, stored, prefix) for name, (adapter, stored) in found.items()]
     made = Plan(str(model), limit, batch, length, str(place), str(dtype).removeprefix("torch."), rows, unknown, loading)
     made.rows = [*rows, *_placed(made, tasks, set(pin))]
-    return made
+    return made, about
 
 
 def _positions(model: nn.Module) -> int | None:
@@ -249,7 +267,7 @@ def _whole(number: Any) -> bool:
     return isinstance(number, Integral) and not isinstance(number, bool)
 
 
-def layouts(adapters: Mapping[str, str | Path | Adapter]) -> dict[str, tuple[Adapter, Layout]]:
+def _layouts(adapters: Mapping[str, str | Path | Adapter]) -> dict[str, tuple[Adapter, Layout]]:
     """Each adapter without its entries, and what it stores."""
     found: dict[str, tuple[Adapter, Layout]] = {}
     wrong: list[str] = []

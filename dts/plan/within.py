@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dts.nn.adapters import Given
 from dts.nn.shelf import Source
-from dts.plan.plan import Memory, as_dtype, layouts, plan
+from dts.plan.plan import Memory, as_dtype, planned
 from dts.plan.process import steady
 
 if TYPE_CHECKING:
@@ -22,11 +22,10 @@ def within(
     cls: type[DTSModel], path: str | Path, adapters: Mapping[str, Given], memory: Memory, **options: Any
 ) -> DTSModel:
     """`DTSModel.from_pretrained` with ``memory=``; prints the plan on stderr before anything is loaded."""
-    made = plan(path, adapters, memory, **options)
+    made, about = planned(path, adapters, memory, **options)
     print(made, file=sys.stderr)
     steady()
     own = {key: options.pop(key) for key in OWN if key in options}
-    about = {name: adapter for name, (adapter, _) in layouts(adapters).items()}
     model = cls._of_base(path, list(about.values()), **options | {"dtype": as_dtype(made.dtype)})
     if made.device != "cpu":
         model.to(made.device)
