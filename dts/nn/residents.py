@@ -19,8 +19,8 @@ class Store(Protocol):
     def size_of(self, name: str) -> int:
         """Bytes that a task will take, from what is known before it is loaded; raises what makes it unusable."""
 
-    def bring(self, name: str) -> int | None:
-        """Load a task; the bytes that it takes, None: those that were expected."""
+    def bring(self, name: str) -> int:
+        """Load a task; the bytes that it takes."""
 
     def let_go(self, name: str) -> None:
         """Take a task out of memory."""
@@ -211,7 +211,7 @@ class Residents:
             for name in missing:
                 took = store.bring(name)
                 with self._changed:
-                    self.loaded[name] = self._moving[name] if took is None else took
+                    self.loaded[name] = took
                 self._moved(name)
                 left.remove(name)
         except BaseException:

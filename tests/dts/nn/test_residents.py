@@ -29,6 +29,7 @@ class Books:
             self.log.append(f"+{name}")
             if sum(SIZES[one] for one in self.there) > self.residents.limit:
                 self.wrong.append(f"{sorted(self.there)} at once")
+        return self.size_of(name)
 
     def let_go(self, name):
         with self.lock:
