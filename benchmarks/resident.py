@@ -208,18 +208,14 @@ def main() -> None:
         folders = [folder / f"task{i}" for i in range(args.tasks)]
         for one in folders:
             shutil.copytree(adapter, one)
-        cgroup = None
-        found = child(base, folders, argparse.Namespace(**vars(args) | {"under": None}), None)
+        found = child(base, folders, args, None)
         if args.under == "cgroup":
             cgroup = Cgroup(int(SLACK * found["planned"]))
-        if args.under:
             try:
                 found = child(base, folders, args, cgroup)
-                if cgroup:
-                    found["cgroup_peak"] = cgroup.most
+                found["cgroup_peak"] = cgroup.most
             finally:
-                if cgroup:
-                    cgroup.remove()
+                cgroup.remove()
     found["under"] = args.under
     print(
         f"{args.model}: planned {found['planned'] / 1e6:.1f} MB, most in memory {found['peak'] / 1e6:.1f} MB "
