@@ -64,8 +64,7 @@ def plan(
         table.columns[2].justify = table.columns[3].justify = "left"
         for row in made.rows:
             table.add_row(row.what, bytes_text(row.nbytes), row.where, row.note)
-        limit = "" if made.limit is None else f"of {bytes_text(made.limit)} that are allowed"
-        table.add_row("in memory", bytes_text(made.total), "", limit)
+        table.add_row("in memory", bytes_text(made.total), "", made.against)
         output.print(table)
         for why in made.unknown:
             output.print(f"not counted: {why}", soft_wrap=True)

@@ -117,7 +117,7 @@ class Plan:
         cells: list[tuple[str, str, str, str]] = [
             (row.what, bytes_text(row.nbytes), row.where, row.note) for row in self.rows
         ]
-        cells.append(("in memory", bytes_text(self.total), "", self._against()))
+        cells.append(("in memory", bytes_text(self.total), "", self.against))
         widths = [max(len(row[i]) for row in cells) for i in range(3)]
         head = f"{self.model}, {self.dtype} on {self.device}, {self.batch} rows of {self.length} tokens"
         lines = [
@@ -126,7 +126,9 @@ class Plan:
         ]
         return "\n".join([head, *lines, *[f"  not counted: {why}" for why in self.unknown]])
 
-    def _against(self) -> str:
+    @property
+    def against(self) -> str:
+        """The limit, in words."""
         return "" if self.limit is None else f"of {bytes_text(self.limit)} that are allowed"
 
 
