@@ -25,7 +25,7 @@ from dts.exports.fitted import Fitted, Source, opened
 from dts.exports.places import Places, pattern_of, places, target_modules
 from dts.exports.products import Product
 from dts.exports.report import Export, Exported, NotExact
-from dts.files import building, check_place
+from dts.files import Watch, building, check_place
 
 CONFIG, MODEL, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -64,19 +64,31 @@ def export_lora(
     (fit, watch), out = opened(adapter, base, rank, model), Path(out)
     writer = Writer(fit, places(fit), rank, DTYPES[dtype])
     writer.check_exact()
-    with building(out, lambda: check_place(out, overwrite, "a PEFT adapter", _is_peft)) as place:
+    return write_folder(writer, watch, out, partial(_card, fit), overwrite, progress)
+
+
+def write_folder(
+    writer: Writer,
+    watch: Watch,
+    out: Path,
+    card: Callable[[Export], str],
+    overwrite: bool = False,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Export:
+    """A PEFT adapter, all of it or nothing.  watch: on what it is made of;  card: what was made -> its README.md."""
+    with building(out, lambda: check_place(out, overwrite, "a PEFT adapter", is_peft)) as place:
         folder = place.fresh()
         writer.write(folder / MODEL, progress)
         (folder / CONFIG).write_text(json.dumps(writer.config(), indent=2) + "\n", "utf-8")
         result = writer.report(out)
-        (folder / "README.md").write_text(_card(fit, result), "utf-8")
+        (folder / "README.md").write_text(card(result), "utf-8")
         nbytes = sum(file.stat().st_size for file in folder.iterdir())
         watch.check()
         place.finish()
     return Export(out, nbytes, result.parameters, result.notes)
 
 
-def _is_peft(folder: Path) -> bool:
+def is_peft(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
@@ -97,9 +109,13 @@ class Writer:
         """The changed parts of a parameter."""
         return [one for one in self.fit.sources.get(f"{module}.{leaf}", ()) if one.entry is not None]
 
+    def sampled(self) -> list[str]:
+        """The modules with samples, of which no LoRA is exact."""
+        return [module for module in self.places.lora if not all(map(_low_rank, self.sources(module)))]
+
     def check_exact(self) -> None:
         """Raises NotExact where samples would be lost."""
-        sampled = [m for m in self.places.lora if not all(map(_low_rank, self.sources(m)))]
+        sampled = self.sampled()
         if sampled and self.cap is None:
             raise NotExact(
                 f"the adapter {self.fit.adapter.name!r} has samples in {len(sampled)} layers "

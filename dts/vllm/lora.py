@@ -7,9 +7,9 @@ out is refused.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,11 @@ from dts.adapter import Adapter
 from dts.adapter.card import markdown
 from dts.adapter.digests import config_digest
 from dts.checkpoint.errors import some
-from dts.exports import NotExact, products
+from dts.exports import NotExact
 from dts.exports.fitted import Fitted, opened
-from dts.exports.lora import CONFIG, MODEL, Writer
+from dts.exports.lora import Writer, is_peft, write_folder
 from dts.exports.places import Places, places
 from dts.exports.report import Export
-from dts.files import building, check_place
 from dts.files.lock import Busy
 from dts.vllm.options import LARGEST_RANK
 
@@ -41,7 +40,6 @@ def write_lora(
     out: str | Path,
     rank: int = LARGEST_RANK,
     samples: str = "refuse",
-    overwrite: bool = False,
 ) -> Export:
     """Writes a folder that vLLM loads as a LoRA of the base; its README.md has the error and what is left out.
 
@@ -51,7 +49,7 @@ def write_lora(
     """
     (fit, watch), out = opened(adapter, base, rank, None), Path(out)
     writer = Writer(fit, _places(fit), rank, torch.float32)
-    sampled = [module for module in writer.places.lora if not _low_rank(writer, module)]
+    sampled = writer.sampled()
     if sampled and samples != "reencode":
         raise NotExact(
             f"the adapter {fit.adapter.name!r} has samples in {len(sampled)} layers ({some(sampled, 3)}), which are no "
@@ -64,20 +62,7 @@ def write_lora(
             f"the adapter {fit.adapter.name!r} changes {len(matrices)} matrices that no LoRA of vLLM is for "
             f"({some(matrices, 3)}): {PACKED}"
         )
-    with building(out, lambda: check_place(out, overwrite, "a PEFT adapter", _is_lora)) as place:
-        folder = place.fresh()
-        writer.write(folder / MODEL)
-        (folder / CONFIG).write_text(json.dumps(writer.config(), indent=2) + "\n", "utf-8")
-        result = writer.report(out)
-        (folder / "README.md").write_text(_card(fit.adapter, result), "utf-8")
-        nbytes = sum(file.stat().st_size for file in folder.iterdir())
-        watch.check()
-        place.finish()
-    return Export(out, nbytes, result.parameters, result.notes)
-
-
-def _low_rank(writer: Writer, module: str) -> bool:
-    return all(one.entry is not None and products.is_low_rank(one.entry) for one in writer.sources(module))
+    return write_folder(writer, watch, out, partial(_card, fit.adapter))
 
 
 def _shape(fit: Fitted, name: str) -> tuple[int, ...]:
@@ -94,10 +79,6 @@ def _places(fit: Fitted) -> Places:
         if leaf != "weight" or module not in found.lora:
             found.lost.setdefault(name, NO_PLACE)
     return found
-
-
-def _is_lora(folder: Path) -> bool:
-    return (folder / CONFIG).is_file()
 
 
 def _card(adapter: Adapter, result: Export) -> str:
@@ -125,7 +106,7 @@ def cached(about: Adapter, base: Any, cache: Path, rank: int, samples: str, wait
     assert about.folder is not None
     own = config_digest({"adapter": config_digest(about.config), "rank": rank, "samples": samples, "made": VERSION})
     out, until = cache / f"{about.folder.name}-{own}", time.monotonic() + wait
-    while not _is_lora(out):
+    while not is_peft(out):
         try:
             if not cache.is_dir():
                 cache.mkdir(parents=True)
@@ -135,7 +116,7 @@ def cached(about: Adapter, base: Any, cache: Path, rank: int, samples: str, wait
                 raise
             time.sleep(0.2)
         except OSError as error:
-            if isinstance(error, FileExistsError) and (_is_lora(out) or cache.is_dir() and not out.exists()):
+            if isinstance(error, FileExistsError) and (is_peft(out) or cache.is_dir() and not out.exists()):
                 continue  # another process was faster
             raise OSError(f"{error} (DTS_VLLM_CACHE says another place for LoRAs made of adapters)") from error
         else:

@@ -11,7 +11,7 @@ import dts
 from dts.adapter.digests import config_digest
 from dts.checkpoint import Mismatch
 from dts.exports import NotExact
-from dts.vllm import lora
+from dts.exports.lora import MODEL
 from dts.vllm.lora import cached, in_words, write_lora
 from tests.dts.exports.conftest import made  # noqa: F401  a fixture
 
@@ -76,8 +76,8 @@ def test_the_cache_is_by_what_the_adapter_is(llama, tmp_path):
         return cached(dts.Adapter.load(place), llama / "base", cache, **{"rank": 512, "samples": "refuse"} | options)
 
     first = get()
-    written = (first / lora.MODEL).stat().st_mtime_ns
-    assert get() == first and (first / lora.MODEL).stat().st_mtime_ns == written
+    written = (first / MODEL).stat().st_mtime_ns
+    assert get() == first and (first / MODEL).stat().st_mtime_ns == written
     assert get(rank=8) != first
     before = config_digest(dts.Adapter.load(place).config)
     dts.Adapter.load(place).truncate(budget=0.15).save(place, overwrite=True)
