@@ -108,15 +108,14 @@ def cached(about: Adapter, base: Any, cache: Path, rank: int, samples: str, wait
     out, until = cache / f"{about.folder.name}-{own}", time.monotonic() + wait
     while not is_peft(out):
         try:
-            if not cache.is_dir():
-                cache.mkdir(parents=True)
+            cache.mkdir(parents=True, exist_ok=True)
             result = write_lora(Adapter.load(about.folder), base, out, rank, samples)
         except Busy:
             if time.monotonic() > until:
                 raise
             time.sleep(0.2)
         except OSError as error:
-            if isinstance(error, FileExistsError) and (is_peft(out) or cache.is_dir() and not out.exists()):
+            if isinstance(error, FileExistsError) and is_peft(out):
                 continue  # another process was faster
             raise OSError(f"{error} (DTS_VLLM_CACHE says another place for LoRAs made of adapters)") from error
         else:
