@@ -42,7 +42,7 @@ class Loader(DefaultModelLoader):
 
     def download_model(self, model_config: ModelConfig) -> None:
         """The base of a hub id is fetched when it is opened."""
-        open_checkpoint(_source(model_config))
+        open_checkpoint(source(model_config))
 
     def get_all_weights(self, model_config: ModelConfig, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) of the reconstructed fine-tune, tied ones once.
@@ -50,7 +50,7 @@ class Loader(DefaultModelLoader):
         Raises AdapterError for a damaged adapter, Mismatch for another base, ValueError for another configuration, all
         before the first tensor; NoEffect after the last where nothing changed.
         """
-        adapter, base = Adapter.load(self.adapter), open_checkpoint(_source(model_config))
+        adapter, base = Adapter.load(self.adapter), open_checkpoint(source(model_config))
         refuse_differences(adapter.name, adapter.model_config, base.config, model_config.hf_config)
         finetuned, effects = adapter.on(base), Effects(adapter, base)
         self.counter_before_loading_weights = time.perf_counter()  # vLLM logs how long it took
@@ -65,7 +65,8 @@ class Loader(DefaultModelLoader):
         return tensors()
 
 
-def _source(model_config: ModelConfig) -> str:
+def source(model_config: ModelConfig) -> str:
+    """The base that vLLM runs, as `open_checkpoint` takes it."""
     revision = model_config.revision
     return f"{model_config.model}@{revision}" if revision else model_config.model
 

@@ -29,6 +29,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 from dts.adapter.apply import check_base
 from dts.checkpoint import Checkpoint, open_checkpoint
 from dts.vllm.configs import refuse_differences
+from dts.vllm.loader import source
 from dts.vllm.packed.batch import Batch, Rows
 from dts.vllm.packed.layers import LinearDelta, NormDelta, Place
 from dts.vllm.packed.tasks import Tasks
@@ -91,8 +92,7 @@ class Manager:
     @property
     def base(self) -> Checkpoint:
         if self._base is None:
-            revision = self.config.revision
-            self._base = open_checkpoint(f"{self.config.model}@{revision}" if revision else self.config.model)
+            self._base = open_checkpoint(source(self.config))
         return self._base
 
     def add_adapter(self, request: Any) -> bool:
