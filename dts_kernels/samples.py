@@ -71,12 +71,18 @@ def groups_of(n: int, stride: int) -> int:
     return ceil_div(n, stride)
 
 
+def seed_at(seed, block, group):
+    """The seed of the elements of a matrix from that block of rows and that group of columns on, as of one that begins
+    there: ints, or int64 tensors."""
+    return (seed + 0x9E3779B1 * block + 0x85EBCA77 * group) & 0xFFFFFFFF
+
+
 def columns(shape: tuple[int, int], stride: int, seed: int, device=None, rows: Tensor | None = None) -> Tensor:
     """int64 [m, groups]: the column of every element; from n on there is none.  rows: int64, only these."""
     rows = torch.arange(shape[0], device=device) if rows is None else rows
     group = torch.arange(groups_of(shape[1], stride), device=rows.device)
     block = rows.div(stride, rounding_mode="floor")
-    h = (seed + 0x9E3779B1 * block[:, None] + 0x85EBCA77 * group) & 0xFFFFFFFF
+    h = seed_at(seed, block[:, None], group)
     for bits, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         h = h ^ h >> bits
         h = (h & 0xFFFF) * factor + (((h >> 16) * factor & 0xFFFF) << 16) & 0xFFFFFFFF  # int64 has no room for more

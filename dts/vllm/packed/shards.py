@@ -1,10 +1,7 @@
 """Rows and columns of a compressed matrix: what one process of a tensor-parallel model has of it.
 
 Components are cut row by row of U and V.  The places of a sample follow from its seed, a block of G rows and a group of
-G columns each: of a matrix that begins at block b and group g they are those of the seed
-
-    seed + 0x9E3779B1 b + 0x85EBCA77 g    modulo 2^32
-
+G columns each: of a matrix that begins at a block and a group they are those of another seed (`dts_kernels.samples`),
 so a cut within a block or a group takes the whole of it, with `Cut.rows` and `Cut.columns` too many in front.
 """
 
@@ -18,9 +15,7 @@ from torch import Tensor
 
 from dts.codec import Factors
 from dts_kernels.layout import PackedFactors, ceil_div, pack, unpack
-from dts_kernels.samples import Samples
-
-BLOCK, GROUP = 0x9E3779B1, 0x85EBCA77  # of the hash in `dts_kernels.samples`
+from dts_kernels.samples import Samples, seed_at
 
 
 @dataclass(frozen=True)
@@ -87,7 +82,7 @@ def cut_sample(sample: Samples, rows: range, columns: range) -> Cut:
     groups = range(group, ceil_div(columns.stop, sample.stride))
     if len(groups) != sample.groups:
         codes = pack(unpack(codes, sample.groups)[:, groups.start : groups.stop])
-    seed = (sample.seed + BLOCK * block + GROUP * group) & 0xFFFFFFFF
+    seed = seed_at(sample.seed, block, group)
     shape = rows.stop - first, columns.stop - start
     own = Samples(codes.clone(), sample.scale, sample.stride, seed, shape)
     return Cut(own, rows.start - first, columns.start - start)
