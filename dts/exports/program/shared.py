@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dts_kernels import Routing
-from dts_kernels.layout import VALUES
+from dts_kernels.reference import decode
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -15,9 +15,8 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 def byte_table(levels: Tensor | None) -> Tensor:
     """The four values of each byte: float32 [256, 4].  levels: [4], the values of codes 0 to 3 (None: `VALUES`)."""
-    values = torch.tensor(VALUES) if levels is None else levels.detach().to("cpu", torch.float32)
-    codes = torch.arange(256)[:, None] >> torch.tensor([0, 2, 4, 6]) & 3
-    return values[codes]
+    every = torch.arange(256, dtype=torch.uint8)[:, None]
+    return decode(every, 4, None if levels is None else levels.detach().cpu())
 
 
 class Memo:
