@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dts.adapter.folder import MODEL
 from dts.exports.program.load import LoadedProgram
-from dts.exports.program.routed import INPUTS, named
-from dts.exports.program.trace import Program, alone, in_turn
+from dts.exports.program.manifest import INPUTS
+from dts.exports.program.routed import named
+from dts.exports.program.trace import Program, alone, cut, in_turn, largest
 from dts.nn import DTSModel
 from dts_kernels.dispatch import exact_products
 
@@ -51,26 +53,27 @@ def measured(model: DTSModel, program: Program, out: Path, loaded: LoadedProgram
     Raises RuntimeError where the program gives numbers where the model gives none, or none where the model does.
     """
     inputs = {name: tensor for name, tensor in program.inputs.items() if name not in INPUTS}
-    far, fast, largest = 0.0, 0.0, 0.0
+    far, fast, size = 0.0, 0.0, 0.0
     for tasks in _selections(program, next(iter(inputs.values())).shape[0]):
         with exact_products():
             exact = named(model(**inputs, **program.options, tasks=tasks))
         own = named(model(**inputs, **program.options, tasks=tasks))
         found = loaded(tasks, **inputs) if loaded is not None else own
         for name, value in exact.items():
-            largest = max(largest, _largest(value))
+            size = max(size, largest(value))
             fast = max(fast, _far(own[name], value, name))
-            far = max(far, _far(_cut(found[name], value), value, name))
-    weights = [file for file in out.parent.glob(out.name + ".data")]
+            far = max(far, _far(cut(found[name], value), value, name))
+    weights = out.with_name(out.name + ".data")
+    files = [out, weights] if weights.exists() else [out]
     sizes = [loaded_task.adapter.folder for loaded_task in model._loaded.values() if loaded_task.adapter is not None]
     folders = [folder for folder in sizes if folder is not None]
     return Figures(
-        nbytes=sum(file.stat().st_size for file in [out, *weights]),
+        nbytes=sum(file.stat().st_size for file in files),
         base=program.base,
         factors=sum(program.factors.values()),
-        adapters=sum((f / "dts_model.safetensors").stat().st_size for f in folders) if folders else None,
-        difference=None if loaded is None else far / largest if largest else far,
-        fast=fast / largest if largest else fast,
+        adapters=sum((f / MODEL).stat().st_size for f in folders) if folders else None,
+        difference=None if loaded is None else far / size if size else far,
+        fast=fast / size if size else fast,
     )
 
 
@@ -82,20 +85,10 @@ def _selections(program: Program, rows: int) -> list[Any]:
     return [[one] * rows for one in each] + [in_turn(program.manifest, rows)]
 
 
-def _cut(found: Tensor, like: Tensor) -> Tensor:
-    """A program has one width for all tasks; a call of one task its own."""
-    return found[..., : like.shape[-1]] if found.dim() and found.shape[-1] > like.shape[-1] else found
-
-
-def _largest(value: Tensor) -> float:
-    finite = value[torch.isfinite(value)] if value.is_floating_point() else value
-    return float(finite.double().abs().max()) if finite.numel() else 0.0
-
-
 def _far(found: Tensor, expected: Tensor, name: str) -> float:
     if found.shape != expected.shape or not torch.equal(torch.isfinite(found), torch.isfinite(expected)):
         raise RuntimeError(
             f"the program's {name} {list(found.shape)} is not the model's {list(expected.shape)}, or has numbers where "
             "that has none: do not use the file"
         )
-    return _largest(torch.where(torch.isfinite(expected), found - expected, 0))
+    return largest(torch.where(torch.isfinite(expected), found - expected, 0))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dts.exports.program.manifest import KEY, Manifest
+from dts.exports.program.manifest import INPUTS, KEY, Manifest
 from dts.nn.selection import Selections
 
 Run = Callable[[dict[str, Tensor]], Mapping[str, Any]]
@@ -31,7 +31,7 @@ class LoadedProgram:
 
         Raises ValueError as `Manifest.routing` does, and for inputs that are missing or unknown.
         """
-        names = [name for name in self.manifest.inputs if name not in ("slots", "weights")]
+        names = [name for name in self.manifest.inputs if name not in INPUTS]
         if sorted(names) != sorted(inputs):
             raise ValueError(f"the program's inputs are {names}, not {list(inputs)}")
         rows = next(iter(inputs.values())).shape[0]

@@ -13,6 +13,7 @@ from torch import Tensor
 from dts.nn.selection import Selection, Selections, names_in, one_a_row
 
 KEY = "dts"  # of the manifest in a file's own metadata
+INPUTS = ("slots", "weights")  # of every program, before those of its model
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dts.exports.program.manifest import INPUTS
 from dts.exports.program.shared import Shared
 from dts.nn import DTSModel
 from dts.nn.routing import Current
 from dts.nn.views import plain
 from dts_kernels import Routing
-
-INPUTS = ("slots", "weights")  # of every program, before those of its model
 
 
 class Routed(nn.Module):

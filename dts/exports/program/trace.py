@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dts.exports.program.manifest import Manifest
-from dts.exports.program.routed import INPUTS, Routed, named
+from dts.exports.program.manifest import INPUTS, Manifest
+from dts.exports.program.routed import Routed, named
 from dts.exports.program.swap import broadcasts, plain_banks
 from dts.nn import BASE, DTSModel
 from dts.nn.layers import Layer, Owner
@@ -101,7 +101,7 @@ def torch_program(
 
 def _check(model: DTSModel, inputs: Mapping[str, Tensor], routing: str, places: int) -> None:
     wrong = []
-    if not isinstance(model, nn.Module) or type(model) is not DTSModel:
+    if type(model) is not DTSModel:
         raise TypeError(f"a program is made of a DTSModel, not of {type(model).__name__}")
     if not model.tasks:
         wrong.append("the model has no tasks: load_task() those that the program is to have")
@@ -201,13 +201,24 @@ def _run(routed: Routed, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _same(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
     """Raises ValueError unless what is traced gives what the model gives."""
     for name, value in wanted.items():
-        own = found[name][..., : value.shape[-1]] if value.dim() else found[name]
+        own = cut(found[name], value)
         if own.shape != value.shape:
             raise ValueError(NOT_SAME.format(f"{name} is {list(own.shape)} instead of {list(value.shape)}"))
         near = 1e-3 if value.dtype in (torch.float32, torch.float64) else 0.05
-        largest = float(value[torch.isfinite(value)].abs().amax()) if torch.isfinite(value).any() else 0.0
-        if not torch.allclose(own, value, rtol=0, atol=near * largest, equal_nan=True):
+        if not torch.allclose(own, value, rtol=0, atol=near * largest(value), equal_nan=True):
             raise ValueError(NOT_SAME.format(f"{name} is another"))
+
+
+def cut(found: Tensor, like: Tensor) -> Tensor:
+    """A program has one width for all tasks; a call of one task its own."""
+    return found[..., : like.shape[-1]] if found.dim() and like.dim() else found
+
+
+def largest(value: Tensor) -> float:
+    """The largest of the finite numbers' sizes."""
+    finite = value[torch.isfinite(value)]
+    wide = finite if finite.is_complex() else finite.double()
+    return float(wide.abs().max()) if wide.numel() else 0.0
 
 
 def _labels(model: DTSModel) -> dict[str, list[str]]:
