@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dts.integrations.sentences import with_tasks
+from dts.integrations.sentences import model_of, with_tasks
 from dts.nn.selection import Selection
 
 try:
@@ -27,7 +27,7 @@ class DTSEmbeddings(Embeddings):
 
     def __init__(self, encoder: Any, task: Selection = None, options: Mapping[str, Any] | None = None):
         self._encoder, self.task, self.options = with_tasks(encoder), task, dict(options or {})
-        next(m for m in self._encoder.modules() if hasattr(m, "_loaded"))._loaded.mixture(task)
+        model_of(encoder)._loaded.mixture(task)
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """One embedding a text."""

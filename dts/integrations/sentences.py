@@ -23,14 +23,19 @@ def with_tasks(encoder: Any) -> Any:
 
     ``tasks``: one item for all inputs, or a list with one an input; None is what is set.
     """
-    models = [module for module in encoder.modules() if type(module) is DTSModel]
-    if not models:
-        raise TypeError("tasks= is for an encoder whose transformer is a DTSModel: encoder[0].model = DTSModel(...)")
-    kind = type(encoder)
-    methods = {name: _routed(getattr(kind, name), models[0]) for name in METHODS if hasattr(kind, name)}
+    model, kind = model_of(encoder), type(encoder)
+    methods = {name: _routed(getattr(kind, name), model) for name in METHODS if hasattr(kind, name)}
     made: Any = object.__new__(type(kind.__name__, (kind,), {"__module__": kind.__module__, **methods}))
     made.__dict__ = vars(encoder)
     return made
+
+
+def model_of(encoder: Any) -> DTSModel:
+    """The transformer of an encoder.  Raises TypeError for one of another kind."""
+    found = next((module for module in encoder.modules() if type(module) is DTSModel), None)
+    if found is None:
+        raise TypeError("tasks= is for an encoder whose transformer is a DTSModel: encoder[0].model = DTSModel(...)")
+    return found
 
 
 def _routed(method: Callable[..., Any], model: DTSModel) -> Callable[..., Any]:
