@@ -12,22 +12,10 @@ import dts
 from dts.exports import load_program, torch_program, write_program
 from dts_kernels.dispatch import exact_products
 from tests.dts.exports.conftest import inputs
-from tests.dts.exports.program.toy import WORDS, expected, toy
+from tests.dts.exports.program.toy import MIXED, TIGHT, expected, ids
 
 pytestmark = [pytest.mark.exports, pytest.mark.filterwarnings("ignore::FutureWarning")]
-TIGHT = dict(rtol=1e-5, atol=1e-5)
-MIXED = ["a", None, "b", {"a": 0.7, "b": -0.4}, "a"]
 EXAMPLES = Path(__file__).parents[4] / "examples"
-
-
-def ids(rows, length=4):
-    return torch.randint(WORDS, (rows, length), generator=torch.Generator().manual_seed(rows))
-
-
-@pytest.fixture(scope="module")
-def rows_program():
-    base, model, made = toy()
-    return base, made, torch_program(model, {"ids": ids(3)}, places=2)
 
 
 @torch.no_grad()

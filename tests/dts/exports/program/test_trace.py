@@ -7,20 +7,7 @@ from torch import nn
 import dts
 from dts.adapter.entries import Entry
 from dts.exports import Manifest, torch_program
-from tests.dts.exports.program.toy import CLASSES, WIDTH, WORDS, expected, toy
-
-TIGHT = dict(rtol=1e-5, atol=1e-5)
-MIXED = ["a", None, "b", {"a": 0.7, "b": -0.4}, "a"]
-
-
-def ids(rows, length=4):
-    return torch.randint(WORDS, (rows, length), generator=torch.Generator().manual_seed(rows))
-
-
-@pytest.fixture(scope="module")
-def rows_program():
-    base, model, made = toy()
-    return base, made, torch_program(model, {"ids": ids(3)}, places=2)
+from tests.dts.exports.program.toy import CLASSES, MIXED, TIGHT, WIDTH, expected, ids, toy
 
 
 def run(program, tasks, given):

@@ -8,6 +8,12 @@ from dts.adapter.entries import Entry
 from tests.dts.nn.conftest import Maker, dense
 
 WORDS, WIDTH, CLASSES = 12, 8, 3
+TIGHT = dict(rtol=1e-5, atol=1e-5)
+MIXED = ["a", None, "b", {"a": 0.7, "b": -0.4}, "a"]
+
+
+def ids(rows, length=4):
+    return torch.randint(WORDS, (rows, length), generator=torch.Generator().manual_seed(rows))
 
 
 class Toy(nn.Module):
