@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection
-from pathlib import Path
 
 from dts.adapter import Adapter, AdapterError
 from dts.nn import DTSModel
@@ -37,6 +36,7 @@ class Residents(nn_residents.Residents):
     ):
         super().__init__(memory, pinned)
         self.model, self.catalogue, self.on_load = model, catalogue, on_load
+        self._sizes: dict[str, tuple[Adapter, int]] = {}  # of what stood under a name when it was last looked at
 
     @property
     def memory(self) -> int | None:
@@ -68,21 +68,22 @@ class Residents(nn_residents.Residents):
 
     # ---- `dts.nn.residents.Store` ------------------------------------------------------------------------------
 
-    def _folder(self, name: str) -> Path:
-        folder = self.catalogue.get(name).folder
-        assert folder is not None
-        return folder
-
     def size_of(self, name: str) -> int:
-        folder = self._folder(name)
-        try:
-            return bytes_at(folder)
-        except (AdapterError, OSError) as error:
-            raise self.catalogue.damaged(name, error) from None
+        """Read once: rows that memory blocks ask for it at every token of those that run."""
+        about = self.catalogue.get(name)
+        known = self._sizes.get(name)
+        if known is None or known[0] is not about:
+            assert about.folder is not None
+            try:
+                known = self._sizes[name] = about, bytes_at(about.folder)
+            except (AdapterError, OSError) as error:
+                raise self.catalogue.damaged(name, error) from None
+        return known[1]
 
     def bring(self, name: str) -> int:
         begun = time.monotonic()
-        folder = self._folder(name)
+        folder = self.catalogue.get(name).folder
+        assert folder is not None
         try:
             adapter = Adapter.load(folder)
         except (AdapterError, OSError) as error:
