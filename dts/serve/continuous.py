@@ -21,7 +21,7 @@ from dts.serve.answer import Answer, gone
 from dts.serve.job import Row
 from dts.serve.refused import Refused
 from dts.serve.rows_cache import RowsCache, RowsChanged
-from dts.serve.sharing import moving_positions
+from dts.serve.sharing import moving_positions, near
 from dts.serve.waiting import Batching, length
 
 Processor = Callable[[Tensor, Tensor], Tensor]  # (ids [1, n], scores [1, vocabulary]) -> scores
@@ -355,7 +355,5 @@ def _differs(base: Any) -> str:
     end = call.logits(base, cache, [0, 1], rows, at([8, 3]), at([1, 1]), [0])[:, 0]
     found = torch.stack([a, b, both[0, 0], both[1, 1], *end]).float()
     expected = torch.stack([*whole[0][[3, 5, 7]], whole[1][2], whole[0][8], whole[1][3]])
-    allowed = 1e-3 if base.dtype in (torch.float32, torch.float64) else 0.05
-    if not (found - expected).abs().max() <= allowed * expected.abs().max():
-        return "rows that join give other logits than whole passes"
-    return ""
+    same = near(found - expected, expected, base.dtype)
+    return "" if same else "rows that join give other logits than whole passes"

@@ -73,12 +73,17 @@ def _alike(base: Any, say: Say, rows: list[list[int]], pad: int, alone: list[Sai
         together = say(base, rows, pad)
     except Exception:  # whatever a model does with rows that it cannot have together
         return False
-    allowed = 1e-3 if base.dtype in (torch.float32, torch.float64) else 0.05
     for (tokens, found), (own, expected) in zip(together, alone):
         same = next((i for i, (a, b) in enumerate(zip(tokens, own)) if a != b), len(found) - 1) + 1
-        if not (found[:same] - expected[:same]).abs().max() <= allowed * expected.abs().max():
+        if not near(found[:same] - expected[:same], expected, base.dtype):
             return False
     return True
+
+
+def near(difference: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a model that computes in ``dtype`` may differ by this from what is expected and still say the same."""
+    allowed = 1e-3 if dtype in (torch.float32, torch.float64) else 0.05
+    return bool(difference.abs().max() <= allowed * expected.abs().max())
 
 
 def _generated(base: Any, rows: Sequence[Sequence[int]], pad: int) -> list[Said]:
