@@ -20,9 +20,7 @@ log = logging.getLogger("dts.serve")
 def candidates(residents: Residents, allowed: Collection[str], keep: Collection[str]) -> list[str]:
     """Loads those of the allowed tasks that can be, as long as there is room beside ``keep``; those that are loaded."""
     found: list[str] = []
-    for name in [*[one for one in allowed if one in residents.loaded], *allowed]:
-        if name in found:
-            continue
+    for name in sorted(allowed, key=lambda one: one not in residents.loaded):
         try:
             residents.have([name], {*keep, *found})
         except Refused as error:  # no room, damaged, of another base: it is not among those to choose from
