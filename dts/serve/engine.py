@@ -141,7 +141,7 @@ class Engine:
         def run() -> None:
             if name in self.residents.loaded and not again:
                 if pin and path is None:
-                    self.residents.pinned.add(name)
+                    self.residents.pin(name)
                     return
                 raise Refused(f"the adapter {name!r} is loaded already: say load_inplace to load it again")
             before = self.catalogue.given(name)
@@ -153,7 +153,7 @@ class Engine:
                 self.catalogue.restore(name, before)
                 raise
             if pin:
-                self.residents.pinned.add(name)
+                self.residents.pin(name)
 
         self.do(run, name)
 
