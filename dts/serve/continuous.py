@@ -8,9 +8,8 @@ one, and one for a token of every row that has read its own.  Keys and values st
 from __future__ import annotations
 
 import inspect
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -56,7 +55,7 @@ class Continuous:
         self.model, self.pad, self.answer, self.batching, self.failed = model, pad, answer, batching, failed
         self.rows: list[Running] = []
         self.together = True  # the model takes rows of several tasks at once
-        self.forwards = self.tokens = 0  # run so far, and what they read
+        self.forwards = 0  # run so far
         self._cache = RowsCache()
         self._call = Call.of(model.model)
 
@@ -144,7 +143,7 @@ class Continuous:
         """All together, or a part a task where the model cannot have rows of several."""
         if self.together:
             return [rows]
-        parts: OrderedDict[Any, list[Running]] = OrderedDict()
+        parts: dict[Any, list[Running]] = {}
         for running in rows:
             parts.setdefault(running.row.choice.weights, []).append(running)
         return list(parts.values())
@@ -165,7 +164,6 @@ class Continuous:
         self._cache.used = len(self.rows), max(running.read for running in self.rows)
         logits = self._call.logits(self.model, self._cache, lines, ids, torch.tensor(starts), last, asked, tasks)
         self.forwards += 1
-        self.tokens += sum(counts)
         done = [index for index, (running, count) in enumerate(zip(rows, counts)) if count == running.left]
         for running, count in zip(rows, counts):
             running.read += count
@@ -209,8 +207,8 @@ class Continuous:
 class Call:
     """How a causal language model of transformers is called for rows of different lengths.
 
-    base: the model;  cache, positions, keep: names of arguments, empty: it has none;  kinds: of its attention layers;
-    changes: its generation_config changes scores.
+    base: the model;  cache, positions, keep: names of arguments, empty: it has none;  changes: its generation_config
+    changes scores.
     """
 
     base: Any
@@ -224,7 +222,7 @@ class Call:
         names = inspect.signature(type(base).forward).parameters
         has = lambda *those: next((name for name in those if name in names), "")  # noqa: E731
         made = cls(base, has("cache", "past_key_values"), has("position_ids"), has("logits_to_keep"), False)
-        return cls(made.base, made.cache, made.positions, made.keep, bool(made._prepared([0, 0], 0, 8)))
+        return replace(made, changes=bool(made._prepared([0, 0], 0, 8)))
 
     @property
     def window(self) -> dict[str, int | None]:
