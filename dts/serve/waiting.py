@@ -89,8 +89,8 @@ class Waiting:
     ) -> list[Row] | Command | None:
         """A batch of rows of one kind, or a command; waits for one.
 
-        busy: tasks of rows that run;  fits: rows to generate are given out as it allows, None: as one batch, and only
-        to who is idle;  idle: nothing runs.  Where something does there is no waiting: no rows, then.
+        busy: tasks of rows that run;  fits: rows to generate are given out as it allows, None: as one batch;
+        idle: nothing runs.  Where something does there is no waiting: no rows, then.
         None: closed, and nothing is left.
         """
         with self._changed:
@@ -100,7 +100,7 @@ class Waiting:
                     if task is None or task not in busy:
                         del self._commands[place]
                         return command
-                if batch := self._ready(fits, idle):
+                if batch := self._ready(fits):
                     return batch
                 if not idle:
                     return []
@@ -111,18 +111,17 @@ class Waiting:
                 else:
                     self._changed.wait(1)
 
-    def _ready(self, fits: Fits | None, idle: bool) -> list[Row]:
+    def _ready(self, fits: Fits | None) -> list[Row]:
         """Rows that can run now; none: those that wait must wait on."""
+        first = self._rows[0] if self._rows else None
         others = [row for row in self._rows if row.job.kind != "generate"]
         generate = [row for row in self._rows if row.job.kind == "generate"]
-        if others and (not generate or others[0] is self._rows[0] or fits is not None):
+        if others and (others[0] is first or fits is not None):
             left = others[0].job.arrived + self.batching.wait - time.monotonic()
             if left <= 0 or len(others) >= self.batching.rows or self._closed:
                 return self._give(self._batch(others))
-        if not generate or (fits is None and not idle):
-            return []
         if fits is None:
-            return self._give(self._batch(generate)) if generate[0] is self._rows[0] or not others else []
+            return self._give(self._batch(generate)) if generate and generate[0] is first else []
         held = {task for _, task in self._commands if task is not None}
         batch: list[Row] = []
         for row in generate:
