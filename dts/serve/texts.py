@@ -43,19 +43,23 @@ class Text:
         found = None if self.tokenizer is None else self.tokenizer.model_max_length
         return None if found is None or found >= 1 << 30 else found
 
-    def encode(self, text: str, special: bool = True) -> list[int]:
+    def _check(self, text: str) -> None:
         if self.tokenizer is None:
             raise Refused("this model has no tokenizer: send lists of token ids", code="no_tokenizer", param="input")
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise Refused(f"a text has half a character at {error.start}", param="prompt") from None
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        self._check(text)
         with self._lock:
             return self.tokenizer(text, add_special_tokens=special, truncation=False, verbose=False)["input_ids"]
 
     def pair(self, first: str, second: str) -> tuple[list[int], list[int] | None]:
         """Token ids of two texts as one row, and which of the two each is of, where the tokenizer says so."""
-        self.encode(first), self.encode(second)  # refused as one text is
+        self._check(first)
+        self._check(second)
         with self._lock:
             found = self.tokenizer(first, second, truncation=False, verbose=False)
         types = found.get("token_type_ids")
