@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Request
 
 from dts.adapter import Adapter
 from dts.serve.choice import Choice
 from dts.serve.http.answers import answered_by, head, task_of, usage
-from dts.serve.http.asking import Asking, Gone
-from dts.serve.http.generation import GONE
+from dts.serve.http.asking import Asking
 from dts.serve.http.shapes import Asked, Classification, Embedding, Reranking
 from dts.serve.job import Job, Row, Value
 from dts.serve.refused import Refused
@@ -29,10 +28,7 @@ def routes(asking: Asking) -> APIRouter:
     async def embeddings(asked: Embedding, request: Request) -> Any:
         if asked.encoding_format not in ("float", "base64"):
             raise Refused("encoding_format is float or base64", param="encoding_format")
-        try:
-            job, values = await _answered(asking, "embed", asked, request)
-        except Gone:
-            return Response(status_code=GONE)
+        job, values = await _answered(asking, "embed", asked, request)
         write = _base64 if asked.encoding_format == "base64" else list
         data = [{"object": "embedding", "index": i, "embedding": write(one)} for i, one in enumerate(values)]
         tokens = _tokens(job)
@@ -46,10 +42,7 @@ def routes(asking: Asking) -> APIRouter:
     @router.post("/classify")
     async def classify(asked: Classification, request: Request) -> Any:
         _refuse_generators(asking)
-        try:
-            job, values = await _answered(asking, "classify", asked, request)
-        except Gone:
-            return Response(status_code=GONE)
+        job, values = await _answered(asking, "classify", asked, request)
         data = [_classified(asking, row, logits) | task_of(row) for row, logits in zip(job.rows, values)]
         about = head("classify", request.state.request_id, "list", answered_by(job))
         return about | {"data": data, "usage": usage(_tokens(job)) | {"prompt_tokens_details": None}}
@@ -68,10 +61,7 @@ def routes(asking: Asking) -> APIRouter:
         pairs = [await asyncio.to_thread(text.pair, asked.query, one) for one in documents]
         rows, types = [ids for ids, _ in pairs], [kinds for _, kinds in pairs]
         asking.check(text, rows)
-        try:
-            job, values = await _values(asking, request, asked, choice, text, "classify", rows, types)
-        except Gone:
-            return Response(status_code=GONE)
+        job, values = await _values(asking, request, asked, choice, text, "classify", rows, types)
         if wide := next((len(value) for value in values if len(value) != 1), 0):
             raise Refused(f"{asked.model!r} has {wide} classes: reranking is for tasks of one", 400, "not_a_reranker")
         scores = torch.tensor(values)[:, 0].sigmoid().tolist()

@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from dts.serve.http.asking import Gone
 from dts.serve.refused import Refused
 
 log = logging.getLogger("dts.serve")
 KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 SHOWN = 5  # mistakes of a body that are told
+GONE = 499  # a status that nobody reads
 
 
 def body_of(error: Refused) -> dict[str, Any]:
@@ -60,6 +62,10 @@ def handle(app: FastAPI) -> None:
     @app.exception_handler(Refused)
     async def _refused(request: Request, error: Refused) -> JSONResponse:
         return answer(error)
+
+    @app.exception_handler(Gone)
+    async def _gone(request: Request, error: Gone) -> Response:
+        return Response(status_code=GONE)
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Request
 
 from dts.serve.choice import Choice
 from dts.serve.http.answers import answered_by, head, joined, stream, task_of, usage
-from dts.serve.http.asking import Asking, Gone, Watched
+from dts.serve.http.asking import Asking, Watched
 from dts.serve.http.scores import OfChat, OfCompletions
 from dts.serve.http.shapes import Chat, Completion, Generation, Message
 from dts.serve.job import Piece
@@ -20,7 +20,6 @@ from dts.serve.sampling import Sampling
 from dts.serve.texts import Text
 
 COMPLETION_TOKENS = 16  # where a completion does not say, as OpenAI has it
-GONE = 499  # a status that nobody reads
 
 About = dict[str, Any]  # an answer without its choices
 OfPiece = Callable[[Piece, bool], dict[str, Any]]  # a choice; and whether it is the row's first
@@ -123,10 +122,7 @@ async def _answer(
     if asked.stream:
         wanted = asked.stream_options is not None and asked.stream_options.include_usage
         return stream(_chunks(watched, about_chunk, part, prompt if wanted else None))
-    try:
-        pieces = joined(await watched.all(), len(rows))
-    except Gone:
-        return Response(status_code=GONE)
+    pieces = joined(await watched.all(), len(rows))
     new = sum(piece.tokens for piece in pieces)
     choices = [whole(piece, True) | task_of(row) for piece, row in zip(pieces, rows)]
     return about | {"model": answered_by(watched.job), "choices": choices, "usage": usage(prompt, new)}

@@ -1,5 +1,6 @@
 """The routes: shapes, limits, keys, and errors that are answers.  What they say of a task is tested with the engine."""
 
+import asyncio
 import base64
 import json
 import math
@@ -219,6 +220,25 @@ def test_documents_are_ranked_by_a_task_of_one_class(encoder, bert, tmp_path):
     assert ranks.served.engine.drain(60)
     error = bert.post("/rerank", json=body | {"model": "topic"})
     assert error.status_code == 400 and error.json()["error"]["code"] == "not_a_reranker"
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/embeddings", "/classify", "/rerank"])
+def test_a_client_that_has_gone_is_no_error(llm, bert, caplog, path):
+    asked, sent = llm if path == "/v1/completions" else bert, []
+    body = {"/v1/completions": GOOD, "/rerank": {"model": "mood", "query": "x", "documents": ["y"]}}
+    given = json.dumps(body.get(path, {"model": "mood", "input": "x"})).encode()
+    coming = [{"type": "http.request", "body": given}, {"type": "http.disconnect"}]
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(given)).encode())]
+    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b""}
+
+    async def receive():
+        return coming.pop(0)
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(asked.app(scope | {"headers": headers}, receive, send))
+    assert sent[0]["status"] == 499 and not coming and not caplog.records
 
 
 def test_embeddings_and_classes(encoder, bert):
