@@ -155,6 +155,10 @@ def test_a_client_that_goes_away_ends_its_request(server, stream):
             time.sleep(0.01)
         if stream:
             assert client.recv(15) == b"HTTP/1.1 200 OK"
+            told = b""
+            while b"data: " not in told:  # else it may be gone before the first token, and there is nothing to count
+                told += (more := client.recv(4096))
+                assert more
     end = time.monotonic() + 60
     while server.state()["running"] or aborted(server) == before:
         assert time.monotonic() < end
