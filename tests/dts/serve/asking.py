@@ -31,9 +31,15 @@ def texts(job):
     return [found[index] for index in sorted(found)]
 
 
+def whole(model, prompt, tokens):
+    """The ids that ``generate`` of transformers answers the ids of a prompt with, greedily."""
+    ids = torch.tensor([prompt])
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False)
+    return out[0, len(prompt) :].tolist()
+
+
 def alone(place, served, model, prompt, tokens):
-    """What transformers makes of a prompt with the dense model of one task."""
-    single = place.single(*choice_of(model, "base").weights)
-    ids = torch.tensor([served.texts.base.encode(prompt)])
-    out = single.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False)
-    return served.texts.base.decode(out[0, ids.shape[1] :].tolist())
+    """What transformers makes of a prompt, a text or ids, with the dense model of one task."""
+    text = served.texts.base
+    ids = text.encode(prompt) if isinstance(prompt, str) else prompt
+    return text.decode(whole(place.single(*choice_of(model, "base").weights), ids, tokens))

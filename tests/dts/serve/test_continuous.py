@@ -19,7 +19,7 @@ from dts.serve.refused import Refused
 from dts.serve.sampling import Sampling, Scored
 from dts.serve.start import serve
 from dts.serve.waiting import Batching
-from tests.dts.serve.asking import alone, ask, texts
+from tests.dts.serve.asking import alone, ask, texts, whole
 
 GREEDY = dict(temperature=0)
 
@@ -143,6 +143,11 @@ def drive(model, *rows, **batching):
     return running, jobs
 
 
+def said(job):
+    """The ids that a job of `drive` was answered with."""
+    return [int(token) for token in "".join(event.text for event in job.tell.events()).split()]
+
+
 def test_what_is_no_number_stays_with_its_row(decoder):
     model = dts.DTSModel.from_pretrained(decoder.base)
     base = Choice("base")
@@ -155,9 +160,7 @@ def test_what_is_no_number_stays_with_its_row(decoder):
     running.join(later.rows)
     while not later.over:
         running.step()
-    ids = torch.tensor([[9, 8, 7]])
-    expected = model.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
-    assert "".join(e.text for e in later.tell.events()).split() == [str(i) for i in expected[0, 3:].tolist()]
+    assert said(later) == whole(model.model, [9, 8, 7], 8)
 
 
 def test_a_row_that_takes_the_place_of_another_meets_none_of_its_keys(decoder):
@@ -172,9 +175,7 @@ def test_a_row_that_takes_the_place_of_another_meets_none_of_its_keys(decoder):
     running.join(later.rows)
     while not later.over:
         running.step()
-    ids = torch.tensor([[9, 8, 7]])
-    expected = model.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
-    assert "".join(e.text for e in later.tell.events()).split() == [str(i) for i in expected[0, 3:].tolist()]
+    assert said(later) == whole(model.model, [9, 8, 7], 8)
 
 
 def test_many_short_rows_and_then_a_long_one_take_no_more_keys_than_are_allowed(decoder):
@@ -196,9 +197,7 @@ def test_many_short_rows_and_then_a_long_one_take_no_more_keys_than_are_allowed(
     while not jobs[15].over:
         running.step()
     for job, (prompt, tokens, _) in zip(jobs, asked):
-        ids = torch.tensor([prompt])
-        out = model.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False)
-        assert "".join(e.text for e in job.tell.events()).split() == [str(i) for i in out[0, len(prompt) :].tolist()]
+        assert said(job) == whole(model.model, prompt, tokens)
 
 
 SMALL = dict(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
@@ -258,9 +257,7 @@ def test_models_that_it_is_for_say_what_they_say_alone_and_others_are_not_taken(
     while running.rows:
         running.step()
     for job, prompt in zip(jobs, prompts):
-        ids = torch.tensor([prompt])
-        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=14, do_sample=False)
-        assert "".join(e.text for e in job.tell.events()).split() == [str(i) for i in out[0, len(prompt) :].tolist()]
+        assert said(job) == whole(model, prompt, 14)
 
 
 def test_the_bases_generation_config_keeps_its_say(decoder, tmp_path):
@@ -274,9 +271,8 @@ def test_the_bases_generation_config_keeps_its_say(decoder, tmp_path):
     base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     jobs = [ask(served, "generate", "base", prompt, max_tokens=20, **GREEDY) for prompt in ("first", "the second")]
     for job, prompt in zip(jobs, ("first", "the second")):
-        ids = torch.tensor([served.texts.base.encode(prompt)])
-        out = base.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False)
-        assert texts(job) == [served.texts.base.decode(out[0, ids.shape[1] :].tolist())]
+        text = served.texts.base
+        assert texts(job) == [text.decode(whole(base, text.encode(prompt), 20))]
     assert served.engine.drain(30)
 
 

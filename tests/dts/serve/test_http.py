@@ -28,6 +28,7 @@ from dts.serve.metrics import LABELS, Metrics  # noqa: E402
 from dts.serve.options import Limits, Options  # noqa: E402
 from dts.serve.start import serve  # noqa: E402
 from dts.serve.waiting import Batching  # noqa: E402
+from tests.dts.serve.asking import alone  # noqa: E402
 from tests.dts.serve.conftest import Place, changed  # noqa: E402
 
 KEY, ADMIN = "a key of callers 123", "a key of admins 4567"
@@ -57,14 +58,6 @@ def bert(encoder):
     assert made.served.engine.drain(60)
 
 
-def said(place, llm, model, ids, tokens):
-    """By the dense model of one task."""
-    single = place.single(*choice_of(model, "base").weights)
-    rows = torch.tensor([ids])
-    out = single.generate(rows, attention_mask=torch.ones_like(rows), max_new_tokens=tokens, do_sample=False)
-    return llm.served.texts.base.decode(out[0, len(ids) :].tolist())
-
-
 def test_models_are_the_base_and_its_tasks(llm):
     found = llm.get("/v1/models").json()
     assert found["object"] == "list" and [one["id"] for one in found["data"]] == ["base", "a", "b", "c"]
@@ -77,7 +70,7 @@ def test_models_are_the_base_and_its_tasks(llm):
 def test_completions_are_the_single_task_models(decoder, llm, model):
     body = {"model": model, "prompt": [[70, 71, 72, 73, 74], [9, 10, 11]], "temperature": 0, "max_tokens": 8, "n": 2}
     found = llm.post("/v1/completions", json=body).json()
-    expected = [said(decoder, llm, model, ids, 8) for ids in body["prompt"]]
+    expected = [alone(decoder, llm.served, model, ids, 8) for ids in body["prompt"]]
     assert [one["text"] for one in found["choices"]] == [text for text in expected for _ in range(2)]
     assert [one["index"] for one in found["choices"]] == [0, 1, 2, 3]
     assert {one["finish_reason"] for one in found["choices"]} <= {"length", "stop"}
@@ -168,12 +161,12 @@ def test_an_input_chooses_its_task(decoder, encoder, llm, bert):
     )
     assert [row["task"] for row in found["data"]] == chosen
     for row, name, tokens in zip(found["data"], chosen, ids):
-        alone = bert.post("/classify", json={"model": name, "input": tokens}).json()["data"][0]
-        assert row["label"] == alone["label"] and numpy.allclose(row["probs"], alone["probs"], atol=1e-5)
+        named = bert.post("/classify", json={"model": name, "input": tokens}).json()["data"][0]
+        assert row["label"] == named["label"] and numpy.allclose(row["probs"], named["probs"], atol=1e-5)
     body = {"model": "auto", "prompt": [9, 10, 11], "temperature": 0, "max_tokens": 6}
     one = llm.post("/v1/completions", json=body).json()
     assert one["model"] == one["choices"][0]["task"] in ("a", "b", "c")
-    assert one["choices"][0]["text"] == said(decoder, llm, one["model"], body["prompt"], 6)
+    assert one["choices"][0]["text"] == alone(decoder, llm.served, one["model"], body["prompt"], 6)
     chunks = events(llm.post("/v1/completions", json=body | {"stream": True}))
     assert {chunk["model"] for chunk in chunks} == {one["model"]}
 

@@ -14,6 +14,7 @@ from dts.serve.choice import Choice  # noqa: E402
 from dts.serve.engine import Engine  # noqa: E402
 from dts.serve.job import Collected, Job  # noqa: E402
 from dts.serve.sampling import Sampling  # noqa: E402
+from tests.dts.serve.asking import whole  # noqa: E402
 
 SIZES = dict(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
 THETA = dict(rope_theta=10000.0)
@@ -66,9 +67,8 @@ def test_answers_are_those_of_a_row_alone(kind, tmp_path):
     engine, found = answered(model, "generate", prompts, tmp_path, tokens=10)
     assert engine.sharing == shares and engine.continuous is None
     for prompt, events in zip(prompts, found):
-        ids, alone = torch.tensor([prompt]), copy.deepcopy(model)
-        out = alone.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False)
-        assert "".join(e.text for e in events).split() == [str(i) for i in out[0, len(prompt) :].tolist()]
+        expected = whole(copy.deepcopy(model), prompt, 10)
+        assert "".join(e.text for e in events).split() == [str(i) for i in expected]
 
 
 @pytest.mark.parametrize("kind", EMBED)
