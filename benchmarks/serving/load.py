@@ -35,7 +35,7 @@ import torch
 
 from benchmarks.kernels.cpu import cpu_name
 from benchmarks.serving.client import Load, run
-from benchmarks.serving.made import HIDDEN, LAYERS, RANK, Peft, Question, make, questions
+from benchmarks.serving.made import HIDDEN, LAYERS, RANK, Peft, Question, base_model, make, questions
 from dts.files import write_text
 from dts_kernels.cpu import native
 
@@ -198,7 +198,7 @@ def main() -> None:
             run(server.port, mixed[: len(tasks)], 1, 1)  # every task is loaded
             loads = server.figure("adapter_load_seconds_count")
             each = 1000 * server.figure("adapter_load_seconds_sum") / max(loads, 1)
-            size = sum(p.numel() for p in torch.nn.ModuleList([_base(folder)]).parameters())
+            size = base_model().num_parameters()
             report.add("a task loaded from disk", tasks=loads, mean_ms=round(each, 1), parameters=size)
             rising(server, mixed, report)
             ratios(server, mixed, tasks, report)
@@ -219,12 +219,6 @@ def main() -> None:
     if wrong := wrongs(report):
         print("\n".join(["wrong or lost:", *wrong]), file=sys.stderr)
         raise SystemExit(1)
-
-
-def _base(folder: Path) -> Any:
-    import transformers
-
-    return transformers.AutoModelForCausalLM.from_pretrained(folder / "base")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 import transformers
 
 import dts
+from dts.serve.encode import padded
 
 HIDDEN, LAYERS, RANK = 256, 4, 16
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -58,7 +58,7 @@ def make(folder: Path, tasks: int) -> list[str]:
     for seed, name in enumerate(names):
         if (folder / "adapters" / name).exists():
             continue
-        tuned, draw = copy.deepcopy(base_model()), torch.Generator().manual_seed(seed)
+        tuned, draw = base_model(), torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter in tuned.parameters():
                 parameter += 0.15 * torch.randn(parameter.shape, generator=draw) * (parameter.std(correction=0) + 0.05)
@@ -104,15 +104,8 @@ class Peft:
         made, ordered = 0, sorted(asked, key=lambda one: len(one.prompt))
         for at in range(0, len(ordered), rows):
             part = ordered[at : at + rows]
-            longest = max(len(one.prompt) for one in part)
-            ids = torch.zeros(len(part), longest, dtype=torch.int64)
-            mask = torch.zeros_like(ids)
-            for row, one in enumerate(part):
-                ids[row, longest - len(one.prompt) :] = torch.tensor(one.prompt)
-                mask[row, longest - len(one.prompt) :] = 1
+            batch = padded([one.prompt for one in part], 0, self.model.device, left=True)
             names = [one.task for one in part]
-            out = self.model.generate(
-                input_ids=ids, attention_mask=mask, max_new_tokens=tokens, do_sample=False, adapter_names=names
-            )
-            made += (out.shape[1] - longest) * len(part)
+            out = self.model.generate(**batch, max_new_tokens=tokens, do_sample=False, adapter_names=names)
+            made += (out.shape[1] - batch["input_ids"].shape[1]) * len(part)
         return made
