@@ -188,6 +188,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=None, help="folder that serving.json is written to")
     args = parser.parse_args()
+    load_before = [round(one, 1) for one in os.getloadavg()]
     with tempfile.TemporaryDirectory() as place:
         folder = args.work or Path(place)
         folder.mkdir(parents=True, exist_ok=True)
@@ -210,7 +211,7 @@ def main() -> None:
         "machine": f"{cpu_name()}, {os.cpu_count()} cores, kernels for {native.variant()}",
         "torch": torch.__version__,
         "when": datetime.now(UTC).isoformat(timespec="minutes"),
-        "load_before": [round(one, 1) for one in os.getloadavg()],
+        "load_before": load_before,
         "rows": report.rows,
     }
     if args.out is not None:
