@@ -20,8 +20,10 @@ def has_codes(tensor: Tensor) -> bool:
 
 def is_quantised(module: nn.Module, name: str = "weight") -> bool:
     """Whether a module's ``weight`` stands for a matrix [out, in], or a table, and is stored as codes."""
+    if name != "weight":
+        return False
     sizes, weight = _sizes(module), stored(module)
-    if name != "weight" or sizes is None or weight is None:
+    if sizes is None or weight is None:
         return False
     elsewhere = tuple(weight.shape) not in (sizes, sizes[::-1]) and type(weight) is not nn.Parameter
     return has_codes(weight) or elsewhere

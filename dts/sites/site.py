@@ -61,7 +61,7 @@ def sites(model: nn.Module) -> dict[str, Site]:
     found = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
         own = [*module._parameters, *module._buffers]
-        if "weight" not in own and is_quantised(module):
+        if own and "weight" not in own and is_quantised(module):
             codes = raw(module, "weight")
             own = ["weight", *(parameter for parameter in own if raw(module, parameter) is not codes)]
         for parameter in own:
