@@ -19,10 +19,10 @@ def per_task_product(x: Tensor, weights: Table, routing: Routing, transposed: bo
     are taken.  Elsewhere, and in programs, all of them at once and the row's chosen: another task is another choice,
     never another shape.  Returns [..., out].
     """
+    stack = weights.stack.transpose(1, 2) if transposed else weights.stack
     used = _used(x, weights, routing)
     if used is not None:
-        return _of_used(x, weights, routing, transposed, used)
-    stack = weights.stack.transpose(1, 2) if transposed else weights.stack
+        return _of_used(x, stack, routing, used)
     tasks, width = stack.shape[:2]
     products = nn.functional.linear(x, stack.flatten(0, 1).to(x.dtype)).unflatten(-1, (tasks, width))
     gamma = gammas(routing, tasks).to(x.dtype) * (weights.length > 0)
@@ -37,13 +37,12 @@ def _used(x: Tensor, weights: Table, routing: Routing) -> list[int] | None:
     return sorted({slot for row in slots.tolist() for slot in row if slot in weights.tensors})
 
 
-def _of_used(x: Tensor, weights: Table, routing: Routing, transposed: bool, used: list[int]) -> Tensor:
-    """The same product from these slots' matrices."""
-    tasks, width = weights.stack.shape[0], weights.stack.shape[-1 if transposed else 1]
+def _of_used(x: Tensor, stack: Tensor, routing: Routing, used: list[int]) -> Tensor:
+    """The same product from these slots' matrices; stack: [tasks, out, in]."""
+    tasks, width = stack.shape[:2]
     gamma, y = gammas(routing, tasks).to(x.dtype), None
     for slot in used:
-        matrix = weights.stack[slot].T if transposed else weights.stack[slot]
-        product = nn.functional.linear(x, matrix.to(x.dtype))
+        product = nn.functional.linear(x, stack[slot].to(x.dtype))
         product = product * beside(product, gamma[:, slot : slot + 1])
         y = product if y is None else y + product
     return x.new_zeros(*x.shape[:-1], width) if y is None else y
