@@ -7,6 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.dts.cli.said import said
+
 
 @pytest.fixture
 def adapter(dts, models, tmp_path):
@@ -56,8 +58,7 @@ def test_merge_and_mix(dts, models, adapter, tmp_path):
     assert found["counts"]["merged"] == {"changed": 3}
     assert "classifier.weight" in result.stderr and "not in the merged model" in result.stderr
     result = dts("merge", models / "one", models / "base", "-b", models / "base", "-o", tmp_path / "n")
-    said = " ".join(result.stderr.replace("│", " ").split())  # wherever the box breaks its lines
-    assert result.exit_code == 2 and "does not differ from the base" in said and not (tmp_path / "n").exists()
+    assert result.exit_code == 2 and "does not differ from the base" in said(result) and not (tmp_path / "n").exists()
     words = ("mix", adapter[0], "--weight", "one=0.5", "-o", tmp_path / "x", "--json")
     counts = strict(dts(*words).stdout)["adapter"]["account"]["counts"]
     assert counts == {"one": {"changed": 3, "skipped": 1}, "mixture": {"changed": 3}}

@@ -6,6 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.dts.cli.said import said
+
 
 @pytest.fixture
 def adapter(dts, models, tmp_path):
@@ -74,7 +76,6 @@ def test_difference_vectors_to_a_merged_base_in_one_command(dts, models, tmp_pat
 
 def test_a_base_that_is_not_quantised_is_not_called_so(dts, models):
     words = ("compress", models / "base", models / "one", "-o", "a", "--base-is", "quantised")
-    said = lambda made: " ".join(made.stderr.replace("│", " ").split())  # noqa: E731  # wherever the box breaks lines
     made = dts(*words)
     assert made.exit_code == 2 and "is not quantised: leave base_is (--base-is) out" in said(made)
     made = dts(*words, "--kind", "difference", "--merge", "average")
@@ -205,11 +206,11 @@ def test_the_working_folder_may_be_written_to(dts, models, tmp_path):
 
 def test_compress_says_what_its_error_means_and_that_it_is_predicted(dts, models):
     words = ("compress", models / "base", models / "one", "-o", "a", "--target-error", "20%")
-    said = " ".join(dts(*words).stdout.split())
+    shown = " ".join(dts(*words).stdout.split())
     result = json.loads(dts("inspect", "a", "--json").stdout)
     assert result["method"] == "residual" and set(result["predicted_agreement"]) == {"text", "images", "language"}
     kept = f"so {100 * (1 - result['squared_error']):.0f} % of the change, in squares, is kept"
-    assert kept in said and "predicted from 24 tasks" in said and "dts eval measures it" in said
+    assert kept in shown and "predicted from 24 tasks" in shown and "dts eval measures it" in shown
     several = dts(*words[:3], models / "two", "-o", "b", "--target-error", "20%").stdout
     assert "answers" in several and "about" in several and "predicted" in several
 

@@ -6,6 +6,8 @@ import json
 import pytest
 import torch
 
+from tests.dts.cli.said import said
+
 transformers = pytest.importorskip("transformers")
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{i}" for i in range(60))]
 SIZES = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2)
@@ -153,10 +155,6 @@ def test_images_from_files(dts, folder, tmp_path):
     (tmp_path / "0.png").write_text("x")
     wrong = dts("eval", where / "base", where / "tuned", where / "adapter", "--data", "data.csv")
     assert wrong.exit_code == 2 and "cannot be read as an image" in " ".join(wrong.stderr.split())
-
-
-def said(result) -> str:
-    return " ".join(result.stderr.replace("│", " ").split())
 
 
 def test_refusals_say_what_was_found_and_what_to_do(dts, folder, models, tmp_path):

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.dts.cli.said import said
+
 pytest.importorskip("yaml")
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -88,10 +90,6 @@ def test_sizes_and_names_of_each(dts, recipe, tmp_path):
     assert {row["method"] for row in rows.values()} == {"paper"}
     inspected = json.loads(dts("inspect", "elsewhere/one", "--json").stdout)
     assert {row["rank"] for row in inspected["tensors"] if row["name"].startswith("layer.0.w")} == {19}  # .3 of 64
-
-
-def said(result) -> str:
-    return " ".join(result.stderr.replace("│", " ").split())
 
 
 def test_all_that_is_wrong_is_said_at_once_with_the_nearest_word(dts, recipe, tmp_path):

@@ -2,6 +2,8 @@
 
 import pytest
 
+from tests.dts.cli.said import said
+
 
 @pytest.fixture
 def places(models, tmp_path, dts):
@@ -46,7 +48,7 @@ def test_it_is_in_every_refusal(dts, places, other):
     known = {"BASE": places / "base", "ONE": places / "one", "OTHER": other}
     for words, says in CASES.items():
         done = dts(*(known.get(word, word) for word in words))
-        text = " ".join(done.stderr.replace("│", " ").split())
+        text = said(done)
         assert done.exit_code == 2, (words, text)
         assert all(piece in text for piece in says), (words, text)
         assert "Traceback" not in text

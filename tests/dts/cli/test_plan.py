@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import dts as package
+from tests.dts.cli.said import said
 
 transformers = pytest.importorskip("transformers")
 
@@ -48,9 +49,9 @@ def test_a_plan_is_shown_and_given_as_json(dts, bert):
 )
 def test_what_does_not_do_is_refused(dts, bert, words, why):
     result = dts("plan", bert / "base", bert / "adapters", *words)
-    assert result.exit_code == 2 and why in " ".join(result.stderr.replace("│", " ").split())
+    assert result.exit_code == 2 and why in said(result)
 
 
 def test_folders_without_adapters_and_names_twice_are_refused(dts, bert):
     result = dts("plan", bert / "base", bert / "base")
-    assert result.exit_code == 2 and "holds none" in " ".join(result.stderr.replace("│", " ").split())
+    assert result.exit_code == 2 and "holds none" in said(result)
