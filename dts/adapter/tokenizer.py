@@ -15,7 +15,13 @@ TEXT_FILES = (
     "generation_config.json",
 )
 SUFFIXES = (".json", ".jsonl", ".txt", ".model", ".jinja", ".vocab", ".bpe", ".tiktoken", ".spm")  # no code, no weights
+VOCABULARY = ("tokenizer.json", "vocab*", "*.model", "tekken.json")  # one of them is in a tokenizer's folder
 RUN_STATE = ("padding", "truncation")  # of tokenizer.json: what the last call used, not what the tokenizer is
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Of a folder without one transformers makes an empty one, to which every text is unknown."""
+    return any(next(folder.glob(name), None) for name in VOCABULARY)
 
 
 def differing_files(base: Path | None, finetuned: Path | None) -> dict[str, Path]:

@@ -85,6 +85,7 @@ def mix(
 ):
     """Mix adapters by the meaning of a new task's class names, and show why."""
     import dts
+    from dts.checkpoint import open_checkpoint
     from dts.evaluate.models import quiet
 
     base = at(base, revision)
@@ -105,7 +106,8 @@ def mix(
         )
         weights, rows = dict(found), found.rows()
     if out is not None:
-        head = head_of(head, opened, weights, base, list_of(classes))
+        source = None if base is None else open_checkpoint(base)
+        head = head_of(head, opened, weights, source, list_of(classes))
     result = {"weights": dict(weights), "similarities": rows, "written": out is not None and not dry_run}
     if out is not None:
         with progress_bar("Mixing", in_bytes=True) as progress, quiet() if head else nullcontext():
@@ -116,7 +118,7 @@ def mix(
                 name=name,
                 class_names=list_of(classes),
                 description=description,
-                base=base,
+                base=source,
                 head=head,
                 encoder=encoder,
                 overwrite=overwrite,
@@ -127,20 +129,21 @@ def mix(
     emit(result, as_json, lambda: _show(result))
 
 
-def head_of(head: str | None, opened: dict, weights: dict, base: str | None, classes: list[str] | None) -> str | None:
-    """What `dts.unseen.mix` takes as the head; says why there is none where the members have one."""
-    from dts.checkpoint import open_checkpoint
-    from dts.unseen.encoders import tokenizer_in
+def head_of(head: str | None, opened: dict, weights: dict, base, classes: list[str] | None) -> str | None:
+    """What `dts.unseen.mix` takes as the head; says why there is none where the members have one.
+
+    base: a `Checkpoint`, if there is one.
+    """
+    from dts.adapter.tokenizer import has_tokenizer
     from dts.unseen.heads import ZERO_SHOT, NoHead, class_layer
     from dts.warn import warn
 
     heads = [task for task in weights if task in opened and class_layer(opened[task])]
     if head is not None or not heads:
         return None if head == "none" else head
-    folder = None if base is None else open_checkpoint(base).folder
-    if classes and folder is not None and tokenizer_in(folder) is not None:
+    if classes and base is not None and base.folder is not None and has_tokenizer(base.folder):
         return ZERO_SHOT
-    lacks = "--classes" if not classes else "--base" if base is None else f"a tokenizer in {base}"
+    lacks = "--classes" if not classes else "--base" if base is None else f"a tokenizer in {base.source}"
     warn(
         f"the mixture has no head: those of {', '.join(heads)} are of their own classes, and a zero-shot one needs "
         f"{lacks}; --head nearest takes one of theirs, --head FILE one of yours, --head none none",

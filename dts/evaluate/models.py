@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import dts
+from dts.adapter.tokenizer import VOCABULARY, has_tokenizer
 from dts.checkpoint import Checkpoint, open_checkpoint
 
 TEXT, IMAGES, LANGUAGE = "text classification", "image classification", "language model"
@@ -26,7 +27,6 @@ AUTO = {
     LANGUAGE: "AutoModelForCausalLM",
 }
 BASE = "base"
-VOCABULARY = ("tokenizer.json", "vocab*", "*.model", "tekken.json")  # one of them is in a tokenizer's folder
 
 
 def opened(source: str, what: str) -> Checkpoint:
@@ -97,8 +97,7 @@ def tokenizer_of(*places: Any) -> Any:
 
     reasons = []
     for place in filter(None, places):
-        # of a folder without one transformers makes an empty one, to which every text is unknown
-        if Path(place).is_dir() and not any(file for name in VOCABULARY for file in Path(place).glob(name)):
+        if Path(place).is_dir() and not has_tokenizer(Path(place)):
             reasons.append(f"{place}: no {' or '.join(VOCABULARY)}")
             continue
         try:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dts.adapter.tokenizer import has_tokenizer
+
 Encoder = Callable[[list[str]], Tensor]  # texts -> float [texts, dimensions]
 Source = str | Path | Callable[[list[str]], Any]  # what `open_encoder` makes one of
 
@@ -74,12 +76,11 @@ def text_tower(model: Any, tokenizer: Any = None) -> Encoder:
     return _batched(encode)
 
 
-def tokenizer_in(folder: str | Path) -> Any | None:
-    """The tokenizer of a model's folder; None where there is none (of one without, transformers makes an empty one)."""
+def tokenizer_in(folder: Path) -> Any | None:
+    """The tokenizer of a model's folder; None where there is none."""
     from transformers import AutoTokenizer
 
-    held = any(next(Path(folder).glob(name), None) for name in ("tokenizer.json", "vocab*", "*.model", "tekken.json"))
-    return AutoTokenizer.from_pretrained(folder) if held else None
+    return AutoTokenizer.from_pretrained(folder) if has_tokenizer(folder) else None
 
 
 def _batched(encode: Encoder) -> Encoder:
