@@ -9,7 +9,7 @@ given        tensors of one's own
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from dts.adapter import Adapter, Entry
+from dts.adapter.folder import complete
 from dts.checkpoint import open_checkpoint
+from dts.checkpoint.files import split_state
 from dts.checkpoint.pairing import swap_prefix
 from dts.nn.model import DTSModel
 from dts.sites import raw
@@ -54,32 +56,44 @@ def class_layer(adapter: Adapter) -> str | None:
     return fits[-1].removesuffix(".weight") if fits else None
 
 
+def is_zero_shot(head: Any) -> bool:
+    """Of what `with_head` takes, tensors among it, which have another way to be equal."""
+    return isinstance(head, str) and head == ZERO_SHOT
+
+
 def with_head(
-    mixture: Adapter, members: Members, others: Mapping[str, Adapter], head: Any, names: list[str] | None, embed: Embed
+    mixture: Adapter,
+    members: Members,
+    others: Mapping[str, Adapter | str | Path],
+    head: Any,
+    names: list[str] | None,
+    embed: Embed,
 ) -> Adapter:
     """The mixture under a head.
 
-    members: what it is made of;  others: all adapters whose head may be asked for by name;  head: "zero-shot",
-    "nearest", a task's name, {name: tensor} with the names of the members' heads, a tensor [classes, width], or a place
-    of a checkpoint with such tensors;  names: of the new classes;  embed: see `Embed`.
+    members: what it is made of;  others: all adapters, or their folders, whose head may be asked for by name;
+    head: "zero-shot", "nearest", a task's name, {name: tensor} with the names of the members' heads, a tensor
+    [classes, width], or a place of a checkpoint with such tensors;  names: of the new classes;  embed: see `Embed`.
     Raises ValueError where there is no such head, or it does not fit.
     """
     donor, layer = _donor(members)
-    if isinstance(head, str) and (head == NEAREST or head in others):
-        owner = max(members, key=lambda member: member[0])[1] if head == NEAREST else others[head]
+    width = own_heads(donor)[f"{layer}.weight"].shape[1]
+    zero_shot = is_zero_shot(head)
+    if isinstance(head, str) and not zero_shot and (head == NEAREST or head in others):
+        asked = max(members, key=lambda member: member[0])[1] if head == NEAREST else others[head]
+        owner = asked if isinstance(asked, Adapter) else Adapter.load(asked)
         if class_layer(owner) != layer:
             raise ValueError(
                 f"the task {owner.name!r} has no head {layer!r}: head= takes one that has, or {ZERO_SHOT!r}"
             )
         return _headed(mixture, members, owner, layer, _tensors(owner, layer), owner.class_names)
-    if not isinstance(head, str) or head != ZERO_SHOT:
-        given = _given(head, layer, own_heads(donor)[f"{layer}.weight"].shape[1], others)
+    if not zero_shot:
+        given = _given(head, layer, width, others)
         if names is not None and len(names) != len(given["weight"]):
             raise ValueError(f"the head given has {len(given['weight'])} rows, and there are {len(names)} class names")
         return _headed(mixture, members, donor, layer, given, names)
     if not names:
         raise ValueError("a zero-shot head is made of class names: give class_names= (--classes)")
-    width = own_heads(donor)[f"{layer}.weight"].shape[1]
     first = _headed(mixture, members, donor, layer, {"weight": torch.zeros(len(names), width)}, names)
     vectors = embed(first, layer, [readable(name) for name in names]).float().cpu()
     if vectors.shape != (len(names), width):
@@ -108,12 +122,12 @@ def _tensors(adapter: Adapter, layer: str) -> dict[str, Tensor]:
     return {leaf: entry.apply(None).float() for leaf, entry in found.items()}
 
 
-def _given(head: Any, layer: str, width: int, others: Mapping[str, Adapter]) -> dict[str, Tensor]:
+def _given(head: Any, layer: str, width: int, others: Iterable[str]) -> dict[str, Tensor]:
     """weight [classes, width] and, if there is one, bias [classes]."""
     if isinstance(head, Tensor):
         found = {"weight": head}
     else:
-        if isinstance(head, str | Path) and not Path(str(head).partition("#")[0]).expanduser().exists():
+        if isinstance(head, str | Path) and not Path(split_state(str(head))[0]).expanduser().exists():
             raise ValueError(
                 f"there is no head {str(head)!r}: {ZERO_SHOT!r}, {NEAREST!r}, one of the tasks {', '.join(others)}, or "
                 "a file or folder with the head's tensors"
@@ -147,8 +161,11 @@ def _headed(
     entries = {own(name): replace(entry, name=own(name)) for name, entry in mixture.entries.items()}
     for name, entry in own_heads(donor).items():
         stem, _, leaf = name.rpartition(".")
-        value = _mean(name, entry, members) if stem != layer else tensors.get(leaf, entry.apply(None).new_zeros(0))
-        if stem == layer and leaf not in tensors:
+        if stem != layer:
+            value = _mean(name, entry, members)
+        elif leaf in tensors:
+            value = tensors[leaf]
+        else:
             value = torch.zeros(len(tensors["weight"]), *entry.shape[1:])
         value = value.to(entry.dtype)
         entries[name] = Entry(name, None, tuple(value.shape), "value", entry.dtype, tensor=value, task_only=True)
@@ -166,6 +183,7 @@ def _headed(
         }
     made = Adapter.of(config, entries, files=dict(donor.files))
     made.account = mixture.account
+    complete(made)
     return made
 
 

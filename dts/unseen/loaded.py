@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from dts.adapter import Adapter
-from dts.adapter.folder import complete
 from dts.checkpoint import open_checkpoint
 from dts.nn.model import DTSModel
 
@@ -52,7 +51,6 @@ def add_task(
         if tokenizer is None and base is not None and base.folder is not None:
             tokenizer = tokenizer_in(base.folder)
         mixture = with_head(mixture, used, members, head, class_names, _embedder(model, name, tokenizer, encoder))
-        complete(mixture)
     model.load_task(name, mixture)
     return weights
 
@@ -62,7 +60,6 @@ def _embedder(model: DTSModel, name: str, tokenizer: Any, encoder: Source):
     passing = f"{name} (its head is being made)"
 
     def loaded(mixture: Adapter) -> tuple[DTSModel, str]:
-        complete(mixture)
         model.load_task(passing, mixture)
         return model, passing
 

@@ -20,7 +20,7 @@ from dts.warn import warn
 
 from .concatenate import mixed_factors
 from .encoders import Source, tokenizer_in
-from .heads import ZERO_SHOT, embedder, own_heads, with_head
+from .heads import embedder, is_zero_shot, own_heads, with_head
 
 CANCELLED = 1e-6  # of a component's size: a norm that float64 takes for zero after components cancel
 
@@ -95,11 +95,14 @@ def mix(
     complete(mixture)
     account = mixture.account = _account(members, mixture)
     if head is not None:
-        embed = embedder(lambda made: _served(base, made), tokenizer or _tokenizer(base, head), encoder)
-        asked = adapters if isinstance(head, str) and head != ZERO_SHOT else {}
-        opened = {t: a if isinstance(a, Adapter) else Adapter.load(a) for t, a in asked.items()}
-        mixture = with_head(mixture, members, opened, head, class_names, embed)
-        complete(mixture)
+        if is_zero_shot(head):
+            if base is None or base.folder is None:
+                raise ValueError(
+                    "a zero-shot head is made by the model itself: give base= (--base), its folder or hub id"
+                )
+            tokenizer = tokenizer or tokenizer_in(base.folder)  # image models have none
+        embed = embedder(lambda made: _served(base, made), tokenizer, encoder)
+        mixture = with_head(mixture, members, adapters, head, class_names, embed)
         class_names = mixture.class_names
         for name, entry in own_heads(mixture).items():
             account.add(name, "mixture", "new", entry.kind, why="the mixture's head")
@@ -130,19 +133,7 @@ def mix(
 
 def _served(base, mixture: Adapter) -> tuple[DTSModel, str]:
     """The base with the mixture, as transformers builds it."""
-    if base is None or base.folder is None:
-        raise ValueError("a zero-shot head is made by the model itself: give base= (--base), its folder or hub id")
-    complete(mixture)
     return DTSModel.from_pretrained(base.folder, adapters={mixture.name: mixture}), mixture.name
-
-
-def _tokenizer(base, head):
-    """That of the base's folder, for a zero-shot head; None where it has none, as image models."""
-    if not (isinstance(head, str) and head == ZERO_SHOT):
-        return None
-    if base is None or base.folder is None:
-        raise ValueError("a zero-shot head is made by the model itself: give base= (--base), its folder or hub id")
-    return tokenizer_in(base.folder)
 
 
 def _members(adapters: Mapping, weights: Mapping[str, float]) -> list[tuple[float, Adapter]]:
