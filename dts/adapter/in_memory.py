@@ -85,18 +85,8 @@ def _as_module(adapter, model: nn.Module, base, check: bool) -> Iterator[tuple[s
     return tensors()
 
 
-def part_of(tensor: Tensor, target) -> Tensor:
-    """The view of a parameter that one tensor of a checkpoint became."""
-    if target.expert is not None:
-        tensor = tensor[target.expert]
-    if target.parts > 1:
-        rows = tensor.shape[0] // target.parts
-        tensor = tensor[target.part * rows : (target.part + 1) * rows]
-    return tensor
-
-
 def _mismatch(adapter, entry, base, name: str, target) -> list[str]:
-    part = part_of(base.load(name), target)
+    part = target.part_of(base.load(name))
     if tuple(part.shape) != tuple(entry.base_shape):
         return [f"{name}: shape {list(part.shape)}, not {list(entry.base_shape)}"]
     if sampled_digest(part.contiguous()) != adapter.config["tensors"][entry.name]["base"]:
@@ -113,7 +103,7 @@ def _changed(tensor: Tensor, pieces, effects: Effects) -> Tensor:
             return value if entry.task_only else effects.compare(entry, tensor, value)
         if result is tensor:
             result = tensor.clone()
-        part = part_of(result, target)
+        part = target.part_of(result)
         before = part.clone()
         part.copy_(effects.compare(entry, before, entry.apply(before)))
     return result

@@ -165,18 +165,9 @@ def _cut(there, finetuned: Checkpoint, saved: str) -> dict[str, tuple[Lazy, str]
         shape[0] //= target.parts
         label = f"{saved}[{'' if target.expert is None else target.expert}]"
         label += f", part {target.part + 1} of {target.parts}" if target.parts > 1 else ""
-        made[name] = Lazy(tuple(shape), whole.dtype, _piece(whole, target), whole.release), label
+        piece = lambda target=target: target.part_of(whole.load())  # noqa: E731
+        made[name] = Lazy(tuple(shape), whole.dtype, piece, whole.release), label
     return made
-
-
-def _piece(whole: Lazy, target: Target) -> Callable[[], Tensor]:
-    def load() -> Tensor:
-        tensor = whole.load()
-        tensor = tensor if target.expert is None else tensor[target.expert]
-        rows = tensor.shape[0] // target.parts
-        return tensor[target.part * rows : (target.part + 1) * rows]
-
-    return load
 
 
 def _joined(name: str, finetuned: Checkpoint, here) -> dict[str, tuple[Lazy, str]] | None:

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from dts.adapter import Adapter
-from dts.adapter.in_memory import part_of
 from dts.checkpoint import Checkpoint, sampled_digest
 from dts.sites import Site, Target, has_codes, is_quantised, resolve, sites
 from dts.sites.transformers import renamer
@@ -50,7 +49,7 @@ def evidence(adapter: Adapter, model: nn.Module, rounded: bool = False) -> Evide
         looked_at += codes
         if codes and looked_at > LOOKED_AT:
             continue
-        ours = part_of(site.numbers, target).detach().cpu().contiguous()
+        ours = target.part_of(site.numbers).detach().cpu().contiguous()
         same = noted[name] in (sampled_digest(ours), sampled_digest(ours.to(getattr(torch, base_dtype))))
         names = (found.other, found.equal) if not codes else (found.other_codes, found.equal_codes)
         names[same].append(name)
@@ -65,7 +64,7 @@ def differing(adapter: Adapter, model: nn.Module, original: Checkpoint) -> tuple
         if compared == LOOKED_AT or base_name not in original.tensors or len(site.shape) < 2:
             continue
         compared += 1
-        ours, theirs = part_of(site.numbers, target).detach().cpu(), original.load(base_name)
+        ours, theirs = target.part_of(site.numbers).detach().cpu(), original.load(base_name)
         if ours.shape != theirs.shape or squared_difference(ours, theirs) > SAME_MODEL * energy(theirs):
             wrong.append(name)
         original.release(base_name)

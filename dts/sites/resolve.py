@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Prefix = tuple[str, str]  # a change of a name: ("add", prefix) or ("strip", prefix)
 
@@ -21,6 +24,15 @@ class Target:
     expert: int | None = None
     part: int = 0
     parts: int = 1
+
+    def part_of(self, tensor: Tensor) -> Tensor:
+        """The view of the parameter that the tensor of the checkpoint became."""
+        if self.expert is not None:
+            tensor = tensor[self.expert]
+        if self.parts > 1:
+            rows = tensor.shape[0] // self.parts
+            tensor = tensor[self.part * rows : (self.part + 1) * rows]
+        return tensor
 
 
 class Stored(Protocol):
