@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from dts.checkpoint.checkpoint import Checkpoint, Lazy
 from dts.checkpoint.errors import CheckpointError
-from dts.checkpoint.foreign import is_gguf
 from dts.checkpoint.quantised import class_method, method_of
-from dts.checkpoint.state import from_tensors
+from dts.checkpoint.state import config_of, from_tensors
 from dts.sites import dequantised, dequantised_dtype, is_quantised, parameter_shape, raw
 
 NEEDED = "pip install '.[hf]', and the library that its method needs ('.[quantised]' has torchao and bitsandbytes)"
@@ -45,8 +44,7 @@ def from_quantised(model: nn.Module) -> Checkpoint:
             checkpoint.tied[name] = first[id(module)]
         shape = parameter_shape(module, "weight")
         checkpoint.tensors[name] = Lazy(shape, dequantised_dtype(module), partial(_numbers, module))
-    config: Any = getattr(model, "config", None)
-    checkpoint.config = config.to_dict() if hasattr(config, "to_dict") else None
+    checkpoint.config = config_of(model)
     checkpoint.quantised = _method(own, checkpoint.config)
     return checkpoint
 
@@ -64,21 +62,22 @@ def _method(layers: dict[str, nn.Module], config: dict | None) -> str | None:
     return class_method(raw(module, "weight")) or type(module).__name__
 
 
-def from_quantised_path(path: Path | str, config: dict | None, **options: Any) -> Checkpoint:
-    """A GGUF file, or a folder or hub id that transformers loads.
-
-    config: its ``config.json``;  options: revision, cache_dir, ... of a hub id.
-    """
-    gguf = isinstance(path, Path) and path.is_file() and is_gguf(path)
-    if gguf:
-        path, options = Path(path).parent, options | {"gguf_file": Path(path).name, "dtype": torch.float32}
-    checkpoint = from_quantised(_loaded(path, config, options))
-    if config is not None:
-        checkpoint.config = config
-    checkpoint.config = {k: v for k, v in (checkpoint.config or {}).items() if k != "quantization_config"} or None
-    if gguf:
-        checkpoint.quantised = "GGUF"
+def from_gguf(path: Path) -> Checkpoint:
+    checkpoint = from_quantised(_loaded(path.parent, None, {"gguf_file": path.name, "dtype": torch.float32}))
+    checkpoint.config = _without_method(checkpoint.config)
+    checkpoint.source, checkpoint.quantised = str(path), "GGUF"
     return checkpoint
+
+
+def from_quantised_folder(folder: Path, config: dict | None, variant: str | None = None) -> Checkpoint:
+    """One that transformers loads;  config: its ``config.json``."""
+    checkpoint = from_quantised(_loaded(folder, config, {"variant": variant} if variant else {}))
+    checkpoint.config = _without_method(checkpoint.config if config is None else config)
+    return checkpoint
+
+
+def _without_method(config: dict | None) -> dict | None:
+    return {key: value for key, value in (config or {}).items() if key != "quantization_config"} or None
 
 
 def gguf_architecture(config: Any) -> list[str]:
@@ -88,7 +87,7 @@ def gguf_architecture(config: Any) -> list[str]:
     return [causal[config.model_type]] if config.model_type in causal else []
 
 
-def _loaded(path: Path | str, config: dict | None, options: dict[str, Any]) -> nn.Module:
+def _loaded(path: Path, config: dict | None, options: dict[str, Any]) -> nn.Module:
     try:
         import transformers
 

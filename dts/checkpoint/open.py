@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from dts.checkpoint.checkpoint import Checkpoint
-from dts.checkpoint.dequantised import from_quantised, from_quantised_path
+from dts.checkpoint.dequantised import from_gguf, from_quantised, from_quantised_folder
 from dts.checkpoint.errors import CheckpointError, NotRead, Quantised, some
 from dts.checkpoint.files import PICKLES, from_file, split_state
 from dts.checkpoint.folder import checkpoints_in, from_folder, has_weights, own_weights
@@ -52,14 +52,18 @@ def open_checkpoint(
         )
     if dequantise:
         return _open_dequantised(source, revision, subfolder, variant, hub)
-    if isinstance(source, torch.nn.Module):
-        checkpoint = from_module(source)
-    elif isinstance(source, Mapping):
-        checkpoint = from_tensors(source, "state dict")
-    else:
-        checkpoint = _from_path(str(source), revision, subfolder, variant, hub)
+    checkpoint = _stored(source, revision, subfolder, variant, hub)
     check_kind(checkpoint.source, checkpoint.tensors, checkpoint.config)
     return checkpoint
+
+
+def _stored(source, revision: str | None, subfolder: str, variant: str | None, hub: dict) -> Checkpoint:
+    """All that a source holds, whatever kind of tensors these are."""
+    if isinstance(source, torch.nn.Module):
+        return from_module(source)
+    if isinstance(source, Mapping):
+        return from_tensors(source, "state dict")
+    return _from_path(str(source), revision, subfolder, variant, hub)
 
 
 def _open_dequantised(source, revision: str | None, subfolder: str, variant: str | None, hub: dict) -> Checkpoint:
@@ -67,19 +71,16 @@ def _open_dequantised(source, revision: str | None, subfolder: str, variant: str
         checkpoint = from_quantised(source)
         check_kind(checkpoint.source, checkpoint.tensors, None)
         return checkpoint if checkpoint.quantised else open_checkpoint(source)
-    path = None if isinstance(source, Mapping) else Path(source).expanduser() / subfolder
-    if path is not None and path.is_file() and is_gguf(path):
-        checkpoint = from_quantised_path(path, None)
-        checkpoint.source = str(path)
-        return checkpoint
+    if isinstance(source, str | Path) and (path := Path(source).expanduser() / subfolder).is_file() and is_gguf(path):
+        return from_gguf(path)
+    stored = _stored(source, revision, subfolder, variant, hub)
     try:
-        return open_checkpoint(source, revision, subfolder=subfolder, variant=variant, **hub)
+        check_kind(stored.source, stored.tensors, stored.config)
+        return stored
     except Quantised:
-        if path is None or path.is_file():
+        if stored.folder is None:
             raise  # nothing that a library could load
-    stored = _from_path(str(source), revision, subfolder, variant, hub)  # its config and its place
-    options = {"variant": variant} if variant else {}
-    checkpoint = from_quantised_path(stored.folder or str(source), stored.config, **options)
+    checkpoint = from_quantised_folder(stored.folder, stored.config, variant)
     checkpoint.source, checkpoint.folder, checkpoint.revision = stored.source, stored.folder, stored.revision
     check_kind(checkpoint.source, checkpoint.tensors, checkpoint.config)
     return checkpoint

@@ -32,9 +32,14 @@ def from_module(module: torch.nn.Module) -> Checkpoint:
         method = class_method(raw(module.get_submodule(codes[0]), "weight")) or "its layers' library"
         raise Quantised(f"{name} is quantised by {method} ({some(codes, 3)}): {way(method)}")
     checkpoint = from_tensors(module.state_dict(), name)
-    to_dict = getattr(getattr(module, "config", None), "to_dict", None)
-    checkpoint.config = None if to_dict is None else to_dict()
+    checkpoint.config = config_of(module)
     return checkpoint
+
+
+def config_of(module: torch.nn.Module) -> dict | None:
+    """What its ``config.json`` would hold; None of a module that has none."""
+    to_dict = getattr(getattr(module, "config", None), "to_dict", None)
+    return None if to_dict is None else to_dict()
 
 
 def from_tensors(state: Mapping, source: str, select: str | None = None) -> Checkpoint:
