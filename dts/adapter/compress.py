@@ -21,7 +21,6 @@ from dts.codec import Unencodable
 from dts.files import Changed, Watch, building, check_free
 from dts.warn import warn
 
-BASES = ("plain", "quantised")
 LEFT = 0.5  # *measured*: MiniLM over int4, .94 of the difference left is worse than no repair, .18 three times as close
 
 
@@ -100,6 +99,7 @@ def compress(
         target_error=target_error,
         vectors=vectors,
         kind=kind,
+        base_is=base_is,
         name=name,
         class_names=class_names,
         description=description,
@@ -113,21 +113,17 @@ def compress(
         only=only,
         vocabulary=vocabulary,
     )
-    if base_is not in BASES:
-        raise ValueError(f"base_is must be one of {', '.join(BASES)}, not {base_is!r}")
-    return _compressed(base, finetuned, None if out is None else Path(out), options, progress, base_is)
+    return _compressed(base, finetuned, None if out is None else Path(out), options, progress)
 
 
-def _compressed(
-    base, finetuned, out: Path | None, options: Options, progress: Progress | None, base_is: str
-) -> Adapter:
+def _compressed(base, finetuned, out: Path | None, options: Options, progress: Progress | None) -> Adapter:
     """`compress`, of its options."""
     written = None if options.dry_run else out
     if written is not None:
         check_out(written, options.overwrite)
         check_free(written)
     watch = Watch(base, finetuned)
-    base, finetuned = _base(base, base_is), open_checkpoint(finetuned)
+    base, finetuned = _base(base, options), open_checkpoint(finetuned)
     watch.also(base.folder, finetuned.folder)  # of a trainer's run, the checkpoint inside it
     pairing = pair(base, fitted(base, finetuned, options.only, options.vocabulary))
     if note := lost_note(pairing.base, pairing.finetuned, pairing.base_only):
@@ -159,8 +155,8 @@ def _compressed(
     return adapter
 
 
-def _base(base, base_is: str) -> Checkpoint:
-    if base_is == "plain":
+def _base(base, options: Options) -> Checkpoint:
+    if options.base_is == "plain":
         return open_checkpoint(base)
     opened = open_checkpoint(base, dequantise=True)
     if opened.quantised is None:

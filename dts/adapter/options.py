@@ -18,6 +18,7 @@ from dts.codec.method import Choice
 from dts.codec.methods import CHOICES
 
 ADAPTER_KINDS = ("task", "difference")
+BASES = ("plain", "quantised")
 VECTORS = ("auto", *ASKED)
 SIZES = ("budget", "nbytes", "rank_fraction", "target_error")
 IN_BYTES = ("budget", "nbytes")
@@ -38,6 +39,7 @@ class Options:
     target_error: float | None = None
     vectors: str = "auto"
     kind: str = "task"
+    base_is: str = "plain"
     name: str | None = None
     class_names: list[str] | None = None
     description: str | None = None
@@ -58,6 +60,7 @@ class Options:
                 ("method", self.method, CHOICES),
                 ("kind", self.kind, ADAPTER_KINDS),
                 ("vectors", self.vectors, VECTORS),
+                ("base_is", self.base_is, BASES),
             )
             if value not in choices
         ]
