@@ -162,12 +162,10 @@ def _keywords(given: dict, place: str, wrong: list[str]) -> dict[str, Any]:
             wrong.append(f"{place}{key}: a word, as --{key} takes it, not {given[key]!r}")
         elif key in given:
             how[key] = given[key]
-    for key, value in (("device", how.get("device")), ("vocabulary", how.get("vocabulary"))):
-        asked: dict[str, Any] = {key: value}
-        try:
-            Options(**asked)
-        except ValueError as error:
-            wrong.append(f"{place}{error}")
+    try:
+        Options(**{key: how[key] for key in WORDS if key in how})
+    except ValueError as error:
+        wrong.append(f"{place}{error}")
     if "allow_empty" in given and not isinstance(given["allow_empty"], bool):
         wrong.append(f"{place}allow_empty: true or false, not {given['allow_empty']!r}")
     elif "allow_empty" in given:
