@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from dts.checkpoint.checkpoint import Checkpoint
 from dts.checkpoint.names import named_as_loaded
-from dts.checkpoint.pairing import align, related
+from dts.checkpoint.pairing import align
 from dts.checkpoint.part import only_part
 from dts.checkpoint.vocabulary import SHARED, with_rows_of
 
@@ -26,8 +26,6 @@ def fitted(base: Checkpoint, finetuned: Checkpoint, only: str | None = None, voc
 def _with_rows(base: Checkpoint, finetuned: Checkpoint) -> Checkpoint:
     """Under the names of its file, which say what became of each tensor."""
     named, in_file = named_as_loaded(base, finetuned)
-    padded = with_rows_of(
-        base, named, align(base, named)[1], lambda name, base_name: related(base, named, name, base_name)
-    )
+    padded = with_rows_of(base, named, align(base, named)[1])
     grown = {in_file.get(n, n): t for n, t in padded.tensors.items() if t is not named.tensors[n]}
     return replace(finetuned, tensors=finetuned.tensors | grown, config=padded.config)

@@ -15,7 +15,7 @@ import torch
 from dts.checkpoint.checkpoint import Checkpoint
 from dts.checkpoint.errors import some
 from dts.checkpoint.layers import pattern
-from dts.sums import energy, squared_difference
+from dts.checkpoint.vocabulary import related, shared_rows
 
 OLD_NAMES = {"gamma": "weight", "beta": "bias"}  # of norms in checkpoints first written for TensorFlow
 OTHER_REASONS = 3  # of one kind that have a line each
@@ -154,19 +154,14 @@ def pair(base: Checkpoint, finetuned: Checkpoint) -> Pairing:
 def _way(base: Checkpoint, finetuned: Checkpoint, pairing: Pairing) -> str:
     """How to go on with two models that do not fit as they are."""
     from dts.checkpoint.part import fits
-    from dts.checkpoint.vocabulary import is_size
 
     if part := fits(base, finetuned):
         return f"It fits the base's {part}, and nothing else of it: --only {part} (only={part!r})"
-    for name, p in pairing.pairs.items():
-        if p.base_name:
-            ours, theirs = finetuned.shape(name), base.shape(p.base_name)
-            fewer = 0 < len(ours) == len(theirs) and ours[1:] == theirs[1:] and ours[0] < theirs[0]
-            if fewer and is_size(finetuned.config, ours[0]) and related(base, finetuned, name, p.base_name):
-                return (
-                    f"The fine-tune's {ours[0]} rows are the base's first ones: --vocabulary shared "
-                    '(vocabulary="shared") keeps the others as the base has them'
-                )
+    if shared := shared_rows(base, finetuned, {n: p.base_name for n, p in pairing.pairs.items() if p.base_name}):
+        return (
+            f"The fine-tune's {next(iter(shared))} rows are the base's first ones: --vocabulary shared "
+            '(vocabulary="shared") keeps the others as the base has them'
+        )
     kinds = [(model.config or {}).get("architectures") or ["a model without a config"] for model in (base, finetuned)]
     return (
         f"The base is {kinds[0][0]}, the fine-tune {kinds[1][0]}: give the very base that it was trained from; its "
@@ -200,18 +195,6 @@ def _with_vocabulary(pairing: Pairing, origin: dict[str, str]) -> None:
             rows, before = finetuned.shape(name)[:1], base.shape(origin[name])[:1]
             if len(finetuned.shape(name)) > 1 and before and (before[0], rows[0] - before[0]) in grown:
                 pairing.pairs[name] = Pair(name, origin[name], added_rows=rows[0] - before[0])
-
-
-def related(base, finetuned, name: str, base_name: str) -> bool:
-    """Is the difference on the rows both have smaller than the rows?  It is where a vocabulary grew; where a head was
-    replaced it is larger, by a factor of about sqrt(2).  A bias goes with its weight."""
-    if name.endswith(".bias") and base_name.endswith(".bias"):
-        weight, base_weight = (n.removesuffix("bias") + "weight" for n in (name, base_name))
-        if weight in finetuned.tensors and base_weight in base.tensors:
-            return related(base, finetuned, weight, base_weight)
-    rows = min(finetuned.shape(name)[0], base.shape(base_name)[0])
-    before = base.load(base_name)[:rows]
-    return squared_difference(finetuned.load(name)[:rows], before) < energy(before)
 
 
 def _task_only(base, finetuned, name: str, origin: dict[str, str]) -> Pair:

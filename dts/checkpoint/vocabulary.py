@@ -1,12 +1,13 @@
 """Vocabularies of other sizes: rows of embeddings that only one of two models has."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from dts.checkpoint.checkpoint import Checkpoint, Lazy
+from dts.sums import energy, squared_difference
 
 SHARED = "shared"
 
@@ -17,7 +18,7 @@ def resized(config: dict, rows: dict[int, int]) -> dict:
     return config | {key: rows[config[key]] for key in ("vocab_size",) if config.get(key) in rows}
 
 
-def is_size(config: dict | None, rows: int) -> bool:
+def _is_size(config: dict | None, rows: int) -> bool:
     """Could a vocabulary have as many rows, by the sizes that a config names?  Any, where it names none."""
     found = list(_sizes(config or {}))
     return not found or rows in found
@@ -31,26 +32,54 @@ def _sizes(config: dict) -> Iterator[int]:
             yield value
 
 
-def with_rows_of(
-    base: Checkpoint, finetuned: Checkpoint, origin: dict[str, str], related: Callable[[str, str], bool]
-) -> Checkpoint:
+def related(base: Checkpoint, finetuned: Checkpoint, name: str, base_name: str) -> bool:
+    """Is the difference on the rows both have smaller than the rows?  It is where a vocabulary grew; where a head was
+    replaced it is larger, by a factor of about sqrt(2).  A bias goes with its weight."""
+    if name.endswith(".bias") and base_name.endswith(".bias"):
+        weight, base_weight = (n.removesuffix("bias") + "weight" for n in (name, base_name))
+        if weight in finetuned.tensors and base_weight in base.tensors:
+            return related(base, finetuned, weight, base_weight)
+    rows = min(finetuned.shape(name)[0], base.shape(base_name)[0])
+    before = base.load(base_name)[:rows]
+    return squared_difference(finetuned.load(name)[:rows], before) < energy(before)
+
+
+def shared_rows(base: Checkpoint, finetuned: Checkpoint, origin: dict[str, str]) -> dict[int, int]:
+    """{rows of a matrix of the fine-tune that are the first ones of the base's: rows of that}, of smaller vocabularies.
+
+    origin: the fine-tune's names -> the base's.
+    """
+    return {
+        finetuned.shape(name)[0]: base.shape(base_name)[0]
+        for name, base_name in _fewer(base, finetuned, origin).items()
+        if len(finetuned.shape(name)) == 2
+        and _is_size(finetuned.config, finetuned.shape(name)[0])
+        and related(base, finetuned, name, base_name)
+    }
+
+
+def _fewer(base: Checkpoint, finetuned: Checkpoint, origin: dict[str, str]) -> dict[str, str]:
+    """Those of which the base has more rows, which may be biases."""
+    shapes = {name: (finetuned.shape(name), base.shape(base_name)) for name, base_name in origin.items()}
+    return {
+        name: origin[name]
+        for name, (ours, theirs) in shapes.items()
+        if 0 < len(ours) == len(theirs) <= 2 and ours[1:] == theirs[1:] and ours[0] < theirs[0]
+    }
+
+
+def with_rows_of(base: Checkpoint, finetuned: Checkpoint, origin: dict[str, str]) -> Checkpoint:
     """The fine-tune with the rows beyond its vocabulary that the base has: they stay the base's.
 
-    origin: its names -> the base's;  related: do the rows that both have mean the same?
+    origin: its names -> the base's.
     """
-    tensors, rows = dict(finetuned.tensors), dict[int, int]()
-    fewer = {}
-    for name, base_name in origin.items():
-        ours, theirs = finetuned.shape(name), base.shape(base_name)
-        if 0 < len(ours) == len(theirs) <= 2 and ours[1:] == theirs[1:] and ours[0] < theirs[0]:
-            fewer[name] = base_name
-            if len(ours) == 2 and is_size(finetuned.config, ours[0]) and related(name, base_name):
-                rows[ours[0]] = theirs[0]
-    for name, base_name in fewer.items():  # biases of as many rows go with these, whatever they are
-        if rows.get(finetuned.shape(name)[0]) == base.shape(base_name)[0]:
-            tensors[name] = _padded(finetuned.tensors[name], base.tensors[base_name])
+    rows = shared_rows(base, finetuned, origin)
     if not rows:
         return finetuned
+    tensors = dict(finetuned.tensors)
+    for name, base_name in _fewer(base, finetuned, origin).items():  # biases of as many rows too, whatever they are
+        if rows.get(finetuned.shape(name)[0]) == base.shape(base_name)[0]:
+            tensors[name] = _padded(finetuned.tensors[name], base.tensors[base_name])
     return replace(finetuned, tensors=tensors, config=finetuned.config and resized(finetuned.config, rows))
 
 
