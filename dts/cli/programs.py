@@ -104,12 +104,11 @@ def _write(
     }
 
     def show() -> None:
-        graph = figures.nbytes - figures.base - figures.factors
         adapters_text = "" if figures.adapters is None else f" ({bytes_text(figures.adapters)} in the adapters)"
         output.print(
             f"Wrote {out}: {bytes_text(figures.nbytes)}: base {bytes_text(figures.base)}, {len(names)} tasks "
             f"{bytes_text(figures.factors)}{adapters_text}, {'code' if format == 'aoti' else 'graph'} "
-            f"{bytes_text(max(0, graph))}",
+            f"{bytes_text(max(0, result['bytes_graph']))}",
             soft_wrap=True,
         )
         if figures.difference is not None:
