@@ -107,8 +107,10 @@ def test_the_nearest_head_and_one_given(served, tmp_path):
         theirs = cls.from_pretrained(folder / task).state_dict()[name]
         assert torch.equal(dict(made.apply(folder / "base"))[name], theirs)
     rows = torch.arange(48.0).view(3, 16)
-    save_file({name: rows, name.replace("weight", "bias"): torch.ones(3)}, tmp_path / "head.safetensors")
-    for head in (rows, {name: rows}, tmp_path / "head.safetensors", str(tmp_path / "head.safetensors")):
+    file = tmp_path / "the#head" / "head.safetensors"
+    file.parent.mkdir()
+    save_file({name: rows, name.replace("weight", "bias"): torch.ones(3)}, file)
+    for head in (rows, {name: rows}, file, str(file)):
         state = dict(mix(adapters, WEIGHTS, head=head, **about).apply(folder / "base"))
         bias = state[name.replace("weight", "bias")]
         assert torch.equal(state[name], rows) and bias.eq(0 if head is rows or isinstance(head, dict) else 1).all()
