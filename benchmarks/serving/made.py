@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,15 @@ def base_model() -> Any:
     return model.eval()
 
 
+def changed(model: Any, seed: int) -> Any:
+    """A full fine-tune of it, on nothing."""
+    tuned, draw = copy.deepcopy(model), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            parameter += 0.15 * torch.randn(parameter.shape, generator=draw) * (parameter.std(correction=0) + 0.05)
+    return tuned
+
+
 def make(folder: Path, tasks: int) -> list[str]:
     """Base and adapters below a folder, those that are not there; the tasks' names."""
     names = [f"t{i}" for i in range(tasks)]
@@ -58,11 +68,7 @@ def make(folder: Path, tasks: int) -> list[str]:
     for seed, name in enumerate(names):
         if (folder / "adapters" / name).exists():
             continue
-        tuned, draw = base_model(), torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for parameter in tuned.parameters():
-                parameter += 0.15 * torch.randn(parameter.shape, generator=draw) * (parameter.std(correction=0) + 0.05)
-        tuned.save_pretrained(folder / "tuned" / name)
+        changed(base_model(), seed).save_pretrained(folder / "tuned" / name)
         dts.compress(
             folder / "base", folder / "tuned" / name, out=folder / "adapters" / name, rank_fraction=RANK / HIDDEN
         )

@@ -3,7 +3,6 @@
 The same files for the engine, for HTTP and for a server process.
 """
 
-import copy
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +12,8 @@ import torch
 transformers = pytest.importorskip("transformers")
 
 import dts  # noqa: E402
+from benchmarks.serving import made  # noqa: E402
+from benchmarks.serving.made import changed  # noqa: E402
 from dts.serve.options import Options  # noqa: E402
 from dts.serve.start import serve  # noqa: E402
 
@@ -22,25 +23,9 @@ PAD, END = 0, 1
 
 def tokenizer(chat: str | None = None):
     """A token a byte, after <pad> and <end>."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate(["<pad>", "<end>", *letters])}
-    made = Tokenizer(models.BPE(vocabulary, []))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    found = transformers.PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", eos_token="<end>")
+    found = made.tokenizer()
     found.chat_template = chat
     return found
-
-
-def changed(model, seed: int):
-    """A full fine-tune of it, on nothing."""
-    tuned, draw = copy.deepcopy(model), torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in tuned.parameters():
-            parameter += 0.15 * torch.randn(parameter.shape, generator=draw) * (parameter.std(correction=0) + 0.05)
-    return tuned
 
 
 class Place:
