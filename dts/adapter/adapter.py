@@ -63,6 +63,13 @@ class Adapter:
         """``nbytes`` / bytes of the base in fp32."""
         return self.config["amr"]
 
+    @property
+    def brings_own(self) -> bool:
+        """Whether it has tensors that only the fine-tune has, heads among them; its configuration is enough to know."""
+        if self.entries:
+            return any(entry.task_only for entry in self.entries.values())
+        return any(row.get("task_only") for row in self.config.get("tensors", {}).values())
+
     @classmethod
     def of(cls, config: dict, entries: dict[str, Entry], folder: Path | None = None, files=None) -> Adapter:
         task = config["task"]

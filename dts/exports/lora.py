@@ -332,7 +332,7 @@ def _card(fit: Fitted, result: Export) -> str:
     adapter = fit.adapter
     base, kind = adapter.config["base"]["name"], type(fit.model)
     classes = len((adapter.model_config or {}).get("id2label") or ())
-    labels = f", num_labels={classes}" if classes and any(e.task_only for e in adapter.entries.values()) else ""
+    labels = f", num_labels={classes}" if classes and adapter.brings_own else ""
     lines = [
         f"# {markdown(adapter.name)}",
         "",

@@ -129,20 +129,13 @@ def _architecture(adapters: Sequence[Adapter]) -> str | None:
     """The one class that all fine-tunes with heads of their own were saved from, None if there are none."""
     found: dict[str | None, list[str]] = {}
     for adapter in adapters:
-        if _brings_own(adapter):
+        if adapter.brings_own:
             names = (adapter.model_config or {}).get("architectures") or [None]
             found.setdefault(names[0], []).append(adapter.name)
     found.pop(None, None)
     if len(found) > 1:
         raise ValueError(f"the adapters are for different architectures, load them into one model each: {found}")
     return next(iter(found), None)
-
-
-def _brings_own(adapter: Adapter) -> bool:
-    """Whether it has tensors that only the fine-tune has; of an adapter without its entries, as its rows say."""
-    if adapter.entries:
-        return any(entry.task_only for entry in adapter.entries.values())
-    return any(row.get("task_only") for row in (adapter.config or {}).get("tensors", {}).values())
 
 
 def knows(model: nn.Module) -> bool:

@@ -95,9 +95,8 @@ def _with_heads(options: Options, catalogue: Catalogue) -> dict[str, Adapter]:
     for name in catalogue.names():
         try:
             about = catalogue.get(name)
-            own = any(row.get("task_only") for row in about.config["tensors"].values())
             architecture = ((about.model_config or {}).get("architectures") or [""])[0]
-            if own and architecture not in found:
+            if about.brings_own and architecture not in found:
                 assert about.folder is not None
                 found[architecture] = name, Adapter.load(about.folder)
         except (Refused, AdapterError, OSError) as error:
