@@ -13,6 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -47,7 +48,6 @@ def checked(code: int | None, log: Path) -> None:
         raise RuntimeError(f"vLLM ended with {code}:\n{log.read_text('utf-8', 'replace')[-6000:]}")
 
 
-@pytest.fixture
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -202,10 +202,7 @@ class Server:
     """
 
     def __init__(self, models: Models, folder: Path, *options: str, **variables: str):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.log = folder / "log"
+        self.port, self.log = free_port(), folder / "log"
         words = [
             *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
             *("--model", str(models.base), "--served-model-name", "base"),
@@ -250,6 +247,14 @@ class Server:
         """Greedy, with the logprobs of what was chosen."""
         asked = {"model": task or "base", "prompt": prompt, "max_tokens": TOKENS, "temperature": 0, "logprobs": 0}
         return self.post("/v1/completions", asked | {"ignore_eos": True, "return_token_ids": True} | more)
+
+
+def all_at_once(server: Server, asked: list[tuple[str | None, list[int]]], **more) -> list[dict]:
+    """The answers to (task, prompt), asked for together."""
+    with ThreadPoolExecutor(len(asked)) as pool:
+        answers = list(pool.map(lambda one: server.complete(*one, **more), asked))
+    assert all(status == 200 for status, _ in answers), answers
+    return [answer for _, answer in answers]
 
 
 def as_found(answer: dict) -> dict:

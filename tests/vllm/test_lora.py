@@ -1,10 +1,8 @@
 """Adapters as LoRAs in `vllm serve`, found by their names in requests."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 
-from tests.vllm.conftest import PROMPTS, Server, as_found, end
+from tests.vllm.conftest import PROMPTS, Server, all_at_once, as_found, end
 
 pytestmark = pytest.mark.vllm
 
@@ -18,10 +16,7 @@ def server(models, tmp_path_factory):
 
 def test_components_are_a_lora_exactly_whatever_shares_the_batch(server, models):
     asked = [(task, prompt) for prompt in PROMPTS for task in ("exact", None)]
-    with ThreadPoolExecutor(len(asked)) as pool:
-        answers = list(pool.map(lambda one: server.complete(*one), asked))
-    for (task, prompt), (status, answer) in zip(asked, answers):
-        assert status == 200, answer
+    for (task, prompt), answer in zip(asked, all_at_once(server, asked)):
         models.equal(as_found(answer), task, prompt, within=1e-4)
 
 

@@ -2,13 +2,12 @@
 
 import re
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
 
 import dts
-from tests.vllm.conftest import PROMPTS, TOKENS, Models, Server, as_found, end
+from tests.vllm.conftest import PROMPTS, TOKENS, Models, Server, all_at_once, as_found, end
 
 pytestmark = pytest.mark.vllm
 TASKS = ["exact", "a", "b", "sketch", None]
@@ -23,13 +22,6 @@ def server(models, tmp_path_factory):
     yield found
     end(found.process)
     shutil.rmtree(models.adapters / "swapped")
-
-
-def all_at_once(server: Server, asked: list[tuple[str | None, list[int]]], **more) -> list[dict]:
-    with ThreadPoolExecutor(len(asked)) as pool:
-        answers = list(pool.map(lambda one: server.complete(*one, **more), asked))
-    assert all(status == 200 for status, _ in answers), answers
-    return [answer for _, answer in answers]
 
 
 def test_every_task_answers_as_its_single_task_model_in_a_mixed_batch(server, models):

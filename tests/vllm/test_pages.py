@@ -10,7 +10,7 @@ import time
 import pytest
 
 from tests.docs.pages import ROOT, blocks
-from tests.vllm.conftest import START, checked, end, environment
+from tests.vllm.conftest import START, checked, end, environment, free_port
 
 pytestmark = pytest.mark.vllm
 SMALL = ("--dtype", "float32", "--max-model-len", "128", "--max-num-seqs", "8", "--enforce-eager")
@@ -26,16 +26,16 @@ def lines() -> list[str]:
     return [line for line in page if "chat/" in line or '"prompt": "Once"' in line]
 
 
-def test_the_page_does_what_it_says(models, tmp_path, free_port):
+def test_the_page_does_what_it_says(models, tmp_path):
     (tmp_path / "chat").mkdir()
     for name, place in (("base", models.base), ("rhyme", models.root / "a"), ("prose", models.root / "b")):
         shutil.copytree(place, tmp_path / "chat" / name)
     commands = lines()
     assert sum("api_server" in line for line in commands) == 3 and sum("curl" in line for line in commands) == 2
-    server, log, answers = None, tmp_path / "log", []
+    port, server, log, answers = free_port(), None, tmp_path / "log", []
     try:
         for line in commands:
-            words = shlex.split(line.replace("8000", str(free_port)))
+            words = shlex.split(line.replace("8000", str(port)))
             variables = dict(word.split("=", 1) for word in words if word.startswith(("DTS_", "VLLM_")))
             words = [word for word in words if word not in {f"{key}={value}" for key, value in variables.items()}]
             if "api_server" in line:
@@ -51,7 +51,7 @@ def test_the_page_does_what_it_says(models, tmp_path, free_port):
                         stderr=out,
                         start_new_session=True,
                     )
-                until, ready = time.monotonic() + START, ["curl", "-sf", f"http://127.0.0.1:{free_port}/v1/models"]
+                until, ready = time.monotonic() + START, ["curl", "-sf", f"http://127.0.0.1:{port}/v1/models"]
                 while subprocess.run(ready, capture_output=True).returncode:
                     if server.poll() is not None or time.monotonic() > until:
                         checked(server.poll() or -1, log)
