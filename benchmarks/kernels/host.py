@@ -1,6 +1,6 @@
 """What a call of a layer costs the host, beside the plain layer.
 
-    python -m benchmarks.kernels.host [--out benchmarks/results] [--calls 200] [--repeats 15]
+    python -m benchmarks.kernels.host [--out benchmarks/results] [--calls 5] [--repeats 1000]
 
 Microseconds of host time a call, the best of REPEATS runs of CALLS calls (others disturb a host), in inference mode;
 the device is waited for between the runs only.  With a CUDA device it is that: the same layers, Triton's own launcher
@@ -184,8 +184,8 @@ def measure(device: str, calls: int, repeats: int) -> Iterator[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Host time of a call, by kind of layer.")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--calls", type=int, default=50, help="calls that are timed together")
-    parser.add_argument("--repeats", type=int, default=100)
+    parser.add_argument("--calls", type=int, default=5, help="calls that are timed together")
+    parser.add_argument("--repeats", type=int, default=1000)
     arguments = parser.parse_args()
     card = torch.cuda.is_available()
     of = torch.cuda.get_device_name() if card else "none: a launcher that launches nothing"

@@ -22,18 +22,19 @@ from pathlib import Path
 
 import torch
 
-from dts_kernels.gpu.products import registers
+from dts_kernels.gpu.products import ROWS, registers, tile_constants
 from dts_kernels.gpu.sample_matrices import DENSE_COLUMNS, ROW_COLUMNS
 from dts_kernels.gpu.sample_products import ADDED, LAID_COLUMNS, MOST_ROWS, RUNS, Shape
 from dts_kernels.gpu.vectors import BLOCK
 
 ARCHITECTURES = (80, 87, 89, 90, 120)
 DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
-KERNELS = ("shrink", "expand", "base_expand", "dequantise", "reconstruct", "combine_parts", "task_rows")
+KERNELS = ("shrink", "expand", "base_expand", "dequantise", "reconstruct", "delta_rows", "combine_parts", "task_rows")
 SAMPLED = ("sampled_product", "sampled_dense", "sampled_rows", "lay", "add_parts")  # without levels
 ENCODING = {"sweep_chunk": "sweep"}  # of the encoder, in float32 whatever the dtype; and their files
 MODULES = {  # of kernels that are in another one's file
     "combine_parts": "shrink",
+    "delta_rows": "reconstruct",
     "sampled_rows": "sampled_dense",
     "lay": "sampled_product",
     "add_parts": "sampled_product",
@@ -61,8 +62,6 @@ class Report:
 
 def signature(kernel: str, dtype: str, levels: bool, **overrides) -> tuple[dict, dict, dict]:
     """(argument types, constants, options) that a launch of `gpu.products` gives a kernel of an LLM's sizes."""
-    import triton.language as tl
-
     from dts_kernels.gpu import sweep
 
     pointer = "*" + DTYPES[dtype]
@@ -138,6 +137,12 @@ def signature(kernel: str, dtype: str, levels: bool, **overrides) -> tuple[dict,
     elif kernel in SAMPLED:
         arguments, constants, own = _sampled(kernel, pointer, overrides)
         options |= own
+    elif kernel == "delta_rows":
+        arguments = {"ids": "*i64", **operands, "weights": "*fp32", "out": pointer, **integers}
+        arguments |= dict.fromkeys(("in_features", "out_features", "out_columns"), "i32")
+        constants = {"BLOCK_T": ROWS, "GROUPED": True, "ENTRIES": 16, "LEVELS": levels}
+        constants |= tile_constants(levels, getattr(torch, dtype))
+        options |= {"num_warps": 8, "num_stages": 1}
     else:
         arguments = {
             **operands,
@@ -150,14 +155,7 @@ def signature(kernel: str, dtype: str, levels: bool, **overrides) -> tuple[dict,
             "out_features": "i32",
             "out_columns": "i32",
         }
-        wide = levels or dtype == "float32"
-        constants = {
-            "BLOCK_M": 64,
-            "LEVELS": levels,
-            "ADD": True,
-            "D": tl.float32 if wide else tl.dtype(DTYPES[dtype]),
-            "PRECISION": "ieee" if dtype == "float32" else "tf32",
-        }
+        constants = {"BLOCK_M": 64, "LEVELS": levels, "ADD": True, **tile_constants(levels, getattr(torch, dtype))}
         options |= {"num_warps": 8, "num_stages": 1}
     options |= {k: overrides.pop(k) for k in ("num_warps", "num_stages") if k in overrides}
     if kernel in ("shrink", "expand"):

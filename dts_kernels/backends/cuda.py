@@ -15,6 +15,7 @@ for _levels in ("", "_levels"):
     register("linear", "triton" + _levels)(products.linear)
     register("linear", "dequantise" + _levels)(library_products.linear)
     register("reconstruct", "triton" + _levels)(products.reconstruct)
+    register("delta_embedding", "triton" + _levels)(products.rows)
 
 register("add_samples", "triton", starts=sample_products.start_samples)(sample_products.add_samples)
 register("add_samples", "dense")(sample_matrices.add_dense)

@@ -17,9 +17,16 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def _nothing(operands: FactorOperands) -> bool:
+    """Whether no task of a bank of kernel words has a rank, known without a look at the device's memory."""
+    return operands.layout != "disk" and operands.max_rank == 0
+
+
 @register("delta_linear", "reference")
 def delta_linear(x: Tensor, y: Tensor | None, operands: FactorOperands, transposed: bool) -> Tensor:
     packed, table, slots, weights, out_features, _, _ = operands
+    if _nothing(operands):
+        return x.new_zeros(*x.shape[:-1], out_features) if y is None else y.clone()
     sizes = (out_features, x.shape[-1]) if transposed else (x.shape[-1], out_features)
     factors, exponents = factors_of(packed, table, *sizes, transposed)
     rows = x.flatten(0, -2) if x.dim() > 1 else x[None]
@@ -49,6 +56,8 @@ def reconstruct(operands: DenseOperands, dtype: torch.dtype) -> Tensor:
 @register("delta_embedding", "reference")
 def delta_embedding(ids: Tensor, operands: FactorOperands, in_features: int, dtype: torch.dtype) -> Tensor:
     packed, table, slots, weights, out_features, _, _ = operands
+    if _nothing(operands):
+        return torch.zeros(*ids.shape, in_features, dtype=dtype, device=ids.device)
     factors = factors_of(packed, table, in_features, out_features)[0]
     out = reference.delta_embedding(ids.flatten(), factors, slots, weights, in_features, _wide(dtype))
     return out.reshape(*ids.shape, in_features).to(dtype)

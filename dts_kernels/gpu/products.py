@@ -17,6 +17,22 @@ from .launch import Call
 
 COMBINED = 1024  # elements of t that a program adds up
 GROUPED_ENTRIES = 1024  # up to so many rows, rows of one task are found inside the kernels
+ROWS = 16  # of a program of `delta_rows`, the least that a tensor core takes
+
+
+def groups(entries: int, per_entry: int, places: int) -> bool:
+    """Whether programs gather the rows of one task (`decode.select_rows`)."""
+    return per_entry == 1 and places == 1 and 1 < entries <= GROUPED_ENTRIES
+
+
+def row_blocks(entries: int, per_entry: int, grouped: bool, block_t: int) -> int:
+    """Programs for all rows."""
+    return entries if grouped else entries * ceil_div(per_entry, block_t)
+
+
+def padded_entries(entries: int) -> int:
+    """The next power of two, as Triton's ranges are."""
+    return 1 << max(entries - 1, 0).bit_length()
 
 
 class Launch:
@@ -33,7 +49,7 @@ class Launch:
         self.out_features, self.width = out_features, max_rank
         self.entries, self.places = slots.shape
         self.per_entry = self.rows // self.entries
-        self.grouped = self.per_entry == 1 and self.places == 1 and 1 < self.entries <= GROUPED_ENTRIES
+        self.grouped = groups(self.entries, self.per_entry, self.places)
         self.index = launch.launcher.index(x)
         self.device = launch.launcher.properties(self.index)
         self.given = configs or {}
@@ -52,7 +68,7 @@ class Launch:
         return config.for_levels(chosen) if self.levels else chosen
 
     def row_blocks(self, block_t: int) -> int:
-        return self.entries if self.grouped else self.entries * ceil_div(self.per_entry, block_t)
+        return row_blocks(self.entries, self.per_entry, self.grouped, block_t)
 
     def blocks(self, c: Config) -> dict:
         """Constants that all kernels have."""
@@ -62,7 +78,7 @@ class Launch:
             "ASM": c.asm and not self.levels and self.index >= 0,  # the interpreter runs no assembly
             "GROUPED": self.grouped,
             "LEVELS": self.levels,
-            "ENTRIES": 1 << max(self.entries - 1, 0).bit_length() if self.grouped else 1,
+            "ENTRIES": padded_entries(self.entries) if self.grouped else 1,
         }
 
     @property
@@ -240,12 +256,48 @@ def reconstruct(operands: DenseOperands, dtype: torch.dtype) -> Tensor:
             BLOCK_M=64,
             LEVELS=levels,
             ADD=base is not None,
-            D=_dot_dtype(torch.float32 if levels else dtype),
-            PRECISION="ieee" if dtype == torch.float32 else "tf32",
+            **tile_constants(levels, dtype),
             num_warps=8,
             num_stages=1,
         )
     return out
+
+
+def rows(ids: Tensor, operands: FactorOperands, in_features: int, dtype: torch.dtype) -> Tensor:
+    from .reconstruct import delta_rows
+
+    packed, table, slots, weights, out_features, _, layout = operands
+    levels, entries, places = layout == "planar_levels", *slots.shape
+    count = ids.numel()
+    per_entry = count // entries
+    grouped = groups(entries, per_entry, places)
+    out = torch.empty(*ids.shape, in_features, dtype=dtype, device=ids.device)
+    launch.run(
+        Call(
+            delta_rows,
+            (ceil_div(in_features, 128), row_blocks(entries, per_entry, grouped, ROWS)),
+            (ids, *packed, table, slots, weights, out),
+            (table.shape[0], count, entries, per_entry, places)
+            + (in_features, out_features, round_up(out_features, COLUMN_BLOCK)),
+            {
+                "BLOCK_T": ROWS,
+                "GROUPED": grouped,
+                "ENTRIES": padded_entries(entries) if grouped else 1,
+                "LEVELS": levels,
+                **tile_constants(levels, dtype),
+            },
+            {"num_warps": 8, "num_stages": 1},
+        )
+    )
+    return out
+
+
+def tile_constants(levels: bool, dtype: torch.dtype) -> dict[str, Any]:
+    """What `reconstruct` and `delta_rows` multiply, and how, for numbers of that dtype."""
+    return {
+        "D": _dot_dtype(torch.float32 if levels else dtype),
+        "PRECISION": "ieee" if dtype == torch.float32 else "tf32",
+    }
 
 
 def _dot_dtype(dtype: torch.dtype):

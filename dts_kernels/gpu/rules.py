@@ -60,11 +60,10 @@ def choose(p: Problem) -> str | None:
         if p.op == "add_sampled_rows":
             return "triton"
         return "dense" if p.transposed or p.entries == 1 and p.rows >= DENSE_ROWS else "triton"
-    # an embedding's rows have no kernel: the reference waits for the device and no CUDA graph can capture it
-    if p.op == "delta_embedding" or p.empty:
+    if p.empty:
         return None
     levels = "_levels" if p.layout == "planar_levels" else ""
-    if p.op == "reconstruct":
+    if p.op in ("reconstruct", "delta_embedding"):
         return "triton" + levels
     # levels in 16 bits would be rounded values instead of exact codes, so they stay packed
     exact = not levels or p.dtype == "float32"

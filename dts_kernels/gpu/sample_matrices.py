@@ -1,5 +1,5 @@
 """Sampled elements as matrices: dense ones for the library's products, and rows.  No device tensor's values are read
-here, but for ids outside of a CUDA graph."""
+here."""
 
 import torch
 from torch import Tensor
@@ -69,13 +69,11 @@ def add_dense(x: Tensor, y: Tensor, operands: SampleOperands, transposed: bool) 
 
 
 def add_rows(ids: Tensor, y: Tensor, operands: SampleOperands, rows: int) -> Tensor:
-    """Raises IndexError for ids that no row has, which it waits for the device to know; not while a CUDA graph is
-    captured, where such an id adds nothing."""
+    """Ids that no row has raise IndexError on a CPU, and give NaN on a GPU, which nothing waits for to know."""
     from .sampled_dense import sampled_rows
 
     words, table, starts, scales, slots, weights = operands
-    capturing = y.is_cuda and torch.cuda.is_current_stream_capturing()
-    if not capturing and ids.numel() and (largest := int(ids.max())) >= rows:
+    if not y.is_cuda and ids.numel() and (largest := int(ids.max())) >= rows:
         raise IndexError(f"an id of {largest} is beyond the matrix's {rows} rows")
     own = y.contiguous()
     out, columns = torch.empty_like(own), y.shape[-1]

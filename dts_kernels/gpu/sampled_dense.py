@@ -87,7 +87,8 @@ def sampled_rows(
     n_size,
     BLOCK_N: tl.constexpr,
 ):
-    """out [ids, n_size] = y + sum over each id's places of gamma times row ``ids`` of D; ids that no row has add none.
+    """out [ids, n_size] = y + sum over each id's places of gamma times row ``ids`` of D: negative ids add none, those
+    that no row has NaN.
 
     Grid: (ids, ceil(n_size / BLOCK_N)).
     """
@@ -111,4 +112,5 @@ def sampled_rows(
             by = (2 * (row % RUN + RUN * (group % 2))).to(tl.uint32)
             word = (word >> by) | (word << ((32 - by) & 31))
             total += tl.where(kept, quarter(word, 0) * (4.0 * tl.load(scales + k) * gamma), 0.0)
+    total = tl.where(wanted < m_size, total, float("nan"))
     tl.store(out + at_row, total.to(out.dtype.element_ty), mask=n < n_size)

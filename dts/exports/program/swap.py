@@ -15,7 +15,7 @@ from dts.exports.program.samples import PlainSamples
 from dts.exports.program.shared import Shared
 from dts.exports.program.tables import PlainTable
 from dts.nn.deltas import MatrixDelta, ParameterDelta
-from dts.nn.layers import DTSNorm, Layer, Owner, base_class
+from dts.nn.layers import DTSNorm, Layer, Owner
 from dts.sites import raw
 from dts_kernels import Routing
 from dts_kernels.parts import Joined, PartBank
@@ -35,7 +35,8 @@ def plain_banks(layers: Mapping[str, Layer], factors: nn.ModuleDict, shared: Sha
             if rows and isinstance(layer, Owner) and layer.dts.slots:
                 stack.enter_context(_runs(layer, partial(_owner, layer)))
             if rows and isinstance(layer, DTSNorm):
-                stack.enter_context(_runs(layer, partial(_norm, layer)))
+                # what its vmap leaves in a program, ONNX has no word for
+                stack.enter_context(_runs(layer, layer.broadcast))
             if layer.dts.heads and not layer.dts.in_base:
                 stack.enter_context(_no_head(layer))
             for parameter, delta in layer.dts.parameters.items():
@@ -77,22 +78,6 @@ def _owner(layer: Owner, *args: Any, **kwargs: Any) -> Any:
             base = raw(layer, name)
             tensors[name] = _each(delta, base, layer.dts.state.on(base.device))
     return layer.forward_with(tensors, *args, **kwargs)
-
-
-def _norm(layer: DTSNorm, x: Tensor) -> Tensor:
-    """`DTSNorm` by broadcasting; what its vmap leaves in a program, ONNX has no word for."""
-    x, routing = layer.dts.enter(x)
-    parts, tensors = x.unflatten(0, (routing.slots.shape[0], -1)), {}
-    for name, delta in layer.dts.parameters.items():
-        if delta.raw.tensors:
-            each = delta.raw.added_to(raw(layer, name), routing)
-            tensors[name] = each.view(each.shape[0], *[1] * (parts.dim() - each.dim()), *each.shape[1:])
-    if base_class(layer) is nn.RMSNorm:  # which wants a weight of its own shape, or none
-        norm: Any = layer
-        y = nn.functional.rms_norm(parts, norm.normalized_shape, None, norm.eps) * tensors["weight"]
-    else:
-        y = layer.forward_with(tensors, parts)
-    return layer.dts.leave(y.flatten(0, 1))
 
 
 def _each(delta: ParameterDelta, base: Tensor, routing: Routing) -> Tensor:

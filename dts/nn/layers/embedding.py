@@ -19,7 +19,8 @@ class DTSEmbedding(Layer, nn.Embedding):
     """An `nn.Embedding` that adds each row's deltas.
 
     Ids [batch, ...] (or [1, ...], shared by all rows, as position ids are).  A task with an enlarged vocabulary has its
-    own rows beyond the base's; an id that the row's task does not have raises IndexError as in `nn.Embedding`.
+    own rows beyond the base's; an id that the row's task does not have raises IndexError as in `nn.Embedding`, and on a
+    GPU gives NaN.
     """
 
     @classmethod
@@ -75,11 +76,15 @@ class DTSEmbedding(Layer, nn.Embedding):
     def _added(self, ids: Tensor, beyond: Tensor, table: Table, routing: Routing, y: Tensor) -> Tensor:
         """Whole rows of an enlarged vocabulary; a mixture takes the weighted sum of its tasks that have the id."""
         place = torch.where(beyond, ids - self.num_embeddings, 0)
-        lengths = beside(ids, table.lengths(routing))
-        unchecked = torch.compiler.is_compiling() or self.dts.state.now().probing
-        if not unchecked and bool((beyond & (place >= lengths)).any()):
+        unknown = beyond & (place >= beside(ids, table.lengths(routing)))
+        rows = self._raw(place.clamp(max=table.stack.shape[1] - 1), table, routing, y)
+        if torch.compiler.is_compiling() or self.dts.state.now().probing:
+            return rows
+        if ids.is_cuda:  # to look would be to wait for the device, which a graph that is captured cannot
+            return torch.where(unknown[..., None], float("nan"), rows)
+        if bool(unknown.any()):
             raise IndexError(
                 f"{self.dts.name or 'embedding'}: an id of {int(ids.max())} is beyond the vocabulary of its row's task "
                 f"({self.num_embeddings} ids in the base)"
             )
-        return self._raw(place.clamp(max=table.stack.shape[1] - 1), table, routing, y)
+        return rows

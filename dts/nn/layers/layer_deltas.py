@@ -19,6 +19,7 @@ class LayerDeltas:
     heads: slots of the tasks that bring this layer whole
     in_base: the base has this layer too, for the tasks that do not; else it is only random numbers there
     inside: the layer's own forward is being traced, which reads the raw parameters (eager code reads `raw`)
+    at_once: kinds of input -> whether the layer's forward takes all rows together (`norm.DTSNorm`)
 
     Where the batch is in the input depends on the call (`Current`): the axis of the input whose size is a multiple of
     the batch's rows, row by row; or SHARED or UNROUTABLE; 0 where nobody looked.
@@ -30,6 +31,7 @@ class LayerDeltas:
         self.heads: set[int] = set()
         self.in_base = False
         self.inside = False
+        self.at_once: dict[tuple, bool] = {}
 
     @property
     def slots(self) -> set[int]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from dts.nn.deltas import Piece
 from dts.nn.layers.layer import Layer, base_class, by_name, standalone
 from dts.nn.layers.registry import register
+from dts.nn.routing import tracing
 from dts.sites import raw, raw_or_none
 from dts_kernels import Routing
 
@@ -87,7 +90,9 @@ def _one_input(module: nn.Module) -> bool:
 class DTSNorm(Layer):
     """Any module with only 1-D parameters of its own and no children: RMS norms, scales.
 
-    The module's own forward is mapped over the rows, each with its row's parameters.
+    The module's own forward takes all rows at once with parameters that broadcast over each row's part, where a trial
+    on made-up numbers gives the bits that it gives row by row; else it is mapped over the rows, which takes the host
+    twice as long.
     """
 
     @classmethod
@@ -107,17 +112,65 @@ class DTSNorm(Layer):
         if not self.dts.routed():
             return self.base_forward(x)
         x, routing = self.dts.enter(x)
-        tables = {name: delta.raw for name, delta in self.dts.parameters.items() if delta.raw.tensors}
-        values = []
-        for name, table in tables.items():
-            values.append(table.added_to(raw(self, name), routing))
-
-        def one(x: Tensor, *parameters: Tensor) -> Tensor:
-            return self.forward_with(dict(zip(tables, parameters)), x)
-
-        if routing.slots.shape[0] == 1:
-            y = one(x, *(v[0] for v in values))
+        rows = routing.slots.shape[0]
+        values = self._values(routing)
+        if rows == 1:
+            y = self.forward_with({name: value[0] for name, value in values.items()}, x)
         else:
-            rows = routing.slots.shape[0]
-            y = torch.func.vmap(one)(x.unflatten(0, (rows, -1)), *values).flatten(0, 1)
+            parts = x.unflatten(0, (rows, -1))
+            y = (self._at_once if self._broadcasts(parts, values) else self._mapped)(parts, values).flatten(0, 1)
         return self.dts.leave(y)
+
+    def broadcast(self, x: Tensor) -> Tensor:
+        """The forward with all rows at once, whether or not it has the bits of one row: what a program is made of."""
+        x, routing = self.dts.enter(x)
+        parts = x.unflatten(0, (routing.slots.shape[0], -1))
+        return self.dts.leave(self._at_once(parts, self._values(routing)).flatten(0, 1))
+
+    def _values(self, routing: Routing) -> dict[str, Tensor]:
+        """Of each parameter that tasks change: [R, n]."""
+        return {
+            name: delta.raw.added_to(raw(self, name), routing)
+            for name, delta in self.dts.parameters.items()
+            if delta.raw.tensors
+        }
+
+    def _mapped(self, parts: Tensor, values: dict[str, Tensor]) -> Tensor:
+        """parts: [R, rows, ...]."""
+        one = lambda part, *own: self.forward_with(dict(zip(values, own)), part)  # noqa: E731
+        return torch.func.vmap(one)(parts, *values.values())
+
+    def _at_once(self, parts: Tensor, values: dict[str, Tensor]) -> Tensor:
+        over = {n: v.view(v.shape[0], *[1] * (parts.dim() - v.dim()), *v.shape[1:]) for n, v in values.items()}
+        if base_class(self) is not nn.RMSNorm:
+            return self.forward_with(over, parts)
+        norm: Any = self  # whose weight has to be of its own shape; it multiplies before it rounds
+        wide = parts.to(torch.promote_types(parts.dtype, torch.float32))
+        y = nn.functional.rms_norm(wide, norm.normalized_shape, None, norm.eps)
+        return (y * over["weight"]).to(torch.promote_types(parts.dtype, over["weight"].dtype))
+
+    def _broadcasts(self, parts: Tensor, values: dict[str, Tensor]) -> bool:
+        """Whether `_at_once` gives what `_mapped` gives, found by a trial once for each kind of input."""
+        device = parts.device.type
+        cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        dtypes = [v.dtype for v in values.values()]
+        kind = parts.dim(), parts.shape[-1], parts.dtype, parts.device, self.training, cast, *values, *dtypes
+        if kind not in self.dts.at_once:
+            if tracing() or parts.is_cuda and torch.cuda.is_current_stream_capturing():
+                return False
+            self.dts.at_once[kind] = self._trial(parts, values)
+        return self.dts.at_once[kind]
+
+    @torch.no_grad()
+    def _trial(self, parts: Tensor, values: dict[str, Tensor]) -> bool:
+        shape = [2, 3, *[2] * (parts.dim() - 3), parts.shape[-1]] if parts.dim() > 2 else [2, parts.shape[-1]]
+        x = torch.linspace(-3, 5, math.prod(shape), dtype=torch.float64, device=parts.device)
+        x = x.sin().view(shape).to(parts.dtype)
+        made = {
+            n: 1 + torch.linspace(-1, 1, 2 * v.shape[1], device=v.device).cos().view(2, -1).to(v.dtype)
+            for n, v in values.items()
+        }
+        try:
+            return torch.equal(self._at_once(x, made), self._mapped(x, made))
+        except (RuntimeError, ValueError, IndexError):  # shapes that do not broadcast
+            return False

@@ -333,8 +333,24 @@ def test_rows_of_samples_in_a_cuda_graph_follow_the_ids():
     torch.cuda.synchronize()
     wanted = PATHS["add_sampled_rows"]["reference"](ids, y, made.operands(routing), 512)
     torch.testing.assert_close(out, wanted)
-    with pytest.raises(IndexError, match="512"):
-        kernels.add_sampled_rows(torch.full((2, 2), 512, device="cuda"), y, made, routing)
+    beyond = kernels.add_sampled_rows(torch.tensor([[512, 3], [-1, 511]], device="cuda"), y, made, routing)
+    assert beyond[0, 0].isnan().all() and not beyond.flatten(0, 1)[1:].isnan().any()
+
+
+def test_rows_of_components_in_a_cuda_graph_follow_the_ids():
+    made, routing = bank(512, 768, (40, 200)), kernels.Routing.of([0, 1], "cuda")
+    ids = torch.tensor([[3, -1], [511, 0]], device="cuda")
+    kernels.delta_embedding(ids, made, routing, torch.bfloat16)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = kernels.delta_embedding(ids, made, routing, torch.bfloat16)
+    ids.copy_(torch.tensor([[7, 8], [-1, 512]]))
+    graph.replay()
+    torch.cuda.synchronize()
+    wanted = kernels.delta_embedding(ids.clamp(max=511), made, routing, torch.float64)
+    assert out[1, 1].isnan().all()
+    torch.testing.assert_close(out.flatten(0, 1)[:3].double(), wanted.flatten(0, 1)[:3], rtol=2e-2, atol=1e-4)
 
 
 def test_the_words_of_samples_give_their_bytes_back():

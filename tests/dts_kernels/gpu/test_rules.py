@@ -51,7 +51,8 @@ def problem(**changes):
         ({"dtype": "float64"}, "reference"),
         ({"rows": 0}, "reference"),
         ({"empty": True}, "reference"),
-        ({"op": "delta_embedding"}, "reference"),
+        ({"op": "delta_embedding"}, "triton"),
+        ({"op": "delta_embedding", "layout": "planar_levels"}, "triton_levels"),
     ],
 )
 def test_path(changes, path):

@@ -1,5 +1,7 @@
 """Norms and other layers of vectors."""
 
+import copy
+
 import pytest
 import torch
 from each_row import check
@@ -7,6 +9,7 @@ from torch import nn
 
 from dts.nn import DTSLayerNorm, DTSNorm
 from dts.nn.deltas import Piece
+from dts.nn.layers.layer import standalone
 
 
 @pytest.mark.parametrize("shape", [6, (3, 6)])
@@ -41,3 +44,59 @@ def test_layer_norm_of_which_one_parameter_changed(parameter, maker):
 def test_other_vectors(norm, maker, dense_twin):
     x = maker.randn(4, 6, 6, scale=1.0) if isinstance(norm, nn.RMSNorm) else maker.randn(4, 6, 5, scale=1.0)
     check(norm, DTSNorm, maker, dense_twin, x)
+
+
+class Gained(nn.Module):
+    """An RMS norm as transformers has it: what it computes broadcasts."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x):
+        wide = x.float()
+        return self.weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+
+
+class Centred(Gained):
+    """It broadcasts too, and means another thing: the mean is over all that it gets but the first axis."""
+
+    def forward(self, x):
+        return self.weight * (x - x.mean(tuple(range(1, x.dim())), keepdim=True))
+
+
+class Sized(Gained):
+    def forward(self, x):
+        return x * self.weight.view(6)  # of its own shape only
+
+
+NORMS = {"Gained": Gained(6), "RMSNorm": nn.RMSNorm(6, eps=1e-5), "RMSNorm, own eps": nn.RMSNorm(6)}
+NORMS |= {"Centred": Centred(6), "Sized": Sized(6), "PReLU": nn.PReLU(5)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("name", NORMS)
+@pytest.mark.parametrize("shape", [(6, 6), (6, 5, 6), (6, 5, 4, 6)], ids=str)
+def test_rows_go_through_a_norm_at_once_where_that_gives_the_same_bits(name, shape, dtype, maker):
+    norm = copy.deepcopy(NORMS[name]).to(dtype).requires_grad_(False)
+    if name == "PReLU":
+        if len(shape) == 2:
+            shape = (6, 5)
+        shape = (6, 5, *shape[2:])
+    layer = standalone(norm, DTSNorm)
+    deltas = [maker.randn(*norm.weight.shape, dtype=torch.float32) for _ in range(2)]
+    for slot, delta in enumerate(deltas):
+        layer.load(slot, {"weight": [Piece("raw", delta)]})
+    layer.dts.state.set([{1: 1.0}, {}, {0: 0.5, 1: 2.0}])
+    x = 1e-3 * maker.randn(*shape, scale=1.0, dtype=dtype)
+    y = layer(x)
+    wide = torch.promote_types(dtype, torch.float32)
+    first, second = (delta.to(wide) for delta in deltas)
+    weights = [norm.weight.to(wide) + d for d in (second, 0, 0.5 * first + 2 * second)]
+    wanted = []
+    for row, weight in enumerate(weights):
+        one = copy.deepcopy(norm)
+        one.weight.copy_(weight)
+        wanted.append(one(x[2 * row : 2 * row + 2]))
+    assert y.dtype == wanted[0].dtype and torch.equal(y, torch.cat(wanted))
+    assert list(layer.dts.at_once.values()) == [name in ("Gained", "RMSNorm", "RMSNorm, own eps")]

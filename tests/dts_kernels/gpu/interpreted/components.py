@@ -11,6 +11,7 @@ from dts_kernels.gpu import library_products, products, rules, sweep, vectors
 from dts_kernels.gpu.config import Config
 from dts_kernels.gpu.launch import run
 from dts_kernels.layout import rank_order
+from dts_kernels.paths import PATHS
 from tests.dts_kernels.gpu.interpreted.common import IN, MIXED, OUT, TOLERANCE, bank, error, factors, truth
 
 
@@ -67,6 +68,48 @@ def test_many_rows_in_bfloat16_are_rounded_once(entries, with_y, size):
     wanted = truth(x, made, routing, y)
     assert got.dtype == torch.bfloat16 and error(got, wanted) < 4e-3
     assert (got[:3].double() - wanted[:3]).norm() < 4e-3 * wanted[:3].norm()
+
+
+@pytest.mark.parametrize("levels", [False, True], ids=["codes", "levels"])
+@pytest.mark.parametrize(
+    "entries,each",
+    [([2], 19), (MIXED, 1), (MIXED, 5), ([{0: 0.5, 2: -0.25}, {3: 1.0}], 3), ([None], 2)],
+    ids=["one", "a task a row", "several rows", "mixtures", "none"],
+)
+def test_rows_of_an_embedding(entries, each, levels, dtype):
+    made, routing = bank(levels), kernels.Routing.of(entries)
+    ids = torch.randint(OUT, (len(entries), each), generator=torch.Generator().manual_seed(1))
+    ids.view(-1)[:3] = torch.tensor([0, OUT - 1, -1])[: ids.numel()]
+    dispatch.ran.clear()
+    out = kernels.delta_embedding(ids, made, routing, dtype)
+    assert dispatch.ran == Counter({("delta_embedding", "triton" + "_levels" * levels): 1})
+    known = {slot: made.factors(slot) for slot in made.slots}
+    wanted = reference.delta_embedding(ids.flatten(), known, routing.slots, routing.weights, IN, torch.float64)
+    assert out.shape == (*ids.shape, IN) and out.dtype == dtype
+    assert error(out.flatten(0, 1), wanted) < 2 * TOLERANCE[dtype] if wanted.any() else not out.any()
+    assert torch.equal(out.flatten(0, 1)[wanted.sum(1) == 0], torch.zeros_like(out.flatten(0, 1)[wanted.sum(1) == 0]))
+    with pytest.raises(IndexError, match=f"{OUT}"):
+        kernels.delta_embedding(torch.full_like(ids, OUT), made, routing, dtype)
+
+
+def test_ids_that_no_row_has_are_nan_where_nobody_waits_to_know():
+    """What a GPU does: on tensors of a CPU the op looks first."""
+    made, routing = bank(), kernels.Routing.of([2])
+    ids = torch.tensor([OUT, 3, 2**40, -(2**40)])
+    out = PATHS["delta_embedding"]["triton"](ids, made.operands(routing), IN, torch.float32)
+    assert out.isnan().all(1).tolist() == [True, False, True, False] and not out[3].any()
+    made.remove(2)
+    assert not PATHS["delta_embedding"]["triton"](torch.tensor([3]), made.operands(routing), IN, torch.float32).any()
+
+
+def test_banks_without_ranks_are_not_read():
+    """Their table is on a device, and a graph may be captured that would have to wait for it."""
+    made, routing = kernels.Bank(IN, OUT, layout="planar"), kernels.Routing.of([2])
+    unread = made.operands(routing)._replace(table=torch.zeros(1, 4, dtype=torch.int64, device="meta"))
+    x, y = torch.randn(2, IN), torch.randn(2, OUT)
+    assert torch.equal(PATHS["delta_linear"]["reference"](x, y, unread, False), y)
+    assert not PATHS["delta_linear"]["reference"](x, None, unread, False).any()
+    assert PATHS["delta_embedding"]["reference"](torch.zeros(3), unread, IN, torch.float16).shape == (3, IN)
 
 
 @pytest.mark.parametrize("rows,split", [(1, 2), (17, 1), (17, 2)])
