@@ -103,6 +103,11 @@ def exactly(**tests: Test) -> Test:
     )
 
 
+def with_or_without(key: str, test: Test, **tests: Test) -> Test:
+    """An object with these keys, and perhaps ``key``, and no others."""
+    return lambda value: exactly(**tests, **{key: test} if isinstance(value, dict) and key in value else {})(value)
+
+
 def shown(value) -> str:
     """A value for a message, short whatever it is."""
     if isinstance(value, (dict, list)) and len(value) > 20:

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .operands import StoredSamples
-from .samples import STRIDES
+from .sample_table import PLAIN, SHARED, read
 
 FLOATS = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
 IDS = (torch.int64, torch.int32)
@@ -137,8 +137,10 @@ def samples(stored: StoredSamples, arena: bool) -> None:
     words, whose table `sample_contents` looks at.  On the CPU the numbers in them too."""
     codes, table, starts, scales = stored
     wrong = []
-    if table.dtype != torch.int64 or table.dim() != 2 or table.shape[1] != 4:
-        wrong.append(f"the samples' table must be int64 [samples, 4], not {table.dtype} {list(table.shape)}")
+    if table.dtype != torch.int64 or table.dim() != 2 or table.shape[1] not in (PLAIN, SHARED):
+        wrong.append(
+            f"the samples' table must be int64 [samples, {PLAIN} or {SHARED}], not {table.dtype} {list(table.shape)}"
+        )
     if starts.dtype != torch.int64 or starts.dim() != 1 or not starts.numel():
         wrong.append(f"starts must be int64 [slots + 1], not {starts.dtype} {list(starts.shape)}")
     if scales.dtype != torch.float32 or scales.dim() != 1 or table.dim() and scales.numel() < table.shape[0]:
@@ -153,9 +155,11 @@ def samples(stored: StoredSamples, arena: bool) -> None:
         at = starts.tolist()
         if at[0] < 0 or any(b < a for a, b in zip(at, at[1:])) or at[-1] > min(len(codes), table.shape[0]):
             wrong.append(f"starts {at} do not rise from 0 to at most {min(len(codes), table.shape[0])} samples")
-        for slot, _, stride, seed in table.tolist():
-            if stride not in STRIDES or not 0 <= seed < 1 << 32 or slot < 0:
-                wrong.append(f"a sample in slot {slot} has stride {stride}, seed {seed}")
+        for row in table.tolist():
+            try:
+                read(row)
+            except ValueError as error:
+                wrong.append(str(error))
         if table.shape[0] < len(codes):
             wrong.append(f"{len(codes)} tensors of codes for {table.shape[0]} rows of the table")
     if wrong:

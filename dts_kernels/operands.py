@@ -49,8 +49,8 @@ class StoredSamples(NamedTuple):
 
     codes: uint8, a tensor [m, bytes] a sample, as given (a memory-mapped file stays one); or one flat arena of them
     all, int32 [words] as `sample_words` says
-    table: int64 [samples, 4], slot, offset in the arena, stride and seed of each, in the order of slots (an arena's has
-    room for more);  starts: int64 [slots + 1], a slot's rows of the table are starts[slot] to starts[slot + 1]
+    table: int64 [samples, 4 or 5], a row of `sample_table` of each, in the order of slots (an arena's has room for
+    more);  starts: int64 [slots + 1], a slot's rows of the table are starts[slot] to starts[slot + 1]
     scales: float32 [samples]
     """
 

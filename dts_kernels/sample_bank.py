@@ -10,26 +10,23 @@ from .arena import Arena, piece
 from .bank import EAGER
 from .layout import packed_width
 from .operands import SampleOperands, StoredSamples
-from .planar import grown
 from .routing import Routing
+from .sample_table import PLAIN, Tables, fields_of, read, row_of
 from .sample_words import from_words, to_words, words_of
-from .samples import Samples, groups_of
-
-FIELDS = 4  # of a table's row: slot, where the words begin in an arena, stride, seed
+from .samples import Samples, elements_of
 
 
 class SampleArena:
     """All samples of a bank on its device, in tensors that stay where they are until they have to grow.
 
     So compiled programs and captured CUDA graphs go on working while tasks come and go.  The codes lie as the GPU
-    kernels read them (`sample_words`).
+    kernels read them (`sample_words`).  Tables that had to grow, or to get shares, are still kept up to date for those
+    who hold them, without the tasks that there is no room for in them: those add nothing.
     """
 
     def __init__(self, device: torch.device):
         self.words = Arena(torch.int32, device)
-        self.table = torch.zeros(8, FIELDS, dtype=torch.int64, device=device)
-        self.starts = torch.zeros(9, dtype=torch.int64, device=device)
-        self.scales = torch.zeros(8, device=device)
+        self.tables = [Tables.empty(8, 8, PLAIN, device)]  # the last ones are what new kernels get
         self.held: dict[int, tuple[tuple[int, Samples], ...]] = {}  # slot -> (place in its run, a sample without codes)
 
     def add(self, slot: int, samples: tuple[Samples, ...]) -> None:
@@ -56,31 +53,26 @@ class SampleArena:
     def _start(self, slot: int) -> int:
         return self.words.taken[slot][0]
 
+    def __getstate__(self) -> dict:
+        """A copy's memory is elsewhere, and no graph holds its tables."""
+        return self.__dict__ | {"tables": self.tables[-1:]}
+
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
-        self._tell()  # a copy's memory is elsewhere
+        self._tell()
 
     def _tell(self) -> None:
-        rows = [(slot, self._start(slot) + at, one) for slot in sorted(self.held) for at, one in self.held[slot]]
-        last = max(self.held, default=-1)
-        if len(rows) > self.table.shape[0]:
-            self.table, self.scales = (grown(t, 2 * len(rows)) for t in (self.table, self.scales))
-        if last + 1 >= self.starts.shape[0]:
-            self.starts = grown(self.starts, 2 * (last + 1) + 1)
-        counts = [len(self.held.get(slot, ())) for slot in range(self.starts.shape[0] - 1)]
-        self.starts.copy_(torch.tensor([0, *counts]).cumsum(0))
-        if rows:
-            self.table[: len(rows)] = torch.tensor(
-                [[slot, at, one.stride, one.seed] for slot, at, one in rows], device=self.table.device
-            )
-            self.scales[: len(rows)] = torch.tensor([one.scale for _, _, one in rows], device=self.scales.device)
+        tasks = {slot: [(self._start(slot) + at, one) for at, one in self.held[slot]] for slot in sorted(self.held)}
+        self.tables = [*self.tables[:-1], *self.tables[-1].with_room_for(tasks)]
+        for tables in self.tables:
+            tables.write(tasks)
 
     def memory(self) -> list[Tensor]:
-        return [self.words.tensor, *self.words.chunks, self.table, self.starts, self.scales]
+        return [self.words.tensor, *self.words.chunks, *(tensor for tables in self.tables for tensor in tables)]
 
     @property
     def arguments(self) -> StoredSamples:
-        return StoredSamples([self.words.tensor], self.table, self.starts, self.scales)
+        return StoredSamples([self.words.tensor], *self.tables[-1])
 
 
 class SampleBank:
@@ -188,10 +180,11 @@ class SampleBank:
     def _derive(self) -> StoredSamples:
         found = [(slot, one) for slot in self.slots for one in self._samples[slot]]
         counts = [len(self._samples.get(slot, ())) for slot in range(max(self._samples, default=-1) + 1)]
-        table = torch.tensor([[slot, 0, one.stride, one.seed] for slot, one in found], dtype=torch.int64)
+        fields = fields_of(one for _, one in found)
+        table = torch.tensor([row_of(slot, 0, one, fields) for slot, one in found], dtype=torch.int64)
         scales = torch.tensor([one.scale for _, one in found], dtype=torch.float32)
         codes, starts = [one.codes for _, one in found], torch.tensor([0, *counts]).cumsum(0)
-        return StoredSamples(codes, table.view(-1, FIELDS), starts, scales)
+        return StoredSamples(codes, table.view(-1, fields), starts, scales)
 
 
 def samples_of(stored: StoredSamples, shape: tuple[int, int]) -> dict[int, tuple[Samples, ...]]:
@@ -200,10 +193,11 @@ def samples_of(stored: StoredSamples, shape: tuple[int, int]) -> dict[int, tuple
     codes, table, starts, scales = stored
     found: dict[int, tuple[Samples, ...]] = {}
     arena, count = bool(codes) and codes[0].dim() == 1, int(starts[-1])
-    for k, ((slot, offset, stride, seed), scale) in enumerate(zip(table[:count].tolist(), scales.tolist())):
-        width = packed_width(groups_of(shape[1], stride))
+    rows = map(read, table[:count].tolist())
+    for k, ((slot, offset, stride, seed, share), scale) in enumerate(zip(rows, scales.tolist())):
+        width = packed_width(elements_of(shape[1], stride, share))
         own = _codes_at(codes[0], offset, shape[0], width) if arena else codes[k]
-        found[slot] = (*found.get(slot, ()), Samples(own, scale, stride, seed, shape))
+        found[slot] = (*found.get(slot, ()), Samples(own, scale, stride, seed, shape, share))
     return found
 
 

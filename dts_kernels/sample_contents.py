@@ -6,8 +6,9 @@ from .arena import pieces
 from .contents import version_of
 from .layout import packed_width
 from .operands import StoredSamples
+from .sample_table import read
 from .sample_words import words_of
-from .samples import STRIDES, groups_of
+from .samples import elements_of
 
 HELD = "_dts_sample_words"  # the attribute of a table that keeps what was seen of it
 
@@ -72,11 +73,13 @@ def _read(stored: StoredSamples, shape: tuple[int, int]) -> None:
     at, (m, n), wrong = starts.tolist(), shape, []
     if at[0] < 0 or any(b < a for a, b in zip(at, at[1:])) or at[-1] > table.shape[0]:
         wrong.append(f"starts {at} do not rise from 0 to at most {table.shape[0]} samples")
-    for slot, offset, stride, seed in [] if wrong else table[: at[-1]].tolist():
-        if stride not in STRIDES or not 0 <= seed < 1 << 32:
-            wrong.append(f"a sample in slot {slot} has stride {stride}, seed {seed}")
+    for row in [] if wrong else table[: at[-1]].tolist():
+        try:
+            slot, offset, stride, _, share = read(row)
+        except ValueError as error:
+            wrong.append(str(error))
             continue
-        stop = offset + words_of(m, packed_width(groups_of(n, stride)))
+        stop = offset + words_of(m, packed_width(elements_of(n, stride, share)))
         if offset % 2 or not any(first <= offset and stop <= last for first, last in memory):
             wrong.append(
                 f"a sample in slot {slot} of stride {stride} with words from {offset} on does not fit "

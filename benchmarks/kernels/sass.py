@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+from dts_kernels import sample_table
 from dts_kernels.gpu.products import ROWS, registers, tile_constants
 from dts_kernels.gpu.sample_matrices import DENSE_COLUMNS, ROW_COLUMNS
 from dts_kernels.gpu.sample_products import ADDED, LAID_COLUMNS, MOST_ROWS, RUNS, Shape
@@ -182,20 +183,24 @@ def _sampled(kernel: str, pointer: str, overrides: dict) -> tuple[dict, dict, di
         sizes = ("slots_known", "per_entry", "places", "rows", "in_features", "out_features", "room")
         arguments = {"x": pointer, "laid": laid, "y": pointer, "out": out, **bank, **dict.fromkeys(sizes, "i32")}
         constants = {"BLOCK_T": shape.block_t, "RUNS": RUNS, "LANES": shape.lanes, "SPLIT": shape.split}
-        return arguments, constants | {"LAID": shape.laid, "ADD": shape.split == 1}, shape.options
+        constants |= {"LAID": shape.laid, "ADD": shape.split == 1, "FIELDS": sample_table.PLAIN}
+        return arguments, constants, shape.options
     if kernel == "lay":
         own = {name: kind for name, kind in bank.items() if name in ("table", "starts", "slots")}
         sizes = ("slots_known", "per_entry", "places", "in_features", "room")
         arguments = {"x": pointer, "laid": laid, **own, **dict.fromkeys(sizes, "i32")}
-        return arguments, {"BLOCK_T": shape.block_t, "BLOCK_N": LAID_COLUMNS}, {}
+        constants = {"BLOCK_T": shape.block_t, "BLOCK_N": LAID_COLUMNS, "FIELDS": sample_table.PLAIN}
+        return arguments, constants, {}
     if kernel == "add_parts":
         arguments = {"parts": "*fp32", "y": pointer, "out": pointer, "size": "i32"}
         return arguments, {"PARTS": 8, "BLOCK": ADDED}, {}
     sizes = {"slots_known": "i32", "m_size": "i32", "n_size": "i32"}
+    constants = {"FIELDS": sample_table.PLAIN}
     if kernel == "sampled_dense":
-        return {**bank, "place": "i32", "out": pointer, "factor": "*fp32", **sizes}, {"BLOCK_N": DENSE_COLUMNS}, {}
+        arguments = {**bank, "place": "i32", "out": pointer, "factor": "*fp32", **sizes}
+        return arguments, constants | {"BLOCK_N": DENSE_COLUMNS}, {}
     rows = {"ids": "*i64", "y": pointer, "out": pointer}
-    return {**rows, **bank, "per_entry": "i32", "places": "i32", **sizes}, {"BLOCK_N": ROW_COLUMNS}, {}
+    return {**rows, **bank, "per_entry": "i32", "places": "i32", **sizes}, constants | {"BLOCK_N": ROW_COLUMNS}, {}
 
 
 def compile_kernel(kernel: str, arch: int, dtype: str, levels: bool, **overrides):

@@ -29,7 +29,7 @@ def coded(adapter: dts.Adapter) -> Iterator[tuple[int, list[np.ndarray]]]:
             for side in (factors.packed.u, factors.packed.v):
                 yield side.nbytes, list(unpack(side, factors.packed.rank).numpy().T)
             for sample in factors.samples:
-                yield sample.codes.nbytes, [unpack(sample.codes, sample.groups).numpy()]
+                yield sample.codes.nbytes, [unpack(sample.codes, sample.elements).numpy()]
 
 
 def ideal(codes: np.ndarray) -> float:

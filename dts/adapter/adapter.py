@@ -90,7 +90,8 @@ class Adapter:
     def load(cls, path: str | Path, budget: float | None = None, verify: bool = True) -> Adapter:
         """Opens an adapter folder; everything is read into memory and checked before any of it is used.
 
-        budget: keep a prefix of every matrix so that all of it takes at most this fraction of the base in fp32.
+        budget: keep a prefix of every matrix so that all of it takes at most this fraction of the base in fp32, as
+            `truncate` with again=False.
         verify: compare all digests, so that no altered bit goes unnoticed; False where that was done before.
         Raises AdapterError naming all that is missing, altered, out of range or of the wrong kind.
         """
@@ -99,17 +100,21 @@ class Adapter:
         adapter = cls.of(config, entries, folder, {name: folder / name for name in config["files"]})
         if verify:
             check_files(adapter)
-        return adapter if budget is None else alone(adapter.truncate(budget=budget))
+        return adapter if budget is None else alone(adapter.truncate(budget=budget, again=False))
 
-    def truncate(self, budget: float | None = None, nbytes: int | None = None) -> Adapter:
-        """A smaller adapter of prefixes of this one's components; exactly one size is given, see `dts.compress`."""
+    def truncate(self, budget: float | None = None, nbytes: int | None = None, again: bool = True) -> Adapter:
+        """A smaller adapter, of prefixes of this one's components; exactly one size is given, see `dts.compress`.
+
+        again: where there is a sample too, components are made anew from those there are, which takes about as long as
+            `dts.compress` and comes near to what that would give; else the first ones are kept as they are.
+        """
         if budget is not None and nbytes is None:
             nbytes = int(budget * 4 * self.config["base"]["parameters"])
         elif budget is not None or nbytes is None:
             raise ValueError("give either budget= (a fraction of the base in fp32) or nbytes=")
         if nbytes >= self.nbytes:
             return self
-        return truncated(replace(self, config=copy.deepcopy(self.config), folder=None), nbytes)
+        return truncated(replace(self, config=copy.deepcopy(self.config), folder=None), nbytes, again)
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Writes the folder, whole or not at all."""

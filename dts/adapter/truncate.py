@@ -1,4 +1,5 @@
-"""A smaller adapter from a larger one, without the fine-tune: a prefix of every matrix's components, 8-bit vectors."""
+"""A smaller adapter from a larger one, without the fine-tune: of every matrix a prefix of its components and a share of
+its sample, vectors in few bits."""
 
 from __future__ import annotations
 
@@ -6,15 +7,14 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
-from dts.adapter.budget import BLOCK, Curve, allocate_exactly, levelled
+from dts.adapter.budget import allocate_exactly, levelled
 from dts.adapter.entries import AdapterError, Entry
-from dts.adapter.sizes import HEADER_BYTES, measured, whole_error
+from dts.adapter.prefixes import Prefixes
+from dts.adapter.sizes import measured, whole_error
 from dts.adapter.text import measure
 from dts.adapter.vectors import elements, in_few_bits, rounding_for
-from dts.codec import Factors
 from dts.codec.methods import method_of
 from dts.values import LARGEST
 
@@ -22,45 +22,13 @@ if TYPE_CHECKING:
     from dts.adapter.adapter import Adapter
 
 
-def prefix_curve(factors: Factors) -> Curve:
-    """Bytes and remaining error of every prefix of whole blocks (and of all components).
+def cut(entry: Entry, found: list[Prefixes | None], ranks: list[int], planned: bool) -> Entry | None:
+    """The entry with what is kept of its matrices at these ranks; None if nothing is left of it.
 
-    Parts that are no components stay or go: with them counts as one rank more, and as if they took as large a share of
-    what they found as the components did.
+    planned: without the content of what is made anew.
     """
-    low_rank = factors.low_rank()
-    if low_rank is not factors:
-        curve = prefix_curve(low_rank)
-        left = curve.errors[-1] ** 2 / factors.norm**2
-        if not low_rank.stored:
-            left = (factors.squared_error or 0.0) * factors.norm**2
-        return Curve(
-            np.append(curve.ranks, factors.rank + 1),
-            np.append(curve.bytes, factors.nbytes + HEADER_BYTES),
-            np.append(curve.errors, left),
-        )
-    rank, runs = factors.rank, factors.runs
-    if len(runs) != 1:  # how several share what they explain is not known: all of them or none
-        ranks = np.unique([0, rank])
-        error = 0.0 if factors.squared_error is None else factors.squared_error
-        return Curve(
-            ranks,
-            np.where(ranks > 0, factors.nbytes + HEADER_BYTES, 0),
-            np.where(ranks > 0, error, 1.0) * factors.norm**2,
-        )
-    kind, data = runs[0]
-    ranks = np.unique(np.append(np.arange(0, rank, BLOCK), rank))
-    errors = kind.prefix_left(data, factors.norm).numpy()[ranks]
-    nbytes = kind.prefix_bytes(data, ranks) + np.where(ranks > 0, factors.index_nbytes + HEADER_BYTES, 0)
-    return Curve(ranks, nbytes, errors * factors.norm**2)
-
-
-def cut(entry: Entry, ranks: list[int]) -> Entry | None:
-    """The entry with its matrices' first components (all parts: one rank more); None if nothing is left of it."""
-    kept = [
-        None if f is None or not k else f if k > f.rank else f.low_rank().prefix(k)
-        for f, k in zip(entry.matrices, ranks, strict=True)
-    ]
+    given = zip(found, ranks, strict=True)
+    kept = [None if one is None else one.planned(rank) if planned else one.at(rank) for one, rank in given]
     if all(f is None for f in kept) and entry.added_rows is None:
         return None
     return replace(entry.with_matrices(kept), squared_error=whole_error(entry.norm, kept))
@@ -78,20 +46,28 @@ def shortened(entries: dict[str, Entry], method: str, nbytes: int) -> dict[str, 
     }
 
 
-def truncated(adapter: Adapter, nbytes: int) -> Adapter:
-    """The adapter cut to at most ``nbytes``; changes the adapter given, not its entries."""
+def truncated(adapter: Adapter, nbytes: int, again: bool) -> Adapter:
+    """The adapter cut to at most ``nbytes``; changes the adapter given, not its entries.
+
+    again: a sketch's components made anew (`dts.codec.shorter`).
+    """
     config = adapter.config
     whole = shortened(adapter.entries, adapter.method, nbytes)
-    found = [(name, i, f) for name, entry in whole.items() for i, f in enumerate(entry.matrices) if f is not None]
-    curves = levelled([prefix_curve(f) for _, _, f in found], [math.prod(f.compact_shape) for _, _, f in found])
+    found = {
+        name: [None if f is None else Prefixes.of(f, again) for f in entry.matrices] for name, entry in whole.items()
+    }
+    every = [one for of_entry in found.values() for one in of_entry if one is not None]
+    curves = levelled([one.curve for one in every], [math.prod(one.factors.compact_shape) for one in every])
     base_digests = {name: row.get("base") for name, row in config["tensors"].items()}
     dropped = dict(config["dropped"])
 
-    def entries(ranks: list[int]) -> dict[str, Entry]:
-        chosen = {name: [0] * len(entry.matrices) for name, entry in whole.items()}
-        for (name, i, _), rank in zip(found, ranks):
-            chosen[name][i] = rank
-        kept = {name: cut(entry, chosen[name]) if chosen[name] else entry for name, entry in whole.items()}
+    def entries(ranks: list[int], planned: bool = False) -> dict[str, Entry]:
+        left = iter(ranks)
+        chosen = {name: [0 if one is None else next(left) for one in of_entry] for name, of_entry in found.items()}
+        kept = {
+            name: cut(entry, found[name], chosen[name], planned) if chosen[name] else entry
+            for name, entry in whole.items()
+        }
         config["dropped"] = dropped | {
             name: measure(whole[name].norm)
             for name, entry in kept.items()
@@ -100,7 +76,7 @@ def truncated(adapter: Adapter, nbytes: int) -> Adapter:
         return {name: entry for name, entry in kept.items() if entry is not None}
 
     def total(ranks: list[int]) -> int:
-        return measured(config, entries(ranks), base_digests)
+        return measured(config, entries(ranks, planned=True), base_digests)
 
     adapter.entries = entries(allocate_exactly(curves, nbytes, total))
     wrong = [

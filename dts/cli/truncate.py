@@ -22,7 +22,7 @@ def truncate(
     dry_run: DryRun = False,
     as_json: Json = False,
 ):
-    """Keep the leading components of every matrix: any smaller size from one adapter."""
+    """Keep the leading components of every matrix, or a smaller sketch of it: any smaller size from one adapter."""
     import dts
 
     whole = dts.Adapter.load(adapter)

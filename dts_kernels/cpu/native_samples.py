@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import check
 from ..operands import StoredSamples
+from ..sample_table import read
 from . import native
 from .load import loaded, name_of
 
@@ -31,6 +32,8 @@ class Sample(ctypes.Structure):
         ("scale", ctypes.c_float),
         ("rows", ctypes.c_int64),
         ("bytes", ctypes.c_int64),
+        ("kept", ctypes.c_int64),
+        ("window", ctypes.c_int64),
     ]
 
 
@@ -43,9 +46,10 @@ class SampleArray:
         check.samples(StoredSamples(codes, table, starts, scales), False)
         self.array, self.count = (Sample * max(len(codes), 1))(), len(codes)
         self.kept = [c.detach() if c.stride(1) == 1 else c.contiguous() for c in codes]
-        for sample, own, (_, _, stride, seed), scale in zip(self.array, self.kept, table.tolist(), scales.tolist()):
+        for sample, own, row, scale in zip(self.array, self.kept, map(read, table.tolist()), scales.tolist()):
             sample.codes, sample.row_bytes = own.data_ptr(), own.stride(0)
-            sample.stride, sample.seed, sample.scale = stride, seed, scale
+            sample.stride, sample.seed, sample.scale = row.stride, row.seed, scale
+            sample.kept, sample.window = row.share
             sample.rows, sample.bytes = own.shape
         self.starts = starts.detach().clone(memory_format=torch.contiguous_format)
         self.pointer, self.starts_pointer = ctypes.addressof(self.array), self.starts.data_ptr()

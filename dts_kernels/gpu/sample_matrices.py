@@ -38,6 +38,7 @@ def dense(operands: SampleOperands, at: int, shape: tuple[int, int], dtype: torc
         m,
         n,
         BLOCK_N=DENSE_COLUMNS,
+        FIELDS=table.shape[1],
         num_warps=4,
     )
     return matrix, factor
@@ -95,6 +96,7 @@ def add_rows(ids: Tensor, y: Tensor, operands: SampleOperands, rows: int) -> Ten
             rows,
             columns,
             BLOCK_N=ROW_COLUMNS,
+            FIELDS=table.shape[1],
             num_warps=4,
         )
     return out

@@ -88,7 +88,7 @@ class Launch:
         self.words = arena_of(words, x)
         self.slots, self.weights, self.out_features = slots.contiguous(), weights.contiguous(), out_features
         entries, self.places = slots.shape
-        self.known = self.starts.shape[0] - 1
+        self.known, self.fields = self.starts.shape[0] - 1, self.table.shape[1]
         self.rows, self.in_features = self.x.shape
         self.per_entry, self.room = self.rows // entries, room_of(self.in_features)
         self.index = launch.launcher.index(x)
@@ -116,7 +116,7 @@ class Launch:
                     (ceil_div(self.room, LAID_COLUMNS), self.blocks, self.places),
                     (self.x, self.laid, self.table, self.starts, self.slots),
                     (self.known, self.per_entry, self.places, self.in_features, self.room),
-                    {"BLOCK_T": self.shape.block_t, "BLOCK_N": LAID_COLUMNS},
+                    {"BLOCK_T": self.shape.block_t, "BLOCK_N": LAID_COLUMNS, "FIELDS": self.fields},
                     {},
                 )
             )
@@ -150,6 +150,7 @@ class Launch:
                 "SPLIT": c.split,
                 "LAID": c.laid,
                 "ADD": y is not None,
+                "FIELDS": self.fields,
             },
             c.options,
         )
@@ -171,7 +172,7 @@ class Launch:
             parts = self.parts()
             return self.sum_call(parts, None), self.add_call(parts, y, y)
 
-        sizes = self.in_features, self.out_features, self.rows, self.per_entry, self.places, self.known
+        sizes = self.in_features, self.out_features, self.rows, self.per_entry, self.places, self.known, self.fields
         launch.prepare(("samples", self.index, self.x.dtype, self.shape, *sizes), calls)
 
 

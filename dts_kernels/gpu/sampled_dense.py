@@ -5,7 +5,29 @@
 import triton
 import triton.language as tl
 
-from .samples import RUN, TWO_BLOCKS, find_samples, hash_of_block, hash_of_group, load_sample, quarter, shift_of, wrap
+from .samples import (
+    PLAIN,
+    RUN,
+    TWO_BLOCKS,
+    element_of,
+    find_samples,
+    hash_of_block,
+    hash_of_group,
+    load_sample,
+    load_share,
+    quarter,
+    shift_of,
+    wrap,
+)
+
+
+@triton.jit
+def _code_at(words, offset, element, row, runs, there):
+    """A quarter of the value of an element of each of the columns, of one row; 0 where not ``there``."""
+    at = offset + ((element // 4).to(tl.int64) * runs + row // RUN) * 2 + element % 4 // 2
+    word = tl.load(words + at, mask=there, other=0).to(tl.uint32, bitcast=True)
+    by = (2 * (row % RUN + RUN * (element % 2))).to(tl.uint32)
+    return tl.where(there, quarter((word >> by) | (word << ((32 - by) & 31)), 0), 0.0)
 
 
 @triton.jit
@@ -23,6 +45,7 @@ def sampled_dense(
     m_size,
     n_size,
     BLOCK_N: tl.constexpr,
+    FIELDS: tl.constexpr,
 ):
     """out [m_size, n_size] times factor [1] = weights[place] times the matrix of slots[place].
 
@@ -43,12 +66,16 @@ def sampled_dense(
     for _ in tl.static_range(RUN):
         totals = totals + (tl.zeros((BLOCK_N,), tl.float32),)
     for k in range(start, end):
-        offset, stride, seed = load_sample(table, k)
+        offset, stride, seed = load_sample(table, k, FIELDS)
         scale = 4.0 * (tl.load(scales + k) / unit)
         group = n // stride
         inside_group = n - group * stride
+        have = n_size  # columns of groups that all have an element
+        if FIELDS > PLAIN:
+            share, window = load_share(table, k, FIELDS)
+            have = tl.where(window == 1, n_size, 0)
         at = offset + ((group // 4).to(tl.int64) * runs + run) * 2 + group % 4 // 2
-        word = tl.load(words + at, mask=n < n_size, other=0).to(tl.uint32, bitcast=True)
+        word = tl.load(words + at, mask=n < have, other=0).to(tl.uint32, bitcast=True)
         word = tl.where(group % 2 == 1, (word >> 16) | (word << 16), word)
         spread, block = hash_of_group(group), row // stride
         here = shift_of(hash_of_block(seed, block) + spread, stride)
@@ -61,8 +88,25 @@ def sampled_dense(
                 own = (row + r) // stride
                 shift = shift_of(hash_of_block(seed, own) + spread, stride)
             kept = wrap(row + r - own * stride + shift, stride).to(tl.int32) == inside_group
+            if FIELDS > PLAIN:
+                kept &= have > 0
             made = made + (totals[r] + tl.where(kept, quarter(word, r) * scale, 0.0),)
         totals = made
+        if FIELDS > PLAIN:
+            # a thinned sample's elements are in other groups in each block; row by row, so that it takes no registers
+            for i in range(0, tl.where(have > 0, 0, RUN)):
+                own = (row + i) // stride
+                h = hash_of_block(seed, own)
+                element, there = element_of(h, group, share, window)
+                there &= (
+                    wrap(row + i - own * stride + shift_of(h + spread, stride), stride).to(tl.int32) == inside_group
+                )
+                there &= n < tl.where(row + i < m_size, n_size, 0)
+                value = _code_at(words, offset, element, row + i, runs, there) * scale
+                made = ()
+                for r in tl.static_range(RUN):
+                    made = made + (totals[r] + tl.where(i == r, value, 0.0),)
+                totals = made
     for r in tl.static_range(RUN):
         to = out + (row + r).to(tl.int64) * n_size + n
         tl.store(to, totals[r].to(out.dtype.element_ty), mask=n < tl.where(row + r < m_size, n_size, 0))
@@ -86,6 +130,7 @@ def sampled_rows(
     m_size,
     n_size,
     BLOCK_N: tl.constexpr,
+    FIELDS: tl.constexpr,
 ):
     """out [ids, n_size] = y + sum over each id's places of gamma times row ``ids`` of D: negative ids add none, those
     that no row has NaN.
@@ -103,14 +148,17 @@ def sampled_rows(
         start, end = find_samples(starts, slots_known, tl.load(slots + of_place))
         gamma = tl.load(weights + of_place)
         for k in range(start, tl.where(there, end, start)):
-            offset, stride, seed = load_sample(table, k)
+            offset, stride, seed = load_sample(table, k, FIELDS)
             group, block = n // stride, row // stride
-            shift = shift_of(hash_of_block(seed, block) + hash_of_group(group), stride)
+            h = hash_of_block(seed, block)
+            shift = shift_of(h + hash_of_group(group), stride)
             kept = (wrap(row - block * stride + shift, stride).to(tl.int32) == n - group * stride) & (n < n_size)
-            at = offset + ((group // 4).to(tl.int64) * runs + row // RUN) * 2 + group % 4 // 2
-            word = tl.load(words + at, mask=kept, other=0).to(tl.uint32, bitcast=True)
-            by = (2 * (row % RUN + RUN * (group % 2))).to(tl.uint32)
-            word = (word >> by) | (word << ((32 - by) & 31))
-            total += tl.where(kept, quarter(word, 0) * (4.0 * tl.load(scales + k) * gamma), 0.0)
+            element = group
+            if FIELDS > PLAIN:
+                share, window = load_share(table, k, FIELDS)
+                if window > 1:
+                    element, has = element_of(h, group, share, window)
+                    kept &= has
+            total += _code_at(words, offset, element, row, runs, kept) * (4.0 * tl.load(scales + k) * gamma)
     total = tl.where(wanted < m_size, total, float("nan"))
     tl.store(out + at_row, total.to(out.dtype.element_ty), mask=n < n_size)

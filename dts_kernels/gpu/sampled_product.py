@@ -6,14 +6,17 @@ import triton
 import triton.language as tl
 
 from .samples import (
+    PLAIN,
     RUN,
-    SAMPLE_FIELDS,
     TWO_BLOCKS,
+    elements_of,
     find_samples,
+    group_of,
     hash_of_block,
     hash_of_group,
     is_laid,
     load_sample,
+    load_share,
     pitch_of,
     quarter,
     shift_of,
@@ -108,6 +111,21 @@ def _add_any(sums, x, word, group, here, inside, stride, columns, step, t, real)
 
 
 @triton.jit
+def _add_thinned(sums, x, word, element, seed, row, stride, kept, window, columns, t, real):
+    """The same of an element of a thinned sample: a block's rows have it in a group of their own."""
+    made = ()
+    for r in tl.static_range(RUN):
+        block = (row + r) // stride
+        here = hash_of_block(seed, block)
+        group = group_of(here, element, kept, window)
+        turned = wrap(row + r - block * stride + shift_of(here + hash_of_group(group), stride), stride)
+        column = group * stride + turned.to(tl.int32)
+        own = tl.load(x + (column[:, None] + t), mask=(column < columns)[:, None] & real, other=0.0)
+        made = made + (sums[r] + quarter(word, r)[:, None] * own.to(tl.float32),)
+    return made
+
+
+@triton.jit
 def _of_lanes(s, SHAPE: tl.constexpr):
     """Eight tensors [lanes, BLOCK_T] as one [.., runs, BLOCK_T, 8], summed over the lanes of a run."""
     even = tl.join(tl.join(s[0], s[4]), tl.join(s[2], s[6]))
@@ -140,6 +158,7 @@ def sampled_product(
     SPLIT: tl.constexpr,
     LAID: tl.constexpr,
     ADD: tl.constexpr,
+    FIELDS: tl.constexpr,
 ):
     """out [rows, out_features] = y + sum over the entry's places of gamma x D^T, if ADD, which has SPLIT 1;  else parts
     of the sum without y, float32 [SPLIT, rows, out_features].
@@ -164,9 +183,13 @@ def sampled_product(
         start, end = find_samples(starts, slots_known, tl.load(slots + of_place))
         gamma = tl.load(weights + of_place)
         for k in range(start, end):
-            offset, stride, seed = load_sample(table, k)
+            offset, stride, seed = load_sample(table, k, FIELDS)
             own, wide = words + offset, stride >= TWO_BLOCKS
             groups = tl.cdiv(in_features, stride)
+            if FIELDS > PLAIN:
+                _, window = load_share(table, k, FIELDS)
+                groups = tl.where(window == 1, groups, 0)  # thinned ones come behind
+                wide &= window == 1
             quads = tl.cdiv(groups, 4)
             four = tl.minimum(groups, 4)  # a number that the compiler does not know, so that it unrolls no loop
             block = row // stride
@@ -216,6 +239,22 @@ def sampled_product(
                                     stride, in_features, 1, (t.to(tl.int64) * in_features)[None, :],
                                     BLOCK_T == 1 or (t < per_entry)[None, :])  # fmt: skip
             total += _of_lanes(sums, (LANES, RUNS, BLOCK_T, RUN)) * (4.0 * tl.load(scales + k) * gamma)
+        if FIELDS > PLAIN:
+            for k in range(start, end):
+                offset, stride, seed = load_sample(table, k, FIELDS)
+                kept, window = load_share(table, k, FIELDS)
+                elements = elements_of(in_features, stride, kept, window)
+                quads = tl.where(window > 1, tl.cdiv(elements, 4), 0)
+                four = tl.minimum(elements, 4)
+                sums = _zeros(RUN, (RUNS * LANES, BLOCK_T))
+                for begin in range(0, quads, STEP):
+                    quad = begin + turn
+                    first, second = _quad_words(words + offset, quad, quads, run, runs)
+                    for h in range(0, four):
+                        sums = _add_thinned(sums, own_x, _word_of(first, second, h), 4 * quad + h, seed, row, stride,
+                                            kept, window, in_features, (t.to(tl.int64) * in_features)[None, :],
+                                            BLOCK_T == 1 or (t < per_entry)[None, :])  # fmt: skip
+                total += _of_lanes(sums, (LANES, RUNS, BLOCK_T, RUN)) * (4.0 * tl.load(scales + k) * gamma)
     m = (tl.program_id(0) * RUNS + tl.arange(0, RUNS))[:, None, None] * RUN + tl.arange(0, RUN)[None, None, :]
     at = (entry.to(tl.int64) * per_entry + t)[None, :, None] * out_features + m
     mask = (t < per_entry)[None, :, None] & (m < out_features)
@@ -240,8 +279,10 @@ def lay(
     room,
     BLOCK_T: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    FIELDS: tl.constexpr,
 ):
-    """x [rows, in_features] to laid [row blocks, places, room, BLOCK_T] for the first sample of every place.
+    """x [rows, in_features] to laid [row blocks, places, room, BLOCK_T] for the first sample of every place, unless it
+    is thinned.
 
     Group after group; from a stride of seven on a group has seven columns more, its first ones again, so that wherever
     a run of eight rows starts in a group, it goes on without a break.  Zeros where a row or a column is not there.
@@ -250,9 +291,11 @@ def lay(
     blocks = tl.cdiv(per_entry, BLOCK_T)
     entry, place = tl.program_id(1) // blocks, tl.program_id(2)
     start, end = find_samples(starts, slots_known, tl.load(slots + entry.to(tl.int64) * places + place))
-    stride = tl.load(table + start * SAMPLE_FIELDS + 2, mask=start < end, other=1).to(tl.int32)
+    stride = tl.load(table + start * FIELDS + 2, mask=start < end, other=1).to(tl.int32)
     pitch = pitch_of(stride)
     size = tl.where(is_laid(stride, BLOCK_T), tl.cdiv(tl.cdiv(in_features, stride), 4) * 4 * pitch, 0)
+    if FIELDS > PLAIN:
+        size = tl.where(tl.load(table + start * FIELDS + PLAIN, mask=start < end, other=0) == 0, size, 0)
     at = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     group = at // pitch
     column = group * stride + wrap(at - group * pitch, stride).to(tl.int32)

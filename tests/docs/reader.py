@@ -67,6 +67,29 @@ def components(u: np.ndarray, v: np.ndarray, sigma: np.ndarray) -> np.ndarray:
     return (left * sigma) @ right.T
 
 
+def sample(codes: np.ndarray, about: dict, columns: int) -> np.ndarray:
+    """A sample as a matrix, after docs/method.md."""
+    (kept, window), stride, rows = about.get("share", [1, 1]), about["stride"], len(codes)
+    windows = -(-columns // (stride * window))
+    dense = np.zeros((rows, windows * window * stride))
+
+    def h(block: int, group: int) -> int:
+        x = (about["seed"] + 0x9E3779B1 * block + 0x85EBCA77 * group) % 2**32
+        x = (x ^ x >> 16) * 0x85EBCA6B % 2**32
+        x = (x ^ x >> 13) * 0xC2B2AE35 % 2**32
+        return x ^ x >> 16
+
+    for i in range(rows):
+        block = i // stride
+        for t in range(kept * windows):
+            first = t // kept * window
+            turn = h(block, -1 - first // 64) >> 26
+            group = first + ((window >> t % kept) % window ^ turn % window)
+            column = stride * group + (i + ((h(block, group) >> 16) * stride >> 16)) % stride
+            dense[i, column] = about["scale"] * [1, 4, -1, -4][codes[i, t // 4] >> 2 * (t % 4) & 3]
+    return dense[:, :columns]
+
+
 def rounded(stored: np.ndarray, scales: np.ndarray, bits: int, shape: list[int]) -> np.ndarray:
     """Numbers of few bits; scales: the bits of bfloat16s."""
     count = int(np.prod(shape))

@@ -9,7 +9,7 @@ import torch
 import dts
 from dts.adapter.rows import entry_tensors
 from tests.docs.pages import ROOT
-from tests.docs.reader import components, read, rounded
+from tests.docs.reader import components, read, rounded, sample
 from tests.dts.adapter import tiny
 from tests.fuzz.form import opened, rows_of, tensors_in
 
@@ -63,6 +63,18 @@ def test_its_numbers_are_those_that_are_applied():
         own = rounded(tensors[f"{name}.{kind}"], tensors[f"{name}.scales"], row["bits"], row["shape"])
         before = base[name].numpy() if kind == "delta" else 0
         np.testing.assert_allclose(before + own, weights[name].numpy(), atol=1e-7)
+
+
+@pytest.mark.parametrize("folder", ["5-sketch", "5-thinned"])
+def test_sampled_elements_are_where_the_page_says(folder):
+    rows, _, tensors = read(GOLDEN / folder)
+    weights, base = dict(dts.Adapter.load(GOLDEN / folder).apply(tiny.base())), tiny.base()
+    name = "body.0.weight"
+    dense = components(*(tensors[f"{name}.{key}"] for key in ("u", "v", "sigma")))
+    (about,) = rows[name]["samples"]
+    assert ("share" in about) == (folder == "5-thinned")
+    dense = dense + sample(tensors[f"{name}.samples"], about, dense.shape[1])
+    np.testing.assert_allclose(base[name].numpy() + dense, weights[name].numpy(), atol=1e-5)
 
 
 def test_a_dropped_tensor_is_read(tmp_path):

@@ -1,5 +1,7 @@
 """Sampled elements: where they are, and products with them, against dense float64 matrices."""
 
+import copy
+import math
 import struct
 import warnings
 from dataclasses import replace
@@ -10,14 +12,15 @@ import torch
 from dts_kernels import Routing, SampleBank, Samples, add_dense_samples, add_sampled_rows, add_samples, pack
 from dts_kernels.layout import VALUES, packed_width, unpack
 from dts_kernels.reference import decode
+from dts_kernels.sample_table import PLAIN, SHARED, fields_of, read, row_of
 from dts_kernels.sample_words import to_words, turn, words_of
-from dts_kernels.samples import columns, dense, groups_of
+from dts_kernels.samples import SHARES, columns, dense, elements_of, groups, groups_of
 
 
-def samples(shape, stride, seed=7, scale=0.01):
+def samples(shape, stride, seed=7, scale=0.01, share=(1, 1)):
     generator = torch.Generator().manual_seed(seed)
-    codes = torch.randint(4, (shape[0], groups_of(shape[1], stride)), dtype=torch.uint8, generator=generator)
-    return Samples(pack(codes), scale, stride, seed, shape)
+    codes = torch.randint(4, (shape[0], elements_of(shape[1], stride, share)), dtype=torch.uint8, generator=generator)
+    return Samples(pack(codes), scale, stride, seed, shape, share)
 
 
 def mix(h):
@@ -30,14 +33,17 @@ def mix(h):
 
 
 def naive_dense(s: Samples) -> torch.Tensor:
-    out, codes = torch.zeros(s.shape, dtype=torch.float64), unpack(s.codes, s.groups)
-    scale = torch.tensor(s.scale).double()
+    out, codes = torch.zeros(s.shape, dtype=torch.float64), unpack(s.codes, s.elements)
+    scale, (c, w) = torch.tensor(s.scale).double(), s.share
     for i in range(s.shape[0]):
-        for g in range(s.groups):
-            h = mix((s.seed + 0x9E3779B1 * (i // s.stride) + 0x85EBCA77 * g) & 0xFFFFFFFF)
-            column = g * s.stride + (i + ((h >> 16) * s.stride >> 16)) % s.stride
+        h = lambda g: mix((s.seed + 0x9E3779B1 * (i // s.stride) + 0x85EBCA77 * g) & 0xFFFFFFFF)  # noqa: B023, E731
+        for t in range(s.elements):
+            u, j = divmod(t, c)
+            turn = h(-1 - w * u // 64) >> 26
+            g = w * u + ((w >> j) % w ^ turn % w)
+            column = g * s.stride + (i + ((h(g) >> 16) * s.stride >> 16)) % s.stride
             if column < s.shape[1]:
-                out[i, column] = VALUES[codes[i, g]] * scale
+                out[i, column] = VALUES[codes[i, t]] * scale
     return out
 
 
@@ -45,10 +51,46 @@ SHAPES = [((40, 64), 8), ((37, 50), 7), ((16, 16), 1), ((5, 33), 40), ((130, 96)
 
 
 @pytest.mark.parametrize("shape, stride", SHAPES)
-def test_dense_is_the_definition(shape, stride):
+@pytest.mark.parametrize("share", [(1, 1), (3, 4), (1, 8)])
+def test_dense_is_the_definition(shape, stride, share):
     for seed in (0, 7, 2**32 - 1):
-        s = samples(shape, stride, seed=seed)
+        s = samples(shape, stride, seed=seed, share=share)
         assert torch.equal(dense(s, torch.float64), naive_dense(s))
+
+
+def test_a_smaller_share_is_part_of_a_larger_one():
+    blocks = torch.arange(9)
+    found = [groups(4 * 130, 4, 5, blocks, share) for share in SHARES]
+    for larger, smaller, (kept, window) in zip(found, found[1:], SHARES[1:]):
+        assert smaller.shape[1] == kept * -(-130 // window)
+        for block in range(9):
+            of_larger = larger[min(block, len(larger) - 1)].tolist()
+            of_smaller = smaller[block].tolist()
+            assert len(set(of_smaller)) == len(of_smaller)
+            assert {g for g in of_smaller if g < 130} <= set(of_larger)
+
+
+def test_each_group_of_a_window_is_as_likely():
+    for share in ((1, 4), (3, 8)):
+        taken = torch.bincount(torch.cat([groups(64, 1, seed, torch.zeros(1).long(), share)[0] for seed in range(900)]))
+        wanted = 900 * share[0] / share[1]
+        assert len(taken) == 64 and (taken - wanted).abs().max() < 5 * wanted**0.5
+
+
+def test_only_a_table_with_a_thinned_sample_has_shares():
+    for share in SHARES:
+        one = samples((5, 33), 2, share=share)
+        assert fields_of([samples((5, 33), 2), one]) == (PLAIN if share == (1, 1) else SHARED)
+        row = row_of(3, 64, one, SHARED)
+        assert read(row) == (3, 64, 2, 7, share) and row[PLAIN:] == [2 * int(math.log2(share[1])) + (share[0] == 3)]
+        if share == (1, 1):
+            assert read(row_of(3, 64, one, PLAIN)) == read(row)
+        else:
+            with pytest.raises(ValueError, match="no thinned samples"):
+                row_of(3, 64, one, PLAIN)
+    for number in (-1, 1, 3, 14, 15, 1 << 62, 2**63 - 1):
+        with pytest.raises(ValueError, match=f"a sample in slot 3 has stride 0, {number} for its share"):
+            read([3, 64, 0, 7, number])
 
 
 def test_every_block_is_a_turned_diagonal_and_every_element_is_as_likely():
@@ -179,6 +221,37 @@ def test_an_arena_stays_where_it_is_while_tasks_come_and_go():
     assert bank.to("cpu").arena is None
 
 
+def test_what_holds_a_table_that_had_to_grow_sees_the_tasks_that_it_has_room_for():
+    """A captured graph goes on with the tensors it was given: a row that is not in them must never be read."""
+    shape, x = (40, 64), torch.randn(2, 64, dtype=torch.float64)
+    bank = SampleBank(64, 40, arena=True)
+    bank.add(1, (samples(shape, 8),))
+    held = [bank.arguments]
+
+    def product(stored, slot):
+        routing = Routing.of([slot])
+        y = torch.zeros(2, 40, dtype=torch.float64)
+        return torch.ops.dts.add_samples(x, y, *stored, routing.slots, routing.weights, False)
+
+    bank.add(0, (samples(shape, 4, share=(3, 8)),))  # a table with shares
+    held.append(bank.arguments)
+    bank.add(30, (samples(shape, 5),))  # more slots
+    held.append(bank.arguments)
+    bank.add(2, tuple(samples(shape, 9, seed=seed) for seed in range(8)))  # more rows
+    held.append(bank.arguments)
+    bank.add(1, (samples(shape, 3),))
+    sees = [{1}, {0, 1}, {0, 1, 30}, {0, 1, 2, 30}]
+    for stored, those in zip(held, sees, strict=True):
+        assert stored.starts[-1] <= stored.table.shape[0]
+        for slot in bank.slots:
+            wanted = x @ dense_of(bank, slot).T if slot in those else torch.zeros(2, 40)
+            torch.testing.assert_close(product(stored, slot), wanted.double())
+    assert len({stored.table.data_ptr() for stored in held}) == 4
+    copied = copy.deepcopy(bank)
+    assert len(copied.arena.tables) == 1
+    assert all(torch.equal(dense_of(copied, slot), dense_of(bank, slot)) for slot in bank.slots)
+
+
 def test_gradients_of_what_rows_and_the_whole_are_added_to(bank):
     y = torch.randn(3, 64, requires_grad=True)
     base = torch.randn(40, 64, requires_grad=True)
@@ -230,6 +303,9 @@ ARENA = [[0, 0, 8, 7], [0, 80, 8, 1]]  # slot, offset, stride, seed of two sampl
         ([[0, 0, 0, 7]], [0, 1], "stride 0"),
         ([[0, 0, 1, 7]], [0, 1], "stride 1"),
         ([[0, 0, 8, -1]], [0, 1], "seed -1"),
+        ([[0, 0, 8, 7, 1]], [0, 1], "1 for its share"),
+        ([[0, 112, 8, 7, 2]], [0, 1], "112"),
+        ([[0, 0, 8, 7, 2, 0]], [0, 1], "4 or 5"),
         (ARENA, [0, 3], "starts"),
         (ARENA, [1, 0], "starts"),
         (ARENA, [-1, 1], "starts"),

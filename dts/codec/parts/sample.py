@@ -1,14 +1,18 @@
 """A sample: one element of every G of a matrix, G times as large, at places that follow from a seed (`Samples`).
 
-    .samples, .samples1, ...    uint8 [rows, ceil(groups / 4)]: codes, see `dts_kernels.samples`
+    .samples, .samples1, ...    uint8 [rows, ceil(elements / 4)]: codes, see `dts_kernels.samples`
 
-Fragment: [{"stride", "seed", "scale"}, ...], one a sample: a compressed matrix has one, of a mixture one a member.
+Fragment: [{"stride", "seed", "scale", "share"}, ...], one a sample: a compressed matrix has one, of a mixture one a
+member; without "share" where all groups of columns have an element.
 
 With T the matrix that is sampled, E[sample] = T: an error that is noise alone and that other rows do not share.  Values
 are rounded to the codes, with one scale that keeps their norm.
+
+Some of a sample's elements are a sample too (`thinned`), as much larger as there are fewer of them.
 """
 
 import hashlib
+from dataclasses import replace
 from typing import overload
 
 import torch
@@ -19,7 +23,7 @@ from dts.sums import dot, energy
 from dts_kernels.layout import PackedFactors, pack, packed_width
 from dts_kernels.reference import decode as decoded_codes
 from dts_kernels.reference import reconstruct
-from dts_kernels.samples import STRIDES, Samples, columns, dense, groups_of
+from dts_kernels.samples import ALL, SHARES, STRIDES, Samples, columns, dense, elements_of
 
 from ..codes import KEPT, LARGEST, RMS, THRESHOLD
 from ..errors import Undecodable
@@ -30,7 +34,9 @@ REFINEMENTS = 6  # of the scale and the codes in turn
 LONGEST = 1.0, 2**32 - 1  # scale (a float32, as all are) and seed of a planned sample: a row takes no fewer bytes
 
 _fragment = values.list_of(
-    values.exactly(
+    values.with_or_without(
+        "share",
+        lambda value: values.list_of(values.count)(value) and tuple(value) in SHARES[1:],
         stride=lambda value: values.count(value) and value in STRIDES,
         seed=lambda value: values.count(value) and value < 1 << 32,
         scale=values.real,
@@ -45,7 +51,11 @@ class Sample(PartKind[Samples]):
         return {suffix(place): data.codes}
 
     def fragment(self, parts: list[Samples]) -> list:
-        return [{"stride": data.stride, "seed": data.seed, "scale": data.scale} for data in parts]
+        return [
+            {"stride": data.stride, "seed": data.seed, "scale": data.scale}
+            | ({} if data.share == ALL else {"share": list(data.share)})
+            for data in parts
+        ]
 
     def fits(self, fragment) -> bool:
         return _fragment(fragment)
@@ -58,11 +68,12 @@ class Sample(PartKind[Samples]):
         if codes is None:
             raise Undecodable(f"{name}: its {suffix(place)} is missing")
         try:
-            data = Samples(codes, about["scale"], about["stride"], about["seed"], shape)
+            share = tuple(about.get("share", ALL))
+            data = Samples(codes, about["scale"], about["stride"], about["seed"], shape, share)
         except ValueError as error:
             raise Undecodable(f"{name}: {error}") from None
-        if not packed_bits_end(codes, data.groups):
-            raise Undecodable(f"{name}.{suffix(place)}: bits beyond its {data.groups} codes are set")
+        if not packed_bits_end(codes, data.elements):
+            raise Undecodable(f"{name}.{suffix(place)}: bits beyond its {data.elements} codes are set")
         return data
 
     def shape(self, data: Samples) -> tuple[int, int]:
@@ -95,9 +106,34 @@ def encode(delta: Tensor, packed: PackedFactors, stride: int, seed: int) -> tupl
     kept *= real
     codes, scale = rounded(kept, real)
     sample = Samples(pack(codes), scale, stride, own, (m, n)).times(stride)
-    noisy = decoded_codes(sample.codes, sample.groups) * sample.scale * real
+    noisy = decoded_codes(sample.codes, sample.elements) * sample.scale * real
     noise = lost + energy(noisy) - 2 * dot(noisy, kept)
     return sample, noise / energy(delta)
+
+
+def thinned(data: Samples, share: tuple[int, int], was: PackedFactors, now: PackedFactors) -> Samples:
+    """A sample, at a ``share`` of the groups no larger than data's, of what ``now`` leaves of a matrix of which data is
+    a sample of what ``was`` leaves.
+
+    What the components differ by is known at every element that stays, and the rest as it was rounded to codes.
+    """
+    (m, n), kept = data.shape, []
+    at = columns(data.shape, data.stride, data.seed, data.codes.device, share=share)
+    real = at < n
+    for rows in torch.arange(m, device=at.device).split(max(1, ROWS_AT_ONCE // max(1, n))):
+        left = dense(data, rows=rows) / data.of_how_many
+        if now is not was:
+            for packed, sign in ((was, 1), (now, -1)):
+                left += sign * reconstruct(PackedFactors(packed.u[rows], packed.v, packed.sigma, packed.levels))
+        kept.append(torch.gather(left, 1, at[rows].clamp(max=n - 1)))
+    codes, scale = rounded(torch.cat(kept) * real, real)
+    thin = Samples(pack(codes), scale, data.stride, data.seed, data.shape, share)
+    return thin.times(thin.of_how_many)
+
+
+def nbytes_at(shape: tuple[int, int], stride: int, share: tuple[int, int]) -> int:
+    """Bytes of a sample of a matrix [m, n]."""
+    return shape[0] * packed_width(elements_of(shape[1], stride, share))
 
 
 def seed_of(packed: PackedFactors, seed: int) -> int:
@@ -149,8 +185,14 @@ def expected_error(left, stride):
 
 def planned(stride: int, shape: tuple[int, int]) -> Samples:
     """A sample without content: right in every shape, with the longest numbers there are."""
-    codes = torch.zeros((), dtype=torch.uint8).expand(shape[0], packed_width(groups_of(shape[1], stride)))
+    codes = torch.zeros((), dtype=torch.uint8).expand(shape[0], packed_width(elements_of(shape[1], stride)))
     return Samples(codes, LONGEST[0], stride, LONGEST[1], shape)
+
+
+def planned_share(data: Samples, share: tuple[int, int]) -> Samples:
+    """`thinned` without content."""
+    width = packed_width(elements_of(data.shape[1], data.stride, share))
+    return replace(data, codes=torch.zeros((), dtype=torch.uint8).expand(data.shape[0], width), share=share)
 
 
 KIND = Sample()

@@ -11,7 +11,7 @@ from dts.exports.program.banks import Shaped
 from dts.exports.program.shared import Shared, decoded, wide
 from dts.nn.layers.layer_deltas import beside
 from dts_kernels import Routing, Samples
-from dts_kernels.samples import columns
+from dts_kernels.samples import ALL, columns
 
 
 class PlainSamples(Shaped):
@@ -19,7 +19,7 @@ class PlainSamples(Shaped):
 
     samples: slot -> `Samples` of the matrix as stored;  transposed: that is [in_features, out_features].
     Where the elements are follows from a seed; a program has the turn of each block of its rows instead, 1 or 2 bytes
-    for a stride's rows.
+    for a stride's rows, and of a thinned sample the groups of columns that have an element there.
     """
 
     def __init__(self, samples: Mapping[int, tuple[Samples, ...]], transposed: bool, shared: Shared):
@@ -27,6 +27,7 @@ class PlainSamples(Shaped):
         self.shared = shared
         self.own, self.transposed = sorted(slot for slot, found in samples.items() if found), transposed
         self.pieces: list[tuple[int, str, int]] = []  # slot, name, stride
+        self.widths: dict[str, int] = {}  # columns of all groups that a sample's elements are in
         for slot in self.own:
             for number, one in enumerate(samples[slot]):
                 name = f"task{slot}_samples{number or ''}"
@@ -34,8 +35,12 @@ class PlainSamples(Shaped):
                 self.register_buffer(f"{name}_codes", one.codes.clone())
                 self.register_buffer(f"{name}_scale", torch.tensor(one.scale, dtype=torch.float32))
                 first = torch.arange(0, max(one.shape[0], 1), one.stride)
-                turns = columns(one.shape, one.stride, one.seed, rows=first) % one.stride
+                at = columns(one.shape, one.stride, one.seed, rows=first, share=one.share)
+                turns, (kept, window) = at % one.stride, one.share
                 self.register_buffer(f"{name}_turns", turns.to(torch.uint8 if one.stride <= 256 else torch.int16))
+                self.widths[name] = one.elements // kept * window * one.stride
+                if one.share != ALL:
+                    self.register_buffer(f"{name}_groups", (at // one.stride).to(torch.int32))
         self.shape = samples[self.own[0]][0].shape
         self.out_features, self.in_features = self.shape[::-1] if transposed else self.shape
 
@@ -48,8 +53,11 @@ class PlainSamples(Shaped):
         values = decoded(codes[rows], self.shared.bytes, dtype)[..., :groups] * getattr(self, f"{name}_scale").to(dtype)
         block = torch.div(rows, stride, rounding_mode="floor")
         at = (rows[..., None] + turns[block].to(torch.int64)) % stride
-        at = at + torch.arange(0, groups * stride, stride, device=codes.device)
-        full = torch.zeros(*rows.shape, groups * stride, dtype=dtype, device=codes.device)
+        if (of := getattr(self, f"{name}_groups", None)) is None:
+            at = at + torch.arange(0, groups * stride, stride, device=codes.device)
+        else:
+            at = at + of[block].to(torch.int64) * stride
+        full = torch.zeros(*rows.shape, self.widths[name], dtype=dtype, device=codes.device)
         return full.scatter(-1, at, values)[..., : self.shape[1]]
 
     def product(self, x: Tensor, y: Tensor | None, routing: Routing) -> Tensor:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from dts.codec import Factors
-from dts_kernels.layout import PackedFactors, ceil_div, pack, unpack
-from dts_kernels.samples import Samples, seed_at
+from dts_kernels.layout import PackedFactors, pack, unpack
+from dts_kernels.samples import ALL, Samples, elements_of, seed_at
 
 
 @dataclass(frozen=True)
@@ -75,14 +75,16 @@ def _within(index: Tensor | None, wanted: range) -> tuple[range, Tensor | None]:
 
 
 def cut_sample(sample: Samples, rows: range, columns: range) -> Cut:
-    """A sample of those rows and columns, whole blocks and groups in front."""
-    block, group = rows.start // sample.stride, columns.start // sample.stride
+    """A sample of those rows and columns, whole blocks and groups in front; of one that is thinned all groups in front,
+    as its windows begin with the first."""
+    block = rows.start // sample.stride
+    group = columns.start // sample.stride if sample.share == ALL else 0
     first, start = block * sample.stride, group * sample.stride
     codes = sample.codes[first : rows.stop]
-    groups = range(group, ceil_div(columns.stop, sample.stride))
-    if len(groups) != sample.groups:
-        codes = pack(unpack(codes, sample.groups)[:, groups.start : groups.stop])
+    elements = elements_of(columns.stop - start, sample.stride, sample.share)
+    if elements != sample.elements:
+        codes = pack(unpack(codes, sample.elements)[:, group : group + elements])
     seed = seed_at(sample.seed, block, group)
     shape = rows.stop - first, columns.stop - start
-    own = Samples(codes.clone(), sample.scale, sample.stride, seed, shape)
+    own = Samples(codes.clone(), sample.scale, sample.stride, seed, shape, sample.share)
     return Cut(own, rows.start - first, columns.start - start)

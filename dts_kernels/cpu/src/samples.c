@@ -32,7 +32,7 @@ typedef struct {
 typedef struct { /* pairs of one sample, beside each other */
     const Sample *sample;
     const Pair *pairs;
-    int64_t count, groups, pitch, part_groups;
+    int64_t count, elements, groups, pitch, part_groups; /* groups: that are laid out, part_groups: elements of a part */
     int vectors; /* of a panel; 0: few rows */
     float *x;    /* laid out as sample_pitch says, or a panel; few rows: `each` numbers apart */
     int64_t each;
@@ -64,8 +64,9 @@ static void lay_turned(const Call *call, const Batch *b, int64_t row, int64_t gr
     int64_t stride = b->sample->stride, some = PIECE / stride;
     for (int64_t g0 = group; g0 < last; g0 += some) {
         int64_t g1 = least(g0 + some, last), first = g0 * stride, count = (g1 - g0) * stride;
-        read_x(call, &b->pairs[row], first, least(count, call->in - first), piece);
-        for (int64_t c = call->in - first; c < count; c++) piece[c] = 0; /* columns that do not exist */
+        int64_t own = first < call->in ? least(count, call->in - first) : 0;
+        if (own) read_x(call, &b->pairs[row], first, own, piece);
+        for (int64_t c = own; c < count; c++) piece[c] = 0; /* columns that do not exist */
         for (int64_t g = g0; g < g1; g++) {
             float *to = b->x + row * b->each + g * b->pitch;
             for (int64_t at = 0; at < b->pitch; at += stride)
@@ -145,8 +146,9 @@ static void add_panel(const Batch *b, const float *sums, int64_t width, int64_t 
 static void gather_tile(const Call *call, const Batch *b, int64_t first, int64_t columns, float *y, float *sums) {
     int64_t width = b->vectors * call->k->lanes, stride = b->sample->stride;
     if (b->vectors) memset(sums, 0, (size_t)(columns * width) * 4);
-    for (int64_t g = 0; g < b->groups; g += b->part_groups) {
-        SamplePart part = {b->sample, first, first + columns, g, least(g + b->part_groups, b->groups)};
+    for (int64_t t = 0; t < b->elements; t += b->part_groups) {
+        SamplePart part = {b->sample, first, first + columns, t, least(t + b->part_groups, b->elements)};
+        int64_t g = sample_first(b->sample, t);
         if (b->vectors) {
             call->k->samples_panel(&part, 0, b->vectors, b->x + g * stride * width, sums);
             continue;
@@ -159,13 +161,15 @@ static void gather_tile(const Call *call, const Batch *b, int64_t first, int64_t
             to[r] = y + b->pairs[r].row * call->tile;
             factor[r] = b->pairs[r].factor;
         }
-        call->k->samples_gather(&part, part.last_group == b->groups, (int)b->count, x, factor, own, to);
+        call->k->samples_gather(&part, part.last_group == b->elements, (int)b->count, x, factor, own, to);
     }
     if (b->vectors) add_panel(b, sums, width, columns, y, call->tile);
 }
 
-/* Groups that a tile of columns of D touches, whole bytes of codes. */
-static int64_t first_group(const Batch *b, int64_t first) { return first / b->sample->stride / 4 * 4; }
+/* The first element of a row that a tile of columns of D touches: whole bytes of codes, and whole windows. */
+static int64_t first_element(const Sample *s, int64_t first) {
+    return first / (s->stride * s->window) / 4 * 4 * s->kept;
+}
 
 /* A panel's columns, that are there twice (sample_places), as one. */
 static void fold_panel(float *sums, int64_t groups, int64_t stride, int64_t width) {
@@ -179,11 +183,13 @@ static void fold_panel(float *sums, int64_t groups, int64_t stride, int64_t widt
 
 static void scatter_tile(const Call *call, const Batch *b, int64_t first, int64_t columns, float *y, float *sums) {
     int64_t width = b->vectors * call->k->lanes, stride = b->sample->stride, pitch = b->pitch;
-    int64_t g0 = first_group(b, first), g1 = ceil_div(first + columns, stride);
+    int64_t t0 = first_element(b->sample, first), windows = ceil_div(first + columns, stride * b->sample->window);
+    int64_t g0 = sample_first(b->sample, t0), g1 = windows * b->sample->window, t1 = windows * b->sample->kept;
     int64_t each = (g1 - g0) * (b->vectors ? 2 * stride * width : pitch);
     memset(sums, 0, (size_t)(b->vectors ? each : b->count * each) * 4);
-    for (int64_t g = g0; g < g1; g += b->part_groups) {
-        SamplePart part = {b->sample, 0, call->m, g, least(g + b->part_groups, g1)};
+    for (int64_t t = t0; t < t1; t += b->part_groups) {
+        SamplePart part = {b->sample, 0, call->m, t, least(t + b->part_groups, t1)};
+        int64_t g = sample_first(b->sample, t);
         if (b->vectors) {
             call->k->samples_panel(&part, 1, b->vectors, b->x, sums + (g - g0) * 2 * stride * width);
             continue;
@@ -239,11 +245,14 @@ static int64_t split(const Call *call, const Sample *sample, const Pair *pairs, 
                    .pairs = pairs + at,
                    .count = size,
                    .vectors = vectors,
-                   .groups = ceil_div(call->n, sample->stride),
+                   .elements = sample_elements(sample, call->n),
+                   .groups = ceil_div(ceil_div(call->n, sample->stride), sample->window) * sample->window,
                    .pitch = sample_pitch(sample->stride, lanes)};
-        int64_t numbers = vectors ? sample->stride * vectors * lanes : b.pitch * size; /* a group */
-        b.part_groups = least((vectors ? NEAR_PANEL : NEAR) / numbers / SEGMENT * SEGMENT, MOST_GROUPS);
-        if (b.part_groups < SEGMENT) b.part_groups = SEGMENT;
+        int64_t numbers = vectors ? sample->stride * vectors * lanes : b.pitch * size; /* a group, then an element */
+        numbers = numbers * sample->window / sample->kept;
+        int64_t unit = SEGMENT * sample->kept; /* a window's elements are of one part, whose rows are added in order */
+        b.part_groups = least((vectors ? NEAR_PANEL : NEAR) / numbers, MOST_GROUPS) / unit * unit;
+        if (b.part_groups < unit) b.part_groups = unit;
         b.each = round_up(call->transposed ? call->m : b.groups * b.pitch + lanes, 16);
         to[made] = b;
     }
@@ -258,7 +267,8 @@ static int64_t numbers_of(const Call *call, const Batch *b) {
 /* Sums of a batch's tile, beside y. */
 static int64_t sums_of(const Call *call, const Batch *b) {
     int64_t width = b->vectors * call->k->lanes, stride = b->sample->stride;
-    int64_t groups = least(call->tile / stride + 6, b->groups); /* whole bytes of codes, both ends */
+    int64_t window = b->sample->window; /* whole bytes of codes, both ends */
+    int64_t groups = least((call->tile / (stride * window) + 6) * window, b->groups);
     if (!call->transposed) return call->tile * (b->vectors ? width : b->count);
     return groups * (b->vectors ? 2 * stride * width : b->count * b->pitch) + call->k->lanes;
 }
@@ -280,7 +290,7 @@ static int sweep(Call *call) {
     int64_t numbers = 0, elements = 0, most = 0;
     for (int64_t i = 0; i < call->batch_count; i++) {
         numbers += numbers_of(call, &call->batches[i]);
-        elements += call->batches[i].count * call->batches[i].groups * call->m;
+        elements += call->batches[i].count * call->batches[i].elements * call->m;
     }
     call->threads = dts_useful_threads(call->threads, WORK * elements);
     call->tile = tile_size(call);

@@ -5,12 +5,13 @@
 #include "sizes.h"
 
 typedef struct {
-    const uint8_t *codes; /* four groups a byte, any alignment */
+    const uint8_t *codes; /* four elements a byte, any alignment */
     int64_t row_bytes;    /* from row to row */
     int64_t stride;
     uint32_t seed;
     float scale;
     int64_t rows, bytes; /* that there are, and bytes of a row */
+    int64_t kept, window; /* groups of so many that have an element: 1 and 1 where all have */
 } Sample;
 
 /* A row of x has the same sums, bit for bit, whatever else is in the batch.  So the groups of a row of D are added in
@@ -20,28 +21,54 @@ enum {
     MOST_GROUPS = 512, /* of a part, which is whole segments */
     SEGMENT = 32,
     MOST_STRIDE = 4096,
+    WINDOW = 64, /* groups that are turned alike, and at most of which one is kept */
     FEW_ROWS = 8, /* of x at most that are no panel: a lane is a row of D; in a panel a lane is a row of x */
 };
 
-typedef struct { /* rows [row, last_row) and groups [group, last_group), group a multiple of 4 */
+typedef struct { /* rows [row, last_row) and elements [group, last_group) of each, group a multiple of 4 */
     const Sample *sample;
     int64_t row, last_row, group, last_group;
 } SamplePart;
 
-/* How far the diagonal of a block of rows and a group of columns is turned. */
-static inline uint32_t sample_shift(const Sample *s, int64_t block, int64_t group) {
+static inline uint32_t sample_hash(const Sample *s, int64_t block, int64_t group) {
     uint32_t h = s->seed + 0x9E3779B1u * (uint32_t)block + 0x85EBCA77u * (uint32_t)group;
     h ^= h >> 16;
     h *= 0x85EBCA6Bu;
     h ^= h >> 13;
     h *= 0xC2B2AE35u;
-    h ^= h >> 16;
-    return (h >> 16) * (uint32_t)s->stride >> 16;
+    return h ^ h >> 16;
+}
+
+/* How far the diagonal of a block of rows and a group of columns is turned. */
+static inline uint32_t sample_shift(const Sample *s, int64_t block, int64_t group) {
+    return (sample_hash(s, block, group) >> 16) * (uint32_t)s->stride >> 16;
+}
+
+/* The first group that an element of a row can be in, whatever the row. */
+static inline int64_t sample_first(const Sample *s, int64_t element) { return element / s->kept * s->window; }
+
+/* The group of an element of the rows of a block. */
+static inline int64_t sample_group(const Sample *s, int64_t block, int64_t element) {
+    if (s->window == 1) return element;
+    int64_t first = sample_first(s, element), last = s->window - 1;
+    int64_t turn = sample_hash(s, block, -1 - first / WINDOW) >> 26;
+    return first + (((s->window >> element % s->kept) ^ turn) & last);
+}
+
+/* Elements of a row of n columns, those of groups that are not there among them. */
+static inline int64_t sample_elements(const Sample *s, int64_t n) {
+    return s->kept * ceil_div(ceil_div(n, s->stride), s->window);
 }
 
 /* What is laid out for vectors along the rows of a block: `pitch` numbers a group, its columns once and once more, so
  * that the columns of a block's turned diagonal are beside each other from any shift on, and `lanes` beyond all. */
 static inline int64_t sample_pitch(int64_t stride, int64_t lanes) { return stride - 1 + round_up(stride, lanes); }
+
+/* Whether kept and window are a share as samples.py has them. */
+static inline int share_fits(const Sample *s) {
+    int64_t w = s->window;
+    return w >= 1 && w <= WINDOW && !(w & (w - 1)) && (s->kept == 1 || (s->kept == 3 && w >= 4));
+}
 
 /* Whether the samples of some slots are of [m, n] and all there. */
 static inline int samples_fit(const Sample *samples, int64_t sample_count, const int64_t *starts, int64_t slot_count,
@@ -54,7 +81,7 @@ static inline int samples_fit(const Sample *samples, int64_t sample_count, const
         if (first < 0 || last < first || last > sample_count) return 0;
         for (const Sample *s = samples + first; s < samples + last; s++)
             if (s->stride < 1 || s->stride >= MOST_STRIDE || s->rows != m || s->row_bytes < 0 ||
-                (!s->codes && m && n) || s->bytes < bytes_of(ceil_div(n, s->stride)))
+                (!s->codes && m && n) || !share_fits(s) || s->bytes < bytes_of(sample_elements(s, n)))
                 return 0;
     }
     return 1;

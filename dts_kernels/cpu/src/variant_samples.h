@@ -24,6 +24,18 @@ INLINE void sample_shifts(const Sample *s, int64_t block, int64_t group, int cou
     for (int g = 0; g < count; g++) shifts[g] = (int32_t)sample_shift(&own, block, group + g);
 }
 
+/* groups[t]: those of a thinned sample's elements from `first` on, counted from the first that can be among them; and
+ * how far each is turned */
+INLINE void thinned_shifts(const Sample *s, int64_t block, int64_t first, int count, int32_t *groups, int32_t *shifts) {
+    Sample own = *s;
+    int64_t from = sample_first(&own, first);
+    for (int t = 0; t < count; t++) {
+        int64_t group = sample_group(&own, block, first + t);
+        groups[t] = (int32_t)(group - from);
+        shifts[t] = (int32_t)sample_shift(&own, block, group);
+    }
+}
+
 /* words[k][lane]: codes of groups 16 k .. 16 k + 15 of `count` rows; other lanes stay as they are */
 INLINE void sample_words(const uint8_t *codes, int64_t row_bytes, int count, int bytes, uint32_t words[][LANES]) {
     for (int lane = 0; lane < count; lane++, codes += row_bytes) {
@@ -38,8 +50,14 @@ INLINE void sample_words(const uint8_t *codes, int64_t row_bytes, int count, int
  * of the part, and one more */
 INLINE int64_t sample_turns(const SamplePart *part, int64_t block, int groups, int64_t pitch, int32_t *at) {
     int64_t next = (block + 1) * part->sample->stride;
-    sample_shifts(part->sample, block, part->group, groups, at);
-    for (int g = 0; g < groups; g++) at[g] += (int32_t)(g * pitch);
+    if (part->sample->window > 1) {
+        int32_t of[MOST_GROUPS];
+        thinned_shifts(part->sample, block, part->group, groups, of, at);
+        for (int g = 0; g < groups; g++) at[g] += (int32_t)(of[g] * pitch);
+    } else {
+        sample_shifts(part->sample, block, part->group, groups, at);
+        for (int g = 0; g < groups; g++) at[g] += (int32_t)(g * pitch);
+    }
     return next < part->last_row ? next : part->last_row;
 }
 
@@ -217,14 +235,15 @@ INLINE void sample_row_values(const uint8_t *codes, int bytes, float values[4][M
     }
 }
 
-/* at[g]: where the element of group g of a block's row `place` is, a panel's columns `width` numbers apart.  Scattered, a
- * group's columns are there twice and turned ones in the second, as few rows have them: the same sums. */
-INLINE void sample_places(int32_t stride, int32_t place, int groups, const int32_t *shifts, int scattered, int width,
-                          int32_t *at) {
+/* at[g]: where the element of group g (of a thinned sample: of[g]) of a block's row `place` is, a panel's columns `width`
+ * numbers apart.  Scattered, a group's columns are there twice and turned ones in the second, as few rows have them: the
+ * same sums. */
+INLINE void sample_places(int32_t stride, int32_t place, int groups, const int32_t *of, const int32_t *shifts,
+                          int scattered, int width, int32_t *at) {
     for (int32_t g = 0; g < groups; g++) {
-        int32_t turned = place + shifts[g];
-        at[g] = scattered ? (2 * g * stride + turned) * width
-                          : (g * stride + turned - (turned >= stride ? stride : 0)) * width;
+        int32_t turned = place + shifts[g], group = of ? of[g] : g;
+        at[g] = scattered ? (2 * group * stride + turned) * width
+                          : (group * stride + turned - (turned >= stride ? stride : 0)) * width;
     }
 }
 
@@ -283,13 +302,18 @@ INLINE void scatter_row(int vectors, int groups, float values[4][MOST_GROUPS / 4
 static void samples_panel(const SamplePart *part, int scattered, int vectors, const float *x, float *sums) {
     const Sample *s = part->sample;
     int groups = (int)(part->last_group - part->group), bytes = group_bytes(groups), width = vectors * LANES;
-    int32_t shifts[MOST_GROUPS], at[MOST_GROUPS];
+    int32_t shifts[MOST_GROUPS], at[MOST_GROUPS], of[MOST_GROUPS];
     float values[4][MOST_GROUPS / 4];
     int64_t block = part->row / s->stride, place = part->row % s->stride;
-    sample_shifts(s, block, part->group, groups, shifts);
+    int thinned = s->window > 1;
     for (int64_t row = part->row; row < part->last_row; row++, place++) {
-        if (place == s->stride) place = 0, sample_shifts(s, ++block, part->group, groups, shifts);
-        sample_places((int32_t)s->stride, (int32_t)place, groups, shifts, scattered, width, at);
+        if (place == s->stride) place = 0, block++;
+        if (place == 0 || row == part->row) {
+            if (thinned) thinned_shifts(s, block, part->group, groups, of, shifts);
+            else sample_shifts(s, block, part->group, groups, shifts);
+        }
+        if (thinned) sample_places((int32_t)s->stride, (int32_t)place, groups, of, shifts, scattered, width, at);
+        else sample_places((int32_t)s->stride, (int32_t)place, groups, NULL, shifts, scattered, width, at);
         sample_row_values(s->codes + row * s->row_bytes + part->group / 4, bytes, values);
         int64_t own = (row - part->row) * width;
         if (scattered) {

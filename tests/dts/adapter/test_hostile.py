@@ -180,8 +180,9 @@ def test_modules_name_no_code_of_others(folder, change):
         dts.Adapter.load(folder)
 
 
-def test_a_norm_that_is_not_that_of_the_components_cuts_nothing(folder):
-    resigned(folder, lambda inner: inner.config["tensors"]["body.0.weight"].update(norm=0.0))
+@pytest.mark.parametrize("norm", [0.0, 1e-30, 1e-6, 1e6, 1e30])
+def test_a_norm_that_is_not_that_of_the_components_cuts_nothing(folder, norm):
+    resigned(folder, lambda inner: inner.config["tensors"]["body.0.weight"].update(norm=norm))
     try:
         cut = dts.Adapter.load(folder).truncate(nbytes=6_000)
     except ValueError:

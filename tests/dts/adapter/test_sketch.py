@@ -82,6 +82,13 @@ WRONG_ROWS = [
     ("scale", "1.0"),
     ("scale", float("nan")),
     ("scale", None),
+    ("share", [1, 1]),  # which is left out
+    ("share", [2, 4]),
+    ("share", [3, 2]),
+    ("share", [1, 128]),
+    ("share", [1, 2.0]),
+    ("share", [1]),
+    ("share", None),
 ]
 
 
@@ -107,8 +114,10 @@ def test_samples_that_are_missing_or_of_wrong_size_are_refused(tmp_path):
         dts.Adapter.load(tmp_path / "b")
 
 
-def test_a_model_computes_what_the_factors_say():
-    adapter = compressed()
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_model_computes_what_the_factors_say(cut):
+    adapter = compressed().truncate(nbytes=int(0.7 * compressed().nbytes)) if cut else compressed()
+    assert {s.share == (1, 1) for name in BASE for f in adapter.entries[name].matrices for s in f.samples} != {cut}
     for name in ("body.0.weight", "body.1.weight"):
         model = torch.nn.Sequential(torch.nn.Linear(BASE[name].shape[1], 96, bias=False))
         model[0].weight.data = BASE[name].clone()
@@ -136,14 +145,36 @@ def test_mixtures_are_exact_and_sized_ones_leave_the_noise_out(tmp_path):
         assert sized.amr <= 0.05 and error(sized) < 0.9 * error(mixed)
 
 
-def test_cut_below_its_samples_it_is_the_residual_components():
+@pytest.mark.parametrize("part", [0.9, 0.75])
+def test_cut_it_is_about_what_compressing_at_that_size_gives(part, tmp_path):
+    adapter, target = compressed(budget=0.1), {name: tuned(1)[name] - BASE[name] for name in BASE}
+    limit = int(part * adapter.nbytes)
+    error = lambda adapter: sum((d - target[n]).square().sum() for n, d in dense(adapter).items())  # noqa: E731
+    small = compressed(budget=0.1, out=tmp_path / "large").truncate(nbytes=limit)
+    made = compressed(budget=None, nbytes=limit)
+    assert 0.93 * limit < small.nbytes <= limit and small.entries.keys() == made.entries.keys()
+    assert any(s.share != (1, 1) for e in small.entries.values() for f in e.matrices for s in f.samples)
+    assert error(small) < 1.15 * error(made)
+    small.save(tmp_path / "small")
+    loaded = dts.Adapter.load(tmp_path / "small")
+    assert all(torch.equal(value, dense(small)[name]) for name, value in dense(loaded).items())
+    quick = dts.Adapter.load(tmp_path / "large", budget=0.1 * part)
+    same = adapter.truncate(budget=0.1 * part, again=False)
+    assert quick.nbytes == same.nbytes and quick.amr <= 0.1 * part
+    assert all(torch.equal(value, dense(same)[name]) for name, value in dense(quick).items())
+
+
+def test_cut_far_without_making_them_again_it_is_its_first_components():
     adapter = compressed()
-    small = compressed().truncate(nbytes=adapter.nbytes * 2 // 3)
-    assert small.nbytes <= adapter.nbytes * 2 // 3
-    assert small.entries.keys() == adapter.entries.keys()
-    assert any(not f.samples for entry in small.entries.values() for f in entry.matrices)
-    energy = lambda adapter: sum(d.square().sum() for d in dense(adapter).values())  # noqa: E731
-    assert energy(small) < energy(adapter)
+    found = []
+    for part in (0.3, 0.35, 0.4, 0.45):
+        small = adapter.truncate(nbytes=int(part * adapter.nbytes), again=False)
+        for name, entry in small.entries.items():
+            for f, whole in zip(entry.matrices, adapter.entries[name].matrices):
+                if f is not None and not f.samples:
+                    found.append(torch.equal(f.packed.u, whole.low_rank().prefix(f.rank).packed.u))
+                    assert f.squared_error == pytest.approx(whole.low_rank().prefix_errors()[f.rank].item(), rel=1e-6)
+    assert found and all(found)
 
 
 def test_a_target_error_is_refused():

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from dts.codec import codes, compress_tensor, error_bounds, predicted_error, singular_values, sketch
+from dts.codec.shorter import shortened
 from dts_kernels.layout import VALUES, unpack
-from dts_kernels.samples import columns
+from dts_kernels.samples import columns, dense
 
 
 def delta(m, n, seed=0):
@@ -36,7 +37,7 @@ def test_samples_are_the_rest_rounded_at_their_places():
     at = columns(sample.shape, sample.stride, sample.seed)
     real = at < 96
     kept = (matrix - half.reconstruct()).gather(1, at.clamp(max=95))[real]
-    values = torch.tensor(VALUES)[unpack(sample.codes, sample.groups).long()][real]
+    values = torch.tensor(VALUES)[unpack(sample.codes, sample.elements).long()][real]
     assert torch.equal(values.sign(), kept.sign())
     assert kept[values.abs() == 4].abs().min() >= kept[values.abs() == 1].abs().max()
     # the scale: as many times as elements are left out, at the elements' own norm
@@ -45,6 +46,49 @@ def test_samples_are_the_rest_rounded_at_their_places():
     assert sample.scale == torch.tensor(sample.scale).item()  # a float32
     cosine = torch.nn.functional.cosine_similarity(values, kept, dim=0)
     assert cosine > codes.KEPT**0.5 - 0.02
+
+
+@pytest.mark.parametrize("share", [(3, 4), (1, 2), (3, 16)])
+def test_some_elements_of_a_sample_are_a_sample_of_the_same(share):
+    factors = compress_tensor(delta(40, 600), "sketch", rank=64)
+    thin = shortened(factors, (factors.rank, share), False)
+    (whole,), (some,) = factors.samples, thin.samples
+    assert some.share == share and some.codes.numel() < 1.05 * whole.codes.numel() * share[0] / share[1] + 40
+    assert thin.packed is factors.packed and thin.squared_error is None
+    larger, smaller = dense(whole), dense(some)
+    stays = smaller != 0
+    torch.testing.assert_close(smaller[stays], larger[stays] * (share[1] / share[0]))
+    again = shortened(thin, (thin.rank, (1, 16)), False).samples[0]
+    torch.testing.assert_close(dense(again), dense(shortened(factors, (factors.rank, (1, 16)), False).samples[0]))
+
+
+def test_what_fewer_components_leave_is_in_the_sample():
+    matrix = delta(40, 600)
+    factors = compress_tensor(matrix, "sketch", rank=64)
+    thin = shortened(factors, (4, (1, 2)), False)
+    first = factors.low_rank().prefix(4)
+    assert torch.equal(thin.packed.sigma, first.packed.sigma) and thin.rank == 4 < factors.rank
+    (sample,) = thin.samples
+    at = columns(sample.shape, sample.stride, sample.seed, share=(1, 2))
+    real = at < 600
+    kept = (matrix - first.reconstruct()).gather(1, at.clamp(max=599))[real]
+    values = dense(sample).gather(1, at.clamp(max=599))[real]
+    cosine = torch.nn.functional.cosine_similarity(values, kept, dim=0)
+    assert cosine > 0.9  # rounded twice
+    assert values.norm() == pytest.approx(2 * sample.stride * kept.norm().item(), rel=0.05)
+
+
+def test_what_cannot_be_thinned_is_refused():
+    factors = compress_tensor(delta(40, 600), "sketch", rank=64)
+    half = shortened(factors, (8, (1, 2)), False)
+    for wrong, rank, share, match in (
+        (factors.low_rank(), 4, (1, 2), "one sample of what"),
+        (factors, 0, (1, 2), "have no"),
+        (factors, factors.rank + 1, (1, 2), "have no"),
+        (half, 8, (3, 4), r"have no 8 and \(3, 4\)"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            shortened(wrong, (rank, share), False)
 
 
 def test_on_average_it_adds_the_rest():

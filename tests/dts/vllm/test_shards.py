@@ -11,7 +11,7 @@ from dts.vllm.packed.layers import CutSample, Span
 from dts.vllm.packed.shards import cut_sample, shard
 from dts_kernels import PackedFactors, Samples, pack
 from dts_kernels.dispatch import exact_products
-from dts_kernels.samples import dense
+from dts_kernels.samples import dense, elements_of
 
 DRAW = torch.Generator().manual_seed(3)
 
@@ -20,8 +20,8 @@ def codes(rows: int, count: int) -> torch.Tensor:
     return pack(torch.randint(0, 4, (rows, count), generator=DRAW).to(torch.uint8))
 
 
-def sample(m: int, n: int, stride: int) -> Samples:
-    return Samples(codes(m, -(-n // stride)), 0.25, stride, 0xFFFF_FF01, (m, n))
+def sample(m: int, n: int, stride: int, share: tuple[int, int] = (1, 1)) -> Samples:
+    return Samples(codes(m, elements_of(n, stride, share)), 0.25, stride, 0xFFFF_FF01, (m, n), share)
 
 
 def components(m: int, n: int, rank: int) -> PackedFactors:
@@ -40,6 +40,17 @@ def test_a_cut_sample_is_that_part_of_the_sample(stride, rows, columns):
     whole = sample(24, 40, stride)
     cut = cut_sample(whole, range(*rows), range(*columns))
     assert 0 <= cut.rows < stride and 0 <= cut.columns < stride
+    part = dense(cut.sample)[cut.rows :, cut.columns :]
+    assert torch.equal(part, dense(whole)[rows[0] : rows[1], columns[0] : columns[1]])
+
+
+@pytest.mark.parametrize("stride, share", [(1, (1, 2)), (1, (3, 16)), (2, (3, 4)), (3, (1, 8))])
+@pytest.mark.parametrize(
+    "rows, columns", [((0, 24), (0, 40)), ((12, 24), (0, 20)), ((5, 17), (20, 40)), ((8, 9), (3, 4))]
+)
+def test_a_cut_of_a_thinned_sample_is_that_part_of_it(stride, share, rows, columns):
+    whole = sample(24, 40, stride, share)
+    cut = cut_sample(whole, range(*rows), range(*columns))
     part = dense(cut.sample)[cut.rows :, cut.columns :]
     assert torch.equal(part, dense(whole)[rows[0] : rows[1], columns[0] : columns[1]])
 

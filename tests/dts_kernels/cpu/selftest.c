@@ -140,15 +140,20 @@ static int check(const char *variant, int64_t m, int64_t n, int64_t rank, int64_
     return failed;
 }
 
-static int64_t sampled_column(const Sample *s, int64_t row, int64_t group) {
+static uint32_t hash_of(const Sample *s, int64_t row, int64_t group) {
     uint32_t h = s->seed + 0x9E3779B1u * (uint32_t)(row / s->stride) + 0x85EBCA77u * (uint32_t)group;
     h = (h ^ h >> 16) * 0x85EBCA6Bu;
     h = (h ^ h >> 13) * 0xC2B2AE35u;
-    h ^= h >> 16;
-    return group * s->stride + (row + ((h >> 16) * (uint32_t)s->stride >> 16)) % s->stride;
+    return h ^ h >> 16;
 }
 
-/* Two samples of one task, of different strides; the codes of a row end where the memory does. */
+static int64_t sampled_column(const Sample *s, int64_t row, int64_t element) {
+    int64_t w = s->window, first = element / s->kept * w, turn = hash_of(s, row, -1 - first / 64) >> 26;
+    int64_t group = first + ((w >> element % s->kept) % w ^ turn % w);
+    return group * s->stride + (row + ((hash_of(s, row, group) >> 16) * (uint32_t)s->stride >> 16)) % s->stride;
+}
+
+/* Two samples of one task, of different strides and the second thinned; the codes of a row end where the memory does. */
 static int check_samples(const char *variant, int64_t m, int64_t n, int64_t stride, int64_t rows, int transposed) {
     int64_t in = transposed ? m : n, columns = transposed ? n : m, starts[2] = {0, 2};
     float *x = exactly(rows * in * 4), *y = exactly(rows * columns * 4), *out = exactly(rows * columns * 4);
@@ -159,12 +164,13 @@ static int check_samples(const char *variant, int64_t m, int64_t n, int64_t stri
     float gamma = -0.5f;
     int32_t slot = 0;
     for (int k = 0; k < 2; k++) {
-        int64_t own = stride + 3 * k, groups = (n + own - 1) / own, width = (groups + 3) / 4;
+        int64_t own = stride + 3 * k, kept = k ? 1 + 2 * (rows % 2) : 1, window = k ? 4 << rows % 5 : 1;
+        int64_t elements = kept * (((n + own - 1) / own + window - 1) / window), width = (elements + 3) / 4;
         uint8_t *codes = exactly(m * width);
         for (int64_t i = 0; i < m * width; i++) codes[i] = (uint8_t)any();
-        samples[k] = (Sample){codes, width, own, any(), 0.25f, m, width};
+        samples[k] = (Sample){codes, width, own, any(), 0.25f, m, width, kept, window};
         for (int64_t i = 0; i < m; i++)
-            for (int64_t g = 0; g < groups; g++) {
+            for (int64_t g = 0; g < elements; g++) {
                 int64_t c = sampled_column(&samples[k], i, g);
                 double w = gamma * 0.25 * value_at(codes + i * width, g);
                 for (int64_t r = 0; r < rows && c < n; r++)
@@ -173,9 +179,11 @@ static int check_samples(const char *variant, int64_t m, int64_t n, int64_t stri
     }
     int failed = ADD_SAMPLES(variant, 2, transposed, x, rows * in, FLOAT32, rows, m, n, y, rows * columns, out,
                              rows * columns, samples, 2, starts, 1, &slot, 1, &gamma, 1, 1, 1);
-    for (int k = 0; k < 4; k++) { /* a number, a sample, a row of codes or bytes of it that are not there */
+    for (int k = 0; k < 6; k++) { /* a number, a sample, a row of codes, bytes of it or a share that are not there */
         Sample less[2] = {samples[0], samples[1]};
         less[1].rows -= k == 2, less[1].bytes -= k == 3;
+        if (k == 4) less[1].kept = 2;
+        if (k == 5) less[1].window = 128;
         failed |= ADD_SAMPLES(variant, 2, transposed, x, rows * in - (k == 0), FLOAT32, rows, m, n, y, rows * columns,
                               out, rows * columns, less, 2 - (k == 1), starts, 1, &slot, 1, &gamma, 1, 1, 1) != 4;
     }
@@ -191,11 +199,11 @@ static int check_samples(const char *variant, int64_t m, int64_t n, int64_t stri
     for (int64_t i = 0; i < 3; i++)
         for (int64_t c = 0; c < n; c++) {
             double wanted = 0;
-            for (int k = 0; k < 2 && ids[i] >= 0; k++) {
-                int64_t g = c / samples[k].stride;
-                if (sampled_column(&samples[k], ids[i], g) == c)
-                    wanted += gamma * 0.25 * value_at(samples[k].codes + ids[i] * samples[k].row_bytes, g);
-            }
+            for (int k = 0; k < 2 && ids[i] >= 0; k++)
+                for (int64_t g = 0; g < samples[k].kept * (n / samples[k].stride / samples[k].window + 1); g++)
+                    if (g / samples[k].kept * samples[k].window * samples[k].stride < n &&
+                        sampled_column(&samples[k], ids[i], g) == c)
+                        wanted += gamma * 0.25 * value_at(samples[k].codes + ids[i] * samples[k].row_bytes, g);
             failed |= row[i * n + c] != (float)wanted;
         }
     free(ids), free(row), free(zeros);

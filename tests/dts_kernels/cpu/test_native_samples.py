@@ -9,11 +9,11 @@ from dts_kernels import Routing, SampleBank, Samples, add_sampled_rows, add_samp
 from dts_kernels.cpu import native, native_samples
 from dts_kernels.dispatch import Problem, choose
 from dts_kernels.layout import packed_width
-from dts_kernels.samples import dense, groups_of
+from dts_kernels.samples import dense, elements_of, groups_of
 
 VARIANTS = native.variants() or [pytest.param("", marks=pytest.mark.skip(reason="needs a C compiler"))]
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}  # one rounding, of the whole result
-# (m, n), strides of a task's samples
+# (m, n), strides of a task's samples; a text: of a thinned one, with its share
 SHAPES = [
     ((37, 50), (7,)),
     ((64, 96), (12, 5)),
@@ -23,13 +23,18 @@ SHAPES = [
     ((300, 70), (1,)),
     ((1, 1), (3,)),
     ((600, 41), (11, 24)),
+    ((37, 50), ("7 3/4",)),
+    ((130, 1037), ("2 3/8", 5)),
+    ((70, 300), ("1 1/64", "30 1/2")),
 ]
 
 
 def samples(shape, stride, seed):
+    stride, share = stride.split() if isinstance(stride, str) else (stride, "1/1")
+    stride, share = int(stride), tuple(map(int, share.split("/")))
     generator = torch.Generator().manual_seed(seed)
-    codes = torch.randint(4, (shape[0], groups_of(shape[1], stride)), dtype=torch.uint8, generator=generator)
-    return Samples(pack(codes), 0.1 + 0.05 * seed, stride, seed * 0x1234567 % (1 << 32), shape)
+    codes = torch.randint(4, (shape[0], elements_of(shape[1], stride, share)), dtype=torch.uint8, generator=generator)
+    return Samples(pack(codes), 0.1 + 0.05 * seed, stride, seed * 0x1234567 % (1 << 32), shape, share)
 
 
 def bank_of(shape, strides, transposed=False):
@@ -93,7 +98,7 @@ def test_every_variant(variant, shape, strides, transposed):
 @pytest.mark.parametrize("transposed", [False, True])
 def test_threads_change_nothing(variant, transposed):
     """Enough elements that more threads are worth it; rows of one task and of several, more than one sweep."""
-    bank = bank_of((900, 1100), (12, 7), transposed)
+    bank = bank_of((900, 1100), (12, 7, "4 3/4"), transposed)
     for rows, routing in ((300, Routing.of([0])), (77, mixed(77)), (8, Routing.of([0]))):
         x, y = torch.randn(rows, bank.in_features), torch.randn(rows, bank.out_features)
         got = run(bank, x, y, routing, variant)

@@ -14,6 +14,7 @@ from benchmarks.kernels import sass  # noqa: E402
 from dts_kernels.gpu import config, decode  # noqa: E402
 from dts_kernels.gpu.config import Device  # noqa: E402
 from dts_kernels.gpu.sample_products import product_shape  # noqa: E402
+from dts_kernels.sample_table import SHARED  # noqa: E402
 
 # Lane instructions a code in the main loop.  The machine code is that of the ptxas in Triton's wheel: with Triton 3.6
 # four levels take up to 6.3, and 4:1 codes 3.3 in fp16 on sm_90, so the four-level budget is asserted from 3.9 on.
@@ -22,6 +23,7 @@ BUDGET = {"4:1": 3.2, "any four": 5.0} if NEW_PTXAS else {"4:1": 3.4}
 ASM_BUDGET = 2.0 if NEW_PTXAS else 3.2
 SAMPLED_BUDGET = {1: 12, 2: 17, 4: 25, 8: 36}  # x laid out, rows of a program -> for them all
 DIRECT_BUDGET = 16  # one row of x as it is
+SHARED_BUDGET = {1: 16.2, 8: SAMPLED_BUDGET[8]}  # the same in kernels of tables that have shares, too
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +89,22 @@ def test_sampled_products_of_a_row_as_it_is(arch):
     report = sass.report("sampled_product", arch, "bfloat16", False, BLOCK_T=1, LAID=False, SPLIT=4)
     assert report.stack == 0 and report.local == 0
     assert 2 < report.instructions_per_code <= DIRECT_BUDGET
+
+
+@pytest.mark.parametrize(
+    "arch, shape", [(120, {"BLOCK_T": 1, "LAID": False, "SPLIT": 4}), (90, {"BLOCK_T": 8})], ids=str
+)
+def test_products_of_tables_with_thinned_samples_stay_in_registers(arch, shape):
+    """Samples in them that are not thinned cost next to nothing more."""
+    report = sass.report("sampled_product", arch, "bfloat16", False, FIELDS=SHARED, **shape)
+    assert report.stack == 0 and report.local == 0
+    assert 2 < report.instructions_per_code <= SHARED_BUDGET[shape["BLOCK_T"]]
+
+
+@pytest.mark.parametrize("kernel", ["sampled_dense", "sampled_rows"])
+def test_matrices_of_thinned_samples_stay_in_registers(kernel):
+    report = sass.report(kernel, 80, "bfloat16", False, FIELDS=SHARED)
+    assert report.stack == 0 and report.local == 0
 
 
 @pytest.mark.parametrize("rows", (1, 8))

@@ -5,6 +5,7 @@ import torch
 import dts_kernels as kernels
 from dts_kernels import reference
 from dts_kernels.gpu import sample_products
+from dts_kernels.samples import elements_of
 
 IN, OUT = 150, 60  # neither a multiple of 16
 TOLERANCE = {torch.float32: 3e-6, torch.float16: 1e-3}
@@ -46,9 +47,11 @@ SAMPLED_TOLERANCE = TOLERANCE | {torch.bfloat16: 1e-2}  # the interpreter cuts a
 def sample_bank(shape=(37, 50), transposed=False, size=0.01):
     made = kernels.SampleBank(*(shape if transposed else shape[::-1]), transposed=transposed, arena=True)
     for slot, strides in ((0, (7,)), (2, (13, 64, 1)), (3, (5,))):  # blocks that runs of eight rows cross, and do not
-        own = []
-        for stride in strides:
-            codes = torch.randint(4, (shape[0], -(-shape[1] // stride)), dtype=torch.uint8)
-            own.append(kernels.Samples(kernels.pack(codes), size * stride, stride, 2**32 - 5 - stride, shape))
-        made.add(slot, tuple(own))
+        made.add(slot, tuple(sampled(shape, stride, size=size) for stride in strides))
     return made
+
+
+def sampled(shape, stride, share=(1, 1), size=0.01, seed=None):
+    codes = torch.randint(4, (shape[0], elements_of(shape[1], stride, share)), dtype=torch.uint8)
+    seed = 2**32 - 5 - stride if seed is None else seed
+    return kernels.Samples(kernels.pack(codes), size * stride, stride, seed, shape, share)

@@ -20,6 +20,7 @@ from tests.dts_kernels.gpu.interpreted.common import (
     TWO,
     error,
     sample_bank,
+    sampled,
 )
 
 SAMPLED = {
@@ -84,6 +85,32 @@ def test_sampled_products_of_every_shape_of_launch_and_stride(stride, shape):
     assert error(out, wanted) < 1e-3
 
 
+THINNED = [(DIRECT, 4, (1, 2)), (SPLIT_DIRECT, 1, (3, 16)), (LAID, 9, (3, 4)), (TWO, 2, (3, 8)), (EIGHT, 12, (1, 64))]
+
+
+@pytest.mark.parametrize("shape, stride, share", THINNED, ids=str)
+def test_thinned_samples_in_every_shape_of_launch(stride, share, shape):
+    """Beside a sample that is not: only its x is laid out."""
+    torch.manual_seed(stride)
+    m, n, per_entry = 21, 90, 3 if shape.block_t > 1 else 1
+    made, routing = kernels.SampleBank(n, m, arena=True), kernels.Routing.of([0, 1, 2])
+    thinned, whole = sampled((m, n), stride, share, seed=3), sampled((m, n), stride, (1, 1), seed=4)
+    for slot, own in enumerate(((thinned,), (whole, thinned), (whole,))):
+        made.add(slot, own)
+    x, y = torch.randn(3 * per_entry, n).half(), torch.randn(3 * per_entry, m).half()
+    wanted = PATHS["add_samples"]["reference"](x.double(), y.double(), made.operands(routing), False)
+    out = sample_products.add_samples(x, y, made.operands(routing), False, shape)
+    assert error(out, wanted) < 1e-3
+
+
+def test_rows_of_thinned_samples():
+    made, shape = kernels.SampleBank(50, 37, arena=True), (37, 50)
+    made.add(0, (sampled(shape, 3, (3, 4)), sampled(shape, 1, (1, 8)), sampled(shape, 6)))
+    ids, y, operands = torch.arange(-1, 37), torch.zeros(38, 50), made.operands(kernels.Routing.of([0]))
+    wanted = PATHS["add_sampled_rows"]["reference"](ids, y.double(), operands, 37)
+    assert error(PATHS["add_sampled_rows"]["triton"](ids, y, operands, 37), wanted) < 1e-6
+
+
 def test_groups_that_are_not_there_and_infinite_numbers_stay_out_of_other_rows():
     """The last quad of groups has columns beyond x; an infinite number must not get into rows that do not meet it."""
     made, routing = sample_bank((37, 50)), kernels.Routing.of([0])
@@ -111,10 +138,18 @@ def test_rows_of_samples_for_an_embedding():
 @pytest.mark.parametrize("stride", [1, 3, 7, 12, 100])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_the_dense_matrix_of_samples_is_exact(stride, transposed):
+    of_samples_is_exact(stride, transposed, (1, 1))
+
+
+@pytest.mark.parametrize("stride, share", [(1, (3, 4)), (7, (1, 16)), (12, (3, 8))])
+def test_the_dense_matrix_of_thinned_samples_is_exact(stride, share):
+    of_samples_is_exact(stride, False, share)
+
+
+def of_samples_is_exact(stride, transposed, share):
     shape = (33, 130)
     made = kernels.SampleBank(*(shape if transposed else shape[::-1]), transposed=transposed, arena=True)
-    codes = kernels.pack(torch.randint(4, (33, -(-130 // stride)), dtype=torch.uint8))
-    made.add(0, (kernels.Samples(codes, 0.3, stride, 99, shape),))
+    made.add(0, (sampled(shape, stride, share, size=0.3 / stride, seed=99),))
     matrix, factor = sample_matrices.dense(made.operands(kernels.Routing.of([0])), 0, shape, torch.float16)
     assert torch.equal(matrix.float() * factor, dense_samples(made.samples(0)[0]))
 
