@@ -47,6 +47,19 @@ $(VLLM_VENV)/.vllm-installed: pyproject.toml setup.py constraints.txt
 test-vllm: $(VLLM_VENV)/.vllm-installed ## the plugin in a real vLLM on the CPU; some minutes, after a large download
 	$(VLLM_VENV)/bin/python -m pytest -m vllm tests/vllm $(ARGS)
 
+# Ray brings forty packages that nothing else here needs
+RAY_VENV ?= $(VENV)-ray
+$(RAY_VENV)/.ray-installed: pyproject.toml setup.py constraints.txt
+	$(MAKE) --no-print-directory VENV=$(RAY_VENV) $(RAY_VENV)/bin/python
+	@echo "Installing the package and Ray into $(RAY_VENV)"
+	$(RAY_VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt \
+		-e '.[ray]' 'pytest>=8' 'pytest-benchmark>=5' 'openai>=2.0'
+	@touch $@
+
+.PHONY: test-ray
+test-ray: $(RAY_VENV)/.ray-installed ## many fine-tunes and replicas of the server on a real local Ray; some minutes
+	$(RAY_VENV)/bin/python -m pytest -m ray tests/ray $(ARGS)
+
 sanitize: $(VENV)/.test-installed ## the C kernels under AddressSanitizer and UBSan; needs gcc with libasan
 	$(RUN) -m tests.dts_kernels.cpu.sanitize $(ARGS)
 
@@ -95,6 +108,6 @@ docs: $(VENV)/.docs-installed ## the pages and the reference into build/site; a 
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict $(ARGS)
 
 clean: ## remove everything that can be made again
-	rm -rf $(VENV) $(VLLM_VENV) demo build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache .benchmarks
+	rm -rf $(VENV) $(VLLM_VENV) $(RAY_VENV) demo build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache .benchmarks
 	find dts dts_kernels tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 	find dts_kernels -name '*.so' -delete

@@ -27,7 +27,7 @@ ORDER = [
     ["dts.plan"],
     ["dts"],
     ["dts.demo", "dts.evaluate", "dts.serve"],
-    ["dts.vllm"],
+    ["dts.ray", "dts.vllm"],
     ["dts.cli"],
     ["dts.__main__"],
 ]

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +21,7 @@ from dts.cli.common import (
     of_state,
     output,
     pairs,
+    parse_bytes,
     parse_fraction,
     parse_size,
     progress_bar,
@@ -28,9 +29,13 @@ from dts.cli.common import (
 from dts.cli.compressed import show
 from dts.cli.inspect import account_of, summary
 from dts.cli.names import named
-from dts.cli.several import follow
+from dts.cli.several import follow, recipe_of
+
+if TYPE_CHECKING:
+    from dts.ray.cluster import Cluster
 
 DEFAULT_SIZE = "1%"
+RAY = "Ray"
 
 
 class Vectors(StrEnum):
@@ -136,6 +141,30 @@ def compress(
         ),
     ] = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="With --config: processes at a time.")] = 1,
+    ray: Annotated[
+        bool,
+        typer.Option(
+            "--ray",
+            help="Make each adapter in a task of Ray; one that fails stops no other, and the same command goes on with "
+            "those that are not there.",
+            rich_help_panel=RAY,
+        ),
+    ] = False,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            help="A Ray that runs: auto, host:6379, ray://host:10001; --ray goes without saying.",
+            rich_help_panel=RAY,
+            show_default="RAY_ADDRESS, or one of its own on this machine",
+        ),
+    ] = None,
+    task_cpus: Annotated[
+        float, typer.Option(help="Cores that a task takes; by them Ray counts.", rich_help_panel=RAY)
+    ] = 1,
+    task_memory: Annotated[
+        str | None,
+        typer.Option(help="The same of memory, as 4GB.", rich_help_panel=RAY, show_default="not counted"),
+    ] = None,
     device: Annotated[
         str | None,
         typer.Option(
@@ -167,9 +196,16 @@ def compress(
     """Turn full fine-tunes into adapters of about 1 % of the model."""
     if methods:
         return emit(_methods(), as_json, _show_methods)
+    cluster = _cluster(ray, ray_address, task_cpus, task_memory)
+    if cluster is not None and jobs != 1:
+        raise ValueError(
+            "--jobs is of processes on this machine: with --ray, --task-cpus says how many tasks run at once"
+        )
     if config is not None:
+        from dts.cli.recipe import read_recipe
+
         _refuse_beside_config(context)
-        return follow(context, config, out, jobs, overwrite, dry_run, as_json)
+        return follow(context, read_recipe(config, out), jobs, overwrite, dry_run, as_json, cluster)
     if jobs != 1:
         raise ValueError("--jobs goes with --config, which names many fine-tunes")
     if base is None or not finetuned or out is None:
@@ -192,10 +228,21 @@ def compress(
             "--only and --vocabulary do not go with --merge: dts compress each fine-tune, or dts merge them"
         )
     if merge:
+        if cluster is not None:
+            raise ValueError("--ray does not go with --merge, which makes one base of all of them")
         if base_is is not BaseIs.plain:
             raise ValueError("--merge makes a base of its own: --base-is is of a base that there is")
         results = _merged(base, finetuned, out, merge, method, vectors, kind, how, resume or dry_run or overwrite)
         return emit(results, as_json, lambda: show(results))
+    if cluster is not None:
+        if tensors or name or class_names or description:
+            raise ValueError(
+                "--tensors, --name, --class-names and --description do not go with --ray: say them with --config"
+            )
+        how |= {"method": method, "vectors": vectors.value, "kind": kind.value, "base_is": base_is.value}
+        how |= {"allow_empty": allow_empty, "only": only, "vocabulary": vocabulary}
+        recipe = recipe_of(base, named(finetuned), out, how)
+        return follow(context, recipe, 1, overwrite, dry_run, as_json, cluster)
     results = []
     for task, source in named(finetuned).items():
         folder = out / task if len(finetuned) > 1 else out
@@ -238,7 +285,8 @@ def _show_methods():
 
 def _refuse_beside_config(context: typer.Context) -> None:
     """What the file says is said there."""
-    mine = ("out", "config", "jobs", "overwrite", "dry_run", "resume", "as_json", "methods")
+    mine = ["out", "config", "jobs", "overwrite", "dry_run", "resume", "as_json", "methods"]
+    mine += ["ray", "ray_address", "task_cpus", "task_memory"]
     given = []
     for parameter in context.command.params:
         value, word = context.params.get(str(parameter.name)), parameter.opts[0]
@@ -246,6 +294,18 @@ def _refuse_beside_config(context: typer.Context) -> None:
             given.append(word if word.startswith("-") else word.upper())
     if given:
         raise ValueError(f"--config says what is compressed and how: move {', '.join(given)} into the file")
+
+
+def _cluster(ray: bool, address: str | None, cpus: float, memory: str | None) -> "Cluster | None":
+    """None: no Ray is asked for."""
+    from dts.ray.cluster import Cluster, ray_itself
+
+    if not ray and address is None:
+        if cpus != 1 or memory is not None:
+            raise ValueError("--task-cpus and --task-memory are of tasks of --ray")
+        return None
+    ray_itself()
+    return Cluster(address, cpus, None if memory is None else parse_bytes(memory, "--task-memory"))
 
 
 def _how(size: str | None, rank_fraction: str | None, target_error: str | None) -> dict[str, Any]:

@@ -13,13 +13,17 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dts.cli.common import message_of
 from dts.cli.recipe import Job, Recipe
+
+if TYPE_CHECKING:
+    from dts.ray.cluster import Cluster
 
 NOTES = ".dts-compress.json"
 SECONDS = 0.2  # between two words of progress of one process
@@ -35,10 +39,12 @@ def run(
     dry_run: bool = False,
     progress: Progress = lambda done, total, name: None,
     say: Callable[[str], None] = lambda text: None,
+    cluster: Cluster | None = None,
 ) -> list[dict]:
     """A row a fine-tune, in the file's order: ``state`` "written", "there already", "predicted" or "failed".
 
-    jobs: processes at a time;  overwrite: replace adapters that were made of something else;  say: takes warnings.
+    jobs: processes at a time;  overwrite: replace adapters that were made of something else;  say: takes warnings;
+    cluster: make them there, instead of in processes of this machine.
     """
     from dts.checkpoint import open_checkpoint
     from dts.checkpoint.fingerprint import fingerprint
@@ -67,13 +73,18 @@ def run(
         progress(int(1000 * sum(done.values())), 1000 * len(done), f"{len(rows)} of {len(recipe.jobs)}, {name}")
 
     def finished(job: Job, row: dict) -> None:
+        if row["state"] == "written":
+            try:
+                notes.finish(job)
+            except OSError as error:  # of a machine that writes elsewhere than this one reads
+                row = _failed(job, RuntimeError(f"it was written, and cannot be read here: {message_of(error)}"))
         rows[job.name] = row
         told(job.name, 1.0)
-        if row["state"] == "written":
-            notes.finish(job)
 
     how = {"overwrite": overwrite, "dry_run": dry_run, "resume": not dry_run}
-    if jobs == 1:
+    if cluster is not None and left:
+        _on_ray(left, recipe.base, how, cluster, told, finished, say)
+    elif jobs == 1:
         for job in left:
             finished(job, _made(job, recipe.base, how, partial(told, job.name), say))
     elif left:
@@ -211,6 +222,28 @@ def _in_processes(jobs: list[Job], base: str, how: dict, count: int, told, finis
         for _, process in running.values():
             process.terminate()
             process.join()
+
+
+def _on_ray(jobs: list[Job], base: str, how: dict, cluster: Cluster, told, finished, say) -> None:
+    """A Ray task each.  Workers have folders of their own, so that places are told whole."""
+    from dts.ray.cluster import from_root
+    from dts.ray.tasks import run
+
+    named = {job.name: job for job in jobs}
+
+    def ended(name: str, row: dict | None, error: Exception | None) -> None:
+        job = named[name]
+        about = {"source": job.source, "folder": str(job.folder)}
+        finished(job, _failed(job, _of_ray(error)) if row is None else row | about)
+
+    there = [replace(job, source=from_root(job.source), folder=job.folder.absolute()) for job in jobs]
+    run(_made, {job.name: (job, from_root(base), how) for job in there}, cluster, told, ended, say)
+
+
+def _of_ray(error: Exception | None) -> Exception:
+    """In a line: Ray says much of its machinery."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return RuntimeError(f"Ray could not run it to its end: {type(error).__name__}: {lines[0] if lines else ''}")
 
 
 def _ended(code: int | None) -> str:

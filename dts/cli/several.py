@@ -1,23 +1,50 @@
-"""``dts compress --config``: a file of many fine-tunes followed, and a table of what became of each."""
+"""``dts compress --config``, or ``--ray``: many fine-tunes, and a table of what became of each."""
+
+from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from dts.cli.common import CHECK_FAILED, bytes_text, emit, errors, listing, output, percent, progress_bar
 from dts.cli.compressed import ANSWERS
 
+if TYPE_CHECKING:
+    from dts.cli.recipe import Recipe
+    from dts.ray.cluster import Cluster
+
+
+def recipe_of(base: str, finetuned: dict[str, str], out: Path, how: dict[str, Any]) -> Recipe:
+    """What a command line says, as a file would.  finetuned: sources by name;  how: keywords of `dts.compress`."""
+    from dts.adapter.options import Options
+    from dts.cli.recipe import Job, Recipe
+
+    Options(**how)  # what is wrong for all is said before anything is begun
+    usual = Options()
+    how = {key: value for key, value in how.items() if value != getattr(usual, key)}  # as a file leaves it out
+    alone = len(finetuned) == 1  # its adapter is then ``out`` itself, and the notes lie beside it
+    jobs = [Job(name, source, out if alone else out / name, how | {"name": name}) for name, source in finetuned.items()]
+    return Recipe(base, out.absolute().parent if alone else out, jobs)
+
 
 def follow(
-    context: typer.Context, config: Path, out: Path | None, jobs: int, overwrite: bool, dry_run: bool, as_json: bool
+    context: typer.Context,
+    recipe: Recipe,
+    jobs: int,
+    overwrite: bool,
+    dry_run: bool,
+    as_json: bool,
+    cluster: Cluster | None = None,
 ) -> None:
-    """Compresses all that the file names; exit code 1 if any of it failed."""
+    """Compresses all that the recipe names; exit code 1 if any of it failed."""
     from dts.cli.many import run
-    from dts.cli.recipe import read_recipe
 
-    recipe = read_recipe(config, out)
+    def warn(text: str) -> None:
+        errors.print(f"Warning: {text}")
+
     with progress_bar("Compressing") as progress:
-        rows = run(recipe, jobs, overwrite, dry_run, progress, lambda text: errors.print(f"Warning: {text}"))
+        rows = run(recipe, jobs, overwrite, dry_run, progress, warn, cluster)
     failed = [row for row in rows if row["state"] == "failed"]
     for row in failed:
         trace = row.pop("traceback")

@@ -205,3 +205,34 @@ def test_a_run_that_was_killed_goes_on(dts, recipe, tmp_path):
     found["one"]["sha256"] = None
     notes.write_text(json.dumps(found))
     assert states(dts("compress", "--config", file, "--json")) == {"one": "there already", "two": "there already"}
+
+
+def test_ray_that_is_not_installed_is_asked_for_by_its_extra(dts, recipe, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    for words in (("--ray",), ("--ray-address", "auto")):
+        done = dts("compress", "--config", recipe(), *words)
+        assert done.exit_code == 2 and "pip install 'dts-merge[ray]'" in said(done)
+    assert not (tmp_path / "adapters").exists()
+
+
+def test_what_a_cluster_writes_where_this_machine_does_not_read_is_no_success(recipe, monkeypatch):
+    """And places are told from the root on; what Ray itself says is a reason in one line."""
+    from dts.cli import many
+    from dts.cli.recipe import read_recipe
+    from dts.ray import tasks
+    from dts.ray.cluster import Cluster
+
+    asked = []
+
+    def run(function, calls, cluster, told, finished, say):
+        asked.extend(job for job, *_ in calls.values())
+        finished("one", {"name": "one", "state": "written", "reason": None}, None)
+        finished("two", None, RuntimeError("\n the worker died \n and much more"))
+
+    monkeypatch.setattr(tasks, "run", run)
+    file = recipe("budget: 40%")
+    monkeypatch.chdir(file.parent)
+    rows = many.run(read_recipe(Path("run.yaml")), cluster=Cluster())
+    assert [row["state"] for row in rows] == ["failed", "failed"]
+    assert "cannot be read here" in rows[0]["reason"] and rows[1]["reason"].endswith("RuntimeError: the worker died")
+    assert all(Path(job.source).is_absolute() and job.folder.is_absolute() for job in asked)

@@ -1,0 +1,79 @@
+"""A real local Ray of several processes, small and at home, for all tests of a run."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.dts.cli.conftest import dts, models  # noqa: F401  `dts` in this process, and tiny checkpoints: base, one, two
+from tests.vllm.conftest import free_port
+
+ROOT = Path(__file__).resolve().parents[2]
+CORES = 4  # that Ray counts, whatever the machine has: replicas and tasks of small models take little of one
+
+
+@pytest.fixture(autouse=True, scope="session")
+def at_home(tmp_path_factory):
+    """What Ray writes, and whom it tells: nobody."""
+    kept = dict(os.environ)
+    os.environ |= {
+        "HOME": str(tmp_path_factory.mktemp("home")),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    os.environ.pop("RAY_ADDRESS", None)
+    yield
+    os.environ.clear()
+    os.environ |= kept
+
+
+@pytest.fixture(scope="session")
+def head(at_home):
+    """The address of a Ray that runs as one does on a cluster's first machine."""
+    port = free_port()
+    words = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
+    words += [f"--num-cpus={CORES}", f"--object-store-memory={100 << 20}", "--include-dashboard=false"]
+    log = Path(os.environ["HOME"]) / "head.log"
+    with log.open("w") as out:
+        process = subprocess.Popen(words, stdout=out, stderr=out)
+    try:
+        until = time.monotonic() + 120
+        while "runtime started" not in log.read_text():
+            assert process.poll() is None and time.monotonic() < until, log.read_text()
+            time.sleep(0.2)
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.send_signal(signal.SIGTERM)  # it ends what it started
+        process.wait(60)
+
+
+@pytest.fixture(scope="session")
+def joined(head):
+    """This process is one of the Ray's."""
+    import ray
+
+    ray.init(address=head, log_to_driver=False, logging_level="ERROR")
+    yield head
+    ray.shutdown()
+
+
+def processes() -> list[str]:
+    """Command lines of all there are."""
+    found = []
+    for one in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found.append(one.read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue
+    return found
