@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 OBJECTS = 100 << 20  # bytes of the object store of a Ray of our own: what goes through it are small results
+REACH = 10.0  # seconds that a machine may take to answer
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,15 @@ def from_root(source: str) -> str:
     return os.path.abspath(Path(source).expanduser()) if Path(split_state(source)[0]).expanduser().exists() else source
 
 
+def _reach(address: str) -> None:
+    """Raises ConnectionError where nobody listens: Ray itself would try for minutes."""
+    if found := re.fullmatch(r"(?:ray://)?\[?([^/]+?)\]?:(\d+)", address):
+        try:
+            socket.create_connection((found[1], int(found[2])), REACH).close()
+        except (OSError, OverflowError) as error:
+            raise ConnectionError(f"no Ray answers at {address}: {error}") from None
+
+
 @contextmanager
 def _whole() -> Iterator[None]:
     """An interruption waits for the end of this."""
@@ -83,6 +95,8 @@ def connected(cluster: Cluster) -> Iterator[bool]:
     words: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if ours:
         words |= {"include_dashboard": False, "object_store_memory": OBJECTS}
+    if not ours:
+        _reach(address)
     try:
         with _whole():  # of a start that is broken off, processes are left
             ray.init(address=address, **words)
