@@ -1,5 +1,7 @@
 """What the table of an arena of samples points to, looked at once a table: kernels follow no offset that was not."""
 
+from typing import Any
+
 from torch import Tensor
 
 from .arena import pieces
@@ -17,12 +19,14 @@ class Seen:
     """The tensors that were looked at, and the shapes of matrices that fit them.
 
     own: the shape that a bank says of what it writes, whatever it writes; None of others' tables;
-    memory: what the table points into, which stays while the table does.
+    memory: what the table points into, which stays while the table does;
+    launches: what `gpu.repeat_samples` keeps of products with them.
     """
 
     def __init__(self, stored: StoredSamples, own: tuple[int, int] | None, memory: list[Tensor]):
         self.memory = memory
-        self.words, (_, table, self.starts, _) = stored.codes[0], stored
+        self.launches: dict[Any, Any] = {}
+        self.words, (_, table, self.starts, self.scales) = stored.codes[0], stored
         self.own, self.shapes = own, set() if own is None else {own}
         self.versions = _versions(table, self.starts)
 

@@ -68,15 +68,18 @@ _bound: dict[tuple[Any, ...], Bound] = {}  # by all that Triton picks a kernel b
 MOST_BOUND = 4096
 
 
-def run(call: Call) -> None:
-    """A launch, without Triton's look where the same one was made before with other pointers."""
+def run(call: Call) -> Bound | None:
+    """A launch, without Triton's look where the same one was made before with other pointers.
+
+    Returns what repeats it, None where that cannot be.
+    """
     kernel, grid, pointers, sizes, constants, options = call
     index = launcher.index(pointers[0])
     stream = launcher.stream(index)
     if stream is None:
         with on_device(pointers[0]):
             launcher.launch(call)
-        return
+        return None
     at, dtypes = [t.data_ptr() for t in pointers], [t.dtype for t in pointers]
     key = (kernel, index, grid, sizes, *dtypes, *constants.items(), *options.items())
     bound = _bound.get(key)
@@ -85,12 +88,13 @@ def run(call: Call) -> None:
         unaligned |= pointer
     if bound is not None and not unaligned % ALIGNMENT:
         bound.run(*bound.grid, stream, bound.function, bound.metadata, None, None, None, *at, *bound.rest)
-        return
+        return bound
     bound = bind(call, launcher.launch(call))
     if bound is not None:
         if len(_bound) >= MOST_BOUND:
             _bound.clear()
         _bound[key] = bound
+    return bound
 
 
 _prepared: set[Hashable] = set()

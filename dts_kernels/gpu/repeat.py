@@ -81,18 +81,23 @@ def _form(op: str, x: Tensor, table: Tensor, slots: Tensor, weights: Tensor) -> 
     form = None if held is None else held.launches.get((op, x.dtype, x.numel(), shape))
     if held is None or form is None:
         return None
-    device = form.device
-    if (
-        held.version == contents.version_of(table)  # else it points elsewhere, which nobody looked at yet
-        and x.dim()
-        and x.shape[-1] == form.in_features
+    if held.version == contents.version_of(table) and lies_as_read(x, slots, weights, form.in_features, form.device):
+        return form
+    return None  # of another version: the table points elsewhere, which nobody looked at yet
+
+
+def lies_as_read(x: Tensor, slots: Tensor, weights: Tensor, in_features: int, device: int) -> bool:
+    """Whether kernels may be given pointers to these; weights are of the shape of slots."""
+    return (
+        x.dim() > 0
+        and x.shape[-1] == in_features
         and x.layout is _strided
         and x.is_contiguous()
         and not x.is_neg()
         and x.get_device() == device
         and slots.dtype is _int32
         and weights.dtype is _float32
-        and weights.shape == shape
+        and weights.shape == slots.shape
         and slots.is_contiguous()
         and weights.is_contiguous()
         and slots.get_device() == device
@@ -100,9 +105,19 @@ def _form(op: str, x: Tensor, table: Tensor, slots: Tensor, weights: Tensor) -> 
         and not weights.is_neg()
         and type(slots) is Tensor
         and type(weights) is Tensor
-    ):
-        return form
-    return None
+    )
+
+
+def may_be_added_to(y: Tensor, x: Tensor, out_features: int, device: int) -> bool:
+    """Whether y [..., out_features] is one that a kernel adds to for these x."""
+    return (
+        y.shape == (*x.shape[:-1], out_features)
+        and y.dtype is x.dtype
+        and y.layout is _strided
+        and y.is_contiguous()
+        and not y.is_neg()
+        and y.get_device() == device
+    )
 
 
 _strided, _int32, _float32 = torch.strided, torch.int32, torch.float32
@@ -151,19 +166,10 @@ def delta_linear(
     form = _form("delta_linear" if y is None else "delta_linear+", x, table, slots, weights)
     if form is None or adds is not None and not _fits(adds, form):
         return None
-    stream, shape = launch.launcher.stream(form.card), (*x.shape[:-1], form.out_features)
-    if stream is None:
+    stream = launch.launcher.stream(form.card)
+    if stream is None or y is not None and not may_be_added_to(y, x, form.out_features, form.device):
         return None
-    if y is not None and not (
-        y.shape == shape
-        and y.dtype is x.dtype
-        and y.layout is _strided
-        and y.is_contiguous()
-        and not y.is_neg()
-        and y.get_device() == form.device
-    ):
-        return None
-    out = x.new_empty(shape)
+    out = x.new_empty(*x.shape[:-1], form.out_features)
     return _run(form, stream, x, out if y is None else y, out, slots, weights, ())
 
 
@@ -188,7 +194,8 @@ def _run(
         unaligned |= pointer
     if unaligned % ALIGNMENT or not at:
         return None
-    t = _room(form, stream, x)
+    held = _rooms.held.get((form.device, stream))
+    t = room(form.device, form.room, stream, x) if held is None or held[1] < form.room else held[2]
     run, grid, function, metadata, rest, _ = shrink
     run(*grid, stream, function, metadata, None, None, None, at, words, scalars, table, rows, gammas, t, *rest)
     run, grid, function, metadata, rest, _ = second
@@ -205,7 +212,7 @@ def _run(
 
 
 class _Rooms(threading.local):
-    """Memory for t of each thread and stream: launches of one stream run one after another, so the next product may
+    """Scratch memory of each thread and stream: launches of one stream run one after another, so the next product may
     write where the last one has read; but two threads could launch theirs in turns on the same stream.  No graph that
     is captured reads it (`launch.Launcher.stream`)."""
 
@@ -216,11 +223,11 @@ class _Rooms(threading.local):
 _rooms = _Rooms()
 
 
-def _room(form: Form, stream: int, like: Tensor) -> int:
-    """Pointer to room for t, made on the stream that is current."""
-    held = _rooms.held.get((form.device, stream))
-    if held is None or held[1] < form.room:
-        size = max(ROOM, form.room)
+def room(device: int, size: int, stream: int, like: Tensor) -> int:
+    """Pointer to so many bytes, made on the stream that is current."""
+    held = _rooms.held.get((device, stream))
+    if held is None or held[1] < size:
+        size = max(ROOM, size)
         memory = torch.empty(size, dtype=torch.uint8, device=like.device)
-        held = _rooms.held[form.device, stream] = memory, size, memory.data_ptr()
+        held = _rooms.held[device, stream] = memory, size, memory.data_ptr()
     return held[2]

@@ -11,8 +11,8 @@ from ..layout import ceil_div
 from ..operands import SampleOperands
 from ..paths import Finish
 from ..sample_words import RUN
-from . import launch
-from .launch import Call
+from . import launch, repeat_samples
+from .launch import Bound, Call
 from .sample_matrices import arena_of
 
 MOST_ROWS = 8  # of an entry, that a program decodes codes for
@@ -92,6 +92,7 @@ class Launch:
         self.rows, self.in_features = self.x.shape
         self.per_entry, self.room = self.rows // entries, room_of(self.in_features)
         self.index = launch.launcher.index(x)
+        self.launched: list[tuple[Call, Bound | None]] = []
         processors = launch.launcher.properties(self.index).processors
         self.shape = shape or product_shape(processors, out_features, self.in_features, entries, self.per_entry)
         self.blocks = entries * ceil_div(self.per_entry, self.shape.block_t)
@@ -100,6 +101,9 @@ class Launch:
             # what one row loads is a word wide anyway, and needs no conversion then
             dtype = torch.float32 if self.shape.block_t == 1 else x.dtype
             self.laid = x.new_empty(self.blocks, self.places, self.room, self.shape.block_t, dtype=dtype)
+
+    def run(self, call: Call) -> None:
+        self.launched.append((call, launch.run(call)))
 
     def parts(self) -> Tensor:
         """Room for parts of the sum."""
@@ -110,7 +114,7 @@ class Launch:
         from .sampled_product import lay
 
         if self.shape.laid:
-            launch.run(
+            self.run(
                 Call(
                     lay,
                     (ceil_div(self.room, LAID_COLUMNS), self.blocks, self.places),
@@ -120,7 +124,7 @@ class Launch:
                     {},
                 )
             )
-        launch.run(self.sum_call(out, y))
+        self.run(self.sum_call(out, y))
 
     def sum_call(self, out: Tensor, y: Tensor | None) -> Call:
         """Of what `lay` has laid out."""
@@ -184,10 +188,12 @@ def add_samples(x: Tensor, y: Tensor, operands: SampleOperands, transposed: bool
         launched.sum(out, own)
         if launched.beside_pays() and not launch.launcher.captures(launched.index):
             launched.prepare(own)
+        repeat_samples.keep(launched, own, out, None)
         return out
     parts = launched.parts()
     launched.sum(parts, None)
-    launch.run(launched.add_call(parts, own, out))
+    launched.run(launched.add_call(parts, own, out))
+    repeat_samples.keep(launched, own, out, parts)
     return out
 
 

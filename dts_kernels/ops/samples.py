@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .. import check, dispatch, sample_contents
-from ..gpu import launch
+from ..gpu import launch, repeat_samples
 from ..operands import SampleOperands, StoredSamples, sample_layout, schema
 from ..paths import STARTS, Finish
 from ..routing import Routing
@@ -28,7 +28,9 @@ def add_samples(x: Tensor, y: Tensor, bank: SampleBank, routing: Routing) -> Ten
     if y.dim() and y.shape[-1] != bank.out_features:
         raise ValueError(f"y {list(y.shape)} must be {[*x.shape[:-1], bank.out_features]}")
     if direct(x, y):
-        return _add_samples(x, y, bank.operands(routing), bank.transposed)
+        operands = bank.operands(routing)
+        again = None if bank.arena is None else repeat_samples.add_samples(x, y, operands)
+        return _add_samples(x, y, operands, bank.transposed) if again is None else again
     return torch.ops.dts.add_samples(x, y, *bank.new_operands(routing), bank.transposed)
 
 

@@ -17,8 +17,8 @@ import dts  # noqa: E402
 import dts_kernels as kernels  # noqa: E402
 from benchmarks.kernels import host  # noqa: E402
 from dts.nn.deltas.packed import Packed  # noqa: E402
-from dts_kernels import contents, dispatch  # noqa: E402
-from dts_kernels.gpu import launch, repeat  # noqa: E402
+from dts_kernels import contents, dispatch, sample_contents  # noqa: E402
+from dts_kernels.gpu import launch, repeat, repeat_samples, sample_products  # noqa: E402
 from dts_kernels.gpu.tune import random_factors  # noqa: E402
 from dts_kernels.ops import add_rows, task_rows  # noqa: E402
 
@@ -335,3 +335,77 @@ def test_a_layer_asks_for_little_of_the_host():
     finally:
         sys.setprofile(None)
     assert "_run" in names and len(names) <= 14, names
+
+
+def sample_bank(strides=(3, 12)) -> kernels.SampleBank:
+    made = kernels.SampleBank(IN, OUT, arena=True)
+    for slot, stride in enumerate(strides):
+        codes = kernels.pack(torch.randint(4, (OUT, -(-IN // stride)), dtype=torch.uint8))
+        made.add(slot, (kernels.Samples(codes, 0.1, stride, slot, (OUT, IN)),))
+    return made
+
+
+@pytest.fixture
+def repeated(launcher, monkeypatch):
+    """(x, y, bank, routing) -> whether a product with samples was repeated as a whole; of the long way's launches each
+    alone may have been (`launch.run`)."""
+    found, real = [], repeat_samples.add_samples
+    monkeypatch.setattr(repeat_samples, "add_samples", lambda *given: found.append(real(*given)) or found[-1])
+
+    def run(x, y, made, routing) -> bool:
+        kernels.add_samples(x, y, made, routing)
+        return found.pop() is not None
+
+    return run
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("rows,entries", [(1, [0]), (2, [0, 1]), (8, [0]), (8, [0, 1, None, 1, 0, 1, 0, {0: 0.5}])])
+def test_products_with_samples_are_repeated_as_triton_would_have_launched_them(
+    launcher, repeated, monkeypatch, rows, entries, dtype
+):
+    monkeypatch.setattr(launch, "_bound", {})
+    made, routing = sample_bank(), kernels.Routing.of(entries)
+    x, y = torch.randn(rows, IN).to(dtype), torch.randn(rows, OUT).to(dtype)
+    before = dispatch.ran["add_samples", "triton"]
+    assert [repeated(x, y, made, routing) for _ in "12"] == [False, True]
+    assert launcher.first == launcher.again and dispatch.ran["add_samples", "triton"] == before + 2
+    other = kernels.Routing(routing.slots.clone(), routing.weights.clone())
+    given = x.clone(), y.clone()
+    assert repeated(*given, made, other)
+    pointers = {p for launched in launcher.pointers[-len(launcher.first) :] for p in launched}
+    assert {t.data_ptr() for t in (*given, other.slots, other.weights)} <= pointers
+    assert not {t.data_ptr() for t in (x, y, routing.slots, routing.weights)} & pointers
+    odd = torch.randn(rows * IN + 1).to(dtype)[1:].view(rows, IN)
+    assert not repeated(odd, y, made, routing) and repeated(x, y, made, routing)
+    assert rows == 1 or not repeated(x, torch.randn(OUT, rows).to(dtype).T, made, routing)
+    made.add(1, made.samples(0))
+    assert [repeated(x, y, made, routing) for _ in "12"] == [False, True]
+    with pytest.raises(ValueError, match="y "):
+        repeated(x, y.double(), made, routing)
+    launcher.now = None
+    assert not repeated(x, y, made, routing)
+
+
+def test_scratch_of_products_with_samples_holds_all_that_they_write(launcher, repeated):
+    """`lay` and the parts do not overlap."""
+    made, routing = sample_bank(), kernels.Routing.of([0, 1, 0, 1])
+    x, y = torch.randn(4, IN).half(), torch.randn(4, OUT).half()
+    operands, shape = made.operands(routing), sample_products.Shape(1, 2, 3, True)  # laid out, in parts
+    sample_products.add_samples(x, y, operands, False, shape)
+    assert repeated(x, y, made, routing)
+    (form,) = getattr(operands.table, sample_contents.HELD).launches.values()
+    laid = 4 * sample_products.room_of(IN) * 4
+    assert form.parts >= laid and form.room - form.parts == 3 * 4 * OUT * 4
+    lay, product, parts = launcher.pointers[-3:]
+    assert lay[1] == product[1] and product[3] == parts[0] == lay[1] + form.parts
+    memory = repeat._rooms.held[-1, 0]
+    assert lay[1] == memory[2] and memory[1] >= form.room
+
+
+def test_scales_of_somebody_else_beside_a_banks_table_are_not_kept(launcher, repeated):
+    made, routing = sample_bank(), kernels.Routing.of([0])
+    x, y = torch.randn(1, IN).half(), torch.randn(1, OUT).half()
+    theirs = made.new_operands(routing)._replace(scales=torch.ones(8))
+    torch.ops.dts.add_samples(x, y, *theirs, False)
+    assert [repeated(x, y, made, routing) for _ in "12"] == [False, True]
