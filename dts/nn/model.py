@@ -35,7 +35,6 @@ from dts.nn.routing import Current, Mixture, RoutingState, tracing
 from dts.nn.saving import What, save_pretrained
 from dts.nn.selection import AUTO, BASE, Selection, Selections, names_in, one_a_row
 from dts.nn.shelf import Shelf, Source
-from dts.nn.sizes import bytes_at
 from dts.nn.status import Status, not_reached, status
 from dts.nn.training import guard
 from dts.nn.views import Views, compiled, labels_by_name, labels_in, plain, showing, unwritten
@@ -148,7 +147,7 @@ class DTSModel(nn.Module):
         if not isinstance(folder, str | Path):
             raise ValueError(f"task {name!r}: a model with a limit of memory needs the adapter's folder: save it first")
         self._check_name(name)
-        self._shelf.put(name, Source(Path(folder), bytes_at(Path(folder)), None, heads))
+        self._shelf.put(name, Source.of(Path(folder), heads))
 
     @staticmethod
     def _check_name(name: str) -> None:
@@ -571,8 +570,10 @@ class DTSModel(nn.Module):
         without it, a task that changes quantised weights is refused with ValueError.
         Of a transformers model the ``config`` has the task's labels and sizes then.  This model is empty afterwards.
         """
-        with self._at_hand([task]):
+        with self._at_hand([task]), nullcontext() if self._shelf is None else self._shelf.residents.still():
             merged = self._merge_and_unload(task, dequantise)
+            if self._shelf is not None:
+                self._shelf.clear()
         self._shelf = self.plan = None
         return merged
 

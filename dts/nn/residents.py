@@ -43,11 +43,12 @@ class Residents:
         self._chosen: set[str] = set()
         self._users: dict[int, Counter[str]] = {}  # thread -> how often it is using each task
         self._moving: dict[str, int] = {}  # tasks that some thread loads or drops just now, with their bytes
+        self._alone: int | None = None  # the thread in `still`
         self._changed = threading.Condition()
 
     def __getstate__(self) -> dict:
         """A copy has nobody in it."""
-        return vars(self) | {"_users": {}, "_moving": {}, "_changed": None}
+        return vars(self) | {"_users": {}, "_moving": {}, "_alone": None, "_changed": None}
 
     def __setstate__(self, state: dict) -> None:
         vars(self).update(state)
@@ -97,6 +98,20 @@ class Residents:
         finally:
             with self._changed:
                 self._leave(wanted, thread)
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """No other thread loads or drops a task meanwhile: it waits."""
+        with self._changed:
+            while self._moving or self._alone is not None:
+                self._changed.wait()
+            self._alone = threading.get_ident()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._alone = None
+                self._changed.notify_all()
 
     def ensure(self, names: Collection[str], store: Store, beside: Collection[str] = ()) -> None:
         """Have these in memory together with those of ``beside`` that are; they may go again at any time."""
@@ -162,7 +177,7 @@ class Residents:
 
     def _going(self, wanted: list[str], missing: dict[str, int]) -> list[str] | None:
         """Which tasks make room for those that are missing; None: some are in use or on their way, wait for them."""
-        if any(name in self._moving for name in wanted):
+        if any(name in self._moving for name in wanted) or self._alone not in (None, threading.get_ident()):
             return None
         if self.limit is None:
             return []

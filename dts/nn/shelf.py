@@ -11,22 +11,42 @@ from pathlib import Path
 from typing import Protocol
 
 from dts.adapter import Adapter
+from dts.adapter.digests import config_digest
+from dts.adapter.folder import read_config, read_layout
 from dts.nn.residents import Residents
-from dts.nn.sizes import bytes_of
+from dts.nn.sizes import bytes_of, task_bytes
 
 
 @dataclass(frozen=True)
 class Source:
     """folder: of the adapter, the same one whatever the current folder is when it is read;  nbytes: that it will take
-    in memory;  prefix: take so much of it only, see `Adapter.load`;  heads: as for `DTSModel.load_task`."""
+    in memory;  prefix: take so much of it only, see `Adapter.load`;  heads: as for `DTSModel.load_task`;
+    digest: of its configuration, by which another adapter in its place is known; None: whatever is there."""
 
     folder: Path
     nbytes: int
     prefix: float | None = None
     heads: bool = True
+    digest: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", Path(self.folder).absolute())
+
+    @classmethod
+    def of(cls, folder: Path, heads: bool = True) -> Source:
+        """Of what lies there now; raises AdapterError."""
+        config, stored = read_layout(folder)
+        return cls(folder, task_bytes(config, stored), None, heads, config_digest(config))
+
+    def load(self, name: str) -> Adapter:
+        """Raises AdapterError, and ValueError where it is not the adapter any more that it was."""
+        adapter = Adapter.load(self.folder, self.prefix)
+        if self.digest is not None and config_digest(read_config(self.folder)) != self.digest:
+            raise ValueError(
+                f"the adapter of task {name!r} is another one in {self.folder} than it was when it was loaded: "
+                f"load_task({name!r}, ...) takes the new one"
+            )
+        return adapter
 
 
 class Loads(Protocol):
@@ -118,6 +138,10 @@ class Shelf:
         if self.residents.forget(name):
             self.model._delete(name)
 
+    def clear(self) -> None:
+        """There are no tasks any more: who waits for one is told so."""
+        self.sources.clear()
+
     # ---- `dts.nn.residents.Store` ------------------------------------------------------------------------------
 
     def size_of(self, name: str) -> int:
@@ -125,7 +149,7 @@ class Shelf:
 
     def bring(self, name: str) -> int:
         source = self._source(name)
-        adapter = Adapter.load(source.folder, source.prefix)
+        adapter = source.load(name)
         self.model._load(name, adapter, source.heads)
         return bytes_of(adapter)
 

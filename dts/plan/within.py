@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dts.adapter.digests import config_digest
 from dts.nn.adapters import Given
 from dts.nn.shelf import Source
 from dts.plan.plan import Memory, as_dtype, planned
@@ -32,7 +33,7 @@ def within(
         model._state.to(made.device)  # which layers would move with them, but there are none before the first task
     sizes = {row.what: row.nbytes for row in made.rows if row.task}
     sources = {
-        name: Source(adapter.folder, sizes[name], own.get("prefix"))
+        name: Source(adapter.folder, sizes[name], own.get("prefix"), digest=config_digest(adapter.config))
         for name, adapter in about.items()
         if adapter.folder is not None
     }

@@ -9,6 +9,7 @@ import pytest
 import torch
 from classifiers import family
 
+from dts.adapter import Adapter
 from dts.nn import DTSModel
 from dts.nn.shelf import Source
 from dts.nn.sizes import bytes_at, bytes_of
@@ -154,6 +155,56 @@ def test_tasks_can_be_fetched_before_they_are_asked_for(limited):
         model.prefetch("stars", "many", "mood").result(60)
     with pytest.raises(ValueError, match="model with a limit"):
         DTSModel(torch.nn.Linear(1, 1)).prefetch("a")
+
+
+def test_another_adapter_in_the_place_of_one_is_not_taken_for_it(bert, tmp_path):
+    folder = tmp_path / "mine"
+    save = lambda name: Adapter.load(bert.adapters[name].folder).save(folder, overwrite=True)  # noqa: E731
+    save("mood")
+    model = DTSModel._of_base(bert.folder, list(bert.adapters.values()))
+    others = {name: Source.of(bert.adapters[name].folder) for name in ("topic", "stars")}
+    model.keep_within(int(2.2 * max(s.nbytes for s in others.values())), others, (), ())
+    model.load_task("mine", folder)
+    wanted = answer(model, "mine")
+    save("many")
+    assert same(answer(model, "mine"), wanted)  # it is in memory
+    for name in others:
+        answer(model, name)
+    assert "mine" not in model.status()["tasks"]
+    with pytest.raises(ValueError, match=r"'mine' is another one .* load_task\('mine'"):
+        answer(model, "mine")
+    model.load_task("mine", folder)
+    assert same(answer(model, "mine"), answer(bert.model(), "many"))
+    planned = DTSModel.from_pretrained(bert.folder, adapters={"mine": folder}, memory="1GiB")
+    planned._shelf.residents.forget("mine")
+    planned._delete("mine")
+    save("mood")
+    with pytest.raises(ValueError, match="is another one"):
+        planned.set_task("mine")
+
+
+def test_nothing_is_loaded_into_a_model_that_is_merged_meanwhile(limited, monkeypatch):
+    model, merging, go_on, loaded = limited(), threading.Event(), threading.Event(), []
+    merge, load = model._merge_and_unload, model._load
+
+    def slow(*given):
+        merging.set()
+        assert go_on.wait(60)
+        return merge(*given)
+
+    monkeypatch.setattr(model, "_merge_and_unload", slow)
+    monkeypatch.setattr(model, "_load", lambda name, *rest: loaded.append(name) or load(name, *rest))
+    thread = threading.Thread(target=model.merge_and_unload, args=("mood",))
+    thread.start()
+    assert merging.wait(60)
+    late = model.prefetch("stars")
+    with pytest.raises(TimeoutError):
+        late.result(0.3)
+    go_on.set()
+    thread.join(60)
+    with pytest.raises(ValueError, match="no task 'stars'"):
+        late.result(60)
+    assert loaded == ["mood"] and model.tasks == []
 
 
 def test_what_is_no_name_is_no_task(limited):
