@@ -23,6 +23,7 @@ typedef struct {
     const char *name;
     int lanes;       /* int32 lanes of a register: 16, 8 or 4; a tile has 4 * lanes columns */
     int direct_rows; /* up to this many rows of a task, codes are expanded in registers for each pass */
+    int block_digit; /* bytes of a number in a row block's `high`: 1, or 2 where that holds both digits as int16 */
     /* dtype conversion; out may not alias */
     void (*widen)(const void *in, int dtype, int64_t count, float *out);
     void (*narrow)(const float *in, const void *add, void *out, int dtype, int64_t count);
@@ -34,17 +35,19 @@ typedef struct {
     /* sums[r][o] = sum over ranks of (value + 4) of row o of u, four rows; digits in four planes of `plane` bytes */
     void (*expand4)(int rows, const uint8_t *const *u, int64_t bytes, const int8_t *const *digits, int64_t plane,
                     uint32_t sums[][4]);
-    /* value + 4 as bytes [quads][tile][4], four rows of v beside each other; the same for u, see below */
+    /* value + 4 as bytes [quads][tile][4]: four ranks of a tile's columns of u; four rows of v beside each other */
+    void (*decode_columns)(const uint8_t *u, int64_t stride, int64_t rows, int64_t bytes, uint8_t *tile);
     void (*decode_v)(const uint8_t *v, int64_t stride, int64_t n, int bytes, uint8_t *tile);
     /* sums[r][column] += digits[r] . tile[.][column] */
     void (*multiply)(int64_t rows, int64_t quads, const uint8_t *tile, const int8_t *const *digits,
                      uint32_t *const *sums);
     /* row blocks, see variant_blocks.h for their tiles: the same four steps over all rows of a block */
+    void (*quantise_block)(const float *x, int64_t count, int64_t padded, int limit, Digits *out);
     void (*decode_ranks)(const uint8_t *v, int64_t stride, int64_t n, int bytes, uint8_t *tile);
     void (*multiply_ranks)(int64_t rows, int vectors, int64_t quads, const uint8_t *tile, const int8_t *const *digits,
                            uint32_t *const *sums);
     void (*scale_ranks)(const uint32_t *sums, uint32_t offset, const float *sigma, float scale, int64_t rank, float *t);
-    void (*decode_columns)(const uint8_t *u, int64_t stride, int64_t rows, int64_t bytes, uint8_t *tile);
+    void (*decode_block)(const uint8_t *u, int64_t stride, int64_t rows, int64_t bytes, uint8_t *tile);
     /* add: the task's addend of these columns, or NULL */
     void (*expand_block)(int64_t rows, int64_t quads, int64_t columns, const uint8_t *tile, const Digits *t,
                          const BlockRow *row, const float *add, int dtype);

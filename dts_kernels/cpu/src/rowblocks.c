@@ -42,7 +42,7 @@ static void quantise_x(const RowBlocks *call, const RowBlock *block, float *floa
         const char *from = call->x + block->rows[r].row * call->x_stride;
         const float *row = (const float *)(const void *)from;
         if (call->type != FLOAT32) call->k->widen(from, call->type, call->n, floats), row = floats;
-        call->k->quantise(row, call->n, round_up(call->n, 4), digit_limit(call->n), &x[r]);
+        call->k->quantise_block(row, call->n, round_up(call->n, 4), digit_limit(call->n), &x[r]);
     }
 }
 
@@ -58,7 +58,8 @@ static void shrink(const RowBlocks *call, const RowBlock *block, const Digits *x
     memset(sums, 0, (size_t)(4 * vectors * lanes * block->count));
     for (int64_t n0 = 0; n0 < call->n; n0 += 4 * TILE_QUADS) {
         int64_t some = least(4 * TILE_QUADS, call->n - n0);
-        for (int64_t r = 0; r < block->count; r++) digits[2 * r] = x[r].high + n0, digits[2 * r + 1] = x[r].low + n0;
+        int64_t at = n0 * k->block_digit;
+        for (int64_t r = 0; r < block->count; r++) digits[2 * r] = x[r].high + at, digits[2 * r + 1] = x[r].low + at;
         for (int64_t b = 0; b < width; b += lanes) {
             int bytes = (int)least(lanes, width - b);
             k->decode_ranks(v + n0 * stride + b, stride, some, bytes, decoded);
@@ -104,7 +105,7 @@ static void block_item(void *context, int64_t item, int worker) {
         else
             decode_row(task->u + block->rows[r].id * task->u_stride, task->rank, code_values, task->sigma, gamma,
                        floats);
-        k->quantise(floats, task->rank, 4 * width, digit_limit(task->rank), &t[r]);
+        k->quantise_block(floats, task->rank, 4 * width, digit_limit(task->rank), &t[r]);
         rows[r].gamma = gamma;
     }
     for (int64_t o = 0; o < call->m; o += tile) {
@@ -114,7 +115,7 @@ static void block_item(void *context, int64_t item, int worker) {
             rows[r].y = call->y ? call->y + row * call->y_stride + o * size : NULL;
             rows[r].out = call->out + row * call->out_stride + o * size;
         }
-        k->decode_columns(u + o * u_stride, u_stride, columns, width, decoded);
+        k->decode_block(u + o * u_stride, u_stride, columns, width, decoded);
         k->expand_block(count, width, columns, decoded, t, rows, block->add ? block->add + o : NULL, call->type);
     }
 }
@@ -154,7 +155,7 @@ static int run_blocks(const RowBlocks *call, const RowBlock *blocks, int64_t cou
     int64_t width = bytes_of(rank), ranks = round_up(4 * width, lanes);
     plan.padded_t = round_up(4 * width, 64);
     plan.float_bytes = 4 * (call->n > ranks ? call->n : ranks);
-    plan.tile_bytes = 16 * lanes * (width > TILE_QUADS ? width : TILE_QUADS);
+    plan.tile_bytes = 16 * lanes * call->k->block_digit * (width > TILE_QUADS ? width : TILE_QUADS);
     plan.bytes = round_up(plan.tile_bytes + plan.float_bytes + 256, 64) +
                  most_rows * round_up(2 * plan.padded_n + 2 * plan.padded_t + 4 * ranks, 64);
     threads = least(threads, count);

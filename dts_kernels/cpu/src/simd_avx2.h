@@ -8,6 +8,7 @@ typedef __m256i acc;
 typedef __m256 fvec;
 
 INLINE vec load_bytes(const void *p) { return _mm256_loadu_si256(p); }
+INLINE void store_bytes(void *p, vec a) { _mm256_storeu_si256(p, a); }
 INLINE vec load_part(const void *p, int64_t count) {
     uint8_t whole[32] = {0};
     memcpy(whole, p, (size_t)count);
@@ -36,6 +37,15 @@ INLINE acc dot(acc sum, vec codes, vec digits) { /* pairs reach 2 * 8 * 128: no 
     __m256i pairs = _mm256_maddubs_epi16(codes, digits);
     return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
+/* 16-bit sums of up to PART products: each is within -2048 .. 2032, two multiplications and additions fewer than `dot` */
+#define PART 16
+INLINE acc part_dot(acc part, vec codes, vec digits) {
+    /* as an intrinsic, gcc 12 copies every accumulator to another register and back */
+    __asm__("vpaddw %1, %0, %0" : "+x"(part) : "x"(_mm256_maddubs_epi16(codes, digits)));
+    return part;
+}
+INLINE acc part_sum(acc part) { return _mm256_madd_epi16(part, _mm256_set1_epi16(1)); }
+INLINE acc add(acc a, acc b) { return _mm256_add_epi32(a, b); }
 INLINE vec broadcast(const int8_t *p) {
     int32_t q;
     memcpy(&q, p, 4);
@@ -48,6 +58,35 @@ INLINE void add_store(uint32_t *p, acc sum) {
 INLINE void sum4(const acc a[4], uint32_t out[4]) {
     __m256i all = _mm256_hadd_epi32(_mm256_hadd_epi32(a[0], a[1]), _mm256_hadd_epi32(a[2], a[3]));
     _mm_storeu_si128((void *)out, _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1)));
+}
+
+/* Row blocks keep both digits of a number in 16 bits, and codes too: a product is one instruction and one addition. */
+#define WORDS 1
+INLINE acc dot_words(acc sum, vec codes, vec words) {
+    __asm__("vpaddd %1, %0, %0" : "+x"(sum) : "x"(_mm256_madd_epi16(codes, words))); /* as above */
+    return sum;
+}
+/* bytes 0, 2 and 1, 3 of every four as words */
+INLINE vec first_words(vec bytes) { return _mm256_and_si256(bytes, _mm256_set1_epi16(255)); }
+INLINE vec second_words(vec bytes) { return _mm256_srli_epi16(bytes, 8); }
+
+/* 8 bytes -> values + 4 of two codes of each, from bit `from` on */
+INLINE vec spread_words(const uint8_t *bytes, int from) {
+    const __m256i table = _mm256_set1_epi32(0x00030805);
+    __m256i b = _mm256_srli_epi32(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)bytes)), from);
+    __m256i codes = _mm256_and_si256(_mm256_or_si256(b, _mm256_slli_epi32(b, 14)), _mm256_set1_epi32(0x00030003));
+    return _mm256_and_si256(_mm256_shuffle_epi8(table, codes), _mm256_set1_epi16(255));
+}
+
+/* c[plane] with a byte a lane -> vectors of 2 bytes each, their four planes beside each other */
+#define COMPACTS 1
+INLINE void compact(vec c[4]) {
+    __m256i low01 = _mm256_unpacklo_epi64(c[0], c[1]), low23 = _mm256_unpacklo_epi64(c[2], c[3]);
+    __m256i high01 = _mm256_unpackhi_epi64(c[0], c[1]), high23 = _mm256_unpackhi_epi64(c[2], c[3]);
+    c[0] = _mm256_permute2x128_si256(low01, low23, 0x20);
+    c[1] = _mm256_permute2x128_si256(high01, high23, 0x20);
+    c[2] = _mm256_permute2x128_si256(low01, low23, 0x31);
+    c[3] = _mm256_permute2x128_si256(high01, high23, 0x31);
 }
 
 INLINE acc load_codes(const uint8_t *p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)p)); }

@@ -61,6 +61,7 @@ INLINE void decode4(vec v, vec c[4]) {
 #endif
 }
 
+#define COMPACTS 1
 /* c[plane] with a byte a lane -> vectors of 4 bytes each, their four planes beside each other */
 INLINE void compact(vec c[4]) {
     vec low01 = _mm512_shuffle_i32x4(c[0], c[1], 0x44), low23 = _mm512_shuffle_i32x4(c[2], c[3], 0x44);

@@ -101,54 +101,86 @@ static void narrow(const float *in, const void *add, void *out, int dtype, int64
     }
 }
 
-static void quantise(const float *x, int64_t count, int64_t padded, int limit, Digits *out) {
-    uint32_t largest = 0; /* as integers, so that an infinity or NaN is larger than every number */
+/* The largest size of x; as integers, so that an infinity or NaN is larger than every number. */
+INLINE uint32_t largest_of(const float *x, int64_t count) {
+    uint32_t largest = 0;
     for (int64_t i = 0; i < count; i++) {
         uint32_t size = to_bits(x[i]) & 0x7fffffff;
         largest = size > largest ? size : largest;
     }
-    memset(out->high + count, 0, (size_t)(padded - count));
-    memset(out->low + count, 0, (size_t)(padded - count));
+    return largest;
+}
+
+/* The factor from x to 16 bits, 0 where all of them are 0; sets the scale back, and no sum yet. */
+INLINE float start_digits(uint32_t largest, int limit, Digits *out) {
     float size = from_bits(largest), inverse = (float)limit / size;
     out->sum = 0;
     if (largest >= 0x7f800000 || !(inverse <= 3e38f)) { /* not finite: all of the row's result is NaN; or nothing */
         out->scale = largest >= 0x7f800000 ? NAN : 0.0f;
-        memset(out->high, 0, (size_t)count);
-        memset(out->low, 0, (size_t)count);
+        return 0;
+    }
+    out->scale = size / (float)limit;
+    return inverse;
+}
+
+/* adding 1.5 * 2^23 rounds to an integer in the low bits */
+INLINE int32_t to_integer(float x) { return (int32_t)(to_bits(x + 12582912.0f) - 0x4b400000u); }
+
+static void quantise(const float *x, int64_t count, int64_t padded, int limit, Digits *out) {
+    int8_t *high = out->high, *low = out->low; /* bytes may alias anything, *out too */
+    memset(high + count, 0, (size_t)(padded - count));
+    memset(low + count, 0, (size_t)(padded - count));
+    float inverse = start_digits(largest_of(x, count), limit, out);
+    if (inverse == 0) {
+        memset(high, 0, (size_t)count);
+        memset(low, 0, (size_t)count);
         return;
     }
     uint32_t sum = 0;
-    int8_t *high = out->high, *low = out->low; /* bytes may alias anything, *out too */
     ELEMENTWISE
-    for (int64_t i = 0; i < count; i++) { /* adding 1.5 * 2^23 rounds to an integer in the low bits */
-        int32_t q = (int32_t)(to_bits(x[i] * inverse + 12582912.0f) - 0x4b400000u);
+    for (int64_t i = 0; i < count; i++) {
+        int32_t q = to_integer(x[i] * inverse);
         sum += (uint32_t)q;
         high[i] = (int8_t)((q + 128) >> 8);
         low[i] = (int8_t)(((q + 128) & 255) - 128);
     }
-    out->scale = size / (float)limit;
     out->sum = sum;
 }
 
 /* ---- integer products straight from the bytes ----------------------------------------------------------------- */
 
+#ifndef PART /* no narrower sums than those of `dot` */
+#define PART ((int64_t)1 << 40)
+#define part_dot dot
+INLINE acc part_sum(acc part) { return part; }
+#endif
+
+/* sums[row] += the digits' sums of `vectors` registers, [2 * row + digit] */
+INLINE void add_parts(int rows, int vectors, acc a[][4], uint32_t *const *sums) {
+    for (int r = 0; r < rows; r++)
+        for (int i = 0; i < vectors; i++)
+            add_store(sums[r] + i * LANES, combine(part_sum(a[2 * r][i]), part_sum(a[2 * r + 1][i])));
+}
+
 INLINE void shrink_rows(int rows, int whole, const uint8_t *v, int64_t stride, int64_t n, int bytes,
                         const int8_t *const *digits, uint32_t *const *sums) {
-    acc a[2 * DIRECT_ROWS][4];
-    for (int d = 0; d < 2 * rows; d++)
-        for (int i = 0; i < 4; i++) a[d][i] = zero();
-    for (int64_t q = 0; q < n; q += 4) {
-        const uint8_t *r0 = v + q * stride, *r1 = q + 1 < n ? r0 + stride : r0, *r2 = q + 2 < n ? r1 + stride : r0,
-                      *r3 = q + 3 < n ? r2 + stride : r0; /* rows past the end meet digits that are zero */
-        vec c[4];
-        decode4(whole ? load_quad(r0, r1, r2, r3) : quad_part(r0, r1, r2, r3, bytes), c);
-        for (int d = 0; d < 2 * rows; d++) {
-            vec x = broadcast(digits[d] + q);
-            for (int i = 0; i < 4; i++) a[d][i] = dot(a[d][i], c[i], x);
+    for (int64_t q = 0, last; q < n; q = last) {
+        acc a[2 * DIRECT_ROWS][4];
+        for (int d = 0; d < 2 * rows; d++)
+            for (int i = 0; i < 4; i++) a[d][i] = zero();
+        last = n - q < 4 * PART ? n : q + 4 * PART;
+        for (; q < last; q += 4) {
+            const uint8_t *r0 = v + q * stride, *r1 = q + 1 < n ? r0 + stride : r0, *r2 = q + 2 < n ? r1 + stride : r0,
+                          *r3 = q + 3 < n ? r2 + stride : r0; /* rows past the end meet digits that are zero */
+            vec c[4];
+            decode4(whole ? load_quad(r0, r1, r2, r3) : quad_part(r0, r1, r2, r3, bytes), c);
+            for (int d = 0; d < 2 * rows; d++) {
+                vec x = broadcast(digits[d] + q);
+                for (int i = 0; i < 4; i++) a[d][i] = part_dot(a[d][i], c[i], x);
+            }
         }
+        add_parts(rows, 4, a, sums);
     }
-    for (int r = 0; r < rows; r++)
-        for (int i = 0; i < 4; i++) add_store(sums[r] + i * LANES, combine(a[2 * r][i], a[2 * r + 1][i]));
 }
 
 static void shrink(int rows, const uint8_t *v, int64_t stride, int64_t n, int bytes, const int8_t *const *digits,
@@ -161,21 +193,43 @@ static void shrink(int rows, const uint8_t *v, int64_t stride, int64_t n, int by
 #endif
 }
 
+INLINE vec u_part(const uint8_t *u, int64_t at, int64_t bytes) {
+    return at + BYTES <= bytes ? load_bytes(u + at) : load_part(u + at, bytes - at);
+}
+
 INLINE void expand_rows(int rows, const uint8_t *const *u, int64_t bytes, const int8_t *const *digits, int64_t plane,
                         uint32_t sums[][4]) {
     acc a[2 * DIRECT_ROWS][4];
     for (int d = 0; d < 2 * rows; d++)
         for (int o = 0; o < 4; o++) a[d][o] = zero();
+#ifdef WORDS /* 16 registers: an output's codes at a time */
+    for (int64_t at = 0, last; at < bytes; at = last) {
+        acc part[2 * DIRECT_ROWS][4];
+        for (int d = 0; d < 2 * rows; d++)
+            for (int o = 0; o < 4; o++) part[d][o] = zero();
+        last = bytes - at < PART / 4 * BYTES ? bytes : at + PART / 4 * BYTES;
+        for (; at < last; at += BYTES)
+            for (int o = 0; o < 4; o++) {
+                vec c[4];
+                decode4(u_part(u[o], at, bytes), c);
+                for (int d = 0; d < 2 * rows; d++)
+                    for (int i = 0; i < 4; i++)
+                        part[d][o] = part_dot(part[d][o], c[i], load_bytes(digits[d] + i * plane + at));
+            }
+        for (int d = 0; d < 2 * rows; d++)
+            for (int o = 0; o < 4; o++) a[d][o] = add(a[d][o], part_sum(part[d][o]));
+    }
+#else
     for (int64_t at = 0; at < bytes; at += BYTES) {
         vec c[4][4];
-        for (int o = 0; o < 4; o++)
-            decode4(at + BYTES <= bytes ? load_bytes(u[o] + at) : load_part(u[o] + at, bytes - at), c[o]);
+        for (int o = 0; o < 4; o++) decode4(u_part(u[o], at, bytes), c[o]);
         for (int i = 0; i < 4; i++)
             for (int d = 0; d < 2 * rows; d++) {
                 vec t = load_bytes(digits[d] + i * plane + at);
                 for (int o = 0; o < 4; o++) a[d][o] = dot(a[d][o], c[o][i], t);
             }
     }
+#endif
     for (int r = 0; r < rows; r++) {
         acc both[4];
         for (int o = 0; o < 4; o++) both[o] = combine(a[2 * r][o], a[2 * r + 1][o]);
@@ -205,19 +259,21 @@ static void decode_v(const uint8_t *v, int64_t stride, int64_t n, int bytes, uin
 
 INLINE void multiply_rows(int rows, int64_t quads, const uint8_t *tile, const int8_t *const *digits,
                           uint32_t *const *sums) {
-    acc a[2 * MAX_ROWS][4];
-    for (int d = 0; d < 2 * rows; d++)
-        for (int i = 0; i < 4; i++) a[d][i] = zero();
-    for (int64_t q = 0; q < quads; q++, tile += 4 * BYTES) {
-        vec c[4];
-        for (int i = 0; i < 4; i++) c[i] = load_bytes(tile + i * BYTES);
-        for (int d = 0; d < 2 * rows; d++) {
-            vec x = broadcast(digits[d] + 4 * q);
-            for (int i = 0; i < 4; i++) a[d][i] = dot(a[d][i], c[i], x);
+    for (int64_t q = 0, last; q < quads; q = last) {
+        acc a[2 * MAX_ROWS][4];
+        for (int d = 0; d < 2 * rows; d++)
+            for (int i = 0; i < 4; i++) a[d][i] = zero();
+        last = quads - q < PART ? quads : q + PART;
+        for (; q < last; q++, tile += 4 * BYTES) {
+            vec c[4];
+            for (int i = 0; i < 4; i++) c[i] = load_bytes(tile + i * BYTES);
+            for (int d = 0; d < 2 * rows; d++) {
+                vec x = broadcast(digits[d] + 4 * q);
+                for (int i = 0; i < 4; i++) a[d][i] = part_dot(a[d][i], c[i], x);
+            }
         }
+        add_parts(rows, 4, a, sums);
     }
-    for (int r = 0; r < rows; r++)
-        for (int i = 0; i < 4; i++) add_store(sums[r] + i * LANES, combine(a[2 * r][i], a[2 * r + 1][i]));
 }
 
 static void multiply(int64_t rows, int64_t quads, const uint8_t *tile, const int8_t *const *digits,
@@ -271,7 +327,8 @@ static float expand_float(const uint8_t *u, int64_t bytes, const float *values, 
 #define TEXT2(v) #v
 #define TEXT(v) TEXT2(v)
 const Kernels NAME(VARIANT) = {
-    TEXT(VARIANT), LANES,        DIRECT_ROWS,  widen,          narrow,          quantise,      shrink,
-    expand4,       decode_v,     multiply,     decode_ranks,   multiply_ranks,  scale_ranks,   decode_columns,
-    expand_block,  shrink_float, expand_float, samples_gather, samples_scatter, samples_panel,
+    TEXT(VARIANT),  LANES,        DIRECT_ROWS,  BLOCK_DIGIT,    widen,           narrow,
+    quantise,       shrink,       expand4,      decode_columns, decode_v,        multiply,
+    quantise_block, decode_ranks, multiply_ranks, scale_ranks,  decode_block,    expand_block,
+    shrink_float,   expand_float, samples_gather, samples_scatter, samples_panel,
 };

@@ -147,6 +147,22 @@ def test_variants_agree_on_digits():
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("code", range(4))
+def test_the_largest_digits_and_codes_do_not_overflow(variant, code):
+    """Sums of the longest runs, every digit the lowest or the highest there is: wherever 16 bits hold parts of them."""
+    m, n, rank = 40, 800, 600
+    codes = [torch.full((rows, rank), code, dtype=torch.uint8) for rows in (m, n)]
+    bank = Bank(n, m)
+    bank.add(0, PackedFactors(pack(codes[0]), pack(codes[1]), torch.ones(rank)))
+    lowest, highest = -(126 * 256 + 128) / 32512, (126 * 256 + 127) / 32512
+    for rows in (1, 11):  # from the bytes, and in row blocks
+        x = torch.tensor([1.0, -1.0, lowest, highest])[torch.arange(rows) % 4, None].repeat(1, n)
+        x[:, 0] = 1
+        got = run(bank, x, Routing.of([0]), variant)
+        assert error(got, expected(bank, x, Routing.of([0]))) < 1e-4
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_transposed_and_in_place_and_without_tasks(variant):
     bank = bank_of(90, 130, 35)
     x, routing = torch.randn(6, 90), routing_of(6)
