@@ -220,7 +220,7 @@ class Effects:
 
     def compare(self, entry: Entry, base: Tensor, value: Tensor) -> Tensor:
         """The same, given the base's tensor, or the part of a larger one that it is in a model in memory."""
-        if entry.added_rows is not None or not _same(value, base.to(value.dtype)):
+        if entry.kind == "exact" or entry.added_rows is not None or not _same(value, base.to(value.dtype)):
             self.expected, self.changed = self.expected + 1, self.changed + 1
         elif entry.kind != "value" and entry.delta().any():
             self.expected += 1

@@ -19,6 +19,7 @@ from dts.adapter.predict import Prediction
 from dts.adapter.truncate import truncated
 from dts.adapter.verify import Report, verify
 from dts.checkpoint import open_checkpoint
+from dts.codec.methods import LOSSLESS
 
 
 def alone(adapter: Adapter) -> Adapter:
@@ -114,6 +115,11 @@ class Adapter:
             raise ValueError("give either budget= (a fraction of the base in fp32) or nbytes=")
         if nbytes >= self.nbytes:
             return self
+        if self.method == LOSSLESS.name:
+            raise ValueError(
+                f"{self.name!r} keeps every bit in {self.nbytes} bytes, of which no prefix is a model: dts compress "
+                f"the fine-tune again with a budget of {nbytes} bytes"
+            )
         return truncated(replace(self, config=copy.deepcopy(self.config), folder=None), nbytes, again)
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:

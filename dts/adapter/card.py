@@ -4,7 +4,7 @@ import json
 import re
 
 from dts.adapter.code import modules_of
-from dts.codec.methods import method_of
+from dts.codec.methods import LOSSLESS, method_of
 
 LISTED = 120  # letters of class names that are listed
 
@@ -72,4 +72,4 @@ def markdown(text: str) -> str:
 
 def note(method: str) -> str:
     """What explains an adapter's squared error."""
-    return method_of(method).note
+    return "" if method == LOSSLESS.name else method_of(method).note

@@ -8,7 +8,7 @@ from dts.adapter.entries import ENTRY_KINDS
 from dts.adapter.grid import BITS
 from dts.adapter.text import dtype_name
 from dts.checkpoint.safetensors_file import NAMES
-from dts.codec.methods import METHODS
+from dts.codec.methods import is_stored
 from dts.codec.parts import KINDS
 from dts.values import (
     Test,
@@ -68,7 +68,7 @@ def labels(value) -> bool:
 FILE = exactly(bytes=count, sha256=digest)
 CONFIG: dict[str, Test] = {
     "format_version": positive,
-    "method": lambda value: text(value) and value in METHODS,
+    "method": lambda value: text(value) and is_stored(value),
     "kind": one_of("task", "difference"),
     "squared_error": or_none(error),
     "bytes": count,
@@ -112,6 +112,7 @@ MODEL_CONFIG: dict[str, Test] = {  # what is read of it
 ROW: dict[str, Test] = {"shape": shape, "kind": one_of(*ENTRY_KINDS)}
 ROUNDED: dict[str, Test] = {"squared_error": or_none(error), "bits": lambda value: count(value) and value in BITS}
 OF_BASE: dict[str, Test] = {"norm": size, "base": or_none(line)}
+OWN: dict[str, Test] = {"task_only": lambda value: value is True}
 
 
 def rows(recorded: Test = short_digest) -> dict[str, tuple[dict[str, Test], dict[str, Test]]]:
@@ -128,7 +129,8 @@ def rows(recorded: Test = short_digest) -> dict[str, tuple[dict[str, Test], dict
         "factors": (factorised, fragments | {"dtype": floating}),
         "experts": (factorised | {"experts": list_of(or_none(expert))}, {"dtype": floating}),
         "delta": (stored | OF_BASE, ROUNDED | {"scale": step, "dtype": floating}),
-        "value": (stored, OF_BASE | ROUNDED | {"task_only": lambda value: value is True, "dtype": dtype}),
+        "exact": (stored | {"result": digest, "changed": count}, OF_BASE | OWN | {"dtype": dtype}),
+        "value": (stored, OF_BASE | ROUNDED | OWN | {"dtype": dtype}),
     }
 
 
@@ -197,9 +199,9 @@ def _wrong_row(name: str, row, known: Mapping[str, tuple[dict[str, Test], dict[s
         yield from _wrong(f"{name}: ", row, {}, anywhere)
         return
     needed, optional = known[row["kind"]]
-    if row["kind"] == "value" and "task_only" not in row:
+    if row["kind"] in ("value", "exact") and "task_only" not in row:
         needed = needed | OF_BASE
-    if row["kind"] == "value" and "task_only" in row:
+    if row["kind"] in ("value", "exact") and "task_only" in row:
         optional = {key: test for key, test in optional.items() if key not in OF_BASE}
     yield from _wrong(f"{name}: ", row, needed, optional)
     if row["kind"] in ("delta", "value") and ("scale" in row) + ("bits" in row) != ("squared_error" in row):

@@ -8,6 +8,7 @@ from dts.adapter.adapter import Adapter
 from dts.adapter.budget import BudgetError
 from dts.adapter.code import OtherCode, other_code
 from dts.adapter.config import config_of
+from dts.adapter.exact import ExactRun
 from dts.adapter.folder import check_out, check_writable, write_folder
 from dts.adapter.options import Options
 from dts.adapter.run import Progress, Run
@@ -59,7 +60,8 @@ def compress(
     base, finetuned: anything `open_checkpoint` takes
     out: the adapter's folder, written whole or not at all; None keeps the adapter in memory
     method: "residual", "paper" (arXiv 2512.01461), "sketch" (`dts.codec.sketch`), or "auto": "sketch" where bytes are
-        asked for and the fine-tune is near the base (`dts.codec.auto`), else "residual"
+        asked for and the fine-tune is near the base (`dts.codec.auto`), else "residual";  "exact" (`dts.codec.exact`)
+        loses no bit and takes no size: every tensor of what the adapter gives is the fine-tune's, bit for bit
     At most one size, of the whole folder, heads and headers included; by default budget=0.01:
         budget: at most this fraction of the bytes of the base in fp32;  nbytes: at most these bytes
         rank_fraction: rank int(r * min(m, n)) in every matrix; of "sketch" the bytes of that rank
@@ -130,18 +132,22 @@ def _compressed(base, finetuned, out: Path | None, options: Options, progress: P
         warn(note, PartLost)
     if note := other_code(pairing.base, pairing.finetuned):
         warn(note, OtherCode)
-    if pairing.base.quantised is None and (note := dtype_note(pairing.base, pairing.finetuned)):
+    if pairing.base.quantised is None and not options.exact and (note := dtype_note(pairing.base, pairing.finetuned)):
         warn(note, OtherDtype)
     base_digests = digests(pairing.base)
     files = differing_files(pairing.base.folder, pairing.finetuned.folder)
     config = config_of(pairing, options, base_digests, files)
     # before hours of work; which method a rule takes is not known yet
-    check_writable(config | {"method": options.choice.for_distance(0.0).name})
+    check_writable(config | {"method": options.choice.name if options.exact else options.choice.for_distance(0.0).name})
     recorded = options.recorded(config["base"]["fingerprint"], fingerprint(pairing.finetuned))
     with _place(written, options) as place:
         work = work_of(place, recorded, config)
         try:
-            run = Run(pairing, config, base_digests, options, work, progress)
+            run: Run | ExactRun
+            if options.exact:
+                run = ExactRun(pairing, config, base_digests, options, progress)
+            else:
+                run = Run(pairing, config, base_digests, options, work, progress)
             adapter = Adapter.of(config, run.made(), files=files)
             adapter.prediction = run.prediction
             _look_at_repair(adapter, pairing.base)

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from dts.adapter.text import dtype_name
+from dts.codec.errors import Undecodable
 from dts.sums import BLOCK
 
 if TYPE_CHECKING:
     from dts.adapter.grid import Grid
+    from dts.codec.exact import Patch
     from dts.codec.factors import Factors
 
 
@@ -25,7 +27,7 @@ class AdapterError(ValueError):
     """A folder that is not a whole adapter, or not one for this base."""
 
 
-ENTRY_KINDS = ("factors", "experts", "delta", "value", "tied")
+ENTRY_KINDS = ("factors", "experts", "delta", "value", "exact", "tied")
 
 
 @dataclass
@@ -39,6 +41,8 @@ class Entry:
     delta     ``tensor``: finetuned - base (biases, norms).  Raw, base + tensor is the fine-tune's value exactly
     value     ``tensor``: the fine-tune's whole value, either because only the fine-tune has it (``task_only``) or
               because a difference would not give it back exactly (integers, booleans, coarse dtypes)
+    exact     ``patch``: what makes it of the base's bit for bit (`dts.codec.exact`), None if only rows were added;
+              ``tensor`` if it is ``task_only``.  ``result``: 16 hex digits over its bytes, which `apply` compares
     tied      nothing: it is the tensor named ``tied_to``
 
     name: the fine-tune's name;  base_name: the base's (None if ``task_only``);  shape, dtype: the fine-tune's.
@@ -63,6 +67,8 @@ class Entry:
     squared_error: float | None = 0.0
     scale: float | None = None
     grid: Grid | None = None
+    patch: Patch | None = None
+    result: str | None = None
 
     @property
     def is_rounded(self) -> bool:
@@ -106,15 +112,19 @@ class Entry:
     def delta(self, base: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
         """The reconstructed difference on the base's shape, dense.
 
-        base: the base's tensor; only kind "value" needs it.  Not defined for "tied" and ``task_only`` entries.
+        base: the base's tensor; only kinds "value" and "exact" need it.  Not defined for "tied" and ``task_only``
+        entries.
         """
         if self.kind == "tied" or self.task_only:
             owner = self.tied_to or "only the fine-tune"
             raise ValueError(f"{self.name} has no difference of its own: it is {owner}'s")
-        if self.kind == "value":
+        if self.kind in ("value", "exact"):
             if base is None:
-                raise ValueError(f"{self.name} is stored as a whole value: its difference needs the base's tensor")
-            return self.numbers(dtype).to(base.device) - base.to(dtype)
+                how = "a whole value" if self.kind == "value" else "a patch"
+                raise ValueError(f"{self.name} is stored as {how}: its difference needs the base's tensor")
+            value = self.numbers(dtype) if self.kind == "value" else self.patched(base)
+            value = value[: base.shape[0]] if base.dim() else value
+            return value.to(base.device, dtype) - base.to(dtype)
         if self.kind == "delta":
             return self.numbers(dtype)
         if self.kind == "experts":
@@ -149,8 +159,12 @@ class Entry:
             return (
                 self.whole.to(self.dtype) if self.grid is None else rounded(self.grid.values(), self.dtype, self.name)
             )
+        if self.kind == "exact" and self.task_only:
+            return self.whole
         if base is None:
             raise ValueError(f"{self.name} is stored as a difference: its value needs the base's tensor")
+        if self.kind == "exact":
+            return self.patched(base)
         wide = torch.float64 if base.dtype == torch.float64 else torch.float32
         delta, value = self.delta(dtype=wide).to(base.device), base.new_empty(base.shape, dtype=self.dtype)
         if delta.shape != base.shape:
@@ -162,6 +176,30 @@ class Entry:
         if self.added_rows is not None:
             value = torch.cat([value, self.added_rows.to(value.device, self.dtype)])
         return value
+
+    def patched(self, base: Tensor) -> Tensor:
+        """The fine-tune's tensor of kind "exact", added rows included, in memory of its own on the base's device.
+
+        Raises AdapterError for a base that is not, bit for bit, the one it was made for.
+        """
+        from dts.adapter.digests import tensor_digest
+        from dts.codec.exact import decode
+
+        if tuple(base.shape) != self.base_shape:
+            raise AdapterError(f"{self.name}: the base's has shape {list(base.shape)}, not {list(self.base_shape)}")
+        shared = base.detach().to(self.dtype)
+        try:
+            value = shared.clone() if self.patch is None else decode(self.name, self.patch, shared)
+        except Undecodable as error:
+            raise AdapterError(str(error)) from None
+        if self.added_rows is not None:
+            value = torch.cat([value, self.added_rows.to(value.device)])
+        if tensor_digest(value) != self.result:
+            raise AdapterError(
+                f"{self.name} does not come out as the fine-tune's, bit for bit: the base's tensor is another one, or "
+                f"was read in another dtype than {dtype_name(self.dtype)}"
+            )
+        return value.to(base.device)
 
 
 def rounded(value: Tensor, dtype: torch.dtype, name: str, *given: Tensor) -> Tensor:

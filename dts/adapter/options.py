@@ -15,7 +15,7 @@ from dts.adapter.digests import FORMAT_VERSION
 from dts.adapter.vectors import ASKED, EXACT, Rounding, rounding_for
 from dts.checkpoint.vocabulary import SHARED
 from dts.codec.method import Choice
-from dts.codec.methods import CHOICES
+from dts.codec.methods import CHOICES, LOSSLESS
 
 ADAPTER_KINDS = ("task", "difference")
 BASES = ("plain", "quantised")
@@ -68,6 +68,7 @@ class Options:
             wrong.append(f"vocabulary must be {SHARED!r} or None, not {self.vocabulary!r}")
         if self.only is not None and not (isinstance(self.only, str) and self.only):
             wrong.append(f"only must be the name of a part of the base, not {self.only!r}")
+        wrong += self._not_exactly() if self.exact else []
         asked = self.asked
         if len(asked) > 1 or not all(isinstance(size, Real) and 0 < size < math.inf for size in asked.values()):
             wrong.append(
@@ -101,9 +102,33 @@ class Options:
             raise ValueError(f"there are {there} CUDA devices here")
         return place
 
+    def _not_exactly(self) -> list[str]:
+        """What does not go with method "exact"."""
+        sizes = [f"{size}=" for size in SIZES if getattr(self, size) is not None]
+        wrong = []
+        if sizes:
+            wrong.append(
+                f'method="exact" stores all that changed, however many bytes that takes: leave {", ".join(sizes)} out'
+            )
+        if self.vectors not in ("auto", "exact"):
+            wrong.append(f'vectors="{self.vectors}" rounds, and method="exact" keeps every bit: leave it out')
+        if self.base_is != "plain":
+            wrong.append(
+                'base_is="quantised": method="exact" needs the bits of a base that is stored as numbers, not those '
+                "that codes are turned into"
+            )
+        return wrong
+
+    @property
+    def exact(self) -> bool:
+        """Is it asked for every bit?"""
+        return self.method == LOSSLESS.name
+
     @property
     def asked(self) -> dict[str, float]:
-        """The sizes that were given, by name; the default where none was."""
+        """The sizes that were given, by name; the default where none was.  Method "exact" has none."""
+        if self.exact:
+            return {}
         sizes = {size: getattr(self, size) for size in SIZES}
         return {size: value for size, value in sizes.items() if value is not None} or {"budget": DEFAULT_BUDGET}
 

@@ -3,6 +3,7 @@
     <tensor>.u .v ...    parts of one matrix, as their kinds store them (`dts.codec.parts`);  <tensor>[e].u: of expert e
     <tensor>.delta       int8 where the tensor's row has a ``scale``, its step;  <tensor>.value
     <tensor>.delta       with <tensor>.scales, where its row has ``bits`` (`dts.adapter.grid`); so a value
+    <tensor>.changes     and perhaps <tensor>.gaps, of a patch (`dts.codec.exact`);  <tensor>.own: what only it has
     <tensor>.added       rows beyond the base's vocabulary, whole, in the fine-tune's dtype
 
 docs/format.md has all of it byte by byte.
@@ -21,8 +22,11 @@ from dts.checkpoint.pairing import swap_prefix
 from dts.checkpoint.safetensors_file import Layout
 from dts.codec import Factors, Undecodable
 from dts.codec.disk import factors_from, fragments_of, tensors_of
+from dts.codec.exact import Patch
+from dts.codec.exact import check as check_patch
 from dts.codec.parts import KINDS
 
+OWN = "own"  # suffix of what only the fine-tune has, kept bit for bit
 Load = Callable[[str], Tensor | None]  # name of a tensor in the file -> the tensor, None if there is none
 
 
@@ -33,7 +37,9 @@ def entry_tensors(entry: Entry) -> dict[str, Tensor]:
         if factors is not None:
             tensors |= {f"{place}.{key}": tensor for key, tensor in tensors_of(factors).items()}
     if entry.tensor is not None:
-        tensors[f"{entry.name}.{entry.kind}"] = entry.tensor
+        tensors[f"{entry.name}.{OWN if entry.kind == 'exact' else entry.kind}"] = entry.tensor
+    if entry.patch is not None:
+        tensors |= {f"{entry.name}.{suffix}": tensor for suffix, tensor in entry.patch.tensors.items()}
     if entry.grid is not None:
         tensors[f"{entry.name}.{entry.kind}"] = entry.grid.stored
         tensors[f"{entry.name}.scales"] = entry.grid.scales
@@ -61,6 +67,8 @@ def entry_row(entry: Entry, dtype: torch.dtype | None, base_digest: str | None, 
         row["scale"] = entry.scale
     if entry.grid is not None:
         row["bits"] = entry.grid.bits
+    if entry.kind == "exact":
+        row |= {"result": entry.result, "changed": entry.patch.changed if entry.patch is not None else 0}
     if entry.task_only:
         row["task_only"] = True
     else:
@@ -97,8 +105,9 @@ def entry_from(name: str, row: dict[str, Any], config: dict[str, Any], load: Loa
         tied_to=row.get("tied_to"),
         norm=row.get("norm") or 0.0,
         squared_error=row.get("squared_error", 0.0),
-        added_rows=load(f"{name}.added") if kind == "factors" else None,
+        added_rows=load(f"{name}.added") if kind in ("factors", "exact") else None,
         scale=row.get("scale"),
+        result=row.get("result"),
     )
     if entry.added_rows is not None:
         _check_added(entry, entry.added_rows)
@@ -114,6 +123,8 @@ def entry_from(name: str, row: dict[str, Any], config: dict[str, Any], load: Loa
             entry.factors = _stack_from(entry, row["experts"], load)
         elif kind == "factors":
             entry.factors = _matrix_from(entry, row, load)
+        elif kind == "exact":
+            _take_exact(entry, row["changed"], load)
     except Undecodable as error:
         raise AdapterError(str(error)) from None
     return entry
@@ -126,7 +137,8 @@ def _check_added(entry: Entry, added: Tensor) -> None:
             f"{entry.name}: added rows of {dtype_name(added.dtype)} {list(added.shape)} do not belong to "
             f"{dtype_name(entry.dtype)} {list(shape)}"
         )
-    check_numbers(f"{entry.name}.added", added)
+    if entry.kind != "exact":
+        check_numbers(f"{entry.name}.added", added)
 
 
 def _raw_tensor(entry: Entry, load: Load) -> Tensor:
@@ -145,6 +157,27 @@ def _raw_tensor(entry: Entry, load: Load) -> Tensor:
         )
     check_numbers(f"{name}.{kind}", tensor)
     return tensor
+
+
+def _take_exact(entry: Entry, changed: int, load: Load) -> None:
+    """What is stored of an entry that is kept bit for bit, whose numbers may be any; frames by their headers alone,
+    until the base says that they are no larger than its tensors."""
+    if entry.task_only:
+        entry.tensor = tensor = load(f"{entry.name}.{OWN}")
+        if tensor is None or tuple(tensor.shape) != entry.shape or tensor.dtype != entry.dtype or changed:
+            raise AdapterError(f"{entry.name}: what only it has is missing or not {list(entry.shape)}")
+        if tensor.dtype == torch.bool:
+            check_numbers(f"{entry.name}.{OWN}", tensor)
+        return
+    changes, gaps = load(f"{entry.name}.changes"), load(f"{entry.name}.gaps")
+    if changes is None and gaps is None:
+        if changed:
+            raise AdapterError(f"{entry.name}: {changed} elements changed, and none are stored")
+        return
+    if changes is None:
+        raise AdapterError(f"{entry.name}: its changes are missing")
+    entry.patch = Patch(changed, changes, gaps)
+    check_patch(entry.name, entry.patch, torch.Size(entry.base_shape).numel(), entry.dtype.itemsize)
 
 
 def _stack_from(entry: Entry, experts: list, load: Load) -> list[Factors | None]:

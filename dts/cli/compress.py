@@ -218,7 +218,7 @@ def compress(
 
     base = at(base, revision)
     finetuned = [of_state(at(source, finetuned_revision), state) for source in finetuned]
-    how = _how(size, rank_fraction, target_error) | {"device": device}
+    how = _how(size, rank_fraction, target_error, method) | {"device": device}
     if tensors and not dry_run:
         raise ValueError("--tensors goes with --dry-run; of an adapter that is there, dts inspect --tensors lists them")
     if len(finetuned) > 1 and (name or class_names or description):
@@ -308,8 +308,8 @@ def _cluster(ray: bool, address: str | None, cpus: float, memory: str | None) ->
     return Cluster(address, cpus, None if memory is None else parse_bytes(memory, "--task-memory"))
 
 
-def _how(size: str | None, rank_fraction: str | None, target_error: str | None) -> dict[str, Any]:
-    """The one size asked for, as a keyword of `dts.compress`."""
+def _how(size: str | None, rank_fraction: str | None, target_error: str | None, method: str) -> dict[str, Any]:
+    """The one size asked for, as a keyword of `dts.compress`; of the method "exact" only one that was given."""
     asked = {"budget": size, "rank-fraction": rank_fraction, "target-error": target_error}
     given = [f"--{option}" for option, value in asked.items() if value is not None]
     if len(given) > 1:
@@ -318,6 +318,8 @@ def _how(size: str | None, rank_fraction: str | None, target_error: str | None) 
         return {"rank_fraction": parse_fraction(rank_fraction)}
     if target_error is not None:
         return {"target_error": parse_fraction(target_error)}
+    if size is None and method == "exact":
+        return {}
     return parse_size(size or DEFAULT_SIZE)
 
 

@@ -35,6 +35,9 @@ def _show_predicted(result: dict, tensors: bool):
     from dts.adapter.expected import in_words
 
     predicted = result["predicted"]
+    if predicted is None:
+        output.print(f"\n{result['name']}: nothing is lost, and these are the bytes that it takes")
+        return
     output.print(
         f"\n{result['name']}: predicted squared error {predicted['squared_error']:.3f} of the difference, "
         f"bounds {predicted['lower']:.3f} to {predicted['upper']:.3f}"

@@ -65,7 +65,8 @@ def compare(base: str, finetuned: str, only: str | None = None, vocabulary: str 
                 only_finetuned.append({"name": p.name, "shape": list(pairing.finetuned.shape(p.name))})
             else:
                 row = _change(pairing, p)
-                (changed if row["norm"] or p.added_rows else unchanged).append(row)
+                moved = row["norm"] or p.added_rows or row["bit_equal"] < row["elements"]
+                (changed if moved else unchanged).append(row)
     changed.sort(key=lambda row: -(row["norm"] if math.isfinite(row["norm"]) else math.inf))
     relative = _relative(changed, changed + unchanged)
     look(pairing, relative)
@@ -79,6 +80,7 @@ def compare(base: str, finetuned: str, only: str | None = None, vocabulary: str 
         "only_base": pairing.base_only,
         "tied": tied,
         "relative": relative,
+        "bit_equal": _bit_equal(changed + unchanged),
         "account": account.as_dict(),
     }
 
@@ -86,17 +88,21 @@ def compare(base: str, finetuned: str, only: str | None = None, vocabulary: str 
 def _change(pairing, p) -> dict:
     """Norms of one tensor's change, and how many of its rows changed at all."""
     from dts import sums
+    from dts.codec.exact import equal_bits
 
     before = pairing.base.load(p.base_name)
     after = pairing.finetuned.load(p.name)[: before.shape[0] if p.added_rows else None]
     rows = (after != before).flatten(1).any(1).sum().item() if after.dim() > 1 else None
     norm = sums.squared_difference(after, before) ** 0.5
+    equal = equal_bits(after, before.to(after.dtype))
     return {
         "name": p.name,
         "shape": list(pairing.finetuned.shape(p.name)),
         "norm": norm,
         "base_norm": sums.norm(before),
         "changed_rows": rows,
+        "elements": after.numel(),
+        "bit_equal": equal,
         "added_rows": p.added_rows,
     }
 
@@ -107,11 +113,17 @@ def _relative(changed: list[dict], shared: list[dict]) -> float:
     return (sum(row["norm"] ** 2 for row in changed) / base) ** 0.5 if base else 0.0
 
 
+def _bit_equal(shared: list[dict]) -> float | None:
+    """Share of the elements both have that are the same bit for bit, in the fine-tune's dtype."""
+    elements = sum(row["elements"] for row in shared)
+    return sum(row["bit_equal"] for row in shared) / elements if elements else None
+
+
 def _show(result: dict, top: int):
     total = sum(row["norm"] ** 2 for row in result["changed"]) or 1.0
     listed = result["changed"][: top or None]
     output.print(f"{result['finetuned']}\n  against {result['base']}\n", soft_wrap=True)
-    table = listing(None, "tensor", "shape", "change", "share", "rows", text=("rows",))
+    table = listing(None, "tensor", "shape", "change", "share", "bit-equal", "rows", text=("rows",))
     for row in listed:
         rows = "" if row["changed_rows"] is None else str(row["changed_rows"])
         rows += f" + {row['added_rows']} new" if row["added_rows"] else ""
@@ -120,6 +132,7 @@ def _show(result: dict, top: int):
             " x ".join(map(str, row["shape"])),
             percent(row["norm"] / row["base_norm"] if row["base_norm"] else None),
             percent(row["norm"] ** 2 / total, 1),
+            percent(row["bit_equal"] / row["elements"] if row["elements"] else None),
             rows,
         )
     if listed:
@@ -128,8 +141,11 @@ def _show(result: dict, top: int):
         output.print(f"… and {len(result['changed']) - len(listed)} more (--top 0 lists all)")
     output.print(
         f"\n{len(result['changed'])} tensors changed, {len(result['unchanged'])} did not; "
-        f"the whole model moved by {percent(result['relative'])} of its norm\n"
-        "change: of the base tensor's norm; share: of all change, squared; rows: that changed at all"
+        f"the whole model moved by {percent(result['relative'])} of its norm; "
+        f"{percent(result['bit_equal'])} of the elements are equal bit for bit\n"
+        "change: of the base tensor's norm; share: of all change, squared; bit-equal: of elements, in the fine-tune's "
+        "dtype; rows: that changed at all",
+        soft_wrap=True,
     )
     output.print(counts_text(result["account"]), soft_wrap=True)
     for what, names in (

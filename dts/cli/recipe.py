@@ -66,7 +66,8 @@ def read_recipe(file: Path, out: Path | None = None) -> Recipe:
             wrong.append(f"{place}path: missing, the fine-tune's folder, file or hub id")
             continue
         own = {key: value for key, value in entry.items() if key in OPTIONS}
-        inherited = {k: v for k, v in defaults.items() if not (k in SIZES and own.keys() & set(SIZES))}
+        sized = own.keys() & set(SIZES) or own.get("method") == "exact"  # which has no size, whatever others have
+        inherited = {k: v for k, v in defaults.items() if not (k in SIZES and sized)}
         how = _keywords(own, place, wrong) | {
             key: value for key, value in _keywords(inherited, "", []).items() if key not in _keywords(own, place, [])
         }

@@ -55,7 +55,13 @@ def verify(
     errors = {
         name: {"recorded": recorded, "measured": measured} for name, (recorded, measured) in report.errors.items()
     }
-    result = {"adapter": adapter, "ok": report.ok, "problems": report.problems, "squared_errors": errors}
+    result = {
+        "adapter": adapter,
+        "ok": report.ok,
+        "problems": report.problems,
+        "squared_errors": errors,
+        "bit_equal": report.bits,
+    }
     if report.ok:
         result["account"] = of_model(loaded, opened, loaded.on(opened, check=False)).as_dict()
     emit(result, as_json, lambda: _show(name, report, base, finetuned, result))
@@ -74,8 +80,13 @@ def _show(name: str, report, base: str, finetuned: str | None, result: dict):
         return
     output.print(f"{name}: whole, and made for {base}", style="green")
     output.print(counts_text(result["account"]), soft_wrap=True)
-    if finetuned is None:
+    if finetuned is None and report.bits:
+        text = f"{report.bits} tensors come out bit for bit as they were, by a digest over each."
+        output.print(f"{text}  Give the fine-tune as well to compare all of them.", soft_wrap=True)
+    elif finetuned is None:
         output.print("Give the fine-tune as well to measure the errors again.")
+    elif report.bits and not report.errors:
+        output.print(f"All {report.bits} tensors equal those of {finetuned} bit for bit.", soft_wrap=True)
     else:
         output.print(
             f"{len(report.errors)} tensors are as close to {finetuned} as recorded; all others equal it.",

@@ -8,8 +8,26 @@ from torch import Tensor
 from . import auto, four_group, residual, sketch
 from .method import Choice, Method
 
+
+class Exact(Choice):
+    """Not a way of making parts: what changed, bit for bit (`dts.codec.exact`)."""
+
+    name = "exact"
+    about = "every bit that changed, however many bytes that takes: for models that were tuned lightly in 16 bits"
+    rounds_vectors = False
+
+    def for_distance(self, moved: float) -> Method:
+        raise ValueError('method "exact" makes no parts of matrices')
+
+
+LOSSLESS = Exact()
 METHODS: dict[str, Method] = {}  # which make parts
-CHOICES: dict[str, Choice] = {auto.CHOICE.name: auto.CHOICE}  # what can be asked for: those, and a rule that takes one
+CHOICES: dict[str, Choice] = {auto.CHOICE.name: auto.CHOICE}  # what can be asked for: a rule, those, and exact
+
+
+def is_stored(name: str) -> bool:
+    """Can an adapter be of this method?"""
+    return name in METHODS or name == LOSSLESS.name
 
 
 def register(method: Method) -> None:
@@ -47,3 +65,4 @@ def error_bounds(singular_values: Tensor, ranks, method: str = "residual", shape
 
 for known in (residual, four_group, sketch):
     register(known.METHOD)
+CHOICES[LOSSLESS.name] = LOSSLESS

@@ -79,6 +79,11 @@ def opened(
     `fitted` does.
     """
     adapter = adapter if isinstance(adapter, Adapter) else Adapter.load(adapter)
+    if any(entry.kind == "exact" for entry in adapter.entries.values()):
+        raise ValueError(
+            f"the adapter {adapter.name!r} keeps every bit (method exact), and a LoRA is a sum of few products, which "
+            "does not: write the full model with dts apply, or compress with --method residual"
+        )
     if rank is not None and rank < 1:
         raise ValueError(f"a rank is 1 or more, not {rank}")
     watch, checkpoint = Watch(base, adapter.folder), open_checkpoint(base)

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dts.adapter.entries import Entry
+from dts.adapter.entries import AdapterError, Entry
+from dts.adapter.text import dtype_name
 from dts.codec import parts
 from dts.codec.factors import Factors
-from dts.nn.deltas import Piece
+from dts.nn.deltas import Exact, Piece
 from dts.nn.layers import kind_of
 from dts.sites import Site, Target, is_quantised, resolve, sites
 
@@ -138,6 +139,8 @@ def _pieces(entry: Entry, target: Target, site: Site, wrong: list[str]) -> list[
         pieces += [Piece("factors", f, e, row) for e, f in enumerate(entry.factors) if f is not None]
     elif entry.factors is not None:
         pieces.append(Piece("factors", entry.factors, target.expert, row))
+    elif entry.kind == "exact":
+        pieces += _exact(entry, target, site, row, wrong)
     elif entry.kind == "delta":
         pieces.append(Piece("raw", entry.delta() if entry.is_rounded else entry.whole, target.expert, row))
     elif entry.kind == "value":
@@ -154,7 +157,7 @@ def _own(entry: Entry, site: Site, wrong: list[str]) -> list[Piece]:
     outputs = slice(-1, None) if kind_of(site.module).transposed else slice(0, 1)  # their axis
     own, expected = list(entry.shape), list(site.shape)
     del own[outputs], expected[outputs]
-    if own != expected or entry.kind != "value":
+    if own != expected or entry.kind not in ("value", "exact"):
         wrong.append(
             f"{entry.name}: the fine-tune's own {list(entry.shape)} does not fit the model's "
             f"{list(site.shape)}: only the number of outputs may differ"
@@ -165,6 +168,23 @@ def _own(entry: Entry, site: Site, wrong: list[str]) -> list[Piece]:
 
 def _value(entry: Entry) -> Tensor:
     return entry.apply(None) if entry.is_rounded else entry.whole
+
+
+def _exact(entry: Entry, target: Target, site: Site, row: int | None, wrong: list[str]) -> list[Piece]:
+    """The fine-tune's values, made of the base's here and now, while a wrong one can be refused."""
+    if entry.patch is None:
+        return []
+    if is_quantised(site.module, site.parameter) or site.tensor.is_meta:
+        how = "offloaded" if site.tensor.is_meta else "quantised"
+        wrong.append(f"{entry.name}: the adapter keeps every bit (method exact) of a base that is {how} here")
+        return []
+    base = target.part_of(site.tensor.detach())
+    try:
+        value = entry.patched(base)[: base.shape[0] if base.dim() else None]
+    except AdapterError as error:
+        wrong.append(f"{error}; here it is {dtype_name(base.dtype)}")
+        return []
+    return [Piece("exact", Exact.of(value, base.to(value.dtype), target.expert, row))]
 
 
 def _misfit(factors: Factors) -> str:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import repeat
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from dts.adapter import Adapter
 from dts.adapter.folder import read_layout
 from dts.adapter.rows import entry_tensors
 from dts.checkpoint.safetensors_file import Layout, layout_of
+from dts.nn.deltas.exact import INDEX as INDEX_EXACT
+from dts.nn.deltas.exact import is_sparse
 
 # Python's and PyTorch's objects, and what malloc rounds up, of one tensor of an adapter.  *Measured* by
 # `python -m benchmarks.resident --objects` on MiniLM: 5.9 KB a tensor
@@ -37,11 +42,36 @@ def task_bytes(config: Mapping[str, Any], stored: Layout) -> int:
             total += math.prod(row["shape"]) * (1 + WIDE)
         elif kind == "delta" and row.get("scale") is not None:
             total += nbytes + math.prod(shape) * WIDE
-        elif kind in ("delta", "value", "added"):
+        elif kind in ("delta", "value", "added", "own"):
             total += 2 * nbytes
         else:
             total += nbytes
-    return total + OBJECTS * len(config["tensors"])
+    return total + OBJECTS * len(config["tensors"]) + sum(map(_exact, config["tensors"].values(), repeat(config)))
+
+
+def exact_tensors(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Of the tensors that are kept bit for bit, (how many a model holds as what changed, how many whole)."""
+    found = [is_sparse(*_of_patch(row, config)) for row in config["tensors"].values() if _is_patch(row)]
+    return sum(found), len(found) - sum(found)
+
+
+def _is_patch(row: Mapping[str, Any]) -> bool:
+    return row["kind"] == "exact" and bool(row["changed"])
+
+
+def _of_patch(row: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[int, int, int]:
+    """(elements that changed, all of them, bytes of one)."""
+    dtype: torch.dtype = getattr(torch, row.get("dtype", config["finetuned"]["dtype"]))
+    return row["changed"], math.prod(row["shape"]), dtype.itemsize
+
+
+def _exact(row: Mapping[str, Any], config: Mapping[str, Any]) -> int:
+    """Bytes of the values that a patch makes, beside the patch itself: of those that changed, or of all."""
+    if not _is_patch(row):
+        return 0
+    changed, elements, itemsize = _of_patch(row, config)
+    sparse = is_sparse(changed, elements, itemsize)
+    return changed * (INDEX_EXACT + itemsize) if sparse else elements * itemsize
 
 
 def _index(kind: str, nbytes: int, key: str, stored: Layout, row: Mapping[str, Any]) -> int:

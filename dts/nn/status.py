@@ -28,6 +28,7 @@ class Status(TypedDict):
     nbytes: bytes of the tasks in memory;  current: the mixture of each row, or the one of all;  layers: by class;
     once_a_task: layers that run once a task;  grouped: what forces the whole model to, and why;
     unused: layers that tasks change and that the first call after the last load did not reach.
+    exact: of tasks that keep every bit, how many parameters are held as what "changed" and how many "whole".
     on_disk: further tasks that are loaded when they are asked for, of a model with a limit of memory.
     """
 
@@ -39,6 +40,7 @@ class Status(TypedDict):
     grouped: dict[str, str]
     unused: list[str]
     entries: dict[str, Account]
+    exact: dict[str, dict[str, int]]
     on_disk: list[str]
 
 
@@ -67,8 +69,18 @@ def status(
         "grouped": grouped,
         "unused": list(unused),
         "entries": {name: {"applied": t.applied, "skipped": t.skipped} for name, t in tasks.items()},
+        "exact": _exact(layers, names),
         "on_disk": on_disk,
     }
+
+
+def _exact(layers: Mapping[str, Layer], names: Mapping[int, str]) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = {}
+    for parameter in (p for layer in layers.values() for p in layer.dts.parameters.values()):
+        for slot, own in parameter.exact.items():
+            count = found.setdefault(names[slot], {"changed": 0, "whole": 0})
+            count["whole" if own[0].index is None else "changed"] += 1
+    return found
 
 
 def not_reached(layers: Mapping[str, Layer], seen: set[str]) -> list[str]:

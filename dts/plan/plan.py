@@ -18,7 +18,7 @@ from dts.adapter.sizes import HEADER_BYTES
 from dts.checkpoint import open_checkpoint
 from dts.checkpoint.safetensors_file import Layout
 from dts.nn.library import library
-from dts.nn.sizes import OBJECTS, task_bytes
+from dts.nn.sizes import OBJECTS, exact_tensors, task_bytes
 from dts.plan.base import base_size
 from dts.plan.passes import NotFollowed, pass_size
 from dts.plan.process import settled
@@ -292,6 +292,12 @@ def _layouts(adapters: Mapping[str, str | Path | Adapter]) -> dict[str, tuple[Ad
 
 def _task(name: str, adapter: Adapter, stored: Layout, prefix: float | None) -> _Task:
     nbytes, note = task_bytes(adapter.config, stored), f"whole, {100 * adapter.amr:.2f} % of the base"
+    sparse, dense = exact_tensors(adapter.config)
+    if sparse or dense:
+        note = f"bit for bit, {100 * adapter.amr:.2f} % of the base on disk; "
+        note += f"in memory {sparse} tensors as what changed, {dense} whole"
+    if (sparse or dense) and prefix is not None and prefix < adapter.amr:
+        raise ValueError(f"{name!r} keeps every bit (method exact): no prefix of it is a model, leave prefix out")
     if prefix is None or prefix >= adapter.amr:
         return _Task(name, nbytes, note)
     # the matrices are cut until the folder fits, everything else stays

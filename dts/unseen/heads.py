@@ -40,7 +40,9 @@ class NoHead(UserWarning):
 
 def own_heads(adapter: Adapter) -> dict[str, Entry]:
     """The tensors that only this task has, by name."""
-    return {name: entry for name, entry in adapter.entries.items() if entry.task_only and entry.kind == "value"}
+    return {
+        name: entry for name, entry in adapter.entries.items() if entry.task_only and entry.kind in ("value", "exact")
+    }
 
 
 def class_layer(adapter: Adapter) -> str | None:

@@ -194,6 +194,8 @@ def _account(members, mixture: Adapter) -> Account:
 
 def _changes(entry: Entry) -> bool:
     """Is its difference more than what rounding leaves where weights cancel?"""
+    if entry.kind == "exact":
+        return entry.patch is not None
     if not entry.factorised and entry.kind != "tied":
         return bool((entry.whole if entry.grid is None else entry.grid.codes).any())
     return any(_differs(factors) for factors in entry.matrices if factors is not None)
@@ -233,10 +235,12 @@ def _entry(name: str, members: list[tuple[float, Entry]], base, inexact: list[st
         )
     if kinds == {"experts"}:
         return _experts(name, shape, dtype, members, inexact)
-    if "value" in kinds and base is None:
-        raise ValueError(f"{name} is stored as a whole value: give base=, its difference is needed to weight it")
+    needs_base = kinds & {"value", "exact"}
+    if needs_base and base is None:
+        how = "a whole value" if "value" in kinds else "a patch that keeps every bit (method exact)"
+        raise ValueError(f"{name} is stored as {how}: give base=, its difference is needed to weight it")
 
-    value = base.load(name) if "value" in kinds else None
+    value = base.load(name) if needs_base else None
     delta = sum((gamma * entry.delta(value) for gamma, entry in members), torch.zeros(()))
     return Entry(name, name, shape, "delta", dtype, tensor=delta, norm=sums.norm(delta))
 

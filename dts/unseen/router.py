@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dts.adapter import Adapter
 from dts.codec import Factors
+from dts.codec.methods import LOSSLESS
 from dts.nn.layers import kind_of
 from dts.sites import raw
 from dts.sites.transformers import renamer
@@ -99,6 +100,11 @@ class EnergyRouter:
         model = getattr(model, "model", model) if hasattr(model, "disable_tasks") else model
         wanted = layers or (lambda name: _block(name) in range(blocks))
         found: dict[str, dict[str, Factors]] = {}
+        if exact := [task for task, adapter in adapters.items() if adapter.method == LOSSLESS.name]:
+            raise ValueError(
+                f"the tasks {', '.join(exact)} keep every bit (method exact) and have no components to know them by: "
+                "name the task of each row, or compress them with --method residual"
+            )
         for task, adapter in adapters.items():
             for entry in adapter.entries.values():
                 if isinstance(entry.factors, Factors) and entry.base_name and len(entry.shape) == 2:

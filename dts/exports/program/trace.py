@@ -105,6 +105,12 @@ def _check(model: DTSModel, inputs: Mapping[str, Tensor], routing: str, places: 
         raise TypeError(f"a program is made of a DTSModel, not of {type(model).__name__}")
     if not model.tasks:
         wrong.append("the model has no tasks: load_task() those that the program is to have")
+    exact = [n for n, layer in model._layers.items() if any(p.exact for p in layer.dts.parameters.values())]
+    if exact:
+        wrong.append(
+            f"some task keeps every bit (method exact) of {len(exact)} layers, {', '.join(exact[:3])} among them: a "
+            "program has tasks as numbers of packed factors; leave it out, or compress it with --method residual"
+        )
     if routing not in ROUTINGS:
         wrong.append(f"routing is 'rows' or 'call', not {routing!r}")
     if not isinstance(places, int) or places < 1:

@@ -5,11 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dts.nn.deltas.exact import Exact
 from dts.nn.deltas.matrix import MatrixDelta
 from dts.nn.deltas.piece import Piece
 from dts.nn.deltas.table import Table
+from dts.nn.routing import tracing
 from dts.sites import has_codes, numbers
 from dts_kernels import Routing
+
+
+def _mixture(routing: Routing) -> list[tuple[int, float]]:
+    """(slot, gamma) of each task that the first row of a routing uses."""
+    found = zip(routing.slots[0].tolist(), routing.weights[0].tolist())
+    return [(slot, weight) for slot, weight in found if slot >= 0 and weight != 0]
 
 
 class ParameterDelta:
@@ -17,6 +25,7 @@ class ParameterDelta:
 
     matrices: expert -> `MatrixDelta` (expert None for a parameter that is one matrix, flattened to 2-D)
     raw: finetuned - base;  values: the fine-tune's whole tensor instead of the base's
+    exact: slot -> the fine-tune's values bit for bit, of the parameter or of parts of it
     added: whole rows beyond the base's (an enlarged vocabulary)
     transposed: the parameter is stored [in, out]; its matrix here is [out, in]
     """
@@ -25,6 +34,7 @@ class ParameterDelta:
         self.shape, self.device, self.transposed = tuple(shape), torch.device(device), transposed
         self.matrices: dict[int | None, MatrixDelta] = {}
         self.raw, self.values, self.added = Table(device), Table(device), Table(device)
+        self.exact: dict[int, list[Exact]] = {}
 
     def matrix(self, expert: int | None = None) -> MatrixDelta:
         """The delta of one expert's matrix, made on first use."""
@@ -47,12 +57,13 @@ class ParameterDelta:
     @property
     def slots(self) -> set[int]:
         """Tasks that change this parameter."""
-        tables = set(self.raw.tensors) | set(self.values.tensors) | set(self.added.tensors)
+        tables = set(self.raw.tensors) | set(self.values.tensors) | set(self.added.tensors) | set(self.exact)
         return tables.union(*[m.slots for m in self.matrices.values()])
 
     def held(self) -> list[Tensor]:
         """Everything it holds in memory."""
         stacks = [t.stack for t in (self.raw, self.values, self.added) if t.tensors]
+        stacks += [t for own in self.exact.values() for one in own for t in one.held()]
         return stacks + [t for matrix in self.matrices.values() for t in matrix.held()]
 
     def add(self, slot: int, piece: Piece) -> None:
@@ -60,6 +71,8 @@ class ParameterDelta:
             self.matrix(piece.expert).add(slot, piece.factors, piece.row or 0)
         elif piece.kind == "raw":
             self.raw.add(slot, self._whole(slot, piece))
+        elif piece.kind == "exact":
+            self.exact[slot] = [*self.exact.get(slot, ()), piece.exact.to(self.device)]
         else:
             (self.values if piece.kind == "value" else self.added).add(slot, piece.tensor)
 
@@ -77,20 +90,27 @@ class ParameterDelta:
         return [self.raw, self.values, self.added, *self.matrices.values()]
 
     def remove(self, slot: int) -> None:
+        self.exact.pop(slot, None)
         for part in self._stores():
             part.remove(slot)
 
     def to(self, device: torch.device | str) -> None:
         self.device = torch.device(device)
+        self.exact = {slot: [one.to(device) for one in own] for slot, own in self.exact.items()}
         for part in self._stores():
             part.to(device)
 
     def dense(self, base: Tensor, routing: Routing) -> Tensor:
         """The whole tensor for the one mixture of ``routing`` (one row), in base's dtype.
 
-        base + sum of gamma delta in fp32 or wider, rounded once; a task's whole value takes the place of the base.
-        Raises TypeError for codes that only their module can read.
+        base + sum of gamma delta in fp32 or wider, rounded once; a task's whole value takes the place of the base.  One
+        task alone that is exact gives its bits.  Raises TypeError for codes that only their module can read.
         """
+        weights = self._exact_weights(routing) if self.exact else {}
+        if weights:
+            slot, weight = next(iter(weights.items()))
+            if not base.is_floating_point() or weight == 1 and self._alone(routing):
+                return self._bits(base, slot)
         if has_codes(base) and (self.matrices or self.raw.tensors):
             base = numbers(base)
         if not base.is_floating_point():
@@ -108,8 +128,30 @@ class ParameterDelta:
                 full = matrix.dense(full.flatten(1), routing).view(full.shape)
         if self.raw.tensors:
             full = full + self.raw.rows(routing, wide)[0]
+        for slot, weight in weights.items():
+            full = full + weight * (self._bits(base, slot).to(wide) - base.to(wide))
         full = full.to(base.dtype)
         return self._value(full, routing) if self.values.tensors else full
+
+    def _exact_weights(self, routing: Routing) -> dict[int, float]:
+        """slot -> gamma of the tasks of the one mixture that are exact here."""
+        if tracing():
+            raise NotImplementedError(
+                "a task that keeps every bit (method exact) cannot be a part of a program, in which another task is "
+                "another number: merge it (merge_and_unload, dts apply) before torch.compile or torch.export"
+            )
+        return {slot: weight for slot, weight in _mixture(routing) if slot in self.exact}
+
+    def _alone(self, routing: Routing) -> bool:
+        """Is the one mixture a single task, of which nothing but exact values is stored here?"""
+        used = [slot for slot, _ in _mixture(routing)]
+        others = set(self.raw.tensors).union(*[m.slots for m in self.matrices.values()])
+        return len(used) == 1 and used[0] not in others
+
+    def _bits(self, base: Tensor, slot: int) -> Tensor:
+        for one in self.exact[slot]:
+            base = one.written(base)
+        return base
 
     def whole(self, base: Tensor, routing: Routing) -> Tensor:
         """As `dense`, with the rows of an enlarged vocabulary."""

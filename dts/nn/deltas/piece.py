@@ -8,18 +8,20 @@ from typing import Literal, cast
 from torch import Tensor
 
 from dts.codec.factors import Factors
+from dts.nn.deltas.exact import Exact
 
 
 @dataclass
 class Piece:
     """What one entry of an adapter changes of one parameter.
 
-    kind: "factors" (data: `Factors`), "raw" (a delta), "value" (a whole tensor), "added" (rows beyond the base's)
+    kind: "factors" (data: `Factors`), "raw" (a delta), "value" (a whole tensor), "added" (rows beyond the base's),
+    "exact" (data: `Exact`)
     expert: index into a parameter [E, m, n];  row: where it starts, for a part of a fused matrix
     """
 
-    kind: Literal["factors", "raw", "value", "added"]
-    data: Factors | Tensor
+    kind: Literal["factors", "raw", "value", "added", "exact"]
+    data: Factors | Tensor | Exact
     expert: int | None = None
     row: int | None = None
 
@@ -27,6 +29,11 @@ class Piece:
     def factors(self) -> Factors:
         """The data of a piece of factors."""
         return cast(Factors, self.data)
+
+    @property
+    def exact(self) -> Exact:
+        """The data of a piece that is exact."""
+        return cast(Exact, self.data)
 
     @property
     def tensor(self) -> Tensor:

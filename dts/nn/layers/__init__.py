@@ -13,6 +13,7 @@ from dts.nn.layers.layer_deltas import REPEATED, SHARED, UNROUTABLE, LayerDeltas
 from dts.nn.layers.linear import DTSConv1D, DTSLinear, LinearForward
 from dts.nn.layers.norm import DTSLayerNorm, DTSNorm
 from dts.nn.layers.owner import Owner
+from dts.nn.layers.patched import Patched
 from dts.nn.layers.quantised import DTSQuantisedConv1D, DTSQuantisedEmbedding, DTSQuantisedLinear
 from dts.nn.layers.registry import kind_of, register
 
@@ -34,6 +35,7 @@ __all__ = [
     "LayerDeltas",
     "LinearForward",
     "Owner",
+    "Patched",
     "adopt",
     "base_class",
     "device_of",

@@ -24,6 +24,7 @@ class DTSMultiheadAttention(Layer, nn.MultiheadAttention):
     The output projection is a child layer with deltas of its own and is called as one.
     """
 
+    dts_one_input = False
     dts_reads = ("out_proj",)
 
     @classmethod

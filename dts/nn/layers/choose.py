@@ -8,6 +8,7 @@ from dts.nn.deltas import Piece
 from dts.nn.layers.layer import Layer
 from dts.nn.layers.norm import DTSNorm
 from dts.nn.layers.owner import Owner
+from dts.nn.layers.patched import patched
 from dts.nn.layers.registry import kinds_of
 
 FALLBACKS: tuple[type[Layer], ...] = (DTSNorm, Owner)  # for what no kind takes over: vectors only, anything
@@ -15,4 +16,13 @@ FALLBACKS: tuple[type[Layer], ...] = (DTSNorm, Owner)  # for what no kind takes 
 
 def layer_class(module: nn.Module, pieces: dict[str, list[Piece]]) -> type[Layer]:
     """The DTS layer for a module and what changes of it: rows of several tasks together where that is possible."""
-    return next(kind for kind in (*kinds_of(module), *FALLBACKS) if kind.supports(module, pieces))
+    others = {name: [piece for piece in parts if piece.kind != "exact"] for name, parts in pieces.items()}
+    kind = next(kind for kind in (*kinds_of(module), *FALLBACKS) if kind.supports(module, others))
+    exact = (
+        any(len(others[name]) < len(pieces[name]) for name in pieces)
+        or isinstance(module, Layer)
+        and any(p.exact for p in module.dts.parameters.values())
+    )
+    if not exact or issubclass(kind, Owner):
+        return kind
+    return patched(kind) if kind.dts_one_input else Owner

@@ -35,6 +35,7 @@ class Layer(nn.Module):
     """
 
     transposed = False  # the weight is stored [in, out]
+    dts_one_input = True  # its forward takes one tensor
     dts_reads: tuple[str, ...] = ()  # children whose weight it reads past their forward, and whose deltas it must know
     dts: LayerDeltas
 
@@ -172,7 +173,7 @@ class Layer(nn.Module):
         if not isinstance(reduced, tuple) or reduced[:2] != (new_object, (type(self),)):
             return reduced
         layer = next(c for c in type(self).__mro__ if issubclass(c, Layer) and c.__dict__.get("joined") is None)
-        return (_rebuilt, (layer, base_class(self)), *reduced[2:])
+        return (rebuilt, (layer, base_class(self)), *reduced[2:])
 
 
 def _same(given: Tensor, own: Tensor) -> bool:
@@ -222,14 +223,14 @@ def with_tensors(module: Layer, tensors: dict[str, Tensor]) -> Iterator[None]:
             store[name] = before[name]
 
 
-def _rebuilt(layer: type[Layer], base: type[nn.Module]) -> Layer:
-    return object.__new__(layer if base in layer.__mro__ else _joined(layer, base))
+def rebuilt(layer: type[Layer], base: type[nn.Module]) -> Layer:
+    return object.__new__(layer if base in layer.__mro__ else joined(layer, base))
 
 
 _classes: dict[tuple[type[Layer], type[nn.Module]], Any] = {}  # those made so far: layers of one kind have one type
 
 
-def _joined(layer: type[Layer], base: type[nn.Module]) -> Any:
+def joined(layer: type[Layer], base: type[nn.Module]) -> Any:
     """A class that is both."""
     if (layer, base) not in _classes:
         made = type(layer.__name__, (layer, base), {"__module__": layer.__module__, "joined": True})
@@ -241,7 +242,7 @@ def adopt(module: nn.Module, layer: type[L], deltas: LayerDeltas) -> L:
     """Turn a module into a DTS layer, in place."""
     base = base_class(module)
     adopted: Any = module
-    adopted.__class__ = layer if base in layer.__mro__ else _joined(layer, base)
+    adopted.__class__ = layer if base in layer.__mro__ else joined(layer, base)
     adopted.dts = deltas
     return adopted
 

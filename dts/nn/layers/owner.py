@@ -75,7 +75,8 @@ class Owner(Layer):
         for name, delta in self.dts.parameters.items():
             if delta.slots:
                 base = raw(self, name)
-                tensors[name] = delta.dense(base, self.dts.state.on(base.device))
+                made = delta.whole if delta.exact else delta.dense
+                tensors[name] = made(base, self.dts.state.on(base.device))
         return self.forward_with(tensors, *args, **kwargs)
 
 

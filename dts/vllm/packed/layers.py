@@ -224,6 +224,10 @@ class Place:
             return "its vocabulary grew, and vLLM's has one size for all tasks"
         if tuple(entry.base_shape) != self.shape:
             return f"the adapter is for {list(entry.base_shape)}, the model has {list(self.shape)}"
+        if entry.kind == "exact":
+            return (
+                "it keeps every bit (method exact), for which vLLM's engine has no place: give it what dts apply writes"
+            )
         if entry.kind not in ("factors", "delta"):
             return f"{entry.kind} have no place in vLLM's engine"
         return ""

@@ -9,7 +9,7 @@ def test_all_that_is_wrong_is_told_at_once():
     with pytest.raises(ValueError) as error:
         Options(method="other", kind="none", vectors="5bit", budget=0.1, nbytes=3)
     for part in (
-        "auto, residual, paper, sketch, not 'other'",
+        "auto, residual, paper, sketch, exact, not 'other'",
         "task, difference",
         "exact, 8bit, 4bit, 3bit",
         "give one size",
