@@ -235,6 +235,10 @@ def test_within_a_limit_of_memory_it_comes_and_goes(case, tmp_path):
     for name in ("light", "heavy", "light"):
         assert torch.equal(case.run(model, tasks=name), case.run(case.dense[name]))
         assert list(model.status()["exact"]) == [name]
+    told = dts.plan.plan(tmp_path / "base", {"light": tmp_path / "light"}).rows[-1]
+    assert told.nbytes == sizes["light"] and "tensors as what changed" in told.note
+    with pytest.raises(ValueError, match="no prefix of it is a model"):
+        dts.plan.plan(tmp_path / "base", {"light": tmp_path / "light"}, prefix=1e-4)
 
 
 def test_a_program_is_refused_by_name(case):
