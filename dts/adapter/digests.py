@@ -64,11 +64,6 @@ def config_digest(config: dict) -> str:
     return hashlib.sha256(canonical({k: v for k, v in config.items() if k != "sha256"})).hexdigest()[:16]
 
 
-def tensor_digest(tensor: Tensor) -> str:
-    """16 hex digits over a tensor's bytes, as they lie in a file."""
-    return hashlib.sha256(tensor_bytes(tensor)).hexdigest()[:16]
-
-
 def file_digest(content: bytes) -> str:
     """16 hex digits over a file's bytes."""
     return hashlib.sha256(content).hexdigest()[:16]

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from dts.adapter.text import dtype_name
 from dts.codec.errors import Undecodable
+from dts.codec.exact import Patch, decode, digest
 from dts.sums import BLOCK
 
 if TYPE_CHECKING:
     from dts.adapter.grid import Grid
-    from dts.codec.exact import Patch
     from dts.codec.factors import Factors
 
 
@@ -182,9 +182,6 @@ class Entry:
 
         Raises AdapterError for a base that is not, bit for bit, the one it was made for.
         """
-        from dts.adapter.digests import tensor_digest
-        from dts.codec.exact import decode
-
         if tuple(base.shape) != self.base_shape:
             raise AdapterError(f"{self.name}: the base's has shape {list(base.shape)}, not {list(self.base_shape)}")
         shared = base.detach().to(self.dtype)
@@ -194,7 +191,7 @@ class Entry:
             raise AdapterError(str(error)) from None
         if self.added_rows is not None:
             value = torch.cat([value, self.added_rows.to(value.device)])
-        if tensor_digest(value) != self.result:
+        if digest(value) != self.result:
             raise AdapterError(
                 f"{self.name} does not come out as the fine-tune's, bit for bit: the base's tensor is another one, or "
                 f"was read in another dtype than {dtype_name(self.dtype)}"

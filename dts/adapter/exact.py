@@ -10,7 +10,6 @@ from torch import Tensor
 
 from dts import sums
 from dts.adapter.accounting import NothingChanged
-from dts.adapter.digests import tensor_digest
 from dts.adapter.entries import AdapterError, Entry, rounded
 from dts.adapter.in_order import in_order
 from dts.adapter.options import Options
@@ -90,7 +89,7 @@ def own(name: str, value: Tensor) -> Entry:
 
 
 def _digest(kind: str, value: Tensor) -> str | None:
-    return tensor_digest(value) if kind == "exact" else None
+    return exact.digest(value) if kind == "exact" else None
 
 
 def patched(pair: Pair, value: Tensor, base: Tensor) -> Entry | None:
@@ -111,7 +110,7 @@ def patched(pair: Pair, value: Tensor, base: Tensor) -> Entry | None:
         added_rows=value[base.shape[0] :].contiguous() if pair.added_rows else None,
         norm=min(_energy(shared, base) ** 0.5, LARGEST),
         patch=patch,
-        result=tensor_digest(value),
+        result=exact.digest(value),
     )
 
 

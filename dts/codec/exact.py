@@ -14,6 +14,7 @@ BLOCK) in one zstd frame.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -59,6 +60,11 @@ def equal_bits(a: Tensor, b: Tensor) -> int:
     """Elements of a and b, of one shape and dtype, that are the same bit for bit."""
     ours, theirs = bits(a), bits(b)
     return int(np.count_nonzero(ours == theirs))
+
+
+def digest(tensor: Tensor) -> str:
+    """16 hex digits of SHA-256 over a tensor's bytes, as they lie in a file."""
+    return hashlib.sha256(bits(tensor).data).hexdigest()[:16]
 
 
 def encode(value: Tensor, base: Tensor) -> Patch | None:
