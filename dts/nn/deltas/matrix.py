@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dts.codec.factors import Factors
+from dts.codec.shards import Shard
 from dts.nn.deltas.packed import Block, Packed
 from dts.nn.routing import gammas
 from dts_kernels import Routing
@@ -13,12 +14,16 @@ from dts_kernels.parts import KINDS, Joined
 
 
 class MatrixDelta:
-    """Packed deltas of one [m, n] matrix: those that all tasks share, and blocks for factors with gaps."""
+    """Packed deltas of one [m, n] matrix: those that all tasks share, and blocks for factors with gaps.
+
+    blocks: a task's own, by slot;  fronts: samples that begin before the matrix, of all tasks, by how much
+    """
 
     def __init__(self, shape: tuple[int, int], device="cpu", transposed=False):
         self.shape, self.transposed = shape, transposed
         self.main = Packed(shape, device, transposed)
         self.blocks: dict[int, list[Block]] = {}  # slot -> its blocks
+        self.fronts: dict[tuple[int, int], Block] = {}
         self._joined: list[Joined] | None = None  # of all these banks, a kind each; made when first needed
 
     def add(self, slot: int, factors: Factors, row: int = 0) -> None:
@@ -36,47 +41,78 @@ class MatrixDelta:
         own = Packed(size, transposed=self.transposed)
         own.add(slot, factors.stored)
         if own.slots:
-            self.blocks.setdefault(slot, []).append(self._block(own, rows, columns))
+            self._add_block(slot, own, rows, columns)
+
+    def add_shard(self, slot: int, shard: Shard, row: int = 0) -> None:
+        """Put what `dts.codec.shards.shard` cut out of a larger matrix into a slot; of none that is transposed.
+
+        row: where its first row goes, for a part of a fused matrix.
+        """
+        self._joined = None
+        if shard.factors.stored:
+            self.add(slot, shard.factors, row)
+        height, rows = shard.factors.shape[0], shard.rows
+        if height != self.shape[0]:
+            rows = (torch.arange(height) if rows is None else rows) + row
+        fronts = dict.fromkeys((cut.rows, cut.columns) for cut in shard.cuts)
+        for front in fronts:
+            samples = [cut.sample for cut in shard.cuts if (cut.rows, cut.columns) == front]
+            if rows is not None or shard.columns is not None:
+                own = Packed(samples[0].shape)
+                own.add(slot, samples)
+                self._add_block(slot, own, rows, shard.columns, front)
+                continue
+            if front not in self.fronts:
+                shared = Packed(samples[0].shape, self.main.device)
+                self.fronts[front] = Block.of(shared, None, None, self.shape[0], self.main.device, front)
+            self.fronts[front].packed.add(slot, samples)
+
+    def _add_block(
+        self, slot: int, own: Packed, rows: Tensor | None, columns: Tensor | None, front: tuple[int, int] = (0, 0)
+    ) -> None:
+        block = Block.of(own, rows, columns, self.shape[0], self.main.device, front)
+        self.blocks.setdefault(slot, []).append(block)
 
     def __getstate__(self) -> dict:
         """Pointers for C are made again in a copy."""
         return vars(self) | {"_joined": None}
 
-    def _block(self, packed: Packed, rows: Tensor | None, columns: Tensor | None) -> Block:
-        lookup = None
-        if rows is not None:
-            lookup = torch.full((self.shape[0],), -1, dtype=torch.int32)
-            lookup[rows] = torch.arange(len(rows), dtype=torch.int32)
-        return Block(packed, rows, columns, lookup).to(self.main.device)
-
     def remove(self, slot: int) -> None:
         self._joined = None
         self.main.remove(slot)
         self.blocks.pop(slot, None)
+        for block in self.fronts.values():
+            block.packed.remove(slot)
+        self.fronts = {front: block for front, block in self.fronts.items() if block.packed.slots}
 
     @property
     def slots(self) -> set[int]:
-        return self.main.slots | set(self.blocks)
+        return self.main.slots.union(self.blocks, *(block.packed.slots for block in self.fronts.values()))
+
+    @property
+    def in_one(self) -> bool:
+        """Whether all of it is of the whole matrix, nothing in blocks."""
+        return not self.blocks and not self.fronts
 
     def held(self) -> list[Tensor]:
         """Everything it holds in memory."""
-        indices = [t for b in self._all_blocks() for t in (b.rows, b.columns, b.lookup) if t is not None]
-        return indices + [t for packed in (self.main, *[b.packed for b in self._all_blocks()]) for t in packed.held()]
+        return self.main.held() + [t for block in self._all_blocks() for t in block.held()]
 
     def _all_blocks(self) -> list[Block]:
-        return [block for blocks in self.blocks.values() for block in blocks]
+        return [*[block for blocks in self.blocks.values() for block in blocks], *self.fronts.values()]
 
     def to(self, device) -> None:
         self._joined = None
         self.main = self.main.to(device)
         self.blocks = {slot: [block.to(device) for block in blocks] for slot, blocks in self.blocks.items()}
+        self.fronts = {front: block.to(device) for front, block in self.fronts.items()}
 
     def linear(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routing, adds: Tensor | None = None
     ) -> Tensor:
         """x W^T + b + the delta + gamma adds[task], all but blocks in one call; adds: float32 [slots, m] or None."""
         y = self.main.linear(x, weight, bias, routing, adds)
-        return self._add_blocks(x, y, routing) if self.blocks else y
+        return y if self.in_one else self._add_blocks(x, y, routing)
 
     def add_product(self, x: Tensor, y: Tensor, routing: Routing) -> Tensor:
         """y + x Delta^T of each row's tasks."""
@@ -84,31 +120,22 @@ class MatrixDelta:
 
     def _add_blocks(self, x: Tensor, y: Tensor, routing: Routing) -> Tensor:
         for block in self._all_blocks():
-            own = x if block.columns is None else x.index_select(-1, block.columns)
-            part = block.packed.product(own, None, routing)
-            y = y + part if block.rows is None else y.index_add_(-1, block.rows, part)
+            y = block.add_product(x, y, routing)
         return y
 
     def add_embedding(self, ids: Tensor, y: Tensor, routing: Routing) -> Tensor:
         """y + rows ``ids`` (int64 [...], -1 = none) of the delta; y [..., n] may be written into."""
-        if all(block.columns is None for block in self._all_blocks()):
+        if all(block.joins for block in self._all_blocks()):
             if self._joined is None:
                 self._joined = self._join()
             for joined in self._joined:
                 y = joined.add(ids, y, routing)
             return y
         if self.main.first is not None:
-            y = y + self._rows(self.main, ids, y, routing)
+            y = y + self.main.rows(ids, y.new_zeros(*ids.shape, self.shape[1]), routing)
         for block in self._all_blocks():
-            part = self._rows(block.packed, block.where(ids), y, routing)
-            if block.columns is not None:
-                part = part.new_zeros(*ids.shape, self.shape[1]).index_copy(-1, block.columns, part)
-            y = y + part
+            y = block.look_up(ids, y, routing)
         return y
-
-    @staticmethod
-    def _rows(packed: Packed, ids: Tensor, like: Tensor, routing: Routing) -> Tensor:
-        return packed.rows(ids, like.new_zeros(*ids.shape, packed.shape[1]), routing)
 
     def _join(self) -> list[Joined]:
         """The banks of each kind, those of the blocks included."""
@@ -122,16 +149,8 @@ class MatrixDelta:
 
     def dense(self, base: Tensor, routing: Routing) -> Tensor:
         """base + the delta of the one mixture of ``routing`` (one entry), in base's dtype [m, n]."""
-        blocks = [(block.packed, block.rows, block.columns) for block in self._all_blocks()]
-        for packed, rows, columns in [(self.main, None, None), *blocks]:
-            if packed.first is None:
-                continue
-            gamma = gammas(routing, packed.room)[0]
-            if rows is None and columns is None:
-                base = packed.dense(gamma, base)
-                continue
-            part = packed.dense(gamma, dtype=base.dtype)
-            if columns is not None:
-                part = part.new_zeros(part.shape[0], base.shape[1]).index_copy(1, columns, part)
-            base = base + part if rows is None else base.index_add(0, rows, part)
+        if self.main.first is not None:
+            base = self.main.dense(gammas(routing, self.main.room)[0], base)
+        for block in self._all_blocks():
+            base = block.add_dense(gammas(routing, block.packed.room)[0], base)
         return base

@@ -122,17 +122,71 @@ class Packed:
 
 @dataclass
 class Block:
-    """A task's factors that cover only some rows or columns of the matrix (int64 indices; None = all)."""
+    """Factors that cover only some rows or columns of the matrix (int64 indices; None = all), or begin before it.
+
+    front: so many first rows and columns of ``packed`` are none of the matrix, nor of ``rows`` and ``columns``
+    """
 
     packed: Packed
     rows: Tensor | None
     columns: Tensor | None
     lookup: Tensor | None  # int32 [all rows]: row of the matrix -> row of the packed one, -1 = none
+    front: tuple[int, int] = (0, 0)
+
+    @classmethod
+    def of(
+        cls,
+        packed: Packed,
+        rows: Tensor | None,
+        columns: Tensor | None,
+        height: int,
+        device: torch.device | str,
+        front: tuple[int, int] = (0, 0),
+    ) -> Block:
+        """A block of a matrix with ``height`` rows."""
+        lookup = None
+        if rows is not None:
+            lookup = torch.full((height,), -1, dtype=torch.int32)
+            lookup[rows] = torch.arange(len(rows), dtype=torch.int32)
+        return cls(packed, rows, columns, lookup, front).to(device)
+
+    @property
+    def joins(self) -> bool:
+        """Whether its rows are rows of the matrix, all columns of them."""
+        return self.columns is None and self.front == (0, 0)
 
     def to(self, device: torch.device | str) -> Block:
         move = lambda t: None if t is None else t.to(device)  # noqa: E731
-        return Block(self.packed.to(device), move(self.rows), move(self.columns), move(self.lookup))
+        moved = [move(t) for t in (self.rows, self.columns, self.lookup)]
+        return Block(self.packed.to(device), *moved, self.front)
 
-    def where(self, ids: Tensor) -> Tensor:
-        """Rows of the packed matrix for rows of the whole one."""
-        return row_in(self.lookup, ids)
+    def held(self) -> list[Tensor]:
+        indices = [t for t in (self.rows, self.columns, self.lookup) if t is not None]
+        return indices + self.packed.held()
+
+    def add_product(self, x: Tensor, y: Tensor, routing: Routing) -> Tensor:
+        """y + x Delta^T of each row's tasks; x and y of the whole matrix, y may be written into."""
+        above, left = self.front
+        x = x if self.columns is None else x.index_select(-1, self.columns)
+        x = torch.nn.functional.pad(x, (left, 0)) if left else x
+        part = self.packed.product(x, None, routing)
+        part = part[..., above:] if above else part
+        return y + part if self.rows is None else y.index_add_(-1, self.rows, part)
+
+    def look_up(self, ids: Tensor, y: Tensor, routing: Routing) -> Tensor:
+        """y + rows ``ids`` (int64 [...], -1 = none) of the delta; y [..., n]."""
+        above, left = self.front
+        own = row_in(self.lookup, ids)
+        own = torch.where(own < 0, -1, own + above) if above else own
+        part = self.packed.rows(own, y.new_zeros(*ids.shape, self.packed.shape[1]), routing)[..., left:]
+        if self.columns is not None:
+            part = part.new_zeros(y.shape).index_copy(-1, self.columns, part)
+        return y + part
+
+    def add_dense(self, gamma: Tensor, base: Tensor) -> Tensor:
+        """base + the sum of gamma Delta, [m, n] of the whole matrix."""
+        above, left = self.front
+        part = self.packed.dense(gamma, dtype=base.dtype)[above:, left:]
+        if self.columns is not None:
+            part = part.new_zeros(part.shape[0], base.shape[1]).index_copy(1, self.columns, part)
+        return base + part if self.rows is None else base.index_add(0, self.rows, part)

@@ -179,7 +179,7 @@ class DTSLinear(LinearForward, nn.Linear):
         ):
             return super().forward(x)
         plain, bias = delta.matrices.get(None), dts.parameters.get("bias")
-        if plain is None or plain.blocks or plain.main.first is None or bias is not None and bias.values.tensors:
+        if plain is None or not plain.in_one or plain.main.first is None or bias is not None and bias.values.tensors:
             return super().forward(x)
         adds = bias.raw.wide if bias is not None and bias.raw.tensors else None
         return plain.main.linear(x, weight, self._parameters["bias"], routing, adds)

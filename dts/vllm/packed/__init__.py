@@ -1,6 +1,5 @@
 """Tasks in vLLM's engine from their packed bits: each token of a batch its own.
 
-shards    what one process of a tensor-parallel model has of a matrix's parts
 layers    what all loaded tasks change of one layer
 batch     which task each token of the running batch is of
 tasks     which adapters are loaded, and in which slot

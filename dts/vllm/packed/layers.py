@@ -10,13 +10,9 @@ from torch import Tensor
 
 from dts.adapter import Entry
 from dts.codec import Factors
-from dts.nn.deltas import MatrixDelta, Packed, Table
+from dts.codec.shards import shard
+from dts.nn.deltas import MatrixDelta, Table
 from dts.vllm.packed.batch import Rows
-from dts.vllm.packed.shards import Cut, shard
-from dts_kernels import Routing
-from dts_kernels.samples import dense
-
-FIRST = Routing(torch.zeros(1, 1, dtype=torch.int32), torch.ones(1, 1))
 
 
 class Whole:
@@ -35,41 +31,12 @@ class Whole:
         return [self.matrix]
 
 
-class CutSample:
-    """A sample that begins before the matrix [m, n] it is for.  rows, columns: where it goes in it, None: in order."""
-
-    def __init__(self, cut: Cut, shape: tuple[int, int], rows: Tensor | None, columns: Tensor | None):
-        self.cut, self.shape, self.places, self.columns = cut, shape, rows, columns
-        self.packed = Packed(cut.sample.shape)
-        self.packed.add(0, [cut.sample])
-
-    def product(self, x: Tensor) -> Tensor:
-        x = x if self.columns is None else x[:, self.columns]
-        wide = torch.nn.functional.pad(x, (self.cut.columns, 0))
-        y = self.packed.product(wide, None, FIRST)[:, self.cut.rows :]
-        return y if self.places is None else y.new_zeros(len(y), self.shape[0]).index_copy(1, self.places, y)
-
-    def rows(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
-        own = ids
-        if self.places is not None:
-            own = torch.searchsorted(self.places, ids).clamp(max=len(self.places) - 1)
-        found = dense(self.cut.sample, dtype, own + self.cut.rows)[:, self.cut.columns :]
-        if self.places is not None:
-            found = torch.where((self.places[own] == ids)[:, None], found, 0)
-        if self.columns is None:
-            return found
-        return found.new_zeros(len(found), self.shape[1]).index_copy(1, self.columns, found)
-
-    def held(self) -> list[Tensor]:
-        return [t for t in (*self.packed.held(), self.places, self.columns) if t is not None]
-
-
 @dataclass
 class Span:
-    """A run of a layer's rows that one matrix of the checkpoint has; others: what no bank holds, by slot."""
+    """A run of a layer's rows that one matrix of the checkpoint has; others: what an adapter has whole of it, by slot."""
 
     matrix: MatrixDelta
-    others: dict[int, list[Whole | CutSample]] = field(default_factory=dict)
+    others: dict[int, list[Whole]] = field(default_factory=dict)
 
     @property
     def slots(self) -> set[int]:
@@ -77,16 +44,13 @@ class Span:
 
     def add(self, slot: int, entry: Entry, rows: range, columns: range) -> None:
         """Put what an entry stores of those rows and columns into a slot."""
-        shape, found = self.matrix.shape, entry.factors
+        found = entry.factors
         if not isinstance(found, Factors):
             matrix = entry.delta().reshape(entry.base_shape[0], -1)
             part = matrix[rows.start : rows.stop, columns.start : columns.stop].clone()
             self.others.setdefault(slot, []).append(Whole(part))
         elif own := shard(found, rows, columns):
-            if own.factors.stored:
-                self.matrix.add(slot, own.factors)
-            for cut in own.cuts:
-                self.others.setdefault(slot, []).append(CutSample(cut, shape, own.rows, own.columns))
+            self.matrix.add_shard(slot, own)
 
     def remove(self, slot: int) -> None:
         self.matrix.remove(slot)
@@ -104,7 +68,7 @@ class Span:
             y = self.matrix.add_embedding(ids, y, rows.routing)
         return self._more(y, rows, lambda one, at: one.rows(ids[at], y.dtype))
 
-    def _more(self, y: Tensor, rows: Rows, part: Callable[[Whole | CutSample, Tensor], Tensor]) -> Tensor:
+    def _more(self, y: Tensor, rows: Rows, part: Callable[[Whole, Tensor], Tensor]) -> Tensor:
         for slot in sorted(self.others.keys() & rows.active):
             at = rows.of(slot)
             for one in self.others[slot]:

@@ -3,13 +3,10 @@
 import pytest
 import torch
 
-from dts.adapter import Entry
 from dts.codec import Factors
+from dts.codec.shards import cut_sample, shard
 from dts.nn.deltas import MatrixDelta
-from dts.vllm.packed.batch import Rows
-from dts.vllm.packed.layers import CutSample, Span
-from dts.vllm.packed.shards import cut_sample, shard
-from dts_kernels import PackedFactors, Samples, pack
+from dts_kernels import PackedFactors, Routing, Samples, pack
 from dts_kernels.dispatch import exact_products
 from dts_kernels.samples import dense, elements_of
 
@@ -62,26 +59,47 @@ GAPS = [(None, None), (torch.tensor([1, 2, 5, 9, 10, 17, 21, 22, 23]), None), (N
 @pytest.mark.parametrize(
     "rows, columns", [((0, 24), (0, 40)), ((0, 12), (0, 40)), ((10, 24), (13, 40)), ((3, 5), (0, 7))]
 )
-def test_a_span_is_the_dense_matrix(kept, rows, columns):
-    """Components and a sample of one task, a second task beside it, rows of the base between."""
+def test_a_shard_at_run_time_is_that_part_of_the_dense_matrix(kept, rows, columns):
+    """Components and samples of two strides of three tasks, beside each other and mixed; rows of the base between."""
     m, n = (24 if kept[0] is None else len(kept[0])), (40 if kept[1] is None else len(kept[1]))
-    whole = [factors((24, 40), (components(m, n, 6), sample(m, n, 7)), *kept) for _ in range(2)]
+    strides = (7,), (7, 4), (4, 4)
+    whole = [factors((24, 40), (components(m, n, 6), *[sample(m, n, s) for s in own]), *kept) for own in strides]
     height, width = rows[1] - rows[0], columns[1] - columns[0]
-    span = Span(MatrixDelta((height, width)))
+    delta = MatrixDelta((height, width))
     for slot, one in enumerate(whole):
-        span.add(slot, Entry("w", "w", one.shape, "factors", factors=one), range(*rows), range(*columns))
-    parts = [one.reconstruct()[rows[0] : rows[1], columns[0] : columns[1]] for one in whole]
-    slots = torch.tensor([0, -1, 1, 1, 0], dtype=torch.int32)
+        if own := shard(one, range(*rows), range(*columns)):
+            delta.add_shard(slot, own)
+    parts = torch.stack([one.reconstruct()[rows[0] : rows[1], columns[0] : columns[1]] for one in whole])
+    slots = torch.tensor([[0, -1], [-1, -1], [1, -1], [2, 0], [0, 1]], dtype=torch.int32)
+    routing = Routing(slots, torch.where(slots < 0, 0.0, torch.tensor([[1.0, 0.5]])))
+    each = torch.stack([sum(g * parts[s] for s, g in zip(*row)) for row in zip(slots, routing.weights)])
     x, y = torch.randn(5, width, generator=DRAW), torch.randn(5, height, generator=DRAW)
-    expected = torch.stack([y[i] + (x[i] @ parts[s].T if s >= 0 else 0) for i, s in enumerate(slots.tolist())])
+    close = {"rtol": 1e-5, "atol": 1e-4}
     with exact_products():
-        torch.testing.assert_close(span.product(x, y.clone(), Rows(slots)), expected, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(delta.add_product(x, y.clone(), routing), y + (each @ x[..., None])[..., 0], **close)
     ids, table = torch.tensor([0, 1, height - 1, 1, height // 2]), torch.randn(5, width, generator=DRAW)
-    expected = torch.stack([table[i] + (parts[s][ids[i]] if s >= 0 else 0) for i, s in enumerate(slots.tolist())])
-    torch.testing.assert_close(span.look_up(ids, table.clone(), Rows(slots)), expected, rtol=1e-5, atol=1e-4)
-    span.remove(0)
-    alone = span.product(x, y.clone(), Rows(torch.zeros(5, dtype=torch.int32)))
-    assert torch.equal(alone, y)
+    expected = table + each[torch.arange(5), ids]
+    torch.testing.assert_close(delta.add_embedding(ids, table.clone(), routing), expected, **close)
+    base, one = torch.randn(height, width, generator=DRAW), Routing(slots[4:], routing.weights[4:])
+    torch.testing.assert_close(delta.dense(base, one), base + each[4], **close)
+    for slot in range(3):
+        delta.remove(slot)
+    assert torch.equal(delta.add_product(x, y.clone(), routing), y) and delta.slots == set() and delta.in_one
+
+
+def test_a_shard_of_a_part_of_a_fused_matrix():
+    """Rows 10 to 18 of a matrix of three fused ones."""
+    one = factors((24, 40), (components(24, 40, 6), sample(24, 40, 7)))
+    delta, own = MatrixDelta((24, 20)), shard(one, range(10, 18), range(20, 40))
+    assert own is not None
+    delta.add_shard(0, own, 8)
+    expected = torch.zeros(24, 20)
+    expected[8:16] = one.reconstruct()[10:18, 20:]
+    routing = Routing(torch.zeros(1, 1, dtype=torch.int32), torch.ones(1, 1))
+    x, close = torch.eye(20), {"rtol": 1e-5, "atol": 1e-4}
+    torch.testing.assert_close(delta.dense(torch.zeros(24, 20), routing), expected, **close)
+    with exact_products():
+        torch.testing.assert_close(delta.add_product(x, torch.zeros(20, 24), routing), expected.T, **close)
 
 
 def test_what_is_cut_away_leaves_memory():
@@ -90,9 +108,3 @@ def test_what_is_cut_away_leaves_memory():
     tensors = [own.factors.packed.u, own.factors.samples[0].codes]
     assert [t.untyped_storage().nbytes() for t in tensors] == [t.nbytes for t in tensors] == [24, 36]
     assert shard(factors((24, 40), (components(2, 40, 8),), torch.tensor([20, 21])), range(12), range(40)) is None
-
-
-def test_a_sample_cut_within_a_block_looks_rows_up():
-    whole = sample(24, 40, 7)
-    one = CutSample(cut_sample(whole, range(10, 24), range(20, 40)), (14, 20), None, None)
-    assert torch.equal(one.rows(torch.tensor([0, 13]), torch.float32), dense(whole)[[10, 23], 20:])
