@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 PIP_INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo test sanitize faults models quantised exports fuzz gpu bench bench-cpu lint types docs clean
+.PHONY: help demo test sanitize faults models quantised exports distributed fuzz gpu bench bench-cpu lint types docs clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -76,6 +76,9 @@ models: $(VENV)/.models-installed ## every family of docs/models.md against its 
 
 exports: $(VENV)/.exports-installed ## programs for other run-times and heavy clients, with the real libraries; some minutes
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -m exports tests/dts $(ARGS)
+
+distributed: $(VENV)/.test-installed ## tensor parallel in four processes on the CPU
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -m distributed tests/dts/nn/parallel $(ARGS)
 
 gpu: $(VENV)/.test-installed ## tests and benchmarks that need a CUDA device
 	$(RUN) -m pytest -m gpu -n 10 --dist worksteal tests $(ARGS)

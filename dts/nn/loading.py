@@ -11,22 +11,27 @@ from torch import nn
 from dts.adapter import Entry
 from dts.nn.deltas import Piece
 from dts.nn.fit import Change
-from dts.nn.layers import Layer, LayerDeltas, Owner, adopt, kind_of, layer_class
+from dts.nn.layers import Layer, LayerDeltas, Owner, adopt, base_class, kind_of, layer_class
+from dts.nn.parallel.sharded import gathered
+from dts.nn.parallel.split import check, split_of
 from dts.nn.routing import RoutingState
-from dts.sites import sites
+from dts.sites import has_codes, is_quantised, local, sites
 
 
 @dataclass
 class ModuleChange:
     """What one task changes of one module.
 
-    pieces: by parameter;  head: the task brings the module whole;  in_base: the base has it too.
+    name: of the module;  pieces: by parameter;  head: the task brings the module whole;  in_base: the base has it too.
+    gathered: its parameters lie on several processes, and are put together for each forward.
     """
 
     module: nn.Module
+    name: str = ""
     pieces: dict[str, list[Piece]] = field(default_factory=dict)
     head: bool = False
     in_base: bool = False
+    gathered: bool = False
 
 
 def without_effect(entries: Mapping[str, Entry], heads: bool) -> dict[str, str]:
@@ -37,20 +42,48 @@ def without_effect(entries: Mapping[str, Entry], heads: bool) -> dict[str, str]:
 
 
 def by_module(model: nn.Module, changes: list[Change], missing: frozenset[str] | None) -> list[ModuleChange]:
-    """The changes of each module; missing: names of parameters that the base's checkpoint lacks, None: not known."""
+    """The changes of each module; missing: names of parameters that the base's checkpoint lacks, None: not known.
+
+    Raises ValueError that lists every module whose parameters lie on several processes as no task can.
+    """
     found: dict[int, ModuleChange] = {}
     has = _in_base(model, changes, missing)
     for change in changes:
         site = change.site
-        there = found.setdefault(id(site.module), ModuleChange(site.module, in_base=id(site.module) in has))
+        new = ModuleChange(site.module, site.name.rpartition(".")[0], in_base=id(site.module) in has)
+        there = found.setdefault(id(site.module), new)
         there.pieces[site.parameter] = change.pieces
         there.head |= change.task_only
-    for module in model.modules():  # what reads the weight of a child must know that child's deltas
+    for name, module in model.named_modules():  # what reads the weight of a child must know that child's deltas
         if any(id(child) in found for child in module.children()):
             read = [module._modules.get(child) for child in kind_of(module).dts_reads]
             if any(id(child) in found for child in read if child is not None):
-                found.setdefault(id(module), ModuleChange(module))
+                found.setdefault(id(module), ModuleChange(module, name))
+    together = gathered(model)
+    wrong: list[str] = []
+    for own in found.values():
+        own.gathered = id(own.module) in together
+        wrong += [] if own.gathered else _cannot_be_split(own)
+    if wrong:
+        raise ValueError("the adapter cannot be split over these processes:\n  " + "\n  ".join(wrong))
     return list(found.values())
+
+
+def _cannot_be_split(change: ModuleChange) -> list[str]:
+    """Why what a task changes of a module cannot lie on several processes as the module's parameters do."""
+    module, name = change.module, change.name
+    try:
+        split = split_of(module)
+    except ValueError as error:
+        return [f"{name}: {error}"]
+    if split is None:
+        return []
+    if is_quantised(module) or any(p is not None and has_codes(local(p)) for p in module._parameters.values()):
+        return [f"{name}: a quantised layer that is split runs no tasks: load the base in floating point"]
+    kind = Owner if isinstance(module, Owner) else layer_class(module, change.pieces)
+    if not kind.dts_splits:
+        return [f"{name}: {base_class(module).__name__} runs no tasks where its parameters lie on several processes"]
+    return [f"{name}.{why}" for why in check(split, change.pieces)]
 
 
 def _in_base(model: nn.Module, changes: list[Change], missing: frozenset[str] | None) -> set[int]:
@@ -78,6 +111,7 @@ def put(slot: int, changes: Iterable[ModuleChange], state: RoutingState) -> None
             kind = Owner if goes_on else layer_class(change.module, change.pieces)
             known = change.module.dts if isinstance(change.module, Layer) else None
             deltas = known or LayerDeltas(state)
+            deltas.gathered = change.gathered
             before.append(_Before(change.module, type(change.module), known, set(deltas.parameters), deltas.in_base))
             adopt(change.module, kind, deltas).load(slot, change.pieces)
             if change.head:

@@ -28,6 +28,7 @@ from dts.nn.loaded import Loaded, LoadedTasks
 from dts.nn.loading import by_module, put, take_out, without_effect
 from dts.nn.merge import merge
 from dts.nn.once_a_task import run_once_a_task
+from dts.nn.parallel.sharded import refuse_parallel
 from dts.nn.predictions import Prediction, predicted
 from dts.nn.replaced import Places, few, refuse_aliases, refuse_replaced
 from dts.nn.router import Choice, Router, make_router
@@ -578,6 +579,7 @@ class DTSModel(nn.Module):
         return merged
 
     def _merge_and_unload(self, task: Selection, dequantise: bool) -> nn.Module:
+        refuse_parallel(self.model, "merge_and_unload()")
         mixture = self._loaded.mixture(task)
         adapters = [self._loaded[name].adapter for name in names_in(task)]
         config = adapters[0].model_config if len(adapters) == 1 and adapters[0] is not None else None
@@ -607,8 +609,11 @@ class DTSModel(nn.Module):
         """
         if what == "adapters":
             self._refuse_on_disk('what="adapters"')
-        merged = lambda mixture: plain(copy.deepcopy(self).merge_and_unload(mixture))  # noqa: E731
-        return save_pretrained(self.model, self._loaded, self._state.mixtures, merged, folder, what, options)
+        return save_pretrained(self.model, self._loaded, self._state.mixtures, self._merged_copy, folder, what, options)
+
+    def _merged_copy(self, mixture: dict[str, float]) -> nn.Module:
+        refuse_parallel(self.model, "writing a task as a full model")  # which no copy can be made of
+        return plain(copy.deepcopy(self).merge_and_unload(mixture))
 
     def push_to_hub(self, *args: Any, **options: Any) -> Any:
         """What `save_pretrained` writes, by the library's own ``push_to_hub``."""

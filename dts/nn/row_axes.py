@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from dts.nn.layers import REPEATED, SHARED, UNROUTABLE, Layer, Owner
 from dts.nn.routing import RoutingState
+from dts.sites import local
 
 NO_AXIS = -1  # a tensor that does not grow with the batch
 COUPLED = -3  # an output that grows in several axes: rows of the batch meet each other
@@ -237,7 +238,8 @@ def _kept(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _tensors(tree: object) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    """Of those that lie on several processes what is here, which has the batch where they have it."""
+    return [local(leaf) for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def _seen(tree: object) -> list[Seen]:

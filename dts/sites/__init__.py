@@ -1,5 +1,6 @@
 """Where the tensors of a checkpoint are in a model in memory.  Imports no other room: all of them may ask."""
 
+from dts.sites.distributed import is_distributed, local, whole
 from dts.sites.quantised import dequantised, dequantised_dtype, has_codes, is_quantised, numbers, was_transposed
 from dts.sites.resolve import Target, Unchanged, resolve
 from dts.sites.site import Site, parameter_shape, raw, raw_or_none, sites
@@ -11,7 +12,9 @@ __all__ = [
     "dequantised",
     "dequantised_dtype",
     "has_codes",
+    "is_distributed",
     "is_quantised",
+    "local",
     "numbers",
     "parameter_shape",
     "raw",
@@ -19,4 +22,5 @@ __all__ = [
     "resolve",
     "sites",
     "was_transposed",
+    "whole",
 ]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from dts.sites.distributed import whole
 from dts.sites.quantised import dequantised, is_quantised, quantised_shape, stored
 
 
@@ -49,8 +50,9 @@ class Site:
 
     @property
     def numbers(self) -> Tensor:
-        """The tensor; of a quantised layer the matrix that its codes stand for, made anew each time."""
-        return dequantised(self.module) if is_quantised(self.module, self.parameter) else self.tensor
+        """The tensor, put together if it lies on several processes; of a quantised layer the matrix that its codes
+        stand for, made anew each time."""
+        return dequantised(self.module) if is_quantised(self.module, self.parameter) else whole(self.tensor)
 
 
 def sites(model: nn.Module) -> dict[str, Site]:

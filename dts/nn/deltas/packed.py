@@ -157,8 +157,7 @@ class Block:
 
     def to(self, device: torch.device | str) -> Block:
         move = lambda t: None if t is None else t.to(device)  # noqa: E731
-        moved = [move(t) for t in (self.rows, self.columns, self.lookup)]
-        return Block(self.packed.to(device), *moved, self.front)
+        return Block(self.packed.to(device), move(self.rows), move(self.columns), move(self.lookup), self.front)
 
     def held(self) -> list[Tensor]:
         indices = [t for t in (self.rows, self.columns, self.lookup) if t is not None]
@@ -171,7 +170,10 @@ class Block:
         x = torch.nn.functional.pad(x, (left, 0)) if left else x
         part = self.packed.product(x, None, routing)
         part = part[..., above:] if above else part
-        return y + part if self.rows is None else y.index_add_(-1, self.rows, part)
+        if self.rows is None:
+            return y + part
+        differentiated = torch.is_grad_enabled() and y.requires_grad  # what an op returned is not written into then
+        return (y.index_add if differentiated else y.index_add_)(-1, self.rows, part)
 
     def look_up(self, ids: Tensor, y: Tensor, routing: Routing) -> Tensor:
         """y + rows ``ids`` (int64 [...], -1 = none) of the delta; y [..., n]."""

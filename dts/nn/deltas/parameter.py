@@ -69,6 +69,8 @@ class ParameterDelta:
     def add(self, slot: int, piece: Piece) -> None:
         if piece.kind == "factors":
             self.matrix(piece.expert).add(slot, piece.factors, piece.row or 0)
+        elif piece.kind == "shard":
+            self.matrix(piece.expert).add_shard(slot, piece.shard, piece.row or 0)
         elif piece.kind == "raw":
             self.raw.add(slot, self._whole(slot, piece))
         elif piece.kind == "exact":

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, cast
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
 
 from torch import Tensor
 
 from dts.codec.factors import Factors
+from dts.codec.shards import Shard
 from dts.nn.deltas.exact import Exact
 
 
@@ -15,15 +16,17 @@ from dts.nn.deltas.exact import Exact
 class Piece:
     """What one entry of an adapter changes of one parameter.
 
-    kind: "factors" (data: `Factors`), "raw" (a delta), "value" (a whole tensor), "added" (rows beyond the base's),
-    "exact" (data: `Exact`)
+    kind: "factors" (data: `Factors`), "shard" (data: `Shard`, what one process has of factors), "raw" (a delta),
+        "value" (a whole tensor), "added" (rows beyond the base's), "exact" (data: `Exact`)
     expert: index into a parameter [E, m, n];  row: where it starts, for a part of a fused matrix
+    cuts: what was cut of it so far, for modules that share a parameter
     """
 
-    kind: Literal["factors", "raw", "value", "added", "exact"]
-    data: Factors | Tensor | Exact
+    kind: Literal["factors", "shard", "raw", "value", "added", "exact"]
+    data: Factors | Shard | Tensor | Exact
     expert: int | None = None
     row: int | None = None
+    cuts: dict[Any, Piece | None] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def factors(self) -> Factors:
@@ -34,6 +37,11 @@ class Piece:
     def exact(self) -> Exact:
         """The data of a piece that is exact."""
         return cast(Exact, self.data)
+
+    @property
+    def shard(self) -> Shard:
+        """The data of a piece that was cut out of factors."""
+        return cast(Shard, self.data)
 
     @property
     def tensor(self) -> Tensor:

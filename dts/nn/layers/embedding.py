@@ -11,6 +11,8 @@ from dts.nn.deltas import Piece, Table
 from dts.nn.layers.layer import Layer, standalone
 from dts.nn.layers.layer_deltas import beside
 from dts.nn.layers.registry import register
+from dts.nn.parallel.local import run_local
+from dts.sites import is_distributed
 from dts_kernels import Routing
 
 
@@ -23,6 +25,8 @@ class DTSEmbedding(Layer, nn.Embedding):
     GPU gives NaN.
     """
 
+    dts_splits = True
+
     @classmethod
     def supports(cls, module: nn.Module, pieces: dict[str, list[Piece]]) -> bool:
         kinds = {p.kind for parts in pieces.values() for p in parts}
@@ -34,6 +38,8 @@ class DTSEmbedding(Layer, nn.Embedding):
         return standalone(embedding, cls)
 
     def forward(self, input: Tensor) -> Tensor:
+        if is_distributed(input):
+            return run_local(self, DTSEmbedding.forward, input)
         ids = input
         dts, delta = self.dts, self.dts.get("weight")
         if not dts.routed() or delta is None:

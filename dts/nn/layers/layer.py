@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from dts.nn.deltas import ParameterDelta, Piece
 from dts.nn.layers.layer_deltas import LayerDeltas
 from dts.nn.layers.read import read
+from dts.nn.parallel.bind import bind
+from dts.nn.parallel.split import local_shape, split_of
 from dts.nn.routing import RoutingState, tracing
-from dts.sites import parameter_shape, raw
+from dts.sites import is_distributed, parameter_shape, raw
 
 L = TypeVar("L", bound="Layer")
 
@@ -36,6 +38,7 @@ class Layer(nn.Module):
 
     transposed = False  # the weight is stored [in, out]
     dts_one_input = True  # its forward takes one tensor
+    dts_splits = False  # runs where its parameters are DTensors, see `dts.nn.parallel`
     dts_reads: tuple[str, ...] = ()  # children whose weight it reads past their forward, and whose deltas it must know
     dts: LayerDeltas
 
@@ -50,14 +53,18 @@ class Layer(nn.Module):
         return base_class(self)
 
     def load(self, slot: int, pieces: dict[str, list[Piece]]) -> None:
-        """Put what one task changes of each parameter into a slot."""
+        """Put what one task changes of each parameter, as far as this process has it, into a slot."""
+        split = self.dts.split = None if self.dts.gathered else split_of(self)
         for name, parts in pieces.items():
             if name not in self.dts.parameters:
                 transposed = type(self).transposed and name == "weight"  # convolutions have one of their own
                 device = device_of(self, raw(self, name))
-                self.dts.parameters[name] = ParameterDelta(parameter_shape(self, name), device, transposed)
-            for piece in parts:
-                self.dts.parameters[name].add(slot, piece)
+                shape = parameter_shape(self, name) if split is None else local_shape(self, name)
+                self.dts.parameters[name] = ParameterDelta(shape, device, transposed)
+            own = parts if split is None else [split.cut(name, piece) for piece in parts]
+            for piece in own:
+                if piece is not None:
+                    self.dts.parameters[name].add(slot, piece)
 
     def remove(self, slot: int) -> None:
         for parameter in self.dts.parameters.values():
@@ -106,6 +113,17 @@ class Layer(nn.Module):
             if self.dts.state.device != tensor.device:
                 self.dts.state.to(tensor.device)
         return self
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Raises RuntimeError where a layer with tasks is split over processes: they are whole in each."""
+        if is_distributed(param):
+            if self.dts.slots:
+                raise RuntimeError(
+                    f"{self.dts.name or 'a layer'} is split over processes under its tasks: delete_task() them, "
+                    f"parallelise the model, and load_task() them again"
+                )
+            self.dts.parameters.pop(name, None)  # an empty one, of the size that it had
+        super().register_parameter(name, param)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name in self.dts.parameters:
@@ -244,6 +262,7 @@ def adopt(module: nn.Module, layer: type[L], deltas: LayerDeltas) -> L:
     adopted: Any = module
     adopted.__class__ = layer if base in layer.__mro__ else joined(layer, base)
     adopted.dts = deltas
+    bind(adopted)
     return adopted
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from dts.nn.deltas import ParameterDelta
+from dts.nn.parallel.split import Split
 from dts.nn.routing import Current, RoutingState, tracing
 from dts_kernels import Routing
 
@@ -18,6 +19,7 @@ class LayerDeltas:
 
     heads: slots of the tasks that bring this layer whole
     in_base: the base has this layer too, for the tasks that do not; else it is only random numbers there
+    split: what this process has of its parameters, None: all;  gathered: they are put together for each forward
     inside: the layer's own forward is being traced, which reads the raw parameters (eager code reads `raw`)
     at_once: kinds of input -> whether the layer's forward takes all rows together (`norm.DTSNorm`)
 
@@ -30,6 +32,8 @@ class LayerDeltas:
         self.parameters: dict[str, ParameterDelta] = {}
         self.heads: set[int] = set()
         self.in_base = False
+        self.split: Split | None = None
+        self.gathered = False
         self.inside = False
         self.at_once: dict[tuple, bool] = {}
 

@@ -11,15 +11,19 @@ from dts.nn.layers.layer import Layer, base_class, by_name, standalone
 from dts.nn.layers.layer_deltas import beside
 from dts.nn.layers.per_task import head, per_task_product
 from dts.nn.layers.registry import register
+from dts.nn.parallel.local import run_local
 from dts.nn.routing import backward_here, call_here, tracing
-from dts.sites import parameter_shape, raw, raw_or_none
+from dts.sites import is_distributed, parameter_shape, raw, raw_or_none
 from dts_kernels import Routing
 
 _autocast = torch.is_autocast_enabled
+_NUMBERS = (nn.Parameter, Tensor)  # a weight as it is; a tensor is one process's part of one
 
 
 class LinearForward(Layer):
     """The forward of all linear layers; a subclass says of which modules, and how they store their weight."""
+
+    dts_splits = True
 
     @classmethod
     def supports(cls, module: nn.Module, pieces: dict[str, list[Piece]]) -> bool:
@@ -29,6 +33,8 @@ class LinearForward(Layer):
     def forward(self, x: Tensor | None = None, **named: Tensor) -> Tensor:
         if named or x is None:
             x = by_name(self, x, named)
+        if is_distributed(x):
+            return run_local(self, type(self).forward, x)
         dts = self.dts
         if not dts.routed():
             return self.base_forward(x)
@@ -77,7 +83,9 @@ class LinearForward(Layer):
     def _in_dtype(self, x: Tensor) -> bool:
         """Whether the base product is that of the weight as it is, with x as it is."""
         weight = self._parameters.get("weight")
-        return type(weight) is nn.Parameter and weight.dtype == x.dtype and not _autocast(x.device.type)
+        return (
+            weight is not None and type(weight) in _NUMBERS and weight.dtype == x.dtype and not _autocast(x.device.type)
+        )
 
     def _whole_values(
         self, x: Tensor, y: Tensor, weight: ParameterDelta | None, bias: ParameterDelta | None, routing: Routing
@@ -169,7 +177,7 @@ class DTSLinear(LinearForward, nn.Linear):
             or now.missing
             or weight is None
             or delta.tabled
-            or type(weight) is not nn.Parameter
+            or type(weight) not in _NUMBERS
             or weight.dtype != x.dtype
             or not (x.is_cpu and slots.is_cpu or x.is_cuda and slots.device == x.device)
             or _autocast("cpu" if x.is_cpu else "cuda")
@@ -195,6 +203,7 @@ class DTSConv1D(LinearForward):
     """The linear layer of GPT-2 (transformers' ``Conv1D``), whose weight is stored [in, out]."""
 
     transposed = True
+    dts_splits = False
 
     @classmethod
     def from_conv1d(cls, conv1d: nn.Module) -> DTSConv1D:

@@ -12,14 +12,17 @@ from torch import Tensor, nn
 from dts.nn.deltas import Piece
 from dts.nn.layers.layer import Layer, base_class, by_name, standalone
 from dts.nn.layers.registry import register
+from dts.nn.parallel.local import run_local
 from dts.nn.routing import tracing
-from dts.sites import raw, raw_or_none
+from dts.sites import is_distributed, raw, raw_or_none
 from dts_kernels import Routing
 
 
 @register(nn.LayerNorm)
 class DTSLayerNorm(Layer, nn.LayerNorm):
     """An `nn.LayerNorm` with a weight and bias a row."""
+
+    dts_splits = True
 
     @classmethod
     def supports(cls, module: nn.Module, pieces: dict[str, list[Piece]]) -> bool:
@@ -31,6 +34,8 @@ class DTSLayerNorm(Layer, nn.LayerNorm):
         return standalone(norm, cls)
 
     def forward(self, input: Tensor) -> Tensor:
+        if is_distributed(input):
+            return run_local(self, DTSLayerNorm.forward, input)
         if not self.dts.routed():
             return self.base_forward(input)
         x, routing = self.dts.enter(input)
@@ -95,6 +100,8 @@ class DTSNorm(Layer):
     twice as long.
     """
 
+    dts_splits = True
+
     @classmethod
     def supports(cls, module: nn.Module, pieces: dict[str, list[Piece]]) -> bool:
         own = [*module.parameters(recurse=False)]
@@ -109,6 +116,8 @@ class DTSNorm(Layer):
     def forward(self, x: Tensor | None = None, **named: Tensor) -> Tensor:
         if named or x is None:
             x = by_name(self, x, named)
+        if is_distributed(x):
+            return run_local(self, DTSNorm.forward, x)
         if not self.dts.routed():
             return self.base_forward(x)
         x, routing = self.dts.enter(x)

@@ -21,6 +21,8 @@ def _linear(module: nn.Module) -> bool:
 class _Quantised(LinearForward):
     """y = base(x) + the deltas, in the dtype of what the base layer gives."""
 
+    dts_splits = False
+
     def _in_dtype(self, x: Tensor) -> bool:
         return False  # only the base layer can read its codes
 
@@ -40,6 +42,8 @@ class DTSQuantisedConv1D(_Quantised):
 @register(when=lambda module: issubclass(base_class(module), nn.Embedding) and is_quantised(module))
 class DTSQuantisedEmbedding(DTSEmbedding):
     """An embedding whose table is quantised."""
+
+    dts_splits = False
 
     def _base_rows(self, ids: Tensor) -> Tensor:
         return self.base_forward(ids)

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_map_only
 
 from dts.nn.layers.layer_deltas import LayerDeltas
 from dts.nn.routing import tracing
+from dts.sites import is_distributed
 
 _DENSE = {"T", "mT", "H", "mH", "real", "imag"}  # properties that are made of the values
 _RAW = {
@@ -150,7 +151,7 @@ def _written(lazy: Lazy) -> Tensor:
 
 def read(dts: LayerDeltas, name: str, raw: Tensor) -> Tensor:
     """What reading a parameter or buffer gives that some task changes."""
-    if dts.inside:
+    if dts.inside or is_distributed(raw) and dts.split is None:  # FSDP's own: in a forward they are whole, and plain
         return raw
     if tracing():
         return dense_parameter(dts, name, raw)  # in a program another task is another input, also from or to the base
@@ -189,6 +190,11 @@ def dense_parameter(dts: LayerDeltas, name: str, raw: Tensor) -> Tensor:
         )
     if not tracing() and not now.uses(delta.slots):
         return raw
+    if is_distributed(raw):
+        raise RuntimeError(
+            f"{dts.name}.{name} is read past the forward of its layer, and lies on several processes: leave the layer "
+            f"out of the plan"
+        )
     plain = nullcontext() if tracing() else torch.no_grad()
     with plain:
         full = delta.whole(raw, now.on(raw.device))

@@ -33,7 +33,7 @@ class Whole:
 
 @dataclass
 class Span:
-    """A run of a layer's rows that one matrix of the checkpoint has; others: what an adapter has whole of it, by slot."""
+    """A run of a layer's rows that one matrix of the checkpoint has; others: what adapters have whole, by slot."""
 
     matrix: MatrixDelta
     others: dict[int, list[Whole]] = field(default_factory=dict)

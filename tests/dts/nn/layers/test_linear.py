@@ -31,6 +31,20 @@ def test_linear_of_a_batch_in_the_second_axis(maker, dense_twin):
     check(SequenceFirst(), DTSLinear, maker, dense_twin, maker.randn(4, 4, 9, scale=1.0))
 
 
+def test_gradients_where_one_task_changes_some_rows_only(maker):
+    """Its product is added to what another one's kernel has returned."""
+    linear, x = nn.Linear(12, 8), maker.randn(3, 2, 12, scale=1.0, dtype=torch.float32).requires_grad_()
+    layer = DTSLinear.from_linear(linear)
+    tasks = {"all": maker.factors(8, 12), "some": maker.factors(8, 12, rows=4, columns=6)}
+    for name, factors in tasks.items():
+        layer.load_task(name, factors)
+    layer.dts.state.set([{0: 1.0}, {1: 1.0}, {}])
+    layer(x).sum().backward()
+    weights = [linear.weight + one.reconstruct() for one in tasks.values()] + [linear.weight]
+    expected = torch.stack([weight.sum(0).detach() for weight in weights])[:, None].expand(3, 2, 12)
+    torch.testing.assert_close(x.grad, expected, rtol=1e-4, atol=1e-4)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("rows", [1, 2, 4, 12])
 def test_linear_in_float32_follows_every_change(rows, maker):
