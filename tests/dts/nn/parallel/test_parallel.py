@@ -1,5 +1,7 @@
-"""Tensor parallel: each process has its part of every task, the answers are those of one process, and nothing is sent
-that the base does not send."""
+"""Models on several processes answer as those of one process, and send nothing that the base does not send.
+
+Tensor parallel: each has its part of every task.  FSDP2: parameters are put together for each forward; tasks are whole.
+"""
 
 import pytest
 
@@ -82,4 +84,15 @@ def test_a_model_is_split_before_its_tasks_are_loaded(two):
     for found in two(cases.late):
         assert "blocks.0.up is split over processes under its tasks: delete_task() them" in found["late"]
         assert found["far"] < cases.CLOSE
-        assert "blocks.0.up got an input that is placed as S(1)" in found["input"] or "Shard" in found["input"]
+        assert "blocks.0.up got an input that is placed as S(1), which is not how its parameters lie" in found["input"]
+
+
+def test_a_fully_sharded_llama(two, folder):
+    for found in two(cases.sharded, folder):
+        for when in ("before", "after"):
+            equal(found[when])
+            equal(found[f"{when} again"])
+            assert found[f"{when} sent"] == found["base"] and found["base"]
+            assert found[f"{when} words"]
+            assert "merge_and_unload() needs whole weights" in found[f"{when} merged"]
+        assert found["gradients"] < 1e-4
