@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from dts.sums import energy
+from dts_kernels.cpu import rounding
 from dts_kernels.layout import PackedFactors, pack
 
 from .codes import RMS, THRESHOLD
@@ -95,17 +96,23 @@ def sweep(factor: Tensor, moments: Tensor, gram: Tensor, sigma: Tensor, relaxati
     """
     weighted = gram * sigma
     step = relaxation / weighted.diagonal()
+    one_by_one = rounding.round_components if rounding.usable(factor) else round_components
     for first in range(0, len(sigma), CHUNK):
-        last = min(first + CHUNK, len(sigma))
-        misfit = torch.addmm(moments[first:last], weighted[first:last], factor, alpha=-1)
-        for low in range(first, last, BLOCK):
-            high = min(low + BLOCK, last)
-            old = factor[low:high].clone()
-            for k in range(low, high):
-                new = rounded(torch.addcmul(factor[k], misfit[k - first], step[k]))
-                misfit[k + 1 - first : high - first].addcmul_(weighted[k + 1 : high, k : k + 1], factor[k] - new)
-                factor[k] = new
-            misfit[high - first :].addmm_(weighted[high:last, low:high], old - factor[low:high])
+        own = slice(first, first + CHUNK)
+        misfit = torch.addmm(moments[own], weighted[own], factor, alpha=-1)
+        one_by_one(factor[own], misfit, weighted[own, own], step[own])
+
+
+def round_components(factor: Tensor, misfit: Tensor, weights: Tensor, step: Tensor) -> None:
+    """`dts_kernels.cpu.rounding.round_components` without the compiled library, and on any device."""
+    for low in range(0, len(step), BLOCK):
+        high = min(low + BLOCK, len(step))
+        old = factor[low:high].clone()
+        for k in range(low, high):
+            new = rounded(torch.addcmul(factor[k], misfit[k], step[k]))
+            misfit[k + 1 : high].addcmul_(weights[k + 1 : high, k : k + 1], factor[k] - new)
+            factor[k] = new
+        misfit[high:].addmm_(weights[high:, low:high], old - factor[low:high])
 
 
 def fit(signed: Tensor, other: Tensor, moments: Tensor) -> tuple[Tensor, float]:

@@ -124,4 +124,12 @@ typedef struct {
 
 int dts_add_sampled_rows(const AddSampledRows *a);
 
+/* For k = 0, 1, ... below count: factor[k] becomes the nearest of +1, +4, -1, -4 to factor[k] + step[k] misfit[k], and
+ * what it changes by, times weights[j][k], is added to misfit[j] of every later j.  misfit is lost.
+ *
+ * factor, misfit [count, columns], weights [count, count], step [count]; strides count numbers from row to row. */
+int dts_round_components(const char *variant, float *factor, int64_t factor_have, int64_t factor_stride, float *misfit,
+                         int64_t misfit_have, int64_t misfit_stride, const float *weights, int64_t weights_have,
+                         int64_t weights_stride, const float *step, int64_t step_have, int64_t count, int64_t columns);
+
 #endif

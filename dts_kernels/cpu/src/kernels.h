@@ -60,6 +60,10 @@ typedef struct {
                            float *const *sums, float *const *y);
     void (*samples_scatter)(const SamplePart *part, int rows, const float *const *x, float *const *out);
     void (*samples_panel)(const SamplePart *part, int scattered, int vectors, const float *x, float *sums);
+    /* see dts_round_components */
+    void (*round_components)(float *factor, int64_t factor_stride, float *misfit, int64_t misfit_stride,
+                             const float *weights, int64_t weights_stride, const float *step, int64_t count,
+                             int64_t columns);
 } Kernels;
 
 /* The variant of a name, NULL where this machine cannot run it. */

@@ -221,7 +221,8 @@ static void decode_block(const uint8_t *u, int64_t stride, int64_t rows, int64_t
             int64_t count = bytes - at < 16 ? bytes - at : 16;
             uint8_t lines[16][8], ends[8][16] = {{0}};
             __m128i r[8], turned[8];
-            for (int64_t i = 0, o = 8 * c; i < 8; i++, o++) { /* columns past the last row repeat it; nobody reads them */
+            for (int64_t i = 0, o = 8 * c; i < 8;
+                 i++, o++) { /* columns past the last row repeat it; nobody reads them */
                 const uint8_t *row = u + (o < rows ? o : rows - 1) * stride + at;
                 if (count < 16) row = memcpy(ends[i], row, (size_t)count);
                 r[i] = _mm_loadu_si128((const void *)row);
