@@ -1,6 +1,9 @@
 """Adapters cut to a size beside those compressed at it: whole folders of `dts.compress`, KL to the fine-tune.
 
-python -m benchmarks.quality.cut --task sick_e --large 0.01 --sizes 0.005,0.0025,0.001
+    python -m benchmarks.quality.cut --task sick_e --large 0.01 --sizes 0.005,0.0025,0.001 --seeds 0,1,2
+
+A line a size: mean KL over the seeds of both, the ratio of the means, and each seed's KL, as two draws of a sample
+differ more than cutting and compressing do.
 """
 
 import argparse
@@ -22,6 +25,7 @@ def main() -> None:
         "--large", type=float, default=0.01, help="size of the adapter that is cut, a share of the base"
     )
     parser.add_argument("--sizes", default="0.005,0.0025,0.001", help="sizes it is cut to")
+    parser.add_argument("--seeds", default="0", help="of compressing: all of it is done again with each")
     parser.add_argument("--samples", type=int, default=250)
     parser.add_argument("--quick", action="store_true", help="first components, as a load with a budget keeps them")
     asked = parser.parse_args()
@@ -36,15 +40,21 @@ def main() -> None:
         evaluate.with_tensors(model, dict(adapter.apply(base_folder())))
         return metrics.kl(evaluate.logits(model, tokenizer, texts), wanted)
 
+    seeds = list(map(int, asked.seeds.split(",")))
     with TemporaryDirectory() as place:
-        dts.compress(base_folder(), folder, f"{place}/large", budget=asked.large)
+        for seed in seeds:
+            dts.compress(base_folder(), folder, f"{place}/{seed}", budget=asked.large, seed=seed)
         for size in map(float, asked.sizes.split(",")):
-            made = dts.compress(base_folder(), folder, budget=size)
-            cut = dts.Adapter.load(f"{place}/large").truncate(nbytes=made.nbytes, again=not asked.quick)
-            ours, theirs = kl(cut), kl(made)
+            ours, theirs = [], []
+            for seed in seeds:
+                made = dts.compress(base_folder(), folder, budget=size, seed=seed)
+                cut = dts.Adapter.load(f"{place}/{seed}").truncate(nbytes=made.nbytes, again=not asked.quick)
+                ours.append(kl(cut))
+                theirs.append(kl(made))
+            shown = ", ".join(f"{a:.5f} beside {b:.5f}" for a, b in zip(ours, theirs))
             print(
-                f"{asked.task}, {100 * asked.large:g} % cut to {100 * size:g} %, {cut.nbytes:,} bytes: KL {ours:.5f}; "
-                f"compressed, {made.nbytes:,} bytes: {theirs:.5f}; ratio {ours / theirs:.2f}",
+                f"{asked.task}, {100 * asked.large:g} % cut to {100 * size:g} %: KL {sum(ours) / len(ours):.5f}, "
+                f"compressed {sum(theirs) / len(theirs):.5f}, ratio {sum(ours) / sum(theirs):.2f} ({shown})",
                 flush=True,
             )
 

@@ -112,7 +112,7 @@ def _add_any(sums, x, word, group, here, inside, stride, columns, step, t, real)
 
 @triton.jit
 def _add_thinned(sums, x, word, element, seed, row, stride, kept, window, columns, t, real):
-    """The same of an element of a thinned sample: a block's rows have it in a group of their own."""
+    """The same of an element of a thinned sample, of any stride: a block's rows have it in a group of their own."""
     made = ()
     for r in tl.static_range(RUN):
         block = (row + r) // stride
@@ -120,6 +120,21 @@ def _add_thinned(sums, x, word, element, seed, row, stride, kept, window, column
         group = group_of(here, element, kept, window)
         turned = wrap(row + r - block * stride + shift_of(here + hash_of_group(group), stride), stride)
         column = group * stride + turned.to(tl.int32)
+        own = tl.load(x + (column[:, None] + t), mask=(column < columns)[:, None] & real, other=0.0)
+        made = made + (sums[r] + quarter(word, r)[:, None] * own.to(tl.float32),)
+    return made
+
+
+@triton.jit
+def _add_thinned_wide(sums, x, word, element, here, after, inside, left, stride, kept, window, columns, t, real):
+    """The same, where eight rows meet at most two blocks, with their hashes ``here`` and ``after``."""
+    first, second = group_of(here, element, kept, window), group_of(after, element, kept, window)
+    before = inside + shift_of(here + hash_of_group(first), stride)
+    behind = shift_of(after + hash_of_group(second), stride) - left
+    made = ()
+    for r in tl.static_range(RUN):
+        column = wrap(tl.where(r < left, before, behind) + r, stride).to(tl.int32)
+        column += tl.where(r < left, first, second) * stride
         own = tl.load(x + (column[:, None] + t), mask=(column < columns)[:, None] & real, other=0.0)
         made = made + (sums[r] + quarter(word, r)[:, None] * own.to(tl.float32),)
     return made
@@ -246,8 +261,19 @@ def sampled_product(
                 elements = elements_of(in_features, stride, kept, window)
                 quads = tl.where(window > 1, tl.cdiv(elements, 4), 0)
                 four = tl.minimum(elements, 4)
+                wide, block = stride >= TWO_BLOCKS, row // stride
+                inside, left = row - block * stride, (block + 1) * stride - row
+                here, after = hash_of_block(seed, block), hash_of_block(seed, block + 1)
                 sums = _zeros(RUN, (RUNS * LANES, BLOCK_T))
-                for begin in range(0, quads, STEP):
+                for begin in range(0, tl.where(wide, quads, 0), STEP):
+                    quad = begin + turn
+                    first, second = _quad_words(words + offset, quad, quads, run, runs)
+                    for h in range(0, four):
+                        sums = _add_thinned_wide(sums, own_x, _word_of(first, second, h), 4 * quad + h, here, after,
+                                                 inside, left, stride, kept, window, in_features,
+                                                 (t.to(tl.int64) * in_features)[None, :],
+                                                 BLOCK_T == 1 or (t < per_entry)[None, :])  # fmt: skip
+                for begin in range(0, tl.where(wide, 0, quads), STEP):
                     quad = begin + turn
                     first, second = _quad_words(words + offset, quad, quads, run, runs)
                     for h in range(0, four):

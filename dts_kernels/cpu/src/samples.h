@@ -30,8 +30,11 @@ typedef struct { /* rows [row, last_row) and elements [group, last_group) of eac
     int64_t row, last_row, group, last_group;
 } SamplePart;
 
-static inline uint32_t sample_hash(const Sample *s, int64_t block, int64_t group) {
-    uint32_t h = s->seed + 0x9E3779B1u * (uint32_t)block + 0x85EBCA77u * (uint32_t)group;
+/* What is mixed for a block of rows, but for the groups' share. */
+static inline uint32_t sample_block(const Sample *s, int64_t block) { return s->seed + 0x9E3779B1u * (uint32_t)block; }
+
+static inline uint32_t sample_mix(uint32_t of_block, uint32_t group) {
+    uint32_t h = of_block + 0x85EBCA77u * group;
     h ^= h >> 16;
     h *= 0x85EBCA6Bu;
     h ^= h >> 13;
@@ -41,7 +44,7 @@ static inline uint32_t sample_hash(const Sample *s, int64_t block, int64_t group
 
 /* How far the diagonal of a block of rows and a group of columns is turned. */
 static inline uint32_t sample_shift(const Sample *s, int64_t block, int64_t group) {
-    return (sample_hash(s, block, group) >> 16) * (uint32_t)s->stride >> 16;
+    return (sample_mix(sample_block(s, block), (uint32_t)group) >> 16) * (uint32_t)s->stride >> 16;
 }
 
 /* The first group that an element of a row can be in, whatever the row. */
@@ -51,7 +54,7 @@ static inline int64_t sample_first(const Sample *s, int64_t element) { return el
 static inline int64_t sample_group(const Sample *s, int64_t block, int64_t element) {
     if (s->window == 1) return element;
     int64_t first = sample_first(s, element), last = s->window - 1;
-    int64_t turn = sample_hash(s, block, -1 - first / WINDOW) >> 26;
+    int64_t turn = sample_mix(sample_block(s, block), (uint32_t)(-1 - first / WINDOW)) >> 26;
     return first + (((s->window >> element % s->kept) ^ turn) & last);
 }
 

@@ -24,16 +24,23 @@ INLINE void sample_shifts(const Sample *s, int64_t block, int64_t group, int cou
     for (int g = 0; g < count; g++) shifts[g] = (int32_t)sample_shift(&own, block, group + g);
 }
 
-/* groups[t]: those of a thinned sample's elements from `first` on, counted from the first that can be among them; and
- * how far each is turned */
+/* groups[t]: those of a thinned sample's elements from `first` on, the first of a window, counted from that window's; and
+ * how far each is turned.  32-bit numbers throughout, so that compilers make vectors of all three loops. */
 INLINE void thinned_shifts(const Sample *s, int64_t block, int64_t first, int count, int32_t *groups, int32_t *shifts) {
-    Sample own = *s;
-    int64_t from = sample_first(&own, first);
-    for (int t = 0; t < count; t++) {
-        int64_t group = sample_group(&own, block, first + t);
-        groups[t] = (int32_t)(group - from);
-        shifts[t] = (int32_t)sample_shift(&own, block, group);
+    uint32_t seed = sample_block(s, block), stride = (uint32_t)s->stride, log = 0, turns[MOST_GROUPS];
+    int kept = (int)s->kept, windows = count / kept;
+    while (1 << log < s->window) log++;
+    uint32_t window = 1u << log, from = (uint32_t)(first / kept);
+    for (int u = 0; u < windows; u++) turns[u] = sample_mix(seed, ~((from + u) << log >> 6)) >> 26 & (window - 1);
+    if (kept == 1) {
+        for (int u = 0; u < windows; u++) groups[u] = (int32_t)((uint32_t)u * window + turns[u]);
+    } else {
+        for (int u = 0; u < windows; u++)
+            for (int j = 0; j < 3; j++)
+                groups[3 * u + j] = (int32_t)((uint32_t)u * window + ((j ? window >> j : 0) ^ turns[u]));
     }
+    for (int t = 0; t < count; t++)
+        shifts[t] = (int32_t)((sample_mix(seed, (from << log) + (uint32_t)groups[t]) >> 16) * stride >> 16);
 }
 
 /* words[k][lane]: codes of groups 16 k .. 16 k + 15 of `count` rows; other lanes stay as they are */
