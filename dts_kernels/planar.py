@@ -36,12 +36,6 @@ FIELDS, HEADER = 4, 16  # as in gpu/decode.py
 RANK_BLOCK = 128  # ranks a bank's capacity grows by
 
 
-def grown(tensor: Tensor, size: int) -> Tensor:
-    larger = tensor.new_zeros(size, *tensor.shape[1:])
-    larger[: tensor.shape[0]] = tensor
-    return larger
-
-
 class Table(NamedTuple):
     """Rows of the tasks that kernels of this width can do; levels: whether they can do any four values."""
 
