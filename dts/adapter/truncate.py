@@ -35,13 +35,19 @@ def cut(entry: Entry, found: list[Prefixes | None], ranks: list[int], planned: b
 
 
 def shortened(entries: dict[str, Entry], method: str, nbytes: int) -> dict[str, Entry]:
-    """Exact vectors and heads in few bits, as `dts.compress` has them where bytes are asked for; the rest as it is."""
+    """Vectors and heads in few bits, as `dts.compress` has them where bytes are asked for; the rest as it is.
+
+    Of a sketch also those that have more bits than so many bytes take: what else is cut does not know its error either.
+    """
     if not method_of(method).rounds_vectors:
         return entries
     about = [(e.shape, e.dtype, e.task_only) for e in entries.values() if e.kind in ("delta", "value")]
     rounding = rounding_for(nbytes, *elements(about))
+    further = any(factors is not None and factors.samples for entry in entries.values() for factors in entry.matrices)
     return {
-        name: in_few_bits(entry, entry.numbers(torch.float64), rounding) if entry.kind in ("delta", "value") else entry
+        name: in_few_bits(entry, entry.numbers(torch.float64), rounding, further)
+        if entry.kind in ("delta", "value")
+        else entry
         for name, entry in entries.items()
     }
 

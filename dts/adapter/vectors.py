@@ -53,20 +53,31 @@ def elements(entries: list[tuple[tuple[int, ...], torch.dtype, bool]]) -> tuple[
     return found[0], found[1]
 
 
-def in_few_bits(entry: Entry, exact: Tensor, rounding: Rounding) -> Entry:
+def in_few_bits(entry: Entry, exact: Tensor, rounding: Rounding, further: bool = False) -> Entry:
     """The entry of a vector or a head, rounded; every other one, and what no scale can hold, as it is.
+
+    further: also of what is in few bits already, but more than these; how far it is from ``exact`` then is not known.
 
     exact: what the entry is of, the difference or the fine-tune's own value.
     """
     fitting = {"delta": (is_vector, rounding.vectors), "value": (is_head, rounding.heads)}
-    if entry.kind not in fitting or entry.is_rounded and entry.scale is None:
+    if entry.kind not in fitting:
         return entry
     fits, bits = fitting[entry.kind]
-    if bits is None or not fits(entry.shape, entry.dtype, entry.task_only) or entry.scale is not None and bits == 8:
+    if (
+        bits is None
+        or entry.grid is not None
+        and not (further and entry.grid.bits > bits)
+        or not fits(entry.shape, entry.dtype, entry.task_only)
+        or entry.scale is not None
+        and bits == 8
+    ):
         return entry
     whole = energy(exact)
     grid = rounded_to(exact, bits) if whole else None
     if grid is None:
         return entry
-    error = squared_difference(exact.double(), grid.values(torch.float64)) / whole + (entry.squared_error or 0.0)
+    error = None
+    if entry.grid is None:
+        error = squared_difference(exact.double(), grid.values(torch.float64)) / whole + (entry.squared_error or 0.0)
     return replace(entry, tensor=None, scale=None, grid=grid, squared_error=error)

@@ -136,6 +136,22 @@ def test_a_cut_rounds_what_is_exact_or_in_8_bits_and_no_more(bert_folders):
         assert adapter.verify(base, finetuned).ok
 
 
+def test_a_cut_sketch_has_its_vectors_in_as_few_bits_as_its_size_takes(bert_folders):
+    """Else a tenth of it would have nearly three times the bytes of vectors that compressing gives it."""
+    base, finetuned = bert_folders
+    for how in ("exact", "8bit", "3bit"):
+        whole = compress(base, finetuned, nbytes=60_000, method="sketch", vectors=how)
+        small = whole.truncate(nbytes=30_000)
+        found, before = vectors(small), vectors(whole)
+        assert any(f.samples for entry in whole.entries.values() for f in entry.matrices if f is not None)
+        assert {entry.grid.bits for entry in found.values()} == {3} and small.nbytes <= 30_000
+        for name, entry in found.items():
+            assert entry is before[name] if how == "3bit" else (entry.squared_error is None) == (how == "8bit")
+            off = (entry.delta() - before[name].delta()).square().sum() / before[name].delta().square().sum()
+            assert off < 0.1
+        assert small.verify(base, finetuned).ok
+
+
 def test_an_old_8_bit_vector_is_rounded_again_where_it_is_cut(tmp_path):
     old = dts.Adapter.load(Path(__file__).parent / "golden" / "4-vectors")
     before = old.entries["body.0.bias"]
