@@ -186,7 +186,8 @@ def test_a_router_knows_a_task_by_the_components():
     name, model = "0.weight", torch.nn.Sequential(torch.nn.Linear(200, 96, bias=False))
     entry = replace(compressed().entries["body.0.weight"], name=name, base_name=name)
     half = replace(entry, factors=entry.factors.low_rank())
-    routers = [EnergyRouter.of(model, {"one": SimpleNamespace(entries={name: e})}) for e in (entry, half)]
+    adapters = [SimpleNamespace(method="sketch", entries={name: one}) for one in (entry, half)]
+    routers = [EnergyRouter.of(model, {"one": adapter}) for adapter in adapters]
     tables = [router.layers[name].table for router in routers]
     assert torch.equal(*tables) and tables[0].shape[1] == half.factors.rank
 
