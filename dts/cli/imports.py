@@ -68,3 +68,64 @@ def lora(
         )
     result = summary(adapter) | {"folder": str(out), "written": True}
     emit(result, as_json, lambda: output.print(summary_table(result, "Wrote")))
+
+
+@imports.command()
+def bitdelta(
+    file: Annotated[str, typer.Argument(help="BitDelta's diff.pt.", show_default=False)],
+    base: Base,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the adapter.", show_default=False)],
+    name: Annotated[str | None, typer.Option(help="Of the task; default its folder's.", show_default=False)] = None,
+    class_names: Annotated[
+        str | None, typer.Option(help="a,b,c or @file with a class a line.", show_default=False)
+    ] = None,
+    revision: Revision = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+):
+    """Make BitDelta's signs and scales an adapter: two bits an element, nothing lost."""
+    from dts.cli.inspect import account_of, summary, summary_table
+    from dts.exports import import_bitdelta
+
+    adapter = import_bitdelta(file, at(base, revision), out, name, list_of(class_names), overwrite=overwrite)
+    result = summary(adapter) | {"folder": str(out), "written": True} | account_of(adapter)
+    emit(result, as_json, lambda: output.print(summary_table(result, "Wrote")))
+
+
+@imports.command()
+def sparse(
+    source: Annotated[
+        str,
+        typer.Argument(help="A .safetensors file of NAME.indices and NAME.values, or its folder.", show_default=False),
+    ],
+    base: Base,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the adapter.", show_default=False)],
+    values: Annotated[
+        str, typer.Option(help="new: they take the place of the base's.  differences: they are added to them.")
+    ] = "new",
+    name: Annotated[str | None, typer.Option(help="Of the task; default the file's.", show_default=False)] = None,
+    class_names: Annotated[
+        str | None, typer.Option(help="a,b,c or @file with a class a line.", show_default=False)
+    ] = None,
+    revision: Revision = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+):
+    """Make a sparse patch an adapter that keeps every bit (method exact)."""
+    from dts.cli.inspect import account_of, summary, summary_table
+    from dts.exports import import_sparse
+
+    own: dict[str, Any] = {} if name is None else {"name": name}
+    with progress_bar(f"Importing {source}", in_bytes=True) as progress:
+        adapter = import_sparse(
+            source,
+            at(base, revision),
+            out,
+            values,
+            class_names=list_of(class_names),
+            overwrite=overwrite,
+            progress=progress,
+            **own,
+        )
+    result = summary(adapter) | {"folder": str(out), "written": True} | account_of(adapter)
+    emit(result, as_json, lambda: output.print(summary_table(result, "Wrote")))

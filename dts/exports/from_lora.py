@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dts.adapter import Adapter, compress
 from dts.checkpoint import Checkpoint, CheckpointError, Lazy, open_checkpoint
+from dts.codec.methods import LOSSLESS
 from dts.exports.fitted import model_of
 from dts.exports.peft_folder import MERGE, PeftFolder, read_peft
 from dts.files import Watch
@@ -54,6 +55,11 @@ def import_lora(
     whatever the base's dtype.  Raises CheckpointError for DoRA and other types, for a LoRA of another model, and what
     `dts.compress` raises.
     """
+    if options.get("method") == LOSSLESS.name:
+        raise ValueError(
+            "a LoRA is no tensor's bits but a product that is added, so method exact has nothing to keep: "
+            "import it with a size, or merge it with PEFT (merge_and_unload) and dts compress that"
+        )
     watch = Watch(folder, base)
     opened = open_checkpoint(base)
     merged = merged_checkpoint(read_peft(folder), opened, model)

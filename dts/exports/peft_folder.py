@@ -17,6 +17,7 @@ from dts.checkpoint import CheckpointError, Lazy, SafetensorsFile
 from dts.checkpoint.json_file import json_object
 
 CONFIG, MODEL, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+SHOWN = 10  # of what is wrong
 MERGE = "merge it with PEFT (merge_and_unload) and give dts compress the merged model"
 # keys of a config that make it more than B A, and what they are
 MORE = {
@@ -103,16 +104,21 @@ def read_peft(folder: str | Path) -> PeftFolder:
     config = json_object(folder / CONFIG)
     _refuse(folder, config)
     found = PeftFolder(folder, config, _tensors(folder))
-    strange = []
-    for name in found.file:
-        if not _sort(found, name):
-            strange.append(name)
+    wrong = []
+    strange = [name for name in found.file if not _sort(found, name)]
     if strange:
-        raise CheckpointError(f"{folder}: {len(strange)} tensors are no LoRA's, {', '.join(strange[:3])}: {MERGE}")
+        wrong.append(f"{len(strange)} tensors are no LoRA's, {', '.join(strange[:3])}: {MERGE}")
     for module, layer in found.layers.items():
         if not layer.a or not layer.b:
-            raise CheckpointError(f"{folder}: the LoRA of {module} has no {'B' if layer.a else 'A'}")
-        layer.scaling = _scaling(folder, config, module, found.shape(layer.a)[0])
+            wrong.append(f"the LoRA of {module} has no {'B' if layer.a else 'A'}")
+            continue
+        try:
+            layer.scaling = _scaling(folder, config, module, found.shape(layer.a)[0])
+        except CheckpointError as error:
+            wrong.append(str(error).removeprefix(f"{folder}: "))
+    if wrong:
+        more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        raise CheckpointError(f"{folder}: " + "; ".join(wrong[:SHOWN]) + more)
     return found
 
 
@@ -120,15 +126,18 @@ def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
         raise CheckpointError(f"{folder} is a {kind} adapter of PEFT, not a LoRA: {MERGE}, if PEFT merges it")
+    wrong = []
     more = [what for key, what in MORE.items() if config.get(key)]
     if more:
-        raise CheckpointError(f"{folder} is {' and '.join(more)}, more than a LoRA: {MERGE}")
+        wrong.append(f"{folder} is {' and '.join(more)}, more than a LoRA: {MERGE}")
     init = str(config.get("init_lora_weights", "")).lower()
     if init.startswith(CHANGE_THE_BASE):
-        raise CheckpointError(
+        wrong.append(
             f"{folder} was initialised by {init}, which changes the base's own weights: save it anew with "
             f"path_initial_model_for_weight_conversion, or {MERGE}"
         )
+    if wrong:
+        raise CheckpointError("; ".join(wrong))
 
 
 def _tensors(folder: Path) -> Mapping[str, Any]:

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from dts.codec.exact import same_bits
@@ -59,3 +60,21 @@ def test_a_file_of_many_may_have_one_of_them(dts, models, light, tmp_path):
     assert json.loads(dts("inspect", "adapters/light", "--json").stdout)["method"] == "exact"
     (tmp_path / "many.yaml").write_text(text + "    method: exact\n    budget: 2%\n")
     assert dts("compress", "--config", "many.yaml", "-o", "others").exit_code != 0
+
+
+def test_a_sparse_patch_and_bitdeltas_signs_become_adapters(dts, models, tmp_path):
+    base = load_file(models / "base" / "model.safetensors")
+    patch = {"layer.0.weight.indices": torch.tensor([3, 70]).int(), "layer.0.weight.values": torch.tensor([1.5, -0.0])}
+    save_file(patch, tmp_path / "step.safetensors")
+    words = ("--base", models / "base", "-o")
+    made = json.loads(dts("import", "sparse", "step.safetensors", *words, "a", "--json").stdout)
+    assert made["method"] == "exact" and made["name"] == "step" and made["account"]["counts"]["base"]["changed"] == 1
+    wrong = dts("import", "sparse", "step.safetensors", *words, "b", "--values", "other")
+    assert wrong.exit_code == 2 and "new or differences" in wrong.stderr
+    found = torch.full((2, 96), -1).int()  # every bit is set
+    torch.save({"layer.1.mask": found, "layer.1.coeff": torch.tensor(0.25)}, tmp_path / "diff.pt")
+    assert dts("import", "bitdelta", "diff.pt", *words, "c", "--name", "signs").exit_code == 0
+    assert dts("apply", models / "base", "c", "-o", "again").exit_code == 0
+    assert torch.equal(load_file("again/model.safetensors")["layer.1.weight"], base["layer.1.weight"] + 0.25)
+    refused = dts("import", "bitdelta", "step.safetensors", *words, "d")
+    assert refused.exit_code == 2 and "step.safetensors" in refused.stderr

@@ -203,6 +203,14 @@ def test_damaged_and_strange_folders_are_refused(made, tmp_path):
     save_file({key: value for key, value in tensors.items() if key != first}, file)
     with pytest.raises(CheckpointError, match="has no A"):
         import_lora(tmp_path / "lora", where / "base")
+    other = list(tensors)[-1].replace("lora_B.weight", "lora_magnitude_vector")
+    save_file({key: value for key, value in tensors.items() if key != first} | {other: torch.ones(2)}, file)
+    path = tmp_path / "lora/adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"r": 5}))
+    with pytest.raises(CheckpointError, match="lora_magnitude_vector.*has no A.*has rank 4"):  # all of it at once
+        import_lora(tmp_path / "lora", where / "base")
+    with pytest.raises(ValueError, match="method exact has nothing to keep"):
+        import_lora(tmp_path / "lora", where / "base", method="exact")
 
 
 def test_one_use_of_a_shared_tensor_is_told(made, tmp_path):
