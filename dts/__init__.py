@@ -54,7 +54,7 @@ __all__ = sorted([*_MODULE_OF, *_MODULES])
 # what the run-time asks for by name, since it is in rooms above: see `dts.services`
 provide("library", "dts.integrations.transformers")
 provide("within", "dts.plan.within:within")
-provide("router", "dts.unseen.router:calibrated_router")
+provide("router", "dts.unseen.likelihood:task_router")
 
 
 def __getattr__(name: str) -> Any:

@@ -13,9 +13,10 @@ from dts.adapter.accounting import Account, Effects
 from dts.adapter.apply import base_of, check_base, reconstructed
 from dts.adapter.carried import check_files
 from dts.adapter.entries import Entry
-from dts.adapter.folder import read_folder, write_folder
+from dts.adapter.folder import complete, read_folder, write_folder
 from dts.adapter.in_memory import applied_in_memory
 from dts.adapter.predict import Prediction
+from dts.adapter.route import InputStatistics, read_route
 from dts.adapter.truncate import truncated
 from dts.adapter.verify import Report, verify
 from dts.checkpoint import open_checkpoint
@@ -38,7 +39,8 @@ class Adapter:
     config: the content of ``dts_config.json``;  model_config: the fine-tune's ``config.json`` if it had one;
     entries: by the fine-tune's tensor names;  folder: where it was loaded from or saved to;
     files: tokenizer files that differ from the base's;  prediction: of the errors, only after a dry run;
-    account: what became of every tensor of the two models, only where it was just made.
+    account: what became of every tensor of the two models, only where it was just made;
+    inputs: what a router knows of the task's inputs, where it was told (`tell`).
     """
 
     name: str
@@ -53,11 +55,17 @@ class Adapter:
     files: dict[str, Path] = field(default_factory=dict, repr=False)
     prediction: Prediction | None = field(default=None, repr=False)
     account: Account | None = field(default=None, repr=False)
+    inputs: InputStatistics | None = field(default=None, repr=False)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all files of the adapter's folder."""
         return self.config["bytes"]
+
+    @property
+    def beside(self) -> int:
+        """Bytes of ``nbytes`` that are what a router knows."""
+        return 0 if self.inputs is None else self.inputs.nbytes
 
     @property
     def amr(self) -> float:
@@ -99,6 +107,7 @@ class Adapter:
         folder = Path(path)
         config, entries = read_folder(folder, verify)
         adapter = cls.of(config, entries, folder, {name: folder / name for name in config["files"]})
+        adapter.inputs = read_route(folder, config.get("sha256"), verify)
         if verify:
             check_files(adapter)
         return adapter if budget is None else alone(adapter.truncate(budget=budget, again=False))
@@ -121,6 +130,12 @@ class Adapter:
                 f"the fine-tune again with a budget of {nbytes} bytes"
             )
         return truncated(replace(self, config=copy.deepcopy(self.config), folder=None), nbytes, again)
+
+    def tell(self, inputs: InputStatistics | None) -> None:
+        """What a router is to know of the task's inputs (`dts.unseen.input_statistics`), counted in ``nbytes``; None:
+        nothing."""
+        self.inputs = inputs
+        complete(self)
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Writes the folder, whole or not at all."""

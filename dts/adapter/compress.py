@@ -11,6 +11,7 @@ from dts.adapter.config import config_of
 from dts.adapter.exact import ExactRun
 from dts.adapter.folder import check_out, check_writable, write_folder
 from dts.adapter.options import Options
+from dts.adapter.route import InputStatistics
 from dts.adapter.run import Progress, Run
 from dts.adapter.tokenizer import differing_files
 from dts.adapter.work import work_of
@@ -54,6 +55,7 @@ def compress(
     allow_empty: bool = False,
     only: str | None = None,
     vocabulary: str | None = None,
+    inputs: InputStatistics | None = None,
 ) -> Adapter:
     """Stores a fine-tune as its difference to the base.
 
@@ -85,6 +87,7 @@ def compress(
     allow_empty: make an adapter of a fine-tune that equals its base too
     only: the part of the base, such as "language_model", that the fine-tune is one of; all else stays the base's
     vocabulary: "shared" keeps the base's rows of an embedding beyond those of a fine-tune that has fewer
+    inputs: what a router is to know of the task's inputs (`dts.unseen.input_statistics`); its bytes count
 
     The adapter's ``account`` says what became of every tensor of both models.
     Warns (`Suspicious`) of models that look unrelated or exchanged, and (`NotRepaired`) where a quantised base leaves
@@ -114,6 +117,7 @@ def compress(
         allow_empty=allow_empty,
         only=only,
         vocabulary=vocabulary,
+        inputs=inputs,
     )
     return _compressed(base, finetuned, None if out is None else Path(out), options, progress)
 
@@ -149,6 +153,7 @@ def _compressed(base, finetuned, out: Path | None, options: Options, progress: P
             else:
                 run = Run(pairing, config, base_digests, options, work, progress)
             adapter = Adapter.of(config, run.made(), files=files)
+            adapter.inputs = options.inputs
             adapter.prediction = run.prediction
             _look_at_repair(adapter, pairing.base)
             adapter.account = of_pairing(pairing, adapter.entries, config["dropped"], run.equal)

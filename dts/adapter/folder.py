@@ -190,6 +190,8 @@ def write_folder(adapter: Adapter, out: Path, overwrite: bool = False, place: Bu
         (partial / CONFIG).write_text(texts.config, "utf-8", newline="\n")
         (partial / CARD).write_text(texts.card, "utf-8", newline="\n")
         copy_files(adapter, partial)
+        if adapter.inputs is not None:
+            adapter.inputs.write(partial, adapter.config["sha256"])
         place.finish()
     adapter.folder = out
     adapter.files = {name: out / name for name in adapter.files}
@@ -230,7 +232,7 @@ def complete(adapter: Adapter) -> tuple[Texts, dict[str, Layout]]:
     config["files"] = {name: about_file(path) for name, path in adapter.files.items()}
     config["model_config"] = plain_config(config["model_config"])
     check_writable(parse(json.dumps(config).encode(), LARGEST_TEXT))
-    texts = total_bytes(config, sizes)
+    texts = total_bytes(config, sizes, adapter.beside)
     if len(texts.config.encode()) > LARGEST_TEXT:
         raise AdapterError(
             f"the adapter {adapter.name!r} cannot be written: its {CONFIG} would have more than {LARGEST_TEXT:,} bytes"

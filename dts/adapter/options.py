@@ -12,6 +12,7 @@ import torch
 
 from dts import __version__
 from dts.adapter.digests import FORMAT_VERSION
+from dts.adapter.route import InputStatistics
 from dts.adapter.vectors import ASKED, EXACT, Rounding, rounding_for
 from dts.checkpoint.vocabulary import SHARED
 from dts.codec.method import Choice
@@ -52,6 +53,7 @@ class Options:
     allow_empty: bool = False
     only: str | None = None
     vocabulary: str | None = None
+    inputs: InputStatistics | None = None
 
     def __post_init__(self):
         wrong = [
@@ -138,6 +140,11 @@ class Options:
         return self.asked.keys() <= set(IN_BYTES)
 
     @property
+    def beside(self) -> int:
+        """Bytes of the folder that are what a router knows."""
+        return 0 if self.inputs is None else self.inputs.nbytes
+
+    @property
     def choice(self) -> Choice:
         """The method, or the rule that will choose it."""
         return CHOICES[self.method].for_size(self.in_bytes)
@@ -167,18 +174,23 @@ class Options:
 
         base, finetuned: fingerprints.
         """
-        return self.asked | {
-            "method": self.choice.name,
-            "vectors": "exact" if self.exact_vectors else self.vectors,
-            "seed": self.seed,
-            "base": base,
-            "finetuned": finetuned,
-            "format_version": FORMAT_VERSION,
-            "device": _full_name(self.place),
-            "package": __version__,
-            "torch": torch.__version__,
-            "code": code_digest(),
-        }
+        routed = {} if self.inputs is None else {"inputs": self.inputs.digest}
+        return (
+            self.asked
+            | routed
+            | {
+                "method": self.choice.name,
+                "vectors": "exact" if self.exact_vectors else self.vectors,
+                "seed": self.seed,
+                "base": base,
+                "finetuned": finetuned,
+                "format_version": FORMAT_VERSION,
+                "device": _full_name(self.place),
+                "package": __version__,
+                "torch": torch.__version__,
+                "code": code_digest(),
+            }
+        )
 
 
 def _full_name(place: torch.device) -> str:

@@ -31,12 +31,13 @@ class Plans:
 
     by_name: an entry for a tensor that is stored whole, a `Compressible` for one that is compressed
     config: the adapter's, whose ``dropped`` names the tensors that have no components at the ranks given last
+    beside: bytes of the folder that are what a router knows
     """
 
-    def __init__(self, config: dict, base_digests: dict[str, str]):
+    def __init__(self, config: dict, base_digests: dict[str, str], beside: int = 0):
         self.by_name: dict[str, Entry | Compressible] = {}
         self.ranks_before: dict[str, list[int]] = {}  # of a device's last round, by tensor
-        self.config, self.base_digests = config, base_digests
+        self.config, self.base_digests, self.beside = config, base_digests, beside
 
     @property
     def compressed(self) -> list[Compressible]:
@@ -51,7 +52,11 @@ class Plans:
 
     def planned_bytes(self, ranks: list[int], method: Method) -> int:
         """Bytes of the folder with these."""
-        return measured(self.config, self.planned(ranks, method), self.base_digests)
+        return self.measured(self.planned(ranks, method))
+
+    def measured(self, entries: dict[str, Entry], digests: bool = False) -> int:
+        """Bytes of the folder with these; brings ``config`` up to date (`dts.adapter.sizes.measured`)."""
+        return measured(self.config, entries, self.base_digests, digests, self.beside)
 
     def made(
         self,

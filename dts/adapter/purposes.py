@@ -33,6 +33,7 @@ def purposes(adapter: Adapter) -> dict[str, int]:
         layouts[name] = layout_of(tensors := entry_tensors(entry).items())
         found[_purpose(entry)] += sum(tensor.nbytes for _, tensor in tensors)
     found["tokenizer files"] = sum(about["bytes"] for about in adapter.config["files"].values())
+    found["router"] = adapter.beside
     if adapter.config["format_version"] < 5:
         found |= _of_files(adapter, sum(found[purpose] for purpose in CONTENT))
     else:
@@ -53,7 +54,7 @@ def _of_texts(adapter: Adapter, layouts: dict) -> dict[str, int]:
     content, table = packed(config, layouts)
     rows = sum(len(json.dumps(content[key], ensure_ascii=False, separators=(",", ":")).encode()) for key in TABLED)
     digests = sum(DIGEST_BYTES[key] for row in config["tensors"].values() for key in DIGEST_BYTES if row.get(key))
-    text = total_bytes(config, layouts).config.encode()
+    text = total_bytes(config, layouts, adapter.beside).config.encode()
     return {
         "names and rows": rows + len(table) - digests,
         "digests": digests,

@@ -21,7 +21,6 @@ from dts.adapter.options import Options
 from dts.adapter.plan import Compressible, compressible, is_difference, plan_job
 from dts.adapter.plans import Plans
 from dts.adapter.predict import Prediction, prediction
-from dts.adapter.sizes import measured
 from dts.adapter.suspicion import look, unchanged
 from dts.adapter.threads import Behind
 from dts.adapter.vectors import elements
@@ -67,7 +66,7 @@ class Run:
         self.rounding = options.rounding(self.wanted, *elements(_whole_tensors(pairing)))
         self.spectrum = self.goal != "rank_fraction" or options.dry_run
         self.prediction: Prediction | None = None
-        self.plans = Plans(config, self.base_digests)
+        self.plans = Plans(config, self.base_digests, options.beside)
         self.known: set[str] = set()  # tensors whose spectra an interrupted run had made
         self.equal: set[str] = set()
         self.base_energies: dict[str, float] = {}  # of those that a device measured: the sum of squares, by base's name
@@ -173,7 +172,7 @@ class Run:
                 entries = self.plans.planned(ranks, self.method)
             else:
                 entries = self.plans.made(ranks, self.method, self.pairing, self.options, self.work, self._step)
-            nbytes = measured(self.config, entries, self.base_digests, digests=not self.options.dry_run)
+            nbytes = self.plans.measured(entries, digests=not self.options.dry_run)
             if self.goal == "nbytes" and nbytes > self.wanted and not any(ranks):
                 raise too_little(self.wanted, nbytes)
             following = self._asked_next(asked, attempt, nbytes, ranks)

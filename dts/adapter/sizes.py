@@ -22,14 +22,17 @@ from dts.codec import Factors
 HEADER_BYTES = 48  # of one matrix's row, nearly
 
 
-def measured(config: dict, entries: dict[str, Entry], base_digests: dict, digests: bool = False) -> int:
+def measured(
+    config: dict, entries: dict[str, Entry], base_digests: dict, digests: bool = False, beside: int = 0
+) -> int:
     """Bytes of an adapter folder with these entries; brings ``config`` up to date.
 
-    digests: of what is stored; else zeros of the same length, while sizes are planned.
+    digests: of what is stored; else zeros of the same length, while sizes are planned;  beside: bytes of what a router
+    knows.
     """
     sizes = describe(config, entries.values(), base_digests, digests)
     config["squared_error"] = overall_error(config, entries)
-    return total_bytes(config, sizes).total
+    return total_bytes(config, sizes, beside).total
 
 
 def overall_error(config: dict, entries: dict[str, Entry]) -> float | None:
@@ -92,16 +95,17 @@ class Texts:
     total: int
 
 
-def total_bytes(config: dict, sizes: dict[str, Layout]) -> Texts:
+def total_bytes(config: dict, sizes: dict[str, Layout], beside: int = 0) -> Texts:
     """What is written; sets ``bytes``, ``amr`` and ``sha256`` of the config to the truth.
 
-    config: complete, with its ``tensors`` and ``files``;  sizes: of every entry's tensors.
+    config: complete, with its ``tensors`` and ``files``;  sizes: of every entry's tensors;  beside: bytes of what a
+    router knows.
     """
     content, table = packed(config, sizes)
     blobs, _ = blobs_of(sizes.values(), table)
     start, _ = header_bytes(blobs)
     payload = sum(torch.Size(shape).numel() * dtype.itemsize for dtype, shape in blobs.values())
-    fixed, total = len(start) + payload + sum(f["bytes"] for f in config["files"].values()), 0
+    fixed, total = len(start) + payload + sum(f["bytes"] for f in config["files"].values()) + beside, 0
     config["sha256"] = "0" * 16
     while True:  # the texts say how many bytes they take
         config["bytes"] = total

@@ -58,6 +58,7 @@ def truncated(adapter: Adapter, nbytes: int, again: bool) -> Adapter:
     again: a sketch's components made anew (`dts.codec.shorter`).
     """
     config = adapter.config
+    beside = adapter.beside
     whole = shortened(adapter.entries, adapter.method, nbytes)
     found = {
         name: [None if f is None else Prefixes.of(f, again) for f in entry.matrices] for name, entry in whole.items()
@@ -82,7 +83,7 @@ def truncated(adapter: Adapter, nbytes: int, again: bool) -> Adapter:
         return {name: entry for name, entry in kept.items() if entry is not None}
 
     def total(ranks: list[int]) -> int:
-        return measured(config, entries(ranks, planned=True), base_digests)
+        return measured(config, entries(ranks, planned=True), base_digests, beside=beside)
 
     adapter.entries = entries(allocate_exactly(curves, nbytes, total))
     wrong = [
@@ -96,5 +97,5 @@ def truncated(adapter: Adapter, nbytes: int, again: bool) -> Adapter:
             f"{', '.join(dict.fromkeys(wrong))}: the recorded norm does not belong to the components, "
             "so that no shorter ones can be made of them"
         )
-    measured(config, adapter.entries, base_digests, digests=True)
+    measured(config, adapter.entries, base_digests, digests=True, beside=beside)
     return adapter

@@ -27,6 +27,7 @@ from dts.cli import (
     merge,
     mix,
     plan,
+    route,
     serve,
     shelf,
     truncate,
@@ -106,7 +107,7 @@ def _options(
     pass
 
 
-for verb in (compress, inspect, verify, diff, apply, truncate, merge, mix, plan, serve, doctor, demo):
+for verb in (compress, inspect, verify, diff, apply, truncate, merge, mix, route, plan, serve, doctor, demo):
     name = verb.__name__.rpartition(".")[2]
     app.command(name)(getattr(verb, name))
 # by other names than their functions, which would hide Python's own

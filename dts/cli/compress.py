@@ -29,6 +29,7 @@ from dts.cli.common import (
 from dts.cli.compressed import show
 from dts.cli.inspect import account_of, summary
 from dts.cli.names import named
+from dts.cli.route import statistics, tokenizer_of
 from dts.cli.several import follow, recipe_of
 
 if TYPE_CHECKING:
@@ -178,6 +179,15 @@ def compress(
     vocabulary: Vocabulary = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     overwrite: Overwrite = False,
+    route_with: Annotated[
+        str | None,
+        typer.Option(
+            "--route-with",
+            help="A file of some 64 unlabelled inputs of the task (see dts route), by which the task of an input is "
+            "found; a few KB, which count.",
+            show_default=False,
+        ),
+    ] = None,
     allow_empty: Annotated[
         bool, typer.Option("--allow-empty", help="Make an adapter of a fine-tune that equals its base too.")
     ] = False,
@@ -223,9 +233,10 @@ def compress(
         raise ValueError("--tensors goes with --dry-run; of an adapter that is there, dts inspect --tensors lists them")
     if len(finetuned) > 1 and (name or class_names or description):
         raise ValueError("--name, --class-names and --description are of one task: compress the fine-tunes one by one")
-    if merge and (only or vocabulary):
+    if merge and (only or vocabulary or route_with):
         raise ValueError(
-            "--only and --vocabulary do not go with --merge: dts compress each fine-tune, or dts merge them"
+            "--only, --vocabulary and --route-with do not go with --merge: dts compress each fine-tune, or "
+            "dts merge them"
         )
     if merge:
         if cluster is not None:
@@ -235,14 +246,18 @@ def compress(
         results = _merged(base, finetuned, out, merge, method, vectors, kind, how, resume or dry_run or overwrite)
         return emit(results, as_json, lambda: show(results))
     if cluster is not None:
-        if tensors or name or class_names or description:
+        if tensors or name or class_names or description or route_with:
             raise ValueError(
-                "--tensors, --name, --class-names and --description do not go with --ray: say them with --config"
+                "--tensors, --name, --class-names, --description and --route-with do not go with --ray: say what "
+                "--config has there, and dts route the adapters"
             )
         how |= {"method": method, "vectors": vectors.value, "kind": kind.value, "base_is": base_is.value}
         how |= {"allow_empty": allow_empty, "only": only, "vocabulary": vocabulary}
         recipe = recipe_of(base, named(finetuned), out, how)
         return follow(context, recipe, 1, overwrite, dry_run, as_json, cluster)
+    if route_with and len(finetuned) > 1:
+        raise ValueError("--route-with is of one task: compress the fine-tunes one by one, or dts route each adapter")
+    known = None if route_with is None else statistics(base, route_with, tokenizer=tokenizer_of(finetuned[0]))
     results = []
     for task, source in named(finetuned).items():
         folder = out / task if len(finetuned) > 1 else out
@@ -265,6 +280,7 @@ def compress(
                 allow_empty=allow_empty,
                 only=only,
                 vocabulary=vocabulary,
+                inputs=known,
                 **how,
             )
         results.append(summary(adapter) | {"folder": str(folder), "written": not dry_run} | account_of(adapter))

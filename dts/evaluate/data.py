@@ -44,11 +44,13 @@ class Examples:
         return replace(self, inputs=[self.inputs[i] for i in rows], labels=labels)
 
 
-def read(source: str, text: str | None = None, label: str | None = None, split: str | None = None) -> Examples:
+def read(
+    source: str, text: str | None = None, label: str | None = None, split: str | None = None, option: str = "--data"
+) -> Examples:
     """The examples of a file or of a hub data set.
 
     text: the column of inputs, or two of pairs, "a,b";  label: that of labels;  both by their usual names otherwise.
-    split: of a hub data set, "test" by default.
+    split: of a hub data set, "test" by default;  option: what errors call it.
     Raises ValueError, FileNotFoundError or ImportError that say what was found, what was expected and what to try.
     """
     path = Path(source).expanduser()
@@ -56,11 +58,11 @@ def read(source: str, text: str | None = None, label: str | None = None, split: 
         rows = _rows(path)
     elif path.exists() or path.suffix.lower() in TABLES or not ID.fullmatch(source):
         what = "is a folder" if path.is_dir() else "is not there"
-        raise FileNotFoundError(f"{source} {what}: --data takes {FORMATS}, or the id of a data set on the hub")
+        raise FileNotFoundError(f"{source} {what}: {option} takes {FORMATS}, or the id of a data set on the hub")
     else:
         rows = _of_hub(source, split or "test")
     if not rows:
-        raise ValueError(f"{source} has no rows: --data takes {FORMATS}")
+        raise ValueError(f"{source} has no rows: {option} takes {FORMATS}")
     columns = list(rows[0])
     inputs = _chosen(source, columns, text)
     labels = _label(source, columns, label)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 
 class _Enough(Exception):
@@ -31,6 +32,35 @@ def layer_inputs(model: nn.Module, modules: Mapping[str, nn.Module], batch: Mapp
         return hook
 
     handles = [module.register_forward_pre_hook(keep(name), with_kwargs=True) for name, module in modules.items()]
+    _until_enough(model, batch, handles)
+    if missing := sorted(set(modules) - set(seen)):
+        raise RuntimeError(f"these layers did not run: {', '.join(missing)}; the pass cannot tell tasks apart by them")
+    return seen
+
+
+@torch.inference_mode()
+def first_to_run(model: nn.Module, modules: Mapping[str, nn.Module], batch: Mapping[str, Tensor]) -> str:
+    """The name of that of these modules that runs first when ``model(**batch)`` runs; the pass ends there.
+
+    Raises RuntimeError where none of them runs.
+    """
+    first: list[str] = []
+
+    def stop(name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            first.append(name)
+            raise _Enough
+
+        return hook
+
+    _until_enough(model, batch, [module.register_forward_pre_hook(stop(name)) for name, module in modules.items()])
+    if not first:
+        raise RuntimeError(f"none of these layers ran: {', '.join(modules)}")
+    return first[0]
+
+
+def _until_enough(model: nn.Module, batch: Mapping[str, Tensor], handles: list[RemovableHandle]) -> None:
+    """Runs the base weights until a hook raises `_Enough`, and takes the hooks out."""
     base = getattr(model, "disable_tasks", nullcontext)
     try:
         with base():
@@ -40,9 +70,6 @@ def layer_inputs(model: nn.Module, modules: Mapping[str, nn.Module], batch: Mapp
     finally:
         for handle in handles:
             handle.remove()
-    if missing := sorted(set(modules) - set(seen)):
-        raise RuntimeError(f"these layers did not run: {', '.join(missing)}; the pass cannot tell tasks apart by them")
-    return seen
 
 
 def fed_first(model: nn.Module, modules: Mapping[str, nn.Module], batch: Mapping[str, Tensor]) -> list[str]:

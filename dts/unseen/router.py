@@ -22,12 +22,12 @@ from dts.codec import Factors
 from dts.codec.methods import LOSSLESS
 from dts.nn.layers import kind_of
 from dts.sites import raw
-from dts.sites.transformers import renamer
 from dts.sums import energy
 from dts_kernels.reference import factor_values
 
 from .choice import Choice, choose
 from .passes import fed_first, layer_inputs
+from .places import block_of, modules_named
 
 TINY = 1e-6  # energy, relative to the mean one, below which nothing is told apart
 UNSEEN = 0.1  # the same for a token: one that no text of the task had says no more than that
@@ -98,7 +98,7 @@ class EnergyRouter:
         scores are multiplied by before the softmax that gives the confidence.
         """
         model = getattr(model, "model", model) if hasattr(model, "disable_tasks") else model
-        wanted = layers or (lambda name: _block(name) in range(blocks))
+        wanted = layers or (lambda name: block_of(name) in range(blocks))
         found: dict[str, dict[str, Factors]] = {}
         if exact := [task for task, adapter in adapters.items() if adapter.method == LOSSLESS.name]:
             raise ValueError(
@@ -109,12 +109,17 @@ class EnergyRouter:
             for entry in adapter.entries.values():
                 if isinstance(entry.factors, Factors) and entry.base_name and len(entry.shape) == 2:
                     found.setdefault(entry.base_name, {})[task] = entry.factors
-        modules = _modules(model, [name for name in found if wanted(name)])
+        modules = modules_named(model, [name for name in found if wanted(name)])
         if not modules:
             raise ValueError(f"no compressed matrix of the adapters is in the first {blocks} blocks of the model")
         names = list(adapters)
         subspaces = {name: _subspaces(module, found[name], names, rank) for name, module in modules.items()}
         return cls(names, subspaces, modules, sharpness=sharpness)
+
+    @property
+    def absent(self) -> Tensor:
+        """bool [tasks]: those that leave one of the layers alone, or have no components in it."""
+        return torch.stack([layer.absent.cpu() for layer in self.layers.values()]).any(0)
 
     def first_layers(self, model: nn.Module, batch: Mapping[str, Tensor]) -> "EnergyRouter":
         """This router with only the layers that read what the first of its layers reads (`fed_first`).
@@ -188,31 +193,6 @@ def scrambled(batch: Mapping[str, Tensor], vocabulary: int, seed: int = 0) -> di
             order = torch.rand(flat.shape, generator=generator).argsort(1).to(value.device)
             out[name] = flat.gather(1, order).view_as(value)
     return out
-
-
-def _block(name: str) -> int | None:
-    """The first number among a name's parts: the block it is in."""
-    return next((int(part) for part in name.split(".") if part.isdigit()), None)
-
-
-def _modules(model: nn.Module, names: list[str]) -> dict[str, nn.Module]:
-    """The modules whose weight a checkpoint calls so, under the names the model's loader gives them, with any prefix
-    more or less; heads and others are left out."""
-    rename, found = renamer(model), {}
-    weights = {f"{name}.weight": module for name, module in model.named_modules() if _has_weight(module)}
-    for name in names:
-        own = rename(name).name
-        module = weights.get(own) or next(
-            (m for known, m in weights.items() if known.endswith(f".{own}") or own.endswith(f".{known}")), None
-        )
-        if module is not None:
-            found[name] = module
-    return found
-
-
-def _has_weight(module: nn.Module) -> bool:
-    """Without reading it where it is a parameter: that of a head that the base lacks is refused."""
-    return "weight" in module._parameters or hasattr(module, "weight")
 
 
 def _subspaces(module: nn.Module, factors: Mapping[str, Factors], names: list[str], rank: int) -> Subspaces:

@@ -21,7 +21,7 @@ def adapter(**deltas):
         entries[name] = SimpleNamespace(
             kind="factors", base_name=name, shape=tuple(delta.shape), factors=compress_tensor(delta, rank=4)
         )
-    return SimpleNamespace(entries=entries, class_names=None, description=None)
+    return SimpleNamespace(entries=entries, class_names=None, description=None, method="residual")
 
 
 class Model(nn.Module):

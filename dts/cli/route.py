@@ -1,0 +1,134 @@
+"""`dts route`: examples of a task's inputs, so that `tasks="auto"` finds the task by them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dts.cli.common import DryRun, Json, Revision, at, bytes_text, emit, output, pairs
+
+ROWS = 512  # of a file, at most
+
+
+def route(
+    adapter: Annotated[str, typer.Argument(help="Folder of the adapter, which is written anew.", show_default=False)],
+    examples: Annotated[
+        str | None,
+        typer.Option(
+            "--examples",
+            "-e",
+            help="A .csv, .tsv, .jsonl or .parquet file with named columns, or a .txt file with a text a line: some 64 "
+            "inputs of the task or more, of which labels are not read.",
+            show_default=False,
+        ),
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", "-b", help="Folder or hub id of the base model.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Leave the adapter as it is, and write this folder.", show_default=False),
+    ] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Take out what an earlier call put in.")] = False,
+    text: Annotated[
+        str | None, typer.Option(help="Column of the texts (two of pairs, 'a,b') or images.", show_default=False)
+    ] = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option(min=2, help="Tokens of a text, the rest is cut; default at most 512.", show_default=False),
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder of the tokenizer or image processor; default the adapter's, the base's.", show_default=False
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    revision: Revision = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+):
+    """Tell an adapter what its task's inputs look like, from unlabelled examples.
+
+    By these few KB the task of an input is found where no id is given, whatever the adapter is made of."""
+    import dts
+
+    if remove == (examples is not None) or remove and base is not None:
+        raise ValueError("give --examples FILE and --base MODEL, or --remove alone")
+    loaded = dts.Adapter.load(adapter)
+    before = loaded.nbytes
+    if remove:
+        if loaded.inputs is None:
+            raise ValueError(f"{adapter} holds nothing for a router to be removed")
+        loaded.tell(None)
+    else:
+        if base is None:
+            raise ValueError("--base is missing: the examples are run through the first layers of the base model")
+        told(loaded, at(base, revision), str(examples), text, tokenizer, max_length, device)
+    if not dry_run:
+        loaded.save(out or adapter, overwrite=out is None)
+    known = loaded.inputs
+    result = {
+        "name": loaded.name,
+        "folder": str(out or adapter),
+        "examples": None if known is None else known.examples,
+        "layer": None if known is None else known.layer,
+        "router_bytes": loaded.beside,
+        "from_bytes": before,
+        "bytes": loaded.nbytes,
+        "written": not dry_run,
+    }
+    emit(result, as_json, lambda: _show(result))
+
+
+def told(adapter, base: str, examples: str, text=None, tokenizer=None, max_length=None, device="cpu") -> None:
+    """The adapter with what is known of its task's inputs, from a file of them."""
+    adapter.tell(statistics(base, examples, text, tokenizer or _own_tokenizer(adapter), max_length, device))
+
+
+def statistics(base: str, examples: str, text=None, tokenizer=None, max_length=None, device="cpu"):
+    """What a router is to know of the inputs in a file."""
+    from dts.evaluate.data import read
+
+    found = read(examples, text, option="the file of examples").sampled(ROWS)
+    try:
+        from dts.evaluate.route import statistics_of
+    except ImportError as error:
+        raise ImportError("dts route runs models of transformers: pip install 'dts-merge[hf]'") from error
+    made = statistics_of(base, found, tokenizer=tokenizer, longest=max_length, device=device)
+    _few(made.examples, examples)
+    return made
+
+
+def _few(count: int, source: str) -> None:
+    from dts.unseen.statistics import ENOUGH
+    from dts.warn import warn
+
+    if count < ENOUGH:
+        warn(f"{source} has {count} inputs: of fewer than {ENOUGH} a router learns little, 64 or more do well")
+
+
+def _own_tokenizer(adapter) -> Path | None:
+    from dts.adapter.tokenizer import has_tokenizer
+
+    return adapter.folder if adapter.folder is not None and has_tokenizer(adapter.folder) else None
+
+
+def tokenizer_of(finetuned: str) -> Path | None:
+    """The folder of a fine-tune, where it brings a tokenizer."""
+    from dts.adapter.tokenizer import has_tokenizer
+
+    folder = Path(finetuned).expanduser()
+    return folder if folder.is_dir() and has_tokenizer(folder) else None
+
+
+def _show(result: dict):
+    rows = {
+        "task": result["name"],
+        "examples": result["examples"] or "none",
+        "layer": result["layer"],
+        "for a router": bytes_text(result["router_bytes"]) if result["router_bytes"] else None,
+        "bytes": f"{result['bytes']:,} (before: {result['from_bytes']:,})",
+        "folder": result["folder"],
+    }
+    output.print(pairs("Wrote" if result["written"] else "Would write", {k: v for k, v in rows.items() if v}))

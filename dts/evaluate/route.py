@@ -1,0 +1,57 @@
+"""What a router is to know of a task's inputs, from a file of examples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from dts.adapter.route import InputStatistics
+from dts.evaluate import inputs, models
+from dts.evaluate.data import Examples
+from dts.evaluate.inputs import Batches
+from dts.unseen import input_statistics
+
+BATCH = 16  # rows
+
+
+def statistics_of(
+    base: str,
+    examples: Examples,
+    *,
+    tokenizer: str | Path | None = None,
+    longest: int | None = None,
+    device: str = "cpu",
+) -> InputStatistics:
+    """Of the examples of one task, as its base sees them.
+
+    base: folder or hub id;  tokenizer: folder of the task's own, or of its image processor, by default the base's;
+    longest: tokens of a text.  Only the first layers run, but the whole base is loaded.
+    Raises ValueError that says what does not fit.
+    """
+    from transformers import AutoModel
+
+    checkpoint = models.opened(base, "base")
+    assert checkpoint.folder is not None  # `opened` refuses others
+    with models.quiet():
+        model = AutoModel.from_pretrained(checkpoint.folder).eval().to(device)
+    batches = _batches(examples, model.config, [tokenizer, checkpoint.folder], longest)
+
+    def moved() -> Iterator[dict[str, Tensor]]:
+        for batch in batches:
+            yield {name: tensor.to(device) for name, tensor in batch.inputs.items()}
+
+    return input_statistics(model, moved())
+
+
+def _batches(examples: Examples, config, places: list, longest: int | None) -> Batches:
+    """places: where tokenizer and image processor are looked for."""
+    if examples.columns.get("text") == "image":
+        from transformers import AutoImageProcessor
+
+        processor = AutoImageProcessor.from_pretrained(next(filter(None, places)))
+        return Batches([{"image": image} for image in examples.inputs], BATCH, None, inputs.pixels_of(processor))
+    rows = inputs.encoded(examples, partial(models.tokenizer_of, *places), config, longest)
+    return Batches(rows, BATCH, getattr(config, "pad_token_id", None))
