@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import nn
 
+from dts.nn.compiled import given_back, put_aside, uncompiled
 from dts.nn.layers import base_class
 from dts.nn.library import library
 from dts.nn.routing import tracing
@@ -38,19 +39,27 @@ class Forward:
         self._made: weakref.WeakKeyDictionary[type, Any] = weakref.WeakKeyDictionary()
         self.__doc__ = function.__doc__
 
+    @uncompiled
     def __get__(self, wrapper: nn.Module | None, owner: type | None = None) -> Any:
         if wrapper is None:
             return self.function
         if tracing():  # programs call, and do not ask
             return functools.partial(self.function, wrapper)
+        compiler = put_aside()  # what is asked here is no part of a program either
+        try:
+            return MethodType(self._of(wrapper), wrapper)
+        finally:
+            given_back(compiler)
+
+    def _of(self, wrapper: nn.Module) -> Any:
         model = wrapper.__dict__["_modules"].get("model")
         if model is None:
-            return MethodType(self.function, wrapper)
+            return self.function
         kind = type(plain(model))
         made = self._made.get(kind)
         if made is None:
             made = self._made[kind] = _signed(self.function, kind.forward)
-        return MethodType(made, wrapper)
+        return made
 
 
 def _signed(function: Any, base: Any) -> Any:

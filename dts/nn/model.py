@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from dts.adapter import Adapter, Entry
 from dts.nn.adapters import Given, all_opened, opened, refuse
 from dts.nn.base import Base
+from dts.nn.compiled import Compiler, as_program, broken, given_back, put_aside, refused, uncompiled
 from dts.nn.face import Forward, class_of
 from dts.nn.fast_path import fast_path_again, no_fast_path
 from dts.nn.fit import fit, refuse_tied
 from dts.nn.heads import missing_heads, width
 from dts.nn.known_calls import KnownCalls, check_rows, shapes_of
-from dts.nn.layers import Layer, device_of, release
+from dts.nn.layers import Layer, Owner, device_of, release
 from dts.nn.library import library
 from dts.nn.loaded import Loaded, LoadedTasks
 from dts.nn.loading import by_module, put, take_out, without_effect
@@ -41,6 +42,11 @@ from dts.nn.training import guard
 from dts.nn.views import Views, compiled, labels_by_name, labels_in, plain, showing, unwritten
 from dts.services import service
 from dts.sites.transformers import renamer
+
+_LOSS = (
+    "a compiled or exported program would take the base's loss for every task: leave the labels out and compute the "
+    "loss from the logits, or call the model itself"
+)
 
 
 class DTSModel(nn.Module):
@@ -353,19 +359,31 @@ class DTSModel(nn.Module):
 
     # ---- running -----------------------------------------------------------------------------------------------
 
+    @uncompiled
     def _forward(self, *args: Any, tasks: Selections = None, **kwargs: Any) -> Any:
         """The base model's forward; see `call` for ``tasks``."""
-        if tasks is None:
+        if tracing():  # a function that calls the model: its program reads the chosen task's tensors each time
+            if tasks is not None:
+                broken(
+                    "tasks= within a compiled function, which would be another program for each of them: compile the "
+                    "model itself, torch.compile(model)(..., tasks=...), or set_tasks() before, and call without tasks="
+                )
             self._last = None
-            if tracing():  # a program reads the chosen task's tensors each time
-                if self._other_labels and labels_by_name(kwargs):
-                    raise RuntimeError(
-                        "a compiled or exported program would take the base's loss for every task: leave the labels "
-                        "out and compute the loss from the logits, or call the model itself"
-                    )
-                return self.model(*args, **kwargs)
-            return self._run_chosen("__call__", args, kwargs)
-        return self.call("__call__", *args, tasks=tasks, **kwargs)
+            if self._other_labels and labels_by_name(kwargs):
+                broken(_LOSS)
+            return self.model(*args, **kwargs)
+        compiler = put_aside()
+        try:
+            used = compiler
+            if compiler is not None and self._other_labels and labels_by_name(kwargs):
+                refused(compiler, _LOSS)
+                used = None
+            if tasks is None:
+                self._last = None
+                return self._run_chosen("__call__", args, kwargs, used)
+            return self._call("__call__", args, kwargs, tasks, used)
+        finally:
+            given_back(compiler)
 
     forward = Forward(_forward)
 
@@ -388,6 +406,17 @@ class DTSModel(nn.Module):
         if tasks is None:
             self._last = None
             return self._run_chosen(method, args, kwargs)
+        return self._call(method, args, kwargs, tasks)
+
+    def _call(
+        self,
+        method: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        tasks: Selections,
+        compiler: Compiler = None,
+    ) -> Any:
+        """`call` with tasks, in a program of this compiler."""
         if isinstance(tasks, str) and tasks == AUTO:
             if args:
                 raise ValueError('tasks="auto" takes the model\'s inputs by name: model(input_ids=..., tasks="auto")')
@@ -404,31 +433,39 @@ class DTSModel(nn.Module):
         if rows is not None:
             check_rows(len(rows), args, kwargs)
         with self._at_hand(asked), self._state.held():
-            result = self._run_routed(method, args, kwargs, asked, listed=rows is not None)
+            result = self._run_routed(method, args, kwargs, asked, rows is not None, compiler)
             if self._state.watch is not None:
                 self._tell_unused()
             return result
 
-    def _run_chosen(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def _run_chosen(
+        self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], compiler: Compiler = None
+    ) -> Any:
         """A call without tasks of its own."""
         with self._state.held():
             now = self._state.counting()
             if not self._places.hold():
                 self._refuse_replaced(now.mixtures)
-            with self._showing(now.mixtures, now.rows > 1, args, kwargs) as model:
+            with self._showing(now.mixtures, now.rows > 1 or compiler is not None, args, kwargs) as model:
                 run = getattr(model, method)
                 if now.rows > 1:
                     check_rows(now.rows, args, kwargs)
-                    result = self._run_rows(run, method, args, kwargs, now.mixtures, now)
+                    result = self._run_rows(run, method, args, kwargs, now.mixtures, now, compiler)
                 else:
                     with self._state.call(now=now):
-                        result = run(*args, **kwargs)
+                        result = as_program(run, compiler)(*args, **kwargs)
             if self._state.watch is not None:
                 self._tell_unused()
             return result
 
     def _run_routed(
-        self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], asked: list[Selection], listed: bool
+        self,
+        method: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        asked: list[Selection],
+        listed: bool,
+        compiler: Compiler,
     ) -> Any:
         """A call with tasks of its own, one for all rows or (listed) one a row."""
         self._loaded.check([name for task in asked for name in names_in(task)])  # all that are wrong, in one error
@@ -436,15 +473,15 @@ class DTSModel(nn.Module):
         if not self._places.hold():
             self._refuse_replaced(mixtures)
         self._last = threading.get_ident(), asked
-        with self._showing(mixtures, listed, args, kwargs) as model:
+        with self._showing(mixtures, listed or compiler is not None, args, kwargs) as model:
             run = getattr(model, method)
             if not mixtures:  # a batch without rows
                 with self._state.call([{}], padded=True):
                     return run(*args, **kwargs)
             if all(mixture == mixtures[0] for mixture in mixtures):
                 with self._state.call(mixtures[:1], self._missing(mixtures[:1]), padded=listed):
-                    return run(*args, **kwargs)
-            return self._run_rows(run, method, args, kwargs, mixtures)
+                    return as_program(run, compiler)(*args, **kwargs)
+            return self._run_rows(run, method, args, kwargs, mixtures, compiler=compiler)
 
     def _showing(
         self, mixtures: list[Mixture], listed: bool, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -473,6 +510,7 @@ class DTSModel(nn.Module):
         kwargs: Mapping[str, Any],
         mixtures: list[Mixture],
         now: Current | None = None,
+        compiler: Compiler = None,
     ) -> Any:
         """A call in which rows have mixtures of their own; now: in these tensors, not new ones."""
         where = self._known_calls.where(self.model, self._layers, self._state, run, method, args, kwargs, len(mixtures))
@@ -482,10 +520,13 @@ class DTSModel(nn.Module):
                 f"tasks has {len(mixtures)} items, one a row, but no output has a row "
                 f"for each of the inputs' rows: {shapes_of(args, kwargs)}"
             )
-        if where.coupled or any(self._layers[name].dts.slots & used for name in where.unroutable):
-            return run_once_a_task(run, method, args, kwargs, mixtures, where, self._uniform)
+        alone = set(where.unroutable)
+        if compiler is not None or compiled(self.model):  # no program follows which rows have which parameters
+            alone |= {name for name, layer in self._layers.items() if isinstance(layer, Owner)}
+        if where.coupled or any(self._layers[name].dts.slots & used for name in alone):
+            return run_once_a_task(as_program(run, compiler), method, args, kwargs, mixtures, where, self._uniform)
         with self._state.call(None if now else mixtures, self._missing(mixtures), now, **where.fields):
-            return run(*args, **kwargs)
+            return as_program(run, compiler)(*args, **kwargs)
 
     @contextmanager
     def _uniform(self, mixture: Mixture) -> Iterator[None]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dts.exports.program.shared import Shared, byte_table, decoded, wide
-from dts.nn.layers.layer_deltas import beside
+from dts.nn.routing import beside
 from dts_kernels import PackedFactors, Routing
 from dts_kernels.layout import packed_width
 from dts_kernels.parts import PartBank

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dts.exports.program.banks import Shaped
 from dts.exports.program.shared import Shared, decoded, wide
-from dts.nn.layers.layer_deltas import beside
+from dts.nn.routing import beside
 from dts_kernels import Routing, Samples
 from dts_kernels.samples import ALL, columns
 

@@ -7,19 +7,22 @@ from torch import Tensor
 
 from dts.codec.factors import Factors
 from dts.codec.shards import Shard
+from dts.nn.deltas.held import Held, as_op, found, in_program
 from dts.nn.deltas.packed import Block, Packed
+from dts.nn.deltas.table import Table
 from dts.nn.routing import gammas
 from dts_kernels import Routing
 from dts_kernels.parts import KINDS, Joined
 
 
-class MatrixDelta:
+class MatrixDelta(Held):
     """Packed deltas of one [m, n] matrix: those that all tasks share, and blocks for factors with gaps.
 
     blocks: a task's own, by slot;  fronts: samples that begin before the matrix, of all tasks, by how much
     """
 
     def __init__(self, shape: tuple[int, int], device="cpu", transposed=False):
+        super().__init__()
         self.shape, self.transposed = shape, transposed
         self.main = Packed(shape, device, transposed)
         self.blocks: dict[int, list[Block]] = {}  # slot -> its blocks
@@ -75,7 +78,7 @@ class MatrixDelta:
 
     def __getstate__(self) -> dict:
         """Pointers for C are made again in a copy."""
-        return vars(self) | {"_joined": None}
+        return super().__getstate__() | {"_joined": None}
 
     def remove(self, slot: int) -> None:
         self._joined = None
@@ -94,7 +97,7 @@ class MatrixDelta:
         """Whether all of it is of the whole matrix, nothing in blocks."""
         return not self.blocks and not self.fronts
 
-    def held(self) -> list[Tensor]:
+    def as_op(self) -> list[Tensor]:
         """Everything it holds in memory."""
         return self.main.held() + [t for block in self._all_blocks() for t in block.held()]
 
@@ -108,15 +111,31 @@ class MatrixDelta:
         self.fronts = {front: block.to(device) for front, block in self.fronts.items()}
 
     def linear(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routing, adds: Tensor | None = None
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routing, adds: Table | None = None
     ) -> Tensor:
-        """x W^T + b + the delta + gamma adds[task], all but blocks in one call; adds: float32 [slots, m] or None."""
-        y = self.main.linear(x, weight, bias, routing, adds)
+        """x W^T + b + the delta + gamma adds[task], all but blocks in one call; adds: [slots, m] or None."""
+        if in_program(x):
+            given = [x, weight, *([] if bias is None else [bias]), *([] if adds is None else [adds.key])]
+            return as_op(self, "_linear_in_program", given, routing, (*x.shape[:-1], self.shape[0]), x.dtype)
+        y = self.main.linear(x, weight, bias, routing, None if adds is None else adds.wide)
         return y if self.in_one else self._add_blocks(x, y, routing)
 
+    def _linear_in_program(
+        self, x: Tensor, weight: Tensor, *others: Tensor, routing: Routing, dtype: torch.dtype
+    ) -> Tensor:
+        """others: the bias where there is one, then the key of a table where there is one, int64 []."""
+        bias = others[0] if others and others[0].dim() else None
+        adds = found(others[-1]) if others and not others[-1].dim() else None
+        return self.linear(x, weight, bias, routing, adds)
+
     def add_product(self, x: Tensor, y: Tensor, routing: Routing) -> Tensor:
-        """y + x Delta^T of each row's tasks."""
+        """y + x Delta^T of each row's tasks; y [..., m] may be written into."""
+        if in_program(x):
+            return as_op(self, "_add_in_program", [x, y], routing, y.shape, y.dtype)
         return self._add_blocks(x, self.main.product(x, y, routing), routing)
+
+    def _add_in_program(self, x: Tensor, y: Tensor, routing: Routing, dtype: torch.dtype) -> Tensor:
+        return self.add_product(x, y if self.in_one else y.clone(), routing)
 
     def _add_blocks(self, x: Tensor, y: Tensor, routing: Routing) -> Tensor:
         for block in self._all_blocks():
@@ -125,6 +144,8 @@ class MatrixDelta:
 
     def add_embedding(self, ids: Tensor, y: Tensor, routing: Routing) -> Tensor:
         """y + rows ``ids`` (int64 [...], -1 = none) of the delta; y [..., n] may be written into."""
+        if in_program(y):
+            return as_op(self, "_embed_in_program", [ids, y], routing, y.shape, y.dtype)
         if all(block.joins for block in self._all_blocks()):
             if self._joined is None:
                 self._joined = self._join()
@@ -136,6 +157,9 @@ class MatrixDelta:
         for block in self._all_blocks():
             y = block.look_up(ids, y, routing)
         return y
+
+    def _embed_in_program(self, ids: Tensor, y: Tensor, routing: Routing, dtype: torch.dtype) -> Tensor:
+        return self.add_embedding(ids, y.clone(), routing)
 
     def _join(self) -> list[Joined]:
         """The banks of each kind, those of the blocks included."""

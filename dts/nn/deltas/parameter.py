@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dts.nn.deltas.exact import Exact
+from dts.nn.deltas.held import Held, as_op, in_program
 from dts.nn.deltas.matrix import MatrixDelta
 from dts.nn.deltas.piece import Piece
 from dts.nn.deltas.table import Table
@@ -20,7 +21,7 @@ def _mixture(routing: Routing) -> list[tuple[int, float]]:
     return [(slot, weight) for slot, weight in found if slot >= 0 and weight != 0]
 
 
-class ParameterDelta:
+class ParameterDelta(Held):
     """All tasks' deltas of one parameter or buffer of any shape.
 
     matrices: expert -> `MatrixDelta` (expert None for a parameter that is one matrix, flattened to 2-D)
@@ -31,9 +32,10 @@ class ParameterDelta:
     """
 
     def __init__(self, shape: tuple[int, ...], device: torch.device | str = "cpu", transposed: bool = False):
+        super().__init__()
         self.shape, self.device, self.transposed = tuple(shape), torch.device(device), transposed
         self.matrices: dict[int | None, MatrixDelta] = {}
-        self.raw, self.values, self.added = Table(device), Table(device), Table(device)
+        self.raw, self.values, self.added = Table(device, stays=True), Table(device), Table(device)
         self.exact: dict[int, list[Exact]] = {}
 
     def matrix(self, expert: int | None = None) -> MatrixDelta:
@@ -52,7 +54,7 @@ class ParameterDelta:
     @property
     def tabled(self) -> bool:
         """Whether a task has more of this parameter than factors."""
-        return bool(self.raw.tensors or self.values.tensors or self.added.tensors)
+        return self.raw.filled or self.values.filled or self.added.filled
 
     @property
     def slots(self) -> set[int]:
@@ -60,7 +62,7 @@ class ParameterDelta:
         tables = set(self.raw.tensors) | set(self.values.tensors) | set(self.added.tensors) | set(self.exact)
         return tables.union(*[m.slots for m in self.matrices.values()])
 
-    def held(self) -> list[Tensor]:
+    def as_op(self) -> list[Tensor]:
         """Everything it holds in memory."""
         stacks = [t.stack for t in (self.raw, self.values, self.added) if t.tensors]
         stacks += [t for own in self.exact.values() for one in own for t in one.held()]
@@ -108,15 +110,17 @@ class ParameterDelta:
         base + sum of gamma delta in fp32 or wider, rounded once; a task's whole value takes the place of the base.  One
         task alone that is exact gives its bits.  Raises TypeError for codes that only their module can read.
         """
+        if in_program(base) and base.is_floating_point() and not self.values.filled:
+            return as_op(self, "_dense_in_program", [base], routing, base.shape, base.dtype)
         weights = self._exact_weights(routing) if self.exact else {}
         if weights:
             slot, weight = next(iter(weights.items()))
             if not base.is_floating_point() or weight == 1 and self._alone(routing):
                 return self._bits(base, slot)
-        if has_codes(base) and (self.matrices or self.raw.tensors):
+        if has_codes(base) and (self.matrices or self.raw.filled):
             base = numbers(base)
         if not base.is_floating_point():
-            return self._value(base, routing) if self.values.tensors else base
+            return self._value(base, routing) if self.values.filled else base
         wide = torch.float64 if base.dtype == torch.float64 else torch.float32
         full = base.detach().to(wide)
         if any(expert is not None for expert in self.matrices) and base.dtype == wide:
@@ -128,12 +132,15 @@ class ParameterDelta:
                 full = matrix.dense(full.T, routing).T
             else:
                 full = matrix.dense(full.flatten(1), routing).view(full.shape)
-        if self.raw.tensors:
+        if self.raw.filled:
             full = full + self.raw.rows(routing, wide)[0]
         for slot, weight in weights.items():
             full = full + weight * (self._bits(base, slot).to(wide) - base.to(wide))
         full = full.to(base.dtype)
-        return self._value(full, routing) if self.values.tensors else full
+        return self._value(full, routing) if self.values.filled else full
+
+    def _dense_in_program(self, base: Tensor, routing: Routing, dtype: torch.dtype) -> Tensor:
+        return self.dense(base, routing)
 
     def _exact_weights(self, routing: Routing) -> dict[int, float]:
         """slot -> gamma of the tasks of the one mixture that are exact here."""
@@ -158,7 +165,7 @@ class ParameterDelta:
     def whole(self, base: Tensor, routing: Routing) -> Tensor:
         """As `dense`, with the rows of an enlarged vocabulary."""
         full = self.dense(base, routing)
-        if not self.added.tensors:
+        if not self.added.filled:
             return full
         length = int(self.added.lengths(routing)[0])
         return torch.cat([full, self.added.rows(routing, full.dtype)[0, :length]])

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from dts.nn.deltas.held import Held, as_op, in_program
+from dts.nn.deltas.per_task import per_task_product
+from dts.nn.routing import beside
 from dts_kernels import Routing
 from dts_kernels.bank import EAGER
 from dts_kernels.ops import direct, task_rows
 
 
-class Table:
-    """Raw tensors of the tasks that have one, stacked by slot; sizes of dim 0 may differ, shorter ones end in zeros."""
+class Table(Held):
+    """Raw tensors of the tasks that have one, stacked by slot; sizes of dim 0 may differ, shorter ones end in zeros.
 
-    def __init__(self, device: torch.device | str = "cpu"):
+    stays: it stays filled when its last tensor goes, all zeros then: a program that adds it needs not be another one.
+    filled: whether some task has one;  longest: the largest size of dim 0;  size: that of a row of the stack
+    """
+
+    def __init__(self, device: torch.device | str = "cpu", stays: bool = False):
+        super().__init__()
+        self.stays, self.filled = stays, False
+        self.size: tuple[int, ...] = ()
         self.device = torch.device(device)
         self.tensors: dict[int, Tensor] = {}
         self._stack: Tensor | None
@@ -44,25 +55,29 @@ class Table:
     def _refresh(self) -> None:
         """Make the stack again; beyond EAGER tasks on the CPU when first needed, see `Bank`."""
         self._wide = self._stack = self._length = None
+        self.filled = bool(self.tensors) or self.stays and self.filled
         self.longest = max((t.shape[0] if t.dim() else 1 for t in self.tensors.values()), default=0)
+        first = next(iter(self.tensors.values()), None)
+        if first is not None or not self.filled:
+            self.size = (self.longest, *first.shape[1:]) if first is not None and first.dim() else ()
         if self.tensors and (self.device.type != "cpu" or len(self.tensors) <= EAGER):
             self._make()
 
     @property
     def stack(self) -> Tensor:
-        """[slots, longest, ...]; there must be tensors."""
+        """[slots, longest, ...]; it must be filled."""
         return self._make()[0] if self._stack is None else self._stack
 
     @property
     def length(self) -> Tensor:
-        """int64 [slots], 0 = this slot has none; there must be tensors."""
+        """int64 [slots], 0 = this slot has none; it must be filled."""
         return self._make()[1] if self._length is None else self._length
 
     def _make(self) -> tuple[Tensor, Tensor]:
         """The stack and the lengths."""
-        first = next(iter(self.tensors.values()))
-        shape = (max(self.tensors) + 1, self.longest, *first.shape[1:]) if first.dim() else (max(self.tensors) + 1,)
-        dtype = reduce(torch.promote_types, [t.dtype for t in self.tensors.values()])
+        shape = (max(self.tensors, default=0) + 1, *self.size)
+        dtypes = [t.dtype for t in self.tensors.values()]
+        dtype = reduce(torch.promote_types, dtypes) if dtypes else torch.float32
         self._stack = stack = torch.zeros(shape, dtype=dtype, device=self.device)
         self._length = length = torch.zeros(shape[0], dtype=torch.int64, device=self.device)
         for slot, tensor in list(self.tensors.items()):
@@ -86,6 +101,8 @@ class Table:
 
         Not to be written into.
         """
+        if in_program(routing.slots):
+            return as_op(self, "_rows_in_program", [], routing, (routing.slots.shape[0], *self.size), dtype)
         if self._here(routing):
             # on a CPU, where a norm needs less time than the operations below: one task's row as it lies there
             slots, weights = routing.slots[0].tolist(), routing.weights[0].tolist()
@@ -95,12 +112,20 @@ class Table:
                 return row if used[0][1] == 1 else row * used[0][1]
         return task_rows(self.stack, routing, dtype)
 
+    def _rows_in_program(self, routing: Routing, dtype: torch.dtype) -> Tensor:
+        return self.rows(routing, dtype).clone()
+
     def added_to(self, base: Tensor, routing: Routing) -> Tensor:
         """base [longest, ...] + `rows`, rounded once: [R, longest, ...] in base's dtype."""
+        if in_program(routing.slots):
+            return as_op(self, "_added_in_program", [base], routing, (routing.slots.shape[0], *base.shape), base.dtype)
         if self._here(routing):
             wide = torch.promote_types(base.dtype, self.stack.dtype)
             return (base.to(wide) + self.rows(routing, wide)).to(base.dtype)
         return task_rows(self.stack, routing, base.dtype, base)
+
+    def _added_in_program(self, base: Tensor, routing: Routing, dtype: torch.dtype) -> Tensor:
+        return self.added_to(base, routing)
 
     def _here(self, routing: Routing) -> bool:
         """Whether a routing of one row may be read on the host."""
@@ -109,8 +134,33 @@ class Table:
 
     def lengths(self, routing: Routing) -> Tensor:
         """int64 [R]: rows of the tensor for each row of the routing, 0 where its tasks have none."""
+        if in_program(routing.slots):
+            return as_op(self, "_lengths_in_program", [], routing, routing.slots.shape[:1], torch.int64)
         index, gamma = self.index(routing)
         return torch.where(gamma != 0, self.length[index], 0).amax(1)
+
+    def _lengths_in_program(self, routing: Routing, dtype: torch.dtype) -> Tensor:
+        return self.lengths(routing)
+
+    def looked_up(self, ids: Tensor, routing: Routing, dtype: torch.dtype) -> Tensor:
+        """Rows ``ids`` (int64 [batch, ...]) of each batch row's tensors [longest, n]: [batch, ..., n]."""
+        if in_program(ids):
+            return as_op(self, "_looked_up_in_program", [ids], routing, (*ids.shape, *self.size[1:]), dtype)
+        index, gamma = self.index(routing)
+        total: Any = sum(
+            self.stack[beside(ids, index[:, p]), ids].to(dtype) * beside(ids, gamma[:, p].to(dtype))[..., None]
+            for p in range(index.shape[1])
+        )
+        return total
+
+    def _looked_up_in_program(self, ids: Tensor, routing: Routing, dtype: torch.dtype) -> Tensor:
+        return self.looked_up(ids, routing, dtype)
+
+    def _product_in_program(self, x: Tensor, routing: Routing, dtype: torch.dtype) -> Tensor:
+        return per_task_product(x, self, routing)
+
+    def _transposed_product_in_program(self, x: Tensor, routing: Routing, dtype: torch.dtype) -> Tensor:
+        return per_task_product(x, self, routing, transposed=True)
 
     def index(self, routing: Routing) -> tuple[Tensor, Tensor]:
         """Rows of the stack and their gammas; a slot without a tensor has a row of zeros or is beyond the stack."""

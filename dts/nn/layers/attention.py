@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from dts.nn.deltas import Piece
+from dts.nn.deltas.per_task import per_task_product
 from dts.nn.layers.layer import Layer, base_class, standalone
-from dts.nn.layers.layer_deltas import beside
-from dts.nn.layers.per_task import per_task_product
 from dts.nn.layers.registry import register
+from dts.nn.routing import beside
 from dts.sites import raw, raw_or_none
 from dts_kernels import Routing
 
@@ -88,7 +88,7 @@ class DTSMultiheadAttention(Layer, nn.MultiheadAttention):
                 bias = None if biases is None else biases.chunk(3)[i]
                 part = self._product(first(x), f"{name}_proj_weight", bias, routing)
             delta = self.dts.get("in_proj_bias")
-            if delta is not None and delta.raw.tensors:
+            if delta is not None and delta.raw.filled:
                 part = part + beside(part, delta.raw.rows(routing, part.dtype).chunk(3, -1)[i])
             parts.append(part.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2))
         return parts
@@ -104,7 +104,7 @@ class DTSMultiheadAttention(Layer, nn.MultiheadAttention):
             y = delta.plain.add_product(x.to(y.dtype), y, routing)
         else:
             y = delta.plain.linear(x, weight, bias, routing)
-        if delta.raw.tensors:
+        if delta.raw.filled:
             y = y + per_task_product(x, delta.raw, routing).to(y.dtype)
         return y
 

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from dts.nn.deltas import Piece
 from dts.nn.layers.layer import Layer, standalone
-from dts.nn.layers.layer_deltas import beside
 from dts.nn.layers.registry import register
+from dts.nn.routing import beside
 
 
 @register(nn.Conv2d)
@@ -49,7 +49,7 @@ class DTSConv2d(Layer, nn.Conv2d):
         if weight is not None and weight.plain is not None:
             delta = weight.plain.add_product(self._patches(x).to(y.dtype), y.flatten(2).mT, routing)
             y = delta.mT.reshape(y.shape)
-        if bias is not None and bias.raw.tensors:
+        if bias is not None and bias.raw.filled:
             rows = bias.raw.rows(routing, y.dtype)
             y = y + beside(y, rows[:, :, None, None])
         return dts.leave(y)

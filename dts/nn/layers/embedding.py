@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from dts.nn.deltas import Piece, Table
 from dts.nn.layers.layer import Layer, standalone
-from dts.nn.layers.layer_deltas import beside
 from dts.nn.layers.registry import register
 from dts.nn.parallel.local import run_local
 from dts.sites import is_distributed
+from dts.nn.routing import beside
 from dts_kernels import Routing
 
 
@@ -54,13 +52,13 @@ class DTSEmbedding(Layer, nn.Embedding):
             )
         ids, routing = dts.enter(ids)
         beyond = ids >= self.num_embeddings
-        inside = torch.where(beyond, 0, ids) if delta.added.tensors else ids
+        inside = torch.where(beyond, 0, ids) if delta.added.filled else ids
         y = self._base_rows(inside)
         if delta.plain is not None:
             y = delta.plain.add_embedding(inside, y, routing)
-        if delta.raw.tensors:
-            y = y + self._raw(inside, delta.raw, routing, y)
-        if delta.added.tensors:
+        if delta.raw.filled:
+            y = y + delta.raw.looked_up(inside, routing, y.dtype)
+        if delta.added.filled:
             y = torch.where(beyond[..., None], self._added(ids, beyond, delta.added, routing, y), y)
         return dts.leave(y)
 
@@ -70,20 +68,11 @@ class DTSEmbedding(Layer, nn.Embedding):
         options = self.padding_idx, self.max_norm, self.norm_type, self.scale_grad_by_freq, self.sparse
         return nn.functional.embedding(ids, weight, *options)
 
-    @staticmethod
-    def _raw(ids: Tensor, table: Table, routing: Routing, y: Tensor) -> Tensor:
-        index, gamma = table.index(routing)
-        total: Any = sum(
-            table.stack[beside(ids, index[:, p]), ids].to(y.dtype) * beside(y, gamma[:, p, None].to(y.dtype))
-            for p in range(index.shape[1])
-        )
-        return total
-
     def _added(self, ids: Tensor, beyond: Tensor, table: Table, routing: Routing, y: Tensor) -> Tensor:
         """Whole rows of an enlarged vocabulary; a mixture takes the weighted sum of its tasks that have the id."""
         place = torch.where(beyond, ids - self.num_embeddings, 0)
         unknown = beyond & (place >= beside(ids, table.lengths(routing)))
-        rows = self._raw(place.clamp(max=table.stack.shape[1] - 1), table, routing, y)
+        rows = table.looked_up(place.clamp(max=table.longest - 1), routing, y.dtype)
         if torch.compiler.is_compiling() or self.dts.state.now().probing:
             return rows
         if ids.is_cuda:  # to look would be to wait for the device, which a graph that is captured cannot

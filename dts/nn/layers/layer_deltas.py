@@ -76,12 +76,3 @@ class LayerDeltas:
         now = self.state.now()
         axis = self.axis(now) if now.rows > 1 else 0
         return y.movedim(0, axis) if axis > 0 else y
-
-
-def beside(y: Tensor, values: Tensor) -> Tensor:
-    """Values [R, ...], one a row of the routing, repeated to the rows of y, to broadcast over the middle.
-
-    The first axis of y is a multiple of R.
-    """
-    repeated = values.repeat_interleave(y.shape[0] // values.shape[0], 0) if values.shape[0] > 1 else values
-    return repeated.view(repeated.shape[0], *[1] * (y.dim() - values.dim()), *values.shape[1:])

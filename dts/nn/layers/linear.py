@@ -7,12 +7,11 @@ from torch import Tensor, nn
 
 from dts.codec.factors import Factors
 from dts.nn.deltas import ParameterDelta, Piece
+from dts.nn.deltas.per_task import head, per_task_product
 from dts.nn.layers.layer import Layer, base_class, by_name, standalone
-from dts.nn.layers.layer_deltas import beside
-from dts.nn.layers.per_task import head, per_task_product
 from dts.nn.layers.registry import register
 from dts.nn.parallel.local import run_local
-from dts.nn.routing import backward_here, call_here, tracing
+from dts.nn.routing import backward_here, beside, call_here, tracing
 from dts.sites import is_distributed, parameter_shape, raw, raw_or_none
 from dts_kernels import Routing
 
@@ -45,18 +44,18 @@ class LinearForward(Layer):
         weight, bias = dts.get("weight"), dts.get("bias")
         y = self._product(x, weight, bias, routing)
         if weight is not None and weight.tabled:
-            if weight.raw.tensors:
+            if weight.raw.filled:
                 y = y + per_task_product(x, weight.raw, routing, self.transposed).to(y.dtype)
-            if weight.added.tensors:
+            if weight.added.filled:
                 biases = None if bias is None else bias.added
                 y = torch.cat([y, head(x, weight.added, biases, routing, y.dtype, padding=True)], -1)
-        if any(p is not None and p.values.tensors for p in (weight, bias)):
+        if any(p is not None and p.values.filled for p in (weight, bias)):
             y = self._whole_values(x, y, weight, bias, routing)
         return dts.leave(self._cut(y, weight))
 
     def _cut(self, y: Tensor, weight: ParameterDelta | None) -> Tensor:
         """Where one task was asked for, its outputs without those of others; one shape for all else."""
-        if weight is None or not (weight.values.tensors or weight.added.tensors) or self.dts.state.padded:
+        if weight is None or not (weight.values.filled or weight.added.filled) or self.dts.state.padded:
             return y
         own = self.dts_width(list(self.dts.state.mixtures[0]), y.shape[-1])
         return y if own is None or own == y.shape[-1] else y[..., :own].contiguous()
@@ -66,12 +65,12 @@ class LinearForward(Layer):
     ) -> Tensor:
         """Base, factors and the deltas of the bias."""
         plain = None if weight is None else weight.plain
-        left = bias.raw if bias is not None and bias.raw.tensors else None
+        left = bias.raw if bias is not None and bias.raw.filled else None
         matrix = self._parameters.get("weight")
         if plain is not None and matrix is not None and self._in_dtype(x):
             full = matrix.T if self.transposed else matrix
             # 16-bit numbers have their sum rounded once; wider ones than float32 stay as wide as they are
-            adds = None if left is None or x.dtype == torch.float64 else left.wide
+            adds = None if x.dtype == torch.float64 else left
             y = plain.linear(x, full, raw_or_none(self, "bias"), routing, adds)
             left = left if adds is None else None
         else:
@@ -92,7 +91,7 @@ class LinearForward(Layer):
     ) -> Tensor:
         """Rows whose task has this layer whole (its own head) get that; shorter outputs end in -inf."""
         values = None if bias is None else bias.values
-        if weight is None or not weight.values.tensors:
+        if weight is None or not weight.values.filled:
             if values is None:
                 return y
             # a bias of more rows than the base's is whole, its weight's rows are beside the base's
@@ -111,11 +110,11 @@ class LinearForward(Layer):
             return None
         whole, added = weight.values, weight.added
         base = weight.shape[1 if self.transposed else 0]
-        if not (whole.tensors or added.tensors) or max(whole.longest, base + added.longest) != widest:
+        if not (whole.filled or added.filled) or max(whole.longest, base + added.longest) != widest:
             return None
         if slots and slots[0] in whole.tensors:
             return whole.tensors[slots[0]].shape[0]
-        if whole.tensors and not self.dts.in_base:
+        if whole.filled and not self.dts.in_base:
             return None
         return base + max((added.tensors[slot].shape[0] for slot in slots if slot in added.tensors), default=0)
 
@@ -161,18 +160,16 @@ class DTSLinear(LinearForward, nn.Linear):
         layer on a CPU, and a GPU waits for it; `LinearForward.forward` for all else."""
         x, dts = input, self.dts
         state, weight = dts.state, self._parameters.get("weight")
-        if tracing():
-            now, watched = state.now(), False
-        else:
-            now = call_here() or state.chosen
-            if now.state is not state or now.graph != backward_here():
-                now = state.now()
-            watched = now.seen is not None
+        if tracing():  # the host's time is the program's
+            return super().forward(x)
+        now = call_here() or state.chosen
+        if now.state is not state or now.graph != backward_here():
+            now = state.now()
         routing, delta = now.routing, dts.parameters.get("weight")
         slots = routing.slots
         rows = slots.shape[0]
         if (
-            watched
+            now.seen is not None
             or delta is None
             or now.missing
             or weight is None
@@ -187,9 +184,9 @@ class DTSLinear(LinearForward, nn.Linear):
         ):
             return super().forward(x)
         plain, bias = delta.matrices.get(None), dts.parameters.get("bias")
-        if plain is None or not plain.in_one or plain.main.first is None or bias is not None and bias.values.tensors:
+        if plain is None or not plain.in_one or plain.main.first is None or bias is not None and bias.values.filled:
             return super().forward(x)
-        adds = bias.raw.wide if bias is not None and bias.raw.tensors else None
+        adds = bias.raw.wide if bias is not None and bias.raw.filled else None
         return plain.main.linear(x, weight, self._parameters["bias"], routing, adds)
 
     @classmethod

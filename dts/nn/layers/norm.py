@@ -71,7 +71,7 @@ class DTSLayerNorm(Layer, nn.LayerNorm):
         base, delta = raw_or_none(self, name), self.dts.get(name)
         if base is None:
             return None
-        if delta is None or not delta.raw.tensors:
+        if delta is None or not delta.raw.filled:
             return base[None]
         return delta.raw.added_to(base, routing)
 
@@ -141,7 +141,7 @@ class DTSNorm(Layer):
         return {
             name: delta.raw.added_to(raw(self, name), routing)
             for name, delta in self.dts.parameters.items()
-            if delta.raw.tensors
+            if delta.raw.filled
         }
 
     def _mapped(self, parts: Tensor, values: dict[str, Tensor]) -> Tensor:

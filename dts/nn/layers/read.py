@@ -159,12 +159,12 @@ def read(dts: LayerDeltas, name: str, raw: Tensor) -> Tensor:
         return raw
     now = dts.state.now()
     delta = dts.parameters[name]
-    if now.bypassed is None and not now.uses(delta.slots) and not (delta.values.tensors and dts.name in now.missing):
+    if now.bypassed is None and not now.uses(delta.slots) and not (delta.values.filled and dts.name in now.missing):
         if now.seen is not None:  # the first call after a load, in which a model would prepare weights for itself
             now.seen.add(dts.name)
             return Lazy(raw, dts, name) if now.called else raw
         return raw
-    if delta.values.tensors or delta.added.tensors:
+    if delta.values.filled or delta.added.filled:
         return dense_parameter(dts, name, raw)  # of another shape, perhaps
     return Lazy(raw, dts, name)
 
@@ -181,7 +181,7 @@ def dense_parameter(dts: LayerDeltas, name: str, raw: Tensor) -> Tensor:
         if now.rows > 1:
             now.bypassed.add(dts.name)
         return raw
-    if delta.values.tensors and dts.name in now.missing:
+    if delta.values.filled and dts.name in now.missing:
         raise ValueError(now.missing[dts.name])
     if now.rows != 1:
         raise RuntimeError(

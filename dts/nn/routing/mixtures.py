@@ -42,3 +42,12 @@ def gammas(routing: Routing, slots: int) -> Tensor:
     index = torch.where((routing.slots < 0) | (routing.slots >= slots), slots, routing.slots).long()
     dense = torch.zeros(index.shape[0], slots + 1, device=index.device)
     return dense.scatter_add(1, index, routing.weights)[:, :slots]
+
+
+def beside(y: Tensor, values: Tensor) -> Tensor:
+    """Values [R, ...], one a row of the routing, repeated to the rows of y, to broadcast over the middle.
+
+    The first axis of y is a multiple of R.
+    """
+    repeated = values.repeat_interleave(y.shape[0] // values.shape[0], 0) if values.shape[0] > 1 else values
+    return repeated.view(repeated.shape[0], *[1] * (y.dim() - values.dim()), *values.shape[1:])

@@ -193,9 +193,8 @@ class RoutingState:
                     yield
                 return
             now = self.counting() if now is None else now
-            with self._within(
-                replace(now, called=True, outer=None, seen=self.watch, graph=-1, **options), traced=False
-            ):
+            mine = replace(now, called=True, outer=None, seen=self.watch, graph=-1, **options)
+            with self._within(mine, traced=now.rows > 1):  # a program must know where the rows are
                 yield
 
     @contextmanager

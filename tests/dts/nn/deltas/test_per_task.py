@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dts.nn.deltas import Table
-from dts.nn.layers import per_task
+from dts.nn.deltas import Table, per_task
 from dts_kernels import Routing
 
 

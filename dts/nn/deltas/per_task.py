@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
-from dts.nn.deltas import Table
-from dts.nn.layers.layer_deltas import beside
-from dts.nn.routing import gammas
+from dts.nn.deltas.held import as_op, in_program
+from dts.nn.routing import beside, gammas
 from dts_kernels import Routing
 from dts_kernels.ops import direct
+
+if TYPE_CHECKING:
+    from dts.nn.deltas.table import Table
 
 
 def per_task_product(x: Tensor, weights: Table, routing: Routing, transposed: bool = False) -> Tensor:
@@ -19,6 +23,10 @@ def per_task_product(x: Tensor, weights: Table, routing: Routing, transposed: bo
     are taken.  Elsewhere, and in programs, all of them at once and the row's chosen: another task is another choice,
     never another shape.  Returns [..., out].
     """
+    if in_program(x):
+        width = weights.size[1 if transposed else 0]
+        name = "_transposed_product_in_program" if transposed else "_product_in_program"
+        return as_op(weights, name, [x], routing, (*x.shape[:-1], width), x.dtype)
     stack = weights.stack.transpose(1, 2) if transposed else weights.stack
     used = _used(x, weights, routing)
     if used is not None:
@@ -59,7 +67,7 @@ def head(
 ) -> Tensor:
     """x W_t^T + b_t of each row's task; outputs beyond the task's own number are -inf."""
     y = per_task_product(x, weights, routing, transposed).to(dtype)
-    if biases is not None and biases.tensors:
+    if biases is not None and biases.filled:
         y = y + beside(y, biases.rows(routing, dtype))
     own = torch.arange(y.shape[-1], device=y.device) < weights.lengths(routing)[:, None]
     return y.masked_fill(~beside(y, own), -torch.inf) if padding else y
