@@ -126,6 +126,10 @@ Vocabulary = Annotated[
         "--vocabulary", help="shared: of a fine-tune with fewer tokens, keep the base's others.", show_default=False
     ),
 ]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run the model's own code (auto_map); look at it before."),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out already holds.")]
 

@@ -8,7 +8,9 @@ import typer
 from dts.cli.common import (
     FinetunedRevision,
     Json,
+    Only,
     Revision,
+    TrustRemoteCode,
     at,
     bytes_text,
     emit,
@@ -72,6 +74,8 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Of made-up inputs and of --limit.")] = 0,
     revision: Revision = None,
     finetuned_revision: FinetunedRevision = None,
+    only: Only = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ):
     """Measure how much of a fine-tune its adapters keep: accuracy or perplexity, agreement with it, KL, seconds.
@@ -108,6 +112,8 @@ def evaluate(
         classes=list_of(classes),
         made_up=made_up,
         seed=seed,
+        trusted=trust_remote_code,
+        part=only,
     )
     with progress_bar("Running") as progress:
         report = compare(at(base, revision), at(finetuned, finetuned_revision), adapters, examples, setting, progress)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from dts.cli.common import Json, bytes_text, emit, errors, output, parse_bytes
+from dts.cli.common import Json, TrustRemoteCode, bytes_text, emit, errors, output, parse_bytes
 
 LIMITS, OPERATIONS = "Limits", "Operations"
 
@@ -71,6 +71,7 @@ def serve(
     drain: Annotated[
         int, typer.Option(help="Seconds that answers may take after SIGTERM.", rich_help_panel=OPERATIONS)
     ] = 30,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ):
     """Serve one base and its adapters: OpenAI's routes, model= a task, the base or a mixture "a:0.7,b:0.3".
@@ -103,6 +104,7 @@ def serve(
         device=device,
         dtype=dtype,
         drain=drain,
+        trusted=trust_remote_code,
         batching=Batching(batch, batch_tokens, wait / 1000, queue),
         limits=Limits(sizes["--max-body"] or 0, max_prompt, max_tokens, max_rows, timeout),
     )

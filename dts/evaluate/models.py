@@ -13,6 +13,8 @@ import torch
 import dts
 from dts.adapter.tokenizer import VOCABULARY, has_tokenizer
 from dts.checkpoint import Checkpoint, open_checkpoint
+from dts.checkpoint.part import only_part
+from dts.integrations.transformers import class_and_config
 
 TEXT, IMAGES, LANGUAGE = "text classification", "image classification", "language model"
 ENDINGS = {
@@ -21,6 +23,7 @@ ENDINGS = {
     "ForCausalLM": LANGUAGE,
     "LMHeadModel": LANGUAGE,
 }
+WHOLE = ("ForConditionalGeneration", "ForImageTextToText")  # models of images and text, run on texts alone
 AUTO = {
     TEXT: "AutoModelForSequenceClassification",
     IMAGES: "AutoModelForImageClassification",
@@ -40,16 +43,21 @@ def opened(source: str, what: str) -> Checkpoint:
     return checkpoint
 
 
-def kind_of(checkpoint: Checkpoint) -> str:
-    """What a model answers, by its architecture.  Raises ValueError for what cannot be compared here."""
+def kind_of(checkpoint: Checkpoint, part: str | None = None) -> str:
+    """What a model answers, by its architecture; part: it may be a whole of which this part is compared.
+
+    Raises ValueError for what cannot be compared here.
+    """
     config = checkpoint.config or {}
     architecture = (config.get("architectures") or ["none"])[0]
     where = f"{checkpoint.source}: its config.json names the architecture {architecture}"
     kind = next((kind for ending, kind in ENDINGS.items() if architecture.endswith(ending)), None)
+    if kind is None and part is not None and architecture.endswith(WHOLE):
+        kind = LANGUAGE  # of texts alone
     if kind is None:
         raise ValueError(
             f"{where}; dts eval compares {', '.join('*' + ending for ending in ENDINGS)}: give a fine-tune with its "
-            "head, or compare weights by dts verify"
+            "head, say --only language_model of one of images and text, or compare weights by dts verify"
         )
     problem = config.get("problem_type")
     if kind is not LANGUAGE and problem in ("regression", "multi_label_classification"):
@@ -73,25 +81,42 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def finetuned_model(checkpoint: Checkpoint, kind: str, dtype: torch.dtype, device: str) -> Any:
-    """The fine-tune as transformers builds it, in eval mode."""
+def check_part(base: Checkpoint, finetuned: Checkpoint, part: str | None) -> None:
+    """Raises ValueError, or CheckpointError, where neither is that part of the other."""
+    if part is not None:
+        only_part(base, finetuned, part)
+
+
+def finetuned_model(checkpoint: Checkpoint, kind: str, dtype: torch.dtype, device: str, trusted: bool = False) -> Any:
+    """The fine-tune as transformers builds it, in eval mode; trusted: code of its own may run."""
     import transformers
 
-    architecture = (checkpoint.config or {})["architectures"][0]
-    cls = getattr(transformers, architecture, None) or getattr(transformers, AUTO[kind])
+    config = checkpoint.config or {}
+    cls = getattr(transformers, config["architectures"][0], None)
+    options: dict[str, Any] = {}
+    if cls is None and "auto_map" in config:
+        assert checkpoint.folder is not None  # `opened` has it
+        cls, options["config"] = class_and_config(checkpoint.folder, [], {"trust_remote_code": trusted})
+        options["trust_remote_code"] = trusted
+    cls = cls or getattr(transformers, AUTO[kind])
     with quiet():
-        return cls.from_pretrained(checkpoint.folder, dtype=dtype).eval().to(device)
+        return cls.from_pretrained(checkpoint.folder, dtype=dtype, **options).eval().to(device)
 
 
-def served(base: Checkpoint, adapters: list[dts.Adapter], dtype: torch.dtype, device: str) -> dts.DTSModel:
+def served(
+    base: Checkpoint, adapters: list[dts.Adapter], dtype: torch.dtype, device: str, trusted: bool = False
+) -> dts.DTSModel:
     """The base under the first adapter's head, which is loaded as task ``BASE`` where the base has none."""
     head = {name: entry for name, entry in adapters[0].entries.items() if entry.task_only}
     first = {BASE: dataclasses.replace(adapters[0], entries=head)} if head else {}
     with quiet():
-        return dts.DTSModel.from_pretrained(str(base.folder), adapters=first, dtype=dtype).to(device)
+        model = dts.DTSModel.from_pretrained(
+            str(base.folder), adapters=first, dtype=dtype, trust_remote_code=trusted or None
+        )
+        return model.to(device)
 
 
-def tokenizer_of(*places: Any) -> Any:
+def tokenizer_of(*places: Any, trusted: bool = False) -> Any:
     """The first that there is.  Raises ValueError that says where it was looked for."""
     from transformers import AutoTokenizer
 
@@ -101,7 +126,7 @@ def tokenizer_of(*places: Any) -> Any:
             reasons.append(f"{place}: no {' or '.join(VOCABULARY)}")
             continue
         try:
-            return AutoTokenizer.from_pretrained(place)
+            return AutoTokenizer.from_pretrained(place, trust_remote_code=trusted)
         except (OSError, ValueError, KeyError, ImportError) as error:
             reasons.append(f"{place}: {str(error).splitlines()[0]}")
     raise ValueError(

@@ -25,7 +25,11 @@ Step = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Setting:
-    """How models are run.  batch: rows;  longest: tokens of a text;  dtype: None for the fine-tune's own."""
+    """How models are run.  batch: rows;  longest: tokens of a text;  dtype: None for the fine-tune's own.
+
+    trusted: code of the models' own may run (``trust_remote_code``);  part: that the fine-tune is of the base, or the
+    base of the fine-tune, as ``only`` of `dts.compress`.
+    """
 
     batch: int = 16
     longest: int | None = None
@@ -35,6 +39,8 @@ class Setting:
     classes: Sequence[str] | None = None
     made_up: int | None = None
     seed: int = 0
+    trusted: bool = False
+    part: str | None = None
 
 
 def evaluate(
@@ -55,14 +61,15 @@ def evaluate(
     if not adapters:
         raise ValueError("give an adapter, or several: dts compress makes them, dts list shows those of a folder")
     tuned, ground = models.opened(finetuned, "fine-tune"), models.opened(base, "base")
-    kind = models.kind_of(tuned)
+    kind = models.kind_of(tuned, setting.part)
+    models.check_part(ground, tuned, setting.part)
     loaded = {name: dts.Adapter.load(folder) for name, folder in _names(adapters).items()}
     for adapter in loaded.values():
         adapter.on(ground)  # refuses another base, before minutes of work
     dtype = setting.dtype or tuned.main_dtype
     total, done = 2 + len(loaded), 0
 
-    model = models.finetuned_model(tuned, kind, dtype, setting.device)
+    model = models.finetuned_model(tuned, kind, dtype, setting.device, setting.trusted)
     names = _class_names(model.config, setting.classes, finetuned, kind)
     examples = examples or inputs.made_up(
         model.config, kind is models.IMAGES, setting.made_up or MADE_UP[kind], setting.seed
@@ -87,7 +94,7 @@ def evaluate(
 
     rows = [_row(finetuned, "fine-tune", run(model, "fine-tune", True), tuned.nbytes)]
     del model
-    host = models.served(ground, list(loaded.values()), dtype, setting.device)
+    host = models.served(ground, list(loaded.values()), dtype, setting.device, setting.trusted)
     host.set_task(models.BASE if models.BASE in host.tasks else dts.BASE)
     rows.append(_base_row(base, ground, lambda: run(host, "base")))
     done = 2
@@ -154,11 +161,15 @@ def _batches(
             )
         from transformers import AutoImageProcessor
 
-        processor = AutoImageProcessor.from_pretrained(setting.tokenizer or tuned.folder)
+        processor = AutoImageProcessor.from_pretrained(
+            setting.tokenizer or tuned.folder, trust_remote_code=setting.trusted
+        )
         rows = [{"image": image} for image in examples.inputs]
         return Batches(rows, setting.batch, None, inputs.pixels_of(processor))
     places = (setting.tokenizer,) if setting.tokenizer else (tuned.folder, ground.folder)
-    rows = inputs.encoded(examples, partial(models.tokenizer_of, *places), config, setting.longest)
+    rows = inputs.encoded(
+        examples, partial(models.tokenizer_of, *places, trusted=setting.trusted), config, setting.longest
+    )
     if kind is models.LANGUAGE:
         rows = [{key: row[key] for key in ("input_ids", "attention_mask")} for row in rows if len(row["input_ids"]) > 1]
         if not rows:

@@ -35,7 +35,8 @@ class Limits:
 class Options:
     """model: folder, file or hub id of the base;  adapters: the folder that holds theirs;  name: of the base, for
     callers;  memory, pinned: see `Residents`;  api_keys, admin_keys: files with a key a line;  drain: seconds that
-    answers may take after SIGTERM;  device: auto, or as PyTorch writes it;  dtype: of the base."""
+    answers may take after SIGTERM;  device: auto, or as PyTorch writes it;  dtype: of the base;  trusted: code of
+    the base's own may run (``trust_remote_code``)."""
 
     model: str
     adapters: Path
@@ -50,6 +51,7 @@ class Options:
     device: str = "auto"
     dtype: str = "auto"
     drain: int = 30
+    trusted: bool = False
     batching: Batching = field(default_factory=Batching)
     limits: Limits = field(default_factory=Limits)
 

@@ -39,10 +39,11 @@ def serve(options: Options, observer: Observer | None = None) -> Served:
 
     Raises ValueError for a model that cannot be served; adapters that cannot be are named in the log.
     """
-    tokenizer = _tokenizer(options.model)
+    tokenizer = _tokenizer(options.model, options.trusted)
     catalogue = Catalogue(options.adapters, options.base_name, fingerprint(open_checkpoint(options.model)))
     models = _with_heads(options, catalogue)
-    model = DTSModel.from_pretrained(options.model, adapters=models, dtype=options.dtype)
+    trusted = {"trust_remote_code": True} if options.trusted else {}
+    model = DTSModel.from_pretrained(options.model, adapters=models, dtype=options.dtype, **trusted)
     for name in models:  # they only said which class to build
         model.delete_task(name)
     device = options.place
@@ -73,12 +74,12 @@ def serve(options: Options, observer: Observer | None = None) -> Served:
     return Served(options, engine, catalogue, texts, context, tokens, config.is_encoder_decoder)
 
 
-def _tokenizer(model: str) -> Any:
+def _tokenizer(model: str, trusted: bool) -> Any:
     """The model's, None if it has none."""
     from transformers import AutoTokenizer
 
     try:
-        found = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        found = AutoTokenizer.from_pretrained(model, trust_remote_code=trusted)
     except (OSError, ValueError) as error:
         why = str(error).partition("\n")[0]
     else:

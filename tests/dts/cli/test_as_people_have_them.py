@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -124,6 +125,29 @@ def test_a_language_models_fine_tune_on_a_vision_language_base(dts, folder):
     assert wrong.exit_code == 2 and "language_model, multi_modal_projector, vision_tower" in said(wrong)
     wrong = dts("compress", base, text, "-o", "no", "--only", "vision_tower")
     assert wrong.exit_code == 2 and "and 18 more" in said(wrong)  # its head too
+
+
+def test_a_language_models_fine_tune_is_evaluated_on_its_vision_language_base(dts, folder, tmp_path):
+    """On texts alone; also the other way round, and both against a dense model's own answers."""
+    rows = [{"input_ids": [3 + i % 40, 5, 7 + i, 9]} for i in range(12)]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = ("--data", tmp_path / "data.jsonl", "--only", "language_model", "--json")
+    llama = transformers.LlavaForConditionalGeneration.from_pretrained(folder / "llava")
+    text = transformers.LlamaForCausalLM(llama.config.text_config)
+    text.model.load_state_dict(llama.model.language_model.state_dict())
+    text.lm_head.load_state_dict(llama.lm_head.state_dict())
+    text.save_pretrained("text")
+    for base, tuned in ((folder / "llava", folder / "text-tuned"), ("text", folder / "llava-tuned")):
+        made(dts, "adapter", base, tuned, "--only", "language_model")
+        done = dts("eval", base, tuned, "adapter", *words)
+        assert done.exit_code == 0, done.stderr
+        first, ground, row = json.loads(done.stdout)["models"]
+        assert first["perplexity"] > 1 and row["kl"] < ground["kl"] and "why" not in ground
+        refused = dts("eval", base, tuned, "adapter", *words[:2], "--only", "vision_tower")
+        assert refused.exit_code == 2 and "vision_tower" in said(refused)
+        shutil.rmtree("adapter")
+    refused = dts("eval", "text", folder / "llava-tuned", folder / "llava-tuned")
+    assert refused.exit_code == 2 and "--only" in said(refused)
 
 
 def masked(tokens, base=None):

@@ -1,6 +1,8 @@
 """Models whose code lies beside their weights: run where that is allowed, carried by `apply`, never by an adapter."""
 
+import dataclasses
 import json
+import sys
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import dts
 from dts.adapter import write_checkpoint
 from dts.adapter.code import OtherCode, with_code_of
 from dts.cli.app import app
+from tests.dts.serve.asking import ask
 
 transformers = pytest.importorskip("transformers")
 
@@ -85,6 +88,9 @@ IDS = torch.tensor([[1, 2, 3], [4, 5, 6]])
 def own(tmp_path, monkeypatch):
     """A folder with ``base``, ``tuned`` and the adapter between them."""
     monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "cache"))
+    monkeypatch.syspath_prepend(tmp_path / "cache")
+    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:  # of another test's cache
+        monkeypatch.delitem(sys.modules, name)
     source = tmp_path / "source"
     source.mkdir()
     (source / "modeling_small.py").write_text(MODEL)
@@ -127,6 +133,37 @@ def test_it_is_declared(own):
     said = CliRunner().invoke(app, words)
     assert said.exit_code == 0, said.stderr
     assert "own code, layers_small.py, modeling_small.py: loads with trust_remote_code=True" in said.stdout
+
+
+def test_eval_runs_it_where_that_is_allowed(own):
+    rows = [{"input_ids": [i % 50, 3, 4 + i], "label": i % 3} for i in range(20)]
+    (own / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = ["eval", *(str(own / name) for name in ("base", "tuned", "adapter")), "--data", str(own / "data.jsonl")]
+    refused = CliRunner().invoke(app, words)
+    told = " ".join(refused.stderr.split())
+    assert refused.exit_code == 2 and str(own / "tuned") in told and "--trust-remote-code" in told
+    done = CliRunner().invoke(app, [*words, "--trust-remote-code", "--json"])
+    assert done.exit_code == 0, done.stderr
+    adapter = next(row for row in json.loads(done.stdout)["models"] if row["what"] == "adapter")
+    assert adapter["agreement"] == 1 and adapter["kl"] < 1e-4
+
+
+def test_serve_runs_it_where_that_is_allowed(own):
+    from dts.serve.options import Options
+    from dts.serve.start import serve
+
+    options = Options(str(own / "base"), own / "served", name="base", device="cpu")
+    (own / "served").mkdir()
+    (own / "adapter").rename(own / "served/a")
+    with pytest.raises(ValueError, match="none of transformers'.*--trust-remote-code"):
+        serve(options)
+    served = serve(dataclasses.replace(options, trusted=True))
+    served.engine.start()
+    job = ask(served, "classify", "a", IDS[0].tolist())
+    (answer,) = job.collected.events()
+    assert served.engine.drain(30)
+    model = dts.DTSModel.from_pretrained(own / "base", adapters={"a": own / "served/a"}, trust_remote_code=True)
+    assert torch.allclose(torch.tensor(answer.value), model(IDS[:1], tasks="a").logits[0], atol=1e-5)
 
 
 def test_code_of_the_fine_tune_alone_is_not_carried(own):
