@@ -24,6 +24,7 @@ from dts.nn.fit import fit, refuse_tied
 from dts.nn.heads import missing_heads, width
 from dts.nn.known_calls import KnownCalls, check_rows, shapes_of
 from dts.nn.layers import Layer, Owner, device_of, release
+from dts.nn.layers.patched import Patched
 from dts.nn.library import library
 from dts.nn.loaded import Loaded, LoadedTasks
 from dts.nn.loading import by_module, put, take_out, without_effect
@@ -522,7 +523,7 @@ class DTSModel(nn.Module):
             )
         alone = set(where.unroutable)
         if compiler is not None or compiled(self.model):  # no program follows which rows have which parameters
-            alone |= {name for name, layer in self._layers.items() if isinstance(layer, Owner)}
+            alone |= {name for name, layer in self._layers.items() if isinstance(layer, Owner | Patched)}
         if where.coupled or any(self._layers[name].dts.slots & used for name in alone):
             return run_once_a_task(as_program(run, compiler), method, args, kwargs, mixtures, where, self._uniform)
         with self._state.call(None if now else mixtures, self._missing(mixtures), now, **where.fields):

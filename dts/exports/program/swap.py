@@ -140,7 +140,7 @@ def _plain_tables(delta: ParameterDelta, where: str, factors: nn.ModuleDict, sha
     before = {name: getattr(delta, name) for name in ("raw", "values", "added")}
     try:
         for name, table in before.items():
-            if table.tensors:
+            if table.filled:
                 factors[f"{where}__{name}"] = made = PlainTable(table, shared)
                 setattr(delta, name, made)
         yield

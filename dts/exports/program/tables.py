@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from dts.exports.program.shared import Shared, wide
 from dts.nn.deltas import Table
+from dts.nn.deltas.table import looked_up
 from dts_kernels import Routing
 
 
@@ -19,6 +20,7 @@ class PlainTable(nn.Module):
     def __init__(self, table: Table, shared: Shared):
         super().__init__()
         self.shared, self.longest, self.device = shared, table.longest, table.device
+        self.filled, self.size = True, table.size
         self.tensors = {slot: tensor.to("meta") for slot, tensor in table.tensors.items()}
         self.register_buffer("stack", table.stack.detach())
         self.register_buffer("length", table.length)
@@ -41,6 +43,9 @@ class PlainTable(nn.Module):
 
     def lengths(self, routing: Routing) -> Tensor:
         return torch.where(self._gamma(routing) != 0, self.length, 0).amax(1)
+
+    def looked_up(self, ids: Tensor, routing: Routing, dtype: torch.dtype) -> Tensor:
+        return looked_up(self, ids, routing, dtype)
 
     def index(self, routing: Routing) -> tuple[Tensor, Tensor]:
         own = (routing.slots >= 0) & (routing.slots < self.stack.shape[0])

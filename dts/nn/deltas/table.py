@@ -146,12 +146,7 @@ class Table(Held):
         """Rows ``ids`` (int64 [batch, ...]) of each batch row's tensors [longest, n]: [batch, ..., n]."""
         if in_program(ids):
             return as_op(self, "_looked_up_in_program", [ids], routing, (*ids.shape, *self.size[1:]), dtype)
-        index, gamma = self.index(routing)
-        total: Any = sum(
-            self.stack[beside(ids, index[:, p]), ids].to(dtype) * beside(ids, gamma[:, p].to(dtype))[..., None]
-            for p in range(index.shape[1])
-        )
-        return total
+        return looked_up(self, ids, routing, dtype)
 
     def _looked_up_in_program(self, ids: Tensor, routing: Routing, dtype: torch.dtype) -> Tensor:
         return self.looked_up(ids, routing, dtype)
@@ -166,3 +161,13 @@ class Table(Held):
         """Rows of the stack and their gammas; a slot without a tensor has a row of zeros or is beyond the stack."""
         index = routing.slots.clamp(0, self.stack.shape[0] - 1)
         return index, torch.where(index == routing.slots, routing.weights, 0.0)
+
+
+def looked_up(table: Any, ids: Tensor, routing: Routing, dtype: torch.dtype) -> Tensor:
+    """`Table.looked_up`, of whatever has a stack and an index."""
+    index, gamma = table.index(routing)
+    total: Any = sum(
+        table.stack[beside(ids, index[:, p]), ids].to(dtype) * beside(ids, gamma[:, p].to(dtype))[..., None]
+        for p in range(index.shape[1])
+    )
+    return total

@@ -9,8 +9,8 @@ from dts.nn.deltas import Piece, Table
 from dts.nn.layers.layer import Layer, standalone
 from dts.nn.layers.registry import register
 from dts.nn.parallel.local import run_local
-from dts.sites import is_distributed
 from dts.nn.routing import beside
+from dts.sites import is_distributed
 from dts_kernels import Routing
 
 
