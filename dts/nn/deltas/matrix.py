@@ -97,7 +97,7 @@ class MatrixDelta(Held):
         """Whether all of it is of the whole matrix, nothing in blocks."""
         return not self.blocks and not self.fronts
 
-    def as_op(self) -> list[Tensor]:
+    def held(self) -> list[Tensor]:
         """Everything it holds in memory."""
         return self.main.held() + [t for block in self._all_blocks() for t in block.held()]
 

@@ -62,7 +62,7 @@ class ParameterDelta(Held):
         tables = set(self.raw.tensors) | set(self.values.tensors) | set(self.added.tensors) | set(self.exact)
         return tables.union(*[m.slots for m in self.matrices.values()])
 
-    def as_op(self) -> list[Tensor]:
+    def held(self) -> list[Tensor]:
         """Everything it holds in memory."""
         stacks = [t.stack for t in (self.raw, self.values, self.added) if t.tensors]
         stacks += [t for own in self.exact.values() for one in own for t in one.held()]
