@@ -7,7 +7,8 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 PIP_INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo test sanitize faults models quantised exports distributed fuzz gpu bench bench-cpu lint types docs clean
+.PHONY: help demo test sanitize faults models quantised exports distributed fuzz wheel wheel-aarch64 test-aarch64 gpu
+.PHONY: bench bench-cpu lint types docs clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -79,6 +80,19 @@ exports: $(VENV)/.exports-installed ## programs for other run-times and heavy cl
 
 distributed: $(VENV)/.test-installed ## tensor parallel in four processes on the CPU
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -m distributed tests/dts/nn/parallel $(ARGS)
+
+# built on this machine: the tag is that of its C library, as auditwheel finds it.  cibuildwheel (pyproject.toml) makes
+# those for older ones, in containers
+wheel: $(VENV)/.wheel-installed ## a wheel for this machine, and the source, in dist/
+	rm -rf build dist/raw && $(RUN) -m build --outdir dist/raw
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(RUN) -m auditwheel repair -w dist dist/raw/*.whl && mv dist/raw/*.tar.gz dist && rm -r dist/raw
+
+wheel-aarch64: $(VENV)/.wheel-installed ## a wheel for 64-bit Arm, by Debian's cross compiler, in dist/
+	rm -rf build dist/raw && _PYTHON_HOST_PLATFORM=linux-aarch64 CC=aarch64-linux-gnu-gcc $(RUN) -m build --wheel --outdir dist/raw
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(RUN) -m auditwheel repair -w dist dist/raw/*.whl && rm -r dist/raw
+
+test-aarch64: wheel-aarch64 $(VENV)/.test-installed ## that wheel in a bare Debian under qemu; needs Debian's tools, some minutes
+	$(RUN) -m tests.aarch64 "$$(ls -t dist/*aarch64.whl | head -n 1)"
 
 gpu: $(VENV)/.test-installed ## tests and benchmarks that need a CUDA device
 	$(RUN) -m pytest -m gpu -n 10 --dist worksteal tests $(ARGS)

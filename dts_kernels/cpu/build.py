@@ -31,13 +31,19 @@ _ARM = {
 VARIANTS = {"x86_64": _X86, "amd64": _X86, "aarch64": _ARM, "arm64": _ARM}
 
 
+def machine() -> str:
+    """What is compiled for: this machine, or where a wheel is made for another one (``_PYTHON_HOST_PLATFORM``, which
+    sysconfig and setuptools go by) that."""
+    return os.environ.get("_PYTHON_HOST_PLATFORM", "").rpartition("-")[2].lower() or platform.machine().lower()
+
+
 def library_name() -> str:
     """File name of the library that belongs to these sources."""
     digest = hashlib.sha256()
     for path in [*sorted(SOURCES.iterdir()), Path(__file__)]:
         if path.suffix in (".c", ".h", ".py"):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return f"native-{digest.hexdigest()[:16]}-{platform.machine().lower()}.so"
+    return f"native-{digest.hexdigest()[:16]}-{machine()}.so"
 
 
 def compiler() -> list[str] | None:
@@ -83,7 +89,7 @@ def build(folder: Path, flags=()) -> Path:
         raise RuntimeError("no C compiler: install gcc or clang, or name one in CC")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as work:
-        objects = compile_objects(command, Path(work), platform.machine(), flags)
+        objects = compile_objects(command, Path(work), machine(), flags)
         out = Path(work) / library_name()
         result = subprocess.run(
             [*command, *flags, "-shared", *objects, "-o", str(out), "-lm", "-lpthread", "-ldl"],

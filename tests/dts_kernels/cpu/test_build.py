@@ -66,6 +66,13 @@ def test_arm_under_an_emulator(tmp_path):
     assert out.split("\n")[:3] == ["neondot done", "neon done", "portable done"]
 
 
+def test_a_library_for_another_machine_has_its_name(monkeypatch):
+    own = build.library_name()
+    assert own.endswith(f"-{platform.machine().lower()}.so")
+    monkeypatch.setenv("_PYTHON_HOST_PLATFORM", "linux-aarch64")
+    assert build.library_name() == f"{own.rpartition('-')[0]}-aarch64.so"
+
+
 def test_without_a_compiler_products_work_and_say_once_that_they_are_slow(tmp_path):
     program = (
         "import warnings, torch\n"
