@@ -67,6 +67,11 @@ class Catalogue:
         with self._lock:
             return self._given.get(name)
 
+    def all_given(self) -> dict[str, Path]:
+        """Every name that was given a place, with it."""
+        with self._lock:
+            return dict(self._given)
+
     def restore(self, name: str, before: Path | None) -> None:
         """Let a name mean what it did before it was given."""
         with self._lock:

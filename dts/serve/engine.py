@@ -143,7 +143,8 @@ class Engine:
                 if pin and path is None:
                     self.residents.pin(name)
                     return
-                raise Refused(f"the adapter {name!r} is loaded already: say load_inplace to load it again")
+                said = f"the adapter {name!r} is loaded already: say load_inplace to load it again"
+                raise Refused(said, code="already_loaded")
             before = self.catalogue.given(name)
             if path is not None or before is None:
                 self.catalogue.give(name, path)

@@ -86,8 +86,8 @@ def missing() -> str:
     return f"dts serve needs {', '.join(absent)}: pip install 'dts-merge[serve]'" if absent else ""
 
 
-def problems(options: Options) -> list[str]:
-    """A line for each thing that keeps a server from starting."""
+def problems(options: Options, listens: bool = True) -> list[str]:
+    """A line for each thing that keeps a server from starting.  listens: at its own port."""
     wrong = [absent] if (absent := missing()) else []
     try:
         open_checkpoint(options.model)
@@ -112,7 +112,7 @@ def problems(options: Options) -> list[str]:
         wrong.append(f"--device {options.device}: there is none")
     elif device.type == "cuda" and not torch.cuda.is_available():
         wrong.append(f"--device {options.device}: PyTorch finds no GPU here")
-    if taken := _cannot_bind(options.host, options.port):
+    if listens and (taken := _cannot_bind(options.host, options.port)):
         wrong.append(f"--host {options.host} --port {options.port}: {taken}")
     return wrong
 

@@ -15,6 +15,7 @@ import pytest
 from tests.dts.cli.conftest import dts, models  # noqa: F401  `dts` in this process, and tiny checkpoints: base, one, two
 from tests.vllm.conftest import free_port
 
+AGENTS = ("dashboard-agent-grpc", "dashboard-agent-listen", "runtime-env-agent", "metrics-export")
 ROOT = Path(__file__).resolve().parents[2]
 CORES = 4  # that Ray counts, whatever the machine has: replicas and tasks of small models take little of one
 
@@ -26,6 +27,8 @@ def at_home(tmp_path_factory):
     os.environ |= {
         "HOME": str(tmp_path_factory.mktemp("home")),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_agent_register_timeout_ms": "180000",
+        "RAY_worker_niceness": "0",  # Ray would have workers wait for whatever else there is
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "HF_HUB_OFFLINE": "1",
@@ -44,6 +47,8 @@ def head(at_home):
     port = free_port()
     words = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
     words += [f"--num-cpus={CORES}", f"--object-store-memory={100 << 20}", "--include-dashboard=false"]
+    # with ports that are given nobody waits for files that say which they are, for which a busy machine is too slow
+    words += [f"--{what}-port={free_port()}" for what in AGENTS]
     log = Path(os.environ["HOME"]) / "head.log"
     with log.open("w") as out:
         process = subprocess.Popen(words, stdout=out, stderr=out)

@@ -23,6 +23,10 @@ ADMIN = {"/v1/load_lora_adapter", "/v1/unload_lora_adapter"}  # beside all below
 REQUEST_ID = re.compile(rb"[\w.-]{1,64}", re.ASCII)
 
 
+def is_admin(path: str) -> bool:
+    return path in ADMIN or path == "/admin" or path.startswith("/admin/")
+
+
 class Keys:
     """api: of callers, none: everybody may call;  admin: of those who load and unload, none: nobody may."""
 
@@ -36,7 +40,7 @@ class Keys:
         scheme, _, key = authorization.partition(b" ")
         given = _digest(key.strip()) if scheme.lower() == b"bearer" else b""
         admin, api = _is_one_of(given, self._admin), _is_one_of(given, self._api)
-        if path in ADMIN or path == "/admin" or path.startswith("/admin/"):
+        if is_admin(path):
             if not self._admin:
                 raise Refused("this server was started without --admin-keys: nobody may load or unload", 403)
             if not admin:

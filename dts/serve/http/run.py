@@ -12,9 +12,10 @@ from types import FrameType
 import uvicorn
 
 from dts.serve.http.app import application
+from dts.serve.http.guard import Guard
 from dts.serve.metrics import Metrics
 from dts.serve.options import Options, keys_of, problems
-from dts.serve.start import serve
+from dts.serve.start import Served, serve
 
 log = logging.getLogger("dts.serve")
 GRACE = 1  # seconds after the last answer for its last bytes
@@ -44,6 +45,17 @@ class Server(uvicorn.Server):
         self.stopping()
 
 
+def prepared(options: Options) -> tuple[Served, Metrics, Guard]:
+    """An engine that works, its figures, and the application that asks it."""
+    # whether a request reaches all layers depends on its route: embeddings do not reach a head
+    warnings.filterwarnings("ignore", "tasks change .* which the first call did not use", UserWarning)
+    metrics = Metrics()
+    served = serve(options, metrics)
+    app = application(served, metrics, keys_of(options.api_keys), keys_of(options.admin_keys))
+    served.engine.start()
+    return served, metrics, app
+
+
 def run(options: Options, ready: Callable[[list[str]], None] = lambda tasks: None) -> bool:
     """Serves until SIGTERM or SIGINT; False where answers took longer than ``options.drain`` and were broken off.
 
@@ -52,12 +64,7 @@ def run(options: Options, ready: Callable[[list[str]], None] = lambda tasks: Non
     """
     if wrong := problems(options):
         raise ValueError("the server cannot start:\n  " + "\n  ".join(wrong))
-    # whether a request reaches all layers depends on its route: embeddings do not reach a head
-    warnings.filterwarnings("ignore", "tasks change .* which the first call did not use", UserWarning)
-    metrics = Metrics()
-    served = serve(options, metrics)
-    app = application(served, metrics, keys_of(options.api_keys), keys_of(options.admin_keys))
-    served.engine.start()
+    served, _, app = prepared(options)
     config = uvicorn.Config(
         app,
         options.host,
