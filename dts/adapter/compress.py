@@ -20,6 +20,7 @@ from dts.checkpoint.errors import PartLost
 from dts.checkpoint.fitted import fitted
 from dts.checkpoint.part import lost_note
 from dts.codec import Unencodable
+from dts.codec.frames import zstd
 from dts.files import Changed, Watch, building, check_free
 from dts.warn import warn
 
@@ -124,6 +125,8 @@ def compress(
 
 def _compressed(base, finetuned, out: Path | None, options: Options, progress: Progress | None) -> Adapter:
     """`compress`, of its options."""
+    if options.exact:
+        zstd()  # where it is missing, nothing is begun
     written = None if options.dry_run else out
     if written is not None:
         check_out(written, options.overwrite)

@@ -1,6 +1,7 @@
 """Method "exact": every tensor of what an adapter gives is the fine-tune's, bit for bit."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -242,3 +243,10 @@ def test_frames_on_disk_are_read_after_the_page_alone(tmp_path):
         bits[where] += np.where(c & 1, -(c + 1) // 2, c // 2)
         made = torch.from_numpy((bits & 0xFFFFFFFF).astype(np.uint32).view(np.float32)).view(base["conv.weight"].shape)
         assert same_bits(made, tuned["conv.weight"])
+
+
+def test_where_the_library_is_missing_nothing_is_begun(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    with pytest.raises(ImportError, match=r"dts-merge\[exact\]"):
+        dts.compress({"a": torch.zeros(2)}, {"a": torch.ones(2)}, tmp_path / "out", method="exact")
+    assert not list(tmp_path.iterdir())
