@@ -63,6 +63,9 @@ def _as_module(adapter, model: nn.Module, base, check: bool) -> Iterator[tuple[s
     canonical = {name: base.tied.get(name, name) for name in base.names}
     by_tensor: dict[str, list] = {}
     for name, target in targets.items():
+        if target.pieces > 1:
+            wrong.append(f"{name}: the model has its rows in {target.pieces} parameters: apply it to the checkpoint")
+            continue
         where = canonical.get(target.name)
         if where is None:
             wrong.append(f"{name}: {target.name} is not in the model's state dict")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dts.checkpoint.checkpoint import Checkpoint, Lazy
 from dts.sites.resolve import Target
-from dts.sites.transformers import built, renamer
+from dts.sites.transformers import built, renamer, taken_apart
 
 Placed = dict[str, list[tuple[str, Target]]]  # place in memory -> the tensors that it is made of
 
@@ -77,7 +77,9 @@ class Places:
         prefix = getattr(model, "base_model_prefix", "")
         rename = renamer(model)
         table = _embedding(model)
-        places = cls([], frozenset(model.state_dict()), f"{prefix}." if prefix else "", rename, table)
+        groups = taken_apart(model)
+        known = frozenset(model.state_dict()) | {_joint(group) for group in groups.values()}
+        places = cls([], known, f"{prefix}." if prefix else "", _by_whole(rename, groups), table)
         places.names = [places.name(name) for name in checkpoint.names]
         return places
 
@@ -116,6 +118,25 @@ class Places:
         if other.body and there and not (here and self.body):
             return name.removeprefix(other.body)
         return name
+
+
+def _by_whole(rename: Callable[[str], Target], groups: dict[str, tuple[str, ...]]) -> Callable[[str], Target]:
+    """Names to places; several parameters that one tensor is taken apart into are one place, and each a part of it."""
+
+    def place(name: str) -> Target:
+        target = rename(name)
+        group = groups.get(target.name)
+        if group is None:
+            return target
+        if target.pieces > 1:
+            return Target(_joint(group))
+        return Target(_joint(group), part=group.index(target.name), parts=len(group))
+
+    return place if groups else rename
+
+
+def _joint(group: tuple[str, ...]) -> str:
+    return f"{group[0]}, one of {len(group)}"
 
 
 def _embedding(model: nn.Module) -> str:

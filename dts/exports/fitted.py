@@ -103,6 +103,11 @@ def fitted(adapter: Adapter, base: Checkpoint, model: nn.Module | None = None) -
     }
     targets = resolve(stored, known, renamer(model), wrong)
     lost = {name: "the model has no such parameter" for name in stored if name not in targets and name in entries}
+    if several := [name for name, target in targets.items() if target.pieces > 1 and name in entries]:
+        raise ValueError(
+            f"{adapter.name!r} changes {several[0]}, whose rows are {targets[several[0]].pieces} parameters of the "
+            "model: a LoRA of that is not written; dts apply makes the full model"
+        )
     by_name: dict[str, list[Source]] = {}
     for name, target in targets.items():
         owner = finetuned.tied.get(name, name)

@@ -93,8 +93,10 @@ def merged_checkpoint(lora: PeftFolder, base: Checkpoint, model: nn.Module | Non
             if base.part_of(name)[0]:  # nor has it the other modules of a sentence-transformers folder
                 tensors[name] = base.tensors[name]
             continue
+        if any(changes.of(one.name) is not None for one in target.beside):
+            raise CheckpointError(f"{name} is {target.pieces} parameters in the model, whose LoRA is not read: {MERGE}")
         change = changes.of(target.name)
-        plain = target.parts == 1 and target.expert is None
+        plain = target.parts == target.pieces == 1 and target.expert is None
         own = target.name if plain else name
         if change is None:
             tensors[own] = base.tensors[name]

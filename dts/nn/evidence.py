@@ -77,4 +77,6 @@ def _places(adapter: Adapter, model: nn.Module) -> Iterator[tuple[str, Site, Tar
     known = sites(model)
     entries = {n: e for n, e in adapter.entries.items() if e.base_name is not None and e.kind != "tied"}
     for name, target in resolve(entries, known, rename, []).items():
+        if target.pieces > 1:
+            continue  # what was noted is of rows that are several parameters here
         yield name, known[target.name], target

@@ -13,6 +13,7 @@ from dts.adapter.entries import AdapterError, Entry
 from dts.adapter.text import dtype_name
 from dts.codec import parts
 from dts.codec.factors import Factors
+from dts.codec.shards import shard
 from dts.nn.deltas import Exact, Piece
 from dts.nn.layers import kind_of
 from dts.sites import Site, Target, is_quantised, resolve, sites
@@ -39,14 +40,14 @@ def fit(
     wrong: list[str] = []
     own = {name: entry for name, entry in entries.items() if entry.kind != "tied"}
     targets = resolve(own, known, rename, wrong)
-    meant = Counter((t.name, t.expert, t.part) for t in targets.values())
-    wrong += [
-        f"{name}: another entry is for {t.name} too"
-        for name, t in targets.items()
-        if meant[t.name, t.expert, t.part] > 1
-    ]
+    places = [(name, target) for name, first in targets.items() for target in first.all]
+    meant = Counter((t.name, t.expert, t.part) for _, t in places)
+    wrong += [f"{name}: another entry is for {t.name} too" for name, t in places if meant[t.name, t.expert, t.part] > 1]
     changes: dict[tuple[int, str], Change] = {}
-    for name, target in targets.items():
+    for name, target in places:
+        if target.name not in known:
+            wrong.append(f"{name}: the model has no {target.name}, which is a part of it")
+            continue
         site, entry = known[target.name], own[name]
         change = changes.setdefault((id(site.module), site.parameter), Change(site, [], entry.task_only))
         change.pieces += _pieces(entry, target, site, wrong)
@@ -126,6 +127,8 @@ def _pieces(entry: Entry, target: Target, site: Site, wrong: list[str]) -> list[
     if target.parts > 1:
         expected = (expected[0] // target.parts, *expected[1:])
         row = target.part * expected[0]
+    if target.pieces > 1:
+        expected = (target.pieces * expected[0], *expected[1:])
     if tuple(entry.base_shape) != tuple(expected):
         wrong.append(f"{entry.name}: the adapter is for {list(entry.base_shape)}, the model has {list(expected)}")
         return []
@@ -134,6 +137,8 @@ def _pieces(entry: Entry, target: Target, site: Site, wrong: list[str]) -> list[
     if misfit:
         wrong.append(f"{entry.name}: {misfit}")
         return []
+    if target.pieces > 1:
+        return _run_of_rows(entry, target, expected, wrong)
     pieces = []
     if isinstance(entry.factors, list):
         pieces += [Piece("factors", f, e, row) for e, f in enumerate(entry.factors) if f is not None]
@@ -150,6 +155,23 @@ def _pieces(entry: Entry, target: Target, site: Site, wrong: list[str]) -> list[
     if entry.added_rows is not None:
         pieces.append(Piece("added", entry.added_rows))
     return pieces
+
+
+def _run_of_rows(entry: Entry, target: Target, whole: tuple[int, ...], wrong: list[str]) -> list[Piece]:
+    """What an entry changes of a parameter that is a run of its rows; whole: the shape of all of them."""
+    size = whole[0] // target.pieces
+    rows = range(target.piece * size, (target.piece + 1) * size)
+    if isinstance(entry.factors, Factors):
+        own = shard(entry.factors, rows, range(entry.factors.shape[1]))
+        return [] if own is None else [Piece("shard", own)]
+    if entry.kind == "delta":
+        delta = entry.delta() if entry.is_rounded else entry.whole
+        return [Piece("raw", delta[rows.start : rows.stop])]
+    wrong.append(
+        f"{entry.name}: the model has its rows in {target.pieces} parameters, and an entry of kind {entry.kind} is not "
+        "taken apart: dts apply makes the full model"
+    )
+    return []
 
 
 def _own(entry: Entry, site: Site, wrong: list[str]) -> list[Piece]:

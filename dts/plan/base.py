@@ -38,7 +38,8 @@ def base_size(model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype, mapp
     by_target: dict[int, list[str]] = {}
     for name, target in targets.items():
         if name not in checkpoint.tied:
-            by_target.setdefault(id(known[target.name].tensor), []).append(name)
+            for one in target.all:
+                by_target.setdefault(id(known[one.name].tensor), []).append(name)
     persistent = set(model.state_dict(keep_vars=True))
     sizes = dict.fromkeys(("mapped", "copied", "lacking", "buffers", "converted"), 0)
     for tensor, names in _distinct(known):

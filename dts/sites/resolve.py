@@ -18,12 +18,22 @@ class Target:
     """Where a tensor of a checkpoint is in the model: a parameter, or a part of one.
 
     expert: index into a parameter [E, m, n];  part: which of ``parts`` equal runs of rows of a fused matrix.
+    piece: the other way round, which of ``pieces`` equal runs of the tensor's rows the parameter is;  beside: where its
+    other pieces are.
     """
 
     name: str
     expert: int | None = None
     part: int = 0
     parts: int = 1
+    piece: int = 0
+    pieces: int = 1
+    beside: tuple[Target, ...] = ()
+
+    @property
+    def all(self) -> tuple[Target, ...]:
+        """Every parameter that the tensor becomes; one, as a rule."""
+        return self, *self.beside
 
     def part_of(self, tensor: Tensor) -> Tensor:
         """The view of the parameter that the tensor of the checkpoint became."""
@@ -112,4 +122,5 @@ def _changes(name: str, known: Collection[str], suffixes: Mapping[str, list[str]
 
 def _changed(target: Target, change: Prefix) -> Target:
     kind, prefix = change
-    return replace(target, name=prefix + target.name if kind == "add" else target.name[len(prefix) :])
+    name = prefix + target.name if kind == "add" else target.name[len(prefix) :]
+    return replace(target, name=name, beside=tuple(_changed(other, change) for other in target.beside))

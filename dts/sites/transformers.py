@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -18,20 +19,13 @@ from dts.sites.site import sites
 def renamer(model: nn.Module) -> Callable[[str], Target]:
     """How the loader turns the names of a checkpoint into those of a model in memory.
 
-    That of transformers renames modules between versions and stacks experts' matrices; both are read off its own
-    conversion tables.  Names of any other model are those on disk.
+    That of transformers renames modules between versions, stacks experts' matrices, joins matrices and takes them
+    apart; all is read off its own conversion tables.  Names of any other model are those on disk.
     """
-    if not (hasattr(model, "config") and hasattr(model, "base_model_prefix")):
-        return Target
-    try:
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightConverter, WeightRenaming
-    except ImportError:  # transformers 4: names in memory are those on disk
+    renamings, converters = _tables(model)
+    if not renamings and not converters:
         return Target
     known = sites(model)
-    mapping = get_model_conversion_mapping(_as_built(model))
-    renamings = [m for m in mapping if isinstance(m, WeightRenaming)]
-    converters = [m for m in mapping if isinstance(m, WeightConverter)]
 
     def rename(name: str) -> Target:
         if name in known:
@@ -46,6 +40,43 @@ def renamer(model: nn.Module) -> Callable[[str], Target]:
         return Target(renamed)
 
     return rename
+
+
+def taken_apart(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Each parameter that the loader makes of a run of a tensor's rows -> those of the whole tensor, in order."""
+    known, found = sites(model), dict[str, tuple[str, ...]]()
+    for converter in _tables(model)[1]:
+        if not _apart(converter):
+            continue
+        first, *others = converter.target_patterns
+        for name in known:
+            if first in name:
+                group = (name, *(name.replace(first, other, 1) for other in others))
+                if all(one in known for one in group):
+                    found |= dict.fromkeys(group, group)
+    return found
+
+
+def _tables(model: nn.Module) -> tuple[list[Any], list[Any]]:
+    """The loader's renamings and converters of tensors for a model; nothing for one of another library."""
+    if not (hasattr(model, "config") and hasattr(model, "base_model_prefix")):
+        return [], []
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming
+    except ImportError:  # transformers 4: names in memory are those on disk
+        return [], []
+    mapping = get_model_conversion_mapping(_as_built(model))
+    return [m for m in mapping if isinstance(m, WeightRenaming)], [m for m in mapping if isinstance(m, WeightConverter)]
+
+
+def _apart(converter: Any) -> bool:
+    """Whether it takes a tensor apart into equal runs of rows, a parameter each."""
+    steps = converter.operations
+    if [type(step).__name__ for step in steps] != ["Chunk"] or len(converter.source_patterns) != 1:
+        return False
+    plain = not any(set(pattern) & set("*\\^$") for pattern in converter.target_patterns)
+    return steps[0].dim == 0 and steps[0].num_shards_attribute is None and plain and len(converter.target_patterns) > 1
 
 
 def _as_built(model: nn.Module) -> Any:
@@ -74,7 +105,12 @@ def _as_built(model: nn.Module) -> Any:
 
 
 def _converted(name: str, renamed: str, target: str, pattern: str, converter: Any) -> Target:
-    """The part of a fused parameter that one tensor of a checkpoint becomes."""
+    """The part of a fused parameter that one tensor of a checkpoint becomes, or the parameters of its runs of rows."""
+    if _apart(converter) and converter.target_patterns[0] in target:
+        first, *others = converter.target_patterns
+        names = [target, *(target.replace(first, other, 1) for other in others)]
+        places = [Target(one, piece=i, pieces=len(names)) for i, one in enumerate(names)]
+        return replace(places[0], beside=tuple(places[1:]))
     steps = [type(op).__name__ for op in converter.operations]
     stacked = "MergeModulelist" in steps
     joined = [op for op in converter.operations if type(op).__name__ == "Concatenate"]

@@ -37,16 +37,7 @@ add(section, "esm", kinds, batches.text, **CLASSES, vocab_size=96, pad_token_id=
 add(section, "lilt", kinds, batches.layout, **CLASSES, hidden_size=48)
 add(section, "layoutlm", kinds, batches.layout, **CLASSES)
 add(section, "mobilebert", kinds, batches.text, **CLASSES, embedding_size=32, intra_bottleneck_size=32)
-add(section, "longformer big_bird", kinds, batches.text, **CLASSES)
-
-add(
-    section,
-    "nomic_bert",
-    kinds,
-    batches.text,
-    **CLASSES,
-    fails="its checkpoint has q, k and v in one matrix that the loader takes apart, which is refused by name",
-)
+add(section, "longformer big_bird nomic_bert", kinds, batches.text, **CLASSES)
 
 section, kinds = "Decoders", auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 add(section, "gpt2 gpt_neox gptj gpt_bigcode opt bloom llama", kinds, *GENERATES)

@@ -56,12 +56,22 @@ def mixtral():
     return transformers.MixtralForCausalLM(transformers.MixtralConfig(**TEXT, num_local_experts=4))
 
 
+def nomic():
+    """Its files have q, k and v in one matrix, the model in memory has three."""
+    torch.manual_seed(0)
+    sizes = {name: size for name, size in TEXT.items() if name != "num_key_value_heads"}
+    return transformers.NomicBertForSequenceClassification(transformers.NomicBertConfig(**sizes, pad_token_id=0))
+
+
+MADE = {"llava": llava, "mixtral": mixtral, "nomic": nomic}
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Of two kinds the base and a fine-tune, each as saved and, -memory, as in memory; of the vision-language model
+    """Of some kinds the base and a fine-tune, each as saved and, -memory, as in memory; of the vision-language model
     also its language model alone."""
     folder = tmp_path_factory.mktemp("people")
-    for kind, made in (("llava", llava), ("mixtral", mixtral)):
+    for kind, made in MADE.items():
         model = made()
         model.save_pretrained(folder / kind)
         as_in_memory(model, folder / f"{kind}-memory")
@@ -87,7 +97,7 @@ def equal(one, other):
 
 
 @pytest.mark.parametrize("base", ["", "-memory"])
-@pytest.mark.parametrize("kind", ["llava", "mixtral"])
+@pytest.mark.parametrize("kind", MADE)
 def test_names_and_experts_of_one_version_against_those_of_another(dts, folder, kind, base, tmp_path):
     bases, other = folder / (kind + base), "-memory" if not base else ""
     _, plain = made(dts, "plain", bases, folder / f"{kind}-tuned{base}")
@@ -97,8 +107,7 @@ def test_names_and_experts_of_one_version_against_those_of_another(dts, folder, 
     verified = dts("verify", "across", bases, folder / f"{kind}-tuned{other}")
     assert verified.exit_code == 0, verified.stdout
     assert dts("apply", bases, "across", "-o", "full").exit_code == 0
-    cls = getattr(transformers, type(llava() if kind == "llava" else mixtral()).__name__)
-    _, found = cls.from_pretrained("full", output_loading_info=True)
+    _, found = type(MADE[kind]()).from_pretrained("full", output_loading_info=True)
     assert not any(found.values()), found
 
 
