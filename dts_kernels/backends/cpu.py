@@ -12,7 +12,7 @@ from ..cpu import library_products, native, native_samples, rules
 from ..cpu.native_samples import SampleArray
 from ..cpu.tasks import Tasks
 from ..embedding_parts import EmbeddingParts
-from ..operands import DenseOperands, FactorOperands, SampleOperands
+from ..operands import DenseOperands, FactorOperands, SampleOperands, StoredSamples
 from ..paths import register
 from ..routing import Routing
 
@@ -82,6 +82,14 @@ def add_samples(x: Tensor, y: Tensor, operands: SampleOperands, transposed: bool
 def add_sampled_rows(ids: Tensor, y: Tensor, operands: SampleOperands, rows: int) -> Tensor:
     codes, table, starts, scales, slots, weights = operands
     return native_samples.add_sampled_rows(ids, y, SampleArray.of(codes, table, starts, scales), slots, weights, rows)
+
+
+@register("add_dense_samples", "native")
+def add_dense_samples(base: Tensor, stored: StoredSamples, gamma: Tensor) -> Tensor:
+    """Every row of the matrix, as an embedding of all of its rows would have them."""
+    slots = gamma.nonzero()[:, 0].to(torch.int32)[None]
+    weights, ids = gamma[slots[0].long()][None], torch.arange(base.shape[0])
+    return native_samples.add_sampled_rows(ids, base, SampleArray.of(*stored), slots, weights, base.shape[0])
 
 
 # ---- unpacked, for the library's products ----------------------------------------------------------------------

@@ -39,7 +39,7 @@ def choose(p: Problem) -> str | None:
         return None
     variant = native.variant() if p.variant is None else p.variant
     compiled = p.dtype in DTYPES and bool(variant)
-    if p.op in ("add_samples", "add_sampled_rows", "add_embedding"):
+    if p.op in ("add_samples", "add_sampled_rows", "add_dense_samples", "add_embedding"):
         return "native" if compiled and p.rows else None
     if p.op not in ("delta_linear", "linear", "reconstruct"):
         return None
@@ -51,3 +51,18 @@ def choose(p: Problem) -> str | None:
     crossover = (UNPACK_ROWS_BFLOAT16 if p.dtype == "bfloat16" else UNPACK_ROWS)[variant]
     crossover = UNPACK_ROWS_EXACT if p.exact else crossover
     return "unpack" if p.entries == 1 and crossover is not None and p.rows >= crossover else packed
+
+
+WHOLE_ROWS, WHOLE_SIZE = 256, 1 << 23
+
+
+def whole_from(m: int, n: int, sampled: bool) -> float:
+    """Rows of one task from which its delta is better added to a copy of the base's [m, n], for the library's product,
+    than multiplied by itself; sampled: there are samples in it.
+
+    A product of components takes rows (m + n) operations a rank and the copy m n, a third slower ones; a sample's copy
+    costs what some 60 rows do.  No matrices so large that a copy would weigh beside the model.
+    """
+    if m * n > WHOLE_SIZE:
+        return float("inf")
+    return WHOLE_ROWS if sampled else max(WHOLE_ROWS, 1.5 * m * n / (m + n))

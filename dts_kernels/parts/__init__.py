@@ -6,11 +6,11 @@ sums keep their bits; the first kind's is fused with the base product where it c
 """
 
 from .components import COMPONENTS
-from .kind import KINDS, Joined, Kind, PartBank, base_product, kind_of, register
+from .kind import KINDS, Joined, Kind, PartBank, base_product, kind_of, register, whole_pays
 from .plain import PlainBank
 from .sample import SAMPLE
 
 register(COMPONENTS)
 register(SAMPLE)
 
-__all__ = ["KINDS", "Joined", "Kind", "PartBank", "PlainBank", "base_product", "kind_of", "register"]
+__all__ = ["KINDS", "Joined", "Kind", "PartBank", "PlainBank", "base_product", "kind_of", "register", "whole_pays"]

@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import dispatch
+from ..cpu import native
 from ..embedding_parts import row_in
+from ..ops import direct
 from ..paths import Finish
 from ..routing import Routing, add_rows
 
@@ -94,6 +97,19 @@ def base_product(x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routin
     """x W^T + b + gamma adds[task], without any part."""
     y = torch.nn.functional.linear(x, weight, bias)
     return y if adds is None else add_rows(y, adds, routing)
+
+
+def whole_pays(x: Tensor, weight: Tensor, bias: Tensor | None, adds: Tensor | None, routing: Routing) -> bool:
+    """Whether x W^T + b of enough rows (`cpu.rules.whole_from`) may be taken with all deltas in a copy of W: of one
+    mixture, in float32 on a CPU with the compiled library, without gradients, and not in `exact_products`."""
+    return (
+        routing.slots.shape[0] == 1
+        and x.is_cpu
+        and x.dtype is weight.dtype is torch.float32
+        and bool(native.variant())
+        and not dispatch.exact()
+        and direct(x, weight, bias, adds)
+    )
 
 
 class Joined:

@@ -9,9 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dts.nn.routing import gammas
 from dts_kernels import Routing
+from dts_kernels.cpu.rules import whole_from
 from dts_kernels.embedding_parts import row_in
-from dts_kernels.parts import KINDS, PartBank, base_product, kind_of
+from dts_kernels.ops import task_rows
+from dts_kernels.parts import KINDS, PartBank, base_product, kind_of, whole_pays
+
+_compiling = torch.compiler.is_compiling
 
 
 class Packed:
@@ -20,6 +25,7 @@ class Packed:
     transposed: what is stored is of the [n, m] matrix.
     first, rest: the banks that hold something, in the order of `KINDS`; first is None where there is none
     start: whether one of them may start before the base's product
+    whole: numbers of an input of one mixture from which its deltas are added to a copy of the weight (on a CPU)
     """
 
     def __init__(self, shape: tuple[int, int], device: torch.device | str = "cpu", transposed: bool = False):
@@ -28,6 +34,7 @@ class Packed:
         self.first: PartBank | None = None
         self.rest: tuple[PartBank, ...] = ()
         self.start = False
+        self.whole = float("inf")
 
     def add(self, slot: int, stored: Sequence[Any]) -> None:
         """Put all that a task stores, data of any kinds, into a free or used slot."""
@@ -52,6 +59,7 @@ class Packed:
         banks = [self.banks[name] for name in KINDS if name in self.banks and self.banks[name].slots]
         self.first, self.rest = (banks[0] if banks else None), tuple(banks[1:])
         self.start = any(bank.starts for bank in banks)
+        self.whole = self.shape[1] * whole_from(*self.shape, self.banks.get("sample") in banks)
 
     @property
     def filled(self) -> tuple[PartBank, ...]:
@@ -82,6 +90,8 @@ class Packed:
             return base_product(x, weight, bias, routing, adds)
         if self.start:
             return self._linear_beside(x, weight, bias, routing, adds)
+        if not _compiling() and x.numel() >= self.whole and whole_pays(x, weight, bias, adds, routing):
+            return self._linear_whole(x, weight, bias, routing, adds)
         y = self.first.linear(x, weight, bias, routing, adds)
         for bank in self.rest:
             y = bank.product(x, y, routing)
@@ -100,6 +110,15 @@ class Packed:
         for bank, finish in zip(banks[1:], started[1:]):
             y = bank.product(x, y, routing) if finish is None else finish(y)
         return y
+
+    def _linear_whole(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routing, adds: Tensor | None
+    ) -> Tensor:
+        """The same of many rows of one mixture: its deltas in a copy of the weight, and of the bias."""
+        full = self.dense(gammas(routing, self.room)[0], weight)
+        if adds is not None:
+            bias = task_rows(adds, routing, x.dtype, bias)[0]
+        return torch.nn.functional.linear(x, full, bias)
 
     def product(self, x: Tensor, y: Tensor | None, routing: Routing) -> Tensor:
         """y (None: zeros) + x Delta^T of each row's tasks."""
