@@ -3,7 +3,7 @@
 from dts.checkpoint.checkpoint import Checkpoint, Lazy, dtype_note
 from dts.checkpoint.errors import CheckpointError, NotRead, OtherDtype, Quantised
 from dts.checkpoint.fingerprint import digests, fingerprint, sampled_digest
-from dts.checkpoint.open import open_checkpoint
+from dts.checkpoint.open import open_checkpoint, open_stored
 from dts.checkpoint.pairing import Mismatch, Pair, Pairing, pair
 from dts.checkpoint.safetensors_file import Damaged, SafetensorsFile, write_safetensors
 
@@ -23,6 +23,7 @@ __all__ = [
     "dtype_note",
     "fingerprint",
     "open_checkpoint",
+    "open_stored",
     "pair",
     "sampled_digest",
     "write_safetensors",

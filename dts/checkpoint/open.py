@@ -57,6 +57,22 @@ def open_checkpoint(
     return checkpoint
 
 
+def open_stored(
+    source, revision: str | None = None, *, subfolder: str = "", variant: str | None = None, **hub
+) -> tuple[Checkpoint, str]:
+    """Opens a model on disk that may be quantised, codes as they are stored; and why it is taken for quantised, or
+    nothing.
+
+    Raises CheckpointError for what `open_checkpoint` refuses for another reason.
+    """
+    checkpoint = _stored(source, revision, subfolder, variant, hub)
+    try:
+        check_kind(checkpoint.source, checkpoint.tensors, checkpoint.config)
+    except Quantised as error:
+        return checkpoint, str(error)
+    return checkpoint, ""
+
+
 def _stored(source, revision: str | None, subfolder: str, variant: str | None, hub: dict) -> Checkpoint:
     """All that a source holds, whatever kind of tensors these are."""
     if isinstance(source, torch.nn.Module):

@@ -53,6 +53,7 @@ CODES = {
     "_packed": "quanto",
     "qdata": "torchao",
     "weight_qdata": "torchao",
+    "_weight_qdata": "torchao",
     "dense_weights": "SpQR",
 }
 NAMED = {*LEAVES.values(), *CODES.values(), "MXFP4"}  # told by a name; a dtype alone says less

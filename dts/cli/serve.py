@@ -23,6 +23,10 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen at.", min=1, max=65535)] = 8000,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto is a GPU where there is one.")] = "auto",
     dtype: Annotated[str, typer.Option(help="Of the base: auto is as it is stored.")] = "auto",
+    quantised_from: Annotated[
+        str | None,
+        typer.Option(help="Of a quantised base: the checkpoint that it was before.", show_default=False),
+    ] = None,
     pooling: Annotated[
         Literal["mean", "first", "last"], typer.Option(help="Which tokens' states an embedding is.")
     ] = "mean",
@@ -103,6 +107,7 @@ def serve(
         pooling=pooling,
         device=device,
         dtype=dtype,
+        quantised_from=quantised_from,
         drain=drain,
         trusted=trust_remote_code,
         batching=Batching(batch, batch_tokens, wait / 1000, queue),

@@ -22,6 +22,14 @@ class QuantisedBase(UserWarning):
     """An adapter runs over a quantised form of the base that it was made for."""
 
 
+class OtherBase(ValueError):
+    """Adapters were made for another base than the one they are to run over.  why: of each, in words."""
+
+    def __init__(self, message: str, why: str = ""):
+        super().__init__(message)
+        self.why = why or message
+
+
 @dataclass
 class Base:
     """Which checkpoint a model was made from.
@@ -48,11 +56,12 @@ class Base:
             return None
 
     @cached_property
-    def _original_fingerprint(self) -> str:
-        return fingerprint(open_checkpoint(self.original))
+    def original_fingerprint(self) -> str | None:
+        """Of the checkpoint that the user says this is the quantised form of."""
+        return None if self.original is None else fingerprint(open_checkpoint(self.original))
 
     def check(self, adapters: Iterable[Adapter], model: nn.Module | None = None) -> None:
-        """Raises ValueError if an adapter says that it was made for another base.
+        """Raises OtherBase if an adapter says that it was made for another base.
 
         model: in memory; before there is one, what only it can tell is left open.
         Warns (`QuantisedBase`) of adapters that were made for the base as it was before it was quantised.
@@ -60,7 +69,8 @@ class Base:
         wrong = [words for adapter in adapters if (words := self._wrong(adapter, model))]
         if wrong:
             name = "which is quantised" if self.fingerprint is None else f"fingerprint {self.fingerprint}"
-            raise ValueError(f"{self.path} ({name}) is not the base of: {'; '.join(wrong)}")
+            why = "; ".join(wrong)
+            raise OtherBase(f"{self.path} ({name}) is not the base of: {why}", why)
 
     def _wrong(self, adapter: Adapter, model: nn.Module | None) -> str | None:
         """Why this is not the adapter's base; None where it is, or only a model could tell."""
@@ -106,8 +116,8 @@ class Base:
 
     def _not_of_original(self, adapter: Adapter, model: nn.Module, made_for: str) -> str | None:
         """Whether the checkpoint that the user names is the adapter's base, and this a quantised form of it."""
-        if self._original_fingerprint != made_for:
-            return f"{adapter.name} was made for {made_for}, and {self.original} is {self._original_fingerprint}"
+        if self.original_fingerprint != made_for:
+            return f"{adapter.name} was made for {made_for}, and {self.original} is {self.original_fingerprint}"
         compared, wrong = differing(adapter, model, open_checkpoint(self.original))
         if wrong or not compared:
             what = f"{_some(wrong)} is far from it" if wrong else "nothing could be compared"

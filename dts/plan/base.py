@@ -60,6 +60,26 @@ def base_size(model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype, mapp
     return BaseSize(**sizes)
 
 
+def quantised_size(model: nn.Module, stored: Checkpoint) -> BaseSize:
+    """Of a base whose weights are codes: what its files hold of them is what its library keeps in memory.
+
+    model: empty, of the numbers that the codes stand for;  stored: as its files have it.
+    """
+    modules = {name.rpartition(".")[0] for name in stored.tensors}
+    ends = {path[i:] for path in modules for i in range(len(path)) if i == 0 or path[i - 1] == "."}
+    persistent = set(model.state_dict(keep_vars=True))
+    lacking = buffers = 0
+    for tensor, names in _distinct(sites(model)):
+        paths = {name.rpartition(".")[0] for name in names}
+        if not isinstance(tensor, nn.Parameter) and not names & persistent:
+            buffers += tensor.nbytes
+        elif not any(path in ends or any(path.endswith(f".{own}") for own in modules if own) for path in paths):
+            lacking += tensor.nbytes
+    tensors = [lazy for name, lazy in stored.tensors.items() if name not in stored.tied]
+    copied = sum(math.prod(lazy.shape) * lazy.dtype.itemsize for lazy in tensors)
+    return BaseSize(copied=copied, lacking=lacking, buffers=buffers)
+
+
 def _distinct(known: dict[str, Site]) -> list[tuple[torch.Tensor, set[str]]]:
     """Every parameter and buffer once, with its names."""
     found: dict[int, tuple[torch.Tensor, set[str]]] = {}

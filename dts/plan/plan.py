@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
@@ -15,11 +16,11 @@ from torch import nn
 from dts.adapter import Adapter, AdapterError
 from dts.adapter.folder import read_layout
 from dts.adapter.sizes import HEADER_BYTES
-from dts.checkpoint import open_checkpoint
+from dts.checkpoint import Checkpoint, open_stored
 from dts.checkpoint.safetensors_file import Layout
 from dts.nn.library import library
 from dts.nn.sizes import OBJECTS, exact_tensors, task_bytes
-from dts.plan.base import base_size
+from dts.plan.base import base_size, quantised_size
 from dts.plan.passes import NotFollowed, pass_size
 from dts.plan.process import settled
 from dts.sizes import bytes_text, parse_bytes
@@ -186,8 +187,8 @@ def planned(
     place = torch.device(device)
     found = _layouts(adapters)
     about = {name: adapter for name, (adapter, _) in found.items()}
-    checkpoint = open_checkpoint(model, **{key: value for key, value in options.items() if value is not None})
-    dtype = as_dtype(options.get("dtype")) or checkpoint.main_dtype
+    checkpoint, quantised = open_stored(model, **{key: value for key, value in options.items() if value is not None})
+    dtype = as_dtype(options.get("dtype")) or (_computed(checkpoint) if quantised else checkpoint.main_dtype)
     empty, _ = library().empty_base(model, list(about.values()), **options | {"dtype": dtype})
     length = length or min(LENGTH, _positions(empty) or LENGTH)
     unknown: list[str] = []
@@ -200,11 +201,16 @@ def planned(
             rows.append(Row("process", here, "resident", "Python, PyTorch and libraries, as measured now"))
     else:
         unknown.append(f"what the driver of {place} and its kernels take, and the process on the host")
-    size = base_size(empty, checkpoint, dtype, place.type == "cpu")
+    if quantised:
+        size = quantised_size(empty, checkpoint)
+        unknown.append("what the library that quantised the base takes while it computes with codes")
+    else:
+        size = base_size(empty, checkpoint, dtype, place.type == "cpu")
     if size.mapped:
         rows.append(Row("base", size.mapped, "mapped", "pages of its file, when they are used"))
     if size.copied:
         note = f"read from {bytes_text(size.converted)} of other pages, given back then" if size.converted else ""
+        note = "codes and scales as they are stored" if quantised else note
         rows.append(Row("base, copied" if size.mapped else "base", size.copied, "resident", note))
     if size.lacking:
         rows.append(Row("heads", size.lacking, "resident", "which the base lacks, random until a task brings its own"))
@@ -223,6 +229,16 @@ def planned(
     made = Plan(str(model), limit, batch, length, str(place), str(dtype).removeprefix("torch."), rows, unknown, loading)
     made.rows = [*rows, *_placed(made, tasks, set(pin))]
     return made, about
+
+
+def _computed(stored: Checkpoint) -> torch.dtype:
+    """The dtype that a quantised model computes in: as its config says, else as most floats in it are stored."""
+    said = (stored.config or {}).get("dtype") or (stored.config or {}).get("torch_dtype")
+    floats = Counter[torch.dtype]()
+    for lazy in stored.tensors.values():
+        if lazy.dtype.is_floating_point and lazy.dtype.itemsize > 1:
+            floats[lazy.dtype] += math.prod(lazy.shape)
+    return as_dtype(said) or next((dtype for dtype, _ in floats.most_common(1)), torch.float32)
 
 
 def _positions(model: nn.Module) -> int | None:

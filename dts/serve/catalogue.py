@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+from collections.abc import Collection
 from pathlib import Path
 
 from dts.adapter import Adapter, AdapterError
@@ -20,14 +21,23 @@ WRITTEN = 50  # names that an error lists
 class Catalogue:
     """Names and what stands on disk under them: each folder of ``root``, and names that an administrator gave.
 
-    root: the folder of adapters;  base_name: how the base is asked for;  fingerprint: of the base.
+    root: the folder of adapters;  base_name: how the base is asked for;  fingerprint: of the base, or of the checkpoint
+    that it is the quantised form of, None: of a quantised base where nobody says that, and only its weights can tell.
+    quantised: adapters may be made for the numbers of its codes;  paths: of the base, which no client is told.
     Any thread may ask.  What is returned are adapters without their tensors: configuration and files only.
     """
 
-    def __init__(self, root: str | Path, base_name: str, fingerprint: str):
+    def __init__(
+        self,
+        root: str | Path,
+        base_name: str,
+        fingerprint: str | None,
+        quantised: bool = False,
+        paths: Collection[str] = (),
+    ):
         self.root = Path(root).resolve()
         self.base_name = base_name
-        self.fingerprint = fingerprint
+        self.fingerprint, self.quantised, self.paths = fingerprint, quantised, paths
         self._given: dict[str, Path] = {}
         self._read: dict[Path, tuple[tuple[int, ...], Adapter]] = {}
         self._lock = threading.Lock()
@@ -118,17 +128,20 @@ class Catalogue:
                     self._read[folder] = state, adapter
         except (AdapterError, OSError) as error:
             raise self.damaged(name, error) from None
-        made_for = adapter.config.get("base", {}).get("fingerprint")
-        if made_for and made_for != self.fingerprint:
-            base = adapter.config["base"]
-            raise Refused(
-                f"the adapter {name!r} is of another base: {base.get('name')} (fingerprint {made_for}), and this is "
-                f"{self.base_name} (fingerprint {self.fingerprint})",
-                400,
-                "other_base",
-                "model",
-            )
+        base = adapter.config.get("base", {})
+        made_for = base.get("fingerprint")
+        told_when_loaded = self.fingerprint is None or self.quantised and base.get("quantised")
+        if made_for and made_for != self.fingerprint and not told_when_loaded:
+            ours = f"fingerprint {self.fingerprint}{', before it was quantised' if self.quantised else ''}"
+            why = f"{base.get('name')} (fingerprint {made_for}), and this is {self.base_name} ({ours})"
+            raise self.other_base(name, why)
         return adapter
+
+    def other_base(self, name: str, why: str) -> Refused:
+        """What a client is told of an adapter that was made for another base."""
+        for path in self.paths:
+            why = why.replace(path, self.base_name)
+        return Refused(f"the adapter {name!r} is of another base: {why}", 400, "other_base", "model")
 
     def damaged(self, name: str, error: Exception) -> Refused:
         """What a client is told of an adapter that cannot be read: without the places of this machine."""

@@ -10,13 +10,15 @@ from pathlib import Path
 import torch
 
 from dts.adapter.folder import CONFIG
-from dts.checkpoint import CheckpointError, open_checkpoint
+from dts.checkpoint import CheckpointError, open_checkpoint, open_stored
+from dts.checkpoint.quantised import method_of
 from dts.serve.catalogue import NAME
 from dts.serve.encode import Pooling
 from dts.serve.waiting import Batching
 
 NEEDED = {"fastapi": "fastapi", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client"}
 SHORTEST_KEY = 16  # characters
+QUANTISERS = ("torchao", "bitsandbytes")  # methods that are a library's name
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,9 @@ class Limits:
 class Options:
     """model: folder, file or hub id of the base;  adapters: the folder that holds theirs;  name: of the base, for
     callers;  memory, pinned: see `Residents`;  api_keys, admin_keys: files with a key a line;  drain: seconds that
-    answers may take after SIGTERM;  device: auto, or as PyTorch writes it;  dtype: of the base;  trusted: code of
-    the base's own may run (``trust_remote_code``)."""
+    answers may take after SIGTERM;  device: auto, or as PyTorch writes it;  dtype: of the base;  quantised_from: the
+    checkpoint that a quantised base is the quantised form of;  trusted: code of the base's own may run
+    (``trust_remote_code``)."""
 
     model: str
     adapters: Path
@@ -50,6 +53,7 @@ class Options:
     pooling: Pooling = "mean"
     device: str = "auto"
     dtype: str = "auto"
+    quantised_from: str | None = None
     drain: int = 30
     trusted: bool = False
     batching: Batching = field(default_factory=Batching)
@@ -89,10 +93,7 @@ def missing() -> str:
 def problems(options: Options, listens: bool = True) -> list[str]:
     """A line for each thing that keeps a server from starting.  listens: at its own port."""
     wrong = [absent] if (absent := missing()) else []
-    try:
-        open_checkpoint(options.model)
-    except (CheckpointError, OSError, ValueError, ImportError) as error:
-        wrong.append(f"the model: {error}")
+    wrong += _of_base(options)
     wrong += _of_adapters(options)
     keys: dict[str, list[str]] = {}
     for what, file in {"--api-keys": options.api_keys, "--admin-keys": options.admin_keys}.items():
@@ -114,6 +115,31 @@ def problems(options: Options, listens: bool = True) -> list[str]:
         wrong.append(f"--device {options.device}: PyTorch finds no GPU here")
     if listens and (taken := _cannot_bind(options.host, options.port)):
         wrong.append(f"--host {options.host} --port {options.port}: {taken}")
+    return wrong
+
+
+def _of_base(options: Options) -> list[str]:
+    """What is wrong with the base, quantised as it may be, and with the checkpoint that it is said to come from."""
+    try:
+        stored, quantised = open_stored(options.model)
+    except (CheckpointError, OSError, ValueError, ImportError) as error:
+        return [f"the model: {error}"]
+    wrong = []
+    if quantised:
+        method = method_of(stored.config)
+        if method is None:
+            wrong.append(f"the model: {quantised}")  # no config.json says by whom: transformers could not load it
+        elif method in QUANTISERS and importlib.util.find_spec(method) is None:
+            wrong.append(
+                f"the model is quantised by {method}, which is not installed: pip install 'dts-merge[quantised]'"
+            )
+    if options.quantised_from is not None and not quantised:
+        wrong.append("--quantised-from: the model is not quantised")
+    elif options.quantised_from is not None:
+        try:
+            open_checkpoint(options.quantised_from)
+        except (CheckpointError, OSError, ValueError, ImportError) as error:
+            wrong.append(f"--quantised-from: {error}")
     return wrong
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection
 from dts.adapter import Adapter, AdapterError
 from dts.nn import DTSModel
 from dts.nn import residents as nn_residents
+from dts.nn.base import OtherBase
 from dts.nn.sizes import bytes_at, bytes_of
 from dts.serve.catalogue import Catalogue
 from dts.serve.refused import NoRoom, Refused
@@ -90,6 +91,8 @@ class Residents(nn_residents.Residents):
             raise self.catalogue.damaged(name, error) from None
         try:
             self.model.load_task(name, adapter)
+        except OtherBase as error:
+            raise self.catalogue.other_base(name, error.why) from None
         except ValueError as error:
             raise Refused(f"the adapter {name!r} cannot be loaded: {error}", 400, "does_not_fit", "model") from None
         seconds, taken = time.monotonic() - begun, bytes_of(adapter)

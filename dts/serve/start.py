@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dts.adapter import Adapter, AdapterError
-from dts.checkpoint import open_checkpoint
-from dts.checkpoint.fingerprint import fingerprint
 from dts.nn import DTSModel
+from dts.nn.base import Base
 from dts.serve.catalogue import Catalogue
 from dts.serve.engine import Engine
 from dts.serve.observer import Observer
@@ -40,15 +39,19 @@ def serve(options: Options, observer: Observer | None = None) -> Served:
     Raises ValueError for a model that cannot be served; adapters that cannot be are named in the log.
     """
     tokenizer = _tokenizer(options.model, options.trusted)
-    catalogue = Catalogue(options.adapters, options.base_name, fingerprint(open_checkpoint(options.model)))
-    models = _with_heads(options, catalogue)
-    trusted = {"trust_remote_code": True} if options.trusted else {}
-    model = DTSModel.from_pretrained(options.model, adapters=models, dtype=options.dtype, **trusted)
-    for name in models:  # they only said which class to build
-        model.delete_task(name)
-    device = options.place
+    catalogue = _catalogue(options)
+    device, more = options.place, dict[str, Any]()
+    if catalogue.quantised:
+        more["quantised_from"] = options.quantised_from
+        if device is not None and device.type != "cpu":  # what its library has quantised it does not move
+            more["device_map"] = {"": device}
+    if options.trusted:
+        more["trust_remote_code"] = True
+    # adapters only say which class to build
+    model = DTSModel._of_base(options.model, _with_heads(options, catalogue), dtype=options.dtype, **more)
     if device is not None:
-        model.to(device)
+        if not catalogue.quantised:
+            model.to(device)
         model._state.to(device)  # which layers would move with them, but there are none before the first task
     base: Any = model.model
     config = base.config
@@ -74,6 +77,15 @@ def serve(options: Options, observer: Observer | None = None) -> Served:
     return Served(options, engine, catalogue, texts, context, tokens, config.is_encoder_decoder)
 
 
+def _catalogue(options: Options) -> Catalogue:
+    """The adapters, and of which base they have to be."""
+    base = Base(options.model, original=options.quantised_from)
+    quantised = base.fingerprint is None
+    known = base.original_fingerprint if quantised else base.fingerprint
+    paths = [str(path) for path in (options.model, options.quantised_from) if path is not None]
+    return Catalogue(options.adapters, options.base_name, known, quantised, paths)
+
+
 def _tokenizer(model: str, trusted: bool) -> Any:
     """The model's, None if it has none."""
     from transformers import AutoTokenizer
@@ -90,16 +102,16 @@ def _tokenizer(model: str, trusted: bool) -> Any:
     return None
 
 
-def _with_heads(options: Options, catalogue: Catalogue) -> dict[str, Adapter]:
+def _with_heads(options: Options, catalogue: Catalogue) -> list[Adapter]:
     """A whole adapter for each class of model that tasks with heads of their own are of: one, or none can be loaded."""
-    found: dict[str, tuple[str, Adapter]] = {}
+    found: dict[str, Adapter] = {}
     for name in catalogue.names():
         try:
             about = catalogue.get(name)
             architecture = ((about.model_config or {}).get("architectures") or [""])[0]
             if about.brings_own and architecture not in found:
                 assert about.folder is not None
-                found[architecture] = name, Adapter.load(about.folder)
+                found[architecture] = Adapter.load(about.folder)
         except (Refused, AdapterError, OSError) as error:
             log.warning("the adapter %s will be refused: %s", name, error)
-    return dict(found.values())
+    return list(found.values())

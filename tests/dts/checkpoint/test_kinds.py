@@ -29,6 +29,7 @@ QUANTISED = {
     },
     "dequantise": {"a.weight": CODE.to(torch.int8), "a.SCB": W[0]},
     "HQQ": {"a.W_q": CODE, "a.scale": W, "a.zero": W},
+    "torchao": {"a._weight_qdata": CODE.to(torch.int8), "a._weight_scale": W[0]},
     "quanto": {"a.weight._data": CODE, "a.weight._scale": W},
     "MXFP4": {"a.gate_up_proj_blocks": CODE, "a.gate_up_proj_scales": CODE},
     "AQLM": {"a.codes": CODE.to(torch.int16), "a.codebooks": W},
