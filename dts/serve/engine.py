@@ -263,7 +263,15 @@ class Engine:
         open_rows = [row for row in rows if row.choice.auto and not row.job.over]
         if open_rows:
             try:
-                allowed = [name for name in self.catalogue.names() if self.eligible(name)]
+                names = self.catalogue.names()
+                allowed = [name for name in names if self.eligible(name)]
+                if names and not allowed:
+                    raise Refused(
+                        "no task is there to choose from: each has a tokenizer that makes other tokens than the base's",
+                        400,
+                        "no_router",
+                        "model",
+                    )
                 choose(self.model, open_rows, candidates(self.residents, allowed, self._busy), self.pad)
             except Exception as error:
                 for row in open_rows:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from dts.serve.refused import Refused
 
 NOT_TEXT = ("generation_config.json", "processor_config.json", "preprocessor_config.json")
 REMEMBERED = 64  # tokenizers of tasks
+Files = tuple[tuple[str, str | None], ...]  # names and digests of the tokenizer files that an adapter carries
 
 
 class Text:
@@ -31,6 +35,17 @@ class Text:
     def ends(self) -> frozenset[int]:
         end = None if self.tokenizer is None else self.tokenizer.eos_token_id
         return frozenset() if end is None else frozenset([end])
+
+    @cached_property
+    def words(self) -> str | None:
+        """Equal for tokenizers that make the same tokens of every text and conversation, whatever else their files say;
+        None: of this one that cannot be told."""
+        if self.tokenizer is None or not getattr(self.tokenizer, "is_fast", False):
+            return None
+        with self._lock:
+            told = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        told |= {"truncation": None, "padding": None, "template": self.tokenizer.chat_template}
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     @property
     def size(self) -> int:
@@ -97,27 +112,34 @@ class Texts:
 
     def __init__(self, tokenizer: Any, catalogue: Catalogue):
         self.base, self._catalogue = Text(tokenizer), catalogue
-        self._made: OrderedDict[tuple[tuple[str, str | None], ...], Text] = OrderedDict()
+        self._made: OrderedDict[Files, Text] = OrderedDict()
+        self._others: dict[Files, bool] = {}  # whether these files make other tokens than the base's
         self._lock = threading.Lock()
 
     def of(self, choice: Choice) -> Text:
         """Raises Refused: 404 for a task that is not there, 400 for a mixture of tasks with different tokenizers."""
         adapters = [self._catalogue.get(name) for name in choice.tasks]
-        kinds = {_files(adapter): adapter for adapter in adapters}
-        if len(kinds) > 1:
+        kinds = {key: self._with(key, adapter) for adapter in adapters if (key := _files(adapter)) or len(adapters) > 1}
+        found = list(kinds.values()) or [self.base]
+        if any(_differ(found[0], other) for other in found[1:]):
             raise Refused("the tasks of this mixture have different tokenizers", param="model")
-        for key, adapter in kinds.items():
-            return self._with(key, adapter) if key else self.base
-        return self.base
+        return min(found, key=lambda text: text.longest or 1 << 30)
 
     def own(self, name: str) -> bool:
-        """Whether a task brings a tokenizer; False too where there is no such task, or it is damaged."""
+        """Whether a task brings a tokenizer that makes other tokens than the base's; False too where there is no such
+        task, or it is damaged."""
         try:
-            return bool(_files(self._catalogue.get(name)))
+            adapter = self._catalogue.get(name)
+            key = _files(adapter)
+            if key and key not in self._others:
+                self._others[key] = _differ(self.base, self._with(key, adapter))
+            return bool(key) and self._others[key]
         except Refused:
             return False
 
-    def _with(self, key: tuple[tuple[str, str | None], ...], adapter: Adapter) -> Text:
+    def _with(self, key: Files, adapter: Adapter) -> Text:
+        if not key:
+            return self.base
         with self._lock:
             if key not in self._made:
                 self._made[key] = Text(self._read(adapter))
@@ -145,7 +167,12 @@ class Texts:
             shutil.rmtree(place, ignore_errors=True)
 
 
-def _files(adapter: Adapter) -> tuple[tuple[str, str | None], ...]:
+def _differ(one: Text, other: Text) -> bool:
+    """Whether two tokenizers make other tokens of some text, as far as that can be told."""
+    return one is not other and (one.words is None or one.words != other.words)
+
+
+def _files(adapter: Adapter) -> Files:
     """Names and digests of the tokenizer files that an adapter carries."""
     carried = adapter.config["files"].items()
     return tuple(sorted((name, about["sha256"]) for name, about in carried if name not in NOT_TEXT))

@@ -332,6 +332,7 @@ def test_a_task_speaks_by_the_tokenizer_that_it_brings(decoder, tmp_path):
     assert said == {"base": encode("<user>x<assistant>"), "a": encode("<user>x<assistant>"), "own": encode("own:x")}
     with pytest.raises(Refused, match="different tokenizers"):
         served.texts.of(choice_of("a:0.5,own:0.5", "base"))
+    assert served.texts.own("own") and not served.texts.own("a") and not served.texts.own("nobody")
     (place / "own" / "chat_template.jinja").write_text("altered")
     again = serve(Options(str(decoder.base), place, device="cpu"))
     with pytest.raises(Refused, match="chat_template.jinja") as error:
@@ -345,3 +346,35 @@ def test_on_a_gpu_a_batch_says_what_each_single_task_model_says(decoder, start):
     jobs = [ask(served, "generate", m, "hello", max_tokens=6, temperature=0) for m in MODELS]
     served.engine.start()
     assert [texts(job)[0] for job in jobs] == [alone(decoder, served, m, "hello", 6) for m in MODELS]
+
+
+def test_tokenizer_files_that_make_the_same_tokens_are_not_another_tokenizer(decoder, tmp_path):
+    """A trainer writes its own: other lengths, other words for the same, and no other token of any text."""
+    import shutil
+
+    place = tmp_path / "adapters"
+    shutil.copytree(decoder.adapters, place)
+    shutil.copytree(decoder.base.parent / "a", tmp_path / "shorter")
+    written = transformers.AutoTokenizer.from_pretrained(decoder.base, model_max_length=24)
+    written("some text", truncation=True, padding="max_length", max_length=5)  # which its file keeps
+    written.save_pretrained(tmp_path / "shorter")
+    dts.compress(decoder.base, tmp_path / "shorter", out=place / "shorter", rank_fraction=0.5)
+    served = serve(Options(str(decoder.base), place, device="cpu"))
+    assert "tokenizer_config.json" in served.catalogue.get("shorter").config["files"]
+    assert not served.texts.own("shorter") and served.texts.of(choice_of("shorter", "base")).longest == 24
+    assert served.texts.of(choice_of("a:0.5,shorter:0.5", "base")).longest == 24
+
+
+def test_auto_says_that_every_task_has_a_tokenizer_of_its_own(decoder, tmp_path):
+    import shutil
+
+    place = tmp_path / "adapters"
+    place.mkdir()
+    shutil.copytree(decoder.base.parent / "a", tmp_path / "own")
+    tokenizer("own:{{ messages[0].content }}").save_pretrained(tmp_path / "own")
+    dts.compress(decoder.base, tmp_path / "own", out=place / "own", rank_fraction=0.5)
+    served = serve(Options(str(decoder.base), place, device="cpu"))
+    served.engine.start()
+    with pytest.raises(Refused, match="makes other tokens than the base's"):
+        texts(ask(served, "generate", "auto", "x", max_tokens=1, temperature=0))
+    assert served.engine.drain(30)
