@@ -107,7 +107,7 @@ bench: $(VENV)/.test-installed ## codec, packing, products, load and switch
 bench-cpu: $(VENV)/.test-installed ## the CPU kernels beside nn.Linear, LoRA and dense models; some minutes
 	$(RUN) -m benchmarks.kernels.cpu $(ARGS)
 
-quantised: $(VENV)/.test-installed $(VENV)/.quantised-installed ## tasks over bases of torchao, bitsandbytes and GGUF
+quantised: $(VENV)/.test-installed $(VENV)/.quantised-installed ## tasks over bases of torchao, bitsandbytes, compressed-tensors, GGUF
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -m quantised tests/quantised $(ARGS)
 
 fuzz: $(VENV)/.test-installed ## 100,000 altered adapters, each refused or identical; ARGS="--count N --seed S"

@@ -77,7 +77,16 @@ def dequantised(module: nn.Module) -> Tensor:
         twin = _without_bias(module)
         table = isinstance(module, nn.Embedding)
         given = torch.arange(sizes[0]) if table else torch.eye(sizes[1], dtype=dequantised_dtype(module))
-        rows = torch.cat([twin.forward(part.to(weight.device)) for part in given.split(AT_ONCE)])
+        try:
+            rows = torch.cat([twin.forward(part.to(weight.device)) for part in given.split(AT_ONCE)])
+        except (
+            AttributeError
+        ) as error:  # packed tensors in a plain layer, which something else unpacks when it first runs
+            raise ValueError(
+                f"a {type(module).__module__}.{type(module).__name__} holds packed codes that it cannot compute with "
+                f"as it is ({error}): load the base as numbers, of compressed-tensors with "
+                "quantization_config=CompressedTensorsConfig(dequantize=True)"
+            ) from error
         found = rows if table else rows.T
     found = found.to(dequantised_dtype(module))
     return (found.T if was_transposed(module) else found).detach().contiguous()

@@ -257,10 +257,16 @@ def joined(layer: type[Layer], base: type[nn.Module]) -> Any:
 
 
 def adopt(module: nn.Module, layer: type[L], deltas: LayerDeltas) -> L:
-    """Turn a module into a DTS layer, in place."""
+    """Turn a module into a DTS layer, in place.  Raises ValueError for one whose class does not let it."""
     base = base_class(module)
     adopted: Any = module
-    adopted.__class__ = layer if base in layer.__mro__ else joined(layer, base)
+    try:
+        adopted.__class__ = layer if base in layer.__mro__ else joined(layer, base)
+    except TypeError as error:  # of classes that are built otherwise, with slots or a base before nn.Module
+        raise ValueError(
+            f"a {base.__module__}.{base.__name__} cannot run tasks, as Python lets nothing else take the place of its "
+            f"class ({error}): load the base without what made it one, or leave these layers as they were"
+        ) from error
     adopted.dts = deltas
     bind(adopted)
     return adopted
