@@ -108,6 +108,8 @@ def _first_rows(method: str, args: Sequence[Any], kwargs: Mapping[str, Any], row
     if method == "generate":
         kept |= {"max_new_tokens": 2, "do_sample": False, "num_beams": 1, "num_return_sequences": 1}
         kept.pop("max_length", None)
+        if kept.get("cache_implementation") is not None:  # no program is made for so few rows
+            kept["disable_compile"] = True
         kept |= {k: v for k, v in kwargs.items() if k == "generation_config"}  # where decoding starts, and ends
     # the base has perhaps fewer classes than the rows' tasks: any label that all have will do
     kept = {

@@ -32,6 +32,7 @@ from dts.nn.merge import merge
 from dts.nn.once_a_task import run_once_a_task
 from dts.nn.parallel.sharded import refuse_parallel
 from dts.nn.predictions import Prediction, predicted
+from dts.nn.prompts import generate_batch
 from dts.nn.replaced import Places, few, refuse_aliases, refuse_replaced
 from dts.nn.router import Choice, Router, make_router
 from dts.nn.routing import Current, Mixture, RoutingState, tracing
@@ -391,6 +392,31 @@ class DTSModel(nn.Module):
     def generate(self, *args: Any, tasks: Selections = None, **kwargs: Any) -> Any:
         """The base model's ``generate``; every row keeps its task, also with beams or several sequences a row."""
         return self.call("generate", *args, tasks=tasks, **kwargs)
+
+    def generate_batch(self, inputs: Sequence[Any], *args: Any, tasks: Selections = None, **kwargs: Any) -> Any:
+        """transformers' ``generate_batch`` (continuous batching).
+
+        tasks: one for all prompts, or a list with one a prompt; prompts of one task are answered together, one task
+        after the other.  None: the task of `set_task`.  (``dts serve`` mixes tasks in one batch.)
+        """
+        model: Any = plain(self.model)
+        if tasks is None:
+            return model.generate_batch(inputs, *args, **kwargs)
+        if isinstance(tasks, str) and tasks == AUTO:
+            raise ValueError('generate_batch is told each prompt\'s task: tasks="auto" is for model(...)')
+        if kwargs.get("persistent_manager"):
+            raise ValueError(
+                "persistent_manager= keeps a manager, which is of one task: set_task() it, or leave the manager out"
+            )
+        rows = one_a_row(tasks)
+        asked = [cast(Selection, tasks)] * len(inputs) if rows is None else rows
+        if len(asked) != len(inputs):
+            raise ValueError(f"tasks has {len(asked)} items, one a prompt, but there are {len(inputs)} prompts")
+        self._loaded.check([name for task in asked for name in names_in(task)])
+        with self._at_hand(asked):
+            # in a list None is the base, in a call what is set
+            asked = [BASE if task is None else task for task in asked]
+            return generate_batch(model, self, inputs, asked, args, kwargs)
 
     def call(self, method: str, *args: Any, tasks: Selections = None, **kwargs: Any) -> Any:
         """Any method of the base model.

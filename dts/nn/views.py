@@ -265,13 +265,17 @@ def showing(model: nn.Module, config: Any) -> Iterator[nn.Module]:
     fields = twin.__dict__
     fields.update(own)
     for name, value in own.items():  # accelerate's hooks: methods, and parts of functions, of the module itself
-        fields[name] = _rebound(value, model, twin)
+        fields[name] = rebound(value, model, twin)
     fields["config"] = config
     for name in ("num_labels", "vocab_size"):
         before, now = _size(own.get("config"), name), _size(config, name)
         if name in own and own[name] == before and now is not None:
             fields[name] = now
     fields.pop("_compiled_call_impl", None)
+    if hasattr(
+        model, "get_compiled_call"
+    ):  # of ``generate``, which keeps the program: another twin would be another one
+        fields["get_compiled_call"] = model.get_compiled_call
     start = dict(fields)
     try:
         yield twin
@@ -281,7 +285,8 @@ def showing(model: nn.Module, config: Any) -> Iterator[nn.Module]:
                 own[name] = value
 
 
-def _rebound(value: Any, model: nn.Module, twin: nn.Module) -> Any:
+def rebound(value: Any, model: nn.Module, twin: nn.Module) -> Any:
+    """What an attribute of a model is on its twin."""
     if isinstance(value, types.MethodType) and value.__self__ is model:
         return types.MethodType(value.__func__, twin)
     if isinstance(value, functools.partial) and any(one is model for one in value.args):
