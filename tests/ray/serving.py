@@ -88,8 +88,8 @@ class Serving:
         return openai.OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key=key, max_retries=0, timeout=150)
 
 
-def engines(app: str = "one") -> list[int]:
-    """Processes of the replicas."""
+def engines(app: str = "one", what: str = "Engine") -> list[int]:
+    """Processes of the replicas, or of another part of an application."""
     found = []
     for one in Path("/proc").glob("[0-9]*"):
         try:
@@ -97,6 +97,6 @@ def engines(app: str = "one") -> list[int]:
             ours = f"HOME={os.environ['HOME']}".encode() in (one / "environ").read_bytes().split(b"\0")
         except OSError:
             continue
-        if ours and words.startswith(f"ray::ServeReplica:{app}:Engine"):
+        if ours and words.startswith(f"ray::ServeReplica:{app}:{what}"):
             found.append(int(one.name))
     return found

@@ -155,6 +155,59 @@ def test_a_client_that_goes_away_ends_its_request(serving):
     assert re.search(r'request_success_total{[^}]*finished_reason="abort"[^}]*model_name="c"[^}]*} 1', page), page
 
 
+def test_more_than_it_may_hold_is_told_429_and_nothing_waits_for_ever(serving):
+    def ask(index):
+        return serving.ask("/v1/completions", {"model": "abc"[index % 3], "prompt": "x", "max_tokens": 8, "n": 64})
+
+    with ThreadPoolExecutor(24) as pool:
+        found = list(pool.map(ask, range(24)))
+    assert {status for status, _ in found} == {200, 429}, [status for status, _ in found]
+    assert {answer["error"]["code"] for status, answer in found if status == 429} == {"queue_full"}
+
+
+def test_parts_that_die_are_there_again_and_know_what_was_done(serving, decoder):  # noqa: F811
+    """The ledger learns from the replicas; what comes in while there is no front is an error, and does not wait."""
+    assert serving.admin("load", name="told", path="c")[0] == 200
+    os.kill(engines(what="Ledger")[0], signal.SIGKILL)
+    assert complete(serving, "told", [1, 2], 5) == greedy(decoder, "c", [1, 2], 5)
+    assert serving.admin("load", name="a", load_inplace=True)[0] in (200, 503)
+    serving.until(lambda: serving.admin("load", name="b", load_inplace=True)[0] == 200)
+    assert complete(serving, "told", [1, 2], 5) == greedy(decoder, "c", [1, 2], 5)
+    os.kill(engines(what="Front")[0], signal.SIGKILL)
+    assert serving.ask("/v1/models")[0] in (200, 500, 503)
+    serving.until(lambda: serving.get("/ready")[0] == 200)
+    assert complete(serving, "told", [1, 2], 5) == greedy(decoder, "c", [1, 2], 5)
+    assert serving.admin("unload", name="told")[0] == 200
+
+
+def test_a_new_configuration_under_load_loses_no_request(serving, decoder):  # noqa: F811
+    """Replicas are replaced one after the other; of their own they answer what they have."""
+    from ray import serve
+
+    from dts.ray.app import app
+
+    before, over, wrong, count = set(engines()), [], [], []
+    known = {name: greedy(decoder, name, [3, 4, 5], 30) for name in "abc"}
+
+    def ask(name):
+        while not over:
+            try:
+                if complete(serving, name, [3, 4, 5], 30) != known[name]:
+                    wrong.append(name)
+                count.append(name)
+            except openai.APIError as error:
+                wrong.append(error)
+
+    with ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(ask, name) for name in "abc"]
+        try:
+            serve.run(app(serving.config["applications"][0]["args"] | {"slack": 3}), name="one", route_prefix="/")
+            serving.until(lambda: len(engines()) == 2 and not before & set(engines()), 200)
+        finally:
+            over.append(True)
+    assert all(one.result() is None for one in asked) and wrong == [] and len(count) > 10
+
+
 def test_a_replica_that_is_killed_takes_only_its_own_requests(serving, decoder):  # noqa: F811
     """Who was in it gets an error and does not wait; a new one learns what administrators did."""
     assert serving.admin("load", name="kept", path="b", pin=True)[0] == 200
