@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dts.cli.common import Base, Json, Overwrite, Revision, at, bytes_text, emit, errors, output
+from dts.cli.common import Base, Json, Overwrite, Revision, TrustRemoteCode, at, bytes_text, emit, errors, output
 
 Adapters = Annotated[list[Path], typer.Argument(help="Folders of the adapters.", show_default=False)]
 Out = Annotated[Path, typer.Option("--out", "-o", help="The file: .pt2, or .onnx.", show_default=False)]
@@ -23,11 +23,23 @@ def torch(
     routing: Routing = "rows",
     places: Places = 1,
     revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ):
     """Write a program for torch.export.load: the base, all tasks packed, and the routing as an input."""
-    _write(adapters, at(base, revision), out, "torch", routing, places, "initialisers", overwrite, as_json)
+    _write(
+        adapters,
+        at(base, revision),
+        out,
+        "torch",
+        routing,
+        places,
+        "initialisers",
+        overwrite,
+        as_json,
+        trust_remote_code,
+    )
 
 
 def aoti(
@@ -37,11 +49,23 @@ def aoti(
     routing: Routing = "rows",
     places: Places = 1,
     revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ):
     """Write the same as machine code for this machine, by AOTInductor, for Python and C++; takes a minute or more."""
-    _write(adapters, at(base, revision), out, "aoti", routing, places, "initialisers", overwrite, as_json)
+    _write(
+        adapters,
+        at(base, revision),
+        out,
+        "aoti",
+        routing,
+        places,
+        "initialisers",
+        overwrite,
+        as_json,
+        trust_remote_code,
+    )
 
 
 def onnx(
@@ -54,11 +78,12 @@ def onnx(
         str, typer.Option(help="initialisers; or inputs: a caller may give others, and they stay packed in memory.")
     ] = "initialisers",
     revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ):
     """Write the same as ONNX, for onnxruntime and OpenVINO (needs the extra onnx): factors keep their two bits."""
-    _write(adapters, at(base, revision), out, "onnx", routing, places, factors, overwrite, as_json)
+    _write(adapters, at(base, revision), out, "onnx", routing, places, factors, overwrite, as_json, trust_remote_code)
 
 
 def _write(
@@ -71,6 +96,7 @@ def _write(
     factors: str,
     overwrite: bool,
     as_json: bool,
+    trusted: bool,
 ) -> None:
     import dts
     from dts.evaluate.models import quiet
@@ -82,7 +108,7 @@ def _write(
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"several adapters are called {', '.join(twice)}: rename the tasks, a program has each once")
     with quiet():
-        model = dts.DTSModel.from_pretrained(base, adapters=dict(zip(names, found)))
+        model = dts.DTSModel.from_pretrained(base, adapters=dict(zip(names, found)), trust_remote_code=trusted or None)
     with errors.status(f"Writing {out}"):
         program = torch_program(model, _example(model), routing, places)
         write_program(program, out, format, factors, overwrite)

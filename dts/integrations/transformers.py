@@ -106,7 +106,7 @@ def _unknown(path: str | Path, architecture: str | None, trusted: bool) -> str:
     if not trusted:
         return (
             f"{path} is of {what} that is none of transformers', but of code beside its weights or on a hub: look at "
-            "it and, if it may run, give trust_remote_code=True, or --trust-remote-code"
+            "it and, if it may run, give trust_remote_code=True, or --trust-remote-code of a verb that has it"
         )
     return f"{path}: {what} is neither one of transformers' nor in the code that its config.json names (auto_map)"
 

@@ -133,7 +133,15 @@ def mix(
 
 def _served(base, mixture: Adapter) -> tuple[DTSModel, str]:
     """The base with the mixture, as transformers builds it."""
-    return DTSModel.from_pretrained(base.folder, adapters={mixture.name: mixture}), mixture.name
+    try:
+        return DTSModel.from_pretrained(base.folder, adapters={mixture.name: mixture}), mixture.name
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"{error}.  No head is made by it here: take head='nearest' (--head nearest), or load the model with "
+            "it and call dts.unseen.add_task()"
+        ) from error
 
 
 def _members(adapters: Mapping, weights: Mapping[str, float]) -> list[tuple[float, Adapter]]:

@@ -166,6 +166,18 @@ def test_serve_runs_it_where_that_is_allowed(own):
     assert torch.allclose(torch.tensor(answer.value), model(IDS[:1], tasks="a").logits[0], atol=1e-5)
 
 
+def test_a_mixtures_head_is_made_without_it_or_where_it_was_allowed(own):
+    from dts.checkpoint import open_checkpoint
+    from dts.unseen.mix import _served
+
+    with pytest.raises(ValueError, match=r"trust_remote_code.*--head nearest.*add_task\(\)"):
+        _served(open_checkpoint(own / "base"), dts.Adapter.load(own / "adapter"))
+    mixed = dts.unseen.mix(
+        {"adapter": dts.Adapter.load(own / "adapter")}, {"adapter": 1.0}, base=own / "base", head="nearest"
+    )
+    assert "classifier.weight" in mixed.entries
+
+
 def test_code_of_the_fine_tune_alone_is_not_carried(own):
     (own / "tuned/layers_small.py").write_text(LAYER + "\n# otherwise\n")
     with pytest.warns(OtherCode, match="code that is not the base's .layers_small.py., and an adapter carries none"):
