@@ -561,7 +561,8 @@ class DTSModel(nn.Module):
             yield
 
     def choose_tasks(self, batch: Mapping[str, Any], floor: float = 0.0) -> Choice:
-        """The task of every row of the model's keyword inputs, by their energy in each adapter's subspace.
+        """The task of every row of the model's keyword inputs, by their energy in each adapter's subspace and by what
+        the adapters know of their inputs (`dts route`); either is enough where all tasks have it.
 
         Costs a pass to the first block's inputs, and before the first answer one more on inputs of no meaning that are
         made from ``batch``.  floor: rows whose confidence is below it get None, the base.

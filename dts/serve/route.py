@@ -32,7 +32,7 @@ def candidates(residents: Residents, allowed: Collection[str], keep: Collection[
 
 @torch.no_grad()
 def choose(model: DTSModel, rows: Sequence[Row], names: Sequence[str], pad: int) -> None:
-    """Gives each row its task, by the energy of its input in each adapter's subspace (`DTSModel.choose_tasks`).
+    """Gives each row its task, by its input (`DTSModel.choose_tasks`).
 
     Raises Refused (400) where that cannot be told from these adapters.
     """
