@@ -20,6 +20,8 @@ from dts.checkpoint import Pair, Pairing
 from dts.codec import exact
 from dts.values import LARGEST
 
+MOST = LARGEST / 2  # of a norm, which is recorded as the nearest float32
+
 
 class ExactRun:
     """Of one pair of models, as `dts.adapter.run.Run` is of the other methods; tensors are read once, one at a time."""
@@ -108,7 +110,7 @@ def patched(pair: Pair, value: Tensor, base: Tensor) -> Entry | None:
         "exact",
         value.dtype,
         added_rows=value[base.shape[0] :].contiguous() if pair.added_rows else None,
-        norm=min(_energy(shared, base) ** 0.5, LARGEST),
+        norm=min(_energy(shared, base) ** 0.5, MOST),
         patch=patch,
         result=exact.digest(value),
     )

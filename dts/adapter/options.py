@@ -112,6 +112,8 @@ class Options:
             wrong.append(
                 f'method="exact" stores all that changed, however many bytes that takes: leave {", ".join(sizes)} out'
             )
+        if str(self.device) not in ("None", "cpu", "auto"):
+            wrong.append(f'device={self.device!r}: method="exact" computes on the CPU: leave it out')
         if self.vectors not in ("auto", "exact"):
             wrong.append(f'vectors="{self.vectors}" rounds, and method="exact" keeps every bit: leave it out')
         if self.base_is != "plain":

@@ -202,10 +202,11 @@ def _exact(entry: Entry, target: Target, site: Site, row: int | None, wrong: lis
         return []
     base = target.part_of(site.tensor.detach())
     try:
-        value = entry.patched(base)[: base.shape[0] if base.dim() else None]
+        value = entry.patched(base)
     except AdapterError as error:
         wrong.append(f"{error}; here it is {dtype_name(base.dtype)}")
         return []
+    value = value[: base.shape[0]] if entry.added_rows is not None else value
     return [Piece("exact", Exact.of(value, base.to(value.dtype), target.expert, row))]
 
 

@@ -105,6 +105,12 @@ def test_a_base_that_overflows_in_the_fine_tunes_dtype_still_comes_back():
     assert adapter.entries["b.weight"].patch is None and same(dict(adapter.apply(base)), tuned)
 
 
+def test_a_difference_beyond_all_norms_is_written_and_read(tmp_path):
+    base, tuned = {"a.weight": torch.zeros(40, 40)}, {"a.weight": torch.full((40, 40), 3e38)}
+    dts.compress(base, tuned, tmp_path / "a", method="exact")
+    assert same(dict(dts.Adapter.load(tmp_path / "a").apply(base)), tuned)
+
+
 def test_another_base_is_refused_by_the_tensor_that_comes_out_wrong():
     base, tuned = models()
     adapter = dts.compress(base, tuned, method="exact")
@@ -133,6 +139,7 @@ def test_verify_finds_an_unchanged_tensor_that_differs_in_one_bit_alone():
         ({"nbytes": 1000, "target_error": 0.1}, "leave nbytes=, target_error= out"),
         ({"rank_fraction": 0.3, "vectors": "3bit"}, "leave rank_fraction= out; vectors=.* rounds"),
         ({"base_is": "quantised"}, "needs the bits"),
+        ({"device": "meta"}, "computes on the CPU"),
     ],
 )
 def test_sizes_and_roundings_are_refused(given, match):

@@ -168,11 +168,12 @@ class Every(nn.Module):
         self.conv, self.attention = nn.Conv2d(3, 8, 2, stride=2), nn.MultiheadAttention(8, 2, batch_first=True)
         self.token = nn.Parameter(torch.randn(1, 1, 8))
         self.register_buffer("steps", torch.tensor([3, 4]))
+        self.scale = nn.Parameter(torch.tensor(2.0))
         self.head = nn.Linear(8, 4)
 
     def forward(self, images):
         x = torch.cat([self.token.expand(len(images), 1, 8), self.conv(images).flatten(2).mT], 1)
-        return self.head(self.attention(x, x, x, need_weights=False)[0])[:, 0]
+        return self.head(self.attention(x, x, x, need_weights=False)[0])[:, 0] * self.scale
 
 
 def test_layers_of_every_kind():
@@ -180,6 +181,8 @@ def test_layers_of_every_kind():
     base = Every().eval()
     dense = {"light": tuned(base, 0.05, 1), "heavy": tuned(base, 0.9, 2), None: base}
     dense["light"].steps[1] = 9
+    with torch.no_grad():
+        dense["light"].scale += 1
     model = dts.DTSModel(copy.deepcopy(base)).eval()
     for name in ("light", "heavy"):
         model.load_task(name, dts.compress(base.state_dict(), dense[name].state_dict(), method="exact"))
