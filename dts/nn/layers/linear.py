@@ -184,7 +184,9 @@ class DTSLinear(LinearForward, nn.Linear):
         ):
             return super().forward(x)
         plain, bias = delta.matrices.get(None), dts.parameters.get("bias")
-        if plain is None or not plain.in_one or plain.main.first is None or bias is not None and bias.values.filled:
+        if plain is None or plain.blocks or plain.fronts or plain.main.first is None:
+            return super().forward(x)
+        if bias is not None and bias.values.filled:
             return super().forward(x)
         adds = bias.raw.wide if bias is not None and bias.raw.filled else None
         return plain.main.linear(x, weight, self._parameters["bias"], routing, adds)
