@@ -73,12 +73,13 @@ def joined(head):
     ray.shutdown()
 
 
-def processes() -> list[str]:
-    """Command lines of all there are."""
-    found = []
-    for one in Path("/proc").glob("[0-9]*/cmdline"):
+def processes(home: str | Path) -> dict[int, str]:
+    """Command lines of those that were started with this home."""
+    found = {}
+    for one in Path("/proc").glob("[0-9]*"):
         try:
-            found.append(one.read_bytes().replace(b"\0", b" ").decode())
+            if f"HOME={home}".encode() in (one / "environ").read_bytes().split(b"\0"):
+                found[int(one.name)] = (one / "cmdline").read_bytes().replace(b"\0", b" ").decode()
         except OSError:
             continue
     return found

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from tests.ray.conftest import processes
 from tests.vllm.conftest import free_port
 
 KEY, ADMIN = "a key of callers 123", "a key of admins 4567"
@@ -90,13 +91,5 @@ class Serving:
 
 def engines(app: str = "one", what: str = "Engine") -> list[int]:
     """Processes of the replicas, or of another part of an application."""
-    found = []
-    for one in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (one / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            ours = f"HOME={os.environ['HOME']}".encode() in (one / "environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if ours and words.startswith(f"ray::ServeReplica:{app}:{what}"):
-            found.append(int(one.name))
-    return found
+    name = f"ray::ServeReplica:{app}:{what}"
+    return [number for number, words in processes(os.environ["HOME"]).items() if words.startswith(name)]

@@ -53,16 +53,17 @@ def test_interrupted_it_ends_what_it_started_and_goes_on(dts, place):
     """With a Ray of its own."""
     file = recipe(place, "one", "two")
     words = [sys.executable, "-m", "dts", "compress", "--config", str(file), "--ray"]
-    run = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    home = {"HOME": str(place)}  # by which its processes are known
+    run = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | home)
     until = time.monotonic() + 120
-    while not any("raylet" in line and f"_{run.pid}/" in line for line in processes()):
+    while not any("raylet" in line for line in processes(place).values()):
         assert run.poll() is None and time.monotonic() < until
         time.sleep(0.05)
     run.send_signal(signal.SIGINT)
     run.communicate(timeout=60)
     assert run.returncode != 0
     until = time.monotonic() + 30
-    while left := [line for line in processes() if f"_{run.pid}/" in line or "ray::" in line]:
+    while left := processes(place):
         assert time.monotonic() < until, left
         time.sleep(0.2)
     again = dts("compress", "--config", file, "--json")

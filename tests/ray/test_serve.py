@@ -237,7 +237,7 @@ def test_a_replica_that_is_killed_takes_only_its_own_requests(serving, decoder):
     # the other answers meanwhile; then there are two again, and both know
     assert complete(serving, "kept", [1, 2], 5) == greedy(decoder, "b", [1, 2], 5)
     serving.until(lambda: len(serving.state()) == 2 and set(serving.state()) != before, 180)
-    serving.until(lambda: all(state["pinned"] == ["a", "kept"] for state in serving.state().values()))
+    serving.until(lambda: all("kept" in state["pinned"] for state in serving.state().values()))
     with ThreadPoolExecutor(8) as pool:
         said = set(pool.map(lambda _: complete(serving, "kept", [1, 2], 5), range(8)))
     assert said == {greedy(decoder, "b", [1, 2], 5)}
