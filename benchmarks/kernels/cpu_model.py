@@ -1,21 +1,27 @@
 """A whole encoder of MiniLM-L6's shape (22.7 M parameters, random weights) with eight tasks of 1 % each, on the CPU.
 
-    python -m benchmarks.kernels.cpu_model [--method sketch] [--seconds S] [--tokens N] [--profile CASE]
+    python -m benchmarks.kernels.cpu_model [--method sketch] [--seconds S] [--tokens N] [--profile CASE] [--busy]
+                                           [--out FOLDER]
 
 Plain model and DTSModel take turns in one process; ratios are of medians.  `benchmarks.kernels.cpu` runs it too.
+--busy, on a machine that other programs use: one thread, its own processor time, and the least of all turns.
 """
 
 import argparse
+import json
 import statistics
 import time
+from pathlib import Path
 
 import torch
 
 from dts.adapter import Entry
 from dts.codec import Factors
 from dts.codec.sketch import split
+from dts.files import write_text
 from dts.nn import DTSModel
 from dts_kernels import PackedFactors, Samples, pack
+from dts_kernels.cpu import native
 from dts_kernels.samples import groups_of
 
 TASKS, BUDGET, TOUCHED = 8, 0.01, 2000  # TOUCHED: rows of the vocabulary that a fine-tune changes
@@ -89,20 +95,21 @@ def cases(plain, ours, rows: int, tokens: int) -> dict:
     }
 
 
-def measure(functions: dict, seconds: float) -> dict[str, dict]:
-    """Milliseconds: median, p10, p90, the functions taking turns until the time is over."""
+def measure(functions: dict, seconds: float, clock=time.perf_counter) -> dict[str, dict]:
+    """Milliseconds: median, least, p10, p90, the functions taking turns until the time is over."""
     times = {name: [] for name in functions}
     for function in [*functions.values()] * 3:
         function()
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times["plain"]) < 5:
         for name, function in functions.items():
-            start = time.perf_counter()
+            start = clock()
             function()
-            times[name].append((time.perf_counter() - start) * 1e3)
+            times[name].append((clock() - start) * 1e3)
     return {
         name: {
             "median": statistics.median(t),
+            "least": min(t),
             "p10": sorted(t)[len(t) // 10],
             "p90": sorted(t)[-1 - len(t) // 10],
             "turns": len(t),
@@ -126,8 +133,11 @@ def right(plain, ours, method: str = "residual") -> bool:
     return worst < 1e-2 * want.abs().max().item()
 
 
-def run(seconds: float, tokens: int = 32, method: str = "residual") -> list[dict]:
-    """Print and return a result for each batch size; none where the model is wrong or transformers is missing."""
+def run(seconds: float, tokens: int = 32, method: str = "residual", busy: bool = False) -> list[dict]:
+    """Print and return a result for each batch size; none where the model is wrong or transformers is missing.
+
+    busy: the least processor time of one thread instead of the median of the time that passed.
+    """
     if encoder() is None:
         print("no whole model: transformers is not installed (the 'hf' extra)")
         return []
@@ -137,17 +147,21 @@ def run(seconds: float, tokens: int = 32, method: str = "residual") -> list[dict
         return []
     ours.set_task("task1")
     adapter = ours.status()["nbytes"] / TASKS / sum(4 * p.numel() for p in plain.parameters())
-    print(f"\nMiniLM-L6's shape, {TASKS} tasks of {adapter:.1%}, {tokens} tokens a row, {method}, fp32")
+    print(
+        f"\nMiniLM-L6's shape, {TASKS} tasks of {adapter:.1%}, {tokens} tokens a row, "
+        f"{method}, fp32, {native.variant() or 'PyTorch alone'}"
+    )
     print(f"{'rows':>5} {'forward':<12} {'ms':>9} [p10, p90]         / plain")
-    results = []
+    results, taken = [], "least" if busy else "median"
+    about = {"tokens": tokens, "tasks": TASKS, "method": method, "variant": native.variant(), "taken": taken}
     for rows in BATCHES:
-        times = measure(cases(plain, ours, rows, tokens), seconds)
-        ratio = {name: t["median"] / times["plain"]["median"] for name, t in times.items()}
-        results.append({"rows": rows, "tokens": tokens, "tasks": TASKS, "times": times, "ratio": ratio, "limit": LIMIT})
+        times = measure(cases(plain, ours, rows, tokens), seconds, time.thread_time if busy else time.perf_counter)
+        ratio = {name: t[taken] / times["plain"][taken] for name, t in times.items()}
+        results.append({"rows": rows, **about, "times": times, "ratio": ratio, "limit": LIMIT})
         for name, t in times.items():
             verdict = "" if name == "plain" else f"  target {LIMIT}: {'met' if ratio[name] <= LIMIT else 'MISSED'}"
             span = f"[{t['p10']:.2f}, {t['p90']:.2f}]".ljust(18)
-            print(f"{rows:>5} {name:<12} {t['median']:>9.2f} {span} {ratio[name]:>8.2f}{verdict}", flush=True)
+            print(f"{rows:>5} {name:<12} {t[taken]:>9.2f} {span} {ratio[name]:>8.2f}{verdict}", flush=True)
     return results
 
 
@@ -173,12 +187,21 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--profile", choices=["plain", "set_task", "tasks=[...]"], help="show where Python's time goes")
     parser.add_argument("--rows", type=int, default=1, help="of --profile")
+    parser.add_argument("--busy", action="store_true", help="one thread, its processor time, the least of all turns")
+    parser.add_argument("--out", type=Path, help="folder for cpu_model-METHOD-INSTRUCTIONSET.json")
     options = parser.parse_args()
+    if options.busy:
+        torch.set_num_threads(1)
     with torch.inference_mode():
         if options.profile:
             profile(options.profile, options.rows, options.tokens, options.method)
         else:
-            run(options.seconds, options.tokens, options.method)
+            results = run(options.seconds, options.tokens, options.method, options.busy)
+            if options.out is not None:
+                name = f"cpu_model-{options.method}-{native.variant() or 'pytorch'}.json"
+                write_text(
+                    options.out / name, json.dumps({"threads": torch.get_num_threads(), "results": results}, indent=1)
+                )
 
 
 if __name__ == "__main__":
