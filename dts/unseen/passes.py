@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from dts.sites import local
+
 
 class _Enough(Exception):
     """All inputs that were asked for have been seen."""
@@ -25,7 +27,7 @@ def layer_inputs(model: nn.Module, modules: Mapping[str, nn.Module], batch: Mapp
     def keep(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             value = args[0] if args else next(iter(kwargs.values()))
-            seen.setdefault(name, value)
+            seen.setdefault(name, local(value))  # of a model on several processes, what it is given here
             if len(seen) == len(modules):
                 raise _Enough
 

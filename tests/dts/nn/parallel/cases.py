@@ -213,6 +213,18 @@ def gradients(one: Any, other: Any, batch: dict[str, Tensor]) -> float:
     return max(float((a - b).abs().max() / a.abs().max().clamp(min=least)) for a, b in whole)
 
 
+def chosen(folder: Path, other: Path) -> list[Any]:
+    """What rows choose of themselves, in one process and in models that both plans have split."""
+    tasks = {"a": folder / "a", "other": other}
+    styled = transformers.LlamaForCausalLM.from_pretrained(folder / "base")
+    parallelize_module(styled, mesh_of(), decoder_plan(styled))
+    models = [dts.DTSModel.from_pretrained(folder / "base"), planned(folder), dts.DTSModel(styled)]
+    for model in models:
+        for name, adapter in tasks.items():
+            model.load_task(name, adapter)
+    return [model.choose_tasks({"input_ids": ids()}).tasks for model in models]
+
+
 # ---- other splits --------------------------------------------------------------------------------------------------
 
 

@@ -4,7 +4,9 @@ Tensor parallel: each has its part of every task.  FSDP2: parameters are put tog
 """
 
 import pytest
+import torch
 
+import dts
 from tests.dts.nn.parallel import cases
 from tests.dts.nn.parallel.models import LLAMA
 
@@ -36,6 +38,16 @@ def test_a_model_of_torchs_styles(two, kind):
         assert found["sent"] == [found["base"]] * 4 and found["base"]
         assert not found["grouped"]
         assert found["gradients"] < 1e-4
+
+
+def test_rows_choose_their_tasks_as_in_one_process(two, folder, tmp_path):
+    tuned = cases.random_llama()
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3))
+    dts.compress(folder / "base", tuned, out=tmp_path / "other", budget=0.2)
+    for one, planned, styled in two(cases.chosen, folder, tmp_path / "other"):
+        assert one == planned == styled
 
 
 def test_ids_that_do_not_divide_in_a_table_that_a_head_is_tied_to(two):
