@@ -12,18 +12,24 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy, set_eval_frame
+from torch._C._dynamo import eval_frame
+from torch._C._dynamo.eval_frame import set_eval_frame
 
 F = TypeVar("F", bound=Callable[..., Any])
-_SKIPPED = _FrameExecStrategy(
-    _FrameAction.SKIP, _FrameAction.DEFAULT
-)  # torch._dynamo.skip does it; imports for seconds
 Compiler = Callable[..., Any] | bool | None  # what torch.compile put around a call; None: nothing
 
 
 def uncompiled(function: F) -> F:
-    """Decorator: no program begins with a frame of this function; those of what it calls are as ever."""
-    set_code_exec_strategy(function.__code__, _SKIPPED)
+    """Decorator: no program begins with a frame of this function; those of what it calls are as ever.
+
+    What `torch._dynamo.skip` does, which imports for seconds, by names of torch's own.  Where a release has others, a
+    call that is compiled breaks there, and everything else is as it was.
+    """
+    try:
+        skipped = eval_frame._FrameExecStrategy(eval_frame._FrameAction.SKIP, eval_frame._FrameAction.DEFAULT)
+        eval_frame.set_code_exec_strategy(function.__code__, skipped)
+    except (AttributeError, TypeError):
+        pass
     return function
 
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -233,3 +235,15 @@ def test_machine_code(kind, maker):
         for one in (model, twin):
             one.load_task("b", tasks["c"])
         agree(program, twin, ids, ["b", "a", "a", None])
+
+
+def test_a_torch_with_other_names_of_its_own_still_has_models():
+    program = """
+import torch
+from torch._C._dynamo import eval_frame
+del eval_frame._FrameExecStrategy
+from dts.nn import DTSModel
+print(tuple(DTSModel(torch.nn.Linear(4, 3))(torch.ones(2, 4)).shape))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "(2, 3)\n", done.stderr
