@@ -1,10 +1,11 @@
-"""A reader of adapters of version 5 after docs/format.md alone: json, struct and NumPy."""
+"""A reader of adapters of version 5 after docs/format.md alone: json, struct, NumPy and, of kind exact, zstandard."""
 
 import json
 import struct
 from pathlib import Path
 
 import numpy as np
+import zstandard
 
 NUMPY = {"F32": "<f4", "F64": "<f8", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I8": "i1", "U8": "u1"}
 
@@ -96,3 +97,24 @@ def rounded(stored: np.ndarray, scales: np.ndarray, bits: int, shape: list[int])
     each = np.unpackbits(stored, bitorder="little")[: bits * count].reshape(count, bits).astype(int)
     numbers = each @ (1 << np.arange(bits)) - (each[:, -1] << bits)
     return (numbers * np.repeat((scales.astype("<u4") << 16).view("<f4"), 64)[:count]).reshape(shape)
+
+
+def exact(stored: dict[str, np.ndarray], base: np.ndarray) -> np.ndarray:
+    """The fine-tune's elements of the base's, both unsigned whole numbers;  stored: the frames by suffix."""
+    made = base.flatten()
+    if not stored:
+        return made
+    width = made.itemsize
+    c = numbers(stored["changes"], width)
+    where = np.cumsum(numbers(stored["gaps"], 4).astype(np.int64) + 1) - 1 if "gaps" in stored else slice(None)
+    for place, code in zip(np.arange(made.size)[where].tolist(), c.tolist(), strict=True):
+        d = code // 2 if code % 2 == 0 else -(code + 1) // 2
+        made[place] = (int(made[place]) + d) % 2 ** (8 * width)
+    return made
+
+
+def numbers(frame: np.ndarray, width: int) -> np.ndarray:
+    """What lies in byte planes in a zstd frame, of so many bytes a number."""
+    raw = np.frombuffer(zstandard.decompress(frame.tobytes()), np.uint8)
+    blocks = [raw[i : i + 2**20 * width].reshape(width, -1) for i in range(0, len(raw), 2**20 * width)]
+    return np.concatenate([np.ascontiguousarray(planes.T).view(f"<u{width}").ravel() for planes in blocks])

@@ -1,5 +1,6 @@
 """docs/format.md has every key and tensor of an adapter that is written now, and is enough to read one."""
 
+import hashlib
 import re
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 import dts
 from dts.adapter.rows import entry_tensors
 from tests.docs.pages import ROOT
-from tests.docs.reader import components, read, rounded, sample
+from tests.docs.reader import components, exact, read, rounded, sample
 from tests.dts.adapter import tiny
 from tests.fuzz.form import opened, rows_of, tensors_in
 
@@ -24,8 +25,11 @@ def test_everything_that_is_written_is_on_the_page(tmp_path):
     tuned = {name: value + 0.05 * torch.randn_like(value) for name, value in base.items()}
     tuned["a.weight"][:5] = base["a.weight"][:5]
     tuned["head.weight"] = torch.randn(3, 48)
-    for method, how in (("residual", "3bit"), ("sketch", "auto"), ("paper", "auto")):
-        dts.compress(base, tuned, tmp_path / method, method=method, rank_fraction=0.9, vectors=how)
+    tuned["head.bias"] = torch.tensor([torch.nan, 1])  # of kind exact, and whole
+    options = {"residual": {"vectors": "3bit"}, "sketch": {}, "paper": {}, "exact": {"rank_fraction": None}}
+    for method, how in options.items():
+        ours = {name: value for name, value in tuned.items() if method == "exact" or not value.isnan().any()}
+        dts.compress(base, ours, tmp_path / method, **{"method": method, "rank_fraction": 0.9} | how)
         config = opened(tmp_path / method).config
         rows = [*config["tensors"].values()]
         keys = set(config) | {key for row in rows for key in row} | {"names", "rows"}
@@ -49,7 +53,7 @@ def test_a_reader_after_the_page_reads_what_this_one_does(folder):
         assert rows[name] == {key: value for key, value in row.items() if key != "bytes"}
     stored = {key: tensor for entry in adapter.entries.values() for key, tensor in entry_tensors(entry).items()}
     assert tensors.keys() == stored.keys()
-    assert all(np.array_equal(tensors[key], bits(tensor)) for key, tensor in stored.items())
+    assert all(np.array_equal(tensors[key], bits(tensor), equal_nan=True) for key, tensor in stored.items())
 
 
 def test_its_numbers_are_those_that_are_applied():
@@ -63,6 +67,28 @@ def test_its_numbers_are_those_that_are_applied():
         own = rounded(tensors[f"{name}.{kind}"], tensors[f"{name}.scales"], row["bits"], row["shape"])
         before = base[name].numpy() if kind == "delta" else 0
         np.testing.assert_allclose(before + own, weights[name].numpy(), atol=1e-7)
+
+
+def test_every_bit_comes_out_as_the_page_says():
+    rows, _, tensors = read(GOLDEN / "5-exact")
+    base, tuned, forms = tiny.base(), tiny.lightly(5), set()
+    for name, row in rows.items():
+        stored = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+        whole = stored.get("value", stored.get("own"))
+        if row["kind"] == "tied":
+            continue
+        if whole is None:
+            added = stored.pop("added", np.empty(0, np.uint8))
+            before = base[name].numpy()
+            elements = exact(stored, before.view(f"<u{before.itemsize}"))
+            assert row["changed"] == np.count_nonzero(elements != before.view(elements.dtype).ravel())
+            whole = np.frombuffer(elements.tobytes() + added.tobytes(), before.dtype)
+        forms.add((row["kind"], *sorted(stored)))
+        assert row["kind"] == "value" or row["result"] == hashlib.sha256(whole.tobytes()).hexdigest()[:16]
+        assert whole.tobytes() == tuned[name].numpy().tobytes()
+    assert rows.keys() == tuned.keys()
+    kinds = {("value", "value"), ("exact", "own"), ("exact", "changes"), ("exact", "changes", "gaps")}
+    assert forms == kinds
 
 
 @pytest.mark.parametrize("folder", ["5-sketch", "5-thinned"])

@@ -15,23 +15,14 @@ from dts.codec.exact import same_bits
 from tests.dts.adapter import tiny
 from tests.fuzz.form import opened, signed, tensors_in
 
-NOTHING = torch.tensor([float("nan"), -0.0, float("inf"), -float("inf"), 1e-45])
-
 
 def models(dtype: torch.dtype = torch.bfloat16, share: float = 0.1) -> tuple[dict, dict]:
     """(base, fine-tune) of all that a fine-tune may have, NaN, -0 and infinities among it."""
-    base = {key: value.to(dtype) if value.is_floating_point() else value for key, value in tiny.base().items()}
-    tuned = {key: value.to(dtype) if value.is_floating_point() else value for key, value in tiny.finetuned().items()}
-    draw = torch.Generator().manual_seed(5)
-    for key, value in tuned.items():
-        if key in base and value.shape == base[key].shape and value.is_floating_point():
-            tuned[key] = torch.where(torch.rand(value.shape, generator=draw) < share, value, base[key])
-    tuned["body.0.weight"].view(-1)[:5] = NOTHING.to(dtype)
+    both = tiny.base(), tiny.lightly(share=share)
+    base, tuned = ({k: v.to(dtype) if v.is_floating_point() else v for k, v in model.items()} for model in both)
     base["body.0.weight"].view(-1)[1], base["body.0.weight"].view(-1)[9] = 0.0, float("nan")
     tuned["body.0.weight"].view(-1)[9] = float("nan")
-    tuned["embed.weight"][-1, :5] = NOTHING.to(dtype)
     tuned["lm_head.weight"] = tuned["embed.weight"]
-    tuned["head.bias"][0] = float("nan")
     return base, tuned
 
 

@@ -11,6 +11,7 @@ import dts
 from dts.adapter import AdapterError
 from dts.adapter.digests import FORMAT_VERSION, version_of
 from dts.adapter.text import measure
+from dts.codec.exact import same_bits
 from tests.dts.adapter import tiny
 from tests.fuzz.form import opened, tensors_in
 
@@ -22,12 +23,13 @@ def test_a_golden_folder_gives_the_weights_it_gave(folder):
     adapter = dts.Adapter.load(folder)
     version = int(folder.name.split("-")[0])
     assert adapter.config["format_version"] == version
-    assert adapter.verify(tiny.base(), tiny.finetuned(version)).problems == []
+    tuned = tiny.lightly(version) if adapter.method == "exact" else tiny.finetuned(version)
+    assert adapter.verify(tiny.base(), tuned).problems == []
     expected = json.loads(folder.with_suffix(".json").read_text())
     given = dict(adapter.apply(tiny.base()))
     assert given.keys() == expected.keys()
     for name, (shape, dtype, probe) in expected.items():
-        value = given[name].double().flatten()
+        value = given[name].double().flatten().nan_to_num(2, 3, -3)
         assert [list(given[name].shape), str(given[name].dtype)[6:]] == [shape, dtype]
         assert (value * torch.cos(torch.arange(len(value), dtype=torch.float64))).sum().item() == pytest.approx(
             probe, rel=1e-4, abs=1e-4
@@ -40,7 +42,7 @@ def test_a_golden_folder_is_written_again_bit_for_bit(folder, tmp_path):
     old, new = (tensors_in(path) for path in (folder, tmp_path / "again"))
     assert old.keys() == new.keys()
     for name, tensor in old.items():
-        assert tensor.dtype == new[name].dtype and torch.equal(tensor, new[name])
+        assert same_bits(tensor, new[name])
     old, new = (opened(path).config for path in (folder, tmp_path / "again"))
     assert list(old["tensors"]) == list(new["tensors"])
     for name, row in old["tensors"].items():  # digests are those of this version, norms and errors float32s

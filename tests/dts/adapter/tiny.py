@@ -19,6 +19,7 @@ NAMES = (
     "steps",
 )  # in the order a fine-tune draws them
 CONFIG = {"architectures": ["Tiny"], "id2label": {"0": "no", "1": "yes", "2": "maybe"}, "num_labels": 3}
+NOTHING = torch.tensor([float("nan"), -0.0, float("inf"), -float("inf"), 1e-45])  # no ordinary numbers
 
 
 def base() -> dict[str, Tensor]:
@@ -45,4 +46,15 @@ def finetuned(seed: int = 1) -> dict[str, Tensor]:
     tuned["embed.weight"] = torch.cat([tuned["embed.weight"], draw(2, 18)])
     tuned["lm_head.weight"] = tuned["embed.weight"]
     tuned["head.weight"], tuned["head.bias"] = draw(3, 20), draw(3)
+    return tuned
+
+
+def lightly(seed: int = 1, share: float = 0.1) -> dict[str, Tensor]:
+    """`finetuned`, of which but for the experts a share of the elements moved, some to NaN, -0 and infinities."""
+    before, tuned, draw = base(), finetuned(seed), torch.Generator().manual_seed(seed)
+    for name, value in tuned.items():
+        if name in before and value.shape == before[name].shape and name not in ("mlp.experts", "steps"):
+            tuned[name] = torch.where(torch.rand(value.shape, generator=draw) < share, value, before[name])
+    tuned["body.0.weight"].view(-1)[:5] = tuned["embed.weight"][-1, :5] = NOTHING
+    tuned["head.bias"][0] = float("nan")
     return tuned
