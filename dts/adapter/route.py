@@ -29,6 +29,7 @@ DIRECTIONS = (
 FEWEST = 4  # inputs, of which a variance means something
 LARGEST_HEADER = 1 << 14  # bytes
 MOST_DIRECTIONS = 64
+MOST_NUMBERS = 1 << 20  # of an input: no layer is as wide, and a file of 70 MiB the largest that is read
 KEYS = ("adapter", "examples", "format", "layer", "sha256")  # of the metadata
 TENSORS = {  # name -> dimensions, the dtypes it may have
     "deviation": (1, (torch.bfloat16,)),
@@ -54,10 +55,12 @@ class InputStatistics:
 
     @classmethod
     def of(cls, layer: str, pooled: Tensor) -> InputStatistics:
-        """pooled: [examples, n], an input a row.  Raises ValueError for fewer than `FEWEST`, NaN, or inputs that are
-        all the same."""
+        """pooled: [examples, n], an input a row.  Raises ValueError for fewer than `FEWEST`, more than `MOST_NUMBERS`
+        of each, NaN, or inputs that are all the same."""
         if pooled.ndim != 2 or len(pooled) < FEWEST:
             raise ValueError(f"{len(pooled)} inputs tell too little of a task: give {FEWEST} or more, 64 do well")
+        if pooled.shape[1] > MOST_NUMBERS:
+            raise ValueError(f"{layer} has {pooled.shape[1]:,} numbers an input: {MOST_NUMBERS:,} are the most")
         if not pooled.isfinite().all():
             raise ValueError(f"the inputs of {layer} are not all finite numbers")
         pooled = pooled.double().cpu()
@@ -170,4 +173,6 @@ def _problem(about: dict[str, str], tensors: dict[str, tuple[torch.dtype, tuple[
             return f"its {name} is {NAMES[dtype]} {list(shape)}"
     if len({shape[-1] for _, shape in tensors.values()}) > 1 or tensors["loadings"][1][0] > MOST_DIRECTIONS:
         return "its tensors are not of one width"
+    if (width := tensors["mean"][1][0]) > MOST_NUMBERS:
+        return f"its tensors are {width:,} wide, more than the {MOST_NUMBERS:,} that are read"
     return None

@@ -15,6 +15,7 @@ import torch
 from dts.adapter import digests
 from dts.adapter import folder as folders
 from dts.adapter.packed import ROWS, TABLE, unpacked
+from dts.adapter.route import ROUTE, InputStatistics
 from dts.adapter.table import pack
 from dts.checkpoint.safetensors_file import DTYPES
 
@@ -45,8 +46,7 @@ class Folder:
         for name, dtype, shape, raw in rows:
             header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + len(raw)]}
             at += len(raw)
-        text = json.dumps(header).encode()
-        return len(text).to_bytes(8, "little") + text + b"".join(row[3] for row in rows)
+        return with_header(header, b"".join(row[3] for row in rows))
 
     def text_bytes(self) -> bytes:
         if self.text is not None:
@@ -99,6 +99,12 @@ def rows_of(content: bytes) -> list[list]:
     return rows
 
 
+def with_header(header: dict, data: bytes) -> bytes:
+    """A safetensors file."""
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
 def opened(path: Path) -> Folder:
     files = {
         p.name: p.read_bytes() for p in path.iterdir() if p.name not in (folders.CONFIG, folders.MODEL, folders.CARD)
@@ -109,10 +115,11 @@ def opened(path: Path) -> Folder:
 
 def tensors_in(path: Path) -> dict[str, torch.Tensor]:
     """Name -> tensor, of everything in an adapter's folder."""
-    return {
-        name: torch.frombuffer(bytearray(raw), dtype=DTYPES[dtype]).view(shape)
-        for name, dtype, shape, raw in opened(path).rows
-    }
+    return {name: tensor_of(dtype, shape, raw) for name, dtype, shape, raw in opened(path).rows}
+
+
+def tensor_of(dtype: str, shape: list, raw: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(raw), dtype=DTYPES[dtype]).view(shape)
 
 
 def whole(text: dict, rows: list[list]) -> tuple[dict, list[list]]:
@@ -189,7 +196,7 @@ def signed(folder: Folder) -> None:
         for key, dtype, shape, raw in folder.rows:
             if owned(key, name):
                 try:
-                    own[key] = torch.frombuffer(bytearray(raw), dtype=DTYPES[dtype]).view(shape)
+                    own[key] = tensor_of(dtype, shape, raw)
                 except (KeyError, ValueError, TypeError, RuntimeError):
                     continue
         if type(row.get("bytes")) is int:
@@ -200,3 +207,19 @@ def signed(folder: Folder) -> None:
         config["content"] = digests.content_digest(found)
     if version >= 4:
         config["sha256"] = digests.config_digest(config)
+        if ROUTE in folder.files:
+            folder.files[ROUTE] = route_signed(folder.files[ROUTE], config["sha256"])
+
+
+def route_signed(content: bytes, adapter: str) -> bytes:
+    """The file of what a router knows with its digests anew; as it was where it has no form."""
+    stop = 8 + int.from_bytes(content[:8], "little")
+    try:
+        header = json.loads(content[8:stop])
+        about = header["__metadata__"]
+        tensors = {name: tensor_of(*row) for name, *row in rows_of(content)}
+        found = InputStatistics(about["layer"], int(about["examples"]), **tensors).digest
+        header["__metadata__"] = about | {"sha256": found, "adapter": adapter}
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError, RecursionError):
+        return content
+    return with_header(header, content[stop:])

@@ -33,11 +33,13 @@ def test_a_second_alteration_of_what_is_nested_too_deeply_ends_no_run(fuzzer, mo
         folder.text = b"[" * 100_000
         adapters.on_disk(folder, draw)
 
+    monkeypatch.setattr(adapters, "OWN", {})
     monkeypatch.setattr(adapters, "MUTATIONS", (deep_and_again,))
     assert fuzzer.one(0, 1) == "refused"
 
 
 def test_a_configuration_without_rows_ends_no_run(fuzzer, monkeypatch):
+    monkeypatch.setattr(adapters, "OWN", {})
     monkeypatch.setattr(adapters, "MUTATIONS", (lambda folder, draw: folder.config.pop("tensors"),))
     assert {fuzzer.one(0, number) for number in range(40)} == {"refused"}  # of every kind and format
 

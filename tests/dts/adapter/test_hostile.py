@@ -5,21 +5,26 @@ import json
 import re
 import shutil
 import tracemalloc
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+import zstandard
 from typer.testing import CliRunner
 
 import dts
 from dts.adapter import AdapterError, check
 from dts.adapter import folder as folders
 from dts.adapter.card import card
+from dts.adapter.route import ROUTE, InputStatistics, read_route
 from dts.adapter.rows import entry_tensors
+from dts.checkpoint import Mismatch
 from dts.cli.app import app
 from tests.dts.adapter import tiny
 from tests.fuzz.adapters import MODULE_FILES, MODULES
-from tests.fuzz.form import opened, signed
+from tests.fuzz.form import opened, signed, with_header
+from tests.fuzz.model import Tiny
 
 GOLDEN = Path(__file__).parent / "golden"
 PAGE = Path(__file__).parents[3] / "docs/format.md"
@@ -127,6 +132,138 @@ def test_a_million_tensors_and_rows_are_refused_in_bounded_memory(folder):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 4 * folders.LARGEST_TEXT
+
+
+LARGE = [1 << 20, 1 << 10]  # of a tensor of 4 GiB
+
+
+def zeros(size: int) -> bytes:
+    """A frame that says it holds so many bytes in runs of a zero, 4 bytes for each 128 KiB."""
+    run, last = (b"".join([((1 << 17 << 3) + kind).to_bytes(3, "little"), b"\0"]) for kind in (2, 3))
+    start = b"\x28\xb5\x2f\xfd" + bytes([0xC4, 13 << 3]) + size.to_bytes(8, "little")  # a window of 8 MiB
+    return start + run * ((size >> 17) - 1) + last + b"sum?"
+
+
+@pytest.mark.parametrize("gaps", [False, True])
+def test_some_kibibytes_that_say_they_are_four_gibibytes_take_no_memory(tmp_path, gaps):
+    folder, base, elements = shutil.copytree(GOLDEN / "5-exact", tmp_path / "a"), tiny.base(), LARGE[0] * LARGE[1]
+
+    def larger(inner):
+        inner.config["tensors"]["body.0.weight"] |= {"shape": LARGE, "changed": elements}
+        inner.rows = [row for row in inner.rows if gaps or row[0] != "body.0.weight.gaps"]
+        for row in inner.rows:
+            if row[0].startswith("body.0.weight."):
+                row[3] = zeros(4 * elements)
+                row[2] = [len(row[3])]
+
+    resigned(folder, larger)
+    model = dts.DTSModel(Tiny().eval())
+    tracemalloc.start()
+    adapter = dts.Adapter.load(folder)
+    assert not adapter.verify(base).ok
+    uses = [
+        lambda: dict(adapter.apply(base)),
+        lambda: dict(adapter.apply(base, check=False)),
+        lambda: adapter.entries["body.0.weight"].apply(base["body.0.weight"]),
+        lambda: dts.adapter.write_checkpoint(base, adapter, tmp_path / "out"),
+        lambda: model.load_task("a", adapter),
+    ]
+    for use in uses:
+        with pytest.raises((ValueError, Mismatch), match=r"body.0.weight.*\n?.*(20, 24|1048576)"):
+            use()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2 * folders.LARGEST_TEXT and not (tmp_path / "out").exists()
+
+
+def again(frame: bytes, **options) -> bytes:
+    """What is in a frame in another."""
+    return zstandard.ZstdCompressor(**options).compress(zstandard.decompress(frame))
+
+
+def headed(frame: bytes, window: int, dictionary: bytes = b"") -> bytes:
+    """The frame with a header that says a window of 2^window bytes, and a dictionary's number of one byte."""
+    size = zstandard.get_frame_parameters(frame).content_size.to_bytes(8, "little")
+    start = frame[:4] + bytes([0xC4 + len(dictionary), (window - 10) << 3]) + dictionary + size
+    return start + frame[zstandard.frame_header_size(frame) :]
+
+
+SKIPPED = b"\x50\x2a\x4d\x18\x01\0\0\0x"
+FRAMES = {
+    "of a large window": (lambda frame: headed(frame, 27), "another kind"),
+    "without a checksum": (again, "another kind"),
+    "without its size": (lambda frame: again(frame, write_checksum=True, write_content_size=False), "says it holds"),
+    "of a dictionary": (lambda frame: headed(frame, 20, b"\7"), "another kind"),
+    "behind one that is skipped": (lambda frame: SKIPPED + frame, "says it holds|is no zstd frame"),
+    "before one that is skipped": (lambda frame: frame + SKIPPED, "bytes behind its end"),
+    "twice": (lambda frame: frame + frame, "bytes behind its end"),
+    "of nothing": (lambda frame: b"", "no zstd frame|is missing"),
+}
+
+
+@pytest.mark.parametrize("what", FRAMES)
+@pytest.mark.parametrize("part", ["changes", "gaps"])
+def test_a_frame_of_another_kind_is_refused_by_its_tensor(tmp_path, part, what):
+    folder, (change, says) = shutil.copytree(GOLDEN / "5-exact", tmp_path / "a"), FRAMES[what]
+
+    def other(inner):
+        row = next(row for row in inner.rows if row[0] == f"embed.weight.{part}")
+        row[3] = change(row[3])
+        row[2] = [len(row[3])]
+
+    resigned(folder, other)
+    with pytest.raises(AdapterError, match=rf"embed.weight.{part}.*({says})"):
+        dts.Adapter.load(folder)
+
+
+def test_a_file_for_routers_that_says_it_is_endless_is_refused_unread(tmp_path):
+    folder, numbers = tmp_path, 1 << 33
+    metadata = {"format": "1", "layer": "x", "examples": "9", "adapter": "0" * 16, "sha256": "0" * 16}
+    shapes = {
+        "mean": ("F32", [numbers], 4),
+        "deviation": ("BF16", [numbers], 2),
+        "loadings": ("F8_E4M3", [1, numbers], 1),
+    }
+    header, at = {"__metadata__": metadata}, 0
+    for name, (dtype, shape, size) in shapes.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + size * numbers]}
+        at += size * numbers
+    with open(folder / ROUTE, "wb") as file:
+        file.write(with_header(header, b""))
+        file.truncate(file.tell() + at)  # of no place on the disk
+    wide = (folder / ROUTE).stat().st_size
+    tracemalloc.start()
+    with pytest.raises(AdapterError, match="8,589,934,592 wide, more than the 1,048,576 that are read; dts route"):
+        read_route(folder, None)
+    with open(folder / ROUTE, "wb") as file:
+        file.write((1 << 24).to_bytes(8, "little"))
+        file.truncate(1 << 35)
+    with pytest.raises(AdapterError, match="has a header of 16,777,216 bytes"):
+        read_route(folder, None)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert wide > 1 << 35 and peak < 1 << 20
+
+
+def test_every_byte_of_a_file_for_routers_counts(tmp_path):
+    folder = shutil.copytree(GOLDEN / "5-exact", tmp_path / "a")
+    adapter = dts.Adapter.load(folder)
+    draw = torch.Generator().manual_seed(0)
+    adapter.tell(InputStatistics.of("body.0.weight", torch.randn(5, 3, generator=draw)))
+    adapter.save(folder, overwrite=True)
+    content, silent = (folder / ROUTE).read_bytes(), []
+    for place in range(len(content)):
+        (folder / ROUTE).write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            try:
+                found = read_route(folder, adapter.config["sha256"])
+            except AdapterError:
+                continue
+        newer = found is None and len(said) == 1  # in words
+        if not newer and (found is None or found.digest != adapter.inputs.digest):
+            silent.append(place)
+    assert silent == []
 
 
 def test_the_page_names_all_that_a_config_has():

@@ -51,6 +51,7 @@ def test_means_that_are_large_beside_their_spread_are_kept_in_full():
         (torch.ones(3, 4), "3 inputs tell too little"),
         (torch.ones(9, 4), "look the same"),
         (rows() / 0, "not all finite"),
+        (torch.ones(4, 1 + (1 << 20)), "1,048,577 numbers an input: 1,048,576 are the most"),
     ],
 )
 def test_inputs_that_tell_nothing_are_refused(pooled, says):
