@@ -32,9 +32,10 @@ typedef struct {
 typedef struct { /* pairs of one sample, beside each other */
     const Sample *sample;
     const Pair *pairs;
-    int64_t count, elements, groups, pitch, part_groups; /* groups: that are laid out, part_groups: elements of a part */
-    int vectors; /* of a panel; 0: few rows */
-    float *x;    /* laid out as sample_pitch says, or a panel; few rows: `each` numbers apart */
+    int64_t count, elements, groups, pitch,
+        part_groups; /* groups: that are laid out, part_groups: elements of a part */
+    int vectors;     /* of a panel; 0: few rows */
+    float *x;        /* laid out as sample_pitch says, or a panel; few rows: `each` numbers apart */
     int64_t each;
 } Batch;
 

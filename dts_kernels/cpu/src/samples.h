@@ -10,7 +10,7 @@ typedef struct {
     int64_t stride;
     uint32_t seed;
     float scale;
-    int64_t rows, bytes; /* that there are, and bytes of a row */
+    int64_t rows, bytes;  /* that there are, and bytes of a row */
     int64_t kept, window; /* groups of so many that have an element: 1 and 1 where all have */
 } Sample;
 
@@ -21,7 +21,7 @@ enum {
     MOST_GROUPS = 512, /* of a part, which is whole segments */
     SEGMENT = 32,
     MOST_STRIDE = 4096,
-    WINDOW = 64, /* groups that are turned alike, and at most of which one is kept */
+    WINDOW = 64,  /* groups that are turned alike, and at most of which one is kept */
     FEW_ROWS = 8, /* of x at most that are no panel: a lane is a row of D; in a panel a lane is a row of x */
 };
 
