@@ -131,6 +131,19 @@ def test_language_model_has_perplexity(dts, folder, tmp_path):
     assert "perplexity" in dts("eval", where / "base", where / "tuned", where / "adapter", "--data", data).stdout
 
 
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+def test_an_adapter_that_keeps_every_bit_is_the_fine_tune(dts, folder, tmp_path, kind):
+    where, data = folder / kind, ids(tmp_path / "ids.jsonl")
+    assert dts("compress", where / "base", where / "tuned", "-o", "bits", "--method", "exact").exit_code == 0
+    report = evaluated(dts, where / "base", where / "tuned", where / "coarse", "bits", "--data", data)
+    rows = {row["name"]: row for row in report["models"]}
+    tuned, bits = report["models"][0], rows["bits"]
+    assert (
+        bits["what"] == rows["coarse"]["what"] and bits["agreement"] == 1 and bits["kl"] < 1e-9 < rows["coarse"]["kl"]
+    )
+    assert bits["loss"] == tuned["loss"] and bits["accuracy"] == tuned["accuracy"]
+
+
 @pytest.mark.parametrize("kind", ["bert", "gpt", "vit"])
 def test_made_up_inputs_are_called_so(dts, folder, kind):
     where = folder / kind
