@@ -353,7 +353,7 @@ def link(folder: Folder, draw: random.Random) -> None:
 
 
 # raised by a second alteration of what the first one took away, or nested too deeply to be read
-GONE = (LookupError, ValueError, TypeError, AttributeError, StopIteration, RecursionError)
+GONE = (LookupError, ValueError, TypeError, AttributeError, StopIteration, RecursionError, zstandard.ZstdError)
 
 OWN = {"exact": frame, "5-exact": frame, "routed": route}  # of a kind alone, every other time
 MUTATIONS = (

@@ -38,6 +38,17 @@ def test_a_second_alteration_of_what_is_nested_too_deeply_ends_no_run(fuzzer, mo
     assert fuzzer.one(0, 1) == "refused"
 
 
+def test_a_second_alteration_of_what_is_no_frame_any_more_ends_no_run(fuzzer, monkeypatch):
+    def zeroed_and_again(folder, draw):
+        for row in folder.rows:
+            row[3] = bytes(len(row[3]))
+        adapters.frame(folder, draw)
+
+    monkeypatch.setattr(adapters, "OWN", dict.fromkeys(fuzzer.folders, zeroed_and_again))
+    monkeypatch.setattr(adapters, "MUTATIONS", (zeroed_and_again,))
+    assert "refused" in {fuzzer.one(0, number).partition(":")[0] for number in range(40)} <= {"refused", "other"}
+
+
 def test_a_configuration_without_rows_ends_no_run(fuzzer, monkeypatch):
     monkeypatch.setattr(adapters, "OWN", {})
     monkeypatch.setattr(adapters, "MUTATIONS", (lambda folder, draw: folder.config.pop("tensors"),))
