@@ -17,14 +17,13 @@ def pair():
 @pytest.mark.parametrize("ignored", [40, 10_000])
 def test_a_planner_that_underestimates(monkeypatch, method, ignored):
     """The whole adapter weighs more than planned by a constant, in every round."""
-    right = run.measured
+    right = plans.measured
 
-    def measured(config, entries, base_digests, digests=False):
-        size = right(config, entries, base_digests, digests)
+    def measured(config, entries, base_digests, digests=False, beside=0):
+        size = right(config, entries, base_digests, digests, beside)
         return size + ignored if digests and any(e.factors is not None for e in entries.values()) else size
 
-    for module in (run, plans):
-        monkeypatch.setattr(module, "measured", measured)
+    monkeypatch.setattr(plans, "measured", measured)
     adapter = dts.compress(*pair(), nbytes=9_000, method=method)
     assert adapter.nbytes + (ignored if any(e.factors for e in adapter.entries.values()) else 0) <= 9_000
 
@@ -37,7 +36,9 @@ def test_a_planner_that_promises_a_quarter(monkeypatch):
 
 
 def test_what_never_fits_is_an_error(monkeypatch):
-    right = run.measured
-    monkeypatch.setattr(run, "measured", lambda c, e, d, digests=False: right(c, e, d, digests) + 10**6 * digests)
+    right = plans.measured
+    monkeypatch.setattr(
+        plans, "measured", lambda c, e, d, digests=False, beside=0: right(c, e, d, digests, beside) + 10**6 * digests
+    )
     with pytest.raises(BudgetError, match="smallest possible size"):
         dts.compress(*pair(), nbytes=9_000)
