@@ -17,3 +17,12 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("needs ../shared (golden files and data sets), which this checkout does not have beside it")
     return folder
+
+
+LONGEST = "test_interpreted_"  # files of one test of minutes each
+
+
+def pytest_collection_modifyitems(config, items):
+    """Among several processes those of minutes go first: the last file would else keep one busy and the others idle."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: not item.path.name.startswith(LONGEST))
