@@ -27,9 +27,9 @@ $(VENV)/.%-installed: pyproject.toml setup.py constraints.txt | $(VENV)/bin/pyth
 demo: $(VENV)/.demo-installed ## fine-tune, compress, load and answer on real data; some minutes, then seconds
 	@$(RUN) -m dts demo $(ARGS)
 
-# a process a core, at most four; the tests of a file share its fixtures, so they stay together
+# a process a core, at most four; the tests of a file share its fixtures, so they stay together, in the order of tests/conftest.py
 test: $(VENV)/.test-installed ## the whole test suite (what .ci/run runs); ARGS="-n 0" in one process
-	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # vLLM wants other versions of much, so it has an environment of its own.  Its wheel brings builds of three packages
 # that do not fit its PyTorch and that it works without
