@@ -17,7 +17,8 @@ pytestmark = pytest.mark.ray
 
 def lines() -> list[str]:
     text = (ROOT / "docs" / "deploy.md").read_text("utf-8")
-    section = text[text.index("\n## Ray\n") : text.index("\n## Load\n")]
+    begin = text.index("\n## Ray\n")
+    section = text[begin : text.index("\n## ", begin + 1)]
     return [
         line
         for block in blocks(ROOT / "docs" / "deploy.md")
