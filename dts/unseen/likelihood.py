@@ -25,7 +25,7 @@ from dts.warn import warn
 
 from .choice import Choice, choose
 from .passes import layer_inputs
-from .places import modules_named
+from .places import base_of, modules_named
 from .router import EnergyRouter, calibrated_router
 from .statistics import missing_statistics, summary
 
@@ -61,8 +61,7 @@ class LikelihoodRouter:
             said = ", ".join(f"{task}: {layers.get(task, 'nothing')}" for task in adapters)
             raise ValueError(f"the adapters do not know the same layer's inputs ({said}): dts route makes them alike")
         layer, width = next(iter(layers.values()))
-        base = getattr(model, "model", model) if hasattr(model, "disable_tasks") else model
-        module = modules_named(base, [layer]).get(layer)
+        module = modules_named(base_of(model), [layer]).get(layer)
         if module is None:
             raise ValueError(f"the model has no layer {layer!r}, whose inputs the adapters know {width} numbers of")
         return cls(list(known), layer, module, *discriminant(list(known.values())))

@@ -12,6 +12,11 @@ def block_of(name: str) -> int | None:
     return next((int(part) for part in name.split(".") if part.isdigit()), None)
 
 
+def base_of(model: nn.Module) -> nn.Module:
+    """The model that a ``DTSModel`` runs; any other as it is."""
+    return getattr(model, "model", model) if hasattr(model, "disable_tasks") else model
+
+
 def modules_named(model: nn.Module, names: list[str]) -> dict[str, nn.Module]:
     """The modules whose weight a checkpoint calls so, under the names the model's loader gives them, with any prefix
     more or less; heads and others are left out."""

@@ -27,7 +27,7 @@ from dts_kernels.reference import factor_values
 
 from .choice import Choice, choose
 from .passes import fed_first, layer_inputs
-from .places import block_of, modules_named
+from .places import base_of, block_of, modules_named
 
 TINY = 1e-6  # energy, relative to the mean one, below which nothing is told apart
 UNSEEN = 0.1  # the same for a token: one that no text of the task had says no more than that
@@ -97,7 +97,7 @@ class EnergyRouter:
         their weights: then the tokens a task never has move most); rank: components of each task; sharpness: what
         scores are multiplied by before the softmax that gives the confidence.
         """
-        model = getattr(model, "model", model) if hasattr(model, "disable_tasks") else model
+        model = base_of(model)
         wanted = layers or (lambda name: block_of(name) in range(blocks))
         found: dict[str, dict[str, Factors]] = {}
         if exact := [task for task, adapter in adapters.items() if adapter.method == LOSSLESS.name]:

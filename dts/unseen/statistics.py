@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from dts.adapter import Adapter
 from dts.adapter.route import InputStatistics
 
 from .passes import first_to_run, layer_inputs
-from .places import block_of, modules_named
+from .places import base_of, block_of, modules_named
 
 ENOUGH = 16  # examples below which a router is wrong much more often (benchmarks/quality/MERGING.md)
 
@@ -37,8 +36,8 @@ def first_layer(model: nn.Module, batch: Mapping[str, Tensor]) -> str:
 
     Raises ValueError where no block has a layer with a matrix.
     """
-    base: Any = getattr(model, "model", model) if hasattr(model, "disable_tasks") else model
-    found = {f"{name}.weight": module for name, module in base.named_modules() if _multiplies(name, module)}
+    named = base_of(model).named_modules()
+    found = {f"{name}.weight": module for name, module in named if _multiplies(name, module)}
     if not found:
         raise ValueError("the model has no numbered blocks with layers that multiply: name one with layer=")
     return first_to_run(model, found, batch)
@@ -64,8 +63,7 @@ def input_statistics(
     for batch in batches:
         if module is None:
             layer = layer or first_layer(model, batch)
-            base = getattr(model, "model", model) if hasattr(model, "disable_tasks") else model
-            module = modules_named(base, [layer]).get(layer)
+            module = modules_named(base_of(model), [layer]).get(layer)
             if module is None:
                 raise ValueError(f"the model has no layer whose weight is called {layer!r}")
         x = layer_inputs(model, {"": module}, batch)[""]

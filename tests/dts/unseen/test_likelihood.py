@@ -20,20 +20,25 @@ SIZES = dict(vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_h
 HALVES = {"low": torch.arange(2, 30), "high": torch.arange(30, 60)}
 
 
-@pytest.fixture(scope="module")
-def made():
-    """(base, adapters whose weights tell nothing of their task: all that moved is noise in the last block)."""
-    torch.manual_seed(0)
-    base = transformers.BertModel(transformers.BertConfig(**SIZES)).eval()
+def adapters_with_noise(base, where):
+    """An adapter a task, of noise in the matrices whose names hold ``where``."""
     adapters = {}
     for task in HALVES:
         tuned = copy.deepcopy(base)
         with torch.no_grad():
             for name, parameter in tuned.named_parameters():
-                if "layer.1" in name and parameter.ndim == 2:
+                if where in name and parameter.ndim == 2:
                     parameter += 1e-3 * torch.randn_like(parameter)
         adapters[task] = dts.compress(base, tuned, name=task, rank_fraction=0.3)
-    return base, adapters
+    return adapters
+
+
+@pytest.fixture(scope="module")
+def made():
+    """(base, adapters whose weights tell nothing of their task: all that moved is noise in the last block)."""
+    torch.manual_seed(0)
+    base = transformers.BertModel(transformers.BertConfig(**SIZES)).eval()
+    return base, adapters_with_noise(base, "layer.1")
 
 
 def inputs_of(task, rows, padding=0):
@@ -138,14 +143,7 @@ def test_adapters_told_of_other_layers_are_refused(told):
 
 def test_energies_count_beside_it_where_all_tasks_have_them(made):
     base, _ = made
-    adapters = {}
-    for task in HALVES:
-        tuned = copy.deepcopy(base)
-        with torch.no_grad():
-            for name, parameter in tuned.named_parameters():
-                if "layer.0.attention" in name and parameter.ndim == 2:
-                    parameter += 1e-3 * torch.randn_like(parameter)
-        adapters[task] = dts.compress(base, tuned, name=task, rank_fraction=0.3)
+    adapters = adapters_with_noise(base, "layer.0.attention")
     batch = inputs_of("low", 4)
     plain = task_router(base, adapters, batch)
     assert isinstance(plain, EnergyRouter)
