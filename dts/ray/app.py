@@ -26,12 +26,7 @@ def app(settings: dict[str, Any]) -> Application:
     """
     how = checked(settings)
     options = how.options()
-    given = how.model_dump(mode="json") | {
-        "model": options.model,
-        "adapters": str(options.adapters),
-        "api_keys": options.api_keys and str(options.api_keys),
-        "admin_keys": options.admin_keys and str(options.admin_keys),
-    }
+    given = how.model_dump(mode="json")
     batching = options.batching
     size: dict[str, Any] = {"num_replicas": how.replicas}
     if how.max_replicas is not None:

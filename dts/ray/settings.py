@@ -29,6 +29,7 @@ class Settings(BaseModel):
     name: str | None = None
     device: str = "auto"
     dtype: str = "auto"
+    quantised_from: str | None = None
     pooling: Literal["mean", "first", "last"] = "mean"
     memory: int | None = None
     pin: tuple[str, ...] = ()
@@ -44,6 +45,7 @@ class Settings(BaseModel):
     api_keys: str | None = None
     admin_keys: str | None = None
     drain: int = Options.drain
+    trust_remote_code: bool = False
 
     replicas: int = Field(1, ge=1)
     max_replicas: int | None = Field(None, ge=1)
@@ -65,27 +67,35 @@ class Settings(BaseModel):
         """a,b: what a command line can say."""
         return tuple(name.strip() for name in given.split(",") if name.strip()) if isinstance(given, str) else given
 
+    @field_validator("model", "adapters", "quantised_from", "api_keys", "admin_keys")
+    @classmethod
+    def _place(cls, given: str | None) -> str | None:
+        """From the root on, as replicas run in folders of their own."""
+        return None if given is None else from_root(given)
+
     def options(self) -> Options:
-        """For an engine; places from the root on, as replicas run in folders of their own."""
+        """For an engine."""
         return Options(
-            from_root(self.model),
-            Path(from_root(self.adapters)),
+            self.model,
+            Path(self.adapters),
             name=self.name,
-            api_keys=_file(self.api_keys),
-            admin_keys=_file(self.admin_keys),
+            api_keys=_path(self.api_keys),
+            admin_keys=_path(self.admin_keys),
             memory=self.memory,
             pinned=self.pin,
             pooling=self.pooling,
             device=self.device,
             dtype=self.dtype,
+            quantised_from=self.quantised_from,
             drain=self.drain,
+            trusted=self.trust_remote_code,
             batching=Batching(self.batch, self.batch_tokens, self.wait / 1000, self.queue),
             limits=Limits(self.max_body, self.max_prompt, self.max_tokens, self.max_rows, self.timeout),
         )
 
 
-def _file(name: str | None) -> Path | None:
-    return None if name is None else Path(from_root(name))
+def _path(name: str | None) -> Path | None:
+    return None if name is None else Path(name)
 
 
 def checked(given: Mapping[str, Any]) -> Settings:

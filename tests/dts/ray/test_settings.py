@@ -1,5 +1,7 @@
 """What an application is started with: everything that is wrong is said at once, and nothing is loaded."""
 
+import inspect
+
 import pytest
 
 pytest.importorskip("pydantic")
@@ -7,7 +9,8 @@ pytest.importorskip("pydantic")
 import torch  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
-from dts.ray.settings import checked  # noqa: E402
+from dts.cli.serve import serve  # noqa: E402
+from dts.ray.settings import Settings, checked  # noqa: E402
 
 
 @pytest.fixture
@@ -29,6 +32,18 @@ def test_words_of_a_command_line_are_the_options_of_dts_serve(place, monkeypatch
     assert settings.replicas == 2 and options.memory == 10**6 and options.pinned == ("a", "b")
     assert options.model == str(place / "base") and options.adapters == place / "adapters"  # from the root on
     assert options.batching.wait == 0.02 and options.base_name == "base"
+
+
+def test_no_option_of_dts_serve_is_left_out(place, monkeypatch):
+    monkeypatch.chdir(place)
+    theirs = set(inspect.signature(serve).parameters) - {"host", "port", "as_json"}  # Ray's, and a command's
+    assert theirs <= set(Settings.model_fields)
+    more = {"quantised_from": "base", "trust_remote_code": "true", "api_keys": "base", "admin_keys": "nowhere"}
+    settings = Settings.model_validate({"model": "org/name", "adapters": "adapters"} | more)
+    options = settings.options()
+    assert options.model == "org/name" and options.quantised_from == str(place / "base") and options.trusted
+    assert options.api_keys == place / "base" and str(options.admin_keys) == "nowhere"
+    assert Settings.model_validate(settings.model_dump(mode="json")) == settings  # as replicas are given it
 
 
 def test_a_port_that_is_taken_is_rays_affair(place, monkeypatch):
