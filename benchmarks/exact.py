@@ -13,10 +13,8 @@ from safetensors.torch import load_file
 
 import dts
 from dts.cli.diff import compare
-from dts.demo.finetune import base_folder
+from dts.demo.finetune import base_folder, cache_folder
 from dts.nn.sizes import exact_tensors
-
-CACHE = Path.home() / ".cache" / "dts" / "fine-tunes"
 
 
 def rounded(tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -42,7 +40,8 @@ def measure(name: str, base: dict[str, torch.Tensor], tuned: dict[str, torch.Ten
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--finetunes", type=Path, default=CACHE, help="folders of fine-tunes of MiniLM-L6")
+    cache = cache_folder() / "fine-tunes"
+    parser.add_argument("--finetunes", type=Path, default=cache, help="folders of fine-tunes of MiniLM-L6")
     options = parser.parse_args()
     folders = sorted(path for path in options.finetunes.glob("*") if (path / "model.safetensors").is_file())
     if not folders:
