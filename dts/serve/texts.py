@@ -119,7 +119,7 @@ class Texts:
     def of(self, choice: Choice) -> Text:
         """Raises Refused: 404 for a task that is not there, 400 for a mixture of tasks with different tokenizers."""
         adapters = [self._catalogue.get(name) for name in choice.tasks]
-        kinds = {key: self._with(key, adapter) for adapter in adapters if (key := _files(adapter)) or len(adapters) > 1}
+        kinds = {(key := _files(adapter)): self._with(key, adapter) for adapter in adapters}
         found = list(kinds.values()) or [self.base]
         if any(_differ(found[0], other) for other in found[1:]):
             raise Refused("the tasks of this mixture have different tokenizers", param="model")
