@@ -41,8 +41,7 @@ def rows_of(done) -> dict[str, dict]:
 
 
 def states(done) -> dict[str, str]:
-    assert done.stdout, done.stderr
-    return {row["name"]: row["state"] for row in json.loads(done.stdout)["finetunes"]}
+    return {name: row["state"] for name, row in rows_of(done).items()}
 
 
 def equal(one: Path, other: Path) -> bool:
@@ -75,7 +74,7 @@ def test_by_words_by_file_and_again(dts, place, joined):
     words = ("compress", "base", "one", "two", "cut.safetensors", "none", "-o", "adapters", "-s", "40%")
     done = dts(*words, "--ray", "--json")
     assert states(done) == {"one": "written", "two": "written", "cut": "failed", "none": "failed"}
-    rows = {row["name"]: row for row in json.loads(done.stdout)["finetunes"]}
+    rows = rows_of(done)
     assert done.exit_code == 1 and "none" in rows["none"]["reason"] and "traceback" not in rows["cut"]
     assert dts("compress", "base", "one", "two", "-o", "alone", "-s", "40%").exit_code == 0
     for name in ("one", "two"):

@@ -39,14 +39,6 @@ def complete(serving, model, ids, tokens):
     return serving.client().completions.create(**how).choices[0].text
 
 
-def expected(place, model, ids, tokens):
-    if ":" not in model:
-        return greedy(place, model, ids, tokens)
-    weights = tuple((name, float(weight)) for name, weight in (part.split(":") for part in model.split(",")))
-    mixed = type("Mixed", (), {"base": place.base, "single": lambda *_: place.single(*weights)})
-    return greedy(mixed, "mixed", ids, tokens)
-
-
 def figure(serving, name):
     """{replica: sum} of a figure."""
     found = {}
@@ -65,7 +57,7 @@ def test_openais_client_gets_what_the_single_task_models_say(serving, decoder): 
     prompts = [[10 + index, 20, 30] for index in range(len(names))]
     with ThreadPoolExecutor(len(names)) as pool:
         found = list(pool.map(lambda one: complete(serving, *one, 24), zip(names, prompts)))
-    assert found == [expected(decoder, *one, 24) for one in zip(names, prompts)]
+    assert found == [greedy(decoder, *one, 24) for one in zip(names, prompts)]
     tokens, steps = figure(serving, "dts:generation_tokens_total"), figure(serving, "dts:batches")
     assert len(steps) == 2 and sum(tokens.values()) >= 20 * 20 and all(tokens.get(one) for one in steps), tokens
     assert sum(steps.values()) < sum(tokens.values()) / 2  # a step for each task alone would be as many as tokens

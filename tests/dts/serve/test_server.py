@@ -24,7 +24,9 @@ pytest.importorskip("prometheus_client", reason="needs prometheus-client (pip in
 openai = pytest.importorskip("openai", reason="needs the openai package, a client that is not ours")
 
 from dts.cli.app import app  # noqa: E402
+from dts.serve.choice import choice_of  # noqa: E402
 from tests.docs.pages import blocks  # noqa: E402
+from tests.dts.serve.asking import whole  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[3]
 KEY, ADMIN = "a key of callers 123", "a key of admins 4567"
@@ -91,13 +93,11 @@ def server(decoder, tmp_path_factory):
 
 
 def greedy(place, model, ids, tokens):
-    import torch
+    """What transformers makes of ids with the dense model of a task or a mixture."""
     from transformers import AutoTokenizer
 
-    rows = torch.tensor([ids])
-    single = place.single(*((model, 1.0),) if model != "base" else ())
-    out = single.generate(rows, attention_mask=torch.ones_like(rows), max_new_tokens=tokens, do_sample=False)
-    return AutoTokenizer.from_pretrained(place.base).decode(out[0, len(ids) :], skip_special_tokens=True)
+    said = whole(place.single(*choice_of(model, "base").weights), ids, tokens)
+    return AutoTokenizer.from_pretrained(place.base).decode(said, skip_special_tokens=True)
 
 
 def test_openais_client_gets_what_the_single_task_models_say(decoder, server):
