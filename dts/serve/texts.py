@@ -38,13 +38,14 @@ class Text:
 
     @cached_property
     def words(self) -> str | None:
-        """Equal for tokenizers that make the same tokens of every text and conversation, whatever else their files say;
-        None: of this one that cannot be told."""
+        """Equal for tokenizers that make the same tokens of every text and conversation and end answers alike, whatever
+        else their files say; None: of this one that cannot be told."""
         if self.tokenizer is None or not getattr(self.tokenizer, "is_fast", False):
             return None
         with self._lock:
             told = json.loads(self.tokenizer.backend_tokenizer.to_str())
-        told |= {"truncation": None, "padding": None, "template": self.tokenizer.chat_template}
+        marks = {name: str(mark) for name, mark in self.tokenizer.special_tokens_map.items() if name != "pad_token"}
+        told |= {"truncation": None, "padding": None, "template": self.tokenizer.chat_template, "marks": marks}
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     @property

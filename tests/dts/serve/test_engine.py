@@ -12,6 +12,7 @@ from dts.serve.choice import choice_of
 from dts.serve.options import Options
 from dts.serve.refused import Refused
 from dts.serve.start import serve
+from dts.serve.texts import Text
 from dts.serve.waiting import Batching
 from tests.dts.serve.asking import alone, ask, texts
 from tests.dts.serve.conftest import Place, changed, tokenizer
@@ -363,6 +364,15 @@ def test_tokenizer_files_that_make_the_same_tokens_are_not_another_tokenizer(dec
     assert "tokenizer_config.json" in served.catalogue.get("shorter").config["files"]
     assert not served.texts.own("shorter") and served.texts.of(choice_of("shorter", "base")).longest == 24
     assert served.texts.of(choice_of("a:0.5,shorter:0.5", "base")).longest == 24
+
+
+def test_tokenizers_that_end_or_open_answers_otherwise_are_different(decoder):
+    """Their tokenizer.json may be the same: what a token is for is in tokenizer_config.json."""
+    load = transformers.AutoTokenizer.from_pretrained
+    words = Text(load(decoder.base)).words
+    assert words == Text(load(decoder.base, pad_token="<end>")).words  # padding is no part of a text
+    for other in (load(decoder.base, eos_token="<pad>"), load(decoder.base, bos_token="<pad>")):
+        assert Text(other).words != words
 
 
 def test_auto_says_that_every_task_has_a_tokenizer_of_its_own(decoder, tmp_path):
