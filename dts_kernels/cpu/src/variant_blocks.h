@@ -69,7 +69,7 @@ INLINE void sum_words(int rows, int vectors, int64_t quads, const uint8_t *tile,
     for (int r = 0; r < rows; r++)
         for (int i = 0; i < vectors; i++) a[r][i] = zero();
     for (int64_t pair = 0; pair < 2 * quads; pair++, tile += vectors * BYTES) {
-        vec x[2];
+        vec x[BLOCK_ROWS];
         for (int r = 0; r < rows; r++) x[r] = broadcast(digits[2 * r] + 4 * pair);
         for (int i = 0; i < vectors; i++) {
             vec c = load_bytes(tile + i * BYTES);
@@ -80,7 +80,7 @@ INLINE void sum_words(int rows, int vectors, int64_t quads, const uint8_t *tile,
 
 INLINE void multiply_some(int rows, int vectors, int64_t quads, const uint8_t *tile, const int8_t *const *digits,
                           uint32_t *const *sums) {
-    acc a[2][4];
+    acc a[BLOCK_ROWS][4];
     sum_words(rows, vectors, quads, tile, digits, a);
     for (int r = 0; r < rows; r++)
         for (int i = 0; i < vectors; i++) add_store(sums[r] + i * LANES, a[r][i]);
@@ -120,8 +120,7 @@ INLINE void multiply_some(int rows, int vectors, int64_t quads, const uint8_t *t
                           uint32_t *const *sums) {
     acc a[2 * MAX_ROWS][4];
     sum_vectors(rows, vectors, quads, tile, digits, a);
-    for (int r = 0; r < rows; r++)
-        for (int i = 0; i < vectors; i++) add_store(sums[r] + i * LANES, combine(a[2 * r][i], a[2 * r + 1][i]));
+    add_parts(rows, vectors, a, sums);
 }
 
 #endif
@@ -154,18 +153,21 @@ static void scale_ranks(const uint32_t *sums, uint32_t offset, const float *sigm
     for (int64_t r = 0; r < rank; r++) t[r] *= sigma[r] * scale;
 }
 
-#ifdef SPREADS
-INLINE void transpose16(__m128i r[16]) { /* bytes */
+#if defined SPREADS || defined WORDS
+/* bytes [rows][16] -> [16][rows], beside each other; rows: 8 or 16 */
+INLINE void transpose(int rows, __m128i r[]) {
     __m128i a[16];
-    for (int level = 0; level < 4; level++) {
-        for (int i = 0; i < 8; i++) {
-            a[2 * i] = _mm_unpacklo_epi8(r[i], r[i + 8]);
-            a[2 * i + 1] = _mm_unpackhi_epi8(r[i], r[i + 8]);
+    for (int level = 1; level < rows; level *= 2) {
+        for (int i = 0; i < rows / 2; i++) {
+            a[2 * i] = _mm_unpacklo_epi8(r[i], r[i + rows / 2]);
+            a[2 * i + 1] = _mm_unpackhi_epi8(r[i], r[i + rows / 2]);
         }
-        for (int i = 0; i < 16; i++) r[i] = a[i];
+        for (int i = 0; i < rows; i++) r[i] = a[i];
     }
 }
+#endif
 
+#ifdef SPREADS
 static void decode_columns(const uint8_t *u, int64_t stride, int64_t rows, int64_t bytes, uint8_t *tile) {
     for (int c = 0; c < 4; c++)
         for (int64_t at = 0; at < bytes; at += 16) {
@@ -174,7 +176,7 @@ static void decode_columns(const uint8_t *u, int64_t stride, int64_t rows, int64
             __m128i r[16];
             for (int64_t o = 16 * c; o < 16 * c + 16; o++) /* columns past the last row repeat it; nobody reads them */
                 r[o - 16 * c] = _mm_maskz_loadu_epi8(some, u + (o < rows ? o : rows - 1) * stride + at);
-            transpose16(r);
+            transpose(16, r);
             if (count == 16)
                 for (int j = 0; j < 16; j++) _mm512_storeu_si512(tile + ((at + j) * 4 + c) * BYTES, spread(r[j]));
             else {
@@ -198,37 +200,20 @@ static void decode_columns(const uint8_t *u, int64_t stride, int64_t rows, int64
 #endif
 
 #ifdef WORDS
-/* u bytes [8 columns][16] -> [16][8 columns] */
-INLINE void transpose8x16(const __m128i r[8], __m128i out[8]) {
-    __m128i a[8], b[8];
-    for (int i = 0; i < 4; i++) {
-        a[2 * i] = _mm_unpacklo_epi8(r[i], r[i + 4]);
-        a[2 * i + 1] = _mm_unpackhi_epi8(r[i], r[i + 4]);
-    }
-    for (int i = 0; i < 4; i++) {
-        b[2 * i] = _mm_unpacklo_epi8(a[i], a[i + 4]);
-        b[2 * i + 1] = _mm_unpackhi_epi8(a[i], a[i + 4]);
-    }
-    for (int i = 0; i < 4; i++) {
-        out[2 * i] = _mm_unpacklo_epi8(b[i], b[i + 4]);
-        out[2 * i + 1] = _mm_unpackhi_epi8(b[i], b[i + 4]);
-    }
-}
-
 static void decode_block(const uint8_t *u, int64_t stride, int64_t rows, int64_t bytes, uint8_t *tile) {
     for (int c = 0; c < 4; c++)
         for (int64_t at = 0; at < bytes; at += 16) {
             int64_t count = bytes - at < 16 ? bytes - at : 16;
             uint8_t lines[16][8], ends[8][16] = {{0}};
-            __m128i r[8], turned[8];
+            __m128i r[8];
             for (int64_t i = 0, o = 8 * c; i < 8;
                  i++, o++) { /* columns past the last row repeat it; nobody reads them */
                 const uint8_t *row = u + (o < rows ? o : rows - 1) * stride + at;
                 if (count < 16) row = memcpy(ends[i], row, (size_t)count);
                 r[i] = _mm_loadu_si128((const void *)row);
             }
-            transpose8x16(r, turned);
-            memcpy(lines, turned, sizeof lines);
+            transpose(8, r);
+            memcpy(lines, r, sizeof lines);
             for (int64_t j = 0; j < count; j++) {
                 uint8_t *to = tile + ((at + j) * 8 + c) * BYTES;
                 store_bytes(to, spread_words(lines[j], 0));
