@@ -26,15 +26,10 @@ typedef struct {
 static void add_row(const Sample *s, int64_t id, float factor, int64_t n, float *row) {
     int64_t stride = s->stride, block = id / stride, place = id % stride;
     const uint8_t *codes = s->codes + id * s->row_bytes;
-    for (int64_t t = 0, last = s->window > 1 ? sample_elements(s, n) : 0; t < last; t++) {
+    for (int64_t t = 0, last = sample_elements(s, n); t < last; t++) {
         int64_t g = sample_group(s, block, t), turned = place + sample_shift(s, block, g);
         int64_t column = g * stride + (turned < stride ? turned : turned - stride);
         if (column < n) row[column] += factor * code_values[code_at(codes, t)];
-    }
-    for (int64_t g = 0, start = 0; start < n && s->window == 1; g++, start += stride) {
-        int64_t turned = place + sample_shift(s, block, g);
-        int64_t column = start + (turned < stride ? turned : turned - stride);
-        if (column < n) row[column] += factor * code_values[code_at(codes, g)];
     }
 }
 

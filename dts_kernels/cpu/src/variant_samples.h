@@ -27,10 +27,10 @@ INLINE void sample_shifts(const Sample *s, int64_t block, int64_t group, int cou
 /* groups[t]: those of a thinned sample's elements from `first` on, the first of a window, counted from that window's; and
  * how far each is turned.  32-bit numbers throughout, so that compilers make vectors of all three loops. */
 INLINE void thinned_shifts(const Sample *s, int64_t block, int64_t first, int count, int32_t *groups, int32_t *shifts) {
-    uint32_t seed = sample_block(s, block), stride = (uint32_t)s->stride, log = 0, turns[MOST_GROUPS];
+    uint32_t seed = sample_block(s, block), stride = (uint32_t)s->stride, window = (uint32_t)s->window;
+    uint32_t log = (uint32_t)__builtin_ctz(window), turns[MOST_GROUPS];
     int kept = (int)s->kept, windows = count / kept;
-    while (1 << log < s->window) log++;
-    uint32_t window = 1u << log, from = (uint32_t)(first / kept);
+    uint32_t from = (uint32_t)(first / kept);
     for (int u = 0; u < windows; u++) turns[u] = sample_mix(seed, ~((from + u) << log >> 6)) >> 26 & (window - 1);
     if (kept == 1) {
         for (int u = 0; u < windows; u++) groups[u] = (int32_t)((uint32_t)u * window + turns[u]);
