@@ -62,7 +62,7 @@ class SampleArena:
         self._tell()
 
     def _tell(self) -> None:
-        tasks = {slot: [(self._start(slot) + at, one) for at, one in self.held[slot]] for slot in sorted(self.held)}
+        tasks = {slot: [(self._start(slot) + at, one) for at, one in held] for slot, held in self.held.items()}
         self.tables = [*self.tables[:-1], *self.tables[-1].with_room_for(tasks)]
         for tables in self.tables:
             tables.write(tasks)
