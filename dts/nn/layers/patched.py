@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dts.nn.layers.layer import Layer, base_class, by_name, joined, rebuilt
-from dts.nn.layers.owner import take_rows
+from dts.nn.layers.owner import join_rows, take_rows
 from dts.nn.routing import groups, tracing
 from dts.sites import raw
 
@@ -59,9 +59,7 @@ class Patched(Layer):
                 results.append(super().forward(take_rows(x, 0, others, now.rows)))
             places += others
         widest = max(result.shape[-1] for result in results)
-        whole = torch.cat([_widened(result, widest) for result in results])
-        order = torch.tensor(places).argsort().tolist()
-        return dts.leave(take_rows(whole, 0, order, now.rows))
+        return dts.leave(join_rows([_widened(result, widest) for result in results], places, None))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Made again where it is unpickled, as the classes of other layers are."""
