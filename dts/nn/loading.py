@@ -11,7 +11,7 @@ from torch import nn
 from dts.adapter import Entry
 from dts.nn.deltas import Piece
 from dts.nn.fit import Change
-from dts.nn.layers import Layer, LayerDeltas, Owner, adopt, base_class, kind_of, layer_class
+from dts.nn.layers import Layer, LayerDeltas, adopt, base_class, kind_of, layer_class
 from dts.nn.parallel.sharded import gathered
 from dts.nn.parallel.split import check, split_of
 from dts.nn.routing import RoutingState
@@ -80,8 +80,7 @@ def _cannot_be_split(change: ModuleChange) -> list[str]:
         return []
     if is_quantised(module) or any(p is not None and has_codes(local(p)) for p in module._parameters.values()):
         return [f"{name}: a quantised layer that is split runs no tasks: load the base in floating point"]
-    kind = Owner if isinstance(module, Owner) else layer_class(module, change.pieces)
-    if not kind.dts_splits:
+    if not layer_class(module, change.pieces).dts_splits:
         return [f"{name}: {base_class(module).__name__} runs no tasks where its parameters lie on several processes"]
     return [f"{name}.{why}" for why in check(split, change.pieces)]
 
@@ -107,8 +106,7 @@ def put(slot: int, changes: Iterable[ModuleChange], state: RoutingState) -> None
     before: list[_Before] = []
     try:
         for change in changes:
-            goes_on = isinstance(change.module, Owner)  # what runs once a task already
-            kind = Owner if goes_on else layer_class(change.module, change.pieces)
+            kind = layer_class(change.module, change.pieces)
             known = change.module.dts if isinstance(change.module, Layer) else None
             deltas = known or LayerDeltas(state)
             deltas.gathered = change.gathered

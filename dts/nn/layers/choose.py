@@ -15,7 +15,12 @@ FALLBACKS: tuple[type[Layer], ...] = (DTSNorm, Owner)  # for what no kind takes 
 
 
 def layer_class(module: nn.Module, pieces: dict[str, list[Piece]]) -> type[Layer]:
-    """The DTS layer for a module and what changes of it: rows of several tasks together where that is possible."""
+    """The DTS layer for a module and what changes of it: rows of several tasks together where that is possible.
+
+    What runs once a task already goes on as it is.
+    """
+    if isinstance(module, Owner):
+        return Owner
     others = {name: [piece for piece in parts if piece.kind != "exact"] for name, parts in pieces.items()}
     kind = next(kind for kind in (*kinds_of(module), *FALLBACKS) if kind.supports(module, others))
     exact = (
