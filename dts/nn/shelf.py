@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Protocol
 
 from dts.adapter import Adapter
+from dts.adapter.adapter import alone
 from dts.adapter.digests import config_digest
-from dts.adapter.folder import read_config, read_layout
+from dts.adapter.folder import read_layout
 from dts.nn.residents import Residents
 from dts.nn.sizes import bytes_of, task_bytes
 
@@ -40,13 +41,13 @@ class Source:
 
     def load(self, name: str) -> Adapter:
         """Raises AdapterError, and ValueError where it is not the adapter any more that it was."""
-        adapter = Adapter.load(self.folder, self.prefix)
-        if self.digest is not None and config_digest(read_config(self.folder)) != self.digest:
+        adapter = Adapter.load(self.folder)
+        if self.digest is not None and config_digest(adapter.config) != self.digest:
             raise ValueError(
                 f"the adapter of task {name!r} is another one in {self.folder} than it was when it was loaded: "
                 f"load_task({name!r}, ...) takes the new one"
             )
-        return adapter
+        return adapter if self.prefix is None else alone(adapter.truncate(budget=self.prefix, again=False))
 
 
 class Loads(Protocol):
