@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,7 @@ def task_bytes(config: Mapping[str, Any], stored: Layout) -> int:
             total += 2 * nbytes
         else:
             total += nbytes
-    return total + OBJECTS * len(config["tensors"]) + sum(map(_exact, config["tensors"].values(), repeat(config)))
+    return total + OBJECTS * len(config["tensors"]) + sum(_exact(row, config) for row in config["tensors"].values())
 
 
 def exact_tensors(config: Mapping[str, Any]) -> tuple[int, int]:

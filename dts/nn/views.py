@@ -272,9 +272,8 @@ def showing(model: nn.Module, config: Any) -> Iterator[nn.Module]:
         if name in own and own[name] == before and now is not None:
             fields[name] = now
     fields.pop("_compiled_call_impl", None)
-    if hasattr(
-        model, "get_compiled_call"
-    ):  # of ``generate``, which keeps the program: another twin would be another one
+    # of ``generate``, which keeps the program: another twin would be another one
+    if hasattr(model, "get_compiled_call"):
         fields["get_compiled_call"] = model.get_compiled_call
     start = dict(fields)
     try:

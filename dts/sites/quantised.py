@@ -79,9 +79,8 @@ def dequantised(module: nn.Module) -> Tensor:
         given = torch.arange(sizes[0]) if table else torch.eye(sizes[1], dtype=dequantised_dtype(module))
         try:
             rows = torch.cat([twin.forward(part.to(weight.device)) for part in given.split(AT_ONCE)])
-        except (
-            AttributeError
-        ) as error:  # packed tensors in a plain layer, which something else unpacks when it first runs
+        except AttributeError as error:
+            # packed tensors in a plain layer, which something else unpacks when it first runs
             raise ValueError(
                 f"a {type(module).__module__}.{type(module).__name__} holds packed codes that it cannot compute with "
                 f"as it is ({error}): load the base as numbers, of compressed-tensors with "

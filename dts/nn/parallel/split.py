@@ -15,7 +15,7 @@ from torch import nn
 
 from dts.codec.shards import shard
 from dts.nn.deltas import Piece
-from dts.sites import is_distributed, raw
+from dts.sites import is_distributed, local, raw
 
 
 @dataclass(frozen=True)
@@ -131,8 +131,7 @@ def _at(mesh: Any, axis: int | None, weight: Any) -> Split:
 
 def local_shape(module: nn.Module, name: str) -> tuple[int, ...]:
     """Of what this process has of a parameter."""
-    parameter: Any = raw(module, name)
-    return tuple((parameter._local_tensor if is_distributed(parameter) else parameter).shape)
+    return tuple(local(raw(module, name)).shape)
 
 
 def check(split: Split, pieces: dict[str, list[Piece]]) -> list[str]:
