@@ -181,7 +181,7 @@ class DTSModel(nn.Module):
         changes = fit(self.model, entries, renamer(self.model), untied=config.get("tie_word_embeddings") is False)
         modules = by_module(self.model, changes, None if self._base is None else self._base.missing)
         refuse_aliases(self.model, changes)
-        self._refuse_replaced([{loaded.slot: 1.0} for other, loaded in self._loaded.items() if other != name])
+        self._refuse_replaced([{loaded.slot: 1.0} for other, loaded in list(self._loaded.items()) if other != name])
         with self._state.alone():
             slot = self._loaded.free_slot()  # never that of the task it replaces: if this fails, that one goes on
             made = Loaded(slot, source, len(entries.keys() - skipped.keys()), skipped)

@@ -89,7 +89,7 @@ def aliases(model: nn.Module, changed: dict[int, str]) -> list[str]:
     """
     found = []
     for name, module in model.named_modules():
-        for attribute, value in vars(module).items():
+        for attribute, value in list(vars(module).items()):  # another thread may make a layer of it meanwhile
             if attribute in ("_parameters", "_buffers", "_modules", "dts"):
                 continue
             own = (

@@ -323,3 +323,19 @@ def test_a_checkpoint_around_the_whole_model(maker, tasks, outside):
         grads.append(gradients(model))
     for name, grad in grads[0].items():
         close(grad, grads[1][name])
+
+
+def test_a_module_may_become_a_layer_while_another_thread_looks_at_its_attributes(maker):
+    base = nn.Sequential(nn.Linear(4, 4))
+
+    class Meanwhile(list):
+        """Looked through as another thread gives the module an attribute more."""
+
+        def __iter__(self):
+            vars(base[0])["more"] = True
+            return super().__iter__()
+
+    base[0].kept = Meanwhile()
+    model = DTSModel(base)
+    model.load_task("a", maker.entries(base, 0))
+    assert base[0].more and model.tasks == ["a"]
