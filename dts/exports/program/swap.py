@@ -16,7 +16,6 @@ from dts.exports.program.shared import Shared
 from dts.exports.program.tables import PlainTable
 from dts.nn.deltas import MatrixDelta, ParameterDelta
 from dts.nn.layers import DTSNorm, Layer, Owner
-from dts.sites import raw
 from dts_kernels import Routing
 from dts_kernels.parts import Joined, PartBank
 from dts_kernels.parts.components import ComponentBank
@@ -33,7 +32,7 @@ def plain_banks(layers: Mapping[str, Layer], factors: nn.ModuleDict, shared: Sha
     with ExitStack() as stack:
         for name, layer in layers.items():
             if rows and isinstance(layer, Owner) and layer.dts.slots:
-                stack.enter_context(_runs(layer, partial(_owner, layer)))
+                stack.enter_context(_runs(layer, partial(layer.forward_made, _each)))
             if rows and isinstance(layer, DTSNorm):
                 # what its vmap leaves in a program, ONNX has no word for
                 stack.enter_context(_runs(layer, layer.broadcast))
@@ -68,16 +67,6 @@ def _runs(layer: Layer, forward: Callable[..., Any]) -> Iterator[None]:
         yield
     finally:
         del vars(layer)["forward"]
-
-
-def _owner(layer: Owner, *args: Any, **kwargs: Any) -> Any:
-    """The module's own forward with a value a row of what tasks change."""
-    tensors = {}
-    for name, delta in layer.dts.parameters.items():
-        if delta.slots:
-            base = raw(layer, name)
-            tensors[name] = _each(delta, base, layer.dts.state.on(base.device))
-    return layer.forward_with(tensors, *args, **kwargs)
 
 
 def _each(delta: ParameterDelta, base: Tensor, routing: Routing) -> Tensor:

@@ -23,6 +23,7 @@ from dts.nn.parallel.bind import bind
 from dts.nn.parallel.split import local_shape, split_of
 from dts.nn.routing import RoutingState, tracing
 from dts.sites import is_distributed, parameter_shape, raw
+from dts_kernels import Routing
 
 L = TypeVar("L", bound="Layer")
 
@@ -176,6 +177,15 @@ class Layer(nn.Module):
             if name not in tensors and buffer is not own["_buffers"].get(name, before):
                 own["_buffers"][name] = buffer
         return result
+
+    def forward_made(self, made: Callable[[ParameterDelta, Tensor, Routing], Tensor], *args: Any, **kwargs: Any) -> Any:
+        """`forward_with` what is made of each parameter that tasks change, of its delta, the base's and the routing."""
+        tensors = {}
+        for name, delta in self.dts.parameters.items():
+            if delta.slots:
+                base = raw(self, name)
+                tensors[name] = made(delta, base, self.dts.state.on(base.device))
+        return self.forward_with(tensors, *args, **kwargs)
 
     def extra_repr(self) -> str:
         """The base layer's, of its raw parameters: that of a task may not be there."""

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from dts.nn.deltas import Piece
+from dts.nn.deltas import ParameterDelta, Piece
 from dts.nn.layers.layer import Layer, base_class
 from dts.nn.layers.layer_deltas import REPEATED
 from dts.nn.routing import groups
 from dts.sites import has_codes, is_quantised, raw
+from dts_kernels import Routing
 
 
 class Owner(Layer):
@@ -71,13 +72,11 @@ class Owner(Layer):
         return 0 if tensor.dim() and tensor.shape[0] and tensor.shape[0] % self.dts.state.rows == 0 else -1
 
     def _run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        tensors = {}
-        for name, delta in self.dts.parameters.items():
-            if delta.slots:
-                base = raw(self, name)
-                made = delta.whole if delta.exact else delta.dense
-                tensors[name] = made(base, self.dts.state.on(base.device))
-        return self.forward_with(tensors, *args, **kwargs)
+        return self.forward_made(_dense, *args, **kwargs)
+
+
+def _dense(delta: ParameterDelta, base: Tensor, routing: Routing) -> Tensor:
+    return delta.whole(base, routing) if delta.exact else delta.dense(base, routing)
 
 
 def _repeated(result: Any, axes: Sequence[int] | None, rows: int) -> Any:

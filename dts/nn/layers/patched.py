@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dts.nn.deltas import ParameterDelta
 from dts.nn.layers.layer import Layer, base_class, by_name, joined, rebuilt
 from dts.nn.layers.owner import join_rows, take_rows
 from dts.nn.routing import groups, tracing
-from dts.sites import raw
 
 
 class Patched(Layer):
@@ -36,12 +36,7 @@ class Patched(Layer):
 
     def _of_one(self, *args: Any, **kwargs: Any) -> Any:
         """The base layer's forward with the tensors of the one mixture."""
-        tensors = {}
-        for name, delta in self.dts.parameters.items():
-            if delta.slots:
-                base = raw(self, name)
-                tensors[name] = delta.whole(base, self.dts.state.on(base.device))
-        return self.forward_with(tensors, *args, **kwargs)
+        return self.forward_made(ParameterDelta.whole, *args, **kwargs)
 
     def _of_rows(self, x: Tensor, slots: set[int]) -> Tensor:
         dts, now = self.dts, self.dts.state.now()
