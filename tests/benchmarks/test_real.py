@@ -176,14 +176,13 @@ def test_expressions_of_answers(answer, solution, right):
     assert answers.same_expression(answer, solution) is right
 
 
-def can_isolate():
+@pytest.fixture(scope="module")
+def isolated():
+    """What programs are run with: whether nothing takes the network away, as here nobody may."""
     try:
-        return sandbox.passes("", "")
+        return not sandbox.passes("", "")
     except sandbox.NotIsolated:
-        return False
-
-
-HOW = {"isolated": not can_isolate()}
+        return True
 
 
 @pytest.mark.parametrize(
@@ -196,30 +195,30 @@ HOW = {"isolated": not can_isolate()}
         ("import sys\nsys.exit(0)", False),
     ],
 )
-def test_programs_pass_by_their_tests_alone(program, right):
-    assert sandbox.passes(program, "assert add(1, 2) == 3", **HOW) is right
+def test_programs_pass_by_their_tests_alone(program, right, isolated):
+    assert sandbox.passes(program, "assert add(1, 2) == 3", isolated=isolated) is right
 
 
-def test_programs_have_little_time_memory_and_disk():
-    assert not sandbox.passes("while True: pass", "", seconds=1, **HOW)
-    assert not sandbox.passes("import time\ntime.sleep(60)", "", seconds=1, **HOW)
-    assert not sandbox.passes("x = bytearray(2 << 30)", "", **HOW)
-    assert not sandbox.passes("open('x', 'wb').write(bytes(2 << 20))", "", **HOW)
-    assert sandbox.passes("import os", "assert 'SECRET' not in os.environ and not os.listdir('.')", **HOW)
+def test_programs_have_little_time_memory_and_disk(isolated):
+    assert not sandbox.passes("while True: pass", "", seconds=1, isolated=isolated)
+    assert not sandbox.passes("import time\ntime.sleep(60)", "", seconds=1, isolated=isolated)
+    assert not sandbox.passes("x = bytearray(2 << 30)", "", isolated=isolated)
+    assert not sandbox.passes("open('x', 'wb').write(bytes(2 << 20))", "", isolated=isolated)
+    assert sandbox.passes("import os", "assert 'SECRET' not in os.environ and not os.listdir('.')", isolated=isolated)
 
 
-def test_programs_have_no_network():
+def test_programs_have_no_network(isolated):
     with socket.create_server(("127.0.0.1", 0)) as server:
         reach = f"import socket\nsocket.create_connection(('127.0.0.1', {server.getsockname()[1]}), 2)"
         assert sandbox.passes(reach, "", isolated=True)  # it is there
-        if can_isolate():
+        if not isolated:
             assert not sandbox.passes(reach, "")
         else:
             with pytest.raises(sandbox.NotIsolated, match="--isolated"):
                 sandbox.passes(reach, "")
 
 
-def test_programs_are_graded_with_what_they_continue():
+def test_programs_are_graded_with_what_they_continue(isolated):
     row = {
         "prompt": "from math import sqrt\n\ndef root(x):\n    '''Root.'''\n",
         "test": "def check(f):\n    assert f(4) == 2",
@@ -227,10 +226,10 @@ def test_programs_are_graded_with_what_they_continue():
     }
     fenced = "Here:\n```python\ndef root(x):\n\treturn sqrt(x)\n```\nIt takes the root."
     for answer, right in (("    return sqrt(x)\n", 1.0), (fenced, 1.0), ("    return x\n", 0.0)):
-        assert grade.humaneval(row, answer, HOW["isolated"]) == right
+        assert grade.humaneval(row, answer, isolated) == right
     mbpp = {"test_imports": ["import math"], "test_list": ["assert math.isclose(third(3), 1)"]}
     script = "def third(x):\n    return x / 3\nif __name__ == '__main__':\n    raise SystemExit(1)"
-    assert grade.mbpp(mbpp, script, HOW["isolated"]) == 1.0
+    assert grade.mbpp(mbpp, script, isolated) == 1.0
 
 
 def test_ifeval_is_graded_by_the_harness(monkeypatch):
