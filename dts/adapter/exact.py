@@ -59,7 +59,7 @@ class ExactRun:
         if not self.options.allow_empty and not any(entry.kind != "tied" for entry in entries.values()):
             raise NothingChanged(unchanged(self.pairing))
         look(self.pairing, (moved / before) ** 0.5 if before else 0.0)
-        measured(self.config, entries, self.base_digests, digests=True)
+        measured(self.config, entries, self.base_digests, digests=True, beside=self.options.beside)
         self.progress(total, total, "")
         return entries
 

@@ -99,6 +99,15 @@ def test_a_folder_written_by_compress_has_it(tmp_path):
     assert sum(file.stat().st_size for file in (tmp_path / "a").iterdir()) == made.nbytes <= 6000
 
 
+def test_every_bit_and_it_are_counted_before_anything_is_written(tmp_path):
+    known = InputStatistics.of(LAYER, rows())
+    exact = {"rank_fraction": None, "method": "exact", "inputs": known}
+    one = adapter(**exact)
+    assert adapter(**exact, dry_run=True).nbytes == one.nbytes
+    one.save(tmp_path / "a")
+    assert one.nbytes == adapter(**exact).nbytes == sum(file.stat().st_size for file in (tmp_path / "a").iterdir())
+
+
 @pytest.fixture
 def folder(tmp_path):
     one = adapter()
