@@ -1,5 +1,7 @@
 """Patches give every bit back, of any dtype; frames that are no such patch are refused."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -103,7 +105,7 @@ def test_a_damaged_stream_is_refused_or_gives_what_it_gave(share):
     for name, tensor in patch.tensors.items():
         for place in range(len(tensor)):
             for bit in (0, 3, 7):
-                damaged = tensor.clone()
+                damaged, tried = tensor.clone(), tried + 1
                 damaged[place] ^= 1 << bit
                 try:
                     made = Patch(patch.changed, **(patch.tensors | {name: damaged}))
@@ -149,6 +151,6 @@ def test_elements_beyond_the_tensor_and_wrong_counts_are_refused():
 
 
 def test_without_the_library_the_error_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "zstandard", None)
+    monkeypatch.setitem(sys.modules, "zstandard", None)
     with pytest.raises(ImportError, match=r"dts-merge\[exact\]"):
         encode(*moved(0.5))
