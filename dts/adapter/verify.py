@@ -86,6 +86,7 @@ def _compare_bits(model: Checkpoint, name: str, ours: Tensor | None, report: Rep
         return
     if ours is not None and not same_bits(made, ours):
         report.problems.append(f"{name}: not the fine-tune's, bit for bit")
+        return
     report.bits += 1
 
 

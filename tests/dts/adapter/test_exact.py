@@ -120,7 +120,8 @@ def test_verify_finds_an_unchanged_tensor_that_differs_in_one_bit_alone():
     tuned = {"a.weight": torch.ones(9, 9), "b.weight": torch.zeros(9, 9)}
     adapter = dts.compress(base, tuned, method="exact")
     tuned["b.weight"][0, 0] = -0.0
-    assert adapter.verify(base, tuned).problems == ["b.weight: not the fine-tune's, bit for bit"]
+    report = adapter.verify(base, tuned)
+    assert report.problems == ["b.weight: not the fine-tune's, bit for bit"] and report.bits == 1
 
 
 @pytest.mark.parametrize(
