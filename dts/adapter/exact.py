@@ -37,7 +37,7 @@ class ExactRun:
         progress: Progress | None = None,
     ):
         self.pairing, self.config, self.options = pairing, config, options
-        self.base_digests = {p.name: base_digests[p.base_name] for p in pairing.pairs.values() if p.base_name}
+        self.base_digests = pairing.by_name(base_digests)
         self.equal: set[str] = set()
         self.progress = progress or (lambda done, total, name: None)
 

@@ -59,7 +59,7 @@ class Run:
         progress: Progress | None = None,
     ):
         self.pairing, self.config, self.options, self.work = pairing, config, options, work
-        self.base_digests = {p.name: base_digests[p.base_name] for p in pairing.pairs.values() if p.base_name}
+        self.base_digests = pairing.by_name(base_digests)
         ((self.goal, self.wanted),) = options.asked.items()
         if self.goal == "budget":
             self.goal, self.wanted = "nbytes", int(self.wanted * 4 * config["base"]["parameters"])

@@ -8,6 +8,7 @@ error.  Before that the fine-tune gets the names it will be written with (`dts.c
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -78,6 +79,10 @@ class Pairing:
     finetuned_prefix: str = ""
     base_only: list[str] = field(default_factory=list)
     saved_as: dict[str, str] = field(default_factory=dict)
+
+    def by_name(self, of_base: Mapping[str, str]) -> dict[str, str]:
+        """What is known of the base's tensors, by the names of the fine-tune's that are paired with them."""
+        return {p.name: of_base[p.base_name] for p in self.pairs.values() if p.base_name}
 
     @property
     def renamed(self) -> dict[str, str]:

@@ -67,7 +67,7 @@ def import_bitdelta(
     entries = {p.name: entry for p in pairing.pairs.values() if (entry := _entry(pairing, p, signs)) is not None}
     if not any(entry.kind != "tied" for entry in entries.values()):
         raise NothingChanged(f"{file} changes nothing of {opened.source}")
-    measured(config, entries, {p.name: found[p.base_name] for p in pairing.pairs.values() if p.base_name}, digests=True)
+    measured(config, entries, pairing.by_name(found), digests=True)
     adapter = Adapter.of(config, entries)
     adapter.account = of_pairing(pairing, entries, equal=pairing.pairs.keys() - entries.keys())
     watch.check()
