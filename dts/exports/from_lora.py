@@ -64,14 +64,8 @@ def import_lora(
     opened = open_checkpoint(base)
     merged = merged_checkpoint(read_peft(folder), opened, model)
     options = {"method": "residual", "name": Path(folder).resolve().name} | options
-    progress = options.pop("progress", None)
-
-    def looking(done: int, total: int, name: str) -> None:
-        watch.check()
-        if progress is not None:
-            progress(done, total, name)
-
-    return compress(opened, merged, out, progress=looking, **options)
+    progress = watch.during(options.pop("progress", None))
+    return compress(opened, merged, out, progress=progress, **options)
 
 
 def merged_checkpoint(lora: PeftFolder, base: Checkpoint, model: nn.Module | None = None) -> Checkpoint:

@@ -42,16 +42,10 @@ def import_sparse(
         raise ValueError(f"values is {' or '.join(VALUES)}, not {values!r}")
     watch, opened = Watch(source, base), open_checkpoint(base)
     merged = patched_checkpoint(Path(source), opened, values)
-    progress = options.pop("progress", None)
-
-    def looking(done: int, total: int, name: str) -> None:
-        watch.check()
-        if progress is not None:
-            progress(done, total, name)
-
+    progress = watch.during(options.pop("progress", None))
     stem = Path(source).resolve()
     given = {"name": stem.stem if stem.is_file() else stem.name} | options
-    return compress(opened, merged, out, method="exact", progress=looking, **given)
+    return compress(opened, merged, out, method="exact", progress=progress, **given)
 
 
 def patched_checkpoint(source: Path, base: Checkpoint, values: str) -> Checkpoint:

@@ -1,6 +1,7 @@
 """Files that must not change while they are read."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json")
@@ -37,6 +38,16 @@ class Watch:
                 "what was being read changed meanwhile, so the result would be of neither: "
                 f"{'; '.join(wrong)}.  Nothing was written; run again when nobody writes there"
             )
+
+    def during(self, progress: Callable[[int, int, str], None] | None) -> Callable[[int, int, str], None]:
+        """A progress that checks each time, then says it to the one that is given."""
+
+        def checked(done: int, total: int, name: str) -> None:
+            self.check()
+            if progress is not None:
+                progress(done, total, name)
+
+        return checked
 
 
 def _files(source) -> list[Path]:
