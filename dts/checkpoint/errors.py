@@ -28,3 +28,9 @@ def some(names, count: int = 10) -> str:
     names = sorted(map(str, names))
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(names[:count]) + more
+
+
+def in_lines(what: str, wrong: list[str], count: int = 10) -> str:
+    """What, and below it the first causes, a line each, and how many more there are."""
+    more = [f"and {len(wrong) - count} more"] if len(wrong) > count else []
+    return "\n  ".join([f"{what}:", *wrong[:count], *more])

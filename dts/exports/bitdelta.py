@@ -28,6 +28,7 @@ from dts.adapter.options import Options
 from dts.adapter.sizes import measured
 from dts.adapter.whole import whole_entry
 from dts.checkpoint import Checkpoint, CheckpointError, Lazy, Pair, Pairing, digests, open_checkpoint, pair
+from dts.checkpoint.errors import in_lines, some
 from dts.codec import Factors
 from dts.files import Watch
 from dts_kernels import PackedFactors, Samples, pack
@@ -35,7 +36,6 @@ from dts_kernels import PackedFactors, Samples, pack
 BITS = {torch.uint8: 8, torch.int16: 16, torch.int32: 32, torch.int64: 64}  # of a mask's dtype
 PLUS, MINUS = 0, 2  # the codes of 1 and -1
 ROWS = 1 << 12  # of a mask that are unpacked at a time
-SHOWN = 10
 
 
 def import_bitdelta(
@@ -88,7 +88,7 @@ def _loaded(file: Path) -> Mapping[str, Tensor]:
         raise CheckpointError(f"{file} holds no tensors by name, which BitDelta's diff.pt does")
     strange = [key for key, value in found.items() if not isinstance(value, Tensor)]
     if strange:
-        raise CheckpointError(f"{file} holds more than tensors: {', '.join(strange[:SHOWN])}")
+        raise CheckpointError(f"{file} holds more than tensors: {some(strange)}")
     return {key: value.data if isinstance(value, nn.Parameter) else value for key, value in found.items()}
 
 
@@ -124,10 +124,7 @@ def sorted_tensors(
     if not signs:
         wrong.append("there is no mask with its coeff in it")
     if wrong:
-        more = f"\n  and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
-        raise CheckpointError(
-            f"{file} is no diff.pt of BitDelta for {base.source}:\n  " + "\n  ".join(wrong[:SHOWN]) + more
-        )
+        raise CheckpointError(in_lines(f"{file} is no diff.pt of BitDelta for {base.source}", wrong))
     return signs, values
 
 

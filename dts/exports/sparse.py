@@ -18,13 +18,13 @@ from torch import Tensor
 
 from dts.adapter import Adapter, compress
 from dts.checkpoint import Checkpoint, CheckpointError, Lazy, SafetensorsFile, open_checkpoint
+from dts.checkpoint.errors import in_lines
 from dts.checkpoint.json_file import json_object
 from dts.files import Watch
 
 METADATA = "delta_metadata.json"
 VALUES = ("new", "differences")
 INDICES, NUMBERS = ".indices", ".values"
-SHOWN = 10
 
 
 def import_sparse(
@@ -66,8 +66,7 @@ def patched_checkpoint(source: Path, base: Checkpoint, values: str) -> Checkpoin
     if not names:
         wrong.append("there are no indices and values in it")
     if wrong:
-        more = f"\n  and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
-        raise CheckpointError(f"{path} is no sparse patch of {base.source}:\n  " + "\n  ".join(wrong[:SHOWN]) + more)
+        raise CheckpointError(in_lines(f"{path} is no sparse patch of {base.source}", wrong))
     return Checkpoint(str(source), tensors, {}, base.config, base.folder, None, base.parts)
 
 
