@@ -154,17 +154,12 @@ def _merged(file: Path, base: Checkpoint, signs: Mapping[str, tuple[Tensor, floa
     """The fine-tune that the file stands for; its matrices in float32, so that no small difference is rounded away."""
     tensors: dict[str, Lazy] = {name: base.tensors[name] for name in base.names if name not in base.tied}
     for name, value in values.items():
-        tensors[base.tied.get(name, name)] = Lazy(
-            tuple(value.shape), base.dtype(name), partial(_cast, value, base.dtype(name))
-        )
+        dtype = base.dtype(name)
+        tensors[base.tied.get(name, name)] = Lazy(tuple(value.shape), dtype, partial(value.to, dtype))
     for name, (mask, coeff) in signs.items():
         load = partial(_applied, base, name, mask, coeff)
         tensors[name] = Lazy(base.shape(name), base.dtype(name), load, partial(base.release, name))
     return Checkpoint(str(file), tensors, {}, base.config, base.folder, None, base.parts)
-
-
-def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
-    return value.to(dtype)
 
 
 def _applied(base: Checkpoint, name: str, mask: Tensor, coeff: float) -> Tensor:
