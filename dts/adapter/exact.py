@@ -16,6 +16,7 @@ from dts.adapter.options import Options
 from dts.adapter.run import Progress
 from dts.adapter.sizes import measured
 from dts.adapter.suspicion import look, unchanged
+from dts.adapter.whole import whole_entry
 from dts.checkpoint import Pair, Pairing
 from dts.codec import exact
 from dts.values import LARGEST
@@ -71,8 +72,7 @@ class ExactRun:
 
         def work() -> tuple[Entry | None, float]:
             if value is None:
-                shape, dtype = pairing.finetuned.shape(pair.name), pairing.finetuned.dtype(pair.name)
-                return Entry(pair.name, pair.base_name, shape, "tied", dtype, tied_to=pair.tied_to), 0.0
+                return whole_entry(pairing, pair), 0.0
             entry = own(pair.name, value) if base is None else patched(pair, value, base)
             energy = 0.0 if entry is None or base is None else _energy(base, torch.zeros(()).expand(base.shape))
             pairing.finetuned.release(pair.name)
@@ -87,11 +87,8 @@ def own(name: str, value: Tensor) -> Entry:
     """The entry of a tensor that the base lacks; kind "exact" where "value" would refuse its NaN."""
     nan = value.is_floating_point() and bool(value.float().isnan().any())
     shape, kind = tuple(value.shape), "exact" if nan else "value"
-    return Entry(name, None, shape, kind, value.dtype, tensor=value, task_only=True, result=_digest(kind, value))
-
-
-def _digest(kind: str, value: Tensor) -> str | None:
-    return exact.digest(value) if kind == "exact" else None
+    result = exact.digest(value) if nan else None
+    return Entry(name, None, shape, kind, value.dtype, tensor=value, task_only=True, result=result)
 
 
 def patched(pair: Pair, value: Tensor, base: Tensor) -> Entry | None:
