@@ -63,7 +63,7 @@ class Frame:
             raise Undecodable(f"{self.name} is no zstd frame") from None
         if about.content_size != self.size:
             raise Undecodable(f"{self.name} says it holds {about.content_size} bytes, where {self.size} belong")
-        if about.window_size > max(WINDOW, 1024) or about.dict_id or not about.has_checksum:
+        if about.window_size > WINDOW or about.dict_id or not about.has_checksum:
             raise Undecodable(f"{self.name} is a frame of another kind than is written")
         content, most, last = self._content, 0, False
         while not last:
