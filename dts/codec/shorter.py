@@ -59,8 +59,10 @@ def shortened(factors: Factors, kept: Kept, again: bool) -> Factors:
 def planned(factors: Factors, kept: Kept, again: bool) -> Factors:
     """`shortened` without the content of what is made anew: right in every shape and byte."""
     rank, share = kept
-    if kept == (factors.packed.rank, factors.samples[0].share) or share is None and not again:
-        return shortened(factors, kept, again)
+    if kept == (factors.packed.rank, factors.samples[0].share):
+        return factors
+    if share is None and not again:
+        return factors.low_rank().prefix(rank)
     stored = (components.planned(rank, factors.compact_shape),)
     rest = () if share is None else (sample.planned_share(factors.samples[0], share),)
     return replace(factors, stored=stored + rest, squared_error=None)
