@@ -130,6 +130,13 @@ TrustRemoteCode = Annotated[
     bool,
     typer.Option("--trust-remote-code", help="Run the model's own code (auto_map); look at it before."),
 ]
+InputColumn = Annotated[
+    str | None, typer.Option(help="Column of the texts (two of pairs, 'a,b') or images.", show_default=False)
+]
+MaxLength = Annotated[
+    int | None,
+    typer.Option(min=2, help="Tokens of a text, the rest is cut; default at most 512.", show_default=False),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out already holds.")]
 

@@ -7,7 +7,9 @@ import typer
 
 from dts.cli.common import (
     FinetunedRevision,
+    InputColumn,
     Json,
+    MaxLength,
     Only,
     Revision,
     TrustRemoteCode,
@@ -38,9 +40,7 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    text: Annotated[
-        str | None, typer.Option(help="Column of the texts (two of pairs, 'a,b') or images.", show_default=False)
-    ] = None,
+    text: InputColumn = None,
     label: Annotated[str | None, typer.Option(help="Column of the right answers.", show_default=False)] = None,
     classes: Annotated[
         str | None,
@@ -56,10 +56,7 @@ def evaluate(
         int | None, typer.Option("--made-up", min=1, help="How many inputs to make up.", show_default=False)
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows that are run at once.")] = 16,
-    max_length: Annotated[
-        int | None,
-        typer.Option(min=2, help="Tokens of a text, the rest is cut; default at most 512.", show_default=False),
-    ] = None,
+    max_length: MaxLength = None,
     tokenizer: Annotated[
         str | None,
         typer.Option(

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dts.cli.common import DryRun, Json, Revision, at, bytes_text, emit, output, pairs
+from dts.cli.common import DryRun, InputColumn, Json, MaxLength, Revision, at, bytes_text, emit, output, pairs
 
 ROWS = 512  # of a file, at most
 
@@ -30,13 +30,8 @@ def route(
         typer.Option("--out", "-o", help="Leave the adapter as it is, and write this folder.", show_default=False),
     ] = None,
     remove: Annotated[bool, typer.Option("--remove", help="Take out what an earlier call put in.")] = False,
-    text: Annotated[
-        str | None, typer.Option(help="Column of the texts (two of pairs, 'a,b') or images.", show_default=False)
-    ] = None,
-    max_length: Annotated[
-        int | None,
-        typer.Option(min=2, help="Tokens of a text, the rest is cut; default at most 512.", show_default=False),
-    ] = None,
+    text: InputColumn = None,
+    max_length: MaxLength = None,
     tokenizer: Annotated[
         str | None,
         typer.Option(
