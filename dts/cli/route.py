@@ -59,7 +59,8 @@ def route(
     else:
         if base is None:
             raise ValueError("--base is missing: the examples are run through the first layers of the base model")
-        told(loaded, at(base, revision), str(examples), text, tokenizer, max_length, device)
+        own = tokenizer or tokenizer_of(adapter)
+        loaded.tell(statistics(at(base, revision), str(examples), text, own, max_length, device))
     if not dry_run:
         loaded.save(out or adapter, overwrite=out is None)
     known = loaded.inputs
@@ -74,11 +75,6 @@ def route(
         "written": not dry_run,
     }
     emit(result, as_json, lambda: _show(result))
-
-
-def told(adapter, base: str, examples: str, text=None, tokenizer=None, max_length=None, device="cpu") -> None:
-    """The adapter with what is known of its task's inputs, from a file of them."""
-    adapter.tell(statistics(base, examples, text, tokenizer or _own_tokenizer(adapter), max_length, device))
 
 
 def statistics(base: str, examples: str, text=None, tokenizer=None, max_length=None, device="cpu"):
@@ -103,17 +99,11 @@ def _few(count: int, source: str) -> None:
         warn(f"{source} has {count} inputs: of fewer than {ENOUGH} a router learns little, 64 or more do well")
 
 
-def _own_tokenizer(adapter) -> Path | None:
+def tokenizer_of(source: str | Path) -> Path | None:
+    """The folder of an adapter or a fine-tune, where it brings a tokenizer."""
     from dts.adapter.tokenizer import has_tokenizer
 
-    return adapter.folder if adapter.folder is not None and has_tokenizer(adapter.folder) else None
-
-
-def tokenizer_of(finetuned: str) -> Path | None:
-    """The folder of a fine-tune, where it brings a tokenizer."""
-    from dts.adapter.tokenizer import has_tokenizer
-
-    folder = Path(finetuned).expanduser()
+    folder = Path(source).expanduser()
     return folder if folder.is_dir() and has_tokenizer(folder) else None
 
 
