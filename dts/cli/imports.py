@@ -21,6 +21,9 @@ from dts.cli.common import (
 
 imports = typer.Typer(help="Make an adapter of what another library wrote.", no_args_is_help=True)
 
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of the adapter.", show_default=False)]
+ClassNames = Annotated[str | None, typer.Option(help="a,b,c or @file with a class a line.", show_default=False)]
+
 
 @imports.command()
 def lora(
@@ -28,7 +31,7 @@ def lora(
         str, typer.Argument(help="A PEFT LoRA: what PEFT saves or mergekit extracts.", show_default=False)
     ],
     base: Base,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the adapter.", show_default=False)],
+    out: Out,
     size: Annotated[
         str | None,
         typer.Option("--budget", "-s", help="Bytes of the whole adapter: 1% (default), 500KB.", show_default=False),
@@ -39,9 +42,7 @@ def lora(
     ] = None,
     method: Annotated[str, typer.Option(help="residual, sketch, paper or auto: as of dts compress.")] = "residual",
     name: Annotated[str | None, typer.Option(help="Of the task.", show_default=False)] = None,
-    class_names: Annotated[
-        str | None, typer.Option(help="a,b,c or @file with a class a line.", show_default=False)
-    ] = None,
+    class_names: ClassNames = None,
     revision: Revision = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -74,11 +75,9 @@ def lora(
 def bitdelta(
     file: Annotated[str, typer.Argument(help="BitDelta's diff.pt.", show_default=False)],
     base: Base,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the adapter.", show_default=False)],
+    out: Out,
     name: Annotated[str | None, typer.Option(help="Of the task; default its folder's.", show_default=False)] = None,
-    class_names: Annotated[
-        str | None, typer.Option(help="a,b,c or @file with a class a line.", show_default=False)
-    ] = None,
+    class_names: ClassNames = None,
     revision: Revision = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -99,14 +98,12 @@ def sparse(
         typer.Argument(help="A .safetensors file of NAME.indices and NAME.values, or its folder.", show_default=False),
     ],
     base: Base,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the adapter.", show_default=False)],
+    out: Out,
     values: Annotated[
         str, typer.Option(help="new: they take the place of the base's.  differences: they are added to them.")
     ] = "new",
     name: Annotated[str | None, typer.Option(help="Of the task; default the file's.", show_default=False)] = None,
-    class_names: Annotated[
-        str | None, typer.Option(help="a,b,c or @file with a class a line.", show_default=False)
-    ] = None,
+    class_names: ClassNames = None,
     revision: Revision = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
