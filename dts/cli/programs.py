@@ -28,18 +28,7 @@ def torch(
     as_json: Json = False,
 ):
     """Write a program for torch.export.load: the base, all tasks packed, and the routing as an input."""
-    _write(
-        adapters,
-        at(base, revision),
-        out,
-        "torch",
-        routing,
-        places,
-        "initialisers",
-        overwrite,
-        as_json,
-        trust_remote_code,
-    )
+    _write("torch", adapters, at(base, revision), out, routing, places, overwrite, as_json, trust_remote_code)
 
 
 def aoti(
@@ -54,18 +43,7 @@ def aoti(
     as_json: Json = False,
 ):
     """Write the same as machine code for this machine, by AOTInductor, for Python and C++; takes a minute or more."""
-    _write(
-        adapters,
-        at(base, revision),
-        out,
-        "aoti",
-        routing,
-        places,
-        "initialisers",
-        overwrite,
-        as_json,
-        trust_remote_code,
-    )
+    _write("aoti", adapters, at(base, revision), out, routing, places, overwrite, as_json, trust_remote_code)
 
 
 def onnx(
@@ -83,20 +61,20 @@ def onnx(
     as_json: Json = False,
 ):
     """Write the same as ONNX, for onnxruntime and OpenVINO (needs the extra onnx): factors keep their two bits."""
-    _write(adapters, at(base, revision), out, "onnx", routing, places, factors, overwrite, as_json, trust_remote_code)
+    _write("onnx", adapters, at(base, revision), out, routing, places, overwrite, as_json, trust_remote_code, factors)
 
 
 def _write(
+    format: str,
     adapters: list[Path],
     base: str,
     out: Path,
-    format: str,
     routing: str,
     places: int,
-    factors: str,
     overwrite: bool,
     as_json: bool,
     trusted: bool,
+    factors: str = "initialisers",
 ) -> None:
     import dts
     from dts.evaluate.models import quiet
