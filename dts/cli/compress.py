@@ -314,12 +314,12 @@ def _refuse_beside_config(context: typer.Context) -> None:
 
 def _cluster(ray: bool, address: str | None, cpus: float, memory: str | None) -> "Cluster | None":
     """None: no Ray is asked for."""
-    from dts.ray.cluster import Cluster, ray_itself
-
     if not ray and address is None:
         if cpus != 1 or memory is not None:
             raise ValueError("--task-cpus and --task-memory are of tasks of --ray")
         return None
+    from dts.ray.cluster import Cluster, ray_itself
+
     ray_itself()
     return Cluster(address, cpus, None if memory is None else parse_bytes(memory, "--task-memory"))
 
