@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dts.codec.exact import same_bits
+from tests.dts.cli.said import said
 
 
 @pytest.fixture
@@ -44,12 +45,12 @@ def test_it_is_made_told_checked_and_applied(dts, models, light):
 
 def test_what_does_not_go_with_it_is_refused_by_name(dts, models, light):
     assert dts("compress", models / "base", light, "-o", "a", "-m", "exact").exit_code == 0
-    for words, said in (
+    for words, why in (
         (("compress", models / "base", light, "-o", "b", "-m", "exact", "--budget", "1%"), "leave budget= out"),
         (("truncate", "a", "-o", "b", "--budget", "1KB"), "no prefix is a model"),
     ):
         result = dts(*words)
-        assert result.exit_code == 2 and said in " ".join(result.stderr.replace("│", " ").split()), words
+        assert result.exit_code == 2 and why in said(result), words
 
 
 def test_a_file_of_many_may_have_one_of_them(dts, models, light, tmp_path):

@@ -7,6 +7,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import dts as package
+from tests.dts.cli.said import said
 
 transformers = pytest.importorskip("transformers")
 
@@ -51,10 +52,10 @@ def test_an_adapter_is_told_and_forgets_again(dts, places, adapter):
     assert package.Adapter.load("low").inputs is None
     found = dts("route", "low", "--base", places / "base", "--examples", places / "low.txt", "--json")
     assert found.exit_code == 0, found.stderr
-    said = json.loads(found.stdout)
+    row = json.loads(found.stdout)
     told = package.Adapter.load("low")
-    assert said["examples"] == told.inputs.examples == 30
-    assert said["bytes"] == told.nbytes == json.loads(tried.stdout)["bytes"] and said["router_bytes"] == told.beside
+    assert row["examples"] == told.inputs.examples == 30
+    assert row["bytes"] == told.nbytes == json.loads(tried.stdout)["bytes"] and row["router_bytes"] == told.beside
     assert told.inputs.layer == "encoder.layer.0.attention.self.query.weight"
     shown = dts("inspect", "low")
     assert "router" in shown.stdout
@@ -89,7 +90,7 @@ def test_compress_tells_it_within_the_size(dts, places):
 )
 def test_what_is_missing_is_said(dts, adapter, words, says):
     found = dts("route", adapter, *words)
-    assert found.exit_code == 2 and says in " ".join(found.stderr.replace("│", "").split())
+    assert found.exit_code == 2 and says in said(found)
 
 
 def test_few_examples_are_warned_of_and_several_tasks_refused(dts, places, adapter, tmp_path):
