@@ -20,6 +20,7 @@ from dts.serve.answer import Answer, gone
 from dts.serve.job import Row
 from dts.serve.refused import Refused
 from dts.serve.rows_cache import RowsCache, RowsChanged
+from dts.serve.sampling import Draws, choose
 from dts.serve.sharing import moving_positions, near
 from dts.serve.waiting import Batching, length
 
@@ -36,6 +37,12 @@ class Running:
     adapters: list[Any]
     processors: list[Processor] = field(default_factory=list)
     read: int = 0
+
+    @property
+    def draws(self) -> Draws:
+        """How its tokens are chosen."""
+        assert self.row.draws is not None  # a row that generates has them
+        return self.row.draws
 
     @property
     def left(self) -> int:
@@ -154,9 +161,8 @@ class Continuous:
             if any(one is not before for one, before in zip(now, running.adapters, strict=True)):
                 raise Refused("a task of this answer was loaded again while it ran", 409, "reloaded", "model")
         starts, longest = [running.read for running in rows], max(counts)
-        ids = torch.full((len(rows), longest), self.pad)
-        for index, (running, start, count) in enumerate(zip(rows, starts, counts)):
-            ids[index, :count] = torch.tensor(running.ids[start : start + count])
+        new = [running.ids[start : start + count] for running, start, count in zip(rows, starts, counts)]
+        ids = torch.tensor([[*own, *[self.pad] * (longest - len(own))] for own in new])
         lines = [self.rows.index(running) for running in rows]
         last = torch.tensor(counts)
         asked = sorted({count - 1 for running, count in zip(rows, counts) if count == running.left}) or [0]
@@ -165,30 +171,40 @@ class Continuous:
         logits = self._call.logits(self.model, self._cache, lines, ids, torch.tensor(starts), last, asked, tasks)
         self.forwards += 1
         done = [index for index, (running, count) in enumerate(zip(rows, counts)) if count == running.left]
+        ended = [rows[index] for index in done]
+        if done:
+            logits = logits[done, [asked.index(counts[index] - 1) for index in done]]
+            if any(running.processors for running in ended):
+                logits = logits.float()
+        tokens = self._chosen(ended, logits) if done else []
         for running, count in zip(rows, counts):
             running.read += count
-        if done:
-            where = [asked.index(counts[index] - 1) for index in done]
-            self._say([rows[index] for index in done], logits[done, where])
+        for running, token, own in zip(ended, tokens, logits):
+            self._say(running, token, own)
 
-    def _say(self, rows: list[Running], logits: Tensor) -> None:
-        """Each row chooses a token and says it.  logits: [rows, vocabulary]."""
+    def _chosen(self, rows: list[Running], logits: Tensor) -> list[int | Exception]:
+        """The next token of each row, or why it has none.  logits: [rows, vocabulary], written into."""
+        wrong: dict[int, Exception] = {}
         for index, running in enumerate(rows):
             try:
-                self._choose(running, logits[index])
-            except Exception as error:  # the others go on, and none of them says a token twice
-                self.failed(running.row, error)
-                running.row.done = True
+                for process in running.processors:
+                    ids = torch.tensor([running.ids], device=logits.device)
+                    logits[index] = process(ids, logits[index, None])[0]
+            except Exception as error:  # the others go on
+                wrong[index] = error
+        tokens = choose([running.draws for running in rows], logits)
+        return [wrong.get(index, token) for index, token in enumerate(tokens)]
 
-    def _choose(self, running: Running, logits: Tensor) -> None:
-        for process in running.processors:
-            ids = torch.tensor([running.ids], device=logits.device)
-            logits = process(ids, logits[None].float())[0]
-        draws = running.row.draws
-        assert draws is not None
-        token = draws.choose(logits)
-        running.ids.append(token)
-        self.answer.push(running.row, token, draws.scored(logits, token))
+    def _say(self, running: Running, token: int | Exception, logits: Tensor) -> None:
+        """A row says the token that it chose, with its probability where that was asked for.  logits: [vocabulary]."""
+        try:
+            if isinstance(token, Exception):
+                raise token
+            running.ids.append(token)
+            self.answer.push(running.row, token, running.draws.scored(logits, token))
+        except Exception as error:  # the others go on, and none of them says a token twice
+            self.failed(running.row, error)
+            running.row.done = True
 
     def _leave(self) -> None:
         """Rows that are done, or that nobody waits for, make room: the last line takes each one's place."""
@@ -207,35 +223,26 @@ class Continuous:
 class Call:
     """How a causal language model of transformers is called for rows of different lengths.
 
-    base: the model;  cache, positions, keep: names of arguments, empty: it has none;  changes: its generation_config
-    changes scores.
+    base: the model;  cache, positions, keep: names of arguments, empty: it has none;  windows: kinds of attention
+    layers, and how many tokens each sees, None: all;  changes: its generation_config changes scores.
     """
 
     base: Any
     cache: str
     positions: str
     keep: str
+    windows: dict[str, int | None]
     changes: bool
 
     @classmethod
     def of(cls, base: Any) -> Call:
+        """Raises NotImplementedError for a model with layers of another kind than attention."""
         names = inspect.signature(type(base).forward).parameters
         has = lambda *those: next((name for name in those if name in names), "")  # noqa: E731
-        made = cls(base, has("cache", "past_key_values"), has("position_ids"), has("logits_to_keep"), False)
+        made = cls(
+            base, has("cache", "past_key_values"), has("position_ids"), has("logits_to_keep"), _windows(base), False
+        )
         return replace(made, changes=bool(made._prepared([0, 0], 0, 8)))
-
-    @property
-    def window(self) -> dict[str, int | None]:
-        """Kinds of attention layers, and how many tokens each sees, None: all.  Raises NotImplementedError."""
-        config = self.base.config.get_text_config()
-        window = getattr(config, "sliding_window", None)
-        kinds = getattr(config, "layer_types", None)
-        if not kinds:
-            return {"sliding_attention": window} if window else {"full_attention": None}
-        known = {"full_attention": None, "sliding_attention": window}
-        if strange := set(kinds) - set(known):
-            raise NotImplementedError(f"layers of the kind {', '.join(sorted(strange))}")
-        return {kind: known[kind] for kind in known if kind in kinds}
 
     def logits(
         self,
@@ -260,7 +267,7 @@ class Call:
         cache.at(lines, starts.tolist(), longest, width)
         seen = torch.arange(width, device=device)
         masks = {}
-        for kind, window in self.window.items():
+        for kind, window in self.windows.items():
             allowed = seen <= positions[..., None]
             if window is not None:
                 allowed &= seen > positions[..., None] - window
@@ -303,6 +310,18 @@ class Call:
             custom_generate=only_look,
         )
         return found
+
+
+def _windows(base: Any) -> dict[str, int | None]:
+    config = base.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if not kinds:
+        return {"sliding_attention": window} if window else {"full_attention": None}
+    known = {"full_attention": None, "sliding_attention": window}
+    if strange := set(kinds) - set(known):
+        raise NotImplementedError(f"layers of the kind {', '.join(sorted(strange))}")
+    return {kind: known[kind] for kind in known if kind in kinds}
 
 
 @torch.no_grad()

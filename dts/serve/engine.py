@@ -319,8 +319,9 @@ class Engine:
 
     def _token(self, row: Row) -> None:
         now, job = time.monotonic(), row.job
-        self.observer.token(row, now - (job.arrived if row.tokens == 1 else job.last_token or now))
-        job.last_token = now
+        before = job.arrived if row.last_token is None else row.last_token
+        row.last_token = job.last_token = now
+        self.observer.token(row, now - before)
 
 
 def end_tokens(model: DTSModel) -> frozenset[int]:

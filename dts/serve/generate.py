@@ -14,7 +14,7 @@ from dts.serve.answer import Answer
 from dts.serve.encode import padded
 from dts.serve.job import Piece, Row
 from dts.serve.refused import NotFinite
-from dts.serve.sampling import Scored
+from dts.serve.sampling import Scored, choose
 
 
 class OnceATask(RuntimeError):
@@ -38,14 +38,13 @@ class Steps:
             raise OnceATask
         self._length += 1
         best = [0] * len(self.rows)
-        for index, row in enumerate(self.rows):
-            if row.done or row.job.over or row.draws is None:
-                continue
-            try:
-                best[index] = row.draws.choose(scores[index])
-                self._scored[index] = row.draws.scored(scores[index], best[index])
-            except NotFinite as error:
-                row.job.fail(error)
+        draws = {i: row.draws for i, row in enumerate(self.rows) if row.draws and not (row.done or row.job.over)}
+        own = scores[list(draws)]
+        for (index, one), token, row_scores in zip(draws.items(), choose([*draws.values()], own), own):
+            if isinstance(token, NotFinite):
+                self.rows[index].job.fail(token)
+            else:
+                best[index], self._scored[index] = token, one.scored(row_scores, token)
         self._chosen = best
         only = torch.full_like(scores, -torch.inf)
         return only.scatter_(1, torch.tensor(best, device=scores.device)[:, None], 0.0)

@@ -50,6 +50,7 @@ class Row:
     draws: Draws | None = None
     text: Streamed | None = None
     tokens: int = 0  # generated so far
+    last_token: float | None = None  # when, in seconds of time.monotonic
     done: bool = False
     blocked: float | None = None  # since when its tasks have had no room in memory
     scored: list[Scored] = field(default_factory=list)  # of tokens whose text was not told yet
@@ -96,7 +97,7 @@ class Job:
         types: Sequence[int] | None = None,
     ) -> None:
         draws = None if sampling is None else Draws(sampling)
-        text = None if sampling is None or decode is None else Streamed(decode, sampling.stop)
+        text = None if sampling is None or decode is None else Streamed(decode, sampling.stop, self.whole)
         self.rows.append(Row(self, len(self.rows), ids, draws, text, types=types))
 
     def cancel(self) -> None:

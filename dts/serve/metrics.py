@@ -24,6 +24,7 @@ class Metrics(Observer):
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._names: set[str] = set()
+        self._of_tokens: dict[tuple[str, bool], tuple[Counter, Histogram]] = {}
         name = ["model_name"]
 
         def counter(what: str, text: str, labels: list[str] = name) -> Counter:
@@ -96,9 +97,14 @@ class Metrics(Observer):
         self._queue.labels(self.label(row.job.choice)).observe(waited)
 
     def token(self, row: Row, seconds: float) -> None:
-        label = self.label(row.job.choice)
-        self._generated.labels(label).inc()
-        (self._first if row.tokens == 1 else self._inter).labels(label).observe(seconds)
+        label, first = self.label(row.job.choice), row.tokens == 1
+        found = self._of_tokens.get((label, first))
+        if found is None:  # to find them by their labels takes longer than to count
+            latency = self._first if first else self._inter
+            found = self._of_tokens[label, first] = self._generated.labels(label), latency.labels(label)
+        generated, latency_of = found
+        generated.inc()
+        latency_of.observe(seconds)
 
     def loaded(self, name: str, seconds: float) -> None:
         label = self.label(Choice(name))

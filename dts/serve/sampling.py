@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,14 +70,54 @@ class Draws:
 
     def choose(self, logits: Tensor) -> int:
         """A token by its probability; logits: [vocabulary].  Raises Refused where they are no numbers."""
-        best, token = logits.max(0)
-        if not best.isfinite():
-            raise NotFinite()
-        if self.greedy:
-            return int(token)
-        scaled = logits.double() / self.sampling.temperature
-        ordered, order = torch.softmax(scaled, 0).cpu().sort(descending=True, stable=True)
-        if self.sampling.top_p < 1:
-            before = ordered.cumsum(0) - ordered
-            ordered = ordered * (before < self.sampling.top_p)  # the most likely one is always among them
-        return int(order[torch.multinomial(ordered, 1, generator=self._generator)])
+        (found,) = choose([self], logits[None])
+        if isinstance(found, NotFinite):
+            raise found
+        return found
+
+    def uniform(self) -> float:
+        """The next number of its stream, in [0, 1)."""
+        return float(torch.rand((), dtype=torch.float64, generator=self._generator))
+
+
+def choose(draws: Sequence[Draws], logits: Tensor) -> list[int | NotFinite]:
+    """A token for each row, by its probability, or why there is none; logits: [rows, vocabulary].
+
+    All rows at once: where a vocabulary is large, or a model small, a row at a time takes as long as the model.  What
+    a row gets does not depend on the others.
+    """
+    best, likeliest = logits.max(1)
+    finite, tokens = best.isfinite().tolist(), likeliest.tolist()
+    drawn = [row for row, one in enumerate(draws) if finite[row] and not one.greedy]
+    if drawn:
+        own = logits if len(drawn) == len(draws) else logits[drawn]
+        for row, token in zip(drawn, _drawn([draws[row] for row in drawn], own)):
+            tokens[row] = token
+    return [token if is_finite else NotFinite() for token, is_finite in zip(tokens, finite)]
+
+
+def _drawn(draws: Sequence[Draws], logits: Tensor) -> list[int]:
+    """The token of each row where the sum of the shares, in the order of the vocabulary, passes its random number."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    temperatures = torch.tensor([one.sampling.temperature for one in draws], dtype=wide.dtype, device=wide.device)
+    # the likeliest is 0, so that no temperature makes them infinite
+    shares = torch.softmax((wide - wide.amax(1, keepdim=True)) / temperatures[:, None], 1).cpu()
+    for row, one in enumerate(draws):
+        if one.sampling.top_p < 1:
+            shares[row] = _nucleus(shares[row], one.sampling.top_p)
+    sums = shares.cumsum(1, dtype=torch.float64)
+    whole = sums[:, -1]
+    at = torch.tensor([one.uniform() for one in draws], dtype=torch.float64) * whole
+    at = torch.minimum(at, whole.nextafter(torch.zeros_like(whole)))  # a product may be rounded up to all of it
+    found: list[int] = torch.searchsorted(sums, at[:, None], right=True)[:, 0].tolist()
+    return found
+
+
+def _nucleus(shares: Tensor, top_p: float) -> Tensor:
+    """As few of the largest shares as have this sum, the first of equal ones; zeros for the others; shares: [n]."""
+    # those below this sum to less than 1 - top_p and are not needed: few are left to sort
+    likely = (shares >= (1 - top_p) / len(shares)).nonzero()[:, 0]
+    ordered, order = shares[likely].sort(descending=True, stable=True)
+    before = ordered.cumsum(0, dtype=torch.float64) - ordered
+    kept = likely[order[before < top_p]]
+    return torch.zeros_like(shares).index_copy_(0, kept, shares[kept])

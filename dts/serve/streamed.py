@@ -9,10 +9,12 @@ UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what decoders put for a part of a ch
 
 
 class Streamed:
-    """decode: of the row's tokenizer;  stop: texts before which the answer ends."""
+    """decode: of the row's tokenizer;  stop: texts before which the answer ends;  whole: nobody asks for its text
+    before it has ended."""
 
-    def __init__(self, decode: Decode, stop: Sequence[str] = ()):
+    def __init__(self, decode: Decode, stop: Sequence[str] = (), whole: bool = False):
         self._decode, self._stop = decode, [text for text in stop if text]
+        self._later = whole and not self._stop  # decoding takes as long as a small model's layer, at every token
         self._ids: list[int] = []
         self._from, self._read = 0, 0  # of ids: where decoding begins (its context), and what was given out
         self._held = ""  # text that may be the beginning of a stop string
@@ -21,7 +23,7 @@ class Streamed:
     def push(self, token: int) -> str:
         """The text that can be given out now; ``stopped`` says whether a stop string was met."""
         self._ids.append(token)
-        return self._checked(self._new(whole=True))
+        return "" if self._later else self._checked(self._new(whole=True))
 
     def rest(self) -> str:
         """What was held back, at the end of the answer."""

@@ -46,6 +46,20 @@ def test_an_answer_that_does_not_stream_is_told_in_one_piece(decoder, start):
     assert (piece.tokens, piece.finish) == (pieces[-1].tokens, pieces[-1].finish)
 
 
+def test_the_time_between_tokens_is_each_rows_own(decoder, start, monkeypatch):
+    """Not the time since another row of its request had one."""
+    served, seconds = start(decoder, run=False), []
+    job = ask(served, "generate", "a", "x", "y", submit=False, max_tokens=5)
+    job.arrived = 100.0
+    monkeypatch.setattr(served.engine.observer, "token", lambda row, took: seconds.append(took))
+    with monkeypatch.context() as patch:
+        for now in (101.0, 103.0):
+            patch.setattr("dts.serve.engine.time.monotonic", lambda now=now: now)
+            for row in job.rows:
+                served.engine._token(row)
+    assert seconds == [1, 1, 2, 2] and job.last_token == 103
+
+
 def test_an_encoder_decoder_generates_in_batches_of_whole_calls(tmp_path, start):
     torch.manual_seed(2)
     sizes = dict(d_model=32, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=64, decoder_ffn_dim=64)

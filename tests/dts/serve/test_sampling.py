@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dts.serve.refused import NotFinite
-from dts.serve.sampling import Draws, Sampling
+from dts.serve.sampling import Draws, Sampling, _nucleus, choose
 
 
 def counts(logits, n=4000, **options):
@@ -42,3 +42,44 @@ def test_what_is_no_number_is_no_choice(temperature, bad):
     logits = torch.full((4,), bad) if bad == -torch.inf else torch.tensor([1.0, bad, 0.0, 2.0])
     with pytest.raises(NotFinite):
         Draws(Sampling(1, temperature=temperature)).choose(logits)
+
+
+HOW = [dict(temperature=0), dict(), dict(temperature=0.7, top_p=0.8), dict(top_p=0.999), dict(temperature=3, top_p=0.2)]
+
+
+def test_rows_at_once_get_what_each_gets_alone():
+    logits = 4 * torch.randn(len(HOW), 3000, generator=torch.Generator().manual_seed(1))
+    together, alone = ([Draws(Sampling(1, seed=i, **how)) for i, how in enumerate(HOW)] for _ in range(2))
+    for _ in range(20):
+        assert choose(together, logits) == [draws.choose(row) for draws, row in zip(alone, logits)]
+
+
+def test_a_row_of_no_numbers_harms_no_other():
+    logits = torch.tensor([[0.0, 9.0], [torch.nan, 1.0], [9.0, 0.0], [torch.inf, 1.0]])
+    found = choose([Draws(Sampling(1, temperature=t)) for t in (0, 0, 0.01, 1)], logits)
+    assert found[::2] == [1, 0] and all(isinstance(one, NotFinite) for one in found[1::2])
+
+
+@pytest.mark.parametrize("top_p", [1e-9, 0.1, 0.5, 0.9, 0.999999])
+def test_the_nucleus_is_that_of_all_shares_in_order(top_p):
+    """Beside the plain way: sort all of them; with ties at its edge."""
+    for logits in (
+        torch.randn(2000),
+        torch.randn(2000).mul(3).round(),
+        torch.zeros(50),
+        torch.tensor([5.0, -torch.inf]),
+    ):
+        shares = torch.softmax(logits, 0)
+        ordered, order = shares.sort(descending=True, stable=True)
+        before = ordered.double().cumsum(0) - ordered
+        kept = order[before < top_p]
+        expected = torch.zeros_like(shares).index_copy_(0, kept, shares[kept])
+        assert torch.equal(_nucleus(shares, top_p), expected) and (expected > 0).sum() > 0
+
+
+def test_a_draw_falls_where_the_sum_of_shares_passes_it(monkeypatch):
+    """Never to a token of no share, at neither end."""
+    logits = torch.tensor([-torch.inf, 0.0, -torch.inf, 1.0, -torch.inf])
+    for number, token in ((0.0, 1), (0.26, 1), (0.27, 3), (1 - 2**-53, 3)):
+        monkeypatch.setattr(Draws, "uniform", lambda self, number=number: number)
+        assert Draws(Sampling(1)).choose(logits) == token

@@ -52,3 +52,16 @@ def test_answers_end_before_a_stop_string_of_which_nothing_was_said(text, stop, 
 
 def test_an_empty_stop_string_stops_nothing():
     assert "".join(run("abc", [""])[0]) == "abc"
+
+
+@pytest.mark.parametrize("stop", [[], ["lo w"]])
+def test_text_that_nobody_asks_for_before_its_end_is_the_same(stop):
+    data, calls = "año hello world 🙂".encode() + b"\xe6", []
+    whole = Streamed(lambda ids: (calls.append(1), decode(ids))[1], stop, whole=True)
+    text = ""
+    for byte in data:
+        text += whole.push(byte)
+        if whole.stopped:
+            break
+    assert text + whole.rest() == "".join(run(data, stop)[0]) and whole.stopped == bool(stop)
+    assert bool(stop) or len(calls) == 2  # once, and of nothing before it
