@@ -14,6 +14,7 @@ from dts.cli.common import (
     Overwrite,
     Revision,
     State,
+    TrustRemoteCode,
     Vocabulary,
     at,
     emit,
@@ -188,6 +189,7 @@ def compress(
             show_default=False,
         ),
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
     allow_empty: Annotated[
         bool, typer.Option("--allow-empty", help="Make an adapter of a fine-tune that equals its base too.")
     ] = False,
@@ -257,7 +259,11 @@ def compress(
         return follow(context, recipe, 1, overwrite, dry_run, as_json, cluster)
     if route_with and len(finetuned) > 1:
         raise ValueError("--route-with is of one task: compress the fine-tunes one by one, or dts route each adapter")
-    known = None if route_with is None else statistics(base, route_with, tokenizer=tokenizer_of(finetuned[0]))
+    if trust_remote_code and not route_with:
+        raise ValueError("--trust-remote-code goes with --route-with, which runs the base; to compress, no code is run")
+    known = None
+    if route_with:
+        known = statistics(base, route_with, tokenizer=tokenizer_of(finetuned[0]), trusted=trust_remote_code)
     results = []
     for task, source in named(finetuned).items():
         folder = out / task if len(finetuned) > 1 else out

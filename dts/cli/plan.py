@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dts.cli.common import Json, bytes_text, emit, listing, output, parse_fraction
+from dts.cli.common import Json, TrustRemoteCode, bytes_text, emit, listing, output, parse_fraction
 
 
 def plan(
@@ -35,6 +35,7 @@ def plan(
     pin: Annotated[
         list[str] | None, typer.Option(help="A task that stays in memory; may be repeated.", show_default=False)
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ):
     """What a base and its tasks take of memory, and where: computed from headers and configs, nothing is loaded.
@@ -55,6 +56,7 @@ def plan(
         dtype=dtype,
         prefix=None if prefix is None else parse_fraction(prefix),
         pin=tuple(pin or ()),
+        **({"trust_remote_code": True} if trust_remote_code else {}),
     )
 
     def show():

@@ -5,7 +5,19 @@ from typing import Annotated
 
 import typer
 
-from dts.cli.common import DryRun, InputColumn, Json, MaxLength, Revision, at, bytes_text, emit, output, pairs
+from dts.cli.common import (
+    DryRun,
+    InputColumn,
+    Json,
+    MaxLength,
+    Revision,
+    TrustRemoteCode,
+    at,
+    bytes_text,
+    emit,
+    output,
+    pairs,
+)
 
 ROWS = 512  # of a file, at most
 
@@ -40,6 +52,7 @@ def route(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
     dry_run: DryRun = False,
     as_json: Json = False,
 ):
@@ -60,7 +73,7 @@ def route(
         if base is None:
             raise ValueError("--base is missing: the examples are run through the first layers of the base model")
         own = tokenizer or tokenizer_of(adapter)
-        loaded.tell(statistics(at(base, revision), str(examples), text, own, max_length, device))
+        loaded.tell(statistics(at(base, revision), str(examples), text, own, max_length, device, trust_remote_code))
     if not dry_run:
         loaded.save(out or adapter, overwrite=out is None)
     known = loaded.inputs
@@ -77,7 +90,7 @@ def route(
     emit(result, as_json, lambda: _show(result))
 
 
-def statistics(base: str, examples: str, text=None, tokenizer=None, max_length=None, device="cpu"):
+def statistics(base: str, examples: str, text=None, tokenizer=None, max_length=None, device="cpu", trusted=False):
     """What a router is to know of the inputs in a file."""
     from dts.evaluate.data import read
 
@@ -86,7 +99,7 @@ def statistics(base: str, examples: str, text=None, tokenizer=None, max_length=N
         from dts.evaluate.route import statistics_of
     except ImportError as error:
         raise ImportError("dts route runs models of transformers: pip install 'dts-merge[hf]'") from error
-    made = statistics_of(base, found, tokenizer=tokenizer, longest=max_length, device=device)
+    made = statistics_of(base, found, tokenizer=tokenizer, longest=max_length, device=device, trusted=trusted)
     _few(made.examples, examples)
     return made
 

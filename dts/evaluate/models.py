@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 import dts
+from dts.adapter.folder import CONFIG
 from dts.adapter.tokenizer import VOCABULARY, has_tokenizer
 from dts.checkpoint import Checkpoint, open_checkpoint
 from dts.checkpoint.part import only_part
-from dts.integrations.transformers import class_and_config
+from dts.integrations.transformers import class_and_config, config_of
 
 TEXT, IMAGES, LANGUAGE = "text classification", "image classification", "language model"
 ENDINGS = {
@@ -103,6 +104,20 @@ def finetuned_model(checkpoint: Checkpoint, kind: str, dtype: torch.dtype, devic
         return cls.from_pretrained(checkpoint.folder, dtype=dtype, **options).eval().to(device)
 
 
+def without_head(checkpoint: Checkpoint, device: str, trusted: bool = False) -> Any:
+    """A base as transformers builds it, in eval mode; one with code of its own that names no class without a head as
+    its config has it.  trusted: that code may run."""
+    import transformers
+
+    assert checkpoint.folder is not None  # `opened` has it
+    config, cls = config_of(checkpoint.folder, trusted, {}), transformers.AutoModel
+    if "AutoModel" not in (getattr(config, "auto_map", None) or {"AutoModel"}):
+        cls, config = class_and_config(checkpoint.folder, [], {"trust_remote_code": trusted})
+    with quiet():
+        found = cls.from_pretrained(checkpoint.folder, config=config, trust_remote_code=trusted)
+        return found.eval().to(device)
+
+
 def served(
     base: Checkpoint, adapters: list[dts.Adapter], dtype: torch.dtype, device: str, trusted: bool = False
 ) -> dts.DTSModel:
@@ -116,6 +131,11 @@ def served(
         return model.to(device)
 
 
+def may_run(place: str | Path, trusted: bool) -> bool:
+    """Whether code that these files name may run: never an adapter's, which has none of its own and may name any."""
+    return trusted and not (Path(place) / CONFIG).exists()
+
+
 def tokenizer_of(*places: Any, trusted: bool = False) -> Any:
     """The first that there is.  Raises ValueError that says where it was looked for."""
     from transformers import AutoTokenizer
@@ -126,7 +146,7 @@ def tokenizer_of(*places: Any, trusted: bool = False) -> Any:
             reasons.append(f"{place}: no {' or '.join(VOCABULARY)}")
             continue
         try:
-            return AutoTokenizer.from_pretrained(place, trust_remote_code=trusted)
+            return AutoTokenizer.from_pretrained(place, trust_remote_code=may_run(place, trusted))
         except (OSError, ValueError, KeyError, ImportError) as error:
             reasons.append(f"{place}: {str(error).splitlines()[0]}")
     raise ValueError(

@@ -24,20 +24,18 @@ def statistics_of(
     tokenizer: str | Path | None = None,
     longest: int | None = None,
     device: str = "cpu",
+    trusted: bool = False,
 ) -> InputStatistics:
     """Of the examples of one task, as its base sees them.
 
     base: folder or hub id;  tokenizer: folder of the task's own, or of its image processor, by default the base's;
-    longest: tokens of a text.  Only the first layers run, but the whole base is loaded.
+    longest: tokens of a text;  trusted: code of the base's own may run (``trust_remote_code``).
+    Only the first layers run, but the whole base is loaded.
     Raises ValueError that says what does not fit.
     """
-    from transformers import AutoModel
-
     checkpoint = models.opened(base, "base")
-    assert checkpoint.folder is not None  # `opened` refuses others
-    with models.quiet():
-        model = AutoModel.from_pretrained(checkpoint.folder).eval().to(device)
-    batches = _batches(examples, model.config, [tokenizer, checkpoint.folder], longest)
+    model = models.without_head(checkpoint, device, trusted)
+    batches = _batches(examples, model.config, [tokenizer, checkpoint.folder], longest, trusted)
 
     def moved() -> Iterator[dict[str, Tensor]]:
         for batch in batches:
@@ -46,12 +44,13 @@ def statistics_of(
     return input_statistics(model, moved())
 
 
-def _batches(examples: Examples, config, places: list, longest: int | None) -> Batches:
+def _batches(examples: Examples, config, places: list, longest: int | None, trusted: bool) -> Batches:
     """places: where tokenizer and image processor are looked for."""
     if examples.columns.get("text") == "image":
         from transformers import AutoImageProcessor
 
-        processor = AutoImageProcessor.from_pretrained(next(filter(None, places)))
+        place = next(filter(None, places))
+        processor = AutoImageProcessor.from_pretrained(place, trust_remote_code=models.may_run(place, trusted))
         return Batches([{"image": image} for image in examples.inputs], BATCH, None, inputs.pixels_of(processor))
-    rows = inputs.encoded(examples, partial(models.tokenizer_of, *places), config, longest)
+    rows = inputs.encoded(examples, partial(models.tokenizer_of, *places, trusted=trusted), config, longest)
     return Batches(rows, BATCH, getattr(config, "pad_token_id", None))

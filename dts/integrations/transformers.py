@@ -51,8 +51,9 @@ def empty_base(path: str | Path, adapters: Sequence[Adapter], **options: Any) ->
     path, base, options = _which(path, options)
     base.check(adapters)
     cls, config = class_and_config(path, adapters, options)
-    make = getattr(cls, "from_config", None) or cls._from_config
-    kept = ("dtype", "attn_implementation", "trust_remote_code")
+    auto = getattr(cls, "from_config", None)  # which asks about code; a class itself would be given that as its own
+    make = auto or cls._from_config
+    kept = ("dtype", "attn_implementation", *(("trust_remote_code",) if auto else ()))
     with torch.device("meta"):
         model = make(config, **{key: options[key] for key in kept if options.get(key) not in (None, "auto")})
     return model.eval(), base
@@ -78,7 +79,7 @@ def class_and_config(path: str | Path, adapters: Sequence[Adapter], options: Map
     architecture = _architecture(adapters)
     where = {key: options[key] for key in (*HUB, "code_revision", "gguf_file") if options.get(key) is not None}
     trusted = bool(options.get("trust_remote_code"))
-    config = options.get("config") or _config_of(path, trusted, where)
+    config = options.get("config") or config_of(path, trusted, where)
     if options.get("gguf_file") and not config.architectures:
         config.architectures = gguf_architecture(config)
     architecture = architecture or (config.architectures or [None])[0]
@@ -89,7 +90,7 @@ def class_and_config(path: str | Path, adapters: Sequence[Adapter], options: Map
     return cls, config
 
 
-def _config_of(path: str | Path, trusted: bool, where: dict[str, Any]) -> Any:
+def config_of(path: str | Path, trusted: bool, where: dict[str, Any]) -> Any:
     """Without asking on the terminal whether code may run: it may where that was said."""
     import transformers
 

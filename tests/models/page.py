@@ -21,7 +21,7 @@ base a row, the model that `merge_and_unload` leaves and all its tensors, and, w
 two tasks in one batch, greedy and with two beams. A difference above {tolerance} of the dense output's norm fails, and
 so do a task that answers as the base or as the other task, and one no nearer to its fine-tune than the base is.
 
-{total} families work, {failing} do not. Versions: {versions}.
+{total} families work, {failing}. Versions: {versions}.
 
 - **together**: rows of several tasks go through the model in one pass. Modules in brackets run once for each task in
   the batch, on its rows.
@@ -35,7 +35,7 @@ def page(rows: list[Row], found: Found, versions: dict[str, str]) -> str:
     text = _HEAD.format(
         tolerance=f"{TOLERANCE:.5f}",
         total=len(rows) - len(failing),
-        failing=len(failing),
+        failing=f"{len(failing)} {'does' if len(failing) == 1 else 'do'} not",
         versions=", ".join(f"{name} {versions[name]}" for name in dict.fromkeys(row.library for row in rows)),
     )
     for section in dict.fromkeys(row.section for row in rows):

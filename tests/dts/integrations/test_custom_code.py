@@ -58,14 +58,14 @@ class SmallModel(SmallPre):
     def __init__(self, config):
         super().__init__(config)
         self.embed = nn.Embedding(config.vocab_size, config.width)
-        self.block = Block(config.width)
+        self.block = nn.ModuleList([Block(config.width)])
         self.post_init()
 
     def get_input_embeddings(self):
         return self.embed
 
     def forward(self, input_ids, **more):
-        return BaseModelOutput(self.block(self.embed(input_ids)))
+        return BaseModelOutput(self.block[0](self.embed(input_ids)))
 
 
 class SmallForSequenceClassification(SmallPre):
@@ -146,6 +146,50 @@ def test_eval_runs_it_where_that_is_allowed(own):
     assert done.exit_code == 0, done.stderr
     adapter = next(row for row in json.loads(done.stdout)["models"] if row["what"] == "adapter")
     assert adapter["agreement"] == 1 and adapter["kl"] < 1e-4
+
+
+def test_route_runs_the_bases_where_that_is_allowed_and_never_an_adapters(own):
+    from dts.evaluate.models import tokenizer_of
+
+    rows = [{"input_ids": [i % 50, 3, 4 + i]} for i in range(20)]
+    (own / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = ["route", str(own / "adapter"), "--base", str(own / "base"), "--examples", str(own / "data.jsonl")]
+    refused = CliRunner().invoke(app, words)
+    assert refused.exit_code == 2 and "--trust-remote-code" in "".join(refused.stderr.replace("│", "").split())
+    done = CliRunner().invoke(app, [*words, "--trust-remote-code", "--json"])
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["layer"] == "block.0.dense.weight"
+    for place in ("adapter", "base"):
+        (own / place / "tokens.py").write_text(f"raise SystemExit({place!r})")
+        (own / place / "tokenizer.json").write_text("{}")
+        own_code = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["tokens.Own", None]}}
+        (own / place / "tokenizer_config.json").write_text(json.dumps(own_code))
+    with pytest.raises(SystemExit, match="base"):
+        tokenizer_of(own / "adapter", own / "base", trusted=True)
+
+
+def test_plan_and_compress_say_what_it_is_for(own):
+    adapter, base = str(own / "adapter"), str(own / "base")
+    refused = CliRunner().invoke(app, ["plan", base, adapter])
+    assert refused.exit_code == 2 and "--trust-remote-code" in "".join(refused.stderr.replace("│", "").split())
+    done = CliRunner().invoke(app, ["plan", base, adapter, "--trust-remote-code", "--json"])
+    assert done.exit_code == 0, done.stderr
+    assert {"base", "adapter"} <= {row["what"] for row in json.loads(done.stdout)["rows"]}
+    words = [
+        "compress",
+        base,
+        str(own / "tuned"),
+        "-o",
+        str(own / "other"),
+        "--rank-fraction",
+        "1",
+        "--trust-remote-code",
+    ]
+    refused = CliRunner().invoke(app, words)
+    assert refused.exit_code == 2 and "--route-with" in refused.stderr
+    (own / "data.jsonl").write_text("\n".join(json.dumps({"input_ids": [i, 3, 4]}) for i in range(20)))
+    done = CliRunner().invoke(app, [*words, "--route-with", str(own / "data.jsonl")])
+    assert done.exit_code == 0 and dts.Adapter.load(own / "other").inputs.examples == 20, done.stderr
 
 
 def test_serve_runs_it_where_that_is_allowed(own):
