@@ -42,6 +42,8 @@ class LoadedTasks(dict[str, Loaded]):
 
     def mixture(self, selection: Selection) -> Mixture:
         """The slots of a selection, each with its weight."""
+        if isinstance(selection, str) and selection in self:  # a batch asks it of every row at every token
+            return {self[selection].slot: 1.0}
         names = names_in(selection)
         self.check(names)
         weights = selection if isinstance(selection, Mapping) else dict.fromkeys(names, 1.0)

@@ -49,6 +49,10 @@ class Running:
         """Tokens that are not read yet: 1 where only the last one is new."""
         return len(self.ids) - self.read
 
+    def tokens(self, most: int) -> int:
+        """Those that the next forward for it has."""
+        return min(self.left, most)
+
 
 class Continuous:
     """The rows that run, for the thread that owns the model.
@@ -63,8 +67,10 @@ class Continuous:
         self.rows: list[Running] = []
         self.together = True  # the model takes rows of several tasks at once
         self.forwards = 0  # run so far
+        self._held = 0  # steps that prompts have waited for others, those of all of them together
         self._cache = RowsCache()
         self._call = Call.of(model.model)
+        model._state.keeping = True  # rows have the same tasks at most tokens
 
     @property
     def tasks(self) -> set[str]:
@@ -99,10 +105,10 @@ class Continuous:
         """One more token for every row that has read its prompt, and more of their prompts for others."""
         self._leave()
         ready = [running for running in self.rows if running.left == 1]
-        prompts = self._prompts([running for running in self.rows if running.left > 1])
-        if prompts:
-            counts = [min(running.left, self.batching.prefill) for running in prompts]
-            self._run(prompts, counts)
+        waiting = [running for running in self.rows if running.left > 1]
+        if waiting and not self._holds(waiting, len(ready)):
+            self._held, prompts = 0, self._prompts(waiting)
+            self._run(prompts, [running.tokens(self.batching.prefill) for running in prompts])
         ready = [running for running in ready if not running.row.done]
         if ready:
             self._run(ready, [1] * len(ready))
@@ -118,14 +124,26 @@ class Continuous:
     # ---- one forward -------------------------------------------------------------------------------------------
 
     def _prompts(self, waiting: list[Running]) -> list[Running]:
-        """Those whose prompts are read next, the oldest first: as many as a forward may have tokens for."""
-        chosen, longest = waiting[:1], min(waiting[0].left, self.batching.prefill) if waiting else 0
-        for running in waiting[1:]:
-            wider = max(longest, min(running.left, self.batching.prefill))
-            if wider * (len(chosen) + 1) > self.batching.prefill:
-                break
-            chosen, longest = [*chosen, running], wider
+        """Those whose prompts are read next: the oldest, and as many as a forward may have tokens for of those that are
+        nearest to it in length, so that little of it is padding."""
+        most = self.batching.prefill
+        first = min(waiting, key=lambda running: running.row.job.arrived)
+        longest = first.tokens(most)
+        chosen = [first]
+        for running in sorted(waiting, key=lambda running: abs(running.tokens(most) - longest)):
+            wider = max(longest, running.tokens(most))
+            if running is not first and wider * (len(chosen) + 1) <= most:
+                chosen, longest = [*chosen, running], wider
         return chosen
+
+    def _holds(self, waiting: list[Running], ready: int) -> bool:
+        """Whether prompts wait for more of them: a forward for one takes about as long as for several, and those that
+        run wait for it meanwhile.  Not longer in sum than it would hold these up by half a forward each; nor where it
+        is full anyway, nor of a prompt that has begun."""
+        if any(running.read for running in waiting) or sum(one.left for one in waiting) >= self.batching.prefill:
+            return False
+        self._held += len(waiting)
+        return 2 * self._held < ready
 
     def _run(self, rows: list[Running], counts: list[int]) -> None:
         """A forward of so many tokens of each row; where it fails, each row has one of its own: none harms another."""

@@ -33,7 +33,7 @@ class RowsCache(Cache):
         self._starts: list[int] = []
         self._count = self._width = 0
         self.used: tuple[int, int] | None = None  # lines and places that tensors keep where they grow, None: all
-        self._where: tuple[Tensor, Tensor] | None = None
+        self._where: dict[tuple[int, int, torch.device], Tensor] = {}
         self._seen: set[int] | None = set()  # layers of this forward; None: a copy, that may see the same again
 
     @property
@@ -46,7 +46,7 @@ class RowsCache(Cache):
         self._lines, self._starts, self._count, self._width = list(lines), list(starts), count, width
         first, last = self._lines[0], self._lines[-1]
         self._index = slice(first, last + 1) if self._lines == list(range(first, last + 1)) else self._lines
-        self._where, self._seen = None, None if self._seen is None else set()
+        self._where, self._seen = {}, None if self._seen is None else set()
         for layer in range(len(self._keys)):
             self._fit(layer)
 
@@ -71,10 +71,10 @@ class RowsCache(Cache):
             self._keys[layer_idx] = _empty(key_states)
             self._values[layer_idx] = _empty(value_states)
             self._fit(layer_idx)
-        lines, places = self._written(key_states.device)
         found = []
         for kept, new in ((self._keys[layer_idx], key_states), (self._values[layer_idx], value_states)):
-            kept[lines, :, places] = new.transpose(1, 2).to(kept.dtype)
+            rows, own = kept.view(-1, kept.shape[3]), new.reshape(-1, new.shape[3]).to(kept.dtype)
+            rows.index_copy_(0, self._written(kept), own)
             found.append(kept[self._index, :, : self._width])
         return found[0], found[1]
 
@@ -135,13 +135,15 @@ class RowsCache(Cache):
             grown[:keep_lines, :, :keep_places] = kept[layer][:keep_lines, :, :keep_places]
             kept[layer] = grown
 
-    def _written(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Lines [rows, 1] and places [rows, count] that the next forward writes to."""
-        if self._where is None or self._where[0].device != device:
-            lines = torch.tensor(self._lines, device=device)[:, None]
-            places = torch.tensor(self._starts, device=device)[:, None] + torch.arange(self._count, device=device)
-            self._where = lines, places
-        return self._where
+    def _written(self, kept: Tensor) -> Tensor:
+        """Which rows of [lines * heads * places, size] the next forward writes to: its rows, heads and tokens, flat."""
+        _, heads, places, _ = kept.shape
+        where = self._where.get((heads, places, kept.device))
+        if where is None:  # one for all layers that are alike
+            lines, starts = (torch.tensor(own)[:, None, None] for own in (self._lines, self._starts))
+            own = (lines * heads + torch.arange(heads)[:, None]) * places + starts + torch.arange(self._count)
+            where = self._where[heads, places, kept.device] = own.flatten().to(kept.device)
+        return where
 
 
 def _empty(like: Tensor) -> Tensor:

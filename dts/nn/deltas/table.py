@@ -10,22 +10,25 @@ from torch import Tensor
 
 from dts.nn.deltas.held import Held, as_op, in_program
 from dts.nn.deltas.per_task import per_task_product
-from dts.nn.routing import beside
+from dts.nn.routing import KeptRouting, beside
 from dts_kernels import Routing
 from dts_kernels.bank import EAGER
 from dts_kernels.ops import direct, task_rows
+
+KEPT = 1 << 16  # numbers of a table that stay with a routing, at most
 
 
 class Table(Held):
     """Raw tensors of the tasks that have one, stacked by slot; sizes of dim 0 may differ, shorter ones end in zeros.
 
     stays: it stays filled when its last tensor goes, all zeros then: a program that adds it needs not be another one.
-    filled: whether some task has one;  longest: the largest size of dim 0;  size: that of a row of the stack
+    filled: whether some task has one;  longest: the largest size of dim 0;  size: that of a row of the stack;  version:
+    another one whenever a tensor came or went
     """
 
     def __init__(self, device: torch.device | str = "cpu", stays: bool = False):
         super().__init__()
-        self.stays, self.filled = stays, False
+        self.stays, self.filled, self.version = stays, False, 0
         self.size: tuple[int, ...] = ()
         self.device = torch.device(device)
         self.tensors: dict[int, Tensor] = {}
@@ -55,6 +58,7 @@ class Table(Held):
     def _refresh(self) -> None:
         """Make the stack again; beyond EAGER tasks on the CPU when first needed, see `Bank`."""
         self._wide = self._stack = self._length = None
+        self.version += 1
         self.filled = bool(self.tensors) or self.stays and self.filled
         self.longest = max((t.shape[0] if t.dim() else 1 for t in self.tensors.values()), default=0)
         first = next(iter(self.tensors.values()), None)
@@ -106,7 +110,21 @@ class Table(Held):
         return self._rows_here(routing, dtype) if self._here(routing) else task_rows(self.stack, routing, dtype)
 
     def _rows_here(self, routing: Routing, dtype: torch.dtype) -> Tensor:
-        """On a CPU, where a norm takes less time than what `task_rows` does: the row of one task, as it lies there."""
+        """On a CPU, where a norm takes less time than what `task_rows` does: once for a routing that is kept."""
+        if not isinstance(routing, KeptRouting):
+            return self._gathered(routing, dtype)
+        version, rows = routing.made.get((self, dtype), (None, None))
+        if rows is None or version != self.version:
+            with torch.inference_mode(False):  # whoever is next may need gradients beside it
+                rows = self._gathered(routing, dtype)
+            if rows.numel() <= KEPT:
+                routing.made[self, dtype] = self.version, rows
+        return rows
+
+    def _gathered(self, routing: Routing, dtype: torch.dtype) -> Tensor:
+        """The row of one task as it lies there, else `task_rows`."""
+        if routing.slots.shape[0] > 1:
+            return task_rows(self.stack, routing, dtype)
         slots, weights = routing.slots[0].tolist(), routing.weights[0].tolist()
         used = [(s, w) for s, w in zip(slots, weights) if s in self.tensors]
         if len(used) != 1:
@@ -131,9 +149,10 @@ class Table(Held):
         return self.added_to(base, routing)
 
     def _here(self, routing: Routing) -> bool:
-        """Whether a routing of one row may be read on the host."""
+        """Whether a routing of one row, or one that is kept, may be read on the host."""
         slots = routing.slots
-        return slots.shape[0] == 1 and slots.is_cpu and direct(slots, routing.weights, self.stack)
+        once = slots.shape[0] == 1 or isinstance(routing, KeptRouting)
+        return once and slots.is_cpu and direct(slots, routing.weights, self.stack)
 
     def lengths(self, routing: Routing) -> Tensor:
         """int64 [R]: rows of the tensor for each row of the routing, 0 where its tasks have none."""

@@ -11,7 +11,7 @@ import copyreg
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any, ClassVar, NoReturn, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,12 @@ class Layer(nn.Module):
     dts_one_input = True  # its forward takes one tensor
     dts_splits = False  # runs where its parameters are DTensors, see `dts.nn.parallel`
     dts_reads: tuple[str, ...] = ()  # children whose weight it reads past their forward, and whose deltas it must know
+    dts_before: ClassVar[type[nn.Module]]  # the class behind this one, looked for once: norms ask at every token
     dts: LayerDeltas
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.dts_before = next(c for c in cls.__mro__ if issubclass(c, nn.Module) and not issubclass(c, Layer))
 
     @classmethod
     def supports(cls, module: nn.Module, pieces: dict[str, list[Piece]]) -> bool:
@@ -293,9 +298,8 @@ def release(module: nn.Module) -> nn.Module:
 
 def base_class(module: nn.Module) -> type[nn.Module]:
     """The class a module has, or had before `adopt`."""
-    if not isinstance(module, Layer):
-        return type(module)
-    return next(c for c in type(module).__mro__ if issubclass(c, nn.Module) and not issubclass(c, Layer))
+    kind = type(module)
+    return kind.dts_before if issubclass(kind, Layer) else kind
 
 
 def standalone(module: nn.Module, layer: type[L]) -> L:

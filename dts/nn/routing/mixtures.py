@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from dts_kernels import Routing
 
 Mixture = dict[int, float]  # slot -> gamma; empty is the base
+
+
+@dataclass(frozen=True)
+class KeptRouting(Routing):
+    """A routing that nobody writes into and that calls come back to.  made: what tables made of it, by themselves and a
+    dtype, each with the `Table.version` that it is of."""
+
+    made: dict[Any, tuple[int, Tensor]] = field(default_factory=dict, repr=False, compare=False)
 
 
 def routing_of(mixtures: list[Mixture], places: int, device: torch.device | str) -> Routing:

@@ -14,7 +14,7 @@ from dts.nn.routing.current import Current, backward_here, call_here, calls, tra
 from dts.nn.routing.gate import Gate
 from dts.nn.routing.history import History
 from dts.nn.routing.kept import KeptRoutings
-from dts.nn.routing.mixtures import Mixture, routing_of
+from dts.nn.routing.mixtures import KeptRouting, Mixture, routing_of
 from dts_kernels import Routing
 
 
@@ -30,7 +30,9 @@ class RoutingState:
     A backward pass that runs parts of a forward again (gradient checkpointing) uses the routing of that forward, see
     `History`.
 
-    compiled: some layer was traced;  watch: names of layers that acted, while somebody asks for them.
+    compiled: some layer was traced;  watch: names of layers that acted, while somebody asks for them;  keeping: the
+    routing of the last call with tasks of its own, and what layers made of it, stay for the next: for one thread that
+    calls again and again with the same.
     """
 
     def __init__(self, device: torch.device | str = "cpu"):
@@ -40,12 +42,14 @@ class RoutingState:
         self.compiled = self.warned = False
         self.watch: set[str] | None = None
         self._open: list[Current] = []
+        self.keeping = False
+        self._last: tuple[Any, KeptRouting] | None = None  # and what it is of
         self._gate, self._history = Gate(), History()
         self._freeze()
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles have no calls under way."""
-        return vars(self) | {"_open": [], "traced": self.chosen}
+        return vars(self) | {"_open": [], "traced": self.chosen, "_last": None}
 
     # ---- reading -----------------------------------------------------------------------------------------------
 
@@ -155,9 +159,18 @@ class RoutingState:
         options.setdefault("probing", near.probing)
         options.setdefault("seen", near.seen)
         options.setdefault("padded", near.padded)
-        routing = routing_of(mixtures, places, self.device)
-        with self._within(Current(self, routing, mixtures, missing or {}, **options)):
+        with self._within(Current(self, self._routing(mixtures, places), mixtures, missing or {}, **options)):
             yield
+
+    def _routing(self, mixtures: list[Mixture], places: int) -> Routing:
+        """`routing_of`; where they are kept the same one again for the same mixtures."""
+        if not self.keeping:
+            return routing_of(mixtures, places, self.device)
+        kind = places, self.device, [tuple(mixture.items()) for mixture in mixtures]
+        if self._last is None or self._last[0] != kind:
+            made = routing_of(mixtures, places, self.device)
+            self._last = kind, KeptRouting(made.slots, made.weights)
+        return self._last[1]
 
     def counting(self) -> Current:
         """What a call without tasks of its own uses, if it begins now."""

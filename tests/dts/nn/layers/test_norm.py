@@ -100,3 +100,51 @@ def test_rows_go_through_a_norm_at_once_where_that_gives_the_same_bits(name, sha
         wanted.append(one(x[2 * row : 2 * row + 2]))
     assert y.dtype == wanted[0].dtype and torch.equal(y, torch.cat(wanted))
     assert list(layer.dts.at_once.values()) == [name in ("Gained", "RMSNorm", "RMSNorm, own eps")]
+
+
+def test_what_a_norm_keeps_of_a_routing_follows_what_is_in_its_slots(maker):
+    """Of calls one after the other with the same tasks; another adapter in a slot, and a switch in the same tensors."""
+    layer = gained()
+    x, state = maker.randn(4, 6, dtype=torch.float32), layer.dts.state
+    state.keeping = True
+
+    def expected(*deltas):
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * (1 + torch.stack(deltas))
+
+    first, second, other = (maker.randn(6, dtype=torch.float32) for _ in range(3))
+    rows = [{0: 1.0}, {1: 1.0}, {0: 0.5, 1: 0.25}, {}]
+    for own in ((first, second), (other, second)):
+        for slot, delta in enumerate(own):
+            layer.load(slot, {"weight": [Piece("raw", delta)]})
+        wanted = expected(*own, 0.5 * own[0] + 0.25 * own[1], torch.zeros(6))
+        for _ in range(2):
+            with state.using(rows):
+                torch.testing.assert_close(layer(x), wanted)
+    for mixtures in ([{0: 1.0}, {1: 1.0}, {}, {}], [{}, {0: 1.0}, {1: 1.0}, {}]):  # the same tensors, written in place
+        state.set(mixtures)
+        deltas = [other if 0 in one else second if 1 in one else torch.zeros(6) for one in mixtures]
+        torch.testing.assert_close(layer(x), expected(*deltas))
+    for mixture, delta in (({0: 1.0}, other), ({1: 1.0}, second), ({1: 0.5}, 0.5 * second)):
+        state.set([mixture])
+        torch.testing.assert_close(layer(x), expected(*[delta] * 4))
+    layer.remove(0)
+    with state.using(rows):
+        assert layer.dts.state.routing.made  # it is kept
+        torch.testing.assert_close(layer(x)[0], expected(*[torch.zeros(6)] * 4)[0])
+
+
+def gained():
+    return standalone(Gained(6), DTSNorm)
+
+
+def test_gradients_reach_the_input_after_a_call_without_them(maker):
+    layer = gained()
+    layer.dts.state.keeping = True
+    layer.load(0, {"weight": [Piece("raw", maker.randn(6, dtype=torch.float32))]})
+    x = maker.randn(2, 6, dtype=torch.float32)
+    with layer.dts.state.using([{0: 1.0}, {}]):
+        with torch.inference_mode():
+            layer(x.clone())
+        x.requires_grad_(True)
+        layer(x).sum().backward()
+    assert x.grad is not None and x.grad.abs().sum() > 0
