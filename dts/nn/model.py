@@ -30,6 +30,7 @@ from dts.nn.loaded import Loaded, LoadedTasks
 from dts.nn.loading import by_module, put, take_out, without_effect
 from dts.nn.merge import merge
 from dts.nn.once_a_task import run_once_a_task
+from dts.nn.parallel.agreed import agreed
 from dts.nn.parallel.sharded import refuse_parallel
 from dts.nn.predictions import Prediction, predicted
 from dts.nn.prompts import generate_batch
@@ -566,13 +567,14 @@ class DTSModel(nn.Module):
 
         Costs a pass to the first block's inputs, and before the first answer one more on inputs of no meaning that are
         made from ``batch``.  floor: rows whose confidence is below it get None, the base.
-        The answer stays in ``choice``.  Tasks loaded from bare entries cannot be chosen from.
+        The answer stays in ``choice``.  Tasks loaded from bare entries cannot be chosen from.  Of a model that is split
+        over processes the first one's choice holds in all of them.
         """
         self._refuse_on_disk('tasks="auto"')
         inputs = _tensors(batch)
         if self._router is None:
             self._router = make_router(self, self._adapters(), inputs)
-        self.choice = self._router.route(self, inputs, floor)
+        self.choice = agreed(self._router.route(self, inputs, floor), self.model)
         return self.choice
 
     def calibrate_tasks(self, batch: Mapping[str, Any]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -93,6 +95,7 @@ def missing() -> str:
 def problems(options: Options, listens: bool = True) -> list[str]:
     """A line for each thing that keeps a server from starting.  listens: at its own port."""
     wrong = [absent] if (absent := missing()) else []
+    wrong += _of_processes(os.environ)
     wrong += _of_base(options)
     wrong += _of_adapters(options)
     keys: dict[str, list[str]] = {}
@@ -116,6 +119,18 @@ def problems(options: Options, listens: bool = True) -> list[str]:
     if listens and (taken := _cannot_bind(options.host, options.port)):
         wrong.append(f"--host {options.host} --port {options.port}: {taken}")
     return wrong
+
+
+def _of_processes(environment: Mapping[str, str]) -> list[str]:
+    """What torchrun and other launchers say by the environment: this process is one of several."""
+    rank, count = environment.get("RANK", ""), environment.get("WORLD_SIZE", "")
+    if not (rank.isdecimal() and count.isdecimal() and int(count) > 1):
+        return []
+    return [
+        f"this is one of {count} processes (RANK={rank}, WORLD_SIZE={count}, as torchrun sets them), and a server is one: "
+        f"start it without torchrun.  A base that no device holds is vLLM's (--tensor-parallel-size {count}, tasks packed), "
+        "and replicas of one that a device holds are Ray's (serve run dts.ray.app:app)"
+    ]
 
 
 def _of_base(options: Options) -> list[str]:

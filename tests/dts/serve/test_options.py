@@ -16,3 +16,14 @@ def test_a_missing_library_is_named_with_what_else_is_wrong(monkeypatch, tmp_pat
 def test_keys_are_lines_without_remarks(tmp_path):
     (tmp_path / "keys").write_text("# who\n\n  one key  \nanother\n")
     assert options.keys_of(tmp_path / "keys") == ["one key", "another"] and options.keys_of(None) == []
+
+
+def test_several_processes_are_refused_with_what_to_do(monkeypatch, tmp_path):
+    """As torchrun starts them: each would open the port, and none would follow another's calls."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    wrong = problems(Options("/nowhere", Path("/nowhere")), listens=False)
+    assert wrong[0].startswith("this is one of 2 processes (RANK=1, WORLD_SIZE=2") and len(wrong) == 3
+    assert "--tensor-parallel-size 2" in wrong[0] and "dts.ray.app:app" in wrong[0]
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert len(problems(Options("/nowhere", Path("/nowhere")), listens=False)) == 2

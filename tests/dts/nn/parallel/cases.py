@@ -23,6 +23,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 import dts
+from dts.unseen.choice import choose
 from dts_kernels.dispatch import exact_products
 from tests.dts.nn.coded import InBytes
 from tests.dts.nn.conftest import Maker
@@ -223,6 +224,41 @@ def chosen(folder: Path, other: Path) -> list[Any]:
         for name, adapter in tasks.items():
             model.load_task(name, adapter)
     return [model.choose_tasks({"input_ids": ids()}).tasks for model in models]
+
+
+class Rounding:
+    """Of tasks that are near-duplicates each process has another one for the best, by what its sums rounded to."""
+
+    def __init__(self, router: Any):
+        self.router = router
+
+    def route(self, model: Any, batch: Any, floor: float = 0.0) -> Any:
+        choice = self.router.route(model, batch, floor)
+        best = (torch.distributed.get_rank() + torch.arange(len(choice.scores))) % 2
+        choice.scores[:] = choice.scores.mean()
+        choice.scores[range(len(best)), best] += 1e-6
+        return choose(choice.scores, choice.names, floor)
+
+
+def near_duplicates(folder: Path) -> dict[str, Any]:
+    """What a process of a split model takes where it would itself choose otherwise than another, and what one takes of
+    a model whose every process has rows of its own."""
+    config = transformers.distributed.DistributedConfig(tp_plan="auto")
+    tasks = {name: folder / "a" for name in ("a", "same")}
+    split = dts.DTSModel.from_pretrained(folder / "base", tasks, distributed_config=config)
+    apart = dts.DTSModel.from_pretrained(folder / "base", tasks)
+    shard_all(apart.model)
+    found: dict[str, Any] = {}
+    batch = {"input_ids": ids()}
+    for name, model in (("split", split), ("apart", apart)):
+        own = model.choose_tasks(batch).tasks  # the router is made
+        assert set(own) <= set(tasks)
+        model._router = Rounding(model._router)
+        found[name] = model.choose_tasks(batch).tasks
+    with torch.no_grad():
+        found["answers"] = split(**batch, tasks="auto").logits, split(**batch, tasks=found["split"]).logits
+    found["own"] = Rounding(split._router.router).route(split, batch).tasks
+    return found
 
 
 # ---- other splits --------------------------------------------------------------------------------------------------

@@ -50,6 +50,15 @@ def test_rows_choose_their_tasks_as_in_one_process(two, folder, tmp_path):
         assert one == planned == styled
 
 
+def test_near_duplicates_are_one_choice_for_all_processes_of_a_split_model(two, folder):
+    first, second = two(cases.near_duplicates, folder)
+    assert first["own"] != second["own"] and first["split"] == second["split"] == first["own"]
+    for found in (first, second):
+        auto, named = found["answers"]
+        assert torch.equal(auto, named)
+    assert first["apart"] != second["apart"]  # rows of its own, and its own choice
+
+
 def test_ids_that_do_not_divide_in_a_table_that_a_head_is_tied_to(two):
     for found in two(cases.uneven):
         equal(found["far"])
