@@ -127,9 +127,9 @@ def _of_processes(environment: Mapping[str, str]) -> list[str]:
     if not (rank.isdecimal() and count.isdecimal() and int(count) > 1):
         return []
     return [
-        f"this is one of {count} processes (RANK={rank}, WORLD_SIZE={count}, as torchrun sets them), and a server is one: "
-        f"start it without torchrun.  A base that no device holds is vLLM's (--tensor-parallel-size {count}, tasks packed), "
-        "and replicas of one that a device holds are Ray's (serve run dts.ray.app:app)"
+        f"this is one of {count} processes (RANK={rank}, WORLD_SIZE={count}, as of torchrun), and a server is one: "
+        "start it without torchrun.  A base that no device holds is vLLM's (DTS_VLLM_MODE=packed, "
+        f"--tensor-parallel-size {count}); replicas of one that a device holds are Ray's (serve run dts.ray.app:app)"
     ]
 
 

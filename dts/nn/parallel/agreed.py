@@ -32,10 +32,10 @@ def agreed(choice: Choice, model: nn.Module) -> Choice:
 
 
 def _split_over(model: nn.Module) -> Any:
-    """The processes that the model is split over, as a mesh of one dimension; None where it is not."""
-    whole = gathered(model)
+    """The processes that the model is split over, as a mesh of one dimension, the only one that tasks are loaded on;
+    None where it is not."""
+    whole, found = gathered(model), list[Any]()
     for module in model.modules():
-        parameters: list[Any] = [] if id(module) in whole else list(module._parameters.values())
-        if (found := next((one for one in parameters if is_distributed(one)), None)) is not None:
-            return found.device_mesh
-    return None
+        if id(module) not in whole:
+            found += [one for one in module._parameters.values() if is_distributed(one)]
+    return next((one.device_mesh for one in found if one.device_mesh.ndim == 1), None)

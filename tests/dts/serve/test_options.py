@@ -24,6 +24,6 @@ def test_several_processes_are_refused_with_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "2")
     wrong = problems(Options("/nowhere", Path("/nowhere")), listens=False)
     assert wrong[0].startswith("this is one of 2 processes (RANK=1, WORLD_SIZE=2") and len(wrong) == 3
-    assert "--tensor-parallel-size 2" in wrong[0] and "dts.ray.app:app" in wrong[0]
+    assert "DTS_VLLM_MODE=packed, --tensor-parallel-size 2" in wrong[0] and "dts.ray.app:app" in wrong[0]
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert len(problems(Options("/nowhere", Path("/nowhere")), listens=False)) == 2
