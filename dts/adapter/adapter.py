@@ -21,6 +21,7 @@ from dts.adapter.truncate import truncated
 from dts.adapter.verify import Report, verify
 from dts.checkpoint import open_checkpoint
 from dts.codec.methods import LOSSLESS
+from dts.files import expanded
 
 
 def alone(adapter: Adapter) -> Adapter:
@@ -104,7 +105,7 @@ class Adapter:
         verify: compare all digests, so that no altered bit goes unnoticed; False where that was done before.
         Raises AdapterError naming all that is missing, altered, out of range or of the wrong kind.
         """
-        folder = Path(path)
+        folder = expanded(path)
         config, entries = read_folder(folder, verify)
         adapter = cls.of(config, entries, folder, {name: folder / name for name in config["files"]})
         adapter.inputs = read_route(folder, config.get("sha256"), verify)
@@ -139,7 +140,7 @@ class Adapter:
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Writes the folder, whole or not at all."""
-        return write_folder(self, Path(path), overwrite)
+        return write_folder(self, expanded(path), overwrite)
 
     def on(self, base, check: bool = True):
         """The reconstructed fine-tune as a `Checkpoint` whose tensors are made when they are loaded.

@@ -23,7 +23,7 @@ from dts.checkpoint.folder import stem_of
 from dts.checkpoint.pairing import swap_prefix
 from dts.checkpoint.safetensors_file import Layout
 from dts.checkpoint.sentence import MODULES
-from dts.files import Watch, building, check_place
+from dts.files import Watch, building, check_place, expanded, real
 
 if TYPE_CHECKING:
     from dts.adapter.adapter import Adapter
@@ -195,7 +195,7 @@ def write_checkpoint(
     overwrite: replace a model at ``out`` once the new one is whole; what is not a model's folder is never replaced.
     progress(done, total, name) in bytes.
     """
-    watch, out = Watch(base, adapter.folder), Path(out)
+    watch, out = Watch(base, adapter.folder), expanded(out)
     base = base_of(adapter, base)
     check_files(adapter)
     model = adapter.on(base)
@@ -223,10 +223,10 @@ def write_checkpoint(
 
 def check_target(out: Path, base: Checkpoint, adapter: Adapter, overwrite: bool) -> None:
     """Raises FileExistsError unless ``out`` may become the model's folder, whatever it holds being deleted then."""
-    target, file = out.resolve(), Path(base.source)
+    target, file = real(out), Path(base.source)
     sources = {"base": base.folder or (file if file.is_file() else None), "adapter": adapter.folder}
     for what, source in sources.items():
-        source = source and source.resolve()
+        source = source and real(source)
         if source and (target == source or target in source.parents or source in target.parents):
             raise FileExistsError(f"{out} is, holds or lies in the {what} itself, {source}: choose another folder")
     check_place(out, overwrite, "a model", _is_model)

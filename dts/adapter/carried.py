@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from dts.adapter.digests import file_digest
 from dts.adapter.entries import AdapterError
 from dts.adapter.tokenizer import SUFFIXES, TEXT_FILES
+from dts.files import real
 from dts.values import line
 
 if TYPE_CHECKING:
@@ -83,6 +84,6 @@ def copy_files(adapter: Adapter, folder: Path) -> None:
 
 def within(folder: Path, path: Path) -> bool:
     """Does a file lie in the folder, links followed?  Those of a hub's cache lead to its own store."""
-    folder, path = folder.resolve(), path.resolve()
+    folder, path = real(folder), real(path)
     stores = [folder] + [folder.parent.parent / "blobs"] * (folder.parent.name == "snapshots")
     return path.parent in stores

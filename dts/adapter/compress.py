@@ -21,7 +21,7 @@ from dts.checkpoint.fitted import fitted
 from dts.checkpoint.part import lost_note
 from dts.codec import Unencodable
 from dts.codec.frames import zstd
-from dts.files import Changed, Watch, building, check_free
+from dts.files import Changed, Watch, building, check_free, expanded
 from dts.warn import warn
 
 LEFT = 0.5  # *measured*: MiniLM over int4, .94 of the difference left is worse than no repair, .18 three times as close
@@ -120,7 +120,7 @@ def compress(
         vocabulary=vocabulary,
         inputs=inputs,
     )
-    return _compressed(base, finetuned, None if out is None else Path(out), options, progress)
+    return _compressed(base, finetuned, None if out is None else expanded(out), options, progress)
 
 
 def _compressed(base, finetuned, out: Path | None, options: Options, progress: Progress | None) -> Adapter:

@@ -13,6 +13,7 @@ from dts.adapter.options import Options
 from dts.adapter.text import dtype_name
 from dts.checkpoint import Checkpoint, Pairing, fingerprint
 from dts.checkpoint.files import split_state
+from dts.files import real
 
 
 def config_of(
@@ -87,7 +88,7 @@ def _source_name(checkpoint: Checkpoint) -> str:
     path = Path(split_state(checkpoint.source)[0])
     if cached := re.search(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/[0-9a-f]+(/.+)?$", path.absolute().as_posix()):
         return f"{cached[1]}/{cached[2]}{cached[3] or ''}"
-    return checkpoint.source if checkpoint.revision or not path.exists() else path.resolve().name
+    return checkpoint.source if checkpoint.revision or not path.exists() else real(path).name
 
 
 def _class_names(config: dict | None) -> list[str] | None:

@@ -13,6 +13,7 @@ from dts.checkpoint.errors import AGAIN, CheckpointError
 from dts.checkpoint.foreign import foreign, is_safetensors
 from dts.checkpoint.safetensors_file import Damaged, SafetensorsFile
 from dts.checkpoint.state import from_tensors
+from dts.files import expanded
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})(.*)\.(safetensors|bin)")
@@ -52,7 +53,7 @@ def from_file(path: Path, select: str | None = None, shard: bool = False) -> Che
 def split_state(source: str) -> tuple[str, str | None]:
     """``file#state`` -> its two parts; anything else, a file with # in its name among them, stays as it is."""
     file, at, state = source.rpartition("#")
-    if at and state and Path(file).expanduser().is_file() and not Path(source).expanduser().exists():
+    if at and state and expanded(file).is_file() and not expanded(source).exists():
         return file, state
     return source, None
 

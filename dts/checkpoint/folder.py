@@ -12,6 +12,7 @@ from dts.checkpoint.index import from_index
 from dts.checkpoint.json_file import json_object, read_config
 from dts.checkpoint.kinds import MERGE, WEIGHTS
 from dts.checkpoint.trainer import checkpoints
+from dts.sites.diffusers import class_name
 from dts.warn import warn
 
 DIFFUSERS = "diffusion_pytorch_model"
@@ -21,6 +22,7 @@ WEIGHT_FILES = tuple(  # each behind it the index of its shards
     for end in ("", ".index.json")
 )
 STEMS = ("model", "pytorch_model", DIFFUSERS)  # of shards
+VARIANT = re.compile(rf"(?:{'|'.join(STEMS)})\.(?:(?:safetensors|bin)\.index\.)?(\w+)\.(?:safetensors|bin|json)")
 # what trainers, and other programs in their own format, write beside the weights
 BESIDE = re.compile(
     r"(optimizer|scheduler|scaler|rng_state|random_states|training_args|trainer_state|sampler|"
@@ -36,6 +38,12 @@ def weight_files(variant: str | None = None) -> list[str]:
     if not variant:
         return list(WEIGHT_FILES)
     return [f"{stem}.{variant}.{end}" for stem, _, end in (name.rpartition(".") for name in WEIGHT_FILES)]
+
+
+def variants(folder: Path) -> list[str]:
+    """Those of which a folder has weights by the names that `weight_files` gives them."""
+    found = {match[1] for match in map(VARIANT.fullmatch, (path.name for path in folder.iterdir())) if match}
+    return sorted(one for one in found if any((folder / name).is_file() for name in weight_files(one)))
 
 
 def from_folder(folder: Path, variant: str | None = None) -> Checkpoint:
@@ -54,6 +62,8 @@ def read_weights(folder: Path, variant: str | None = None) -> Checkpoint:
     """The tensors of a folder's own weight files, all others accounted for; without its config."""
     names = weight_files(variant)
     found = [folder / name for name in names if (folder / name).is_file()]
+    if not found and not variant and len(there := variants(folder)) == 1:
+        return read_weights(folder, there[0])  # as a download of that variant alone leaves it
     if not found:
         found = [] if variant else sorted(folder.glob("*.safetensors"))
         if len(found) != 1 or SHARD.fullmatch(found[0].name):
@@ -70,7 +80,7 @@ def read_weights(folder: Path, variant: str | None = None) -> Checkpoint:
 
 def stem_of(config: Mapping | None) -> str:
     """What the library that a ``config.json`` belongs to calls the file of the weights, without its ending."""
-    return DIFFUSERS if config and "_class_name" in config and "model_type" not in config else "model"
+    return "model" if class_name(config) is None else DIFFUSERS
 
 
 def has_weights(folder: Path) -> bool:
@@ -117,6 +127,11 @@ def _nothing(folder: Path, names: list[str]) -> str:
     """Why there is no model in a folder, as well as its files tell, and what there is."""
     files = sorted(path.name for path in folder.iterdir())
     there = some(files, 30) or "nothing"
+    if len(found := variants(folder)) > 1:
+        return (
+            f"{folder} has weights in the variants {some(found)}, and none without: give a folder with one of them, or "
+            f"in Python variant={found[0]!r}"
+        )
     shards = [match for match in map(SHARD.fullmatch, files) if match]
     if shards:
         total = int(shards[0][3])
@@ -133,7 +148,7 @@ def _nothing(folder: Path, names: list[str]) -> str:
         hints.append("it has DeepSpeed's shards: run its zero_to_fp32.py, and give what that writes")
     if any(name.endswith(".distcp") or name.startswith("pytorch_model_fsdp") for name in files):
         hints.append(f"it has FSDP's shards: {ENDINGS['.distcp'][1]}")
-    if not hints and any(re.match(r"optimizer|scheduler|rng_state|trainer_state", name) for name in files):
+    if not hints and any(re.match(r"optimizer|scheduler(?!_config)|rng_state|trainer_state", name) for name in files):
         hints.append(f"it has a trainer's state only: {WEIGHTS}")
     safetensors = [name for name in files if name.endswith(".safetensors")]
     if len(safetensors) > 1:

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from dts.checkpoint.errors import CheckpointError
+from dts.files import expanded
 
 ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 TEXT = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")
@@ -14,7 +15,7 @@ OPTIONS = ("cache_dir", "token", "local_files_only", "force_download", "proxies"
 def split_revision(source: str) -> tuple[str, str | None]:
     """``id@revision`` -> its two parts; anything else, a path with @ in it among them, stays as it is."""
     name, at, revision = source.rpartition("@")
-    if at and revision and ID.fullmatch(split_subfolder(name)[0]) and not Path(source).expanduser().exists():
+    if at and revision and ID.fullmatch(split_subfolder(name)[0]) and not expanded(source).exists():
         return name, revision
     return source, None
 

@@ -16,6 +16,7 @@ from dts.checkpoint.kinds import check_kind
 from dts.checkpoint.sentence import from_modules
 from dts.checkpoint.state import from_module, from_tensors
 from dts.checkpoint.trainer import best_or_last
+from dts.files import expanded
 from dts.warn import warn
 
 
@@ -87,7 +88,7 @@ def _open_dequantised(source, revision: str | None, subfolder: str, variant: str
         checkpoint = from_quantised(source)
         check_kind(checkpoint.source, checkpoint.tensors, None)
         return checkpoint if checkpoint.quantised else open_checkpoint(source)
-    if isinstance(source, str | Path) and (path := Path(source).expanduser() / subfolder).is_file() and is_gguf(path):
+    if isinstance(source, str | Path) and (path := expanded(source) / subfolder).is_file() and is_gguf(path):
         return from_gguf(path)
     stored = _stored(source, revision, subfolder, variant, hub)
     try:
@@ -103,14 +104,14 @@ def _open_dequantised(source, revision: str | None, subfolder: str, variant: str
 
 
 def _from_path(source: str, revision: str | None, subfolder: str, variant: str | None, hub: dict) -> Checkpoint:
-    path = Path(source).expanduser() / subfolder
+    path = expanded(source) / subfolder
     if path.is_dir():
         return _from_folder(path, variant)
     if path.is_file():
         return from_file(path)
     file, select = split_state(source)
     if select is not None:
-        return from_file(Path(file).expanduser(), select)
+        return from_file(expanded(file), select)
     name, stated = split_revision(source)
     if stated and revision and stated != revision:
         raise CheckpointError(f"{source} and revision={revision!r} say the revision twice: keep one")

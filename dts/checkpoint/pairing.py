@@ -17,6 +17,7 @@ from dts.checkpoint.checkpoint import Checkpoint
 from dts.checkpoint.errors import some
 from dts.checkpoint.layers import pattern
 from dts.checkpoint.vocabulary import related, shared_rows
+from dts.sites.diffusers import class_name
 
 OLD_NAMES = {"gamma": "weight", "beta": "bias"}  # of norms in checkpoints first written for TensorFlow
 OTHER_REASONS = 3  # of one kind that have a line each
@@ -167,11 +168,17 @@ def _way(base: Checkpoint, finetuned: Checkpoint, pairing: Pairing) -> str:
             f"The fine-tune's {next(iter(shared))} rows are the base's first ones: --vocabulary shared "
             '(vocabulary="shared") keeps the others as the base has them'
         )
-    kinds = [(model.config or {}).get("architectures") or ["a model without a config"] for model in (base, finetuned)]
+    kinds = [_classes(model.config) or ["a model without a config"] for model in (base, finetuned)]
     return (
         f"The base is {kinds[0][0]}, the fine-tune {kinds[1][0]}: give the very base that it was trained from; its "
         "model card names it, or the _name_or_path in its config.json"
     )
+
+
+def _classes(config: Mapping | None) -> list[str]:
+    """The classes that a config names."""
+    of_diffusers = class_name(config)
+    return (config or {}).get("architectures") or ([of_diffusers] if of_diffusers else [])
 
 
 def _compare(base, finetuned, name: str, base_name: str, in_body: bool, wrong: list[str]) -> Pair:

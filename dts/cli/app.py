@@ -68,6 +68,8 @@ class Verbs(TyperGroup):
             raise
         except Exception as error:
             if hasattr(error, "exit_code"):  # typer's own: Exit, wrong usage
+                if self.json and hasattr(error, "format_message"):
+                    print(json.dumps({"error": error.format_message(), "exit_code": error.exit_code}))
                 raise
             code = BAD_INPUT if isinstance(error, _BAD_INPUT) else UNEXPECTED
             self._report(error, getattr(error, "cli_code", code))
@@ -124,6 +126,8 @@ def main():
     # another program uses a core
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     signal.signal(signal.SIGTERM, _terminated)
+    if hasattr(sys.stdout, "reconfigure"):  # a letter that the terminal's encoding lacks is no reason to stop
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app(prog_name="dts")
     except SystemExit as done:

@@ -4,9 +4,9 @@ import json
 import math
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated, Any, overload
 
 import typer
@@ -25,6 +25,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from dts.files import expanded
 from dts.sizes import bytes_text as bytes_text  # verbs have them from here
 from dts.sizes import parse_bytes as parse_bytes
 from dts.sizes import parse_size as parse_size
@@ -33,7 +34,8 @@ WIDE = 4096  # characters of a line that no terminal shows
 OK, CHECK_FAILED, BAD_INPUT, UNEXPECTED = 0, 1, 2, 3
 
 _STEERING = [*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
-_UNPRINTABLE = dict.fromkeys(_STEERING, "\N{REPLACEMENT CHARACTER}")
+_NO_TEXT = range(0xD800, 0xE000)  # bytes of a name that are no UTF-8, as Python has them, and no output takes them
+_UNPRINTABLE = dict.fromkeys([*_STEERING, *_NO_TEXT], "\N{REPLACEMENT CHARACTER}")
 
 
 def plain(text: str) -> str:
@@ -149,7 +151,7 @@ def at(source: str | None, revision: str | None) -> str | None:
     """``id`` and the revision of an option as ``id@revision``, which `open_checkpoint` takes."""
     if revision is None:
         return source
-    if source is None or Path(source).expanduser().exists():
+    if source is None or expanded(source).exists():
         raise ValueError(f"a revision ({revision}) is of a hub id, and {source or 'no model'} is none")
     return f"{source}@{revision}"
 
@@ -158,7 +160,7 @@ def of_state(source: str, state: str | None) -> str:
     """A file and the state of an option as ``file#state``, which `open_checkpoint` takes."""
     if state is None:
         return source
-    if not Path(source).expanduser().is_file():
+    if not expanded(source).is_file():
         raise ValueError(f"--state {state} is of a .pt or .bin file, and {source} is none: give the file")
     return f"{source}#{state}"
 
@@ -183,14 +185,15 @@ def list_of(text: str | None) -> list[str] | None:
     """``a, b,c`` -> [a, b, c];  ``@file`` -> its lines."""
     if text is None:
         return None
-    items = Path(text[1:]).read_text().splitlines() if text.startswith("@") else text.split(",")
+    items = expanded(text[1:]).read_text("utf-8").splitlines() if text.startswith("@") else text.split(",")
     return [item.strip() for item in items if item.strip()]
 
 
 def emit(result: Any, as_json: bool, show: Callable[[], None]) -> None:
     """The result as JSON (what is no finite number is null: JSON has none), or shown to a person."""
     if as_json:
-        text = json.dumps(finite(result), indent=2, ensure_ascii=False, allow_nan=False)
+        unicode = (sys.stdout.encoding or "").lower().replace("-", "") in ("utf8", "utf16", "utf32")
+        text = json.dumps(finite(result), indent=2, ensure_ascii=not unicode, allow_nan=False)
         print("".join(f"\\u{ord(c):04x}" if ord(c) in _UNPRINTABLE else c for c in text))
     else:
         show()

@@ -276,7 +276,7 @@ def compress(
                 vectors=vectors.value,
                 kind=kind.value,
                 base_is=base_is.value,
-                name=name,
+                name=name or (task if len(finetuned) > 1 else None),
                 class_names=list_of(class_names),
                 description=description,
                 resume=resume,

@@ -30,7 +30,9 @@ def demo(
     except ImportError as error:
         raise ImportError(f"the demo needs {error.name}: pip install 'dts-merge[demo]'") from error
 
-    report = run(data=data, names=list_of(tasks), out=out)
+    from dts.files import expanded
+
+    report = run(data=data and expanded(data), names=list_of(tasks), out=expanded(out))
     emit(report, as_json, lambda: _show(report))
 
 

@@ -34,6 +34,7 @@ def merge(
     as_json: Json = False,
 ):
     """Merge fine-tunes into one model that transformers loads, one tensor at a time."""
+    from dts.files import expanded
     from dts.merge import merge as merge_models
 
     if methods:
@@ -60,7 +61,7 @@ def merge(
         "options": options,
         "base": base,
         "models": finetuned,
-        "bytes": merged if dry_run else sum(file.stat().st_size for file in out.rglob("*.safetensors")),
+        "bytes": merged if dry_run else sum(file.stat().st_size for file in expanded(out).rglob("*.safetensors")),
         "written": not dry_run,
     }
     result["account"] = accounts[0].as_dict() if accounts else None

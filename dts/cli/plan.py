@@ -77,16 +77,17 @@ def plan(
 def found(folders: list[Path]) -> dict[str, Path]:
     """Task -> folder, of adapters and of folders that hold some; raises ValueError for others and for names twice."""
     from dts.adapter.folder import CONFIG
+    from dts.files import expanded, real
 
     tasks: dict[str, Path] = {}
     wrong: list[str] = []
-    for folder in folders:
+    for folder in map(expanded, folders):
         own = [folder] if (folder / CONFIG).is_file() else sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
         if not own:
             wrong.append(f"{folder} is no adapter and holds none")
         for one in own:
-            name = one.resolve().name
-            if name in tasks and tasks[name].resolve() != one.resolve():
+            name = real(one).name
+            if name in tasks and real(tasks[name]) != real(one):
                 wrong.append(f"{tasks[name]} and {one} have one name, {name}")
             tasks[name] = one
     if wrong:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dts.cli.common import at, of_state, parse_fraction, parse_size
+from dts.files import expanded
 
 SIZES = ("budget", "rank_fraction", "target_error")
 WORDS = ("device", "only", "vocabulary")
@@ -48,6 +49,7 @@ def read_recipe(file: Path, out: Path | None = None) -> Recipe:
 
     Raises ValueError that lists all that is wrong with it.
     """
+    file = expanded(file)
     given, wrong = _parsed(file), list[str]()
     _unknown(given, TOP, "", wrong)
     base, entries = given.get("base"), _entries(given.get("finetunes"), wrong)
@@ -87,7 +89,7 @@ def read_recipe(file: Path, out: Path | None = None) -> Recipe:
         wrong.append(f"finetunes: several are named {', '.join(twice)}: give each a name of its own, as in name: other")
     if wrong:
         raise ValueError(f"{file} cannot be followed:\n  " + "\n  ".join(dict.fromkeys(wrong)))
-    folder = Path(target) if out else file.parent / str(target)  # type: ignore[arg-type]
+    folder = expanded(out) if out else file.parent / expanded(str(target))
     jobs = [Job(job.name, job.source, folder / job.name, job.how) for job in jobs]
     return Recipe(_place(file, str(base), given.get("revision"), "", []), folder, jobs)
 
@@ -185,7 +187,7 @@ def _words(entry: dict, place: str, wrong: list[str]) -> dict[str, Any]:
 
 def _place(file: Path, source: str, revision: Any, place: str, wrong: list[str]) -> str:
     """A path beside the file; a hub id as it is, with its revision."""
-    beside = file.parent / Path(source).expanduser()
+    beside = file.parent / expanded(source)
     try:
         return at(str(beside) if beside.exists() else source, None if revision is None else str(revision))
     except ValueError as error:

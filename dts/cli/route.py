@@ -18,6 +18,7 @@ from dts.cli.common import (
     output,
     pairs,
 )
+from dts.files import expanded
 
 ROWS = 512  # of a file, at most
 
@@ -116,7 +117,7 @@ def tokenizer_of(source: str | Path) -> Path | None:
     """The folder of an adapter or a fine-tune, where it brings a tokenizer."""
     from dts.adapter.tokenizer import has_tokenizer
 
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     return folder if folder.is_dir() and has_tokenizer(folder) else None
 
 

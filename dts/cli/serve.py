@@ -83,6 +83,7 @@ def serve(
     Rows of any tasks share a batch, and join and leave it at any token.  Adapters are loaded when they are first asked
     for.  SIGTERM ends the server when what it took in is answered.
     """
+    from dts.files import expanded
     from dts.serve.options import Limits, Options, missing
     from dts.serve.waiting import Batching
 
@@ -96,12 +97,12 @@ def serve(
     }
     options = Options(
         model,
-        adapters,
+        expanded(adapters),
         name=name,
         host=host,
         port=port,
-        api_keys=api_keys,
-        admin_keys=admin_keys,
+        api_keys=api_keys and expanded(api_keys),
+        admin_keys=admin_keys and expanded(admin_keys),
         memory=sizes["--memory"],
         pinned=tuple(pin or ()),
         pooling=pooling,

@@ -32,7 +32,9 @@ def look(folder: Path, recursive: bool = False, quick: bool = False, newest: boo
     ``adapters``: a row each;  ``passed_over``: names of what is no adapter;  ``unfinished``: of runs that were ended.
     """
     from dts.adapter.folder import CONFIG
+    from dts.files import expanded
 
+    folder = expanded(folder)
     if not folder.is_dir():
         what = "is a file" if folder.is_file() else "is not there"
         raise FileNotFoundError(

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from dts.demo.tasks import Task
+from dts.files import real
 
 
 def leave(folder: Path, base: Path, tasks: dict[str, tuple[Path, Task]]) -> None:
@@ -33,6 +34,6 @@ def link(place: Path, target: Path) -> None:
     elif place.exists():
         return  # somebody's own, or a copy
     try:
-        os.symlink(target.resolve(), place, target_is_directory=True)
+        os.symlink(real(target), place, target_is_directory=True)
     except OSError:
         shutil.copytree(target, place)

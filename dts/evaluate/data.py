@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dts.checkpoint.hub import ID
+from dts.files import expanded
 
 PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("text1", "text2"))
 TEXT = ("text", "sentence", "input_ids", "content", "document", "review", "question", "prompt", "input", "image")
@@ -53,7 +54,7 @@ def read(
     split: of a hub data set, "test" by default;  option: what errors call it.
     Raises ValueError, FileNotFoundError or ImportError that say what was found, what was expected and what to try.
     """
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_file():
         rows = _rows(path)
     elif path.exists() or path.suffix.lower() in TABLES or not ID.fullmatch(source):

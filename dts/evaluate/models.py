@@ -16,6 +16,7 @@ from dts.adapter.tokenizer import VOCABULARY, has_tokenizer
 from dts.checkpoint import Checkpoint, open_checkpoint
 from dts.checkpoint.part import only_part
 from dts.integrations.transformers import class_and_config, config_of
+from dts.sites.diffusers import class_name
 
 TEXT, IMAGES, LANGUAGE = "text classification", "image classification", "language model"
 ENDINGS = {
@@ -40,6 +41,11 @@ def opened(source: str, what: str) -> Checkpoint:
         raise ValueError(
             f"the {what}, {source}, has no config.json beside its weights: dts eval runs models that transformers can "
             "build, from a folder or hub id; dts verify compares weights alone"
+        )
+    if of_diffusers := class_name(checkpoint.config):
+        raise ValueError(
+            f"the {what}, {source}, is {of_diffusers} of diffusers, which answers with no classes or tokens: in Python "
+            "dts.DTSModel.from_pretrained(base, adapters) runs it; dts verify compares weights alone"
         )
     return checkpoint
 

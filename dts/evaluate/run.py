@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from dts.evaluate import inputs, models, words
 from dts.evaluate.data import Examples, label_ids
 from dts.evaluate.inputs import Batch, Batches
 from dts.evaluate.scores import Reference, Score, score, stride_of
+from dts.files import real
 
 MADE_UP = {models.TEXT: 256, models.IMAGES: 64, models.LANGUAGE: 64}
 BATCH_BYTES = 1 << 29  # of a language model's logits of one batch
@@ -128,7 +128,7 @@ def evaluate(
 def _names(adapters: Sequence[str]) -> dict[str, str]:
     """{name for the table: folder}: the folder's own name, more of its path where two have the same."""
     found: dict[str, str] = {}
-    own = [Path(folder).resolve().name for folder in adapters]
+    own = [real(folder).name for folder in adapters]
     for folder, name in zip(adapters, own):
         name = name if own.count(name) == 1 else str(folder)
         if name in found:

@@ -30,7 +30,7 @@ from dts.adapter.whole import whole_entry
 from dts.checkpoint import Checkpoint, CheckpointError, Lazy, Pair, Pairing, digests, open_checkpoint, pair
 from dts.checkpoint.errors import in_lines, some
 from dts.codec import Factors
-from dts.files import Watch
+from dts.files import Watch, expanded, real
 from dts_kernels import PackedFactors, Samples, pack
 
 BITS = {torch.uint8: 8, torch.int16: 16, torch.int32: 32, torch.int64: 64}  # of a mask's dtype
@@ -53,14 +53,14 @@ def import_bitdelta(
     folder, None keeps it in memory;  name: of the task, by default that of the file's folder
     Raises CheckpointError with all that does not belong to the base or is none of BitDelta's tensors, FileExistsError.
     """
-    file = Path(file)
+    file = expanded(file)
     if out is not None:
-        check_out(Path(out), overwrite)
+        check_out(expanded(out), overwrite)
     watch, opened = Watch(file, base), open_checkpoint(base)
     signs, values = sorted_tensors(file, _loaded(file), opened)
     pairing = pair(opened, _merged(file, opened, signs, values))
     found = digests(opened)
-    task = name or file.resolve().parent.name
+    task = name or real(file).parent.name
     options = Options(method="sketch", name=task, class_names=class_names, description=description)
     config = config_of(pairing, options, found, {})
     config["created"]["command"] = "import bitdelta"

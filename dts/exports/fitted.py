@@ -18,6 +18,7 @@ from dts.adapter.accounting import of_model
 from dts.checkpoint import Checkpoint, open_checkpoint
 from dts.files import Watch
 from dts.sites import Site, Target, Unchanged, resolve, sites
+from dts.sites.diffusers import class_name, class_of
 from dts.sites.transformers import renamer
 
 
@@ -125,10 +126,13 @@ def _shared(known: dict[str, Site], by_name: dict[str, list[Source]]) -> dict[st
 
 
 def model_of(config: dict | None, whose: str) -> nn.Module:
-    """The class of transformers that a config names, on the meta device: shapes and names, no weights.
+    """The class of transformers or diffusers that a config names, on the meta device: shapes and names, no weights.
 
     Raises ValueError where it names none of them.
     """
+    if config and class_name(config):
+        with torch.device("meta"):
+            return class_of(config).from_config(dict(config))
     names = (config or {}).get("architectures") or []
     try:
         import transformers

@@ -18,7 +18,7 @@ from dts.checkpoint import Checkpoint, CheckpointError, Lazy, open_checkpoint
 from dts.codec.methods import LOSSLESS
 from dts.exports.fitted import model_of
 from dts.exports.peft_folder import MERGE, PeftFolder, read_peft
-from dts.files import Watch
+from dts.files import Watch, real
 from dts.nn.layers import kind_of
 from dts.shapes import SMALL
 from dts.sites import Unchanged, resolve, sites
@@ -63,7 +63,7 @@ def import_lora(
     watch = Watch(folder, base)
     opened = open_checkpoint(base)
     merged = merged_checkpoint(read_peft(folder), opened, model)
-    options = {"method": "residual", "name": Path(folder).resolve().name} | options
+    options = {"method": "residual", "name": real(folder).name} | options
     progress = watch.during(options.pop("progress", None))
     return compress(opened, merged, out, progress=progress, **options)
 

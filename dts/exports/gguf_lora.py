@@ -22,6 +22,7 @@ from dts.exports.fitted import Fitted, opened
 from dts.exports.lora import Writer
 from dts.exports.places import Places, places
 from dts.exports.report import Export
+from dts.files import expanded
 
 ARCHITECTURES = {  # whose conversion changes no matrix but as written here
     "LlamaForCausalLM": "LLAMA",
@@ -58,7 +59,7 @@ def export_gguf_lora(
         raise ImportError("GGUF files are written with llama.cpp's own package: pip install gguf") from error
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {' or '.join(DTYPES)}, not {dtype!r}")
-    out = Path(out)
+    out = expanded(out)
     _check_file(out, overwrite)
     fit, watch = opened(adapter, base, rank, model)
     named = type(fit.model).__name__

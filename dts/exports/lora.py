@@ -25,7 +25,7 @@ from dts.exports.fitted import Fitted, Source, opened
 from dts.exports.places import Places, pattern_of, places, target_modules
 from dts.exports.products import Product
 from dts.exports.report import Export, Exported, NotExact
-from dts.files import Watch, building, check_place
+from dts.files import Watch, building, check_place, expanded
 
 CONFIG, MODEL, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -61,7 +61,7 @@ def export_lora(
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {', '.join(DTYPES)}, not {dtype!r}")
-    (fit, watch), out = opened(adapter, base, rank, model), Path(out)
+    (fit, watch), out = opened(adapter, base, rank, model), expanded(out)
     writer = Writer(fit, places(fit), rank, DTYPES[dtype])
     writer.check_exact()
     return write_folder(writer, watch, out, partial(_card, fit), overwrite, progress)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dts.checkpoint import CheckpointError, Lazy, SafetensorsFile
 from dts.checkpoint.json_file import json_object
+from dts.files import expanded
 
 CONFIG, MODEL, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 SHOWN = 10  # of what is wrong
@@ -96,7 +97,7 @@ class PeftFolder:
 
 def read_peft(folder: str | Path) -> PeftFolder:
     """Raises CheckpointError for what is no LoRA of PEFT, of another type, or changes more than matrices by B A."""
-    folder = Path(folder)
+    folder = expanded(folder)
     if not (folder / CONFIG).is_file():
         raise CheckpointError(
             f"{folder} is no PEFT folder: it has no {CONFIG}.  Give the one that PEFT's save_pretrained() wrote"

@@ -20,7 +20,7 @@ from dts.adapter import Adapter, compress
 from dts.checkpoint import Checkpoint, CheckpointError, Lazy, SafetensorsFile, open_checkpoint
 from dts.checkpoint.errors import in_lines
 from dts.checkpoint.json_file import json_object
-from dts.files import Watch
+from dts.files import Watch, expanded, real
 
 METADATA = "delta_metadata.json"
 VALUES = ("new", "differences")
@@ -41,9 +41,9 @@ def import_sparse(
     if values not in VALUES:
         raise ValueError(f"values is {' or '.join(VALUES)}, not {values!r}")
     watch, opened = Watch(source, base), open_checkpoint(base)
-    merged = patched_checkpoint(Path(source), opened, values)
+    merged = patched_checkpoint(expanded(source), opened, values)
     progress = watch.during(options.pop("progress", None))
-    stem = Path(source).resolve()
+    stem = real(source)
     given = {"name": stem.stem if stem.is_file() else stem.name} | options
     return compress(opened, merged, out, method="exact", progress=progress, **given)
 

@@ -3,7 +3,7 @@
 from dts.files.errors import in_words
 from dts.files.folder import OVERTAKEN, Building, Leftover, building, check_free, check_place, set_aside
 from dts.files.lock import Busy, Lock
-from dts.files.place import sync_tree, write_text
+from dts.files.place import expanded, real, sync_tree, write_text
 from dts.files.watch import Changed, Watch
 
 __all__ = [
@@ -17,7 +17,9 @@ __all__ = [
     "building",
     "check_free",
     "check_place",
+    "expanded",
     "in_words",
+    "real",
     "set_aside",
     "sync_tree",
     "write_text",

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from dts.files.errors import explained, in_words
 from dts.files.lock import Lock, refuse
-from dts.files.place import exchange, sync, sync_tree, write_text
+from dts.files.place import exchange, real, sync, sync_tree, write_text
 
 SAVING, PARTIAL, OLD, LOCK = "saving", "partial", "old", "lock"
 RUN = "run.json"  # in a folder of ours, from its first moment to its last
@@ -71,7 +71,7 @@ def check_free(out: str | Path) -> None:
 
 def vacant(folder: Path) -> bool:
     """Has it nothing but what a run leaves there?"""
-    ours = {hidden(folder, suffix).name for suffix in (SAVING, PARTIAL, LOCK)} if _stays(folder.resolve()) else set()
+    ours = {hidden(folder, suffix).name for suffix in (SAVING, PARTIAL, LOCK)} if _stays(real(folder)) else set()
     return all(path.name in ours for path in folder.iterdir())
 
 
@@ -131,7 +131,7 @@ class Building:
     """
 
     def __init__(self, out: Path, suffix: str, resume: bool = False):
-        self.out, self.target, self.work = out, out.resolve(), hidden(out, suffix)
+        self.out, self.target, self.work = out, real(out), hidden(out, suffix)
         self.whole = self.work / "whole"
         run = _run_of(self.work) if resume else None
         if run is None and not (resume and self.work.is_dir() and _is_ours(self.work)):
@@ -212,7 +212,7 @@ def _say(text: str) -> None:
 
 def _recover(out: Path) -> None:
     """What a run left that was killed: the old folder is put back, what is half done removed."""
-    target, old = out.resolve(), hidden(out, OLD)
+    target, old = real(out), hidden(out, OLD)
     for suffix in (SAVING, PARTIAL):
         work = hidden(out, suffix)
         note = _note_of(work)

@@ -29,6 +29,19 @@ def exchange(one: Path, other: Path) -> bool:
     raise OSError(number, os.strerror(number), str(one), None, str(other))
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """With ``~`` as a shell would have it, which sees none in ``--out=~/x``, in a file and in Python.
+
+    Of a user that there is not it stays as it is: such a name may be a folder's.
+    """
+    return Path(os.path.expanduser(path))
+
+
+def real(path: str | os.PathLike[str]) -> Path:
+    """Absolute and without links; one that leads to itself stays, and is then no file and no folder."""
+    return Path(os.path.realpath(path))
+
+
 def sync(path: Path) -> None:
     """What was written to a file, or which names a folder has, is on the disk when this returns."""
     try:
@@ -59,7 +72,7 @@ def sync_tree(folder: Path) -> None:
 def write_text(path: str | Path, text: str) -> Path:
     """Writes a file of UTF-8 that is the old one or the new one whole, whoever looks and whatever happens."""
     path = Path(path)
-    path = path.resolve() if path.is_symlink() else path
+    path = real(path) if path.is_symlink() else path
     unfinished = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}")
     try:
         unfinished.write_text(text, "utf-8", newline="\n")

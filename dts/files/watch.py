@@ -4,6 +4,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from dts.files.place import expanded
+
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json")
 
 
@@ -53,7 +55,7 @@ class Watch:
 def _files(source) -> list[Path]:
     if not isinstance(source, (str, os.PathLike)):
         return []
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_dir():
         return sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file())
     return [path] if path.is_file() else []

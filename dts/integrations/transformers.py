@@ -14,6 +14,8 @@ from torch import nn
 from dts.adapter import Adapter
 from dts.checkpoint.dequantised import gguf_architecture
 from dts.checkpoint.hub import OPTIONS, split_revision
+from dts.files import expanded
+from dts.integrations import diffusers
 from dts.nn.base import Base
 from dts.nn.dequantise import quantised_weights
 
@@ -24,12 +26,15 @@ def load_base(path: str | Path, adapters: Sequence[Adapter], **options: Any) -> 
     """The base model of a folder or hub id, in eval mode, ready for the adapters, and what it was made from.
 
     It is built with the fine-tunes' architecture where they bring tensors that the base lacks (heads).
-    options: for transformers' ``from_pretrained``.  Raises ValueError if an adapter was made for another base.
+    options: for transformers' ``from_pretrained``.  A sub-model of diffusers in a folder is built by that.
+    Raises ValueError if an adapter was made for another base.
     """
     import transformers
 
     path, base, options = _which(path, options)
     base.check(adapters)
+    if diffusers.is_one(path, options):
+        return diffusers.loaded(path, options), base
     cls, config = class_and_config(path, adapters, options)
     options.pop("config", None)
     level = transformers.logging.get_verbosity()
@@ -50,6 +55,8 @@ def empty_base(path: str | Path, adapters: Sequence[Adapter], **options: Any) ->
     """
     path, base, options = _which(path, options)
     base.check(adapters)
+    if diffusers.is_one(path, options):
+        return diffusers.empty(path, options), base
     cls, config = class_and_config(path, adapters, options)
     auto = getattr(cls, "from_config", None)  # which asks about code; a class itself would be given that as its own
     make = auto or cls._from_config
@@ -61,6 +68,7 @@ def empty_base(path: str | Path, adapters: Sequence[Adapter], **options: Any) ->
 
 def _which(path: str | Path, options: dict[str, Any]) -> tuple[str | Path, Base, dict[str, Any]]:
     """The path without its revision, the base it is, and the options with it."""
+    path = here if (here := expanded(path)).exists() else path
     name, stated = split_revision(str(path))
     if stated:
         if options.get("revision", stated) != stated:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from dts.files import expanded
+
 from .merge import merge
 
 
@@ -36,7 +38,7 @@ def compress_difference(
         raise ValueError(
             f"merging needs two fine-tunes or more, not {len(finetunes)}: compress a single one against its own base"
         )
-    out = Path(out)
+    out = expanded(out)
     if "codec" in compress:
         compress["method"] = compress.pop("codec")
     theta_m = merge(

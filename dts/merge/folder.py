@@ -14,7 +14,7 @@ from dts.adapter.tokenizer import TEXT_FILES
 from dts.checkpoint import Checkpoint, write_safetensors
 from dts.checkpoint.folder import stem_of
 from dts.checkpoint.vocabulary import resized
-from dts.files import Watch, building, check_place
+from dts.files import Watch, building, check_place, real
 
 from .registry import Method
 from .sources import Sources
@@ -61,7 +61,7 @@ def write_folder(
         config = _config(sources)
         if config:
             (own / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-        (partial / "README.md").write_text(card(out.resolve().name, sources, method, options, seed), "utf-8")
+        (partial / "README.md").write_text(card(real(out).name, sources, method, options, seed), "utf-8")
         watch.check()
         place.finish()
     return out

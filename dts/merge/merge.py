@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dts.adapter.accounting import Account
-from dts.files import Watch, check_free
+from dts.files import Watch, check_free, expanded
 
 from . import methods  # noqa: F401  (fills the registry)
 from .folder import write_folder
@@ -58,6 +58,7 @@ def merge(
     if base is None and chosen.needs_base:
         free = ", ".join(m.name for m in METHODS.values() if not m.needs_base)
         raise ValueError(f"{method} merges differences to a base, so it needs one; without a base: {free}")
+    out = None if out is None else expanded(out)
     if out is not None and not dry_run:
         check_free(out)
     watch = Watch(base, *finetunes)
@@ -104,4 +105,4 @@ def merge(
         state = {name: loaded(name) for name in names}
         return state | {tied: state[name] for tied, name in sources.reference.tied.items() if name in state}
     layout = {name: (dtypes[name], sources.shape(name)) for name in names}
-    return write_folder(Path(out), sources, layout, loaded, chosen, options, seed, watch)
+    return write_folder(out, sources, layout, loaded, chosen, options, seed, watch)

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
+from dts.files import expanded
 from dts.nn.loaded import LoadedTasks
 from dts.nn.routing import Mixture
 from dts.nn.views import distinct, plain
@@ -28,7 +29,8 @@ def save_pretrained(
     if what not in get_args(What):
         raise ValueError(f"what is written is one of {', '.join(map(repr, get_args(What)))}, not {what!r}")
     if what == "adapters":
-        return _save_adapters(tasks, Path(folder), options)
+        return _save_adapters(tasks, expanded(folder), options)
+    folder = expanded(folder)
     chosen = distinct(mixtures) if what == "model" else [{}]
     if len(chosen) > 1:
         raise ValueError(

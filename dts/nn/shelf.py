@@ -14,6 +14,7 @@ from dts.adapter import Adapter
 from dts.adapter.adapter import alone
 from dts.adapter.digests import config_digest
 from dts.adapter.folder import read_layout
+from dts.files import expanded
 from dts.nn.residents import Residents
 from dts.nn.sizes import bytes_of, task_bytes
 
@@ -31,7 +32,7 @@ class Source:
     digest: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "folder", Path(self.folder).absolute())
+        object.__setattr__(self, "folder", expanded(self.folder).absolute())
 
     @classmethod
     def of(cls, folder: Path, heads: bool = True) -> Source:

@@ -12,8 +12,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
+from dts.files import expanded
 
 OBJECTS = 100 << 20  # bytes of the object store of a Ray of our own: what goes through it are small results
 REACH = 10.0  # seconds that a machine may take to answer
@@ -51,7 +52,7 @@ def from_root(source: str) -> str:
     """A place on disk from the root on, as workers have folders of their own; anything else as it is."""
     from dts.checkpoint.files import split_state
 
-    return os.path.abspath(Path(source).expanduser()) if Path(split_state(source)[0]).expanduser().exists() else source
+    return os.path.abspath(expanded(source)) if expanded(split_state(source)[0]).exists() else source
 
 
 def _reach(address: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from dts.adapter import Adapter, AdapterError
 from dts.adapter.folder import CONFIG, read_config
 from dts.checkpoint.errors import some
-from dts.files import in_words
+from dts.files import in_words, real
 from dts.serve.refused import Refused
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,127}", re.ASCII)  # of a task: no separators, no dots in front, no ":" or ","
@@ -35,7 +35,7 @@ class Catalogue:
         quantised: bool = False,
         paths: Collection[str] = (),
     ):
-        self.root = Path(root).resolve()
+        self.root = real(root)
         self.base_name = base_name
         self.fingerprint, self.quantised, self.paths = fingerprint, quantised, paths
         self._given: dict[str, Path] = {}
@@ -54,14 +54,14 @@ class Catalogue:
         return sorted((there | given) - {self.base_name})
 
     def _holds(self, name: str) -> bool:
-        folder = (self.root / name).resolve()
+        folder = real(self.root / name)
         return folder.is_relative_to(self.root) and (folder / CONFIG).is_file()
 
     def give(self, name: str, path: str | None = None) -> None:
         """Let a name mean the adapter at ``path``, which lies in the root (relative to it, or absolute)."""
         if not NAME.fullmatch(name) or name == self.base_name:
             raise Refused(f"{name!r} cannot be a task's name: letters, digits, '_', '-' and '.', not the base's name")
-        folder = self.root if "\0" in (path or name) else (self.root / (path or name)).resolve()
+        folder = self.root if "\0" in (path or name) else real(self.root / (path or name))
         if not folder.is_relative_to(self.root) or folder == self.root:
             raise Refused(f"{path or name!r} is not in the folder of adapters", param="path")
         if not (folder / CONFIG).is_file():
@@ -109,7 +109,7 @@ class Catalogue:
                 "model_not_found",
                 "model",
             )
-        return (self.root / name).resolve()
+        return real(self.root / name)
 
     def get(self, name: str) -> Adapter:
         """The adapter of a name, without its tensors; raises Refused: 404 unknown, 409 damaged, 400 another base."""

@@ -14,9 +14,11 @@ import torch
 from dts.adapter.folder import CONFIG
 from dts.checkpoint import CheckpointError, open_checkpoint, open_stored
 from dts.checkpoint.quantised import method_of
+from dts.files import in_words
 from dts.serve.catalogue import NAME
 from dts.serve.encode import Pooling
 from dts.serve.waiting import Batching
+from dts.sites.diffusers import class_name
 
 NEEDED = {"fastapi": "fastapi", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client"}
 SHORTEST_KEY = 16  # characters
@@ -103,7 +105,7 @@ def problems(options: Options, listens: bool = True) -> list[str]:
         try:
             keys[what] = keys_of(file)
         except (OSError, UnicodeDecodeError) as error:
-            wrong.append(f"{what}: {error}")
+            wrong.append(f"{what}: {in_words(error) if isinstance(error, OSError) else f'{file} is no text: {error}'}")
             continue
         if file is not None and not keys[what]:
             wrong.append(f"{what}: {file} has no key in it")
@@ -138,8 +140,10 @@ def _of_base(options: Options) -> list[str]:
     try:
         stored, quantised = open_stored(options.model)
     except (CheckpointError, OSError, ValueError, ImportError) as error:
-        return [f"the model: {error}"]
+        return [f"the model: {in_words(error) if isinstance(error, OSError) else error}"]
     wrong = []
+    if of_diffusers := class_name(stored.config):
+        wrong.append(f"the model is {of_diffusers} of diffusers, which answers with no text, classes or embeddings")
     if quantised:
         method = method_of(stored.config)
         if method is None:
@@ -202,5 +206,5 @@ def _cannot_bind(host: str, port: int) -> str | None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except (OSError, OverflowError) as error:
-        return str(error)
+        return in_words(error) if isinstance(error, OSError) else str(error)
     return None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dts.adapter.tokenizer import has_tokenizer
+from dts.files import expanded
 
 Encoder = Callable[[list[str]], Tensor]  # texts -> float [texts, dimensions]
 Source = str | Path | Callable[[list[str]], Any]  # what `open_encoder` makes one of
@@ -29,7 +30,7 @@ def open_encoder(source: Source = "default") -> Encoder:
         return lambda texts: torch.as_tensor(source(list(texts))).float()
     if source == "default":
         return mean_pooling(_packaged())
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     if (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
         config = json.loads((folder / "config.json").read_text("utf-8"))
         two_towers = "text_config" in config and "vision_config" in config

@@ -22,6 +22,7 @@ from dts.adapter.folder import complete
 from dts.checkpoint import open_checkpoint
 from dts.checkpoint.files import split_state
 from dts.checkpoint.pairing import swap_prefix
+from dts.files import expanded
 from dts.nn.model import DTSModel
 from dts.sites import raw
 
@@ -129,7 +130,7 @@ def _given(head: Any, layer: str, width: int, others: Iterable[str]) -> dict[str
     if isinstance(head, Tensor):
         found = {"weight": head}
     else:
-        if isinstance(head, str | Path) and not Path(split_state(str(head))[0]).expanduser().exists():
+        if isinstance(head, str | Path) and not expanded(split_state(str(head))[0]).exists():
             raise ValueError(
                 f"there is no head {str(head)!r}: {ZERO_SHOT!r}, {NEAREST!r}, one of the tasks {', '.join(others)}, or "
                 "a file or folder with the head's tensors"

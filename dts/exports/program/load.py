@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dts.exports.program.manifest import INPUTS, KEY, Manifest
+from dts.files import expanded
 from dts.nn.selection import Selections
 
 Run = Callable[[dict[str, Tensor]], Mapping[str, Any]]
@@ -47,7 +48,7 @@ def load_program(path: str | Path, runtime: str = "onnxruntime") -> LoadedProgra
     runtime: of ONNX files, "onnxruntime" or "openvino".  A file of AOTInductor holds machine code: load only your own.
     Raises FileNotFoundError, ValueError for a file that is no such program, ImportError without the run-time.
     """
-    path = Path(path)
+    path = expanded(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no program at {path}")
     if path.suffix == ".onnx":

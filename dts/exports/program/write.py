@@ -13,6 +13,7 @@ import torch
 
 from dts.exports.program.manifest import KEY
 from dts.exports.program.trace import Program
+from dts.files import expanded
 
 FORMATS = {"torch": ".pt2", "aoti": ".pt2", "onnx": ".onnx"}
 FACTORS = ("initialisers", "inputs")
@@ -32,7 +33,7 @@ def write_program(
     Raises ValueError for a name that does not end as the format's files do, FileExistsError, ImportError without onnx,
     RuntimeError where the library cannot write the program.
     """
-    out = Path(out)
+    out = expanded(out)
     if format not in FORMATS or factors not in FACTORS:
         raise ValueError(
             f"format is one of {list(FORMATS)} and factors of {list(FACTORS)}, not {format!r}, {factors!r}"
