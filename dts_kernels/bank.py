@@ -28,6 +28,7 @@ class Bank:
         self.device = torch.device(device)
         self.layout = layout or bank_layout(self.device)
         self._factors: dict[int, PackedFactors] = {}
+        self._exponents: dict[int, int] = {}  # of each: they all are asked for again whenever a task comes or goes
         self._ready: tuple[list[Tensor], Tensor, int] | None = None
         self._made: tuple[Routing, FactorOperands] | None = None  # for the routing that was used last
         self._store = None if self.layout == "disk" else PlanarStore(in_features, out_features, self.device)
@@ -44,6 +45,7 @@ class Bank:
             )
         if self._store is None:
             self._factors[slot] = factors.to(self.device)
+            self._exponents[slot] = range_exponent(self._factors[slot])
         else:
             self._store.add(slot, factors)
         self._refresh()
@@ -64,6 +66,7 @@ class Bank:
         """Empty a slot; rows routed to it get no delta."""
         if self._store is None:
             self._factors.pop(slot, None)
+            self._exponents.pop(slot, None)
         else:
             self._store.remove(slot)
         self._refresh()
@@ -147,6 +150,6 @@ class Bank:
         for slot, f in sorted(self._factors.items()):
             at = len(packed)
             packed += [f.u, f.v, f.sigma] + ([] if f.levels is None else [f.levels])
-            rows[slot] = [at, at + 1, at + 2, at + 3 if f.levels is not None else -1, f.rank, range_exponent(f)]
+            rows[slot] = [at, at + 1, at + 2, at + 3 if f.levels is not None else -1, f.rank, self._exponents[slot]]
         table = torch.tensor(rows, dtype=torch.int64).reshape(-1, TABLE_FIELDS)
         return packed, table, max((f.rank for f in self._factors.values()), default=0)

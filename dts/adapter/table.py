@@ -159,6 +159,9 @@ class _Rest:
         return taken
 
     def integer(self) -> int:
+        if self.at < len(self.table) and self.table[self.at] < 128:  # nearly all of them
+            self.at += 1
+            return self.table[self.at - 1]
         value = shift = 0
         while True:
             (byte,) = self.take(1)

@@ -16,6 +16,8 @@ from dts.nn.loaded import LoadedTasks
 from dts.nn.routing import Mixture
 from dts.sites import raw_or_none
 
+HOLDS = (Tensor, list, tuple, dict, set)  # attributes that are looked into
+
 
 class Places:
     """Where the layers were when they were looked for: each module on the way to one, in the dict that holds it."""
@@ -90,7 +92,7 @@ def aliases(model: nn.Module, changed: dict[int, str]) -> list[str]:
     found = []
     for name, module in model.named_modules():
         for attribute, value in list(vars(module).items()):  # another thread may make a layer of it meanwhile
-            if attribute in ("_parameters", "_buffers", "_modules", "dts"):
+            if attribute in ("_parameters", "_buffers", "_modules", "dts") or not isinstance(value, HOLDS):
                 continue
             own = (
                 {id(raw_or_none(module, p)) for p in (*module._parameters, *module._buffers)}
@@ -111,6 +113,6 @@ def few(names: list[str], most: int = 8) -> str:
 def _held(value: object, depth: int = 3) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
-    elif depth and isinstance(value, (list, tuple, dict, set)):
+    elif depth and isinstance(value, HOLDS):
         for inner in value.values() if isinstance(value, dict) else value:
             yield from _held(inner, depth - 1)

@@ -20,7 +20,8 @@ def has_codes(tensor: Tensor) -> bool:
 
 def is_quantised(module: nn.Module, name: str = "weight") -> bool:
     """Whether a module's ``weight`` stands for a matrix [out, in], or a table, and is stored as codes."""
-    if name != "weight":
+    plain = module._parameters.get("weight")
+    if name != "weight" or type(plain) is nn.Parameter and not has_codes(plain):  # as nearly all are: the rest is slow
         return False
     sizes, weight = _sizes(module), stored(module)
     if sizes is None or weight is None:

@@ -19,6 +19,7 @@ ODD = [
     "a",
     "a\nb",
     "a\0",
+    "a\u200f",  # not printable, and no control character
     [],
     [1],
     {},
@@ -29,9 +30,9 @@ ODD = [
 @pytest.mark.parametrize(
     ("test", "passing"),
     [
-        (values.text, ["", "a", "a\nb", "a\0"]),
-        (values.words, ["", "a", "a\nb"]),
-        (values.line, ["a"]),
+        (values.text, ["", "a", "a\nb", "a\0", "a\u200f"]),
+        (values.words, ["", "a", "a\nb", "a\u200f"]),
+        (values.line, ["a", "a\u200f"]),
         (values.number, [-1, 0, 1, 2**70, 1.5]),
         (values.size, [0, 1, 2**70, 1.5]),
         (values.real, [1.5]),
