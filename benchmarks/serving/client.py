@@ -7,7 +7,7 @@ import json
 import statistics
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.serving.made import Question
@@ -43,9 +43,10 @@ class Load:
         }
 
 
-async def _ask(port: int, question: Question, model: str, tokens: int, load: Load) -> None:
+async def _ask(port: int, question: Question, load: Load) -> None:
     begun = time.monotonic()
-    body = json.dumps({"model": model, "prompt": list(question.prompt), "max_tokens": tokens, "temperature": 0})
+    asked = {"model": question.task, "prompt": list(question.prompt), "max_tokens": question.tokens, "temperature": 0}
+    body = json.dumps(asked)
     head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -66,20 +67,23 @@ async def _ask(port: int, question: Question, model: str, tokens: int, load: Loa
         load.wrong += content["choices"][0]["text"] != question.answer
 
 
-async def _all(port: int, questions: Sequence[Question], clients: int, tokens: int, load: Load) -> None:
+async def _all(port: int | Mapping[str, int], questions: Sequence[Question], clients: int, load: Load) -> None:
     waiting = list(reversed(questions))
 
     async def client() -> None:
         while waiting:
             question = waiting.pop()
-            await _ask(port, question, question.task, tokens, load)
+            await _ask(port if isinstance(port, int) else port[question.task], question, load)
 
     await asyncio.gather(*(client() for _ in range(clients)))
 
 
-def run(port: int, questions: Sequence[Question], clients: int, tokens: int) -> Load:
-    """All questions by so many clients, each of which asks the next one when it was answered."""
+def run(port: int | Mapping[str, int], questions: Sequence[Question], clients: int) -> Load:
+    """All questions by so many clients, each of which asks the next one when it was answered.
+
+    port: of the server, or of each task's own.
+    """
     load, begun = Load(), time.monotonic()
-    asyncio.run(_all(port, questions, clients, tokens, load))
+    asyncio.run(_all(port, questions, clients, load))
     load.took = time.monotonic() - begun
     return load

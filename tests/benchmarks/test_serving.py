@@ -5,10 +5,13 @@ import json
 import threading
 
 import pytest
+import torch
 
-from benchmarks.serving.client import run
-from benchmarks.serving.load import Report, cycle, wrongs
-from benchmarks.serving.made import Question
+import dts
+from benchmarks.serving.client import Load, run
+from benchmarks.serving.load import wrongs
+from benchmarks.serving.made import Question, lengths, reordered
+from benchmarks.serving.stages import Report, cycle, take_turns
 
 
 @pytest.fixture
@@ -50,7 +53,7 @@ def question(kind):
 
 
 def test_each_request_is_counted_once_as_what_became_of_it(server):
-    load = run(server, [question(kind) for kind in (1, 1, 1, 2, 3, 3, 4)], 3, 5)
+    load = run(server, [question(kind) for kind in (1, 1, 1, 2, 3, 3, 4)], 3)
     assert load.statuses == {200: 4, 429: 2, 0: 1} and load.wrong == 1
     assert len(load.seconds) == 4 and load.tokens == 20 and load.row()["requests"] == 7
     assert load.quantile(0.99) == max(load.seconds)
@@ -67,3 +70,42 @@ def test_what_is_wrong_or_lost_is_an_error():
 
 def test_questions_come_again_in_turns():
     assert [one.prompt[0] for one in cycle([question(1), question(2)], 5)] == [1, 2, 1, 2, 1]
+
+
+def test_questions_go_to_their_tasks_own_server_where_each_has_one(server):
+    load = run({"t0": server}, [question(1)] * 3, 2)
+    assert load.statuses == {200: 3}
+
+
+def test_turns_are_told_by_their_medians_and_what_was_wrong_in_any_of_them():
+    report, numbers = Report(float("inf")), iter([3.0, 9.0, 4.0])
+    wrong = Load(wrong=1, took=1.0)
+    wrong.statuses.update({200: 2, 429: 1})
+    loads = iter([wrong, Load(took=1.0), Load(took=1.0)])
+    medians = take_turns("x", {"a": lambda: (next(numbers), next(loads)), "b": lambda: (2.0, None)}, report)
+    assert medians == {"a": 4.0, "b": 2.0} and len(wrongs(report)) == 1
+    assert report.rows[0] == {"what": "wrong", "of": "a", "wrong": 1, "lost": 1}
+    assert [row["turns"] for row in report.rows[1:]] == [[3.0, 9.0, 4.0], [2.0] * 3]
+
+
+def test_lengths_are_spread_evenly_by_their_logarithm():
+    found = lengths(32, 6, 96)
+    assert sorted(found)[0] == 6 and sorted(found)[-1] == 96 and found != sorted(found)
+    assert sum(one < 24 for one in found) == 16 == sum(one >= 24 for one in found)
+
+
+def test_tasks_in_another_order_are_other_tasks_of_the_same_size(adapters):
+    reordered(adapters, "t1", 1)
+    one, other = (dts.Adapter.load(adapters / name) for name in ("t0", "t1"))
+    assert abs(one.nbytes - other.nbytes) < 100 and other.name == "t1"
+    u, moved = (next(e for e in a.entries.values() if e.factorised).matrices[0].stored[0].u for a in (one, other))
+    assert torch.equal(u.roll(1, 0), moved) and not torch.equal(u, moved)
+
+
+@pytest.fixture
+def adapters(tmp_path):
+    torch.manual_seed(0)
+    base = torch.nn.Linear(256, 192)
+    tuned = torch.nn.Linear(256, 192)
+    dts.compress(base, tuned, out=tmp_path / "t0", rank_fraction=0.5)
+    return tmp_path
