@@ -48,4 +48,5 @@ def application(
     def figures() -> Response:
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
-    return Guard(app, Keys(api_keys, admin_keys), served.options.limits.body, metrics.refused)
+    keys, limits = Keys(api_keys, admin_keys), served.options.limits
+    return Guard(app, keys, limits.body, metrics.refused, limits.seconds, lambda: engine.draining)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
@@ -10,6 +11,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,6 +22,7 @@ from dts.serve.refused import Refused
 log = logging.getLogger("dts.serve.access")
 OPEN = {"/health", "/ready", "/"}  # for whoever watches that the server is there; a page that says nothing of it
 ADMIN = {"/v1/load_lora_adapter", "/v1/unload_lora_adapter"}  # beside all below /admin/
+LOOK = 0.5  # seconds between two looks at whether the server stops, for who waits for a body
 REQUEST_ID = re.compile(rb"[\w.-]{1,64}", re.ASCII)
 
 
@@ -61,10 +64,20 @@ def _is_one_of(given: bytes, keys: Sequence[bytes]) -> bool:
 
 
 class Guard:
-    """An ASGI application around another.  largest: bytes of a body;  refused: told the status of each refusal."""
+    """An ASGI application around another.  largest: bytes of a body;  refused: told the status of each refusal;
+    seconds: that a body may take to come;  stopping: whether one that has not come yet is waited for no longer."""
 
-    def __init__(self, app: ASGIApp, keys: Keys, largest: int, refused: Callable[[int], None] = lambda status: None):
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: Keys,
+        largest: int,
+        refused: Callable[[int], None] = lambda status: None,
+        seconds: float = 300.0,
+        stopping: Callable[[], bool] = lambda: False,
+    ):
         self.app, self.keys, self.largest, self.refused = app, keys, largest, refused
+        self.seconds, self.stopping = seconds, stopping
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -106,14 +119,15 @@ class Guard:
             log.info(json.dumps(about))
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
-        """All of it; raises Refused (413) as soon as it is known to be too large."""
+        """All of it; raises Refused: 413 as soon as it is known to be too large, 408 where it does not come, 503 where
+        the server stops before it has."""
         too_large = Refused(f"the body has more than {self.largest} bytes", 413, "body_too_large")
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length[:20]) > self.largest:
             raise too_large
-        parts, size, more = [], 0, True
+        parts, size, more, deadline = [], 0, True, time.monotonic() + self.seconds
         while more:
-            message = await receive()
+            message = await self._next(receive, deadline)
             if message["type"] == "http.disconnect":
                 break
             part, more = message.get("body", b""), message.get("more_body", False)
@@ -122,6 +136,17 @@ class Guard:
             if size > self.largest:
                 raise too_large
         return b"".join(parts)
+
+    async def _next(self, receive: Receive, deadline: float) -> Message:
+        """A client that sends half of a request and waits would keep the server from stopping."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(LOOK, self.seconds)):
+                    return await receive()
+            if self.stopping():
+                raise Refused("the server is stopping", 503, "stopping", retry_after=5)
+            if time.monotonic() >= deadline:
+                raise Refused(f"the body did not come in {self.seconds:g} seconds", 408, "request_timeout")
 
 
 def _again(body: bytes, receive: Receive) -> Receive:

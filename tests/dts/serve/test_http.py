@@ -24,6 +24,7 @@ import dts  # noqa: E402
 from dts.serve.choice import choice_of  # noqa: E402
 from dts.serve.encode import padded  # noqa: E402
 from dts.serve.http.app import application  # noqa: E402
+from dts.serve.http.guard import Guard, Keys  # noqa: E402
 from dts.serve.metrics import LABELS, Metrics  # noqa: E402
 from dts.serve.options import Limits, Options  # noqa: E402
 from dts.serve.start import serve  # noqa: E402
@@ -232,6 +233,22 @@ def test_a_client_that_has_gone_is_no_error(llm, bert, caplog, path):
 
     asyncio.run(asked.app(scope | {"headers": headers}, receive, send))
     assert sent[0]["status"] == 499 and not coming and not caplog.records
+
+
+@pytest.mark.parametrize("stopping, status", [(False, 408), (True, 503)])
+def test_half_a_body_is_not_waited_for_for_ever(stopping, status):
+    sent, coming = [], [{"type": "http.request", "body": b"{", "more_body": True}]
+
+    async def receive():
+        return coming.pop(0) if coming else await asyncio.sleep(60)
+
+    async def send(message):
+        sent.append(message)
+
+    guard = Guard(None, Keys((), ()), 100, seconds=0.05, stopping=lambda: stopping)
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": [(b"content-length", b"9")]}
+    asyncio.run(guard(scope, receive, send))
+    assert sent[0]["status"] == status and json.loads(sent[1]["body"])["error"]["code"]
 
 
 def test_embeddings_and_classes(encoder, bert):

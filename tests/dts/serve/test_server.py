@@ -195,7 +195,12 @@ def test_sigterm_under_load_loses_nothing_that_was_taken_in(decoder, tmp_path):
         thread.start()
     while (state := server.state())["running"] + state["waiting"] + len(answers) < 8:
         time.sleep(0.01)
-    assert server.end() == 0, server.log.read_text()
+    with socket.create_connection(("127.0.0.1", server.port)) as half:  # nothing that was taken in: it never ends
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 99\r\n"
+        half.sendall(f'{head}Content-Type: application/json\r\n\r\n{{"model":'.encode())
+        time.sleep(0.1)
+        assert server.end() == 0, server.log.read_text()
+        assert b" 503 " in half.recv(64)
     for thread in threads:
         thread.join(60)
     assert len(answers) == 8 and errors == []
