@@ -15,6 +15,7 @@ from dts.adapter.carried import check_files
 from dts.adapter.entries import Entry
 from dts.adapter.folder import complete, read_folder, write_folder
 from dts.adapter.in_memory import applied_in_memory
+from dts.adapter.options import is_size
 from dts.adapter.predict import Prediction
 from dts.adapter.route import InputStatistics, read_route
 from dts.adapter.truncate import truncated
@@ -119,6 +120,8 @@ class Adapter:
         again: where there is a sample too, components are made anew from those there are, which takes about as long as
             `dts.compress` and comes near to what that would give; else the first ones are kept as they are.
         """
+        if wrong := [size for size in (budget, nbytes) if size is not None and not is_size(size)]:
+            raise ValueError(f"a size is a number above 0, budget= of the base in fp32 or nbytes=, not {wrong[0]!r}")
         if budget is not None and nbytes is None:
             nbytes = int(budget * 4 * self.config["base"]["parameters"])
         elif budget is not None or nbytes is None:

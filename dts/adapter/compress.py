@@ -13,6 +13,7 @@ from dts.adapter.folder import check_out, check_writable, write_folder
 from dts.adapter.options import Options
 from dts.adapter.route import InputStatistics
 from dts.adapter.run import Progress, Run
+from dts.adapter.suspicion import not_numbers
 from dts.adapter.tokenizer import differing_files
 from dts.adapter.work import work_of
 from dts.checkpoint import Checkpoint, OtherDtype, digests, dtype_note, fingerprint, open_checkpoint, pair
@@ -163,7 +164,10 @@ def _compressed(base, finetuned, out: Path | None, options: Options, progress: P
             watch.check()
             if written is not None:
                 write_folder(adapter, written, options.overwrite, place)
-        except (BudgetError, Unencodable, NothingChanged, Changed):  # the same run would fail again
+        except Unencodable as error:
+            work.clear()
+            raise Unencodable(f"{error}{not_numbers(pairing)}") from error
+        except (BudgetError, NothingChanged, Changed):  # the same run would fail again
             work.clear()
             raise
     return adapter

@@ -199,8 +199,14 @@ class Entry:
         return value.to(base.device)
 
 
+NEAR = 2.0  # times the largest number of a dtype: how far a difference that is not exact may lead beyond it
+
+
 def rounded(value: Tensor, dtype: torch.dtype, name: str, *given: Tensor) -> Tensor:
-    """``value`` in the dtype; AdapterError for elements beyond it though what they are ``given`` by is finite."""
+    """``value`` in the dtype; elements a little beyond it, as rounding leads there, are its largest number.
+
+    Raises AdapterError for elements far beyond it though what they are ``given`` by is finite.
+    """
     narrow = value.to(dtype)
     if not dtype.is_floating_point or not value.numel() or not value.is_floating_point():
         return narrow
@@ -209,10 +215,12 @@ def rounded(value: Tensor, dtype: torch.dtype, name: str, *given: Tensor) -> Ten
     if -largest <= least.item() and most.item() <= largest:
         return narrow
     finite = torch.stack([tensor.isfinite() for tensor in given or (value,)]).all(0)
-    beyond = int((finite & ~narrow.float().isfinite()).sum())
-    if beyond:
+    beyond = finite & ~narrow.float().isfinite()
+    near = beyond & (value.abs() <= NEAR * largest)
+    narrow = torch.where(near, torch.full_like(narrow, largest).copysign(narrow), narrow)  # the fine-tune's was finite
+    if far := int((beyond & ~near).sum()):
         raise AdapterError(
-            f"{name}: {beyond} elements are too large for {dtype_name(dtype)}: the adapter "
+            f"{name}: {far} elements are too large for {dtype_name(dtype)}: the adapter "
             "does not belong to this base, or is damaged"
         )
     return narrow

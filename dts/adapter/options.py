@@ -26,6 +26,11 @@ IN_BYTES = ("budget", "nbytes")
 DEFAULT_BUDGET = 0.01
 
 
+def is_size(value: Any) -> bool:
+    """A number above 0; True is none."""
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 < value < math.inf  # type: ignore[operator]
+
+
 @dataclass(frozen=True)
 class Options:
     """The parameters of `dts.compress` of these names, which says what they mean.
@@ -70,9 +75,11 @@ class Options:
             wrong.append(f"vocabulary must be {SHARED!r} or None, not {self.vocabulary!r}")
         if self.only is not None and not (isinstance(self.only, str) and self.only):
             wrong.append(f"only must be the name of a part of the base, not {self.only!r}")
+        if isinstance(self.class_names, tuple):
+            object.__setattr__(self, "class_names", list(self.class_names))
         wrong += self._not_exactly() if self.exact else []
         asked = self.asked
-        if len(asked) > 1 or not all(isinstance(size, Real) and 0 < size < math.inf for size in asked.values()):
+        if len(asked) > 1 or not all(map(is_size, asked.values())):
             wrong.append(
                 f"give one size, a number above 0: budget=, nbytes=, rank_fraction= or target_error=; got {asked}"
             )

@@ -4,6 +4,8 @@ import re
 
 from dts.adapter.accounting import Suspicious
 from dts.adapter.text import dtype_name
+from dts.checkpoint import Checkpoint
+from dts.checkpoint.errors import some
 from dts.warn import warn
 
 HEAD = re.compile(r"(^|\.)(classifier|classification_head|score|qa_outputs)\.")  # of a task, not of pretraining
@@ -25,12 +27,37 @@ def unchanged(pairing) -> str:
     )
 
 
+def not_numbers(pairing) -> str:
+    """Which tensors of which model have NaN, or infinite elements where a matrix has no room for them; in a line each.
+
+    Reads both models: for an error, so that it says at once all that is to be mended.
+    """
+    lines = []
+    for what, model in (("base", pairing.base), ("fine-tune", pairing.finetuned)):
+        found = [name for name in model.names if model.dtype(name).is_floating_point and _strange(model, name)]
+        if found:
+            lines.append(f"the {what} {model.source} has elements that are no finite numbers in {some(found)}")
+    return "".join(f"\n  {line}" for line in lines)
+
+
+def _strange(model: Checkpoint, name: str) -> bool:
+    value = model.load(name)
+    wrong = ~value.float().isfinite() if value.dim() > 1 else value.float().isnan()  # masks may be infinite
+    strange = bool(wrong.any())
+    model.release(name)
+    return strange
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share < 100 else f"{100 * share:.1e}%"
+
+
 def look(pairing, moved: float) -> None:
     """Warns of models that look unrelated or exchanged.  moved: ||finetuned - base|| / ||base|| over the matrices."""
     base, finetuned = pairing.base, pairing.finetuned
     if moved > 1:
         warn(
-            f"{finetuned.source} moved by {moved:.0%} of the norm of {base.source}, fine-tunes move by a few "
+            f"{finetuned.source} moved by {_percent(moved)} of the norm of {base.source}, fine-tunes move by a few "
             "percent: is this the base it was trained from?",
             Suspicious,
         )

@@ -38,7 +38,7 @@ def _changed(pair: Pair, value: Tensor, base: Tensor, rounding: Rounding) -> Ent
         return as_value
     wide = torch.float64 if base.dtype == torch.float64 else torch.float32
     delta = value.to(wide) - base.to(wide)
-    as_value.norm = sums.norm(delta)
+    as_value.norm = sums.norm(delta.nan_to_num(0, 0, 0))  # of what is a number: a value takes the place of others
     entry = Entry(pair.name, pair.base_name, shape, "delta", dtype, tensor=delta.to(dtype), norm=as_value.norm)
     rounded = in_few_bits(entry, delta, rounding)
     return rounded if rounded is not entry or torch.equal(entry.apply(base), value) else as_value

@@ -65,7 +65,7 @@ def read_weights(folder: Path, variant: str | None = None) -> Checkpoint:
     if not found and not variant and len(there := variants(folder)) == 1:
         return read_weights(folder, there[0])  # as a download of that variant alone leaves it
     if not found:
-        found = [] if variant else sorted(folder.glob("*.safetensors"))
+        found = [] if variant else sorted(path for path in folder.glob("*.safetensors") if path.is_file())
         if len(found) != 1 or SHARD.fullmatch(found[0].name):
             raise CheckpointError(_nothing(folder, names))
     if found[0].name in names and names.index(found[0].name) % 2:  # an index

@@ -168,6 +168,11 @@ def _way(base: Checkpoint, finetuned: Checkpoint, pairing: Pairing) -> str:
             f"The fine-tune's {next(iter(shared))} rows are the base's first ones: --vocabulary shared "
             '(vocabulary="shared") keeps the others as the base has them'
         )
+    if any(".parametrizations." in name for name in {*base.names} ^ {*finetuned.names}):
+        return (
+            "One of them is parametrised (torch.nn.utils.parametrize: weight norm, spectral norm, ...), the other is "
+            "not: save both alike, after remove_parametrizations(module, name)"
+        )
     kinds = [_classes(model.config) or ["a model without a config"] for model in (base, finetuned)]
     return (
         f"The base is {kinds[0][0]}, the fine-tune {kinds[1][0]}: give the very base that it was trained from; its "

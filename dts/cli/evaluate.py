@@ -90,6 +90,7 @@ def evaluate(
     from dts.evaluate.data import read
     from dts.evaluate.run import Setting
     from dts.evaluate.run import evaluate as compare
+    from dts.files import expanded
 
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"--dtype {dtype}: it is one of {', '.join(DTYPES)}")
@@ -97,8 +98,12 @@ def evaluate(
         raise ValueError(f"{' and '.join(given)} {'is' if len(given) == 1 else 'are'} about --data: give that too")
     if data is not None and made_up is not None:
         raise ValueError("--data and --made-up are two kinds of inputs: keep one")
-    if plot is not None and importlib.util.find_spec("matplotlib") is None:  # before minutes of work
-        raise ImportError("--plot needs the package matplotlib: pip install 'dts-merge[plot]'")
+    if plot is not None:  # before minutes of work
+        if importlib.util.find_spec("matplotlib") is None:
+            raise ImportError("--plot needs the package matplotlib: pip install 'dts-merge[plot]'")
+        from dts.evaluate.plot import check_place
+
+        plot = check_place(expanded(plot))
     examples = None if data is None else read(data, text, label, split).sampled(limit, seed)
     setting = Setting(
         batch=batch_size,

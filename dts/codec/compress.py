@@ -160,7 +160,7 @@ def checked(delta: Tensor, name: str | None, device) -> Tensor:
         nan, infinite = delta.isnan().sum().item(), delta.isinf().sum().item()
         raise Unencodable(
             f"{label} has {nan} NaN and {infinite} infinite elements (as float32) of {delta.numel()}: "
-            "check the fine-tune for divergence or overflow"
+            "check the models for divergence or overflow"
         )
     return delta
 

@@ -9,6 +9,19 @@ from dts.evaluate.words import interval
 ADAPTER, BASE, FINETUNE = "#0072B2", "#D55E00", "#009E73"  # Okabe and Ito: told apart by the colour-blind too
 
 
+def check_place(path: Path) -> Path:
+    """The path, where a plot can be written; raises ValueError or OSError that says why it cannot."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix[1:].lower() not in kinds:
+        raise ValueError(f"{path} ends in {path.suffix or 'nothing'}: a plot ends in {', '.join(sorted(kinds))}")
+    if path.is_dir() or not path.parent.is_dir():
+        where = "is a folder" if path.is_dir() else f"lies in {path.parent}, and there is no such folder"
+        raise ValueError(f"{path} {where}: name a file in a folder that is there")
+    return path
+
+
 def plot(report: dict, path: Path) -> None:
     """Raises ImportError naming the package where matplotlib is absent."""
     try:

@@ -17,6 +17,10 @@ def opened(given: Given) -> Adapter:
 
 def all_opened(adapters: Mapping[str, Given]) -> dict[str, Adapter]:
     """Adapters by their tasks.  Raises ValueError that names every one that cannot be read."""
+    if not isinstance(adapters, Mapping):
+        raise TypeError(
+            f"adapters are given by their tasks, {{name: adapter or its folder}}, not as a {type(adapters).__name__}"
+        )
     found: dict[str, Adapter] = {}
     wrong: dict[str, Exception] = {}
     for name, given in adapters.items():

@@ -52,7 +52,9 @@ def check_rows(rows: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Non
     """Raises ValueError if no input has as many rows as there are items of ``tasks``."""
     shapes = shapes_of(args, kwargs)
     if not any(shape and shape[0] == rows for shape in shapes.values()):
-        raise ValueError(f"tasks has {rows} items, one a row, but no input has {rows} rows: {shapes}")
+        mappings = [value for value in args if isinstance(value, Mapping)]
+        way = "; give the tensors of a dict by their names, model(**batch, tasks=...)" if mappings else ""
+        raise ValueError(f"tasks has {rows} items, one a row, but no input has {rows} rows: {shapes}{way}")
 
 
 def shapes_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, list[int]]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 
 from dts.adapter import Adapter
 from dts.nn.routing import Mixture
 from dts.nn.selection import Selection, names_in
+
+SHOWN = 50  # names that an error lists
 
 
 @dataclass
@@ -38,7 +41,11 @@ class LoadedTasks(dict[str, Loaded]):
         """Raises ValueError that lists the names that are no task."""
         unknown = sorted({name for name in names if name not in self})
         if unknown:
-            raise ValueError(f"no task {', '.join(map(repr, unknown))}; the loaded tasks are {list(self)}")
+            near = sorted({one for name in unknown for one in get_close_matches(name, self, 3, 0.6)})
+            meant = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+            more = f" and {len(self) - SHOWN} more" if len(self) > SHOWN else ""
+            there = f"the loaded tasks are {list(self)[:SHOWN]}{more}"
+            raise ValueError(f"no task {', '.join(map(repr, unknown))}; {there}{meant}")
 
     def mixture(self, selection: Selection) -> Mixture:
         """The slots of a selection, each with its weight."""
@@ -47,7 +54,10 @@ class LoadedTasks(dict[str, Loaded]):
         names = names_in(selection)
         self.check(names)
         weights = selection if isinstance(selection, Mapping) else dict.fromkeys(names, 1.0)
-        mixture = {self[name].slot: float(weights[name]) for name in names}
+        try:
+            mixture = {self[name].slot: float(weights[name]) for name in names}
+        except (TypeError, ValueError):
+            raise TypeError(f"weights of a mixture are numbers: {selection}") from None
         if not all(map(math.isfinite, mixture.values())):
             raise ValueError(f"weights of a mixture must be finite numbers: {selection}")
         return mixture

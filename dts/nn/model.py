@@ -68,6 +68,13 @@ class DTSModel(nn.Module):
     model: nn.Module
 
     def __init__(self, model: nn.Module):
+        if not isinstance(model, nn.Module):
+            raise TypeError(
+                f"a DTSModel is made of a model in memory, not of a {type(model).__name__}: "
+                "DTSModel.from_pretrained(folder, adapters={name: folder}) loads one"
+            )
+        if issubclass(type(model), DTSModel):
+            raise TypeError("this is a DTSModel already: load_task() gives it further tasks")
         super().__init__()
         self.model = model
         devices = (device_of(module, p) for module in model.modules() for p in module.parameters(recurse=False))
@@ -114,6 +121,11 @@ class DTSModel(nn.Module):
         if memory is not None:
             made: DTSModel = service("within")(cls, path, adapters or {}, memory, **options)
             return made
+        if isinstance(path, nn.Module):
+            raise TypeError(
+                f"from_pretrained takes a folder or hub id, not a {type(path).__name__}: DTSModel(model) is of one "
+                "in memory, and load_task(name, adapter) gives it tasks"
+            )
         found = all_opened(adapters or {})
         model = cls._of_base(path, list(found.values()), **options)
         wrong: dict[str, Exception] = {}
@@ -605,6 +617,8 @@ class DTSModel(nn.Module):
         with self._at_hand(asked):
             slots = [[self._loaded[name].slot for name in names_in(task)] for task in asked]
             widest = logits.shape[-1]
+            if len(slots) != len(logits):
+                raise ValueError(f"tasks has {len(slots)} items, one a row, but the logits have {len(logits)} rows")
             return [row[..., : width(self._layers, own, widest)] for own, row in zip(slots, logits, strict=True)]
 
     @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 
@@ -32,7 +32,8 @@ def names_in(selection: Selection) -> list[str]:
     if isinstance(selection, str):
         return [selection]
     if not isinstance(selection, Mapping):
-        raise TypeError(f"a task is a name, a mixture {{name: weight}}, dts.BASE or None, not {selection!r}")
+        several = "; one a row is a list of these" if isinstance(selection, Iterable) else ""
+        raise TypeError(f"a task is a name, a mixture {{name: weight}}, dts.BASE or None, not {selection!r}{several}")
     if not all(isinstance(name, str) for name in selection):
         raise TypeError(f"a mixture is {{name: weight}}, its names are strings: {selection!r}")
     return list(selection)
@@ -40,6 +41,8 @@ def names_in(selection: Selection) -> list[str]:
 
 def one_a_row(selections: Selections) -> list[Selection] | None:
     """The selections as a list, None if there is one for all rows."""
-    if isinstance(selections, Sequence) and not isinstance(selections, str):
+    if isinstance(selections, Sequence) and not isinstance(selections, str | bytes):
         return list(selections)
+    if getattr(selections, "ndim", None) == 1 and hasattr(selections, "tolist"):  # numpy's and pandas' columns
+        return list(selections.tolist())  # type: ignore[union-attr]
     return None

@@ -20,3 +20,16 @@ def test_every_report_is_drawn(tmp_path, agreement, base):
         tmp_path / "in" / "p.png",
     )
     assert (tmp_path / "in" / "p.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [("plot.foo", "a plot ends in .*png"), ("no/plot.png", "no such folder"), ("here.png", "is a folder")],
+)
+def test_a_plot_that_cannot_be_written_is_refused_before_the_work(tmp_path, place, says):
+    from dts.evaluate.plot import check_place
+
+    (tmp_path / "here.png").mkdir()
+    assert check_place(tmp_path / "plot.svg") == tmp_path / "plot.svg"
+    with pytest.raises(ValueError, match=says):
+        check_place(tmp_path / place)

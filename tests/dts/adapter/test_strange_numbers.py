@@ -1,0 +1,92 @@
+"""Elements that are no finite numbers, or beyond a dtype, and sizes that are no numbers."""
+
+import json
+import os
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import dts
+from dts.checkpoint import open_checkpoint
+from dts.codec import Unencodable
+
+
+@pytest.fixture
+def pair():
+    """Two matrices and a bias, and a fine-tune of them."""
+    draw = torch.Generator().manual_seed(0)
+    base = {f"{i}.weight": torch.randn(48, 32, generator=draw) for i in range(2)}
+    base["0.bias"] = torch.randn(48, generator=draw)
+    return base, {name: value + 0.05 * torch.randn(value.shape, generator=draw) for name, value in base.items()}
+
+
+def test_every_tensor_of_either_model_is_named_at_once(pair):
+    base, tuned = pair
+    base["1.weight"][0, 0] = float("nan")
+    tuned["0.weight"][1, 1] = float("inf")
+    tuned["0.bias"][1] = float("nan")
+    with pytest.raises(Unencodable) as told:
+        dts.compress(base, tuned, rank_fraction=0.5)
+    assert "the base state dict has elements that are no finite numbers in 1.weight" in str(told.value)
+    assert "the fine-tune state dict has elements that are no finite numbers in 0.bias, 0.weight" in str(told.value)
+
+
+def test_a_fine_tune_that_mended_its_base(pair, tmp_path):
+    """Its value takes the place of the base's NaN, which no error can be measured from."""
+    base, tuned = pair
+    base["0.bias"][3] = float("nan")
+    adapter = dts.compress(base, tuned, out=tmp_path / "made", rank_fraction=0.5)
+    assert 0 < adapter.config["squared_error"] < 1
+    assert torch.equal(dict(dts.Adapter.load(tmp_path / "made").apply(base))["0.bias"], tuned["0.bias"])
+
+
+def test_near_the_largest_number_of_a_dtype_an_adapter_stays_within_it(pair):
+    """What it made could not be applied: an error of rounding led beyond 65504."""
+    base = {name: (65000 * value.sign()).half() for name, value in pair[0].items()}
+    tuned = {name: (value.float() * (1 + 0.0076 * torch.rand(value.shape))).half() for name, value in base.items()}
+    adapter = dts.compress(base, tuned, rank_fraction=0.5, allow_empty=True)
+    for name, value in adapter.apply(base):
+        assert value.isfinite().all() and (value.abs() > 64000).all(), name
+
+
+@pytest.mark.parametrize("size", ["1%", True, float("nan"), -1, 0])
+def test_sizes_that_are_none(pair, tmp_path, size):
+    with pytest.raises(ValueError, match="a number above 0"):
+        dts.compress(*pair, budget=size)
+    dts.compress(*pair, out=tmp_path / "made", rank_fraction=0.5)
+    with pytest.raises(ValueError, match="a size is a number above 0, .*, not "):
+        dts.Adapter.load(tmp_path / "made", budget=size)
+
+
+def test_class_names_in_a_tuple(pair, tmp_path):
+    made = dts.compress(*pair, out=tmp_path / "made", rank_fraction=0.5, class_names=("sad", "glad"))
+    assert made.class_names == dts.Adapter.load(tmp_path / "made").class_names == ["sad", "glad"]
+
+
+def test_a_parametrised_model_against_a_plain_one():
+    plain, normed = torch.nn.Sequential(torch.nn.Linear(8, 8)), torch.nn.Sequential(torch.nn.Linear(8, 8))
+    torch.nn.utils.parametrizations.weight_norm(normed[0])
+    with pytest.raises(ValueError, match="One of them is parametrised .* remove_parametrizations"):
+        dts.compress(plain, normed)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+def test_what_is_called_weights_and_is_no_file_is_not_waited_for(tmp_path, make):
+    make(tmp_path / "weights.safetensors")
+    with pytest.raises(ValueError, match=r"has no model.safetensors"):
+        open_checkpoint(tmp_path)
+
+
+def test_a_model_that_moved_beyond_all_measure_is_told_in_few_digits(pair):
+    with pytest.warns(UserWarning, match=r"moved by \d\.\de\+\d+% of the norm"):
+        dts.compress({name: value * 1e-9 for name, value in pair[0].items()}, pair[1], rank_fraction=0.5)
+
+
+def test_a_scheduler_of_diffusers_is_no_trainers_state(tmp_path):
+    (tmp_path / "scheduler_config.json").write_text(json.dumps({"_class_name": "DDIMScheduler"}))
+    with pytest.raises(ValueError) as told:
+        open_checkpoint(tmp_path)
+    assert "trainer" not in str(told.value)
+    save_file({"a": torch.ones(2)}, tmp_path / "model.safetensors")
+    assert open_checkpoint(tmp_path).names == ["a"]

@@ -1,0 +1,83 @@
+"""What callers give a `DTSModel` that it cannot take: each is told what to give instead."""
+
+from collections import deque
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import dts
+
+X = torch.ones(2, 8)
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.body(x)
+
+
+@pytest.fixture
+def model(maker):
+    made = dts.DTSModel(Small())
+    for name in ("mood", "topic"):
+        made.load_task(name, maker.entries(made.model, skip=0))
+    return made
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [tuple, np.array, deque])
+def test_tasks_in_any_list(model, kind):
+    expected = model(X, tasks=["mood", "topic"])
+    assert not torch.equal(*expected) and torch.equal(model(X, tasks=kind(["mood", "topic"])), expected)
+
+
+@pytest.mark.parametrize("tasks", [{"mood", "topic"}, iter(["mood", "topic"]), b"mood", {"mood": 1}.keys()])
+def test_tasks_without_an_order_or_of_bytes(model, tasks):
+    with pytest.raises(TypeError, match="a task is a name.*one a row is a list of these"):
+        model(X, tasks=tasks)
+
+
+def test_names_near_those_that_are_not_there_and_not_thousands(model, maker):
+    with pytest.raises(ValueError, match=r"no task 'Mood', 'topics'; .* did you mean 'mood' or 'topic'\?"):
+        model(X, tasks=["Mood", "topics"])
+    for i in range(60):
+        model._loaded[f"other{i}"] = model._loaded["mood"]
+    with pytest.raises(ValueError, match="'other47'] and 12 more$"):
+        model.set_task("zzz")
+
+
+def test_weights_that_are_no_numbers(model):
+    with pytest.raises(TypeError, match="weights of a mixture are numbers: .*'mood': 'a'"):
+        model(X, tasks={"mood": "a"})
+    assert torch.isfinite(model(X, tasks={"mood": np.float32(0.5)})).all()
+
+
+def test_a_batch_that_was_not_taken_apart(model):
+    with pytest.raises(ValueError, match=r"no input has 2 rows: \{\}; give the tensors of a dict by their names"):
+        model({"x": X}, tasks=["mood", "topic"])
+
+
+def test_rows_of_other_logits(model):
+    with pytest.raises(ValueError, match="tasks has 3 items, one a row, but the logits have 2 rows"):
+        model.task_logits(model(X), tasks=["mood"] * 3)
+
+
+def test_what_is_no_model(model):
+    for given in ("models/base", None):
+        with pytest.raises(TypeError, match=r"a model in memory, not of a \w+: DTSModel.from_pretrained"):
+            dts.DTSModel(given)
+    with pytest.raises(TypeError, match="a DTSModel already: load_task"):
+        dts.DTSModel(model)
+    with pytest.raises(TypeError, match="takes a folder or hub id, not a Small: DTSModel"):
+        dts.DTSModel.from_pretrained(Small())
+
+
+@pytest.mark.parametrize("adapters", [["a"], "a"])
+def test_adapters_without_names(adapters):
+    with pytest.raises(TypeError, match=r"by their tasks, \{name: adapter or its folder\}, not as a (list|str)"):
+        dts.DTSModel.from_pretrained("models/base", adapters=adapters)
