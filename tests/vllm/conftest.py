@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.docs.pages import ROOT, blocks
 from tests.dts.serve.conftest import tokenizer
 
 HERE = Path(__file__).resolve().parent
@@ -46,6 +47,15 @@ def checked(code: int | None, log: Path) -> None:
         raise RuntimeError("vLLM's wheel has instructions that this CPU lacks: make test-vllm needs another machine")
     if code != 0:
         raise RuntimeError(f"vLLM ended with {code}:\n{log.read_text('utf-8', 'replace')[-6000:]}")
+
+
+def on_ray() -> list[str]:
+    """The commands of docs/deploy.md on vLLM on Ray, a block each."""
+    page = ROOT / "docs" / "deploy.md"
+    text = page.read_text("utf-8")
+    begin = text.index("\n### vLLM on Ray\n")
+    part = text[begin : text.index("\n### ", begin + 1)]
+    return [block.text for block in blocks(page) if block.language == "bash" and block.text in part]
 
 
 def free_port() -> int:
