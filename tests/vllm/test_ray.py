@@ -34,10 +34,10 @@ def page(words: str) -> str:
 
 
 class Ray:
-    """A Ray that was started as the page says, in a folder that has what the page has; port: of the servers."""
+    """A Ray that was started as the page says, in a folder that has what the page has; port: of the server to start."""
 
     def __init__(self, folder: Path, models):
-        self.folder, self.port, ha = folder, free_port(), folder / "ha"
+        self.folder, self.port, ha = folder, 0, folder / "ha"
         self.socket = tempfile.mkdtemp(prefix="ha")  # a socket's path may have 107 characters
         shutil.copytree(models.base, folder / "chat" / "base")
         for name, task in TASKS.items():
@@ -125,9 +125,9 @@ def ray(models, tmp_path_factory):
 
 @pytest.fixture
 def server(ray):
-    """Asked as a server of vLLM's own; Ray has started it."""
+    """Asked as a server of vLLM's own; Ray has started it.  At a port of its own: Ray's proxy outlives what it served."""
     found = Server.__new__(Server)
-    found.port = ray.port
+    found.port = ray.port = free_port()
     return found
 
 
