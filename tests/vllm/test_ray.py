@@ -125,7 +125,7 @@ def ray(models, tmp_path_factory):
 
 @pytest.fixture
 def server(ray):
-    """Asked as a server of vLLM's own; Ray has started it.  At a port of its own: Ray's proxy outlives what it served."""
+    """Asked as a server of vLLM's own, at a port of its own: a proxy of Ray outlives what it served."""
     found = Server.__new__(Server)
     found.port = ray.port = free_port()
     return found
