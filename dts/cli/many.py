@@ -227,23 +227,17 @@ def _in_processes(jobs: list[Job], base: str, how: dict, count: int, told, finis
 def _on_ray(jobs: list[Job], base: str, how: dict, cluster: Cluster, told, finished, say) -> None:
     """A Ray task each.  Workers have folders of their own, so that places are told whole."""
     from dts.ray.cluster import from_root
-    from dts.ray.tasks import run
+    from dts.ray.tasks import in_a_line, run
 
     named = {job.name: job for job in jobs}
 
     def ended(name: str, row: dict | None, error: Exception | None) -> None:
         job = named[name]
         about = {"source": job.source, "folder": str(job.folder)}
-        finished(job, _failed(job, _of_ray(error)) if row is None else row | about)
+        finished(job, _failed(job, RuntimeError(in_a_line(error))) if row is None else row | about)
 
     there = [replace(job, source=from_root(job.source), folder=job.folder.absolute()) for job in jobs]
     run(_made, {job.name: (job, from_root(base), how) for job in there}, cluster, told, ended, say)
-
-
-def _of_ray(error: Exception | None) -> Exception:
-    """In a line: Ray says much of its machinery."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return RuntimeError(f"Ray could not run it to its end: {type(error).__name__}: {lines[0] if lines else ''}")
 
 
 def _ended(code: int | None) -> str:

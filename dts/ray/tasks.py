@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -61,6 +62,17 @@ def run(
                 ray.cancel(one, force=True)  # of a Ray that runs on without us
             with suppress(Exception):
                 news.shutdown(force=True)
+
+
+def in_a_line(error: Exception | None) -> str:
+    """Why a call did not run to its end: Ray says much of its machinery, and last what it was."""
+    cause = getattr(error, "cause", None) or error
+    lines = [line.strip() for line in re.sub(r"\x1b\[[\d;]*m", "", str(cause)).splitlines() if line.strip()]
+    if absent := re.search(r"No module named '((?:dts|dts_kernels)\b[\w.]*)'", " ".join(lines)):
+        where = re.search(r"\bip=([^\s,)]+)", str(error))
+        at = f" at {where[1]}" if where else ""
+        return f"the machine{at} has no {absent[1]}: dts-merge is to be installed on every machine, the same version"
+    return f"Ray could not run it to its end: {type(cause).__name__}: {lines[0] if lines else ''}"
 
 
 def _tell(news: Any, told: Callable[[str, float], None], say: Say) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -41,17 +42,17 @@ def at_home(tmp_path_factory):
     os.environ |= kept
 
 
-@pytest.fixture(scope="session")
-def head(at_home):
+@contextmanager
+def started(name: str, **environment: str):
     """The address of a Ray that runs as one does on a cluster's first machine."""
     port = free_port()
     words = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
     words += [f"--num-cpus={CORES}", f"--object-store-memory={100 << 20}", "--include-dashboard=false"]
     # with ports that are given nobody waits for files that say which they are, for which a busy machine is too slow
     words += [f"--{what}-port={free_port()}" for what in AGENTS]
-    log = Path(os.environ["HOME"]) / "head.log"
+    log = Path(os.environ["HOME"]) / f"{name}.log"
     with log.open("w") as out:
-        process = subprocess.Popen(words, stdout=out, stderr=out)
+        process = subprocess.Popen(words, stdout=out, stderr=out, env=os.environ | environment)
     try:
         until = time.monotonic() + 120
         while "runtime started" not in log.read_text():
@@ -61,6 +62,13 @@ def head(at_home):
     finally:
         process.send_signal(signal.SIGTERM)  # it ends what it started
         process.wait(60)
+
+
+@pytest.fixture(scope="session")
+def head(at_home):
+    """The address of a Ray for all tests."""
+    with started("head") as address:
+        yield address
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from dts.cli import many
 from dts.cli.recipe import read_recipe
 from dts.ray.cluster import Cluster
 from tests.dts.cli.said import said
-from tests.ray.conftest import processes
+from tests.ray.conftest import processes, started
 
 pytestmark = pytest.mark.ray
 FILES = ("dts_config.json", "dts_model.safetensors")
@@ -165,6 +165,33 @@ def test_jobs_and_addresses_of_nobody(dts, place):
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, cwd=place)
     assert done.returncode == 2 and "no Ray answers at 127.0.0.1:1" in " ".join(done.stderr.split()), done.stderr
     assert "Traceback" not in done.stderr and not (place / "x").exists()
+
+
+ABSENT = """
+import sys
+
+class Without:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("dts", "dts_kernels"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Without())
+"""
+
+
+def test_a_machine_without_the_package_is_named(place):
+    """Of each fine-tune, in a line; nothing is written."""
+    (place / "without").mkdir()
+    (place / "without" / "sitecustomize.py").write_text(ABSENT)
+    with started("without", PYTHONPATH=str(place / "without")) as address:
+        words = ["compress", "base", "one", "-o", "adapters", "-s", "40%", "--ray-address", address, "--json"]
+        words = [sys.executable, "-m", "dts", *words]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=240, cwd=place)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    (row,) = json.loads(done.stdout)["finetunes"]
+    assert row["state"] == "failed" and row["reason"].startswith("the machine at "), row
+    assert "has no dts" in row["reason"] and "dts-merge is to be installed on every machine" in row["reason"]
+    assert not any((place / "adapters").glob("*/dts_config.json"))
 
 
 def test_more_than_a_machine_has(place, joined):
