@@ -95,15 +95,15 @@ class Bank:
     @property
     def packed(self) -> list[Tensor]:
         """What the ops take: a flat list of tensors, and ``table`` that points into it."""
-        return self._derived()[0]
+        return self.derived()[0]
 
     @property
     def table(self) -> Tensor:
-        return self._derived()[1]
+        return self.derived()[1]
 
     @property
     def max_rank(self) -> int:
-        return self._derived()[2]
+        return self.derived()[2]
 
     def operands(self, routing: Routing) -> FactorOperands:
         """What the ops take for a routing, made once for the one that was used last."""
@@ -114,12 +114,12 @@ class Bank:
 
     def new_operands(self, routing: Routing) -> FactorOperands:
         """The same, not kept: for those who trace, whose programs must not depend on which routing was last."""
-        packed, table, max_rank = self._derived()
+        packed, table, max_rank = self.derived()
         return FactorOperands(packed, table, routing.slots, routing.weights, self.out_features, max_rank, self.layout)
 
     def dense_operands(self, gamma: Tensor, base: Tensor | None) -> DenseOperands:
         """What `reconstruct` takes."""
-        packed, table, max_rank = self._derived()
+        packed, table, max_rank = self.derived()
         return DenseOperands(packed, table, gamma, base, self.out_features, self.in_features, max_rank, self.layout)
 
     def __setstate__(self, state: dict) -> None:
@@ -139,7 +139,8 @@ class Bank:
         elif len(self._factors) <= EAGER:
             self._ready = self._derive()
 
-    def _derived(self) -> tuple[list[Tensor], Tensor, int]:
+    def derived(self) -> tuple[list[Tensor], Tensor, int]:
+        """(packed, table, max_rank), the same tuple until a task comes or goes."""
         if self._ready is None:
             self._ready = self._derive()
         return self._ready

@@ -22,7 +22,7 @@ def _bind(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     pointer, i32, i64, text = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_char_p
     library.dts_variant.argtypes, library.dts_variant.restype = [i32], text
-    for record in ("delta_linear", "embedding", "add_samples", "add_sampled_rows"):
+    for record in ("delta_linear", "embedding", "add_samples", "add_sampled_rows", "add_vectors"):
         getattr(library, f"dts_{record}").argtypes = [text]
     library.dts_reconstruct.argtypes = [
         text,

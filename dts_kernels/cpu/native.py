@@ -26,7 +26,7 @@ SIZES = {torch.float32: 4, torch.bfloat16: 2, torch.float16: 2}
 MOST_PLACES = 256  # tasks a row may mix
 
 # the records of dts.h: ctypes takes as long for 28 arguments as C for a small product
-_delta_linear_record = struct.Struct("@P3qP5qP2qP3qPqPqP3qP2q").pack
+delta_linear_record = struct.Struct("@P3qP5qP2qP3qPqPqP3qP2q").pack
 _embedding_record = struct.Struct("@PqP2qPP3qPqPPq").pack
 
 
@@ -75,7 +75,7 @@ def delta_linear(
     given, given_have = (0, 0) if y is None else (to, have) if y is out else (y.data_ptr(), y.numel())
     add, adds_have, add_count = (0, 0, 0) if adds is None else (adds.data_ptr(), adds.numel(), adds.shape[0])
     code = loaded().dts_delta_linear(
-        _delta_linear_record(
+        delta_linear_record(
             name_of(name),
             torch.get_num_threads(),
             exact,

@@ -14,7 +14,7 @@ from . import native
 from .load import loaded, name_of
 
 # as in dts.h
-_add_samples_record = struct.Struct("@P2qP5qPqPqPqPqPqP3q").pack
+add_samples_record = struct.Struct("@P2qP5qPqPqPqPqPqP3q").pack
 _add_sampled_rows_record = struct.Struct("@PqP3qPqP2qPqPqPqP3q").pack
 
 
@@ -101,7 +101,7 @@ def add_samples(
     rows = count // m if m else y.shape[:-1].numel()
     m, n = (n, m) if transposed else (m, n)
     code = loaded().dts_add_samples(
-        _add_samples_record(
+        add_samples_record(
             name_of(name),
             torch.get_num_threads(),
             transposed,

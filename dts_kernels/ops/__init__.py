@@ -13,9 +13,11 @@ from .library import direct
 from .products import delta_linear, linear
 from .rows import add_embedding, delta_embedding
 from .samples import add_dense_samples, add_sampled_rows, add_samples, start_samples
-from .vectors import add_rows, task_rows
+from .together import Together
+from .vectors import add_rows, task_rows, vectors_here
 
 __all__ = [
+    "Together",
     "add_dense_samples",
     "add_embedding",
     "add_rows",
@@ -28,4 +30,5 @@ __all__ = [
     "reconstruct",
     "start_samples",
     "task_rows",
+    "vectors_here",
 ]

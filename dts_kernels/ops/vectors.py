@@ -1,9 +1,12 @@
 """What tasks add to vectors (biases, norms): as in `routing`, and by one launch on a GPU where nobody traces."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from .. import dispatch, routing
+from .. import check, dispatch, routing
+from ..cpu import native, native_vectors
 from ..gpu import vectors
 from ..routing import Routing
 from .library import direct
@@ -35,6 +38,29 @@ def task_rows(stack: Tensor, of: Routing, dtype: torch.dtype, base: Tensor | Non
         return routing.task_rows(stack, of, dtype)
     wide = torch.promote_types(base.dtype, stack.dtype)
     return (base.to(wide) + routing.task_rows(stack, of, wide)).to(dtype)
+
+
+def vectors_here(given: Sequence[tuple[Tensor, Tensor]], of: Routing) -> list[Tensor] | None:
+    """`task_rows` of at most two (base [n], stack [slots, n]), float32 on a CPU, in one call of C; None, with nothing
+    done, where they are to be asked for one by one."""
+    slots, weights = of.slots, of.weights
+    n = given[0][0].numel()
+    if not check.plain(slots, weights) or weights.is_neg() or not native.variant():
+        return None
+    for base, stack in given:
+        if (
+            stack.dtype is not torch.float32
+            or base.dtype is not torch.float32
+            or stack.dim() != 2
+            or base.shape != stack.shape[1:]
+            or base.numel() != n
+            or not (base.is_cpu and stack.is_cpu and base.is_contiguous() and stack.is_contiguous())
+            or base.is_neg()
+            or stack.is_neg()
+            or not direct(base, stack)
+        ):
+            return None
+    return native_vectors.add_vectors(given, slots, weights)
 
 
 def _by_kernel(stack: Tensor, of: Routing, dtype: torch.dtype, y: Tensor | None) -> bool:

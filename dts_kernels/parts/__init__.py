@@ -9,8 +9,20 @@ from .components import COMPONENTS
 from .kind import KINDS, Joined, Kind, PartBank, base_product, kind_of, register, whole_pays
 from .plain import PlainBank
 from .sample import SAMPLE
+from .together import together
 
 register(COMPONENTS)
 register(SAMPLE)
 
-__all__ = ["KINDS", "Joined", "Kind", "PartBank", "PlainBank", "base_product", "kind_of", "register", "whole_pays"]
+__all__ = [
+    "KINDS",
+    "Joined",
+    "Kind",
+    "PartBank",
+    "PlainBank",
+    "base_product",
+    "kind_of",
+    "register",
+    "together",
+    "whole_pays",
+]

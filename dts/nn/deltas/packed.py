@@ -13,8 +13,8 @@ from dts.nn.routing import gammas
 from dts_kernels import Routing
 from dts_kernels.cpu.rules import whole_from
 from dts_kernels.embedding_parts import row_in
-from dts_kernels.ops import task_rows
-from dts_kernels.parts import KINDS, PartBank, base_product, kind_of, whole_pays
+from dts_kernels.ops import Together, task_rows
+from dts_kernels.parts import KINDS, PartBank, base_product, kind_of, together, whole_pays
 
 _compiling = torch.compiler.is_compiling
 
@@ -24,7 +24,7 @@ class Packed:
 
     transposed: what is stored is of the [n, m] matrix.
     first, rest: the banks that hold something, in the order of `KINDS`; first is None where there is none
-    start: whether one of them may start before the base's product
+    start: whether one of them may start before the base's product;  together: all of them in one call, None: in turn
     whole: numbers of an input of one mixture from which its deltas are added to a copy of the weight (on a CPU)
     """
 
@@ -34,6 +34,7 @@ class Packed:
         self.first: PartBank | None = None
         self.rest: tuple[PartBank, ...] = ()
         self.start = False
+        self.together: Together | None = None
         self.whole = float("inf")
 
     def add(self, slot: int, stored: Sequence[Any]) -> None:
@@ -59,6 +60,7 @@ class Packed:
         banks = [self.banks[name] for name in KINDS if name in self.banks and self.banks[name].slots]
         self.first, self.rest = (banks[0] if banks else None), tuple(banks[1:])
         self.start = any(bank.starts for bank in banks)
+        self.together = together(banks)
         self.whole = self.shape[1] * whole_from(*self.shape, self.banks.get("sample") in banks)
 
     @property
@@ -90,8 +92,12 @@ class Packed:
             return base_product(x, weight, bias, routing, adds)
         if self.start:
             return self._linear_beside(x, weight, bias, routing, adds)
-        if not _compiling() and x.numel() >= self.whole and whole_pays(x, weight, bias, adds, routing):
-            return self._linear_whole(x, weight, bias, routing, adds)
+        if not _compiling():
+            if x.numel() >= self.whole and whole_pays(x, weight, bias, adds, routing):
+                return self._linear_whole(x, weight, bias, routing, adds)
+            made = None if self.together is None else self.together.linear(x, weight, bias, routing, adds)
+            if made is not None:
+                return made
         y = self.first.linear(x, weight, bias, routing, adds)
         for bank in self.rest:
             y = bank.product(x, y, routing)

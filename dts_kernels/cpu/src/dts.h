@@ -124,6 +124,29 @@ typedef struct {
 
 int dts_add_sampled_rows(const AddSampledRows *a);
 
+/* out [entries, n] = base [n] + the sum of gamma stack [tasks, n] of each entry's slots, rounded after each addition, of
+ * `count` vectors; float32, nothing overlaps.  The routing is that of DeltaLinear.
+ */
+enum { MOST_VECTORS = 2 };
+typedef struct {
+    const float *base;
+    int64_t base_have;
+    const float *stack;
+    int64_t stack_have, tasks;
+    float *out;
+    int64_t out_have;
+} Vector;
+
+typedef struct {
+    const int32_t *slots;
+    int64_t slots_have;
+    const float *weights;
+    int64_t weights_have, entries, places, n, count;
+    Vector of[MOST_VECTORS];
+} AddVectors;
+
+int dts_add_vectors(const AddVectors *a);
+
 /* For k = 0, 1, ... below count: factor[k] becomes the nearest of +1, +4, -1, -4 to factor[k] + step[k] misfit[k], and
  * what it changes by, times weights[j][k], is added to misfit[j] of every later j.  misfit is lost.
  *

@@ -148,3 +148,22 @@ def test_gradients_reach_the_input_after_a_call_without_them(maker):
         x.requires_grad_(True)
         layer(x).sum().backward()
     assert x.grad is not None and x.grad.abs().sum() > 0
+
+
+@torch.no_grad()
+def test_a_layer_norm_of_one_mixture_has_the_bits_of_its_sums_and_follows_what_is_written(maker):
+    """The short way of a CPU: float32, every row of one mixture; and nothing of a call is kept for the next."""
+    layer = DTSLayerNorm.from_layer_norm(nn.LayerNorm(6))
+    deltas = [{n: maker.randn(6, dtype=torch.float32) for n in ("weight", "bias")} for _ in range(2)]
+    for slot, own in enumerate(deltas):
+        layer.load(slot, {name: [Piece("raw", delta)] for name, delta in own.items()})
+    x = maker.randn(4, 6, scale=1.0, dtype=torch.float32)
+    for slot in (0, 1, None):
+        layer.dts.state.set([{} if slot is None else {slot: 1.0}])
+        for _ in range(2):
+            own = {n: layer._parameters[n] + (0 if slot is None else deltas[slot][n]) for n in ("weight", "bias")}
+            assert torch.equal(layer(x), nn.functional.layer_norm(x, (6,), **own))
+            layer._parameters["weight"].data += 1  # which no version counts
+            layer._parameters["bias"].mul_(2).add_(1)
+    x[1] = torch.nan
+    assert layer(x).isnan().any(1).tolist() == [False, True, False, False]

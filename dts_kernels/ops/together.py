@@ -1,0 +1,160 @@
+"""x W^T + b and all that tasks add to it, of components and of samples, without the frames of an op for each.
+
+On a CPU a layer of a small model takes no longer than Python's way to it.  Here that is one function: what it is given
+is looked at in every call, as the ops look at it, and what follows from the banks alone is kept until they change.
+What is out of the ordinary (gradients, tracing, autocast, other layouts, wrong sizes) is left to the ops, which say
+what is wrong with it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .. import check, dispatch
+from ..bank import Bank
+from ..cpu import native, native_samples
+from ..cpu.native_samples import SampleArray
+from ..cpu.tasks import Tasks
+from ..routing import Routing
+from ..sample_bank import SampleBank
+from .library import direct
+from .run import choice
+
+_strided = torch.strided
+NATIVE = ("native", "native_exact")
+
+
+class _Banks(NamedTuple):
+    """What C reads of two banks, as long as these are what they hold."""
+
+    components: object
+    samples: object
+    tasks: Tasks | None
+    array: SampleArray | None
+
+
+class Together:
+    """The products of one matrix's components and samples (at least one of them) on the CPU."""
+
+    def __init__(self, components: Bank | None, samples: SampleBank | None):
+        self.components, self.samples = components, samples
+        of = components if components is not None else samples
+        assert of is not None
+        self.m, self.n = of.out_features, of.in_features
+        self._banks: _Banks | None = None
+
+    def __getstate__(self) -> dict:
+        """Pointers mean nothing in a copy."""
+        return vars(self) | {"_banks": None}
+
+    @staticmethod
+    def suits(components: Bank | None, samples: SampleBank | None) -> bool:
+        """Whether C reads these banks."""
+        return (components is None or components.layout == "disk" and components.device.type == "cpu") and (
+            samples is None or samples.arena is None and samples.device.type == "cpu"
+        )
+
+    def linear(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routing, adds: Tensor | None
+    ) -> Tensor | None:
+        """`ops.linear`, then `ops.add_samples`, bit for bit; None, with nothing done, where those are to be asked."""
+        components, samples, slots, weights = self.components, self.samples, routing.slots, routing.weights
+        m, n, dtype, shape, entries = self.m, self.n, x.dtype, x.shape, check.plain(slots, weights)
+        if (
+            not entries
+            or dtype not in native.SIZES
+            or weight.dtype is not dtype
+            or weight.shape != (m, n)
+            or weight.layout is not _strided
+            or not shape
+            or shape[-1] != n
+            or not x.is_cpu
+            or x.layout is not _strided
+            or not x.is_contiguous()
+            or x.is_neg()
+            or weights.is_neg()
+            or torch.is_grad_enabled()
+            or bias is not None
+            and (bias.shape != (m,) or bias.dtype is not dtype)
+            or not direct(x, weight, bias, adds)
+        ):
+            return None
+        count, places = x.numel(), slots.shape[1]
+        rows = count // n if n else 0
+        if not rows or rows % entries:
+            return None
+        add = adds_have = add_count = 0
+        if adds is not None:
+            if (
+                components is None
+                or adds.dtype is not torch.float32
+                or adds.dim() != 2
+                or adds.shape[1] != m
+                or not (adds.is_cpu and adds.is_contiguous())
+                or adds.is_neg()
+            ):
+                return None
+            add, adds_have, add_count = adds.data_ptr(), adds.numel(), adds.shape[0]
+        banks, exact, keys = self._held(), dispatch.exact(), []
+        if components is not None:
+            of = "linear", "cpu", dtype, rows, entries, places, "disk", False, components.max_rank == 0, exact
+            keys.append(choice(*of)[0])
+        if samples is not None:
+            of = "add_samples", "cpu", dtype, rows, entries, places, "disk", samples.transposed, False, exact
+            keys.append(choice(*of)[0])
+        for key in keys:
+            if key[1] not in NATIVE:
+                return None
+        y = functional.linear(x, weight, bias)
+        if y.dtype is not dtype or not y.is_contiguous():
+            y = y.to(dtype).contiguous()
+        for key in keys:
+            dispatch.ran[key] += 1
+        threads, variant, to, have = torch.get_num_threads(), native.name_of(None), y.data_ptr(), y.numel()
+        given, slot, weigh, kind = x.data_ptr(), slots.data_ptr(), weights.data_ptr(), native.DTYPES[dtype]
+        pairs, size = entries * places, native.SIZES[dtype]
+        if banks.tasks is not None:
+            record = native.delta_linear_record(
+                variant, threads, exact, 0,
+                given, count, kind, n * size, rows, n,
+                to, have, m * size, to, have, m * size, m,
+                banks.tasks.pointer, banks.tasks.count,
+                slot, pairs, weigh, pairs, entries, places,
+                add, adds_have, add_count,
+            )  # fmt: skip
+            if code := native.loaded().dts_delta_linear(record):
+                native.check(code, "delta_linear")
+        if banks.array is not None:
+            assert samples is not None
+            turned, array = samples.transposed, banks.array
+            record = native_samples.add_samples_record(
+                variant, threads, turned,
+                given, count, kind, rows, *((n, m) if turned else (m, n)),
+                to, have, to, have,
+                array.pointer, array.count, array.starts_pointer, array.slots,
+                slot, pairs, weigh, pairs, entries, places,
+            )  # fmt: skip
+            if code := native.loaded().dts_add_samples(record):
+                native.check(code, "add_samples")
+        return y
+
+    def _held(self) -> _Banks:
+        """What C reads of the banks as they are now."""
+        banks, components, samples = self._banks, self.components, self.samples
+        if (
+            banks is None
+            or components is not None
+            and components.derived() is not banks.components
+            or samples is not None
+            and samples.arguments is not banks.samples
+        ):
+            derived = None if components is None else components.derived()
+            stored = None if samples is None else samples.arguments
+            tasks = None if derived is None else Tasks.of(*derived[:2])
+            array = None if stored is None else SampleArray.of(*stored)
+            self._banks = banks = _Banks(derived, stored, tasks, array)
+        return banks
