@@ -342,7 +342,7 @@ def _how(size: str | None, rank_fraction: str | None, target_error: str | None, 
         return {"target_error": parse_fraction(target_error)}
     if size is None and method == "exact":
         return {}
-    return parse_size(size or DEFAULT_SIZE)
+    return parse_size(DEFAULT_SIZE if size is None else size)
 
 
 def _merged(base, finetuned, out, merge, method, vectors, kind, how, other: bool) -> list[dict]:

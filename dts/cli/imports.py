@@ -53,7 +53,9 @@ def lora(
 
     if size is not None and target_error is not None:
         raise ValueError("--budget and --target-error say the size twice: keep one")
-    how: dict[str, Any] = {"target_error": parse_fraction(target_error)} if target_error else parse_size(size or "1%")
+    how: dict[str, Any] = parse_size("1%" if size is None else size)
+    if target_error is not None:
+        how = {"target_error": parse_fraction(target_error)}
     if name is not None:
         how["name"] = name
     with progress_bar(f"Importing {folder}", in_bytes=True) as progress:

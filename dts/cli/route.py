@@ -14,6 +14,7 @@ from dts.cli.common import (
     TrustRemoteCode,
     at,
     bytes_text,
+    device_of,
     emit,
     output,
     pairs,
@@ -74,7 +75,9 @@ def route(
         if base is None:
             raise ValueError("--base is missing: the examples are run through the first layers of the base model")
         own = tokenizer or tokenizer_of(adapter)
-        loaded.tell(statistics(at(base, revision), str(examples), text, own, max_length, device, trust_remote_code))
+        loaded.tell(
+            statistics(at(base, revision), str(examples), text, own, max_length, device_of(device), trust_remote_code)
+        )
     if not dry_run:
         loaded.save(out or adapter, overwrite=out is None)
     known = loaded.inputs

@@ -145,6 +145,8 @@ def _class_names(config: Any, given: Sequence[str] | None, finetuned: str, kind:
         raise ValueError(f"{finetuned} has {config.num_labels} output, a number: dts eval compares classifiers")
     if given is not None and len(given) != config.num_labels:
         raise ValueError(f"--classes names {len(given)}, {finetuned} has {config.num_labels} outputs")
+    if given is not None and len(set(given)) < len(given):
+        raise ValueError(f"--classes names a class twice: {', '.join(given)}")
     return given or [str(config.id2label[i]) for i in range(config.num_labels)]
 
 

@@ -44,11 +44,17 @@ def fit(
     meant = Counter((t.name, t.expert, t.part) for _, t in places)
     wrong += [f"{name}: another entry is for {t.name} too" for name, t in places if meant[t.name, t.expert, t.part] > 1]
     changes: dict[tuple[int, str], Change] = {}
+    taken: dict[tuple[int, str, int | None, int], tuple[str, str]] = {}
     for name, target in places:
         if target.name not in known:
             wrong.append(f"{name}: the model has no {target.name}, which is a part of it")
             continue
         site, entry = known[target.name], own[name]
+        first = taken.setdefault((id(site.module), site.parameter, target.expert, target.part), (name, target.name))
+        if first[1] != target.name:  # one module in two places
+            if not _same(own[first[0]], entry):
+                wrong.append(f"{name}: it and {first[0]} are one parameter of the model, and change in two ways")
+            continue
         change = changes.setdefault((id(site.module), site.parameter), Change(site, [], entry.task_only))
         change.pieces += _pieces(entry, target, site, wrong)
     apart = {} if untied else _apart(model, known)
@@ -56,8 +62,34 @@ def fit(
         _share(known, changes, apart)
     _check_tied(entries, targets, known, wrong, rename, apart)
     if wrong:
-        raise ValueError("the adapter does not fit the model:\n  " + "\n  ".join(wrong))
+        raise ValueError("the adapter does not fit the model:\n  " + "\n  ".join([*wrong, *_way(known)]))
     return list(changes.values())
+
+
+def _same(one: Entry, other: Entry) -> bool:
+    """Whether two entries, of one parameter that has two names, are the same change."""
+    if (one.kind, one.shape, one.task_only) != (other.kind, other.shape, other.task_only):
+        return False
+    if one.added_rows is not None or other.added_rows is not None:
+        return False
+    if one.kind == "exact":
+        return one.result == other.result
+    return torch.equal(_value(one), _value(other)) if one.kind == "value" else torch.equal(one.delta(), other.delta())
+
+
+def _way(known: Mapping[str, Site]) -> list[str]:
+    """How to go on with a model whose parameters were taken apart or wrapped."""
+    if any(".base_layer." in name for name in known):
+        return [
+            "The model has adapters of PEFT in it: load tasks before, get_peft_model(DTSModel) goes over them; or "
+            "merge_and_unload() PEFT's first"
+        ]
+    if any(".parametrizations." in name or name.endswith((".weight_g", ".weight_v")) for name in known):
+        return [
+            "The model is parametrised (weight norm, spectral norm, ...): take that off first, by "
+            "torch.nn.utils.parametrize.remove_parametrizations(module, name) or remove_weight_norm(module)"
+        ]
+    return []
 
 
 def refuse_tied(model: nn.Module, entries: Mapping[str, Entry]) -> None:

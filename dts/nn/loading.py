@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from dts.adapter import Entry
+from dts.checkpoint.errors import some
 from dts.nn.deltas import Piece
 from dts.nn.fit import Change
 from dts.nn.layers import Layer, LayerDeltas, adopt, base_class, kind_of, layer_class
@@ -99,6 +100,17 @@ def _in_base(model: nn.Module, changes: list[Change], missing: frozenset[str] | 
         has = site.name not in missing if missing is not None else not change.task_only or shared[id(site.tensor)] > 1
         (found if has else lacking).add(id(site.module))
     return found - lacking
+
+
+def refuse_other_models(changes: Iterable[ModuleChange], state: RoutingState) -> None:
+    """Raises ValueError where layers have tasks of another `DTSModel` over the same base: one call would route both."""
+    layers = [(change.name, change.module) for change in changes if isinstance(change.module, Layer)]
+    others = [name for name, layer in layers if layer.dts.state is not state]
+    if others:
+        raise ValueError(
+            f"{some(others, 3)} are layers of another DTSModel over the same base already: load_task() gives that one "
+            "further tasks; another one needs a base of its own, loaded anew or DTSModel(copy.deepcopy(base))"
+        )
 
 
 def put(slot: int, changes: Iterable[ModuleChange], state: RoutingState) -> None:

@@ -27,7 +27,7 @@ from dts.nn.layers import Layer, Owner, device_of, release
 from dts.nn.layers.patched import Patched
 from dts.nn.library import library
 from dts.nn.loaded import Loaded, LoadedTasks
-from dts.nn.loading import by_module, put, take_out, without_effect
+from dts.nn.loading import by_module, put, refuse_other_models, take_out, without_effect
 from dts.nn.merge import merge
 from dts.nn.once_a_task import run_once_a_task
 from dts.nn.parallel.agreed import agreed
@@ -193,6 +193,7 @@ class DTSModel(nn.Module):
             refuse_tied(plain(self.model), entries)
         changes = fit(self.model, entries, renamer(self.model), untied=config.get("tie_word_embeddings") is False)
         modules = by_module(self.model, changes, None if self._base is None else self._base.missing)
+        refuse_other_models(modules, self._state)
         refuse_aliases(self.model, changes)
         self._refuse_replaced([{loaded.slot: 1.0} for other, loaded in list(self._loaded.items()) if other != name])
         with self._state.alone():

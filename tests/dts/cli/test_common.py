@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from dts.cli.common import Dotted, Terminal, bytes_text, list_of, listing, parse_fraction, parse_size, percent
+from dts.cli.common import (
+    Dotted,
+    Terminal,
+    bytes_text,
+    device_of,
+    list_of,
+    listing,
+    parse_fraction,
+    parse_size,
+    percent,
+)
 
 
 @pytest.mark.parametrize(
@@ -99,3 +109,19 @@ def test_results_in_a_pipe_are_wide_and_errors_are_not(models, tmp_path):
     assert wrong.returncode == 2 and max(map(len, wrong.stderr.splitlines())) <= 80
     shown = run("diff", str(models / "base"), str(models / "one"))
     assert shown.returncode == 0 and any(len(line.split()) >= 6 for line in shown.stdout.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [("gpu0", "there is none of this name"), ("meta", "finds none here"), ("xpu", "finds none")]
+)
+def test_a_device_that_is_not_there(text, says):
+    assert device_of("cpu") == "cpu"
+    with pytest.raises(ValueError, match=f"--device {text}: .*{says}"):
+        device_of(text)
+
+
+def test_a_size_that_a_shell_left_empty_is_not_the_default(dts, models):
+    words = ("compress", models / "base", models / "one", "-o", "a")
+    for option in ("--budget", "--rank-fraction", "--target-error"):
+        done = dts(*words, f"{option}=")
+        assert done.exit_code == 2 and "write" in done.stderr, option

@@ -1,5 +1,7 @@
 """What callers give a `DTSModel` that it cannot take: each is told what to give instead."""
 
+import copy
+import dataclasses
 from collections import deque
 
 import numpy as np
@@ -75,6 +77,62 @@ def test_what_is_no_model(model):
         dts.DTSModel(model)
     with pytest.raises(TypeError, match="takes a folder or hub id, not a Small: DTSModel"):
         dts.DTSModel.from_pretrained(Small())
+
+
+@torch.no_grad()
+def test_two_models_over_one_base(model, maker):
+    """Both routed the layers of both: each answered for neither's task."""
+    other = dts.DTSModel(model.model)
+    expected = model(X, tasks=["mood", "topic"])
+    with pytest.raises(ValueError, match=r"body are layers of another DTSModel .* DTSModel\(copy.deepcopy\(base\)\)"):
+        other.load_task("mood", maker.entries(Small(), skip=0))
+    assert torch.equal(model(X, tasks=["mood", "topic"]), expected)
+    again = dts.DTSModel(copy.deepcopy(model).merge_and_unload("mood"))
+    again.load_task("topic", maker.entries(Small(), skip=0))
+    twin = copy.deepcopy(model)
+    twin.load_task("third", maker.entries(Small(), skip=0))
+    assert torch.equal(twin(X, tasks=["mood", "topic"]), expected)
+
+
+class Twice(nn.Module):
+    """One layer in two places."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = self.second = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.second(self.first(x))
+
+
+@torch.no_grad()
+def test_a_module_in_two_places_that_changes_in_two_ways(maker):
+    """As a base of two layers has them that someone made one: both changes were added to it."""
+    own = maker.entries(nn.ModuleDict({"first": nn.Linear(8, 8), "second": nn.Linear(8, 8)}), skip=0)
+    one = {name: entry for name, entry in own.items() if name.startswith("first")}
+    same = one | {
+        name.replace("first", "second"): dataclasses.replace(e, name=e.name.replace("first", "second"))
+        for name, e in one.items()
+    }
+    base, models = Twice(), []
+    for entries in (one, same):
+        models.append(dts.DTSModel(copy.deepcopy(base)))
+        models[-1].load_task("a", entries)
+    assert torch.equal(models[0](X, tasks="a"), models[1](X, tasks="a"))
+    with pytest.raises(ValueError, match="second.weight: it and first.weight are one parameter .* in two ways"):
+        dts.DTSModel(base).load_task("a", own)
+
+
+def test_a_base_whose_parameters_are_wrapped(maker):
+    entries = maker.entries(Small(), skip=0)
+    normed = Small()
+    nn.utils.parametrizations.weight_norm(normed.body)
+    with pytest.raises(ValueError, match="no such parameter\n  The model is parametrised"):
+        dts.DTSModel(normed).load_task("a", entries)
+    wrapped = Small()
+    wrapped.body = nn.ModuleDict({"base_layer": wrapped.body, "lora_A": nn.Linear(8, 2)})
+    with pytest.raises(ValueError, match="The model has adapters of PEFT in it"):
+        dts.DTSModel(wrapped).load_task("a", entries)
 
 
 @pytest.mark.parametrize("adapters", [["a"], "a"])
