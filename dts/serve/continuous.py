@@ -67,7 +67,6 @@ class Continuous:
         self.rows: list[Running] = []
         self.together = True  # the model takes rows of several tasks at once
         self.forwards = 0  # run so far
-        self._held = 0  # steps that prompts have waited for others, those of all of them together
         self._cache = RowsCache()
         self._call = Call.of(model.model)
         model._state.keeping = True  # rows have the same tasks at most tokens
@@ -106,8 +105,8 @@ class Continuous:
         self._leave()
         ready = [running for running in self.rows if running.left == 1]
         waiting = [running for running in self.rows if running.left > 1]
-        if waiting and not self._holds(waiting, len(ready)):
-            self._held, prompts = 0, self._prompts(waiting)
+        if waiting:
+            prompts = self._prompts(waiting)
             self._run(prompts, [running.tokens(self.batching.prefill) for running in prompts])
         ready = [running for running in ready if not running.row.done]
         if ready:
@@ -135,15 +134,6 @@ class Continuous:
             if running is not first and wider * (len(chosen) + 1) <= most:
                 chosen, longest = [*chosen, running], wider
         return chosen
-
-    def _holds(self, waiting: list[Running], ready: int) -> bool:
-        """Whether prompts wait for more of them: a forward for one takes about as long as for several, and those that
-        run wait for it meanwhile.  Not longer in sum than it would hold these up by half a forward each; nor where it
-        is full anyway, nor of a prompt that has begun."""
-        if any(running.read for running in waiting) or sum(one.left for one in waiting) >= self.batching.prefill:
-            return False
-        self._held += len(waiting)
-        return 2 * self._held < ready
 
     def _run(self, rows: list[Running], counts: list[int]) -> None:
         """A forward of so many tokens of each row; where it fails, each row has one of its own: none harms another."""

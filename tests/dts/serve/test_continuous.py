@@ -220,30 +220,6 @@ def test_prompts_are_read_beside_those_nearest_in_length_and_the_oldest_first(de
         assert said(job) == whole(model.model, [5 + jobs.index(job)] * n, 3)
 
 
-def test_a_prompt_waits_for_others_where_many_rows_run_and_not_for_long(decoder):
-    model, base = dts.DTSModel.from_pretrained(decoder.base), Choice("base")
-    many = [([5 + i], 40, base) for i in range(12)]
-    running, jobs = drive(model, *many, ([7, 8, 9], 5, base), ([9, 8], 5, base), ([7] * 20, 2, base), prefill=16)
-    running.join([job.rows[0] for job in jobs[:12]])
-    running.step()
-    running.join(jobs[12].rows)
-    running.step()
-    assert jobs[12].rows[0].tokens == 0
-    running.join(jobs[13].rows)
-    steps = 0
-    while not jobs[12].rows[0].tokens:
-        running.step()
-        steps += 1
-    assert 1 < steps <= 3 and jobs[13].rows[0].tokens == 1  # both at once
-    running.join(jobs[14].rows)
-    running.step()
-    running.step()
-    assert jobs[14].rows[0].tokens == 1  # a long one does not wait: its forwards are full
-    while running.rows:
-        running.step()
-    assert said(jobs[12]) == whole(model.model, [7, 8, 9], 5) and said(jobs[13]) == whole(model.model, [9, 8], 5)
-
-
 SMALL = dict(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
 KNOWN = {
     "Mistral": (SMALL | dict(intermediate_size=64, num_key_value_heads=2, sliding_window=8), ""),
