@@ -16,7 +16,7 @@ from benchmarks.serving.made import SMALL, Peft, Question, Size, base_model
 from benchmarks.serving.server import Server
 from dts.adapter.folder import read_config
 
-ROWS, QUEUE, TURNS = 32, 256, 3
+ROWS, QUEUE, TURNS = 32, 256, 5
 CLIENTS = (1, 4, 16, 32, 64)
 OPTIONS = ("--batch", str(ROWS), "--queue", str(QUEUE))
 Run = Callable[[], tuple[float, Load | None]]  # tokens a second, and what became of requests where there were some
