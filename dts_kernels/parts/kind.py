@@ -119,11 +119,15 @@ class Joined:
     """
 
     def __init__(self, banks: list[tuple[PartBank, Tensor | None]], rows: int):
-        self.banks = banks
+        self.banks, self.slots = banks, [set(bank.slots) for bank, _ in banks]
 
     def add(self, ids: Tensor, y: Tensor, routing: Routing) -> Tensor:
         """y + rows ``ids`` [...] (-1 = none) of the matrix; y [..., n] may be written into."""
-        for bank, lookup in self.banks:
+        slots = routing.slots
+        used = set(slots.flatten().tolist()) if slots.is_cpu and direct(ids, y, slots) else None  # else who knows
+        for (bank, lookup), own in zip(self.banks, self.slots):
+            if used is not None and own.isdisjoint(used):
+                continue
             y = bank.rows(row_in(lookup, ids), y, routing)
         return y
 

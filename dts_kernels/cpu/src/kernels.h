@@ -60,6 +60,8 @@ typedef struct {
                            float *const *sums, float *const *y);
     void (*samples_scatter)(const SamplePart *part, int rows, const float *const *x, float *const *out);
     void (*samples_panel)(const SamplePart *part, int scattered, int vectors, const float *x, float *sums);
+    /* row [n] += factor * elements [first, last) of row `id` of D, at most MOST_GROUPS, from the first of a window on */
+    void (*samples_row)(const Sample *s, int64_t id, int64_t first, int64_t last, float factor, int64_t n, float *row);
     /* see dts_round_components */
     void (*round_components)(float *factor, int64_t factor_stride, float *misfit, int64_t misfit_stride,
                              const float *weights, int64_t weights_stride, const float *step, int64_t count,

@@ -1,8 +1,9 @@
 /* The dense delta: its rows are products of t = sigma * gamma * u with V, V's rows being the outputs. */
-#include <stddef.h>
+#include <stdlib.h>
 
 #include "dts.h"
 #include "parallel.h"
+#include "rowblocks.h"
 #include "sweep.h"
 
 /* Rows of the dense matrix are products of t = sigma * gamma * u with V. */
@@ -18,6 +19,26 @@ static void rows_item(void *context, int64_t item, int worker) {
         return;
     }
     for (int64_t r = 0; r < s->task->rank; r++) pair->t[r % 4 * s->plane + r / 4] = t[r];
+}
+
+/* One task of fixed values: all rows of its u in row blocks, as an embedding's.  The same numbers, with fewer passes over
+ * them. */
+static int in_blocks(const Call *call, int threads, const Task *task, float gamma, int64_t m) {
+    TaskRow *list = malloc((size_t)m * sizeof *list);
+    if (!list) return NO_MEMORY;
+    for (int64_t i = 0; i < m; i++) list[i] = (TaskRow){.row = i, .id = i, .slot = 0, .gamma = gamma};
+    RowBlocks work = {.k = call->k,
+                      .type = call->type,
+                      .m = call->m,
+                      .y = call->y,
+                      .out = call->out,
+                      .y_stride = call->y_stride,
+                      .out_stride = call->out_stride,
+                      .tasks = task,
+                      .task_count = 1};
+    int done = dts_row_blocks(&work, threads, list, m, 0);
+    free(list);
+    return done < 0 ? NO_MEMORY : DONE;
 }
 
 int dts_reconstruct(const char *variant, int threads, int exact, const Task *tasks, int64_t task_count,
@@ -39,11 +60,14 @@ int dts_reconstruct(const char *variant, int threads, int exact, const Task *tas
         !holds(gamma, gamma_have, 1, gamma_have, 0) || !tasks_fit(tasks, task_count, NULL, 0, m, n))
         return NO_FIT;
     if (!m || !n) return DONE;
-    int64_t used = 0, tile = 4 * call.k->lanes;
+    int64_t used = 0, one = 0, tile = 4 * call.k->lanes;
     task_count = least(task_count, gamma_have);
     for (int64_t i = 0; i < task_count; i++)
         if (gamma[i] != 0 && !task_fits(&tasks[i], m, n)) return NO_FIT;
-    for (int64_t i = 0; i < task_count; i++) used += tasks[i].rank && gamma[i] != 0;
+    for (int64_t i = 0; i < task_count; i++)
+        if (tasks[i].rank && gamma[i] != 0) used++, one = i;
+    if (used == 1 && !exact && !tasks[one].levels)
+        return in_blocks(&call, threads > 0 ? threads : 1, &tasks[one], gamma[one], m);
     int64_t step = used ? MOST_PAIRS / used > 8 ? MOST_PAIRS / used : 8 : MOST_PAIRS;
     for (int64_t first = 0; first < m && !call.failed; first += step) {
         call.threads = threads > 0 ? threads : 1;

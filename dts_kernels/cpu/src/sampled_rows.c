@@ -23,14 +23,9 @@ typedef struct {
 } Rows;
 
 /* row += factor * row `id` of D */
-static void add_row(const Sample *s, int64_t id, float factor, int64_t n, float *row) {
-    int64_t stride = s->stride, block = id / stride, place = id % stride;
-    const uint8_t *codes = s->codes + id * s->row_bytes;
-    for (int64_t t = 0, last = sample_elements(s, n); t < last; t++) {
-        int64_t g = sample_group(s, block, t), turned = place + sample_shift(s, block, g);
-        int64_t column = g * stride + (turned < stride ? turned : turned - stride);
-        if (column < n) row[column] += factor * code_values[code_at(codes, t)];
-    }
+static void add_row(const Kernels *k, const Sample *s, int64_t id, float factor, int64_t n, float *row) {
+    int64_t last = sample_elements(s, n), unit = SEGMENT * s->kept, step = MOST_GROUPS / unit * unit;
+    for (int64_t t = 0; t < last; t += step) k->samples_row(s, id, t, least(t + step, last), factor, n, row);
 }
 
 static void rows_item(void *context, int64_t item, int worker) {
@@ -43,7 +38,8 @@ static void rows_item(void *context, int64_t item, int worker) {
             int64_t slot = call->slots[at];
             if (slot < 0 || slot >= call->slot_count) continue;
             for (int64_t s = call->starts[slot]; s < call->starts[slot + 1]; s++)
-                add_row(&call->samples[s], call->ids[i], call->weights[at] * call->samples[s].scale, call->n, row);
+                add_row(call->k, &call->samples[s], call->ids[i], call->weights[at] * call->samples[s].scale, call->n,
+                        row);
         }
         int64_t at = i * call->n * size_of(call->type);
         call->k->narrow(row, call->y + at, call->out + at, call->type, call->n);

@@ -50,14 +50,6 @@ static inline uint32_t sample_shift(const Sample *s, int64_t block, int64_t grou
 /* The first group that an element of a row can be in, whatever the row. */
 static inline int64_t sample_first(const Sample *s, int64_t element) { return element / s->kept * s->window; }
 
-/* The group of an element of the rows of a block. */
-static inline int64_t sample_group(const Sample *s, int64_t block, int64_t element) {
-    if (s->window == 1) return element;
-    int64_t first = sample_first(s, element), last = s->window - 1;
-    int64_t turn = sample_mix(sample_block(s, block), (uint32_t)(-1 - first / WINDOW)) >> 26;
-    return first + (((s->window >> element % s->kept) ^ turn) & last);
-}
-
 /* Elements of a row of n columns, those of groups that are not there among them. */
 static inline int64_t sample_elements(const Sample *s, int64_t n) {
     return s->kept * ceil_div(ceil_div(n, s->stride), s->window);

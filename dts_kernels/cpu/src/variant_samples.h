@@ -334,3 +334,23 @@ static void samples_panel(const SamplePart *part, int scattered, int vectors, co
         }
     }
 }
+
+/* ---- rows of D -------------------------------------------------------------------------------------------------- */
+
+static void samples_row(const Sample *s, int64_t id, int64_t first, int64_t last, float factor, int64_t n, float *row) {
+    int groups = (int)(last - first);
+    int32_t shifts[MOST_GROUPS], at[MOST_GROUPS], of[MOST_GROUPS];
+    float values[4][MOST_GROUPS / 4];
+    int64_t block = id / s->stride, from = sample_first(s, first) * s->stride;
+    int thinned = s->window > 1;
+    if (thinned) thinned_shifts(s, block, first, groups, of, shifts);
+    else sample_shifts(s, block, first, groups, shifts);
+    sample_places((int32_t)s->stride, (int32_t)(id % s->stride), groups, thinned ? of : NULL, shifts, 0, 1, at);
+    sample_row_values(s->codes + id * s->row_bytes + first / 4, group_bytes(groups), values);
+    row += from;
+    int g = 0, most = (thinned ? groups / (int)s->kept * (int)s->window : groups) * (int)s->stride; /* columns */
+    for (; g + 4 <= groups && from + most <= n; g += 4)
+        for (int i = 0; i < 4; i++) row[at[g + i]] += factor * values[i][g / 4];
+    for (; g < groups; g++) /* some may be columns that do not exist */
+        if (from + at[g] < n) row[at[g]] += factor * values[g % 4][g / 4];
+}

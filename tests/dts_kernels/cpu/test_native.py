@@ -212,6 +212,29 @@ def test_reconstruct(variant, exact, dtype):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_one_task_is_reconstructed_as_it_is_beside_others(variant, dtype):
+    """In row blocks, with the bits of a sweep of several tasks; on any number of threads."""
+    before = torch.get_num_threads()
+    for m, n, rank in ((300, 70, 41), (5, 2049, 7), (129, 33, 1), (1, 1, 3), (700, 900, 90)):
+        bank, gamma, base = bank_of(m, n, rank, with_levels=False), torch.tensor([-0.7]), torch.randn(m, n).to(dtype)
+        tasks = native.Tasks(bank.packed, bank.table)
+        nothing = torch.tensor([-0.7, 1.0])  # a second task, of scales that are 0
+        bank.add(1, PackedFactors(bank.factors(1).u, bank.factors(1).v, torch.zeros(rank)))
+        beside = native.Tasks(bank.packed, bank.table)
+        for own in (base, None):
+            got = native.reconstruct(tasks, gamma, own, (m, n), dtype, False, variant)
+            want = -0.7 * reference.reconstruct(bank.factors(0), torch.float64) + (0 if own is None else own.double())
+            assert error(got, want) < TOLERANCE[dtype][0]
+            assert torch.equal(got, native.reconstruct(beside, nothing, own, (m, n), dtype, False, variant))
+            try:
+                torch.set_num_threads(3)
+                assert torch.equal(got, native.reconstruct(tasks, gamma, own, (m, n), dtype, False, variant))
+            finally:
+                torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_unpack(variant, dtype):
     packed = torch.randint(0, 256, (130, 21), dtype=torch.uint8)[:, 2:19]
     for levels in (None, LEVELS[0]):

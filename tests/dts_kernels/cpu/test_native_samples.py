@@ -175,7 +175,7 @@ def test_the_choice():
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize(("shape", "strides"), SHAPES)
+@pytest.mark.parametrize(("shape", "strides"), [*SHAPES, ((9, 1301), (1, "1 3/4", "2 1/64"))])  # of several parts
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 def test_rows_are_those_of_dense_matrices(shape, strides, dtype, variant):
     bank, routing = bank_of(shape, strides), Routing.of([2, None, {0: 0.5, 2: -1.5}, 3, 7])

@@ -90,6 +90,23 @@ def test_rows_of_one_bank_and_of_joined_ones(kind, banks, entries):
     assert torch.equal(joined.add(torch.zeros_like(ids), y.clone(), routing), y)
 
 
+def test_only_banks_of_tasks_that_a_row_uses_are_asked():
+    class Bank(PlainBank):
+        def __init__(self, slot):
+            super().__init__(IN, 9, matrix=None)
+            self._data[slot], self.asked = [], 0
+
+        def rows(self, ids, y, routing):
+            self.asked += 1
+            return y
+
+    banks, ids, y = [Bank(slot) for slot in range(3)], torch.zeros(2, 1, dtype=torch.int64), torch.zeros(2, 1, IN)
+    joined = Joined([(bank, None) for bank in banks], 9)
+    joined.add(ids, y, Routing.of([2, None]))
+    joined.add(ids, y, Routing.of([{0: 0.5, 2: 0.5}]))
+    assert [bank.asked for bank in banks] == [1, 0, 2]
+
+
 @pytest.mark.parametrize("gamma", [[1.0, 0.0, 0.5], [2.0]], ids=["all slots", "missing ones are 0"])
 def test_dense(banks, gamma):
     own, twin = banks
