@@ -3,7 +3,7 @@
 from contextlib import nullcontext
 from pathlib import Path
 
-from dts.adapter.accounting import NothingChanged, of_pairing
+from dts.adapter.accounting import NothingChanged, Suspicious, of_pairing
 from dts.adapter.adapter import Adapter
 from dts.adapter.budget import BudgetError
 from dts.adapter.code import OtherCode, other_code
@@ -13,7 +13,7 @@ from dts.adapter.folder import check_out, check_writable, write_folder
 from dts.adapter.options import Options
 from dts.adapter.route import InputStatistics
 from dts.adapter.run import Progress, Run
-from dts.adapter.suspicion import not_numbers
+from dts.adapter.suspicion import not_numbers, other_classes
 from dts.adapter.tokenizer import differing_files
 from dts.adapter.work import work_of
 from dts.checkpoint import Checkpoint, OtherDtype, digests, dtype_note, fingerprint, open_checkpoint, pair
@@ -133,6 +133,7 @@ def _compressed(base, finetuned, out: Path | None, options: Options, progress: P
         check_out(written, options.overwrite)
         check_free(written)
     watch = Watch(base, finetuned)
+    given = finetuned
     base, finetuned = _base(base, options), open_checkpoint(finetuned)
     watch.also(base.folder, finetuned.folder)  # of a trainer's run, the checkpoint inside it
     pairing = pair(base, fitted(base, finetuned, options.only, options.vocabulary))
@@ -142,6 +143,8 @@ def _compressed(base, finetuned, out: Path | None, options: Options, progress: P
         warn(note, OtherCode)
     if pairing.base.quantised is None and not options.exact and (note := dtype_note(pairing.base, pairing.finetuned)):
         warn(note, OtherDtype)
+    if given is not finetuned and (note := other_classes(pairing, options.class_names)):  # a mixture's are its own
+        warn(note, Suspicious)
     base_digests = digests(pairing.base)
     files = differing_files(pairing.base.folder, pairing.finetuned.folder)
     config = config_of(pairing, options, base_digests, files)

@@ -27,6 +27,17 @@ def unchanged(pairing) -> str:
     )
 
 
+def other_classes(pairing, class_names: list[str] | None) -> str | None:
+    """What to say of names that are not as many as the classes that the fine-tune's config names."""
+    labels = (pairing.finetuned.config or {}).get("id2label") or ()
+    if not class_names or not labels or len(labels) == len(class_names):
+        return None
+    return (
+        f"{len(class_names)} names of classes were given, and {pairing.finetuned.source} has {len(labels)}: answers "
+        "keep the names that its config has for them"
+    )
+
+
 def not_numbers(pairing) -> str:
     """Which tensors of which model have NaN, or infinite elements where a matrix has no room for them; in a line each.
 

@@ -1,5 +1,6 @@
 """`dts mix`: adapters of seen tasks into one for a task never seen."""
 
+import math
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
@@ -100,6 +101,7 @@ def mix(
         raise ValueError("say what the new task is by --classes or --description, or give every --weight task=0.7")
     weights: dict[str, float] = weights_of(weight)
     rows: list[dict] = []
+    _check(weights, opened)
     if new:
         found = dts.unseen.task_weights(
             new, opened, encoder=encoder, temperature=temperature, top_k=top_k, floor=floor, negative=negative
@@ -166,6 +168,15 @@ def weights_of(given: list[str] | None) -> dict[str, float]:
         if not task:
             raise ValueError(f"--weight {item!r} is not task=number, as in sst2=0.7")
     return weights
+
+
+def _check(weights: dict[str, float], opened: dict) -> None:
+    """Raises ValueError with all that is wrong with weights: also where they are only shown."""
+    wrong = [f"{task}={weight} is no number to mix by" for task, weight in weights.items() if not math.isfinite(weight)]
+    if unknown := [task for task in weights if task not in opened]:
+        wrong.append(f"no adapter {', '.join(unknown)}; there are {', '.join(opened)}")
+    if wrong:
+        raise ValueError("--weight: " + "; ".join(wrong))
 
 
 def _show(result: dict):

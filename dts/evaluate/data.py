@@ -205,6 +205,11 @@ def label_ids(examples: Examples, names: Sequence[str]) -> list[int]:
     Raises ValueError with the labels that are neither.
     """
     labels, known = examples.labels or [], {name: i for i, name in enumerate(names)}
+    if twice := sorted({name for name in known if list(names).count(name) > 1} & set(map(str, labels))):
+        raise ValueError(
+            f"{examples.source}: labels are called by names that several classes have, {', '.join(twice[:5])}: number "
+            f"them, from 0 to {len(names) - 1}"
+        )
     numbers = [_number(label) for label in labels]
     found = [known.get(str(label)) for label in labels]
     if None in found and all(number is not None and 0 <= number < len(names) for number in numbers):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -71,6 +71,8 @@ def evaluate(
 
     model = models.finetuned_model(tuned, kind, dtype, setting.device, setting.trusted)
     names = _class_names(model.config, setting.classes, finetuned, kind)
+    if kind is not models.LANGUAGE:
+        _refuse_others(loaded, len(names), finetuned)
     examples = examples or inputs.made_up(
         model.config, kind is models.IMAGES, setting.made_up or MADE_UP[kind], setting.seed
     )
@@ -137,6 +139,14 @@ def _names(adapters: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def _refuse_others(adapters: Mapping[str, dts.Adapter], classes: int, finetuned: str) -> None:
+    """Raises ValueError naming every adapter whose config names another number of classes than the fine-tune has."""
+    found = {name: len((adapter.model_config or {}).get("id2label") or ()) for name, adapter in adapters.items()}
+    wrong = [f"{name} has {n} classes" for name, n in found.items() if n and n != classes]
+    if wrong:
+        raise ValueError(f"{', '.join(wrong)}, the fine-tune {classes}, {finetuned}: not of its task")
+
+
 def _class_names(config: Any, given: Sequence[str] | None, finetuned: str, kind: str) -> Sequence[str]:
     """Names of the classes, or a number of them for a language model's vocabulary."""
     if kind is models.LANGUAGE:
@@ -145,8 +155,6 @@ def _class_names(config: Any, given: Sequence[str] | None, finetuned: str, kind:
         raise ValueError(f"{finetuned} has {config.num_labels} output, a number: dts eval compares classifiers")
     if given is not None and len(given) != config.num_labels:
         raise ValueError(f"--classes names {len(given)}, {finetuned} has {config.num_labels} outputs")
-    if given is not None and len(set(given)) < len(given):
-        raise ValueError(f"--classes names a class twice: {', '.join(given)}")
     return given or [str(config.id2label[i]) for i in range(config.num_labels)]
 
 
@@ -214,7 +222,9 @@ def _answers(kind: str, names: Sequence[str], examples: Examples, device: str):
 def _cut(logits: Tensor, classes: int) -> Tensor:
     """What a wider vocabulary or head beside this one adds is padding."""
     if logits.shape[-1] < classes:
-        raise ValueError(f"gives {logits.shape[-1]} classes, the fine-tune {classes}: it is of another task")
+        raise ValueError(
+            f"a model gives {logits.shape[-1]} classes, and the fine-tune {classes}: the adapter is of another task"
+        )
     return logits[..., :classes]
 
 

@@ -11,6 +11,7 @@ A matrix of plus and minus one scale is a sample of all elements, whose codes ha
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -83,6 +84,8 @@ def _loaded(file: Path) -> Mapping[str, Tensor]:
         found = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # of torch, pickle, zipfile
         why = (str(error).splitlines() or [type(error).__name__])[0]
+        if isinstance(error, pickle.UnpicklingError):  # whose words say how to run them nevertheless
+            why = "it holds Python objects, which could run any code, and is not opened"
         raise CheckpointError(f"{file} cannot be read as tensors alone: {why}") from error
     if not isinstance(found, dict) or not found or not all(isinstance(key, str) for key in found):
         raise CheckpointError(f"{file} holds no tensors by name, which BitDelta's diff.pt does")

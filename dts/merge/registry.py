@@ -1,8 +1,10 @@
 """The merging methods by name: what each needs, its options, their defaults and the paper it is from."""
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from .tensor import TensorInfo  # noqa: F401  (the second argument of every method)
 
@@ -63,12 +65,29 @@ def method(name: str) -> Method:
 
 
 def complete(chosen: Method, given: dict) -> dict:
-    """All options of a method, the given ones over the defaults. Raises ValueError naming the unknown ones."""
+    """All options of a method, the given ones over the defaults. Raises ValueError naming all that cannot be."""
     unknown = sorted(set(given) - set(chosen.options))
     if unknown:
         has = ", ".join(f"{name}={option.default!r}" for name, option in chosen.options.items()) or "none"
         raise ValueError(f"merging method {chosen.name} has no option {', '.join(unknown)}; its options: {has}")
+    wrong = []
+    for name, value in given.items():
+        default = chosen.options[name].default
+        if isinstance(default, bool) or not isinstance(default, int | float):
+            continue  # words and what may be several things: the method itself says
+        if not _is_number(value):
+            wrong.append(f"{name} is a number, as {default!r}, not {value!r}")
+    if wrong:
+        raise ValueError(f"merging method {chosen.name}: {'; '.join(wrong)}")
     return {name: option.default for name, option in chosen.options.items()} | given
+
+
+def _is_number(value: Any) -> bool:
+    """What a tensor is multiplied by: also a number of NumPy or a tensor of one element."""
+    try:
+        return not isinstance(value, bool | str) and math.isfinite(float(value))
+    except (TypeError, ValueError):
+        return False
 
 
 def table() -> str:

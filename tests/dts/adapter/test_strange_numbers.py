@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 import dts
+from dts.adapter.accounting import Suspicious
 from dts.checkpoint import open_checkpoint
 from dts.codec import Unencodable
 
@@ -62,6 +63,15 @@ def test_sizes_that_are_none(pair, tmp_path, size):
 def test_class_names_in_a_tuple(pair, tmp_path):
     made = dts.compress(*pair, out=tmp_path / "made", rank_fraction=0.5, class_names=("sad", "glad"))
     assert made.class_names == dts.Adapter.load(tmp_path / "made").class_names == ["sad", "glad"]
+
+
+def test_names_that_are_not_as_many_as_the_classes(pair, tmp_path):
+    for folder, tensors in zip(("base", "tuned"), pair):
+        (tmp_path / folder).mkdir()
+        save_file(tensors, tmp_path / folder / "model.safetensors")
+    (tmp_path / "tuned/config.json").write_text(json.dumps({"id2label": {0: "no", 1: "yes"}}))
+    with pytest.warns(Suspicious, match="3 names of classes were given, and .*tuned has 2: "):
+        dts.compress(tmp_path / "base", tmp_path / "tuned", rank_fraction=0.5, class_names=["a", "b", "c"])
 
 
 def test_a_parametrised_model_against_a_plain_one():

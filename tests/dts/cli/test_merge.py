@@ -34,3 +34,10 @@ def test_the_methods_are_listed(dts):
 def test_wrong_words_name_the_right_ones(dts, models, tmp_path, words, reason):
     wrong = dts("merge", models / "one", "--base", models / "base", *words)
     assert wrong.exit_code == 2 and reason in wrong.stderr and not (tmp_path / "m").exists()
+
+
+def test_options_that_are_no_numbers(dts, models):
+    words = ("merge", models / "one", models / "two", "--base", models / "base", "-m", "ties", "-o", "merged")
+    wrong = dts(*words, "--option", "density=x", "--option", "scale=true")
+    told = " ".join(wrong.stderr.replace("│", " ").split())
+    assert wrong.exit_code == 2 and "density is a number, as 0.2, not 'x'; scale is a number, as 1.0, not True" in told

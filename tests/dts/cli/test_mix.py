@@ -57,3 +57,10 @@ def test_given_weights_make_an_exact_adapter(dts, models, adapters, tmp_path):
 def test_wrong_words_are_refused(dts, adapters, tmp_path, words, reason):
     wrong = dts("mix", *adapters, *words)
     assert wrong.exit_code == 2 and reason in wrong.stderr and not (tmp_path / "m").exists()
+
+
+def test_weights_are_looked_at_where_they_are_only_shown(dts, models):
+    assert dts("compress", models / "base", models / "one", "-o", "a", "--rank-fraction", "30%").exit_code == 0
+    wrong = dts("mix", "a", "--weight", "one=nan", "--weight", "ones=1")
+    told = " ".join(wrong.stderr.replace("│", " ").split())
+    assert wrong.exit_code == 2 and "one=nan is no number to mix by; no adapter ones; there are one" in told

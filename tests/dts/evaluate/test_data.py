@@ -111,3 +111,13 @@ def test_a_sample_is_the_same_each_time_and_in_order():
     assert sample.inputs == examples.sampled(10).inputs == sample.labels == sorted(sample.inputs)
     assert len(sample.inputs) == 10 != len(set(sample.inputs) & set(examples.sampled(10, seed=1).inputs))
     assert examples.sampled(None) is examples and examples.sampled(100) is examples
+
+
+def test_labels_by_a_name_of_two_classes_are_refused_and_by_numbers_taken():
+    """As the cranes of ImageNet, a bird and a machine."""
+    names = ["crane", "swan", "crane"]
+    examples = Examples(["a", "b"], ["swan", "crane"], "file.csv", {}, 2)
+    with pytest.raises(ValueError, match="names that several classes have, crane: number them"):
+        label_ids(examples, names)
+    assert label_ids(Examples(["a", "b"], ["swan", "swan"], "file.csv", {}, 2), names) == [1, 1]
+    assert label_ids(Examples(["a", "b"], [2, "0"], "file.csv", {}, 2), names) == [2, 0]
