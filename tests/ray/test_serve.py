@@ -172,32 +172,49 @@ def test_parts_that_die_are_there_again_and_know_what_was_done(serving, decoder)
     assert serving.admin("unload", name="told")[0] == 200
 
 
-def test_a_new_configuration_under_load_loses_no_request(serving, decoder):  # noqa: F811
-    """Replicas are replaced one after the other; of their own they answer what they have."""
+def test_a_new_configuration_under_load_loses_no_request(serving, decoder, tmp_path):  # noqa: F811
+    """Replicas are replaced one after the other; of their own they answer what they have.  An adapter whose folder is
+    replaced meanwhile answers as the one or the other, never as anything else, and as the new one once it is told."""
     from ray import serve
 
     from dts.ray.app import app
 
+    place = serving.adapters / "swap"
+    shutil.copytree(serving.adapters / "a", place)
+    shutil.copytree(serving.adapters / "b", tmp_path / "new")
     before, over, wrong, count = set(engines()), [], [], []
-    known = {name: greedy(decoder, name, [3, 4, 5], 30) for name in "abc"}
+    one = {name: greedy(decoder, name, [3, 4, 5], 30) for name in "abc"}
+    known = {name: {text} for name, text in one.items()} | {"swap": {one["a"], one["b"]}}
+    assert len(known["swap"]) == 2
 
     def ask(name):
         while not over:
             try:
-                if complete(serving, name, [3, 4, 5], 30) != known[name]:
-                    wrong.append(name)
+                if (text := complete(serving, name, [3, 4, 5], 30)) not in known[name]:
+                    wrong.append((name, text))
                 count.append(name)
             except openai.APIError as error:
-                wrong.append(error)
+                if name != "swap" or not isinstance(error, openai.NotFoundError):  # between the two renames
+                    wrong.append(error)
 
-    with ThreadPoolExecutor(3) as pool:
-        asked = [pool.submit(ask, name) for name in "abc"]
+    def replace():
+        serving.until(lambda: set(engines()) - before, 200)  # of the new ones the first is there
+        place.rename(tmp_path / "old")
+        (tmp_path / "new").rename(place)
+
+    with ThreadPoolExecutor(len(known) + 1) as pool:
+        asked = [pool.submit(ask, name) for name in known] + [pool.submit(replace)]
         try:
             serve.run(app(serving.config["applications"][0]["args"] | {"slack": 3}), name="one", route_prefix="/")
             serving.until(lambda: len(engines()) == 2 and not before & set(engines()), 200)
         finally:
             over.append(True)
-    assert all(one.result() is None for one in asked) and wrong == [] and len(count) > 10
+    assert all(thread.result() is None for thread in asked) and wrong == [] and len(count) > 10 and "swap" in count
+    assert serving.admin("load", name="swap", load_inplace=True)[0] == 200
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(lambda _: complete(serving, "swap", [3, 4, 5], 30), range(8))) == {one["b"]}
+    assert serving.admin("unload", name="swap")[0] == 200
+    shutil.rmtree(place)
 
 
 def test_a_replica_that_is_killed_takes_only_its_own_requests(serving, decoder):  # noqa: F811

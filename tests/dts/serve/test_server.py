@@ -248,7 +248,7 @@ def test_the_page_does_what_it_says(tmp_path, monkeypatch):
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     (tmp_path / "admin").write_text("an admin key, 1234\n")
     lines = [line for block in blocks(ROOT / "docs" / "deploy.md") for line in block.text.splitlines()]
-    lines = list(takewhile(lambda line: "chat/" not in line, lines))  # then vLLM, which tests/vllm runs
+    lines = list(takewhile(lambda line: "chat.py" not in line, lines))  # then vLLM, which tests/vllm runs
     run = lambda words: subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment)  # noqa: E731
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     port, server, answers = free_port(), None, []
