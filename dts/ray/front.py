@@ -54,7 +54,8 @@ class Front:
         self.options = Settings.model_validate(settings).options()
         self.engine, self.ledger = engine.options(stream=True), ledger
         keys = Keys(keys_of(self.options.api_keys), keys_of(self.options.admin_keys))
-        self._app = _Unprefixed(Guard(self._inside, keys, self.options.limits.body))
+        limits = self.options.limits
+        self._app = _Unprefixed(Guard(self._inside, keys, limits.body, seconds=limits.seconds))
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Ray asks for it."""
