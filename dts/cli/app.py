@@ -126,6 +126,8 @@ def main():
     # another program uses a core
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     signal.signal(signal.SIGTERM, _terminated)
+    if sys.stdout is None:  # closed, as by >&-
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  for as long as the process lasts
     if hasattr(sys.stdout, "reconfigure"):  # a letter that the terminal's encoding lacks is no reason to stop
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

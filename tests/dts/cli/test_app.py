@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import dts as package
-from dts.cli.app import app
+from dts.cli.app import app, main
 
 
 def test_every_verb_has_help_and_json(dts):
@@ -104,3 +104,12 @@ def test_every_verb_names_the_place_it_cannot_write(dts, models, tmp_path, verb)
     error = json.loads(wrong.stdout)["error"]
     assert error.startswith("file/out cannot be a folder: a part of its path is a file; nothing was written there")
     assert "Choose another folder" in error
+
+
+def test_a_standard_output_that_is_closed_is_no_crash(monkeypatch):
+    monkeypatch.setattr("signal.signal", lambda *handler: None)
+    monkeypatch.setattr(sys, "argv", ["dts", "--version"])
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(SystemExit) as done:
+        main()
+    assert not done.value.code
