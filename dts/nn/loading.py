@@ -109,7 +109,8 @@ def refuse_other_models(changes: Iterable[ModuleChange], state: RoutingState) ->
     if others:
         raise ValueError(
             f"{some(others, 3)} are layers of another DTSModel over the same base already: load_task() gives that one "
-            "further tasks; another one needs a base of its own, loaded anew or DTSModel(copy.deepcopy(base))"
+            "further tasks; another one needs a base of its own: loaded anew, or copied before it had tasks; or take "
+            "copy.deepcopy(that DTSModel), tasks and all"
         )
 
 

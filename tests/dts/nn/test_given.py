@@ -84,8 +84,10 @@ def test_two_models_over_one_base(model, maker):
     """Both routed the layers of both: each answered for neither's task."""
     other = dts.DTSModel(model.model)
     expected = model(X, tasks=["mood", "topic"])
-    with pytest.raises(ValueError, match=r"body are layers of another DTSModel .* DTSModel\(copy.deepcopy\(base\)\)"):
+    with pytest.raises(ValueError, match=r"body are layers of another DTSModel .* copy.deepcopy\(that DTSModel\)"):
         other.load_task("mood", maker.entries(Small(), skip=0))
+    with pytest.raises(ValueError, match="copied before it had tasks"):  # a copy's layers ask that of the copied ones
+        dts.DTSModel(copy.deepcopy(model.model)).load_task("mood", maker.entries(Small(), skip=0))
     assert torch.equal(model(X, tasks=["mood", "topic"]), expected)
     again = dts.DTSModel(copy.deepcopy(model).merge_and_unload("mood"))
     again.load_task("topic", maker.entries(Small(), skip=0))

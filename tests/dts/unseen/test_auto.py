@@ -114,8 +114,8 @@ def test_the_router_of_a_model_reads_no_further_than_the_first_blocks_inputs(ser
 
 
 def test_unlabelled_inputs_of_all_tasks_become_the_zero(served):
-    base, _, adapters, halves = served
-    model = dts.DTSModel(copy.deepcopy(base.model))
+    base, plain, adapters, halves = served
+    model = dts.DTSModel(copy.deepcopy(plain))
     with pytest.raises(ValueError, match="none is loaded"):
         model.calibrate_tasks(batch_of(halves, 2))
     for task, adapter in adapters.items():
