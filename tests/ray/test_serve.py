@@ -55,10 +55,13 @@ def test_openais_client_gets_what_the_single_task_models_say(serving, decoder): 
     assert [one.id for one in client.models.list()] == ["base", "a", "b", "c"]
     names = ["a", "b", "c", "base", MIXED] * 4
     prompts = [[10 + index, 20, 30] for index in range(len(names))]
+    expected = [greedy(decoder, *one, 24) for one in zip(names, prompts)]
     with ThreadPoolExecutor(len(names)) as pool:
-        found = list(pool.map(lambda one: complete(serving, *one, 24), zip(names, prompts)))
-    assert found == [greedy(decoder, *one, 24) for one in zip(names, prompts)]
-    tokens, steps = figure(serving, "dts:generation_tokens_total"), figure(serving, "dts:batches")
+        for _ in range(5):  # where requests come slowly one replica may be drawn for all tasks, and take a round alone
+            assert list(pool.map(lambda one: complete(serving, *one, 24), zip(names, prompts))) == expected
+            tokens, steps = figure(serving, "dts:generation_tokens_total"), figure(serving, "dts:batches")
+            if all(tokens.get(one) for one in steps):
+                break
     assert len(steps) == 2 and sum(tokens.values()) >= 20 * 20 and all(tokens.get(one) for one in steps), tokens
     assert sum(steps.values()) < sum(tokens.values()) / 2  # a step for each task alone would be as many as tokens
     how = dict(model="a", messages=[{"role": "user", "content": "hello"}], max_tokens=10, temperature=0)
