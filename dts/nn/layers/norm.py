@@ -13,7 +13,7 @@ from dts.nn.deltas import Piece
 from dts.nn.layers.layer import Layer, base_class, by_name, standalone
 from dts.nn.layers.registry import register
 from dts.nn.parallel.local import run_local
-from dts.nn.routing import backward_here, call_here, tracing
+from dts.nn.routing import tracing
 from dts.sites import is_distributed, raw, raw_or_none
 from dts_kernels import Routing
 from dts_kernels.ops import vectors_here
@@ -42,10 +42,7 @@ class DTSLayerNorm(Layer, nn.LayerNorm):
         """Weight and bias in one call of C, for the common case on a CPU, where each step beside it costs as much as a
         norm of a few rows; None for all else, of which nothing is done."""
         dts, own = self.dts, self._parameters
-        now = call_here() or dts.state.chosen
-        if now.state is not dts.state or now.graph != backward_here():
-            now = dts.state.now()
-        weight = own.get("weight")
+        now, weight = dts.state.now(), own.get("weight")
         if now.seen is not None or type(x) is not Tensor or weight is None or now.routing.slots.shape[0] != 1:
             return None
         pairs = []
