@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dts.nn.deltas.held import Held, as_op, in_program
 from dts.nn.deltas.per_task import per_task_product
-from dts.nn.routing import KeptRouting, beside
+from dts.nn.routing import ConstantRouting, beside
 from dts_kernels import Routing
 from dts_kernels.bank import EAGER
 from dts_kernels.ops import direct, task_rows
@@ -110,8 +110,8 @@ class Table(Held):
         return self._rows_here(routing, dtype) if self._here(routing) else task_rows(self.stack, routing, dtype)
 
     def _rows_here(self, routing: Routing, dtype: torch.dtype) -> Tensor:
-        """On a CPU, where a norm takes less time than what `task_rows` does: once for a routing that is kept."""
-        if not isinstance(routing, KeptRouting):
+        """On a CPU, where a norm takes less time than what `task_rows` does: once for a routing that is constant."""
+        if not isinstance(routing, ConstantRouting):
             return self._gathered(routing, dtype)
         version, rows = routing.made.get((self, dtype), (None, None))
         if rows is None or version != self.version:
@@ -149,9 +149,9 @@ class Table(Held):
         return self.added_to(base, routing)
 
     def _here(self, routing: Routing) -> bool:
-        """Whether a routing of one row, or one that is kept, may be read on the host."""
+        """Whether a routing of one row, or one that is constant, may be read on the host."""
         slots = routing.slots
-        once = slots.shape[0] == 1 or isinstance(routing, KeptRouting)
+        once = slots.shape[0] == 1 or isinstance(routing, ConstantRouting)
         return once and slots.is_cpu and direct(slots, routing.weights, self.stack)
 
     def lengths(self, routing: Routing) -> Tensor:

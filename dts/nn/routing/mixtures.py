@@ -14,7 +14,7 @@ Mixture = dict[int, float]  # slot -> gamma; empty is the base
 
 
 @dataclass(frozen=True)
-class KeptRouting(Routing):
+class ConstantRouting(Routing):
     """A routing that nobody writes into and that calls come back to.  made: what tables made of it, by themselves and a
     dtype, each with the `Table.version` that it is of."""
 

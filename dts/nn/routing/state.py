@@ -14,7 +14,7 @@ from dts.nn.routing.current import Current, backward_here, call_here, calls, tra
 from dts.nn.routing.gate import Gate
 from dts.nn.routing.history import History
 from dts.nn.routing.kept import KeptRoutings
-from dts.nn.routing.mixtures import KeptRouting, Mixture, routing_of
+from dts.nn.routing.mixtures import ConstantRouting, Mixture, routing_of
 from dts_kernels import Routing
 
 
@@ -43,7 +43,7 @@ class RoutingState:
         self.watch: set[str] | None = None
         self._open: list[Current] = []
         self.keeping = False
-        self._last: tuple[Any, KeptRouting] | None = None  # and what it is of
+        self._last: tuple[Any, ConstantRouting] | None = None  # and what it is of
         self._gate, self._history = Gate(), History()
         self._freeze()
 
@@ -163,13 +163,13 @@ class RoutingState:
             yield
 
     def _routing(self, mixtures: list[Mixture], places: int) -> Routing:
-        """`routing_of`; where they are kept the same one again for the same mixtures."""
+        """`routing_of`; where they stay the same one again for the same mixtures."""
         if not self.keeping:
             return routing_of(mixtures, places, self.device)
         kind = places, self.device, [tuple(mixture.items()) for mixture in mixtures]
         if self._last is None or self._last[0] != kind:
             made = routing_of(mixtures, places, self.device)
-            self._last = kind, KeptRouting(made.slots, made.weights)
+            self._last = kind, ConstantRouting(made.slots, made.weights)
         return self._last[1]
 
     def counting(self) -> Current:
