@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -205,7 +206,8 @@ def label_ids(examples: Examples, names: Sequence[str]) -> list[int]:
     Raises ValueError with the labels that are neither.
     """
     labels, known = examples.labels or [], {name: i for i, name in enumerate(names)}
-    if twice := sorted({name for name in known if list(names).count(name) > 1} & set(map(str, labels))):
+    given = set(map(str, labels))
+    if twice := sorted(name for name, n in Counter(names).items() if n > 1 and name in given):
         raise ValueError(
             f"{examples.source}: labels are called by names that several classes have, {', '.join(twice[:5])}: number "
             f"them, from 0 to {len(names) - 1}"
