@@ -56,7 +56,7 @@ def plan(
         dtype=dtype,
         prefix=None if prefix is None else parse_fraction(prefix),
         pin=tuple(pin or ()),
-        **({"trust_remote_code": True} if trust_remote_code else {}),
+        trust_remote_code=trust_remote_code,
     )
 
     def show():
