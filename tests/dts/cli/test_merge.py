@@ -3,6 +3,8 @@ import json
 import pytest
 from safetensors.torch import load_file
 
+from tests.dts.cli.said import said
+
 
 def test_merge_writes_a_model(dts, models, tmp_path):
     words = (models / "one", models / "two", "--base", models / "base", "-m", "task_arithmetic", "-o", "merged")
@@ -39,5 +41,5 @@ def test_wrong_words_name_the_right_ones(dts, models, tmp_path, words, reason):
 def test_options_that_are_no_numbers(dts, models):
     words = ("merge", models / "one", models / "two", "--base", models / "base", "-m", "ties", "-o", "merged")
     wrong = dts(*words, "--option", "density=x", "--option", "scale=true")
-    told = " ".join(wrong.stderr.replace("│", " ").split())
-    assert wrong.exit_code == 2 and "density is a number, as 0.2, not 'x'; scale is a number, as 1.0, not True" in told
+    why = "density is a number, as 0.2, not 'x'; scale is a number, as 1.0, not True"
+    assert wrong.exit_code == 2 and why in said(wrong)

@@ -12,6 +12,7 @@ import dts
 from dts.adapter import write_checkpoint
 from dts.adapter.code import OtherCode, with_code_of
 from dts.cli.app import app
+from tests.dts.cli.said import said
 from tests.dts.serve.asking import ask
 
 transformers = pytest.importorskip("transformers")
@@ -130,9 +131,9 @@ def test_it_is_declared(own):
     assert "trust_remote_code=True)" in (own / "adapter/README.md").read_text()
     assert not list((own / "adapter").glob("*.py"))
     words = ["apply", str(own / "base"), str(own / "adapter"), "-o", str(own / "said")]
-    said = CliRunner().invoke(app, words)
-    assert said.exit_code == 0, said.stderr
-    assert "own code, layers_small.py, modeling_small.py: loads with trust_remote_code=True" in said.stdout
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.stderr
+    assert "own code, layers_small.py, modeling_small.py: loads with trust_remote_code=True" in done.stdout
 
 
 def test_eval_runs_it_where_that_is_allowed(own):
@@ -155,7 +156,7 @@ def test_route_runs_the_bases_where_that_is_allowed_and_never_an_adapters(own):
     (own / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
     words = ["route", str(own / "adapter"), "--base", str(own / "base"), "--examples", str(own / "data.jsonl")]
     refused = CliRunner().invoke(app, words)
-    assert refused.exit_code == 2 and "--trust-remote-code" in "".join(refused.stderr.replace("│", "").split())
+    assert refused.exit_code == 2 and "--trust-remote-code" in said(refused)
     done = CliRunner().invoke(app, [*words, "--trust-remote-code", "--json"])
     assert done.exit_code == 0, done.stderr
     assert json.loads(done.stdout)["layer"] == "block.0.dense.weight"
@@ -171,7 +172,7 @@ def test_route_runs_the_bases_where_that_is_allowed_and_never_an_adapters(own):
 def test_plan_and_compress_say_what_it_is_for(own):
     adapter, base = str(own / "adapter"), str(own / "base")
     refused = CliRunner().invoke(app, ["plan", base, adapter])
-    assert refused.exit_code == 2 and "--trust-remote-code" in "".join(refused.stderr.replace("│", "").split())
+    assert refused.exit_code == 2 and "--trust-remote-code" in said(refused)
     done = CliRunner().invoke(app, ["plan", base, adapter, "--trust-remote-code", "--json"])
     assert done.exit_code == 0, done.stderr
     assert {"base", "adapter"} <= {row["what"] for row in json.loads(done.stdout)["rows"]}
