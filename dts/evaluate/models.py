@@ -137,9 +137,17 @@ def served(
         return model.to(device)
 
 
-def may_run(place: str | Path, trusted: bool) -> bool:
+def _may_run(place: str | Path, trusted: bool) -> bool:
     """Whether code that these files name may run: never an adapter's, which has none of its own and may name any."""
     return trusted and not (Path(place) / CONFIG).exists()
+
+
+def image_processor_of(*places: Any, trusted: bool = False) -> Any:
+    """That of the first place that is given."""
+    from transformers import AutoImageProcessor
+
+    place = next(filter(None, places))
+    return AutoImageProcessor.from_pretrained(place, trust_remote_code=_may_run(place, trusted))
 
 
 def tokenizer_of(*places: Any, trusted: bool = False) -> Any:
@@ -152,7 +160,7 @@ def tokenizer_of(*places: Any, trusted: bool = False) -> Any:
             reasons.append(f"{place}: no {' or '.join(VOCABULARY)}")
             continue
         try:
-            return AutoTokenizer.from_pretrained(place, trust_remote_code=may_run(place, trusted))
+            return AutoTokenizer.from_pretrained(place, trust_remote_code=_may_run(place, trusted))
         except (OSError, ValueError, KeyError, ImportError) as error:
             reasons.append(f"{place}: {str(error).splitlines()[0]}")
     raise ValueError(

@@ -47,10 +47,7 @@ def statistics_of(
 def _batches(examples: Examples, config, places: list, longest: int | None, trusted: bool) -> Batches:
     """places: where tokenizer and image processor are looked for."""
     if examples.columns.get("text") == "image":
-        from transformers import AutoImageProcessor
-
-        place = next(filter(None, places))
-        processor = AutoImageProcessor.from_pretrained(place, trust_remote_code=models.may_run(place, trusted))
+        processor = models.image_processor_of(*places, trusted=trusted)
         return Batches([{"image": image} for image in examples.inputs], BATCH, None, inputs.pixels_of(processor))
     rows = inputs.encoded(examples, partial(models.tokenizer_of, *places, trusted=trusted), config, longest)
     return Batches(rows, BATCH, getattr(config, "pad_token_id", None))

@@ -169,11 +169,7 @@ def _batches(
                 f"{examples.source}: {tuned.source} is a model of images, which are read from the files that a column "
                 "named image has; write one"
             )
-        from transformers import AutoImageProcessor
-
-        processor = AutoImageProcessor.from_pretrained(
-            setting.tokenizer or tuned.folder, trust_remote_code=setting.trusted
-        )
+        processor = models.image_processor_of(setting.tokenizer, tuned.folder, trusted=setting.trusted)
         rows = [{"image": image} for image in examples.inputs]
         return Batches(rows, setting.batch, None, inputs.pixels_of(processor))
     places = (setting.tokenizer,) if setting.tokenizer else (tuned.folder, ground.folder)

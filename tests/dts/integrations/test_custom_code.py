@@ -150,7 +150,7 @@ def test_eval_runs_it_where_that_is_allowed(own):
 
 
 def test_route_runs_the_bases_where_that_is_allowed_and_never_an_adapters(own):
-    from dts.evaluate.models import tokenizer_of
+    from dts.evaluate.models import image_processor_of, tokenizer_of
 
     rows = [{"input_ids": [i % 50, 3, 4 + i]} for i in range(20)]
     (own / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -167,6 +167,13 @@ def test_route_runs_the_bases_where_that_is_allowed_and_never_an_adapters(own):
         (own / place / "tokenizer_config.json").write_text(json.dumps(own_code))
     with pytest.raises(SystemExit, match="base"):
         tokenizer_of(own / "adapter", own / "base", trusted=True)
+    for place in ("adapter", "base"):
+        own_code = {"image_processor_type": "Own", "auto_map": {"AutoImageProcessor": "tokens.Own"}}
+        (own / place / "preprocessor_config.json").write_text(json.dumps(own_code))
+    with pytest.raises(SystemExit, match="base"):
+        image_processor_of(None, own / "base", trusted=True)
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        image_processor_of(own / "adapter", own / "base", trusted=True)
 
 
 def test_plan_and_compress_say_what_it_is_for(own):
