@@ -116,12 +116,12 @@ def without_head(checkpoint: Checkpoint, device: str, trusted: bool = False) -> 
     import transformers
 
     assert checkpoint.folder is not None  # `opened` has it
-    config, cls = config_of(checkpoint.folder, trusted, {}), transformers.AutoModel
+    cls, config = transformers.AutoModel, config_of(checkpoint.folder, trusted, {})
+    options = {"config": config, "trust_remote_code": trusted}
     if "AutoModel" not in (getattr(config, "auto_map", None) or {"AutoModel"}):
-        cls, config = class_and_config(checkpoint.folder, [], {"trust_remote_code": trusted})
+        cls, _ = class_and_config(checkpoint.folder, [], options)
     with quiet():
-        found = cls.from_pretrained(checkpoint.folder, config=config, trust_remote_code=trusted)
-        return found.eval().to(device)
+        return cls.from_pretrained(checkpoint.folder, **options).eval().to(device)
 
 
 def served(
