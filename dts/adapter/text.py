@@ -1,6 +1,6 @@
 """Numbers and dtypes as a configuration has them."""
 
-from typing import overload
+from typing import Any, overload
 
 import torch
 
@@ -10,6 +10,16 @@ from dts.adapter.table import single
 def dtype_name(dtype: torch.dtype) -> str:
     """torch.float32 -> "float32"."""
     return str(dtype).removeprefix("torch.")
+
+
+def as_dtype(given: Any) -> torch.dtype | None:
+    """A dtype as transformers takes it; None for "auto"."""
+    if given is None or given == "auto":
+        return None
+    found = getattr(torch, given, None) if isinstance(given, str) else given
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"{given!r} is no dtype: float32, bfloat16, ...")
+    return found
 
 
 @overload

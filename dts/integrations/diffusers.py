@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dts.adapter.text import as_dtype
 from dts.checkpoint.json_file import json_object
 from dts.sites.diffusers import class_name, class_of
 
@@ -21,8 +22,8 @@ def is_one(path: str | Path, options: Mapping[str, Any]) -> bool:
 def loaded(path: str | Path, options: Mapping[str, Any]) -> nn.Module:
     """The model, in eval mode.  options: of its ``from_pretrained``; ``dtype`` as transformers calls it."""
     given = {key: value for key, value in options.items() if key not in ("dtype", "trust_remote_code")}
-    if (dtype := options.get("dtype")) not in (None, "auto"):
-        given["torch_dtype"] = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    if dtype := as_dtype(options.get("dtype")):
+        given["torch_dtype"] = dtype
     model: nn.Module = class_of(_config(path, options)).from_pretrained(path, **given)
     return model.eval()
 
@@ -32,8 +33,8 @@ def empty(path: str | Path, options: Mapping[str, Any]) -> nn.Module:
     config = _config(path, options)
     with torch.device("meta"):
         model: nn.Module = class_of(config).from_config(config)
-    dtype = options.get("dtype")
-    return (model.to(dtype) if isinstance(dtype, torch.dtype) else model).eval()
+    dtype = as_dtype(options.get("dtype"))
+    return (model.to(dtype) if dtype else model).eval()
 
 
 def _config(path: str | Path, options: Mapping[str, Any]) -> dict[str, Any]:

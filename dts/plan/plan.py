@@ -16,6 +16,7 @@ from torch import nn
 from dts.adapter import Adapter, AdapterError
 from dts.adapter.folder import read_layout
 from dts.adapter.sizes import HEADER_BYTES
+from dts.adapter.text import as_dtype
 from dts.checkpoint import Checkpoint, open_stored
 from dts.checkpoint.safetensors_file import Layout
 from dts.nn.library import library
@@ -355,13 +356,3 @@ def _placed(made: Plan, tasks: list[_Task], pinned: set[str]) -> list[Row]:
         note = task.note + ", pinned" * (task.name in pinned)
         rows.append(Row(task.name, task.nbytes, "resident" if fits else "on disk", note, True))
     return rows
-
-
-def as_dtype(given: Any) -> torch.dtype | None:
-    """A dtype as transformers takes it; None for "auto"."""
-    if given is None or given == "auto":
-        return None
-    found = getattr(torch, given, None) if isinstance(given, str) else given
-    if not isinstance(found, torch.dtype):
-        raise ValueError(f"{given!r} is no dtype: float32, bfloat16, ...")
-    return found

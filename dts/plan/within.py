@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dts.adapter.digests import config_digest
+from dts.adapter.text import as_dtype
 from dts.nn.adapters import Given
 from dts.nn.shelf import Source
-from dts.plan.plan import Memory, as_dtype, planned
+from dts.plan.plan import Memory, planned
 from dts.plan.process import steady
 
 if TYPE_CHECKING:

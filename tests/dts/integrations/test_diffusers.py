@@ -69,6 +69,8 @@ def test_a_sub_model_is_loaded_from_its_folder(pipelines):
         model = dts.DTSModel.from_pretrained(pipelines / place, {"a": adapter}, **options)
         torch.testing.assert_close(model(x, tasks=["a", dts.BASE])[0], dense(x)[0], rtol=1e-4, atol=1e-5)
     assert dts.DTSModel.from_pretrained(pipelines / "base/unet", dtype="float16").blocks[0].weight.dtype is torch.half
+    with pytest.raises(ValueError, match="'float61' is no dtype"):
+        dts.DTSModel.from_pretrained(pipelines / "base/unet", dtype="float61")
     with pytest.raises(CheckpointError, match="sub-models, .*base/unet"):
         dts.DTSModel.from_pretrained(pipelines / "base", {"a": adapter})
 
