@@ -18,7 +18,7 @@ from dts.adapter.accounting import of_model
 from dts.checkpoint import Checkpoint, open_checkpoint
 from dts.files import Watch
 from dts.sites import Site, Target, Unchanged, resolve, sites
-from dts.sites.diffusers import class_name, class_of
+from dts.sites.diffusers import class_name, on_meta
 from dts.sites.transformers import renamer
 
 
@@ -131,8 +131,7 @@ def model_of(config: dict | None, whose: str) -> nn.Module:
     Raises ValueError where it names none of them.
     """
     if config and class_name(config):
-        with torch.device("meta"):
-            return class_of(config).from_config(dict(config))
+        return on_meta(config)
     names = (config or {}).get("architectures") or []
     try:
         import transformers

@@ -33,8 +33,8 @@ def load_base(path: str | Path, adapters: Sequence[Adapter], **options: Any) -> 
 
     path, base, options = _which(path, options)
     base.check(adapters)
-    if diffusers.is_one(path, options):
-        return diffusers.loaded(path, options), base
+    if of_diffusers := diffusers.config_of(path, options):
+        return diffusers.loaded(of_diffusers, path, options), base
     cls, config = class_and_config(path, adapters, options)
     options.pop("config", None)
     level = transformers.logging.get_verbosity()
@@ -55,8 +55,8 @@ def empty_base(path: str | Path, adapters: Sequence[Adapter], **options: Any) ->
     """
     path, base, options = _which(path, options)
     base.check(adapters)
-    if diffusers.is_one(path, options):
-        return diffusers.empty(path, options), base
+    if of_diffusers := diffusers.config_of(path, options):
+        return diffusers.empty(of_diffusers, options), base
     cls, config = class_and_config(path, adapters, options)
     auto = getattr(cls, "from_config", None)  # which asks about code; a class itself would be given that as its own
     make = auto or cls._from_config

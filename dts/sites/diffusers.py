@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import nn
+
 
 def class_name(config: Mapping[str, Any] | None) -> str | None:
     """The class that a ``config.json`` of diffusers names; None of any other."""
@@ -23,3 +26,9 @@ def class_of(config: Mapping[str, Any]) -> Any:
     if found is None:
         raise ValueError(f"diffusers {diffusers.__version__} has no class {name}, which config.json names")
     return found
+
+
+def on_meta(config: Mapping[str, Any]) -> nn.Module:
+    """The model that a config is of, on the meta device: shapes and names, no weights.  Raises as `class_of`."""
+    with torch.device("meta"):
+        return class_of(config).from_config(dict(config))
