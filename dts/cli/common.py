@@ -25,7 +25,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from dts.files import expanded
+from dts.files import expanded, in_words
 from dts.sizes import bytes_text as bytes_text  # verbs have them from here
 from dts.sizes import parse_bytes as parse_bytes
 from dts.sizes import parse_size as parse_size
@@ -229,8 +229,6 @@ def message_of(error: Exception) -> str:
     if isinstance(error, KeyError) and len(error.args) == 1:
         return str(error.args[0])
     if isinstance(error, OSError):
-        from dts.files import in_words
-
         return in_words(error)
     return str(error) or type(error).__name__
 

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dts.cli.common import Json, bytes_text, emit, list_of, output
+from dts.files import expanded
 
 TEXT_WIDTH = 64  # characters shown of a text
 
@@ -29,8 +30,6 @@ def demo(
         from dts.demo.run import run
     except ImportError as error:
         raise ImportError(f"the demo needs {error.name}: pip install 'dts-merge[demo]'") from error
-
-    from dts.files import expanded
 
     report = run(data=data and expanded(data), names=list_of(tasks), out=expanded(out))
     emit(report, as_json, lambda: _show(report))

@@ -23,6 +23,7 @@ from dts.cli.common import (
     percent,
     progress_bar,
 )
+from dts.files import expanded
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -91,7 +92,6 @@ def evaluate(
     from dts.evaluate.data import read
     from dts.evaluate.run import Setting
     from dts.evaluate.run import evaluate as compare
-    from dts.files import expanded
 
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"--dtype {dtype}: it is one of {', '.join(DTYPES)}")

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from dts.cli.common import message_of
 from dts.cli.recipe import Job, Recipe
+from dts.files import write_text
 
 if TYPE_CHECKING:
     from dts.ray.cluster import Cluster
@@ -140,8 +141,6 @@ class _Notes:
         self._write()
 
     def _write(self) -> None:
-        from dts.files import write_text
-
         self.file.parent.mkdir(parents=True, exist_ok=True)
         write_text(self.file, json.dumps(self.found, indent=1) + "\n")
 

@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 
 from dts.cli.common import DryRun, Json, Revision, at, bytes_text, counts_text, emit, output, progress_bar
+from dts.files import expanded
 
 
 def merge(
@@ -34,7 +35,6 @@ def merge(
     as_json: Json = False,
 ):
     """Merge fine-tunes into one model that transformers loads, one tensor at a time."""
-    from dts.files import expanded
     from dts.merge import merge as merge_models
 
     if methods:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from dts.cli.common import Json, TrustRemoteCode, bytes_text, emit, listing, output, parse_fraction
+from dts.files import expanded, real
 
 
 def plan(
@@ -77,7 +78,6 @@ def plan(
 def found(folders: list[Path]) -> dict[str, Path]:
     """Task -> folder, of adapters and of folders that hold some; raises ValueError for others and for names twice."""
     from dts.adapter.folder import CONFIG
-    from dts.files import expanded, real
 
     tasks: dict[str, Path] = {}
     wrong: list[str] = []

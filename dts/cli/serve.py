@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from dts.cli.common import Json, TrustRemoteCode, bytes_text, emit, errors, output, parse_bytes
+from dts.files import expanded
 
 LIMITS, OPERATIONS = "Limits", "Operations"
 
@@ -83,7 +84,6 @@ def serve(
     Rows of any tasks share a batch, and join and leave it at any token.  Adapters are loaded when they are first asked
     for.  SIGTERM ends the server when what it took in is answered.
     """
-    from dts.files import expanded
     from dts.serve.options import Limits, Options, missing
     from dts.serve.waiting import Batching
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from dts.cli.common import CHECK_FAILED, Json, bytes_text, emit, listing, message_of, output, percent
+from dts.files import expanded
 
 SHOWN = 12  # names of what is passed over
 
@@ -32,7 +33,6 @@ def look(folder: Path, recursive: bool = False, quick: bool = False, newest: boo
     ``adapters``: a row each;  ``passed_over``: names of what is no adapter;  ``unfinished``: of runs that were ended.
     """
     from dts.adapter.folder import CONFIG
-    from dts.files import expanded
 
     folder = expanded(folder)
     if not folder.is_dir():
