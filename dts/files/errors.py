@@ -59,9 +59,9 @@ def advice(error: OSError, out: Path) -> str:
     return "Choose another folder"
 
 
-def in_words(error: OSError) -> str:
-    """An error of the operating system without its number, the path first."""
-    if error.strerror is None:
+def in_words(error: Exception) -> str:
+    """An error; one of the operating system without its number, the path first."""
+    if not isinstance(error, OSError) or error.strerror is None:
         return str(error)
     text = error.strerror if error.filename is None else f"{os.fsdecode(error.filename)}: {error.strerror}"
     if error.errno in FULL:

@@ -145,6 +145,5 @@ class Catalogue:
 
     def damaged(self, name: str, error: Exception) -> Refused:
         """What a client is told of an adapter that cannot be read: without the places of this machine."""
-        words = in_words(error) if isinstance(error, OSError) else str(error)
-        words = words.replace(f"{self.root}{os.sep}", "")
+        words = in_words(error).replace(f"{self.root}{os.sep}", "")
         return Refused(f"the adapter {name!r} cannot be used: {words}", 409, "damaged_adapter", "model")

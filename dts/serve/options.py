@@ -140,7 +140,7 @@ def _of_base(options: Options) -> list[str]:
     try:
         stored, quantised = open_stored(options.model)
     except (CheckpointError, OSError, ValueError, ImportError) as error:
-        return [f"the model: {in_words(error) if isinstance(error, OSError) else error}"]
+        return [f"the model: {in_words(error)}"]
     wrong = []
     if of_diffusers := class_name(stored.config):
         wrong.append(f"the model is {of_diffusers} of diffusers, which answers with no text, classes or embeddings")
@@ -206,5 +206,5 @@ def _cannot_bind(host: str, port: int) -> str | None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except (OSError, OverflowError) as error:
-        return in_words(error) if isinstance(error, OSError) else str(error)
+        return in_words(error)
     return None
