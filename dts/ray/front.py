@@ -55,7 +55,7 @@ class Front:
         self.engine, self.ledger = engine.options(stream=True), ledger
         keys = Keys(keys_of(self.options.api_keys), keys_of(self.options.admin_keys))
         limits = self.options.limits
-        self._app = _Unprefixed(Guard(self._inside, keys, limits.body, seconds=limits.seconds))
+        self._app = _Unprefixed(Guard(self._inside, keys, limits.body, limits.seconds))
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Ray asks for it."""

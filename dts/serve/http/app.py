@@ -49,4 +49,4 @@ def application(
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     keys, limits = Keys(api_keys, admin_keys), served.options.limits
-    return Guard(app, keys, limits.body, metrics.refused, limits.seconds, lambda: engine.draining)
+    return Guard(app, keys, limits.body, limits.seconds, metrics.refused, lambda: engine.draining)

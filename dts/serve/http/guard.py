@@ -64,20 +64,20 @@ def _is_one_of(given: bytes, keys: Sequence[bytes]) -> bool:
 
 
 class Guard:
-    """An ASGI application around another.  largest: bytes of a body;  refused: told the status of each refusal;
-    seconds: that a body may take to come;  stopping: whether one that has not come yet is waited for no longer."""
+    """An ASGI application around another.  largest: bytes of a body;  seconds: that it may take to come;  refused:
+    told the status of each refusal;  stopping: whether a body that has not come yet is waited for no longer."""
 
     def __init__(
         self,
         app: ASGIApp,
         keys: Keys,
         largest: int,
+        seconds: float,
         refused: Callable[[int], None] = lambda status: None,
-        seconds: float = 300.0,
         stopping: Callable[[], bool] = lambda: False,
     ):
-        self.app, self.keys, self.largest, self.refused = app, keys, largest, refused
-        self.seconds, self.stopping = seconds, stopping
+        self.app, self.keys, self.largest, self.seconds = app, keys, largest, seconds
+        self.refused, self.stopping = refused, stopping
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
