@@ -68,13 +68,6 @@ class Draws:
         count = self.sampling.scores
         return None if count is None else Scored.of(logits, token, count)
 
-    def choose(self, logits: Tensor) -> int:
-        """A token by its probability; logits: [vocabulary].  Raises Refused where they are no numbers."""
-        (found,) = choose([self], logits[None])
-        if isinstance(found, NotFinite):
-            raise found
-        return found
-
     def uniform(self) -> float:
         """The next number of its stream, in [0, 1)."""
         return float(torch.rand((), dtype=torch.float64, generator=self._generator))
