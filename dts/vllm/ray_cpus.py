@@ -13,8 +13,9 @@ import os
 import vllm
 from vllm import platforms
 
+from dts.vllm import versions
+
 log = logging.getLogger("vllm.dts")  # which vLLM prints
-VERSIONS = ("0.32.0",)
 RESOURCE = "GPU"
 
 
@@ -26,8 +27,8 @@ def register() -> str | None:
     """
     if os.environ.get("DTS_VLLM_RAY_CPUS", "0") in ("", "0"):
         return None
-    if vllm.__version__.split("+")[0] not in VERSIONS:
-        why = f"was made for vLLM {' and '.join(VERSIONS)}, and this is {vllm.__version__}"
+    if not versions.known():
+        why = f"was made for vLLM {versions.NAMES}, and this is {vllm.__version__}"
     elif platforms.cpu_platform_plugin() is None:
         why = "is for vLLM on CPUs, which this one is not"
     else:

@@ -28,6 +28,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 
 from dts.adapter.apply import check_base
 from dts.checkpoint import Checkpoint, open_checkpoint
+from dts.vllm import versions
 from dts.vllm.configs import refuse_differences
 from dts.vllm.loader import source
 from dts.vllm.packed.batch import Batch, Rows
@@ -36,16 +37,15 @@ from dts.vllm.packed.tasks import Tasks
 from dts.vllm.places import load_place, place_of
 
 log = logging.getLogger("vllm.dts")  # which vLLM prints
-VERSIONS = ("0.32.0",)
 LINEAR = (QKVParallelLinear, MergedColumnParallelLinear, ColumnParallelLinear, RowParallelLinear, ReplicatedLinear)
 
 
 def install() -> None:
     """Puts `Manager` where vLLM makes its own manager of LoRAs.  Raises ValueError for another version of vLLM."""
-    if vllm.__version__.split("+")[0] not in VERSIONS:
+    if not versions.known():
         raise ValueError(
             f"DTS_VLLM_MODE=packed reaches into vLLM where nothing is promised, and was made for version "
-            f"{' and '.join(VERSIONS)}; this is {vllm.__version__}.  DTS_VLLM_MODE=lora and --load-format dts use what "
+            f"{versions.NAMES}; this is {vllm.__version__}.  DTS_VLLM_MODE=lora and --load-format dts use what "
             "vLLM promises"
         )
     from vllm.v1.worker import lora_model_runner_mixin
