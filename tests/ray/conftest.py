@@ -21,21 +21,29 @@ ROOT = Path(__file__).resolve().parents[2]
 CORES = 4  # that Ray counts, whatever the machine has: replicas and tasks of small models take little of one
 
 
-@pytest.fixture(autouse=True, scope="session")
-def at_home(tmp_path_factory):
-    """What Ray writes, and whom it tells: nobody."""
-    kept = dict(os.environ)
-    os.environ |= {
-        "HOME": str(tmp_path_factory.mktemp("home")),
+def of_its_own(home: Path) -> dict[str, str]:
+    """The environment of a Ray that writes to a folder, and tells nobody."""
+    return {
+        "HOME": str(home),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_agent_register_timeout_ms": "180000",
         "RAY_worker_niceness": "0",  # Ray would have workers wait for whatever else there is
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),
     }
+
+
+def agents() -> list[str]:
+    """With ports that are given nobody waits for files that say which they are: a busy machine is too slow for that."""
+    return [f"--{what}-port={free_port()}" for what in AGENTS]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def at_home(tmp_path_factory):
+    """For all that these tests start, and for themselves."""
+    kept = dict(os.environ)
+    os.environ |= of_its_own(tmp_path_factory.mktemp("home")) | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     os.environ.pop("RAY_ADDRESS", None)
     yield
     os.environ.clear()
@@ -47,9 +55,7 @@ def started(name: str, **environment: str):
     """The address of a Ray that runs as one does on a cluster's first machine."""
     port = free_port()
     words = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
-    words += [f"--num-cpus={CORES}", f"--object-store-memory={100 << 20}", "--include-dashboard=false"]
-    # with ports that are given nobody waits for files that say which they are, for which a busy machine is too slow
-    words += [f"--{what}-port={free_port()}" for what in AGENTS]
+    words += [f"--num-cpus={CORES}", f"--object-store-memory={100 << 20}", "--include-dashboard=false", *agents()]
     log = Path(os.environ["HOME"]) / f"{name}.log"
     with log.open("w") as out:
         process = subprocess.Popen(words, stdout=out, stderr=out, env=os.environ | environment)

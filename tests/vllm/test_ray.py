@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import shutil
 import signal
 import subprocess
@@ -17,8 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.docs.pages import ROOT
-from tests.ray.conftest import AGENTS, processes
+from tests.ray.conftest import agents, of_its_own, processes
 from tests.vllm.conftest import PROMPTS, START, Server, as_found, end, environment, free_port, on_ray
 from tests.vllm.test_packed import WITHIN
 
@@ -43,15 +41,8 @@ class Ray:
         for name, task in TASKS.items():
             if task:
                 shutil.copytree(models.adapters / task, folder / "chat" / "tasks" / name)
-        own = {
-            "HOME": str(folder / "home"),
+        own = of_its_own(folder / "home") | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT),
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_agent_register_timeout_ms": "180000",
-            "RAY_worker_niceness": "0",
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(ha / "haproxy.cfg"),
             "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{self.socket}/admin.sock",
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(ha),
@@ -62,7 +53,7 @@ class Ray:
         of_serve = dict(word.split("=") for word in page("serve run").split() if "=" in word)
         line = page("ray start").strip().replace("6379", self.address.partition(":")[2])
         line += " --block --num-cpus=4 --include-dashboard=false --object-store-memory=100000000 "
-        line += " ".join(f"--{what}-port={free_port()}" for what in AGENTS)
+        line += " ".join(agents())
         self.process = self.begin(line, "head", **of_serve)
         self.until(lambda: "runtime started" in self.log("head"), self.process, "head")
         self.environment["RAY_ADDRESS"] = self.address
