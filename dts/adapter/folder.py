@@ -26,6 +26,7 @@ from dts.adapter.packed import TABLE, Blobs, blobs_of, unpacked_file
 from dts.adapter.rows import entry_from, entry_tensors
 from dts.adapter.sizes import Texts, describe, total_bytes
 from dts.checkpoint import Damaged, SafetensorsFile, write_safetensors
+from dts.checkpoint.errors import first
 from dts.checkpoint.safetensors_file import Layout
 from dts.checkpoint.strict_json import NotStrict, parse
 from dts.files import Building, building, check_place, set_aside
@@ -167,7 +168,7 @@ def checked(config: dict, path: Path) -> dict:
     version = config["format_version"]
     wrong = check.problems(config)
     if wrong:
-        raise AdapterError(f"{path} is damaged: {'; '.join(wrong[:50])}" + (len(wrong) > 50) * "; and more")
+        raise AdapterError(f"{path} is damaged: {first(wrong, 50, '; ')}")
     if version < 4:
         config["files"] = {name: {"bytes": size, "sha256": None} for name, size in config["files"].items()}
         config["model_config"] = plain_config(config["model_config"])

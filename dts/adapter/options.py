@@ -17,6 +17,7 @@ from dts.adapter.vectors import ASKED, EXACT, Rounding, rounding_for
 from dts.checkpoint.vocabulary import SHARED
 from dts.codec.method import Choice
 from dts.codec.methods import CHOICES, LOSSLESS
+from dts.devices import device_named
 
 ADAPTER_KINDS = ("task", "difference")
 BASES = ("plain", "quantised")
@@ -93,23 +94,15 @@ class Options:
         if not wrong or self.device is not None:
             try:
                 self.place  # noqa: B018  it is looked whether it is there
-            except (RuntimeError, TypeError, ValueError) as error:
-                wrong.append(f"device={self.device!r} cannot be used: {str(error).splitlines()[0]}")
+            except ValueError as error:
+                wrong.append(str(error))
         if wrong:
             raise ValueError("; ".join(wrong))
 
     @property
     def place(self) -> torch.device:
         """The device to compute on: a CPU unless another one is asked for, "auto" a GPU where there is one."""
-        if self.device is None:
-            return torch.device("cpu")
-        there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if self.device == "auto":
-            return torch.device("cuda" if there else "cpu")
-        place = torch.device(self.device)
-        if place.type == "cuda" and (place.index or 0) >= there:
-            raise ValueError(f"there are {there} CUDA devices here")
-        return place
+        return device_named("cpu" if self.device is None else self.device)
 
     def _not_exactly(self) -> list[str]:
         """What does not go with method "exact"."""

@@ -25,12 +25,17 @@ class OtherDtype(UserWarning):
 
 def some(names, count: int = 10) -> str:
     """The first names, and how many more there are: one cause is one line, however many tensors it has."""
-    names = sorted(map(str, names))
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
+    return first(sorted(map(str, names)), count)
+
+
+def first(items, count: int = 10, between: str = ", ") -> str:
+    """The first of what is listed, in its order, and how many more there are."""
+    items = list(map(str, items))
+    more = f"and {len(items) - count} more"
+    shown = between.join(items[:count])
+    return f"{shown}{' ' if between == ', ' else between}{more}" if len(items) > count else shown
 
 
 def in_lines(what: str, wrong: list[str], count: int = 10) -> str:
     """What, and below it the first causes, a line each, and how many more there are."""
-    more = [f"and {len(wrong) - count} more"] if len(wrong) > count else []
-    return "\n  ".join([f"{what}:", *wrong[:count], *more])
+    return f"{what}:\n  {first(wrong, count, chr(10) + '  ')}"

@@ -7,9 +7,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from dts.checkpoint.checkpoint import Checkpoint, Lazy
-from dts.checkpoint.errors import AGAIN, CheckpointError
+from dts.checkpoint.errors import AGAIN, CheckpointError, some
 from dts.checkpoint.foreign import foreign, is_safetensors
 from dts.checkpoint.safetensors_file import Damaged, SafetensorsFile
 from dts.checkpoint.state import from_tensors
@@ -39,7 +40,7 @@ def from_file(path: Path, select: str | None = None, shard: bool = False) -> Che
         try:
             file = SafetensorsFile(path)
         except Damaged as error:
-            raise Damaged(f"{error}.  {AGAIN}") from None
+            raise type(error)(f"{error}.  {error.advice}") from None
         tensors = {
             name: Lazy(t.shape, t.dtype, partial(file.load, name), partial(file.release, name))
             for name, t in file.tensors.items()
@@ -65,20 +66,47 @@ def _is_pickle(path: Path) -> bool:
 
 
 def load_pickle(path: Path) -> Mapping:
-    """The mapping in a PyTorch file, its tensors mapped where they can be; raises CheckpointError."""
+    """The mapping in a PyTorch file, its tensors mapped where they can be.
+
+    The one place where pickles are read, with ``weights_only=True``.  Raises CheckpointError, in words of its own:
+    those of torch tell how to run whatever code a file holds.
+    """
     for mapped in (True, False):  # files written before torch 1.6 cannot be mapped
         try:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-        except pickle.UnpicklingError as error:
-            raise CheckpointError(
-                f"{path} holds Python objects, not only tensors, and is not opened: they could run any code.  "
-                f"Save its state_dict() instead, best as .safetensors"
-            ) from error
         except Exception as error:  # of a file that is no archive of tensors, torch raises whatever it stumbles over
             if mapped and "mmap can only be used" in str(error):
                 continue
-            raise CheckpointError(f"{path} cannot be read as a PyTorch file: {error!r}") from error
+            if isinstance(error, OSError):
+                raise
+            raise CheckpointError(_refused(path, error)) from error
         if not isinstance(state, Mapping):
             raise CheckpointError(f"{path} holds a {type(state).__name__}, not a state dict")
         return state
     raise AssertionError("unreachable")
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """A PyTorch file that holds nothing but tensors by name; raises CheckpointError."""
+    if what := foreign(path):
+        raise CheckpointError(what)
+    found = load_pickle(path)
+    if not found or not all(isinstance(key, str) for key in found):
+        raise CheckpointError(f"{path} holds no tensors by name")
+    if strange := [key for key, value in found.items() if not isinstance(value, Tensor)]:
+        raise CheckpointError(f"{path} holds more than tensors: {some(strange)}")
+    return {key: value.data if isinstance(value, nn.Parameter) else value for key, value in found.items()}
+
+
+def _refused(path: Path, error: Exception) -> str:
+    """Why a pickle is not read, and what to do."""
+    if "Unsupported global" in str(error) or "Unsupported class" in str(error):
+        return (
+            f"{path} holds Python objects, not only tensors, and is not opened: they could run any code.  "
+            f"Save its state_dict() instead, best as .safetensors"
+        )
+    if isinstance(error, pickle.UnpicklingError) and _is_pickle(path):
+        return f"{path} holds more than tensors by name, or is damaged, and is not opened.  {AGAIN}"
+    why = f": {type(error).__name__} {(str(error).splitlines() or [''])[0]}".rstrip()
+    advises = isinstance(error, pickle.UnpicklingError) or "weights_only" in why
+    return f"{path} cannot be read as a PyTorch file{'' if advises else why}.  {AGAIN}"

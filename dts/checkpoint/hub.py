@@ -20,6 +20,12 @@ def split_revision(source: str) -> tuple[str, str | None]:
     return source, None
 
 
+def no_revision(source, revision: str | None) -> None:
+    """Raises CheckpointError for a revision of what lies on this machine; "main" says nothing."""
+    if revision not in (None, "main"):
+        raise CheckpointError(f"a revision ({revision}) is of a hub id, and {source} is none: leave it out")
+
+
 def split_subfolder(source: str, subfolder: str = "") -> tuple[str, str]:
     """``org/name/unet`` -> its id and the folder in it; a path whose start is here is a wrong path, and no id."""
     parts = source.split("/")

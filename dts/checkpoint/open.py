@@ -11,7 +11,7 @@ from dts.checkpoint.errors import CheckpointError, NotRead, Quantised, some
 from dts.checkpoint.files import PICKLES, from_file, split_state
 from dts.checkpoint.folder import checkpoints_in, from_folder, has_weights, own_weights
 from dts.checkpoint.foreign import is_gguf
-from dts.checkpoint.hub import ID, snapshot, split_revision, split_subfolder
+from dts.checkpoint.hub import ID, no_revision, snapshot, split_revision, split_subfolder
 from dts.checkpoint.kinds import check_kind
 from dts.checkpoint.sentence import from_modules
 from dts.checkpoint.state import from_module, from_tensors
@@ -38,13 +38,20 @@ def open_checkpoint(
     ``nn.Module``, a `Checkpoint`, or a hub id, ``id/subfolder`` or ``id@revision`` (needs huggingface_hub and either
     the network or its cache).
     Pickles are read with ``weights_only=True`` only.
-    revision: branch, tag or commit of a hub id;  subfolder, variant: as transformers' ``from_pretrained`` has them;
+    revision: branch, tag or commit of a hub id ("main" says nothing, of a folder too);  subfolder, variant: as
+        transformers' ``from_pretrained`` has them;
     dequantise: open a quantised model (and a GGUF file) as the numbers it computes with, by the library of its method;
         a model that is not quantised is opened as ever.
     hub: cache_dir, token, local_files_only, force_download, proxies; others are left alone.
     Raises CheckpointError saying what was looked for and what there is, or what the source is that is no full
     floating-point model (quantised, an adapter, an optimizer's state, another program's file) and the way to go on.
     """
+    if not isinstance(source, str | Path):
+        given = {"revision": revision, "subfolder": subfolder, "variant": variant}
+        if said := [f"{key}={value!r}" for key, value in given.items() if value not in (None, "", "main")]:
+            raise CheckpointError(
+                f"{' and '.join(said)}: of a model on disk or a hub, not of a {type(source).__name__}"
+            )
     if isinstance(source, Checkpoint):
         return source
     if not isinstance(source, str | Path | torch.nn.Module | Mapping):
@@ -105,6 +112,8 @@ def _open_dequantised(source, revision: str | None, subfolder: str, variant: str
 
 def _from_path(source: str, revision: str | None, subfolder: str, variant: str | None, hub: dict) -> Checkpoint:
     path = expanded(source) / subfolder
+    if path.exists() or expanded(split_state(source)[0]).is_file():
+        no_revision(source, revision)
     if path.is_dir():
         return _from_folder(path, variant)
     if path.is_file():

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dts.checkpoint.errors import CheckpointError
+from dts.checkpoint.errors import AGAIN, CheckpointError, first, some
 from dts.checkpoint.strict_json import NotStrict, parse
 
 DTYPES = {
@@ -47,7 +47,15 @@ LARGEST_SIZE = 2**63 - 1  # elements and bytes of a tensor
 
 
 class Damaged(CheckpointError):
-    """A file that is not what its own header says."""
+    """A file that is not what its own header says.  advice: what to do about it."""
+
+    advice = AGAIN
+
+
+class UnknownDtype(Damaged):
+    """A file, whole or not, with tensors of a dtype that is not known here."""
+
+    advice = "Write it anew in one of them, as save_pretrained() of model.to(torch.bfloat16) does"
 
 
 @dataclass(frozen=True)
@@ -146,22 +154,28 @@ def _read_header(file, path: Path, size: int, largest: int) -> tuple[dict[str, S
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise Damaged(f"{path} has an unreadable header: its __metadata__ is not text by name")
-    tensors, wrong = {}, []
+    tensors, wrong, unknown = {}, [], dict[str, list[str]]()
     for name, row in header.items():
         problem = _row_problem(row)
         if problem:
             wrong.append(f"{name!r} has {problem}")
             continue
+        if row["dtype"] not in DTYPES:
+            unknown.setdefault(row["dtype"], []).append(name)
+            continue
         start, stop = row["data_offsets"]
         tensors[name] = Stored(DTYPES[row["dtype"]], tuple(row["shape"]), 8 + length + start, 8 + length + stop)
     if wrong:
-        raise Damaged(f"{path} has an altered header: {'; '.join(wrong[:10])}{_more(wrong, 10)}")
+        raise Damaged(f"{path} has an altered header: {first(wrong, between='; ')}")
+    if unknown:
+        which = first((f"{dtype:.40} ({some(names, 3)})" for dtype, names in sorted(unknown.items())), between="; ")
+        raise UnknownDtype(f"{path} has tensors of a dtype that is not read here, {which}: {', '.join(DTYPES)} are")
     wrong = [name for name, t in tensors.items() if t.stop - t.start != _bytes_of(t.shape, t.dtype)]
     if wrong:
-        raise Damaged(f"{path} has an altered header: sizes do not fit for {_some(wrong)}")
+        raise Damaged(f"{path} has an altered header: sizes do not fit for {some(wrong)}")
     lost = [name for name, t in tensors.items() if t.stop > size]
     if lost:
-        raise Damaged(f"{path} is cut off at {size} bytes: {_some(lost)} incomplete")
+        raise Damaged(f"{path} is cut off at {size} bytes: {some(lost)} incomplete")
     end = 8 + length
     for name, t in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
         if t.start != end:
@@ -177,12 +191,12 @@ def _row_problem(row) -> str | None:
     """What is wrong with {dtype, shape, data_offsets} by itself."""
     if not isinstance(row, dict) or not {"dtype", "shape", "data_offsets"} <= row.keys():
         return "no dtype, shape and data_offsets"
-    if not isinstance(row["dtype"], str) or row["dtype"] not in DTYPES:
-        return f"the dtype {row['dtype']!r:.40}, which is not one of {', '.join(DTYPES)}"
+    if not isinstance(row["dtype"], str):
+        return f"the dtype {row['dtype']!r:.40}, which is no name"
     shape, offsets = row["shape"], row["data_offsets"]
     if not isinstance(shape, list) or not all(map(_size, shape)):
         return "a shape that is no list of sizes"
-    count = DTYPES[row["dtype"]].itemsize
+    count = DTYPES[row["dtype"]].itemsize if row["dtype"] in DTYPES else 1
     for size in shape:
         count *= size
         if count > LARGEST_SIZE:
@@ -201,15 +215,6 @@ def _bytes_of(shape: tuple[int, ...], dtype: torch.dtype) -> int:
     for size in shape:
         count *= size
     return count
-
-
-def _more(lines: list, shown: int) -> str:
-    return f"; and {len(lines) - shown} more" if len(lines) > shown else ""
-
-
-def _some(names: list[str], count: int = 10) -> str:
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(sorted(names)[:count]) + more
 
 
 Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]

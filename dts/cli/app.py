@@ -52,12 +52,15 @@ class Verbs(TyperGroup):
         args = list(sys.argv[1:] if args is None else args)
         self.debug = any(word in args for word in DEBUG)
         self.json = "--json" in args
+        self.empty = _empty(args)
         return super().main([word for word in args if word not in DEBUG], *more, **rest)
 
     def invoke(self, context):
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = lambda message, *_: errors.print(f"Warning: {message}", soft_wrap=True)
+                if self.empty:
+                    raise ValueError(f"{', '.join(self.empty)}: nothing is said there; leave it out, or give a value")
                 return super().invoke(context)
         except BrokenPipeError:
             raise SystemExit(PIPE_CLOSED) from None
@@ -83,6 +86,18 @@ class Verbs(TyperGroup):
         if self.json:
             print(json.dumps({"error": message, "exit_code": code}))
         raise typer.Exit(code) from error
+
+
+def _empty(args: list[str]) -> list[str]:
+    """What has a text without a letter for its value: a variable that a script did not set, which as a path would be
+    the folder that one is in."""
+    found = []
+    for before, word in zip(["", *args], args):
+        if word.startswith("--") and "=" in word:
+            before, _, word = word.partition("=")
+        if not word.strip():
+            found.append(before if before.startswith("-") and before != "--" else f"an argument, {word!r}")
+    return found
 
 
 app = typer.Typer(

@@ -165,22 +165,6 @@ def of_state(source: str, state: str | None) -> str:
     return f"{source}#{state}"
 
 
-def device_of(text: str) -> str:
-    """A device that is there; raises ValueError for any other."""
-    import torch
-
-    try:
-        kind = torch.device(text).type
-    except RuntimeError:
-        raise ValueError(f"--device {text}: there is none of this name; it is cpu, cuda, cuda:1, ...") from None
-    available = getattr(getattr(torch, kind, None), "is_available", None)
-    if kind != "cpu" and not (available and available()):
-        raise ValueError(f"--device {text}: PyTorch finds none here; leave it out to take the CPU")
-    if kind == "cuda" and (torch.device(text).index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"--device {text}: there are {torch.cuda.device_count()} CUDA devices here")
-    return text
-
-
 def parse_fraction(text: str) -> float:
     """``0.3`` or ``30%`` -> 0.3."""
     try:

@@ -15,7 +15,6 @@ from dts.cli.common import (
     TrustRemoteCode,
     at,
     bytes_text,
-    device_of,
     emit,
     list_of,
     listing,
@@ -89,6 +88,7 @@ def evaluate(
         raise ImportError("dts eval runs models of transformers: pip install 'dts-merge[hf]'") from error
     import torch
 
+    from dts.devices import device_named
     from dts.evaluate.data import read
     from dts.evaluate.run import Setting
     from dts.evaluate.run import evaluate as compare
@@ -110,7 +110,7 @@ def evaluate(
         batch=batch_size,
         longest=max_length,
         dtype=None if dtype is None else getattr(torch, dtype),
-        device=device_of(device),
+        device=str(device_named(device)),
         tokenizer=tokenizer,
         classes=list_of(classes),
         made_up=made_up,

@@ -52,6 +52,7 @@ def read_recipe(file: Path, out: Path | None = None) -> Recipe:
     file = expanded(file)
     given, wrong = _parsed(file), list[str]()
     _unknown(given, TOP, "", wrong)
+    _empty(given, "", wrong)
     base, entries = given.get("base"), _entries(given.get("finetunes"), wrong)
     if not isinstance(base, str):
         wrong.append("base: missing, the folder, file or hub id of the base model")
@@ -116,6 +117,16 @@ def _unknown(given: dict, known: tuple[str, ...], place: str, wrong: list[str]) 
             near = difflib.get_close_matches(str(key), known, 1, 0.5)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
             wrong.append(f"{place}{key}: not known; {hint}")
+
+
+def _empty(given: Any, place: str, wrong: list[str]) -> None:
+    """Texts without a letter, however deep."""
+    if isinstance(given, str) and not given.strip():
+        wrong.append(f"{place}: nothing is said there; leave it out, or give a value")
+    items = given.items() if isinstance(given, dict) else enumerate(given, 1) if isinstance(given, list) else ()
+    for key, value in items:
+        named = f"{key}" if isinstance(given, dict) else f"item {key}"
+        _empty(value, f"{place}, {named}" if place else named, wrong)
 
 
 def _entries(given: Any, wrong: list[str]) -> list[tuple[str, dict]]:

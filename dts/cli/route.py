@@ -14,7 +14,6 @@ from dts.cli.common import (
     TrustRemoteCode,
     at,
     bytes_text,
-    device_of,
     emit,
     output,
     pairs,
@@ -52,6 +51,13 @@ def route(
             help="Folder of the tokenizer or image processor; default the adapter's, the base's.", show_default=False
         ),
     ] = None,
+    layer: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of the weight of the base's layer whose inputs are looked at, the same one for all tasks.",
+            show_default="the first block's that runs first",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -62,8 +68,9 @@ def route(
 
     By these few KB the task of an input is found where no id is given, whatever the adapter is made of."""
     import dts
+    from dts.devices import device_named
 
-    if remove == (examples is not None) or remove and base is not None:
+    if remove == (examples is not None) or remove and (base is not None or layer is not None):
         raise ValueError("give --examples FILE and --base MODEL, or --remove alone")
     loaded = dts.Adapter.load(adapter)
     before = loaded.nbytes
@@ -75,9 +82,9 @@ def route(
         if base is None:
             raise ValueError("--base is missing: the examples are run through the first layers of the base model")
         own = tokenizer or tokenizer_of(adapter)
-        loaded.tell(
-            statistics(at(base, revision), str(examples), text, own, max_length, device_of(device), trust_remote_code)
-        )
+        where = str(device_named(device))
+        found = statistics(at(base, revision), str(examples), text, own, max_length, where, trust_remote_code, layer)
+        loaded.tell(found)
     if not dry_run:
         loaded.save(out or adapter, overwrite=out is None)
     known = loaded.inputs
@@ -94,7 +101,9 @@ def route(
     emit(result, as_json, lambda: _show(result))
 
 
-def statistics(base: str, examples: str, text=None, tokenizer=None, max_length=None, device="cpu", trusted=False):
+def statistics(
+    base: str, examples: str, text=None, tokenizer=None, max_length=None, device="cpu", trusted=False, layer=None
+):
     """What a router is to know of the inputs in a file."""
     from dts.evaluate.data import read
 
@@ -103,7 +112,9 @@ def statistics(base: str, examples: str, text=None, tokenizer=None, max_length=N
         from dts.evaluate.route import statistics_of
     except ImportError as error:
         raise ImportError("dts route runs models of transformers: pip install 'dts-merge[hf]'") from error
-    made = statistics_of(base, found, tokenizer=tokenizer, longest=max_length, device=device, trusted=trusted)
+    made = statistics_of(
+        base, found, tokenizer=tokenizer, longest=max_length, device=device, trusted=trusted, layer=layer
+    )
     _few(made.examples, examples)
     return made
 

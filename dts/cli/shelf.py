@@ -150,8 +150,9 @@ def _show(result: dict):
     if len(bases) > 1:
         output.print(f"They are for {len(bases)} bases: only those of one base go into one model")
     if passed := result["passed_over"]:
-        more = f" and {len(passed) - SHOWN} more" if len(passed) > SHOWN else ""
-        output.print(f"Passed over, no adapters: {', '.join(passed[:SHOWN])}{more} (-r looks inside)", soft_wrap=True)
+        from dts.checkpoint.errors import first
+
+        output.print(f"Passed over, no adapters: {first(passed, SHOWN)} (-r looks inside)", soft_wrap=True)
     if unfinished := result["unfinished"]:
         output.print(
             f"Unfinished: {', '.join(unfinished)}; the same dts compress with --resume goes on there", soft_wrap=True

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from dts.checkpoint.errors import first
 from dts.checkpoint.hub import ID
 from dts.files import expanded
 
@@ -209,7 +210,7 @@ def label_ids(examples: Examples, names: Sequence[str]) -> list[int]:
     given = set(map(str, labels))
     if twice := sorted(name for name, n in Counter(names).items() if n > 1 and name in given):
         raise ValueError(
-            f"{examples.source}: labels are called by names that several classes have, {', '.join(twice[:5])}: number "
+            f"{examples.source}: labels are called by names that several classes have, {first(twice, 5)}: number "
             f"them, from 0 to {len(names) - 1}"
         )
     numbers = [_number(label) for label in labels]
@@ -218,10 +219,9 @@ def label_ids(examples: Examples, names: Sequence[str]) -> list[int]:
         found = list(numbers)
     if None in found:
         strange = sorted({str(label) for label, i in zip(labels, found) if i is None})
-        more = f" and {len(strange) - 5} more" if len(strange) > 5 else ""
         raise ValueError(
             f"{examples.source}: labels in its column {examples.columns.get('label')} are no classes of the fine-tune: "
-            f"{', '.join(strange[:5])}{more}; expected {', '.join(names[:8])}{', ...' * (len(names) > 8)}, or numbers "
+            f"{first(strange, 5)}; expected {first(names, 8)}, or numbers "
             f"from 0 to {len(names) - 1}: say --classes 'a, b, c' where the fine-tune does not name its own"
         )
     return [i for i in found if i is not None]

@@ -25,11 +25,13 @@ def statistics_of(
     longest: int | None = None,
     device: str = "cpu",
     trusted: bool = False,
+    layer: str | None = None,
 ) -> InputStatistics:
     """Of the examples of one task, as its base sees them.
 
     base: folder or hub id;  tokenizer: folder of the task's own, or of its image processor, by default the base's;
-    longest: tokens of a text;  trusted: code of the base's own may run (``trust_remote_code``).
+    longest: tokens of a text;  trusted: code of the base's own may run (``trust_remote_code``);  layer: as of
+    `dts.unseen.input_statistics`.
     Only the first layers run, but the whole base is loaded.
     Raises ValueError that says what does not fit.
     """
@@ -41,7 +43,7 @@ def statistics_of(
         for batch in batches:
             yield {name: tensor.to(device) for name, tensor in batch.inputs.items()}
 
-    return input_statistics(model, moved())
+    return input_statistics(model, moved(), layer)
 
 
 def _batches(examples: Examples, config, places: list, longest: int | None, trusted: bool) -> Batches:

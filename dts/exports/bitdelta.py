@@ -11,14 +11,13 @@ A matrix of plus and minus one scale is a sample of all elements, whose codes ha
 from __future__ import annotations
 
 import math
-import pickle
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dts.adapter import Adapter, Entry
 from dts.adapter.accounting import NothingChanged, of_pairing
@@ -29,7 +28,8 @@ from dts.adapter.options import Options
 from dts.adapter.sizes import measured
 from dts.adapter.whole import whole_entry
 from dts.checkpoint import Checkpoint, CheckpointError, Lazy, Pair, Pairing, digests, open_checkpoint, pair
-from dts.checkpoint.errors import in_lines, some
+from dts.checkpoint.errors import in_lines
+from dts.checkpoint.files import load_tensors
 from dts.codec import Factors
 from dts.files import Watch, expanded, real
 from dts_kernels import PackedFactors, Samples, pack
@@ -80,19 +80,7 @@ def import_bitdelta(
 def _loaded(file: Path) -> Mapping[str, Tensor]:
     if not file.is_file():
         raise CheckpointError(f"there is no file {file}: give the diff.pt that BitDelta's save_diff wrote")
-    try:
-        found = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # of torch, pickle, zipfile
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        if isinstance(error, pickle.UnpicklingError):  # whose words say how to run them nevertheless
-            why = "it holds Python objects, which could run any code, and is not opened"
-        raise CheckpointError(f"{file} cannot be read as tensors alone: {why}") from error
-    if not isinstance(found, dict) or not found or not all(isinstance(key, str) for key in found):
-        raise CheckpointError(f"{file} holds no tensors by name, which BitDelta's diff.pt does")
-    strange = [key for key, value in found.items() if not isinstance(value, Tensor)]
-    if strange:
-        raise CheckpointError(f"{file} holds more than tensors: {some(strange)}")
-    return {key: value.data if isinstance(value, nn.Parameter) else value for key, value in found.items()}
+    return load_tensors(file)
 
 
 def sorted_tensors(

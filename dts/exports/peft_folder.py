@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from dts.checkpoint import CheckpointError, Lazy, SafetensorsFile
+from dts.checkpoint.errors import first
+from dts.checkpoint.files import load_tensors
 from dts.checkpoint.json_file import json_object
 from dts.files import expanded
 
@@ -108,7 +110,7 @@ def read_peft(folder: str | Path) -> PeftFolder:
     wrong = []
     strange = [name for name in found.file if not _sort(found, name)]
     if strange:
-        wrong.append(f"{len(strange)} tensors are no LoRA's, {', '.join(strange[:3])}: {MERGE}")
+        wrong.append(f"{len(strange)} tensors are no LoRA's, {first(strange, 3)}: {MERGE}")
     for module, layer in found.layers.items():
         if not layer.a or not layer.b:
             wrong.append(f"the LoRA of {module} has no {'B' if layer.a else 'A'}")
@@ -118,8 +120,7 @@ def read_peft(folder: str | Path) -> PeftFolder:
         except CheckpointError as error:
             wrong.append(str(error).removeprefix(f"{folder}: "))
     if wrong:
-        more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
-        raise CheckpointError(f"{folder}: " + "; ".join(wrong[:SHOWN]) + more)
+        raise CheckpointError(f"{folder}: {first(wrong, SHOWN, '; ')}")
     return found
 
 
@@ -148,10 +149,7 @@ def _tensors(folder: Path) -> Mapping[str, Any]:
             name: Lazy(stored.shape, stored.dtype, partial(file.load, name)) for name, stored in file.tensors.items()
         }
     if (folder / PICKLE).is_file():
-        try:
-            return torch.load(folder / PICKLE, map_location="cpu", weights_only=True)
-        except Exception as error:  # of torch, pickle, zipfile
-            raise CheckpointError(f"{folder / PICKLE} cannot be read: {error}") from error
+        return load_tensors(folder / PICKLE)
     raise CheckpointError(f"{folder} has no {MODEL} and no {PICKLE}")
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from dts.adapter import Adapter
 from dts.checkpoint.dequantised import gguf_architecture
-from dts.checkpoint.hub import OPTIONS, split_revision
+from dts.checkpoint.hub import OPTIONS, no_revision, split_revision
 from dts.files import expanded
 from dts.integrations import diffusers
 from dts.nn.base import Base
@@ -68,7 +68,9 @@ def empty_base(path: str | Path, adapters: Sequence[Adapter], **options: Any) ->
 
 def _which(path: str | Path, options: dict[str, Any]) -> tuple[str | Path, Base, dict[str, Any]]:
     """The path without its revision, the base it is, and the options with it."""
-    path = here if (here := expanded(path)).exists() else path
+    if (here := expanded(path)).exists():
+        no_revision(path, options.get("revision"))
+        path = here
     name, stated = split_revision(str(path))
     if stated:
         if options.get("revision", stated) != stated:

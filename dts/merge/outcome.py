@@ -5,6 +5,7 @@ from torch import Tensor
 
 from dts.adapter.accounting import Account, NoEffect
 from dts.checkpoint import Checkpoint
+from dts.checkpoint.errors import first
 from dts.warn import warn
 
 from .sources import Sources
@@ -73,12 +74,11 @@ class Outcome:
             if fate.what == "skipped" and (fate.why == ONLY if fate.model != "merged" else True)
         ]
         if gone:
-            shown = ", ".join(gone[:10]) + (f" and {len(gone) - 10} more" if len(gone) > 10 else "")
-            warn(f"{len(gone)} tensors are not in the merged model: {shown}", NotMerged)
+            warn(f"{len(gone)} tensors are not in the merged model: {first(gone)}", NotMerged)
         left = [fate.name for fate in account.of("merged", "equal") if fate.why == LEFT]
         if left:
-            shown = ", ".join(left[:10]) + (f" and {len(left) - 10} more" if len(left) > 10 else "")
-            warn(f"{method} leaves {len(left)} tensors at the base in which models differ from it: {shown}", LeftAtBase)
+            which = f"{len(left)} tensors at the base in which models differ from it: {first(left)}"
+            warn(f"{method} leaves {which}", LeftAtBase)
 
     def _adds(self, model: int) -> bool:
         return any(model == i for members in self.sources.added.values() for i, _ in members)

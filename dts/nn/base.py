@@ -12,6 +12,7 @@ from torch import nn
 
 from dts.adapter import Adapter
 from dts.checkpoint import Quantised, open_checkpoint
+from dts.checkpoint.errors import some
 from dts.checkpoint.fingerprint import fingerprint
 from dts.nn.dequantise import quantised_weights
 from dts.nn.evidence import differing, evidence
@@ -89,7 +90,7 @@ class Base:
             return f"{adapter.name} was made for the numbers of a base quantised by {for_codes}, and this one is not"
         found = evidence(adapter, model, rounded=self.gguf is not None)
         if found.other:
-            return f"{adapter.name} was made for {made_for}, in which {_some(found.other)} is other than here"
+            return f"{adapter.name} was made for {made_for}, in which {some(found.other, 1)} is other than here"
         if found.exact:
             return None
         if not found.equal:
@@ -120,10 +121,6 @@ class Base:
             return f"{adapter.name} was made for {made_for}, and {self.original} is {self.original_fingerprint}"
         compared, wrong = differing(adapter, model, open_checkpoint(self.original))
         if wrong or not compared:
-            what = f"{_some(wrong)} is far from it" if wrong else "nothing could be compared"
+            what = f"{some(wrong, 1)} is far from it" if wrong else "nothing could be compared"
             return f"{adapter.name} was made for {self.original}, and this is no quantised form of that: {what}"
         return None
-
-
-def _some(names: list[str]) -> str:
-    return names[0] + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")

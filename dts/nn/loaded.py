@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 
 from dts.adapter import Adapter
+from dts.checkpoint.errors import first
 from dts.nn.routing import Mixture
 from dts.nn.selection import Selection, names_in
 
@@ -43,8 +44,7 @@ class LoadedTasks(dict[str, Loaded]):
         if unknown:
             near = sorted({one for name in unknown for one in get_close_matches(name, self, 3, 0.6)})
             meant = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-            more = f" and {len(self) - SHOWN} more" if len(self) > SHOWN else ""
-            there = f"the loaded tasks are {list(self)[:SHOWN]}{more}"
+            there = f"the loaded tasks are {first(map(repr, self), SHOWN)}" if self else "no task is loaded"
             raise ValueError(f"no task {', '.join(map(repr, unknown))}; {there}{meant}")
 
     def mixture(self, selection: Selection) -> Mixture:

@@ -7,6 +7,7 @@ from collections import defaultdict
 import torch
 from torch import Tensor, nn
 
+from dts.checkpoint.errors import first
 from dts.nn.deltas import ParameterDelta
 from dts.nn.dequantise import dequantise, in_codes
 from dts.nn.layers import Layer
@@ -30,15 +31,14 @@ def merge(
         ]
         if quantised:
             raise ValueError(
-                f"cannot write into quantised weights: {', '.join(quantised)}.  "
+                f"cannot write into quantised weights: {first(quantised)}.  "
                 f"merge_and_unload(task, dequantise=True) makes a floating-point model of "
                 f"all of it; or merge into the base as it was before it was quantised"
             )
     away = [f"{name}.{p}" for name, layer in layers.items() for p in layer.dts.parameters if raw(layer, p).is_meta]
     if away:
-        shown = ", ".join(away[:5]) + (" and more" if len(away) > 5 else "")
         raise ValueError(
-            f"cannot write into weights that are offloaded: {shown}.  "
+            f"cannot write into weights that are offloaded: {first(away, 5)}.  "
             "Merge a model that is whole in memory, or write the full model with dts apply, one tensor at a time"
         )
     shared: dict[int, dict[tuple[int, str], Site]] = defaultdict(dict)  # id of a tensor -> where it is

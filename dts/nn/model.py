@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dts.adapter import Adapter, Entry
+from dts.checkpoint.errors import first
 from dts.nn.adapters import Given, all_opened, opened, refuse
 from dts.nn.base import Base
 from dts.nn.compiled import Compiler, as_program, broken, given_back, put_aside, refused, uncompiled
@@ -34,7 +35,7 @@ from dts.nn.parallel.agreed import agreed
 from dts.nn.parallel.sharded import refuse_parallel
 from dts.nn.predictions import Prediction, predicted
 from dts.nn.prompts import generate_batch
-from dts.nn.replaced import Places, few, refuse_aliases, refuse_replaced
+from dts.nn.replaced import Places, refuse_aliases, refuse_replaced
 from dts.nn.router import Choice, Router, make_router
 from dts.nn.routing import Current, Mixture, RoutingState, tracing
 from dts.nn.saving import What, save_pretrained
@@ -776,7 +777,7 @@ class DTSModel(nn.Module):
         self._unused = not_reached(self._layers, seen)
         if self._unused:
             warnings.warn(
-                f"tasks change {few(self._unused)}, which the first call did not use: its answer is not "
+                f"tasks change {first(self._unused, 8)}, which the first call did not use: its answer is not "
                 f"theirs if it should have (status() has them all)",
                 stacklevel=4,
             )

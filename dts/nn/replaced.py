@@ -10,6 +10,7 @@ from operator import is_
 
 from torch import Tensor, nn
 
+from dts.checkpoint.errors import first
 from dts.nn.fit import Change
 from dts.nn.layers import Layer
 from dts.nn.loaded import LoadedTasks
@@ -68,7 +69,7 @@ def refuse_replaced(model: nn.Module, layers: dict[str, Layer], tasks: LoadedTas
         slots = used & set().union(*(layers[name].dts.slots for name in names))
         lost = [name for name, loaded in tasks.items() if loaded.slot in slots]
         raise RuntimeError(
-            f"{few(names)} was replaced after tasks were loaded that change it, {lost}: what they "
+            f"{first(names, 8)} was replaced after tasks were loaded that change it, {lost}: what they "
             f"change there is lost; delete_task() and load_task() them again"
         )
     return bool(gone)
@@ -79,7 +80,7 @@ def refuse_aliases(model: nn.Module, changes: list[Change]) -> None:
     found = aliases(model, {id(change.site.tensor): change.site.name for change in changes})
     if found:
         raise ValueError(
-            f"the model keeps parameters where no task can change them, {few(found)}: let it keep "
+            f"the model keeps parameters where no task can change them, {first(found, 8)}: let it keep "
             f"the module, or read the parameter in its forward"
         )
 
@@ -103,11 +104,6 @@ def aliases(model: nn.Module, changed: dict[int, str]) -> list[str]:
                 if id(tensor) in changed and id(tensor) not in own:
                     found.append(f"{name + '.' if name else ''}{attribute} holds {changed[id(tensor)]}")
     return found
-
-
-def few(names: list[str], most: int = 8) -> str:
-    """The first of these names, in words."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _held(value: object, depth: int = 3) -> Iterator[Tensor]:

@@ -13,8 +13,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from dts.checkpoint.errors import first
 from dts.nn.layers import Layer
-from dts.nn.replaced import few
 from dts.sites import raw
 
 _guarded: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -41,6 +41,6 @@ def _refuse(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if names:
             raise RuntimeError(
                 f"the optimizer would move weights of the base that the loaded tasks are differences to: "
-                f"{few(names, 3)}.  Packed tasks cannot be trained: merge_and_unload(task) gives a plain model that "
+                f"{first(names, 3)}.  Packed tasks cannot be trained: merge_and_unload(task) gives a plain model that "
                 f"can, and model.requires_grad_(False) leaves the base as it is while something else is trained"
             )

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from dts.adapter import Adapter, AdapterError
 from dts.adapter.folder import read_layout
@@ -19,6 +18,8 @@ from dts.adapter.sizes import HEADER_BYTES
 from dts.adapter.text import as_dtype
 from dts.checkpoint import Checkpoint, open_stored
 from dts.checkpoint.safetensors_file import Layout
+from dts.devices import device_named
+from dts.integrations.positions import positions
 from dts.nn.library import library
 from dts.nn.sizes import OBJECTS, exact_tensors, task_bytes
 from dts.plan.base import base_size, quantised_size
@@ -185,13 +186,16 @@ def planned(
     """`plan`, and the adapters without their entries, which were read for it."""
     limit = parse_bytes(memory, "memory") if isinstance(memory, str) else memory
     _check(limit, batch, length, device, prefix, pin, adapters)
-    place = torch.device(device)
+    place = device_named(device, here=False)
     found = _layouts(adapters)
     about = {name: adapter for name, (adapter, _) in found.items()}
     checkpoint, quantised = open_stored(model, **{key: value for key, value in options.items() if value is not None})
     dtype = as_dtype(options.get("dtype")) or (_computed(checkpoint) if quantised else checkpoint.main_dtype)
     empty, _ = library().empty_base(model, list(about.values()), **options | {"dtype": dtype})
-    length = length or min(LENGTH, _positions(empty) or LENGTH)
+    most = positions(empty)
+    if length is not None and most is not None and length > most:
+        raise ValueError(f"a row of {length} tokens is longer than the {most} that {model} takes")
+    length = length or min(LENGTH, most or LENGTH)
     unknown: list[str] = []
     rows: list[Row] = []
     if place.type == "cpu":
@@ -242,14 +246,6 @@ def _computed(stored: Checkpoint) -> torch.dtype:
     return as_dtype(said) or next((dtype for dtype, _ in floats.most_common(1)), torch.float32)
 
 
-def _positions(model: nn.Module) -> int | None:
-    """How many tokens a row may have, where the config says it."""
-    config: Any = getattr(model, "config", None)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    found = getattr(text, "max_position_embeddings", None)
-    return found if isinstance(found, int) and found > 0 else None
-
-
 def _check(
     limit: int | None,
     batch: int,
@@ -269,9 +265,9 @@ def _check(
     elif batch < 1 or (length is not None and length < 1):
         wrong.append(f"a batch has 1 row of 1 token at least, not {batch} of {length}")
     try:
-        torch.device(device)
-    except (RuntimeError, TypeError):
-        wrong.append(f"{device!r} is no device: cpu, cuda, cuda:1")
+        device_named(device, here=False)
+    except ValueError as error:
+        wrong.append(str(error))
     if prefix is not None and not 0 < prefix <= 1:
         wrong.append(f"prefix is a fraction of the base, between 0 and 1, not {prefix}")
     if isinstance(pin, str) or not isinstance(pin, Iterable):

@@ -14,6 +14,7 @@ import torch
 from dts.adapter.folder import CONFIG
 from dts.checkpoint import CheckpointError, open_checkpoint, open_stored
 from dts.checkpoint.quantised import method_of
+from dts.devices import device_named
 from dts.files import in_words
 from dts.serve.catalogue import NAME
 from dts.serve.encode import Pooling
@@ -68,18 +69,9 @@ class Options:
         return self.name or Path(self.model.rstrip("/")).name
 
     @property
-    def place(self) -> torch.device | None:
-        """The device; None: there is none of this name."""
-        return _device(self.device)
-
-
-def _device(name: str) -> torch.device | None:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.device(name)
-    except RuntimeError:
-        return None
+    def place(self) -> torch.device:
+        """The device; raises ValueError where there is none of this name."""
+        return device_named(self.device)
 
 
 def keys_of(file: Path | None) -> list[str]:
@@ -114,10 +106,10 @@ def problems(options: Options, listens: bool = True) -> list[str]:
     if set(keys.get("--api-keys", ())) & set(keys.get("--admin-keys", ())):
         wrong.append("a key is in --api-keys and in --admin-keys: those are for different people")
     wrong += _of_numbers(options)
-    if (device := options.place) is None:
-        wrong.append(f"--device {options.device}: there is none")
-    elif device.type == "cuda" and not torch.cuda.is_available():
-        wrong.append(f"--device {options.device}: PyTorch finds no GPU here")
+    try:
+        options.place  # noqa: B018  it is looked whether it is there
+    except ValueError as error:
+        wrong.append(str(error))
     if listens and (taken := _cannot_bind(options.host, options.port)):
         wrong.append(f"--host {options.host} --port {options.port}: {taken}")
     return wrong

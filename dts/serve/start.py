@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dts.adapter import Adapter, AdapterError
+from dts.integrations.positions import positions
 from dts.nn import DTSModel
 from dts.nn.base import Base
 from dts.serve.catalogue import Catalogue
@@ -43,16 +44,15 @@ def serve(options: Options, observer: Observer | None = None) -> Served:
     device, more = options.place, dict[str, Any]()
     if catalogue.quantised:
         more["quantised_from"] = options.quantised_from
-        if device is not None and device.type != "cpu":  # what its library has quantised it does not move
+        if device.type != "cpu":  # what its library has quantised it does not move
             more["device_map"] = {"": device}
     if options.trusted:
         more["trust_remote_code"] = True
     # adapters only say which class to build
     model = DTSModel._of_base(options.model, _with_heads(options, catalogue), dtype=options.dtype, **more)
-    if device is not None:
-        if not catalogue.quantised:
-            model.to(device)
-        model._state.to(device)  # which layers would move with them, but there are none before the first task
+    if not catalogue.quantised:
+        model.to(device)
+    model._state.to(device)  # which layers would move with them, but there are none before the first task
     base: Any = model.model
     config = base.config
     if tokenizer is None and base.can_generate():
@@ -71,7 +71,7 @@ def serve(options: Options, observer: Observer | None = None) -> Served:
         observer=observer,
         eligible=lambda name: not texts.own(name),  # tokens are made before a task is chosen
     )
-    longest = [getattr(config.get_text_config(), "max_position_embeddings", None), texts.base.longest]
+    longest = [positions(base), texts.base.longest]
     context = min([one for one in longest if one], default=1 << 20)
     tokens = base.get_input_embeddings().num_embeddings
     return Served(options, engine, catalogue, texts, context, tokens, config.is_encoder_decoder)

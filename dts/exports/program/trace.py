@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dts.checkpoint.errors import first
 from dts.exports.program.manifest import INPUTS, Manifest
 from dts.exports.program.routed import Routed, named
 from dts.exports.program.swap import broadcasts, plain_banks
@@ -136,10 +137,9 @@ def _where(model: DTSModel, inputs: Mapping[str, Tensor], options: Mapping[str, 
     if where.coupled:
         reasons["the model"] = "its outputs mix the rows of the batch"
     if reasons:
-        listed = "; ".join(f"{name}: {why}" for name, why in list(reasons.items())[:5])
-        more = f"; and {len(reasons) - 5} more" if len(reasons) > 5 else ""
+        listed = first((f"{name}: {why}" for name, why in reasons.items()), 5, "; ")
         raise ValueError(
-            f"rows of several tasks cannot go through this model at once ({listed}{more}): export with routing='call' "
+            f"rows of several tasks cannot go through this model at once ({listed}): export with routing='call' "
             "(--routing call), one task or mixture for all rows"
         )
     return where.fields

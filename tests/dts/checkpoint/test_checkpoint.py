@@ -80,6 +80,28 @@ def test_pickled_objects_are_never_run(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("content", ["objects", "old objects", "zeros", "text", "cut", "not named", "no tensor"])
+def test_every_reader_of_pickles_refuses_them_in_one_way_and_never_tells_how_to_run_them(content, tmp_path):
+    from dts.exports import import_bitdelta
+    from dts.exports.peft_folder import read_peft
+
+    file = tmp_path / "adapter_model.bin"
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 2}')
+    found = {"objects": CheckpointError("x"), "old objects": CheckpointError("x"), "not named": {3: torch.ones(2)}}
+    torch.save(
+        found.get(content, {"w": "no tensor"}), file, _use_new_zipfile_serialization=not content.startswith("old")
+    )
+    raw = {"zeros": bytes(500), "text": b"hello world", "cut": file.read_bytes()[:400]}
+    file.write_bytes(raw.get(content, file.read_bytes()))
+    said = []
+    for read in (lambda: import_bitdelta(file, {"w": torch.ones(2)}), lambda: read_peft(tmp_path)):
+        with pytest.raises(CheckpointError) as error:
+            read()
+        said.append(str(error.value))
+    assert said[0] == said[1] and str(file) in said[0] and "weights_only" not in said[0]
+    assert ("could run any code" in said[0]) == ("objects" in content)
+
+
 def test_refusals_say_what_there_is(state, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/notes.md").write_text("")
@@ -220,8 +242,8 @@ def test_peak_memory_is_a_few_tensors(tmp_path):
 @pytest.mark.parametrize(
     ("file", "content", "says"),
     [
-        ("pytorch_model.bin", b"no archive", "best as"),
-        ("pytorch_model.bin", b"\x80\x02}q\x00.junk", "cannot be read|best as"),
+        ("pytorch_model.bin", b"no archive", "cannot be read as a PyTorch file.  Copy or download"),
+        ("pytorch_model.bin", b"\x80\x02}q\x00.junk", "cannot be read as a PyTorch file: "),
         ("model.safetensors.index.json", b"[]", "not an object"),
         ("model.safetensors.index.json", b"{}", "weight_map"),
         ("model.safetensors.index.json", b"{", "damaged"),

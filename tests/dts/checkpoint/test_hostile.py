@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from dts.checkpoint import Damaged, SafetensorsFile
+from dts.checkpoint import CheckpointError, Damaged, SafetensorsFile, open_checkpoint
 
 ROW = '{"dtype":"F32","shape":[2],"data_offsets":[0,8]}'
 
@@ -125,3 +125,16 @@ def test_a_file_cut_off_while_it_is_mapped_is_an_error_not_the_end(tmp_path):
         other.truncate(0)
     with pytest.raises(Damaged, match="altered while it was read"):
         file.load("a")
+
+
+@pytest.mark.parametrize("dtype", ["F4", "F6_E2M3", "F128", "float32"])
+def test_a_dtype_that_is_not_known_is_no_damage(tmp_path, dtype):
+    """The file may be whole: another download would be the same."""
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(packed(f'{{"a":{{"dtype":"{dtype}","shape":[2],"data_offsets":[0,8]}},"b":3}}'))
+    with pytest.raises(CheckpointError, match="altered header: 'b' has no dtype.*download"):
+        open_checkpoint(tmp_path)
+    path.write_bytes(packed(f'{{"a":{{"dtype":"{dtype}","shape":[16],"data_offsets":[0,8]}}}}'))
+    with pytest.raises(CheckpointError, match=rf"not read here, {dtype} \(a\): F64, .*Write it anew in one") as error:
+        open_checkpoint(tmp_path)
+    assert "download" not in str(error.value)

@@ -96,6 +96,22 @@ def test_a_model_is_checked_against_the_revision_that_is_loaded(cache, tmp_path)
             dts.DTSModel.from_pretrained("org/base", adapters={"a": adapter}, **options, **given)
 
 
+def test_what_is_of_a_hub_alone_is_refused_of_a_folder_and_of_a_model_in_memory(tmp_path):
+    import dts
+
+    save_file({"a": torch.ones(2)}, tmp_path / "model.safetensors")
+    assert open_checkpoint(tmp_path, "main").names == ["a"]  # which says nothing
+    for source in (tmp_path, tmp_path / "model.safetensors", str(tmp_path)):
+        with pytest.raises(ValueError, match=r"a revision \(v2\) is of a hub id"):
+            open_checkpoint(source, "v2")
+    with pytest.raises(ValueError, match="revision='v2' and variant='fp16': of a model on disk"):
+        open_checkpoint({"a": torch.ones(2)}, "v2", variant="fp16")
+    with pytest.raises(ValueError, match="revision='v2': of a model on disk"):
+        open_checkpoint(open_checkpoint(tmp_path), "v2")
+    with pytest.raises(ValueError, match=r"a revision \(v2\) is of a hub id"):
+        dts.DTSModel.from_pretrained(tmp_path, revision="v2")
+
+
 def test_a_plan_is_of_the_checkpoint_in_the_cache_that_is_named(cache):
     import dts
 

@@ -219,4 +219,4 @@ def test_where_it_is_computed(dts, models):
     words = ("compress", models / "base", models / "one", "-o", "a", "-s", "40%", "--device")
     assert dts(*words, "cpu", "--dry-run").exit_code == 0
     wrong = dts(*words, "nowhere")
-    assert wrong.exit_code == 2 and "'nowhere' cannot be used" in wrong.stderr
+    assert wrong.exit_code == 2 and "device 'nowhere': there is none" in wrong.stderr

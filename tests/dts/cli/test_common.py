@@ -10,7 +10,6 @@ from dts.cli.common import (
     Dotted,
     Terminal,
     bytes_text,
-    device_of,
     list_of,
     listing,
     parse_fraction,
@@ -111,17 +110,23 @@ def test_results_in_a_pipe_are_wide_and_errors_are_not(models, tmp_path):
     assert shown.returncode == 0 and any(len(line.split()) >= 6 for line in shown.stdout.splitlines())
 
 
-@pytest.mark.parametrize(
-    ("text", "says"), [("gpu0", "there is none of this name"), ("meta", "finds none here"), ("xpu", "finds none")]
-)
-def test_a_device_that_is_not_there(text, says):
-    assert device_of("cpu") == "cpu"
-    with pytest.raises(ValueError, match=f"--device {text}: .*{says}"):
-        device_of(text)
+def test_a_word_that_a_shell_left_empty_is_no_place_and_no_name(dts, models, tmp_path):
+    """As a path it would be the folder that one is in."""
+    words = ("compress", models / "base", models / "one")
+    for given in (("-o", ""), ("-o", "a", "--name", ""), ("--out= ",), ("-o", "a", "--description", "\t")):
+        done = dts(*words, *given)
+        assert done.exit_code == 2 and "nothing is said there" in done.stderr and not list(tmp_path.iterdir())
+    assert "an argument, ''" in dts("inspect", "").stderr
+    (tmp_path / "recipe.yaml").write_text(
+        f"base: {models}/base\nout: ''\nfinetunes: [{{path: {models}/one, name: ' ', class_names: [a, '']}}]"
+    )
+    said = dts("compress", "--config", "recipe.yaml").stderr
+    for place in ("out: nothing is said", "finetunes, item 1, name: nothing", "item 1, class_names, item 2: nothing"):
+        assert place in said, said
 
 
 def test_a_size_that_a_shell_left_empty_is_not_the_default(dts, models):
     words = ("compress", models / "base", models / "one", "-o", "a")
     for option in ("--budget", "--rank-fraction", "--target-error"):
         done = dts(*words, f"{option}=")
-        assert done.exit_code == 2 and "write" in done.stderr, option
+        assert done.exit_code == 2 and f"{option}: nothing is said there" in done.stderr, option

@@ -139,7 +139,7 @@ def test_where_it_is_computed_and_which_part_are_said_in_the_file(dts, recipe, m
         )
     )
     for words in (
-        "device='cuda:99' cannot be used",
+        "device 'cuda:99': PyTorch finds none here",
         "item 1: device: a word, as --device takes it, not 3",
         "item 1: vocabulary must be 'shared'",
         "item 2: only: a word",

@@ -100,3 +100,14 @@ def test_few_examples_are_warned_of_and_several_tasks_refused(dts, places, adapt
     both = (places / "low", places / "high")
     found = dts("compress", places / "base", *both, "-o", "all", "--route-with", "few.txt")
     assert found.exit_code == 2 and "--route-with is of one task" in found.stderr
+
+
+def test_the_layer_is_chosen_as_in_python(dts, places, adapter):
+    package.Adapter.load(adapter).save("low")
+    words = ("route", "low", "--base", places / "base", "--examples", places / "low.txt", "--layer")
+    layer = "encoder.layer.0.output.dense.weight"
+    found = dts(*words, layer, "--json")
+    assert found.exit_code == 0 and json.loads(found.stdout)["layer"] == layer, found.stderr
+    wrong = dts(*words, "nothing.weight")
+    assert wrong.exit_code == 2 and "no layer whose weight is called 'nothing.weight'" in said(wrong)
+    assert dts("route", "low", "--remove", "--layer", layer).exit_code == 2

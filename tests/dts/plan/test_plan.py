@@ -220,7 +220,20 @@ def test_a_row_is_no_longer_than_the_model_takes(tmp_path, steady):
     )
     made = plan(tmp_path, {})
     assert made.length == 16 and not made.unknown
-    assert "activations and cache of BertModel" in plan(tmp_path, {}, length=17).unknown[0]
+    with pytest.raises(ValueError, match="17 tokens is longer than the 16 that"):
+        plan(tmp_path, {}, length=17)
+
+
+def test_positions_of_robertas_kind_begin_behind_padding():
+    from dts.integrations.positions import positions
+
+    config = transformers.RobertaConfig(max_position_embeddings=16, vocab_size=20, pad_token_id=1, **SMALL)
+    model = transformers.RobertaModel(config)
+    assert positions(model) == 14 and model(input_ids=torch.full((1, 14), 5)).last_hidden_state.shape[1] == 14
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=torch.full((1, 15), 5))
+    assert positions(transformers.BertModel(transformers.BertConfig(vocab_size=20, **SMALL))) == 512
+    assert positions(torch.nn.Linear(2, 2)) is None
 
 
 def test_a_prefix_takes_less(bert, steady):
@@ -290,7 +303,7 @@ def test_a_model_says_its_plan_before_it_is_loaded_and_keeps_to_it(bert, capsys)
     ],
 )
 def test_numbers_and_names_that_make_no_sense_are_refused(bert, options, steady):
-    with pytest.raises(ValueError, match="whole number|larger than any|not understood|no device|pin is a list"):
+    with pytest.raises(ValueError, match="whole number|larger than any|not understood|none of this name|pin is a list"):
         plan(bert / "base", adapters(bert), **{"memory": "900GB"} | options)
 
 

@@ -223,7 +223,7 @@ def test_everything_that_is_wrong_at_the_start_is_said_at_once(decoder, tmp_path
     text = " ".join(done.output.replace("│", " ").split())
     for words in ("the model:", "no adapter 'nobody'", "'a' is the base's name", "fewer than 16", "has no key"):
         assert words in text
-    for words in ("--queue is 1, and at least 64", "--max-tokens is 0", "in use", "--device nope"):
+    for words in ("--queue is 1, and at least 64", "--max-tokens is 0", "in use", "device 'nope': there is none"):
         assert words in text
 
 
