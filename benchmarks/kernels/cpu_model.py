@@ -190,6 +190,8 @@ def main() -> None:
     parser.add_argument("--busy", action="store_true", help="one thread, its processor time, the least of all turns")
     parser.add_argument("--out", type=Path, help="folder for cpu_model-METHOD-INSTRUCTIONSET.json")
     options = parser.parse_args()
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
     if options.busy:
         torch.set_num_threads(1)
     with torch.inference_mode():

@@ -12,6 +12,7 @@ from typing import Any
 from benchmarks.quality import report
 from benchmarks.quality.suite import METHODS, Subject, measure, summary
 from dts.demo.tasks import MissingData
+from dts.files.errors import reason
 
 CACHE = Path(__file__).resolve().parents[2] / ".cache" / "quality"
 
@@ -82,6 +83,18 @@ def hush() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+
+def make_place(parser: argparse.ArgumentParser, out: Path | None) -> None:
+    """Before long work: the folder that the file ``out`` is put in.  Ends the command where ``out`` can be no file."""
+    if out is None:
+        return
+    if out.is_dir():
+        parser.error(f"--out {out} is a folder: name a file in it")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out {out}: {reason(error, out.parent)}")
 
 
 def _parser(suite: Suite, description: str) -> argparse.ArgumentParser:

@@ -31,10 +31,11 @@ from torch import Tensor
 
 import dts
 from benchmarks.quality import text
-from benchmarks.quality.command import CACHE, hush, list_of
+from benchmarks.quality.command import CACHE, hush, list_of, make_place
 from dts import metrics
 from dts.demo import evaluate
 from dts.demo.finetune import base_folder
+from dts.demo.tasks import MissingData
 from dts.nn.base import QuantisedBase
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "quantised" / "minilm.jsonl"
@@ -119,25 +120,37 @@ class Subject:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """The exit code: 0 done, 2 wrong options, or data or packages missing."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.quality.quantised",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--tasks", type=list_of(str), default=["trec6", "sick_e", "stackoverflow20"])
     parser.add_argument("--kinds", type=list_of(str), default=list(KINDS))
     parser.add_argument("--sizes", type=list_of(float), default=[0.01, 0.04])
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args(arguments)
-    if unknown := [kind for kind in options.kinds if kind not in KINDS]:
-        parser.error(f"no kind {', '.join(unknown)}; there are {', '.join(KINDS)}")
+    for what, asked, names in (("task", options.tasks, text.TRAINING), ("kind", options.kinds, KINDS)):
+        if unknown := [name for name in asked if name not in names]:
+            parser.error(f"no {what} {', '.join(unknown)}; there are {', '.join(names)}")
     rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.is_file() else []
     if not options.table:
+        make_place(parser, options.out)
         hush()
-        rows = _measured(options, rows)
+        try:
+            rows = _measured(options, rows)
+        except MissingData as error:
+            print(f"{parser.prog}: {error}", file=sys.stderr)
+            return 2
     print(table(rows))
     return 0
 
 
 def _measured(options: argparse.Namespace, rows: list[dict]) -> list[dict]:
     known = {(row["task"], row["kind"], row["size"]) for row in rows}
+    CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as place:
         for task, _, folder in text.finetunes(options.tasks, [0], every=True):
             left = [(k, s) for k in options.kinds for s in options.sizes if (task.name, k, s) not in known]

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.quality import dinov2, image_tasks, images
-from benchmarks.quality.command import CACHE, hush, list_of
+from benchmarks.quality.command import CACHE, hush, list_of, make_place
 from benchmarks.quality.merging.routing import NEAR_DUPLICATES, load_encoder, timed
 from benchmarks.quality.merging.tested import flat, spread
 from benchmarks.quality.text import data_folder
@@ -54,6 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--draws", type=int, default=3, help="of the examples")
     parser.add_argument("--out", type=Path, help="file of the rows")
     options = parser.parse_args(arguments)
+    make_place(parser, options.out)
     hush()
     try:
         model, tasks = image_batches() if options.images else text_batches()

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 import dts
+from benchmarks.quality.command import make_place
 from dts.adapter.plan import shared_delta
 from dts.checkpoint import open_checkpoint, pair
 from dts.cli.common import parse_size
@@ -128,6 +129,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--budgets", default="0.3%,1%,3%", help="of the base in fp32, by commas")
     parser.add_argument("--out", type=Path, default=Path("theory.json"))
     options = parser.parse_args(arguments)
+    make_place(parser, options.out)
     if options.base is None:
         from dts.demo.finetune import base_folder
 
@@ -140,7 +142,6 @@ def main(arguments: list[str] | None = None) -> int:
         content["ranks"].append(ranks(options.base, folder, task, min(budgets, key=lambda b: abs(b - 0.01))))
         if not content["spectra"]:
             content["spectra"] = spectra(options.base, folder, task)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     write_text(options.out, json.dumps(rounded(content), separators=(",", ":")) + "\n")
     print(f"wrote {options.out}")
     return 0

@@ -1,6 +1,8 @@
 """The command that all suites share, on a suite of one linear model."""
 
+import argparse
 import dataclasses
+import importlib
 
 import pytest
 import torch
@@ -89,3 +91,23 @@ def test_what_is_missing_is_said(suite, capsys):
 
     assert command.run(dataclasses.replace(suite, finetunes=finetunes), "", []) == 2
     assert "linear: run: pip install something" in capsys.readouterr().err
+
+
+def test_the_place_of_a_file_is_made_before_the_work(tmp_path):
+    parser = argparse.ArgumentParser()
+    command.make_place(parser, tmp_path / "new" / "deep" / "rows.json")
+    assert list((tmp_path / "new" / "deep").iterdir()) == []
+    command.make_place(parser, None)
+
+
+@pytest.mark.parametrize("name", ["routing", "quantised", "theory", "merging.__main__"])
+def test_a_place_that_cannot_be_is_refused_before_the_work(name, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    module = importlib.import_module(f"benchmarks.quality.{name}")
+    for out, said in (
+        (tmp_path, "is a folder: name a file in it"),
+        (tmp_path / "file" / "rows", "a part of its path is a file"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            module.main([*(["fine-tune"] if name == "theory" else []), "--out", str(out)])
+        assert stopped.value.code == 2 and said in capsys.readouterr().err

@@ -21,7 +21,7 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks.quality.command import hush, list_of
+from benchmarks.quality.command import hush, list_of, make_place
 from benchmarks.quality.merging import bases, routing, unseen
 from benchmarks.quality.merging.study import METHODS, Rows, Study
 from benchmarks.quality.merging.tables import tables
@@ -48,6 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     for what, asked, known in (("part", options.parts, PARTS), ("task", tasks, TRAINING), ("method", methods, METHODS)):
         if unknown := [name for name in asked if name not in known]:
             parser.error(f"no {what} {', '.join(unknown)}; there are {', '.join(known)}")
+    make_place(parser, options.out)
     hush()
     rows, known = [], Rows(ROWS)
     try:
@@ -84,7 +85,6 @@ def save(rows: list[dict], path: Path) -> None:
         float(f"{v:.5g}") if isinstance(v, float) else {k: short(x) for k, x in v.items()} if isinstance(v, dict) else v
     )
     lines = [json.dumps({k: short(v) for k, v in row.items() if k != "key"}) for row in rows]
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "[\n" + ",\n".join(lines) + "\n]\n")
 
 
