@@ -28,7 +28,7 @@ from dts_kernels.paths import PATHS
 SIZES = [(384, 384), (3072, 768), (4096, 1024), (4096, 4096), (11008, 4096)]
 RANK_FRACTIONS = [0.05, 0.1, 0.3]
 ROWS = [1, 4, 16, 64, 512]
-TARGETS = {  # (m, n, r, rows, tasks, dtype) -> (largest ratio to nn.Linear, what issue 5 asks)
+TARGETS = {  # (m, n, r, rows, tasks, dtype) -> (largest ratio to nn.Linear, what is wanted)
     (4096, 4096, 0.3, 1, 1, "float32"): 1.20,
     (4096, 4096, 0.3, 1, 1, "bfloat16"): 1.40,
     (4096, 4096, 0.05, 1, 1, "float32"): 1.05,

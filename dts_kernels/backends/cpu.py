@@ -75,7 +75,8 @@ def add_embedding(ids: Tensor, y: Tensor, parts: EmbeddingParts, routing: Routin
 @register("add_samples", "native")
 def add_samples(x: Tensor, y: Tensor, operands: SampleOperands, transposed: bool) -> Tensor:
     codes, table, starts, scales, slots, weights = operands
-    return native_samples.add_samples(x, y, SampleArray.of(codes, table, starts, scales), slots, weights, transposed)
+    array, exact = SampleArray.of(codes, table, starts, scales), dispatch.exact()
+    return native_samples.add_samples(x, y, array, slots, weights, transposed, exact=exact)
 
 
 @register("add_sampled_rows", "native")

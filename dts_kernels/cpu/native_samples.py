@@ -14,7 +14,7 @@ from . import native
 from .load import loaded, name_of
 
 # as in dts.h
-add_samples_record = struct.Struct("@P2qP5qPqPqPqPqPqP3q").pack
+add_samples_record = struct.Struct("@P3qP5qPqPqPqPqPqP3q").pack
 _add_sampled_rows_record = struct.Struct("@PqP3qPqP2qPqPqPqP3q").pack
 
 
@@ -90,8 +90,12 @@ def add_samples(
     weights: Tensor,
     transposed: bool,
     name: str | None = None,
+    exact: bool = False,
 ) -> Tensor:
-    """y + x D^T (transposed: x D) of every row's samples; x and y in fp32, bf16 or fp16, summed in float32."""
+    """y + x D^T (transposed: x D) of every row's samples; x and y in fp32, bf16 or fp16, summed in float32.
+
+    exact: of samples with small strides float32 products, too, instead of those of x in two 8-bit digits.
+    """
     n, (entries, places), m, count = x.shape[-1], slots.shape, y.shape[-1], y.numel()
     if not x.is_contiguous():
         x = x.contiguous()
@@ -104,6 +108,7 @@ def add_samples(
         add_samples_record(
             name_of(name),
             torch.get_num_threads(),
+            exact,
             transposed,
             x.data_ptr(),
             x.numel(),

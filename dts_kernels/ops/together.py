@@ -132,7 +132,7 @@ class Together:
             assert samples is not None
             turned, array = samples.transposed, banks.array
             record = native_samples.add_samples_record(
-                variant, threads, turned,
+                variant, threads, exact, turned,
                 given, count, kind, rows, *((n, m) if turned else (m, n)),
                 to, have, to, have,
                 array.pointer, array.count, array.starts_pointer, array.slots,

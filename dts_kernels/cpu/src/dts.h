@@ -75,13 +75,15 @@ int dts_unpack(const char *variant, int threads, const uint8_t *packed, int64_t 
 
 /* out = y + the sum of a row's samples, weight times scale each, times x: x D^T, or transposed x D.
  *
+ * exact: float32 products, where others of small strides are of x in two 8-bit digits.
+ *
  * D [m, n];  x [rows, n] (transposed: m) and y, out [rows, m] (n) of one dtype without gaps, out apart from the others.
  * Slot s has samples starts[s] to starts[s + 1], starts [slot_count + 1].  The routing is that of DeltaLinear; a slot
  * outside the bank adds nothing.
  */
 typedef struct {
     const char *variant;
-    int64_t threads, transposed;
+    int64_t threads, exact, transposed;
     const void *x;
     int64_t x_have, type, rows, m, n;
     const void *y;

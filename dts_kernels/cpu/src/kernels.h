@@ -60,6 +60,11 @@ typedef struct {
                            float *const *sums, float *const *y);
     void (*samples_scatter)(const SamplePart *part, int rows, const float *const *x, float *const *out);
     void (*samples_panel)(const SamplePart *part, int scattered, int vectors, const float *x, float *sums);
+    /* of strides up to `turns` (0: none) and all groups, in digits; see variant_turns.h */
+    int turns;
+    float (*samples_lay)(const float *x, int64_t count, int64_t stride, int limit, int16_t *out);
+    void (*samples_turned)(const SamplePart *part, int rows, const int16_t *const *x, const float *factor,
+                           const float *const *y, float *const *out);
     /* row [n] += factor * elements [first, last) of row `id` of D, at most MOST_GROUPS, from the first of a window on */
     void (*samples_row)(const Sample *s, int64_t id, int64_t first, int64_t last, float factor, int64_t n, float *row);
     /* see dts_round_components */

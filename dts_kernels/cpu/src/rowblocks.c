@@ -9,11 +9,11 @@
 #include <string.h>
 
 #include "parallel.h"
+#include "scratch.h"
 
 enum {
     TILE_QUADS = 128,       /* of V a decoded tile, 32 KiB of 64-byte vectors */
     MOST_ROWS = 96,         /* of a block; decoding costs a few per cent of its products */
-    BLOCK_SHARE = 1 << 19,  /* codes x rows worth a thread, about 10 us */
     NEAR_BYTES = 384 << 10, /* of digits and sums a block, beside the tiles in a second-level cache */
 };
 
@@ -159,9 +159,10 @@ static int run_blocks(const RowBlocks *call, const RowBlock *blocks, int64_t cou
     plan.bytes = round_up(plan.tile_bytes + plan.float_bytes + 256, 64) +
                  most_rows * round_up(2 * plan.padded_n + 2 * plan.padded_t + 4 * ranks, 64);
     threads = least(threads, count);
-    if (posix_memalign((void **)&plan.scratch, 64, (size_t)(plan.bytes * threads))) return -1;
+    plan.scratch = dts_scratch((size_t)(plan.bytes * threads));
+    if (!plan.scratch) return -1;
     dts_parallel((int)threads, count, block_item, &plan);
-    free(plan.scratch);
+    dts_scratch_back(plan.scratch);
     return 1;
 }
 
@@ -177,8 +178,7 @@ int dts_row_blocks(const RowBlocks *call, int threads, const TaskRow *list, int6
         used += !first[slot]++, covered++;
         codes += call->tasks[slot].rank * (call->n + call->m);
     }
-    int64_t useful = least(threads, codes / BLOCK_SHARE);
-    if (useful < 1) useful = 1;
+    int64_t useful = dts_useful_threads(threads, codes);
     if (covered < from * used || covered < from * useful) done = 0; /* few rows of large layers: every thread on each */
     RowBlock *blocks = done == 1 ? malloc((size_t)(covered / 3 + used + 1) * sizeof *blocks) : NULL;
     if (done == 1 && !blocks) done = -1;

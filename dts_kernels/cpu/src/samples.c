@@ -9,19 +9,21 @@
 #include "dts.h"
 #include "kernels.h"
 #include "parallel.h"
+#include "scratch.h"
 #ifdef __SSE__
 #include <xmmintrin.h>
 #endif
 
 enum {
     MOST_PAIRS = 256,    /* of one sweep over the samples; more rows sweep again */
+    MOST_OWN = 2048,     /* the same where each row has one of its own, so that no tile holds them all */
     NEAR = 8192,         /* numbers of x in the first-level cache while all rows of D in a tile use them */
     NEAR_PANEL = 32768,  /* the same of a panel, in the second-level cache: more elements of a row of D at once */
     TILE = 256,          /* outputs, about */
     PIECE = MOST_STRIDE, /* numbers of a row that are converted at a time */
     COLUMNS = 64,        /* of a panel that are turned at a time */
     MOST_WIDTH = 64,     /* rows of a panel: four registers of 16 */
-    WORK = 4,            /* codes of packed factors that take as long as one sampled element */
+    WORK = 4,            /* codes of packed factors that take as long as one sampled element in float32 */
 };
 
 typedef struct {
@@ -35,13 +37,15 @@ typedef struct { /* pairs of one sample, beside each other */
     int64_t count, elements, groups, pitch,
         part_groups; /* groups: that are laid out, part_groups: elements of a part */
     int vectors;     /* of a panel; 0: few rows */
+    int turned;      /* x in digits, see variant_turns.h: `each` bytes a row, their scales behind all rows */
     float *x;        /* laid out as sample_pitch says, or a panel; few rows: `each` numbers apart */
     int64_t each;
 } Batch;
 
 typedef struct {
     const Kernels *k;
-    int threads, transposed, type;
+    int threads, transposed, exact, type;
+    int own;                       /* a sample a row, all of them turned: y goes straight to out */
     int64_t m, n, rows, first_row; /* m, n: of D;  rows: of the sweep */
     int64_t in, out_columns;       /* numbers of a row of x and of y */
     const char *x, *y;
@@ -111,12 +115,26 @@ static void lay_panel(const Call *call, const Batch *b, int64_t first, int64_t l
     }
 }
 
+static float *scales_of(const Batch *b) { return (float *)(void *)((char *)b->x + b->count * b->each); }
+
+static void lay_digits(const Call *call, const Batch *b, int64_t first, int64_t last, float *floats) {
+    int limit = digit_limit(b->elements);
+    for (int64_t r = first; r < last; r++) {
+        const float *x = (const float *)(const void *)call->x + (call->first_row + b->pairs[r].row) * call->in;
+        if (call->type != FLOAT32) read_x(call, &b->pairs[r], 0, call->in, floats), x = floats;
+        int16_t *to = (int16_t *)(void *)((char *)b->x + r * b->each);
+        scales_of(b)[r] = call->k->samples_lay(x, call->in, b->sample->stride, limit, to);
+    }
+}
+
 static void lay_item(void *context, int64_t item, int worker) {
     const Call *call = context;
     const Batch *b = &call->batches[item / call->pieces];
     int64_t piece = item % call->pieces, pieces = call->pieces;
-    (void)worker;
-    if (b->vectors) {
+    if (b->turned) {
+        float *floats = (float *)(void *)(call->scratch + worker * call->scratch_size);
+        lay_digits(call, b, b->count * piece / pieces, b->count * (piece + 1) / pieces, floats);
+    } else if (b->vectors) {
         int64_t size = call->transposed ? call->m : b->groups * b->sample->stride;
         lay_panel(call, b, size * piece / pieces, size * (piece + 1) / pieces);
     } else if (call->transposed) {
@@ -144,7 +162,38 @@ static void add_panel(const Batch *b, const float *sums, int64_t width, int64_t 
     }
 }
 
+/* Outputs [first, first + columns) of a batch in digits: added to y [.][tile], or y NULL: from the call's y to its out. */
+static void turned_tile(const Call *call, const Batch *b, int64_t first, int64_t columns, float *y) {
+    SamplePart part = {b->sample, first, first + columns, 0, b->elements};
+    for (int64_t r0 = 0; r0 < b->count; r0 += TURNED_ROWS) {
+        int rows = (int)least(TURNED_ROWS, b->count - r0);
+        const int16_t *x[TURNED_ROWS];
+        const float *from[TURNED_ROWS];
+        float *to[TURNED_ROWS], factor[TURNED_ROWS];
+        for (int r = 0; r < rows; r++) {
+            const Pair *pair = &b->pairs[r0 + r];
+            int64_t row = (call->first_row + pair->row) * call->out_columns + first;
+            x[r] = (const int16_t *)(const void *)((const char *)b->x + (r0 + r) * b->each);
+            to[r] = y ? y + pair->row * call->tile : (float *)(void *)call->out + row;
+            from[r] = y ? to[r] : (const float *)(const void *)call->y + row;
+            factor[r] = pair->factor * scales_of(b)[r0 + r];
+        }
+        call->k->samples_turned(&part, rows, x, factor, from, to);
+    }
+}
+
+static void own_item(void *context, int64_t item, int worker) {
+    const Call *call = context;
+    int64_t tiles = ceil_div(call->out_columns, call->tile), first = item % tiles * call->tile;
+    (void)worker;
+    turned_tile(call, &call->batches[item / tiles], first, least(call->tile, call->out_columns - first), NULL);
+}
+
 static void gather_tile(const Call *call, const Batch *b, int64_t first, int64_t columns, float *y, float *sums) {
+    if (b->turned) {
+        turned_tile(call, b, first, columns, y);
+        return;
+    }
     int64_t width = b->vectors * call->k->lanes, stride = b->sample->stride;
     if (b->vectors) memset(sums, 0, (size_t)(columns * width) * 4);
     for (int64_t t = 0; t < b->elements; t += b->part_groups) {
@@ -235,17 +284,25 @@ static void tile_item(void *context, int64_t item, int worker) {
 
 /* ---- one sweep: some rows and all their samples ----------------------------------------------------------------- */
 
+/* Whether a sample's products are of digits, whatever the rows and their number. */
+static int turns(const Call *call, const Sample *sample) {
+    return !call->exact && !call->transposed && sample->stride <= call->k->turns && sample->window == 1;
+}
+
 /* Batches of a sample's pairs; returns how many. */
 static int64_t split(const Call *call, const Sample *sample, const Pair *pairs, int64_t count, Batch *to) {
     int64_t lanes = call->k->lanes, made = 0;
     for (int64_t at = 0, size; at < count; at += size, made++) {
         int64_t rest = count - at;
+        int turned = turns(call, sample);
         int vectors = rest >= 4 * lanes ? 4 : rest >= 2 * lanes ? 2 : 2 * rest > lanes ? 1 : 0;
         size = vectors ? least(rest, vectors * lanes) : rest >= 8 ? 8 : rest >= 4 ? 4 : rest >= 2 ? 2 : 1;
+        if (turned) vectors = 0, size = least(rest, TURNED_ROWS);
         Batch b = {.sample = sample,
                    .pairs = pairs + at,
                    .count = size,
                    .vectors = vectors,
+                   .turned = turned,
                    .elements = sample_elements(sample, call->n),
                    .groups = ceil_div(ceil_div(call->n, sample->stride), sample->window) * sample->window,
                    .pitch = sample_pitch(sample->stride, lanes)};
@@ -255,12 +312,14 @@ static int64_t split(const Call *call, const Sample *sample, const Pair *pairs, 
         b.part_groups = least((vectors ? NEAR_PANEL : NEAR) / numbers, MOST_GROUPS) / unit * unit;
         if (b.part_groups < unit) b.part_groups = unit;
         b.each = round_up(call->transposed ? call->m : b.groups * b.pitch + lanes, 16);
+        if (turned) b.each = 2 * round_up(round_up(b.groups, 2) * turned_pitch(sample->stride), 32);
         to[made] = b;
     }
     return made;
 }
 
 static int64_t numbers_of(const Call *call, const Batch *b) {
+    if (b->turned) return round_up(b->count * (b->each / 4 + 1), 16);
     if (!b->vectors) return b->count * b->each;
     return round_up((call->transposed ? call->m : b->groups * b->sample->stride) * b->vectors * call->k->lanes, 16);
 }
@@ -270,6 +329,7 @@ static int64_t sums_of(const Call *call, const Batch *b) {
     int64_t width = b->vectors * call->k->lanes, stride = b->sample->stride;
     int64_t window = b->sample->window; /* whole bytes of codes, both ends */
     int64_t groups = least((call->tile / (stride * window) + 6) * window, b->groups);
+    if (b->turned) return 0;
     if (!call->transposed) return call->tile * (b->vectors ? width : b->count);
     return groups * (b->vectors ? 2 * stride * width : b->count * b->pitch) + call->k->lanes;
 }
@@ -291,18 +351,18 @@ static int sweep(Call *call) {
     int64_t numbers = 0, elements = 0, most = 0;
     for (int64_t i = 0; i < call->batch_count; i++) {
         numbers += numbers_of(call, &call->batches[i]);
-        elements += call->batches[i].count * call->batches[i].elements * call->m;
+        elements += call->batches[i].count * call->batches[i].elements * call->m * (call->batches[i].turned ? 1 : WORK);
     }
-    call->threads = dts_useful_threads(call->threads, WORK * elements);
+    call->threads = dts_useful_threads(call->threads, elements);
     call->tile = tile_size(call);
     for (int64_t i = 0; i < call->batch_count; i++) {
         int64_t sums = sums_of(call, &call->batches[i]);
         if (sums > most) most = sums;
     }
-    call->scratch_size = round_up((round_up(call->rows * call->tile, 16) + most) * 4, 64);
-    void *memory = NULL;
-    if (posix_memalign(&memory, 64, (size_t)(64 + round_up(numbers * 4, 64) + call->threads * call->scratch_size)))
-        return 1;
+    int64_t y = call->own ? 0 : round_up(call->rows * call->tile, 16) + most;
+    call->scratch_size = round_up((y > call->in ? y : call->in) * 4, 64);
+    void *memory = dts_scratch((size_t)(64 + round_up(numbers * 4, 64) + call->threads * call->scratch_size));
+    if (!memory) return 1;
     float *x = memory;
     for (int64_t i = 0; i < call->batch_count; i++) {
         call->batches[i].x = x;
@@ -311,8 +371,10 @@ static int sweep(Call *call) {
     call->scratch = (char *)memory + round_up(numbers * 4, 64);
     call->pieces = call->threads > call->batch_count ? call->threads : 1;
     dts_parallel(call->threads, call->batch_count * call->pieces, lay_item, call);
-    dts_parallel(call->threads, ceil_div(call->out_columns, call->tile), tile_item, call);
-    free(memory);
+    int64_t tiles = ceil_div(call->out_columns, call->tile);
+    if (call->own) dts_parallel(call->threads, call->batch_count * tiles, own_item, call);
+    else dts_parallel(call->threads, tiles, tile_item, call);
+    dts_scratch_back(memory);
     return 0;
 }
 
@@ -325,6 +387,7 @@ int dts_add_samples(const AddSamples *a) {
     const float *weights = a->weights;
     Call call = {.k = dts_find(a->variant),
                  .transposed = (int)a->transposed,
+                 .exact = (int)a->exact,
                  .type = (int)a->type,
                  .m = a->m,
                  .n = a->n,
@@ -342,13 +405,18 @@ int dts_add_samples(const AddSamples *a) {
         return NO_FIT;
     if (!rows || !call.out_columns) return DONE;
     int64_t each = entries ? rows / entries : 1, most = 1;
+    call.own = call.type == FLOAT32 && entries;
     for (int64_t entry = 0; entry < entries; entry++) {
         int64_t own = 0;
         for (int64_t at = entry * places; at < (entry + 1) * places; at++)
             if (slots[at] >= 0 && slots[at] < slot_count) own += starts[slots[at] + 1] - starts[slots[at]];
         if (own > most) most = own;
+        call.own = call.own && own == 1;
     }
-    int64_t step = most < MOST_PAIRS ? MOST_PAIRS / most : 1, room = least(step, rows) * most;
+    for (int64_t i = 0; call.own && i < entries * places; i++)
+        if (slots[i] >= 0 && slots[i] < slot_count && starts[slots[i]] < starts[slots[i] + 1])
+            call.own = turns(&call, &samples[starts[slots[i]]]);
+    int64_t step = call.own ? MOST_OWN : most < MOST_PAIRS ? MOST_PAIRS / most : 1, room = least(step, rows) * most;
     int64_t *ends = malloc((size_t)(sample_count + 1) * sizeof *ends);
     Pair *pairs = malloc((size_t)room * sizeof *pairs);
     call.batches = malloc((size_t)room * sizeof *call.batches);

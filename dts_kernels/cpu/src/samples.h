@@ -21,8 +21,9 @@ enum {
     MOST_GROUPS = 512, /* of a part, which is whole segments */
     SEGMENT = 32,
     MOST_STRIDE = 4096,
-    WINDOW = 64,  /* groups that are turned alike, and at most of which one is kept */
-    FEW_ROWS = 8, /* of x at most that are no panel: a lane is a row of D; in a panel a lane is a row of x */
+    WINDOW = 64,       /* groups that are turned alike, and at most of which one is kept */
+    FEW_ROWS = 8,      /* of x at most that are no panel: a lane is a row of D; in a panel a lane is a row of x */
+    TURNED_ROWS = 128, /* of x at most that meet a sample's turns at once, see variant_turns.h */
 };
 
 typedef struct { /* rows [row, last_row) and elements [group, last_group) of each, group a multiple of 4 */
@@ -58,6 +59,9 @@ static inline int64_t sample_elements(const Sample *s, int64_t n) {
 /* What is laid out for vectors along the rows of a block: `pitch` numbers a group, its columns once and once more, so
  * that the columns of a block's turned diagonal are beside each other from any shift on, and `lanes` beyond all. */
 static inline int64_t sample_pitch(int64_t stride, int64_t lanes) { return stride - 1 + round_up(stride, lanes); }
+
+/* The same in 16 bits, for shuffles: a group's columns once, and as many numbers as a register is cut into. */
+static inline int64_t turned_pitch(int64_t stride) { return stride <= 4 ? 4 : stride <= 8 ? 8 : 16; }
 
 /* Whether kept and window are a share as samples.py has them. */
 static inline int share_fits(const Sample *s) {

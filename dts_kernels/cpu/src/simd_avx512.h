@@ -108,6 +108,36 @@ INLINE void sum4(const acc a[4], uint32_t out[4]) {
     _mm_storeu_si128((void *)out, _mm_hadd_epi32(low, high));
 }
 
+/* Sampled elements of strides up to 16: a line of x is 32 words, groups' columns `pitch` words apart. */
+#define TURNS 16
+INLINE acc permute_lanes(acc a, acc lanes) { return _mm512_permutexvar_epi32(lanes, a); }
+INLINE acc smaller(acc a, acc b) { return _mm512_min_epu32(a, b); }
+INLINE int line_pairs(int pitch) { return 16 / pitch; }
+/* two columns a lane, the first group's and the second's, of pair `at` of a line -> what `turn_pairs` shuffles by */
+INLINE vec turn_columns(int pitch, vec columns, int at) {
+    return _mm512_add_epi32(columns, _mm512_set1_epi32(0x00010001 * (2 * pitch * at) + (pitch << 16)));
+}
+INLINE vec load_line(int pitch, const int16_t *x) {
+    (void)pitch;
+    return _mm512_loadu_si512(x);
+}
+INLINE vec turn_pairs(int pitch, vec columns, vec line, const int16_t *x) {
+    (void)pitch, (void)x;
+    return _mm512_permutexvar_epi16(columns, line);
+}
+/* the values of a lane's lowest two codes as words */
+INLINE vec pair_values(vec codes) {
+    const __m512i table =
+        _mm512_set_epi32((int)0xfffcfffc, (int)0xfffcffff, (int)0xfffc0004, (int)0xfffc0001, (int)0xfffffffc,
+                         (int)0xffffffff, (int)0xffff0004, (int)0xffff0001, 0x0004fffc, 0x0004ffff, 0x00040004,
+                         0x00040001, 0x0001fffc, 0x0001ffff, 0x00010004, 0x00010001);
+    return _mm512_permutexvar_epi32(codes, table);
+}
+INLINE acc dot_pairs(acc sum, vec words, vec values) {
+    __asm__("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(words), "v"(values)); /* as above */
+    return sum;
+}
+
 INLINE acc load_codes(const uint8_t *p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)p)); }
 INLINE acc codes_part(const uint8_t *p, int count) {
     return _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8((__mmask16)((1u << count) - 1), p));

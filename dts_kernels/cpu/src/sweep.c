@@ -1,10 +1,10 @@
 /* One sweep: its memory, its plan and its steps. */
 #include "sweep.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 #include "parallel.h"
+#include "scratch.h"
 
 void dts_fill_values(const float *levels, float *values) {
     memcpy(values, levels ? levels : code_values, sizeof code_values);
@@ -26,8 +26,8 @@ Segment dts_segment(const Call *call, const Task *task, int transposed, int64_t 
 }
 
 void *dts_take(Call *call, int64_t size) {
-    Block *block = NULL;
-    if (posix_memalign((void **)&block, 64, (size_t)(64 + round_up(size, 64)))) {
+    Block *block = dts_scratch((size_t)(64 + round_up(size, 64)));
+    if (!block) {
         call->failed = 1;
         return NULL;
     }
@@ -39,7 +39,7 @@ void *dts_take(Call *call, int64_t size) {
 void dts_give_back(Call *call) {
     while (call->blocks) {
         Block *next = call->blocks->next;
-        free(call->blocks);
+        dts_scratch_back(call->blocks);
         call->blocks = next;
     }
 }
