@@ -148,6 +148,9 @@ class PackedFactors:
         return PackedFactors(self.u[start:stop], self.v, self.sigma, self.levels)
 
     def to(self, device) -> "PackedFactors":
+        """Itself where it is there already: a bank's tasks are put in one after the other."""
+        if all(t is None or t.device == device for t in (self.u, self.v, self.sigma, self.levels)):
+            return self
         levels = None if self.levels is None else self.levels.to(device)
         return PackedFactors(self.u.to(device), self.v.to(device), self.sigma.to(device), levels)
 

@@ -6,7 +6,8 @@ under theirs, the rest under the config's.
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from json.encoder import encode_basestring_ascii
 
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from dts.codec.parts import kind_of
 
 FORMAT_VERSION = 5  # 1 had no 8-bit vectors, 2 no sketches, 3 digests of bytes and rows only, 4 no table and no blobs
 READABLE = (1, 2, 3, 4, 5)
+Contents = Mapping[str, tuple[Tensor, memoryview]]  # by name in the file, with its bytes
 
 
 def version_of(entries: Iterable[Entry], digests: bool = True) -> int:
@@ -39,13 +41,25 @@ def version_of(entries: Iterable[Entry], digests: bool = True) -> int:
 def row_digest(name: str, tensors: dict[str, Tensor], row: dict, version: int = FORMAT_VERSION) -> str:
     """Hex digits over an entry's row and its tensors: 64, of which `shown` are recorded; before version 4 without any
     name, dtype or shape."""
+    return digest_of(name, {key: (t, tensor_bytes(t)) for key, t in tensors.items()}, row, version)
+
+
+def digest_of(name: str, tensors: Contents, row: dict, version: int = FORMAT_VERSION) -> str:
+    """`row_digest` of tensors whose bytes are known."""
     row = {k: v for k, v in row.items() if k != "sha256"}
     total = hashlib.sha256(canonical(row if version < 4 else [name, row], version))
     for key in sorted(tensors):
+        tensor, content = tensors[key]
         if version >= 4:
-            total.update(canonical([key, NAMES[tensors[key].dtype], list(tensors[key].shape)]))
-        total.update(tensor_bytes(tensors[key]))
+            total.update(_about(key, tensor))
+        total.update(content)
     return total.hexdigest()
+
+
+def _about(key: str, tensor: Tensor) -> bytes:
+    """``canonical([key, dtype, shape])``, in a fifth of its time."""
+    shape = ",".join(map(str, tensor.shape))
+    return f'[{encode_basestring_ascii(key)},"{NAMES[tensor.dtype]}",[{shape}]]'.encode()
 
 
 def shown(digest: str, version: int = FORMAT_VERSION) -> str:
@@ -69,7 +83,10 @@ def file_digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), check_circular=False)
+_SPACED = json.JSONEncoder(sort_keys=True, check_circular=False)
+
+
 def canonical(value, version: int = FORMAT_VERSION) -> bytes:
     """The one JSON text of a value: ASCII, keys sorted, without spaces (before version 4 with them)."""
-    separators = (",", ":") if version >= 4 else None
-    return json.dumps(value, sort_keys=True, separators=separators).encode()
+    return (_CANONICAL if version >= 4 else _SPACED).encode(value).encode()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,14 +19,14 @@ from torch import Tensor
 from dts import __version__
 from dts.adapter import check
 from dts.adapter.carried import about_file, check_files, copy_files, within
-from dts.adapter.digests import READABLE, config_digest, content_digest, row_digest, shown
+from dts.adapter.digests import READABLE, config_digest, content_digest, digest_of, shown
 from dts.adapter.entries import AdapterError, Entry
-from dts.adapter.packed import TABLE, Blobs, blobs_of, unpacked_file
+from dts.adapter.packed import ROWS, TABLE, Blobs, blobs_of, unpacked_file
 from dts.adapter.rows import entry_from, entry_tensors
 from dts.adapter.sizes import Texts, describe, total_bytes
 from dts.checkpoint import Damaged, SafetensorsFile, write_safetensors
 from dts.checkpoint.errors import first
-from dts.checkpoint.safetensors_file import Layout
+from dts.checkpoint.safetensors_file import Layout, tensor_bytes
 from dts.checkpoint.strict_json import NotStrict, parse
 from dts.files import Building, building, check_place, set_aside
 
@@ -109,29 +108,31 @@ def _entries(config: dict, file: Stored, verify: bool) -> tuple[dict[str, Entry]
     wrong: list[str] = []
     entries: dict[str, Entry] = {}
     found, version = list[str](), config["format_version"]
+    own: dict[str, Tensor] = {}  # of the present row
 
-    def load(own: dict[str, Tensor], key: str) -> Tensor | None:
+    def load(key: str) -> Tensor | None:
         if key not in file.tensors:
             return None
         if key in used:
             raise AdapterError(f"{key} is said to belong to two tensors")
         used.add(key)
-        own[key] = file.load(key)
-        return own[key]
+        own[key] = tensor = file.load(key)
+        return tensor
 
     for name, row in config["tensors"].items():
-        own: dict[str, Tensor] = {}
+        own.clear()
         try:
-            entry = entry_from(name, row, config, partial(load, own))
+            entry = entry_from(name, row, config, load)
         except AdapterError as error:
             wrong.append(str(error))
             used |= {key for key in file.tensors if key.startswith(name)}  # told already
             continue
-        nbytes = sum(tensor.nbytes for tensor in own.values())
+        nbytes = sum([tensor.nbytes for tensor in own.values()])
         if row["kind"] != "tied" and nbytes != row["bytes"]:
             wrong.append(f"{name}: {nbytes} bytes are stored of it, recorded {row['bytes']}")
         elif verify:
-            found.append(row_digest(name, own, row, version))
+            content = file.content if isinstance(file, Blobs) else lambda key: tensor_bytes(own[key])  # noqa: B023
+            found.append(digest_of(name, {key: (tensor, content(key)) for key, tensor in own.items()}, row, version))
             if shown(found[-1], version) != row["sha256"]:
                 wrong.append(f"{name}: what is stored of it was altered")
         entries[name] = entry
@@ -172,9 +173,18 @@ def checked(config: dict, path: Path) -> dict:
     if version < 4:
         config["files"] = {name: {"bytes": size, "sha256": None} for name, size in config["files"].items()}
         config["model_config"] = plain_config(config["model_config"])
-    elif plain_config(config) != config:
+    elif not _finite({key: value for key, value in config.items() if key not in ROWS}):  # each of whose numbers was
         raise AdapterError(f"{path} is damaged: it has NaN or Infinity, which is no JSON number")
     return config
+
+
+def _finite(config: dict) -> bool:
+    """Whether JSON has a number for each of its numbers."""
+    try:
+        json.dumps(config, allow_nan=False)
+    except ValueError:
+        return False
+    return True
 
 
 def write_folder(adapter: Adapter, out: Path, overwrite: bool = False, place: Building | None = None) -> Path:

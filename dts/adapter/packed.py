@@ -8,8 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from torch import Tensor
 from dts.adapter.entries import AdapterError
 from dts.adapter.table import Unpackable, pack, unpack
 from dts.checkpoint import Damaged, SafetensorsFile
-from dts.checkpoint.safetensors_file import DTYPES, NAMES, Layout
+from dts.checkpoint.safetensors_file import DTYPES, NAMES, Layout, tensor_bytes
 from dts.values import DIMENSIONS, MOST, count
 
 TABLE = "table"
@@ -73,8 +72,7 @@ def blobs_of(layouts: Iterable[Layout], table: bytes) -> tuple[Layout, dict[str,
     return blobs | {TABLE: (torch.uint8, (len(table),))}, members
 
 
-@dataclass(frozen=True)
-class Slice:
+class Slice(NamedTuple):
     """One tensor: ``first`` is its first element's place in its blob."""
 
     dtype: torch.dtype
@@ -83,15 +81,44 @@ class Slice:
 
 
 class Blobs:
-    """The tensors in a file of blobs; like the file itself, but for whole tensors."""
+    """The tensors in a file of blobs; like the file itself, but for whole tensors.
+
+    Each blob is read once, into memory of its own that its tensors share: an adapter has hundreds of them.
+    """
 
     def __init__(self, file: SafetensorsFile, tensors: dict[str, Slice]):
         self.file, self.tensors = file, tensors
+        self._read: dict[torch.dtype, tuple[memoryview, torch.UntypedStorage]] = {}
+
+    def _blob(self, dtype: torch.dtype) -> tuple[memoryview, torch.UntypedStorage]:
+        """Its bytes, and the same as tensors have them."""
+        if dtype not in self._read:
+            whole = self.file.load(NAMES[dtype])
+            self._read[dtype] = tensor_bytes(whole), whole.untyped_storage()
+        return self._read[dtype]
 
     def load(self, key: str) -> Tensor:
         """Raises Damaged if the file was altered since it was opened."""
         own = self.tensors[key]
-        return self.file.part(NAMES[own.dtype], own.first, math.prod(own.shape)).view(own.shape)
+        storage = self._blob(own.dtype)[1]
+        # no view, for which PyTorch would keep 300 bytes more, and of which it would know
+        return torch.empty(0, dtype=own.dtype).set_(storage, own.first, own.shape, strides(own.shape))  # type: ignore
+
+    def content(self, key: str) -> memoryview:
+        """The bytes of what `load` gives."""
+        own = self.tensors[key]
+        start, size = own.first * own.dtype.itemsize, math.prod(own.shape) * own.dtype.itemsize
+        return self._blob(own.dtype)[0][start : start + size]
+
+
+def strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of a tensor that lies row by row."""
+    if len(shape) == 2:
+        return shape[1], 1
+    found = [1]
+    for size in shape[:0:-1]:
+        found.append(found[-1] * size)
+    return tuple(reversed(found[: len(shape)]))
 
 
 def unpacked(
@@ -150,15 +177,17 @@ def _take_tensors(name: str, row: dict[str, Any], tensors: dict[str, Slice], end
     if not isinstance(given, dict):
         raise Unpackable(f"{name!r:.60} has no tensors by name")
     for suffix, about in given.items():
+        key = name + suffix
         dtype, *dims = about if isinstance(about, list) and about else [None]
-        if not isinstance(dtype, str) or dtype not in DTYPES or name + suffix in tensors:
-            raise Unpackable(f"{name + suffix!r:.80} is no tensor of its own")
-        sizes = tuple(_size(name, size, shape) for size in dims)
+        if not isinstance(dtype, str) or dtype not in DTYPES or key in tensors:
+            raise Unpackable(f"{key!r:.80} is no tensor of its own")
+        sizes = tuple([_size(name, size, shape) for size in dims])
         elements = math.prod(sizes)
         if len(sizes) > DIMENSIONS or elements > MOST:
-            raise Unpackable(f"{name + suffix!r:.80} is too large for any file")
-        tensors[name + suffix] = Slice(DTYPES[dtype], sizes, ends.get(dtype, 0))
-        ends[dtype] = ends.get(dtype, 0) + elements
+            raise Unpackable(f"{key!r:.80} is too large for any file")
+        first = ends.get(dtype, 0)
+        tensors[key] = Slice(DTYPES[dtype], sizes, first)
+        ends[dtype] = first + elements
         nbytes += elements * DTYPES[dtype].itemsize
     row["bytes"] = nbytes
 

@@ -17,11 +17,12 @@ import json
 import os
 import re
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 NUMBER = re.compile(r"(?<!\d)(?:0|[1-9]\d{0,8})(?!\d)", re.ASCII)  # which a whole number gives back as it was
 HOLE = "\n"
+FLOATS = {4: struct.Struct("<f"), 8: struct.Struct("<d")}
 DIGESTS = {8: -4, 16: -8}  # hex digits -> how they are stored
 LARGEST_INTEGER = 2**63 - 1
 QUOTES = 16  # bytes of a row as text beside its name and its template, about
@@ -130,6 +131,7 @@ def unpack(patterns: Any, templates: Any, table: bytes, largest: int) -> Iterato
     split = [pattern.split(HOLE) for pattern in _patterns(patterns, largest)]
     sizes = [len(json.dumps(template)) for template in templates]
     rest, size, pattern, numbers, last = _Rest(table), 0, -1, list[int](), dict[int, int]()
+    fills: dict[int, Fill] = {}  # by the template's place
     while rest.at < len(table):
         head = rest.integer()
         pattern = rest.among(pattern + 1 if head == 0 else head - 1, split)
@@ -142,7 +144,9 @@ def unpack(patterns: Any, templates: Any, table: bytes, largest: int) -> Iterato
         size += len(name) + sizes[place] + QUOTES
         if size > largest:
             raise Unpackable(f"its rows would take more than {largest:,} bytes")
-        yield name, rest.fill(templates[place])
+        if place not in fills:
+            fills[place] = filler(templates[place])
+        yield name, fills[place](rest)
 
 
 class _Rest:
@@ -181,17 +185,35 @@ class _Rest:
             raise Unpackable(f"its table names number {place} of {len(choices)}")
         return place
 
-    def fill(self, template: Any) -> Any:
-        if isinstance(template, dict):
-            return {key: self.fill(inner) for key, inner in template.items()}
-        if isinstance(template, list):
-            return [self.fill(inner) for inner in template]
-        if template is None or isinstance(template, (bool, str)):
-            return template
-        if isinstance(template, int) and template == 1:
-            return self.integer()
-        if isinstance(template, int) and template in (4, 8):
-            return struct.unpack("<f" if template == 4 else "<d", self.take(template))[0]
-        if isinstance(template, int) and template in DIGESTS.values():
-            return self.take(-template).hex()
-        raise Unpackable(f"its rows have a {template!r:.40}, which stands for nothing")
+    def digits(self, count: int) -> str:
+        return self.take(count).hex()
+
+    def number(self, of: struct.Struct) -> float:
+        found: float = of.unpack(self.take(of.size))[0]
+        return found
+
+
+Fill = Callable[[_Rest], Any]
+
+
+def filler(template: Any) -> Fill:
+    """What makes a row of a template and of what stands in the table; looked at once a template, not once a row.
+
+    Raises Unpackable for a template that is none.
+    """
+    if isinstance(template, dict):
+        by_key = [(key, filler(inner)) for key, inner in template.items()]
+        return lambda rest: {key: fill(rest) for key, fill in by_key}
+    if isinstance(template, list):
+        fills = [filler(inner) for inner in template]
+        return lambda rest: [fill(rest) for fill in fills]
+    if template is None or isinstance(template, (bool, str)):
+        return lambda rest: template
+    if isinstance(template, int) and template == 1:
+        return _Rest.integer
+    if isinstance(template, int) and template in FLOATS:
+        of = FLOATS[template]
+        return lambda rest: rest.number(of)
+    if isinstance(template, int) and template in DIGESTS.values():
+        return lambda rest: rest.digits(-template)
+    raise Unpackable(f"its rows have a {template!r:.40}, which stands for nothing")

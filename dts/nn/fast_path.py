@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
+from dts.sites import walked
+
 
 def no_fast_path(model: nn.Module) -> None:
-    for module in model.modules():
+    for _, module in walked(model):
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0
         elif isinstance(module, nn.TransformerEncoder):

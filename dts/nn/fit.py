@@ -29,14 +29,19 @@ class Change:
 
 
 def fit(
-    model: nn.Module, entries: Mapping[str, Entry], rename: Callable[[str], Target] = Target, untied: bool = False
+    model: nn.Module,
+    entries: Mapping[str, Entry],
+    rename: Callable[[str], Target] = Target,
+    untied: bool = False,
+    known: dict[str, Site] | None = None,
 ) -> list[Change]:
     """What each parameter of the model gets of an adapter.
 
     rename: how the model's loader names a tensor of a checkpoint;  untied: the fine-tune does not share the tensors
-    that the model shares.  Raises ValueError that lists every tensor that does not fit.
+    that the model shares;  known: the model's `sites`, if they are there already.
+    Raises ValueError that lists every tensor that does not fit.
     """
-    known = sites(model)
+    known = sites(model) if known is None else known
     wrong: list[str] = []
     own = {name: entry for name, entry in entries.items() if entry.kind != "tied"}
     targets = resolve(own, known, rename, wrong)

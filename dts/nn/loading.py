@@ -12,11 +12,11 @@ from dts.adapter import Entry
 from dts.checkpoint.errors import some
 from dts.nn.deltas import Piece
 from dts.nn.fit import Change
-from dts.nn.layers import Layer, LayerDeltas, adopt, base_class, kind_of, layer_class
+from dts.nn.layers import Layer, LayerDeltas, adopt, base_class, layer_class, read_by
 from dts.nn.parallel.sharded import gathered
 from dts.nn.parallel.split import check, split_of
 from dts.nn.routing import RoutingState
-from dts.sites import has_codes, is_quantised, local, sites
+from dts.sites import Site, has_codes, is_quantised, local, walked
 
 
 @dataclass
@@ -42,22 +42,26 @@ def without_effect(entries: Mapping[str, Entry], heads: bool) -> dict[str, str]:
     return skipped | {key: f"tied to {entry.tied_to}" for key, entry in entries.items() if entry.kind == "tied"}
 
 
-def by_module(model: nn.Module, changes: list[Change], missing: frozenset[str] | None) -> list[ModuleChange]:
+def by_module(
+    model: nn.Module, changes: list[Change], missing: frozenset[str] | None, known: Mapping[str, Site]
+) -> list[ModuleChange]:
     """The changes of each module; missing: names of parameters that the base's checkpoint lacks, None: not known.
+
+    known: the model's `sites`.
 
     Raises ValueError that lists every module whose parameters lie on several processes as no task can.
     """
     found: dict[int, ModuleChange] = {}
-    has = _in_base(model, changes, missing)
+    has = _in_base(known, changes, missing)
     for change in changes:
         site = change.site
         new = ModuleChange(site.module, site.name.rpartition(".")[0], in_base=id(site.module) in has)
         there = found.setdefault(id(site.module), new)
         there.pieces[site.parameter] = change.pieces
         there.head |= change.task_only
-    for name, module in model.named_modules():  # what reads the weight of a child must know that child's deltas
-        if any(id(child) in found for child in module.children()):
-            read = [module._modules.get(child) for child in kind_of(module).dts_reads]
+    for name, module in walked(model):  # what reads the weight of a child must know that child's deltas
+        if any(id(child) in found for child in module._modules.values()):
+            read = [module._modules.get(child) for child in read_by(module)]
             if any(id(child) in found for child in read if child is not None):
                 found.setdefault(id(module), ModuleChange(module, name))
     together = gathered(model)
@@ -86,14 +90,14 @@ def _cannot_be_split(change: ModuleChange) -> list[str]:
     return [f"{name}.{why}" for why in check(split, change.pieces)]
 
 
-def _in_base(model: nn.Module, changes: list[Change], missing: frozenset[str] | None) -> set[int]:
+def _in_base(known: Mapping[str, Site], changes: list[Change], missing: frozenset[str] | None) -> set[int]:
     """Ids of the modules of which the base has the parameters that an adapter changes.
 
     The checkpoint's loader knows that; else it has those that an adapter changes by a difference, and shared ones.
     """
     lacking: set[int] = set()
     found: set[int] = set()
-    holders = {(id(site.module), site.parameter): id(site.tensor) for site in sites(model).values()}
+    holders = {(id(site.module), site.parameter): id(site.tensor) for site in known.values()}
     shared = Counter(holders.values())
     for change in changes:
         site = change.site

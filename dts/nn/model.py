@@ -45,6 +45,7 @@ from dts.nn.status import Status, not_reached, status
 from dts.nn.training import guard
 from dts.nn.views import Views, compiled, labels_by_name, labels_in, plain, showing, unwritten
 from dts.services import service
+from dts.sites import sites, walked
 from dts.sites.transformers import renamer
 
 _LOSS = (
@@ -192,8 +193,9 @@ class DTSModel(nn.Module):
         config = (source.model_config if source is not None else None) or {}
         if config.get("tie_word_embeddings") is True:
             refuse_tied(plain(self.model), entries)
-        changes = fit(self.model, entries, renamer(self.model), untied=config.get("tie_word_embeddings") is False)
-        modules = by_module(self.model, changes, None if self._base is None else self._base.missing)
+        known, untied = sites(self.model), config.get("tie_word_embeddings") is False
+        changes = fit(self.model, entries, renamer(self.model, known), untied, known)
+        modules = by_module(self.model, changes, None if self._base is None else self._base.missing, known)
         refuse_other_models(modules, self._state)
         refuse_aliases(self.model, changes)
         self._refuse_replaced([{loaded.slot: 1.0} for other, loaded in list(self._loaded.items()) if other != name])
@@ -201,7 +203,7 @@ class DTSModel(nn.Module):
             slot = self._loaded.free_slot()  # never that of the task it replaces: if this fails, that one goes on
             made = Loaded(slot, source, len(entries.keys() - skipped.keys()), skipped)
             put(slot, modules, self._state)
-            self._layers = {key: module for key, module in self.model.named_modules() if isinstance(module, Layer)}
+            self._layers = {key: module for key, module in walked(self.model) if isinstance(module, Layer)}
             for layer_name, layer in self._layers.items():
                 layer.dts.name = layer_name
             old = self._loaded.get(name)
@@ -232,9 +234,8 @@ class DTSModel(nn.Module):
         model = plain(self.model)
         own = model.__dict__.get("config")
         each = [{loaded.slot: 1.0} for loaded in self._loaded.values()]
-        return own is not None and any(
-            self._views.of(model, self._layers, self._loaded, one) is not own for one in each
-        )
+        resizing = {name: layer for name, layer in self._layers.items() if layer.dts_resizing}  # the others say nothing
+        return own is not None and any(self._views.of(model, resizing, self._loaded, one) is not own for one in each)
 
     def delete_task(self, name: str) -> None:
         """Forget a task; rows that use it use the base from then on.  Waits for calls of other threads."""

@@ -5,6 +5,7 @@ A layer that was replaced, and an alias of a raw parameter, would go on as the b
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from operator import is_
 
@@ -15,9 +16,10 @@ from dts.nn.fit import Change
 from dts.nn.layers import Layer
 from dts.nn.loaded import LoadedTasks
 from dts.nn.routing import Mixture
-from dts.sites import raw_or_none
+from dts.sites import raw_or_none, walked
 
 HOLDS = (Tensor, list, tuple, dict, set)  # attributes that are looked into
+PLAIN, EMPTIES = {bool, int, float, str, type(None)}, {dict, OrderedDict, set, list, tuple}
 
 
 class Places:
@@ -91,8 +93,10 @@ def aliases(model: nn.Module, changed: dict[int, str]) -> list[str]:
     changed: id of a tensor -> its name.  What lies in a module's own list is that module's business: `forward_with`.
     """
     found = []
-    for name, module in model.named_modules():
+    for name, module in walked(model):
         for attribute, value in list(vars(module).items()):  # another thread may make a layer of it meanwhile
+            if type(value) in PLAIN or type(value) in EMPTIES and not value:  # nearly all that modules have: hooks
+                continue
             if attribute in ("_parameters", "_buffers", "_modules", "dts") or not isinstance(value, HOLDS):
                 continue
             own = (

@@ -3,7 +3,7 @@
 from dts.sites.distributed import is_distributed, local, whole
 from dts.sites.quantised import dequantised, dequantised_dtype, has_codes, is_quantised, numbers, was_transposed
 from dts.sites.resolve import Target, Unchanged, resolve
-from dts.sites.site import Site, parameter_shape, raw, raw_or_none, sites
+from dts.sites.site import Site, parameter_shape, raw, raw_or_none, sites, walked
 
 __all__ = [
     "Site",
@@ -21,6 +21,7 @@ __all__ = [
     "raw_or_none",
     "resolve",
     "sites",
+    "walked",
     "was_transposed",
     "whole",
 ]

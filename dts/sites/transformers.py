@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -16,16 +16,18 @@ from dts.sites.resolve import Target
 from dts.sites.site import sites
 
 
-def renamer(model: nn.Module) -> Callable[[str], Target]:
+def renamer(model: nn.Module, known: Collection[str] | None = None) -> Callable[[str], Target]:
     """How the loader turns the names of a checkpoint into those of a model in memory.
 
     That of transformers renames modules between versions, stacks experts' matrices, joins matrices and takes them
     apart; all is read off its own conversion tables.  Names of any other model are those on disk.
+
+    known: the model's `sites`, if they are there already.
     """
     renamings, converters = _tables(model)
     if not renamings and not converters:
         return Target
-    known = sites(model)
+    known = sites(model) if known is None else known
 
     def rename(name: str) -> Target:
         if name in known:

@@ -73,7 +73,7 @@ class Components(PartKind[PackedFactors]):
 
     def largest(self, data: PackedFactors) -> float:
         level = codes.LARGEST if data.levels is None else data.levels.double().abs().max().item()
-        return data.sigma.double().abs().sum().item() * level**2
+        return torch.linalg.vector_norm(data.sigma, 1, dtype=torch.float64).item() * level**2
 
     def energy(self, data: PackedFactors) -> float:
         wide = data.sigma.double()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import is_
 from typing import Any
 
 import torch
@@ -58,6 +59,8 @@ class Packed:
 
     def _refresh(self) -> None:
         banks = [self.banks[name] for name in KINDS if name in self.banks and self.banks[name].slots]
+        if banks and self.device.type == "cpu" and len(banks) == len(self.filled) and all(map(is_, banks, self.filled)):
+            return  # whatever they hold, they are multiplied with as before
         self.first, self.rest = (banks[0] if banks else None), tuple(banks[1:])
         self.start = any(bank.starts for bank in banks)
         self.together = together(banks)

@@ -82,6 +82,14 @@ class Table(Held):
         shape = (max(self.tensors, default=0) + 1, *self.size)
         dtypes = [t.dtype for t in self.tensors.values()]
         dtype = reduce(torch.promote_types, dtypes) if dtypes else torch.float32
+        if self.size and len({(t.shape, t.dtype) for t in self.tensors.values()}) == 1:  # as vectors are: in few calls
+            gap = torch.zeros(self.size if len(self.tensors) < shape[0] else 0, dtype=dtype, device=self.device)
+            self._stack = stack = torch.stack([self.tensors.get(slot, gap) for slot in range(shape[0])])
+            lengths = [self.longest if slot in self.tensors else 0 for slot in range(shape[0])]
+            self._length = length = torch.tensor(lengths, device=self.device)
+            rows = stack.unbind()  # views: the stack is the only copy
+            self.tensors = {slot: rows[slot] for slot in self.tensors}
+            return stack, length
         self._stack = stack = torch.zeros(shape, dtype=dtype, device=self.device)
         self._length = length = torch.zeros(shape[0], dtype=torch.int64, device=self.device)
         for slot, tensor in list(self.tensors.items()):

@@ -15,7 +15,7 @@ from dts.nn.layers.norm import DTSLayerNorm, DTSNorm
 from dts.nn.layers.owner import Owner
 from dts.nn.layers.patched import Patched
 from dts.nn.layers.quantised import DTSQuantisedConv1D, DTSQuantisedEmbedding, DTSQuantisedLinear
-from dts.nn.layers.registry import kind_of, register
+from dts.nn.layers.registry import kind_of, read_by, register
 
 __all__ = [
     "REPEATED",
@@ -41,6 +41,7 @@ __all__ = [
     "device_of",
     "kind_of",
     "layer_class",
+    "read_by",
     "register",
     "release",
     "standalone",

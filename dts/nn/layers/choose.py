@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 from torch import nn
 
 from dts.nn.deltas import Piece
@@ -22,7 +24,7 @@ def layer_class(module: nn.Module, pieces: dict[str, list[Piece]]) -> type[Layer
     if isinstance(module, Owner):
         return Owner
     others = {name: [piece for piece in parts if piece.kind != "exact"] for name, parts in pieces.items()}
-    kind = next(kind for kind in (*kinds_of(module), *FALLBACKS) if kind.supports(module, others))
+    kind = next(kind for kind in chain(kinds_of(module), FALLBACKS) if kind.supports(module, others))
     exact = (
         any(len(others[name]) < len(pieces[name]) for name in pieces)
         or isinstance(module, Layer)

@@ -91,6 +91,12 @@ class Layer(nn.Module):
             layer.num_embeddings = rows[1]
         return rows if rows and rows[0] != rows[1] else None
 
+    @property
+    def dts_resizing(self) -> bool:
+        """Whether `dts_rows` is anything for some slot."""
+        weight = self.dts.get("weight")
+        return weight is not None and bool(weight.values.tensors or weight.added.tensors)
+
     def dts_rows(self, slots: list[int]) -> tuple[int, int] | None:
         """(outputs, or rows of a table, of the base and of a mixture of these slots) where they differ, else None."""
         weight = self.dts.get("weight")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -108,10 +109,11 @@ def _over(values: Tensor, parts: Tensor) -> Tensor:
     return values.view(shape).to(torch.promote_types(values.dtype, parts.dtype))
 
 
-def _one_input(module: nn.Module) -> bool:
+@lru_cache(256)
+def _one_input(kind: type[nn.Module]) -> bool:
     """Whether a module's forward takes one tensor and nothing else: a gate would have rows too."""
     try:
-        parameters = inspect.signature(base_class(module).forward).parameters.values()
+        parameters = inspect.signature(kind.forward).parameters.values()
     except (TypeError, ValueError):
         return False
     given = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -132,7 +134,7 @@ class DTSNorm(Layer):
     def supports(cls, module: nn.Module, pieces: dict[str, list[Piece]]) -> bool:
         own = [*module.parameters(recurse=False)]
         return (
-            _one_input(module)
+            _one_input(base_class(module))
             and not list(module.children())
             and not list(module.buffers(recurse=False))
             and all(p.dim() == 1 for p in own)

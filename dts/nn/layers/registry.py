@@ -46,3 +46,10 @@ def kinds_of(module: nn.Module) -> Iterator[type[Layer]]:
 def kind_of(module: nn.Module) -> type[Layer]:
     """The best of `kinds_of`, else `Layer` itself, which says what holds of any module."""
     return next(kinds_of(module), Layer)
+
+
+def read_by(module: nn.Module) -> tuple[str, ...]:
+    """``kind_of(module).dts_reads``; nearly no kind has some, and all modules of a model are asked at every load."""
+    if not any(takes(module) for takes, kind in _kinds if kind.dts_reads):
+        return ()
+    return kind_of(module).dts_reads
