@@ -91,7 +91,7 @@ def unpack(packed: Tensor, rank: int) -> Tensor:
     return codes.flatten(1)[:, :rank]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PackedFactors:
     """One low-rank product  sum_k sigma_k u_k v_k^T  of shape [m, n], in disk bytes.
 
@@ -119,6 +119,10 @@ class PackedFactors:
             wrong.append(f"levels must be float32 [2, 4], not {self.levels.dtype} {list(self.levels.shape)}")
         if wrong:
             raise ValueError("factors do not fit together: " + "; ".join(wrong))
+
+    def __reduce__(self):
+        """Without what else is in the memory that its tensors share: pickle would write all of it for each of them."""
+        return PackedFactors, tuple(map(_alone, (self.u, self.v, self.sigma, self.levels)))
 
     @property
     def rank(self) -> int:
@@ -153,6 +157,11 @@ class PackedFactors:
             return self
         levels = None if self.levels is None else self.levels.to(device)
         return PackedFactors(self.u.to(device), self.v.to(device), self.sigma.to(device), levels)
+
+
+def _alone(tensor: Tensor | None) -> Tensor | None:
+    shared = tensor is not None and tensor.untyped_storage().nbytes() > tensor.nbytes
+    return tensor.clone() if shared and tensor is not None else tensor
 
 
 def words_shape(contracted: int, columns: int) -> tuple[int, int, int]:

@@ -131,8 +131,8 @@ def _entries(config: dict, file: Stored, verify: bool) -> tuple[dict[str, Entry]
         if row["kind"] != "tied" and nbytes != row["bytes"]:
             wrong.append(f"{name}: {nbytes} bytes are stored of it, recorded {row['bytes']}")
         elif verify:
-            content = file.content if isinstance(file, Blobs) else lambda key: tensor_bytes(own[key])  # noqa: B023
-            found.append(digest_of(name, {key: (tensor, content(key)) for key, tensor in own.items()}, row, version))
+            content = {key: (tensor, file.content(key) or tensor_bytes(tensor)) for key, tensor in own.items()}
+            found.append(digest_of(name, content, row, version))
             if shown(found[-1], version) != row["sha256"]:
                 wrong.append(f"{name}: what is stored of it was altered")
         entries[name] = entry

@@ -18,8 +18,12 @@ from dts.adapter.table import Unpackable, pack, unpack
 from dts.checkpoint import Damaged, SafetensorsFile
 from dts.checkpoint.safetensors_file import DTYPES, NAMES, Layout, tensor_bytes
 from dts.values import DIMENSIONS, MOST, count
+from dts_kernels.layout import ceil_div
 
 TABLE = "table"
+ALIGN = 16  # bytes at which each factor begins in memory, as where malloc gives it one of its own
+AT_ONCE = 1 << 26  # bytes of a blob that is read whole
+FACTORS = (".u", ".v", ".sigma")  # ends of the names of tensors that a model computes with as they are
 EMPTY = {"base_prefix": str, "prefix": str, "renamed": dict, "base_only": list, "dtypes": dict}  # left out where empty
 ROWS = ("tensors", "dropped")  # of a configuration, in the table
 INDEX = re.compile(r"0|[1-9][0-9]{0,17}")
@@ -83,32 +87,52 @@ class Slice(NamedTuple):
 class Blobs:
     """The tensors in a file of blobs; like the file itself, but for whole tensors.
 
-    Each blob is read once, into memory of its own that its tensors share: an adapter has hundreds of them.
+    A blob that is not too large is read once, and factors share one memory: an adapter has hundreds of them, and they
+    stay as they are.  Other tensors have memory of their own, which goes when a model has made something else of them.
     """
 
     def __init__(self, file: SafetensorsFile, tensors: dict[str, Slice]):
         self.file, self.tensors = file, tensors
-        self._read: dict[torch.dtype, tuple[memoryview, torch.UntypedStorage]] = {}
-
-    def _blob(self, dtype: torch.dtype) -> tuple[memoryview, torch.UntypedStorage]:
-        """Its bytes, and the same as tensors have them."""
-        if dtype not in self._read:
-            whole = self.file.load(NAMES[dtype])
-            self._read[dtype] = tensor_bytes(whole), whole.untyped_storage()
-        return self._read[dtype]
+        self._read: dict[torch.dtype, memoryview | None] = {}  # None: of one that is too large
+        self._shared: dict[str, tuple[torch.UntypedStorage, int]] = {}  # factor -> its memory, its place in it
 
     def load(self, key: str) -> Tensor:
         """Raises Damaged if the file was altered since it was opened."""
         own = self.tensors[key]
-        storage = self._blob(own.dtype)[1]
-        # no view, for which PyTorch would keep 300 bytes more, and of which it would know
-        return torch.empty(0, dtype=own.dtype).set_(storage, own.first, own.shape, strides(own.shape))  # type: ignore
+        if own.dtype not in self._read:
+            self._read[own.dtype] = self._blob(own.dtype)
+        if key in self._shared:
+            storage, first = self._shared[key]
+            made: Any = torch.empty(0, dtype=own.dtype)  # no view, of which PyTorch would keep 300 bytes more
+            return made.set_(storage, first, own.shape, strides(own.shape))
+        content = self.content(key)
+        if content is None or not content.nbytes:
+            return self.file.part(NAMES[own.dtype], own.first, math.prod(own.shape)).view(own.shape)
+        return torch.frombuffer(bytearray(content), dtype=own.dtype).view(own.shape)
 
-    def content(self, key: str) -> memoryview:
-        """The bytes of what `load` gives."""
+    def content(self, key: str) -> memoryview | None:
+        """The bytes of what `load` gives, None where only that has them."""
         own = self.tensors[key]
-        start, size = own.first * own.dtype.itemsize, math.prod(own.shape) * own.dtype.itemsize
-        return self._blob(own.dtype)[0][start : start + size]
+        blob = self._read.get(own.dtype)
+        size = own.dtype.itemsize
+        return None if blob is None else blob[own.first * size : (own.first + math.prod(own.shape)) * size]
+
+    def _blob(self, dtype: torch.dtype) -> memoryview | None:
+        stored = self.file.tensors[NAMES[dtype]]
+        if stored.stop - stored.start > AT_ONCE:
+            return None
+        blob = tensor_bytes(self.file.load(NAMES[dtype]))
+        size, at, parts = dtype.itemsize, 0, list[bytes | memoryview]()
+        places = dict[str, int]()
+        for key, own in self.tensors.items():
+            if own.dtype == dtype and key.endswith(FACTORS):
+                stop = own.first + math.prod(own.shape)
+                parts += [blob[own.first * size : stop * size], bytes((own.first - stop) * size % ALIGN)]
+                places[key], at = at, at + ceil_div((stop - own.first) * size, ALIGN) * ALIGN // size
+        if at:
+            shared = torch.frombuffer(bytearray().join(parts), dtype=dtype).untyped_storage()
+            self._shared |= {key: (shared, first) for key, first in places.items()}
+        return blob
 
 
 def strides(shape: tuple[int, ...]) -> tuple[int, ...]:

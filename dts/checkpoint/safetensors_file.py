@@ -90,6 +90,10 @@ class SafetensorsFile:
         stored = self.tensors[name]
         return self.part(name, 0, (stored.stop - stored.start) // stored.dtype.itemsize).view(stored.shape)
 
+    def content(self, name: str) -> memoryview | None:
+        """The bytes of a tensor if they are here without it, which they never are: only `load` has them."""
+        return None
+
     def part(self, name: str, first: int, count: int) -> Tensor:
         """``count`` elements of a tensor from the ``first`` on, in the file's order: [count].  Of a mapped file a view.
 

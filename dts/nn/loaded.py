@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 from dts.adapter import Adapter
 from dts.checkpoint.errors import first
@@ -20,9 +23,37 @@ class Loaded:
     """One task of a model: its slot in every layer's bank, and the adapter it came from (None if from entries)."""
 
     slot: int
-    adapter: Adapter | None
+    kept: Adapter | None
     applied: int = 0  # entries that change something here
     skipped: dict[str, str] = field(default_factory=dict)  # other entries, and why
+    model_config: dict[str, Any] = field(default_factory=dict)  # the fine-tune's, where it had one
+    again: Callable[[], Adapter] | None = None  # reads an adapter that is not kept
+
+    @property
+    def adapter(self) -> Adapter | None:
+        """Read again where it is not kept.  Raises ValueError where it cannot be, or is another one by now."""
+        return self.kept if self.again is None else self.again()
+
+    def forget(self, again: Callable[[], Adapter] | None = None) -> None:
+        """Let go of an adapter that can be read again: its objects take more memory than the task's packed bits.
+
+        again: reads it, and raises ValueError where it is another one;  None: by its folder and digest, if it has both.
+        """
+        kept = self.kept
+        if again is None and kept is not None and kept.folder is not None and kept.config.get("sha256"):
+            again = partial(_read_again, kept.folder, kept.config["sha256"])
+        if again is not None and kept is not None:
+            self.kept, self.again = None, again
+
+
+def _read_again(folder: Path, digest: str) -> Adapter:
+    try:
+        found = Adapter.load(folder)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder.name} cannot be read any more since it was loaded: load it again") from error
+    if found.config.get("sha256") != digest:
+        raise ValueError(f"{folder.name} was altered since it was loaded: load it again")
+    return found
 
 
 class LoadedTasks(dict[str, Loaded]):

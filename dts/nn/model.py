@@ -201,7 +201,7 @@ class DTSModel(nn.Module):
         self._refuse_replaced([{loaded.slot: 1.0} for other, loaded in list(self._loaded.items()) if other != name])
         with self._state.alone():
             slot = self._loaded.free_slot()  # never that of the task it replaces: if this fails, that one goes on
-            made = Loaded(slot, source, len(entries.keys() - skipped.keys()), skipped)
+            made = Loaded(slot, source, len(entries.keys() - skipped.keys()), skipped, config)
             put(slot, modules, self._state)
             self._layers = {key: module for key, module in walked(self.model) if isinstance(module, Layer)}
             for layer_name, layer in self._layers.items():
@@ -236,6 +236,17 @@ class DTSModel(nn.Module):
         each = [{loaded.slot: 1.0} for loaded in self._loaded.values()]
         resizing = {name: layer for name, layer in self._layers.items() if layer.dts_resizing}  # the others say nothing
         return own is not None and any(self._views.of(model, resizing, self._loaded, one) is not own for one in each)
+
+    def forget_adapter(self, name: str, again: Callable[[], Adapter] | None = None) -> None:
+        """Keep of a task that was loaded from a folder only what calls need: what describes its tensors takes more
+        memory than they do.
+
+        Whatever asks for the adapter (`choose_tasks`, `save_pretrained` of adapters, `dts.unseen.add_task`) reads it
+        again, and raises ValueError where the folder has another one by then, or none.  So does a name that is no task.
+        again: reads it, where that is more than `Adapter.load` of its folder.
+        """
+        self._loaded.check([name])
+        self._loaded[name].forget(again)
 
     def delete_task(self, name: str) -> None:
         """Forget a task; rows that use it use the base from then on.  Waits for calls of other threads."""
@@ -669,8 +680,8 @@ class DTSModel(nn.Module):
     def _merge_and_unload(self, task: Selection, dequantise: bool) -> nn.Module:
         refuse_parallel(self.model, "merge_and_unload()")
         mixture = self._loaded.mixture(task)
-        adapters = [self._loaded[name].adapter for name in names_in(task)]
-        config = adapters[0].model_config if len(adapters) == 1 and adapters[0] is not None else None
+        configs = [self._loaded[name].model_config for name in names_in(task)]
+        config = configs[0] if len(configs) == 1 else None
         self._refuse_replaced([mixture])
         routing = RoutingState(self._state.device)
         routing.set([mixture])

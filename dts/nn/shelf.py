@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -56,6 +57,7 @@ class Loads(Protocol):
 
     def _load(self, name: str, adapter: Adapter, heads: bool) -> None: ...
     def _delete(self, name: str) -> None: ...
+    def forget_adapter(self, name: str, again: Callable[[], Adapter] | None = None) -> None: ...
     def _may_load(self) -> None: ...
 
 
@@ -153,6 +155,7 @@ class Shelf:
         source = self._source(name)
         adapter = source.load(name)
         self.model._load(name, adapter, source.heads)
+        self.model.forget_adapter(name, partial(source.load, name))
         return bytes_of(adapter)
 
     def let_go(self, name: str) -> None:

@@ -17,8 +17,8 @@ from dts.nn.deltas.exact import INDEX as INDEX_EXACT
 from dts.nn.deltas.exact import is_sparse
 
 # Python's and PyTorch's objects, and what malloc rounds up, of one tensor of an adapter.  *Measured* by
-# `python -m benchmarks.resident --objects` on MiniLM: 5.9 KB a tensor
-OBJECTS = 5900
+# `python -m benchmarks.resident --objects` on MiniLM: 1.5 KB a tensor
+OBJECTS = 1500
 INDEX, LOOKUP = 8, 4  # bytes of a kept row's or column's number, and of each row in the table that finds it
 WIDE = 4  # bytes of a number that was stored in few bits
 
@@ -27,8 +27,8 @@ def task_bytes(config: Mapping[str, Any], stored: Layout) -> int:
     """Bytes of memory of a loaded task on a CPU.
 
     config: of the adapter;  stored: dtype and shape of its tensors, by their names in the file.
-    Factors and samples lie there as they do on disk.  Vectors and heads lie in the stack that rows choose from, beside
-    the entry that was checked; rounded ones are 32-bit numbers there and 8-bit codes in the entry.
+    Factors and samples lie there as they do on disk, vectors and heads in the stack that rows choose from, rounded ones
+    as 32-bit numbers.  The adapter itself is forgotten (`DTSModel.forget_adapter`).
     """
     total = 0
     for key, (dtype, shape) in stored.items():
@@ -38,12 +38,10 @@ def task_bytes(config: Mapping[str, Any], stored: Layout) -> int:
         if kind in ("rows", "columns"):
             total += _index(kind, nbytes, key, stored, row)
         elif kind in ("delta", "value") and "bits" in row:
-            total += math.prod(row["shape"]) * (1 + WIDE)
+            total += math.prod(row["shape"]) * WIDE
         elif kind == "delta" and row.get("scale") is not None:
-            total += nbytes + math.prod(shape) * WIDE
-        elif kind in ("delta", "value", "added", "own"):
-            total += 2 * nbytes
-        else:
+            total += math.prod(shape) * WIDE
+        elif kind != "scales":
             total += nbytes
     return total + OBJECTS * len(config["tensors"]) + sum(_exact(row, config) for row in config["tensors"].values())
 

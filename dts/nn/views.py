@@ -115,7 +115,7 @@ class _View:
         base = getattr(model, "config", None)
         slots = [task.slot for task in tasks]
         resized = {name: change for name, layer in layers.items() if (change := layer.dts_rows(slots)) is not None}
-        given = [(task.adapter.model_config if task.adapter is not None else None) or {} for task in tasks]
+        given = [task.model_config for task in tasks]
         agreed = given[0] if given and all(_said(one) == _said(given[0]) for one in given) else {}
         config, own = library().task_config(model, resized, agreed, bool(given) and not agreed and any(given))
         return cls(base, config, own)

@@ -6,16 +6,37 @@ import os
 import re
 import threading
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 from dts.adapter import Adapter, AdapterError
-from dts.adapter.folder import CONFIG, read_config
+from dts.adapter.folder import CONFIG, read_layout
 from dts.checkpoint.errors import some
 from dts.files import in_words, real
+from dts.nn.sizes import task_bytes
 from dts.serve.refused import Refused
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,127}", re.ASCII)  # of a task: no separators, no dots in front, no ":" or ","
 WRITTEN = 50  # names that an error lists
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What stood in a folder when its configuration was in this state;  nbytes: that a task of it takes in memory."""
+
+    state: tuple[int, ...]
+    adapter: Adapter
+    nbytes: int
+
+    @classmethod
+    def read(cls, folder: Path, state: tuple[int, ...]) -> _Known:
+        """Of rows, which take more memory than what they describe, only those that tell what class a model has to be.
+        Raises AdapterError."""
+        config, stored = read_layout(folder)
+        rows = {key: row for key, row in config["tensors"].items() if row.get("task_only")}
+        short = config | {"tensors": rows, "dropped": {}}
+        files = {file: folder / file for file in config["files"]}
+        return cls(state, Adapter.of(short, {}, folder, files), task_bytes(config, stored))
 
 
 class Catalogue:
@@ -39,7 +60,7 @@ class Catalogue:
         self.base_name = base_name
         self.fingerprint, self.quantised, self.paths = fingerprint, quantised, paths
         self._given: dict[str, Path] = {}
-        self._read: dict[Path, tuple[tuple[int, ...], Adapter]] = {}
+        self._read: dict[Path, _Known] = {}
         self._lock = threading.Lock()
 
     def names(self) -> list[str]:
@@ -112,30 +133,35 @@ class Catalogue:
         return real(self.root / name)
 
     def get(self, name: str) -> Adapter:
-        """The adapter of a name, without its tensors; raises Refused: 404 unknown, 409 damaged, 400 another base."""
+        """The adapter of a name, without its tensors and their rows but of those that only it has; raises Refused: 404
+        unknown, 409 damaged, 400 another base."""
+        return self._known(name).adapter
+
+    def size_of(self, name: str) -> int:
+        """Bytes that its task takes in memory; raises what `get` does."""
+        return self._known(name).nbytes
+
+    def _known(self, name: str) -> _Known:
         folder = self.folder(name)
         try:
             about = os.stat(folder / CONFIG)
             state = (about.st_mtime_ns, about.st_size, about.st_ino)
             with self._lock:
                 known = self._read.get(folder)
-            if known is not None and known[0] == state:
-                adapter = known[1]
-            else:
-                config = read_config(folder)
-                adapter = Adapter.of(config, {}, folder, {file: folder / file for file in config["files"]})
+            if known is None or known.state != state:
+                known = _Known.read(folder, state)
                 with self._lock:
-                    self._read[folder] = state, adapter
+                    self._read[folder] = known
         except (AdapterError, OSError) as error:
             raise self.damaged(name, error) from None
-        base = adapter.config.get("base", {})
+        base = known.adapter.config.get("base", {})
         made_for = base.get("fingerprint")
         told_when_loaded = self.fingerprint is None or self.quantised and base.get("quantised")
         if made_for and made_for != self.fingerprint and not told_when_loaded:
             ours = f"fingerprint {self.fingerprint}{', before it was quantised' if self.quantised else ''}"
             why = f"{base.get('name')} (fingerprint {made_for}), and this is {self.base_name} ({ours})"
             raise self.other_base(name, why)
-        return adapter
+        return known
 
     def other_base(self, name: str, why: str) -> Refused:
         """What a client is told of an adapter that was made for another base."""

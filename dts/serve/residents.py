@@ -13,7 +13,7 @@ from dts.adapter import Adapter, AdapterError
 from dts.nn import DTSModel
 from dts.nn import residents as nn_residents
 from dts.nn.base import OtherBase
-from dts.nn.sizes import bytes_at, bytes_of
+from dts.nn.sizes import bytes_of
 from dts.serve.catalogue import Catalogue
 from dts.serve.refused import NoRoom, Refused
 
@@ -37,7 +37,6 @@ class Residents(nn_residents.Residents):
     ):
         super().__init__(memory, pinned)
         self.model, self.catalogue, self.on_load = model, catalogue, on_load
-        self._sizes: dict[str, tuple[Adapter, int]] = {}  # of what stood under a name when it was last looked at
 
     @property
     def memory(self) -> int | None:
@@ -70,20 +69,12 @@ class Residents(nn_residents.Residents):
     # ---- `dts.nn.residents.Store` ------------------------------------------------------------------------------
 
     def size_of(self, name: str) -> int:
-        """Read once: rows that memory blocks ask for it at every token of those that run."""
-        about = self.catalogue.get(name)
-        known = self._sizes.get(name)
-        if known is None or known[0] is not about:
-            assert about.folder is not None
-            try:
-                known = self._sizes[name] = about, bytes_at(about.folder)
-            except (AdapterError, OSError) as error:
-                raise self.catalogue.damaged(name, error) from None
-        return known[1]
+        return self.catalogue.size_of(name)
 
     def bring(self, name: str) -> int:
         begun = time.monotonic()
-        folder = self.catalogue.get(name).folder
+        known, expected = self.catalogue.get(name), self.catalogue.size_of(name)
+        folder = known.folder
         assert folder is not None
         try:
             adapter = Adapter.load(folder)
@@ -95,7 +86,9 @@ class Residents(nn_residents.Residents):
             raise self.catalogue.other_base(name, error.why) from None
         except ValueError as error:
             raise Refused(f"the adapter {name!r} cannot be loaded: {error}", 400, "does_not_fit", "model") from None
-        seconds, taken = time.monotonic() - begun, bytes_of(adapter)
+        self.model.forget_adapter(name)
+        same = known.config.get("sha256") and adapter.config["sha256"] == known.config["sha256"]
+        seconds, taken = time.monotonic() - begun, expected if same else bytes_of(adapter)
         self.on_load(name, seconds)
         log.info("loaded %s: %d bytes in %.3f s", name, taken, seconds)
         return taken

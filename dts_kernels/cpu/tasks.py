@@ -36,10 +36,10 @@ class Tasks:
             if not one.rank:
                 continue
             task = self.array[slot]
-            # detached: whoever exchanges the memory of a tensor that was given does not take it from under C
-            factors = [t.detach() if t.stride(1) == 1 else t.contiguous() for t in (one.u, one.v)]
-            numbers = [None if t is None else t.detach().contiguous() for t in (one.sigma, one.levels)]
-            self.kept += factors + numbers
+            factors = [t if t.stride(1) == 1 else t.contiguous() for t in (one.u, one.v)]
+            numbers = [None if t is None else t.contiguous() for t in (one.sigma, one.levels)]
+            # their memory: whoever exchanges that of a tensor that was given does not take it from under C
+            self.kept += [t.untyped_storage() for t in (*factors, *numbers) if t is not None]
             task.u, task.v = (t.data_ptr() for t in factors)
             task.u_stride, task.v_stride = (t.stride(0) for t in factors)
             (task.u_rows, task.u_bytes), (task.v_rows, task.v_bytes) = (t.shape for t in factors)

@@ -231,7 +231,7 @@ def _labels(model: DTSModel) -> dict[str, list[str]]:
     """The classes' names of each task that says them."""
     found = {}
     for name, loaded in model._loaded.items():
-        given = (loaded.adapter.model_config or {}).get("id2label") if loaded.adapter is not None else None
+        given = loaded.model_config.get("id2label")
         if given:
             found[name] = [str(label) for _, label in sorted((int(i), label) for i, label in given.items())]
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -132,9 +132,9 @@ class DTSNorm(Layer):
 
     @classmethod
     def supports(cls, module: nn.Module, pieces: dict[str, list[Piece]]) -> bool:
-        own = [*module.parameters(recurse=False)]
+        own, kind = [*module.parameters(recurse=False)], cast(Any, base_class(module))
         return (
-            _one_input(base_class(module))
+            _one_input(kind)
             and not list(module.children())
             and not list(module.buffers(recurse=False))
             and all(p.dim() == 1 for p in own)

@@ -344,10 +344,11 @@ def test_tokens_are_told_with_the_models_own_probabilities(decoder, start):
 
 
 def test_a_blocked_row_is_overtaken_for_a_while_only(decoder, start, monkeypatch):
-    from dts.serve import engine, residents
+    from dts.serve import catalogue, engine
 
     read = []
-    monkeypatch.setattr(residents, "bytes_at", lambda folder: (read.append(folder.name), bytes_at(folder))[1])
+    layout = catalogue.read_layout
+    monkeypatch.setattr(catalogue, "read_layout", lambda folder: (read.append(folder.name), layout(folder))[1])
     monkeypatch.setattr(engine, "PATIENCE", 0.0)
     served = start(decoder, memory=int(1.5 * bytes_at(decoder.adapters / "a")))
     long = ask(served, "generate", "a", "x", submit=False, max_tokens=50, **GREEDY)
@@ -364,4 +365,4 @@ def test_a_blocked_row_is_overtaken_for_a_while_only(decoder, start, monkeypatch
     at_token(long, 8, more)
     served.engine.submit(long)
     assert texts(long) and texts(blocked) == [alone(decoder, served, "b", "y", 1)] and texts(behind[0])
-    assert ended == ["blocked", "behind"] and sorted(read) == ["a", "b"]  # whatever was asked for at each token
+    assert ended == ["blocked", "behind"] and sorted(read) == ["a", "b", "c"]  # whatever was asked for at each token

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from dts.sites import parameter_shape, raw, raw_or_none, sites
+from dts.sites import parameter_shape, raw, raw_or_none, sites, walked
 
 
 def test_every_name_of_a_shared_parameter_is_a_place():
@@ -30,3 +30,12 @@ def test_a_quantised_weight_has_the_shape_of_its_matrix():
     assert parameter_shape(packed, "weight") == (4, 6)
     packed.register_buffer("scale", torch.zeros(4))
     assert parameter_shape(packed, "scale") == (4,)
+
+
+def test_a_walk_meets_modules_as_named_modules_does():
+    model = nn.ModuleDict({"a": nn.Sequential(nn.Linear(2, 2), nn.ReLU()), "b": nn.ModuleList([nn.Linear(2, 2)])})
+    model["b"].append(model["a"][0])  # a second place, which is not met again
+    model["c"] = model["b"]
+    model["b"].register_module("none", None)
+    assert walked(model) == list(model.named_modules())
+    assert walked(nn.ReLU())[0][0] == ""
