@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from dts.adapter.rows import base_name_of
-from dts.checkpoint.pairing import swap_prefix
+from dts.checkpoint.prefixes import swap_prefix
 from dts.warn import warn
 
 if TYPE_CHECKING:

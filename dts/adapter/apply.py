@@ -20,7 +20,7 @@ from dts.adapter.text import dtype_name
 from dts.adapter.tokenizer import TEXT_FILES
 from dts.checkpoint import Checkpoint, Lazy, Mismatch, fingerprint, open_checkpoint, sampled_digest, write_safetensors
 from dts.checkpoint.folder import stem_of
-from dts.checkpoint.pairing import swap_prefix
+from dts.checkpoint.prefixes import swap_prefix
 from dts.checkpoint.safetensors_file import Layout
 from dts.checkpoint.sentence import MODULES
 from dts.files import Watch, building, check_place, expanded, real

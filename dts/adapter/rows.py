@@ -18,7 +18,7 @@ from torch import Tensor
 from dts.adapter.entries import AdapterError, Entry
 from dts.adapter.grid import grid_from
 from dts.adapter.text import dtype_name, measure
-from dts.checkpoint.pairing import swap_prefix
+from dts.checkpoint.prefixes import swap_prefix
 from dts.checkpoint.safetensors_file import Layout
 from dts.codec import Factors, Undecodable
 from dts.codec.disk import factors_from, fragments_of, tensors_of

@@ -3,8 +3,9 @@
 from dts.checkpoint.checkpoint import Checkpoint, Lazy, dtype_note
 from dts.checkpoint.errors import CheckpointError, NotRead, OtherDtype, Quantised
 from dts.checkpoint.fingerprint import digests, fingerprint, sampled_digest
+from dts.checkpoint.mismatch import Mismatch
 from dts.checkpoint.open import open_checkpoint, open_stored
-from dts.checkpoint.pairing import Mismatch, Pair, Pairing, pair
+from dts.checkpoint.pairing import Pair, Pairing, pair
 from dts.checkpoint.safetensors_file import Damaged, SafetensorsFile, write_safetensors
 
 __all__ = [

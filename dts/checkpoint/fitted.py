@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from dts.checkpoint.checkpoint import Checkpoint
 from dts.checkpoint.names import named_as_loaded
-from dts.checkpoint.pairing import align
 from dts.checkpoint.part import only_part
+from dts.checkpoint.prefixes import align
 from dts.checkpoint.vocabulary import SHARED, with_rows_of
 
 

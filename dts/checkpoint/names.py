@@ -8,7 +8,7 @@ are heads for the architecture's.
 
 from dts.checkpoint.checkpoint import Checkpoint
 from dts.checkpoint.layouts import in_layout_of
-from dts.checkpoint.pairing import OLD_NAMES, align, swap_prefix
+from dts.checkpoint.prefixes import OLD_NAMES, align, swap_prefix
 from dts.checkpoint.wrappers import renamed, unwrapped
 from dts.sites.transformers import loadable
 

@@ -70,7 +70,7 @@ def verify(
 
 
 def _show(name: str, report, base: str, finetuned: str | None, result: dict):
-    from dts.checkpoint.pairing import causes
+    from dts.checkpoint.mismatch import causes
 
     if not report.ok:
         output.print(f"{name}: {len(report.problems)} problems", style="red")

@@ -21,7 +21,7 @@ from dts.adapter import Adapter, Entry
 from dts.adapter.folder import complete
 from dts.checkpoint import open_checkpoint
 from dts.checkpoint.files import split_state
-from dts.checkpoint.pairing import swap_prefix
+from dts.checkpoint.prefixes import swap_prefix
 from dts.files import expanded
 from dts.nn.model import DTSModel
 from dts.sites import raw
