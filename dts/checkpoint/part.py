@@ -39,7 +39,7 @@ def only_part(base: Checkpoint, finetuned: Checkpoint, part: str) -> Checkpoint:
             )
         return _taken_out(base, there, finetuned, here, theirs)
     if prefixes_of(here.names, part):
-        return _of_both(base, there, finetuned, ours)
+        return _of_both(base, there, finetuned, ours, part)
     names, missing = _fitted(base, there, here.body, finetuned.names, ours)
     if missing:
         raise CheckpointError(
@@ -176,13 +176,18 @@ def _put_in(base: Checkpoint, there: Places, part: Checkpoint, prefix: str) -> C
     )
 
 
-def _of_both(base: Checkpoint, there: Places, finetuned: Checkpoint, prefix: str) -> Checkpoint:
+def _of_both(base: Checkpoint, there: Places, finetuned: Checkpoint, prefix: str, part: str) -> Checkpoint:
     same = in_layout_of(base, finetuned)[0]
     holds = _holds(base, there, prefix)
-    inside = [name for name in same.names if holds(there.name(name))]
+    inside = {name: name for name in same.names if holds(there.name(name))}
+    if not any(there.name(name).startswith(prefix) for name in inside):  # the part of a body that one has in a wrapper
+        here = Places.of(same, base.config)
+        theirs = _the_prefix(same, here, part) or prefix
+        places = {name: here.name(name) for name in same.names}
+        inside |= {n: prefix + place[len(theirs) :] for n, place in places.items() if place.startswith(theirs)}
     if left := [name for name in same.names if name not in inside]:
         warn(f"{finetuned.source}: {len(left)} tensors outside of {prefix} are not compared: {some(left, 3)}", NotRead)
-    return _put_in(base, there, _named(same, {name: name for name in inside}, base), prefix)
+    return _put_in(base, there, _named(same, inside, base), prefix)
 
 
 def _taken_out(base: Checkpoint, there: Places, finetuned: Checkpoint, here: Places, prefix: str) -> Checkpoint:

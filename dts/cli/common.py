@@ -186,7 +186,9 @@ def list_of(text: str | None) -> list[str] | None:
     if text is None:
         return None
     items = expanded(text[1:]).read_text("utf-8").splitlines() if text.startswith("@") else text.split(",")
-    return [item.strip() for item in items if item.strip()]
+    if not (found := [item.strip() for item in items if item.strip()]):
+        raise ValueError(f"{text!r} names nothing: write 'a, b, c', or @file with a name a line")
+    return found
 
 
 def emit(result: Any, as_json: bool, show: Callable[[], None]) -> None:

@@ -27,7 +27,7 @@ from dts.cli.common import (
 def diff(
     base: Annotated[str, typer.Argument(help="Folder, file or hub id of the base model.", show_default=False)],
     finetuned: Annotated[str, typer.Argument(help="The full fine-tune to compare.", show_default=False)],
-    top: Annotated[int, typer.Option(help="Tensors to list, largest change first; 0 lists all.")] = 20,
+    top: Annotated[int, typer.Option(help="Tensors to list, largest change first; 0 lists all.", min=0)] = 20,
     revision: Revision = None,
     finetuned_revision: FinetunedRevision = None,
     state: State = None,

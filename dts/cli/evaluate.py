@@ -54,7 +54,8 @@ def evaluate(
         int | None, typer.Option(min=1, help="At most so many rows, drawn at random.", show_default=False)
     ] = None,
     made_up: Annotated[
-        int | None, typer.Option("--made-up", min=1, help="How many inputs to make up.", show_default=False)
+        int | None,
+        typer.Option("--made-up", min=1, max=1_000_000, help="How many inputs to make up.", show_default=False),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows that are run at once.")] = 16,
     max_length: MaxLength = None,
@@ -95,7 +96,8 @@ def evaluate(
 
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"--dtype {dtype}: it is one of {', '.join(DTYPES)}")
-    if data is None and (given := [o for o, v in (("--text", text), ("--label", label), ("--limit", limit)) if v]):
+    of_data = {"--text": text, "--label": label, "--limit": limit, "--split": split, "--max-length": max_length}
+    if data is None and (given := [option for option, value in of_data.items() if value]):
         raise ValueError(f"{' and '.join(given)} {'is' if len(given) == 1 else 'are'} about --data: give that too")
     if data is not None and made_up is not None:
         raise ValueError("--data and --made-up are two kinds of inputs: keep one")

@@ -35,6 +35,7 @@ Memory = int | str
 WORK = 12_000_000
 
 LENGTH = 128  # tokens
+MOST = 2**32  # tokens of a batch
 
 
 class TooSmall(ValueError):
@@ -264,6 +265,8 @@ def _check(
         wrong.append(f"a batch has whole numbers of rows and tokens, not {batch!r} of {length!r}")
     elif batch < 1 or (length is not None and length < 1):
         wrong.append(f"a batch has 1 row of 1 token at least, not {batch} of {length}")
+    elif batch * (length or 1) > MOST:
+        wrong.append(f"no machine holds a batch of {batch} rows of {length or LENGTH} tokens")
     try:
         device_named(device, here=False)
     except ValueError as error:

@@ -1,5 +1,6 @@
 """Weights of a mixture for a task never seen, from what its classes and the seen tasks' classes mean."""
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -97,8 +98,12 @@ def task_weights(
     encode = open_encoder(encoder)
     if not adapters:
         raise ValueError("no adapters to mix")
-    if temperature is not None and temperature <= 0:
-        raise ValueError(f"temperature must be above 0, not {temperature}")
+    if temperature is not None and not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be a number above 0, not {temperature}")
+    if floor is not None and math.isnan(floor):
+        raise ValueError("floor must be a similarity, -1 to 1, not nan")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be a number of tasks, 1 or more, not {top_k}")
     known = {task: _texts(task, source) for task, source in adapters.items()}
     new = _clean("the new task", classes)
     embedded = _embed({**{("task", t): texts for t, texts in known.items()}, ("new", ""): new}, encode)
@@ -132,7 +137,9 @@ def _normalised(
     kept = dict(allowed[:top_k])
     if temperature is not None:
         values = torch.tensor(list(kept.values()), dtype=torch.float64)
-        return dict(zip(kept, torch.softmax(values / temperature, 0).tolist()))
+        if not len(values):
+            return {}
+        return dict(zip(kept, torch.softmax((values - values.max()) / temperature, 0).tolist()))
     total = sum(abs(c) for c in kept.values())
     return {task: c / total for task, c in kept.items() if total}
 

@@ -235,6 +235,22 @@ def test_a_part_alone_changes_that_part_alone(folder, tmp_path):
         assert "lm_head.weight" in changed and not any("vision" in name for name in changed)
 
 
+def test_a_part_of_a_body_that_the_fine_tune_has_in_a_wrapper(tmp_path):
+    """A BertModel as the base, a classifier with `bert.` before all of it as the fine-tune."""
+    import dts
+
+    config = transformers.BertConfig(
+        vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48
+    )
+    base = transformers.BertModel(config)
+    base.save_pretrained(tmp_path / "base")
+    moved(transformers.BertForSequenceClassification.from_pretrained(tmp_path / "base")).save_pretrained(tmp_path / "t")
+    for part, start in (("encoder", "encoder."), ("encoder.layer.1", "encoder.layer.1."), ("pooler", "pooler.")):
+        with pytest.warns(NotRead, match="tensors outside"):
+            adapter = dts.compress(tmp_path / "base", tmp_path / "t", only=part, rank_fraction=0.9)
+        assert {name for name in base.state_dict() if name.startswith(start)} == set(adapter.entries)
+
+
 def test_a_name_of_several_parts_is_refused_and_one_s_whole_name_is_that_one(folder, tmp_path):
     moved(llava()).save_pretrained(tmp_path / "all")
     with pytest.raises(CheckpointError, match=r"2 parts 'layers'.*language_model\.layers, .*encoder\.layers"):

@@ -68,6 +68,9 @@ def test_lists_from_text_and_files(tmp_path):
     assert list_of("a, b c,,d") == ["a", "b c", "d"]
     assert list_of(f"@{tmp_path / 'names'}") == ["polka dots", "stripes"]
     assert list_of(None) is None
+    for nothing in (",", " , ,", "@/dev/null"):
+        with pytest.raises(ValueError, match="names nothing"):
+            list_of(nothing)
 
 
 def shown(width: int | None, *cells: str) -> list[str]:

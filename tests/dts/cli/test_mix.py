@@ -53,6 +53,8 @@ def test_given_weights_make_an_exact_adapter(dts, models, adapters, tmp_path):
         (["--weight", "one"], "sst2=0.7"),
         (["--weight", "oen=1", "-o", "m"], "two"),
         (["--classes", "a, b", "--weight", "one=1"], "--weight"),
+        (["--weight", "one=1", "--temperature", "nan", "--top-k", "2"], "--temperature, --top-k: they make weights"),
+        (["--classes", ",", "-o", "m"], "names nothing"),
     ],
 )
 def test_wrong_words_are_refused(dts, adapters, tmp_path, words, reason):

@@ -297,13 +297,16 @@ def test_a_model_says_its_plan_before_it_is_loaded_and_keeps_to_it(bert, capsys)
         {"batch": 2.5},
         {"batch": True},
         {"length": 1.0},
+        {"batch": 10**30},
         {"device": "gpu"},
         {"pin": "mood"},
         {"pin": None},
     ],
 )
 def test_numbers_and_names_that_make_no_sense_are_refused(bert, options, steady):
-    with pytest.raises(ValueError, match="whole number|larger than any|not understood|none of this name|pin is a list"):
+    with pytest.raises(
+        ValueError, match="whole number|no machine holds|larger than any|not understood|none of this name|pin is a list"
+    ):
         plan(bert / "base", adapters(bert), **{"memory": "900GB"} | options)
 
 

@@ -60,8 +60,10 @@ def test_temperature_top_k_and_floor():
     assert dict(task_weights(["animal"], TASKS, toy, top_k=1)) == {"pets": 1.0}
     assert dict(task_weights(["animal"], TASKS, toy, floor=(pets + traffic) / 2)) == {"pets": 1.0}
     assert dict(task_weights(["animal"], TASKS, toy, floor=0.9999)) == {}  # the base alone
-    with pytest.raises(ValueError, match="temperature"):
-        task_weights(["animal"], TASKS, toy, temperature=0)
+    assert dict(task_weights(["animal"], TASKS, toy, temperature=1e-320))["pets"] == 1.0
+    for wrong in ({"temperature": 0}, {"temperature": math.nan}, {"floor": math.nan}, {"top_k": 0}, {"top_k": -1}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
+            task_weights(["animal"], TASKS, toy, **wrong)
 
 
 def test_opaque_names_are_warned_about():
