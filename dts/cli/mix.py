@@ -99,7 +99,12 @@ def mix(
     new = list_of(classes) or description
     if bool(new) == bool(weight):
         raise ValueError("say what the new task is by --classes or --description, or give every --weight task=0.7")
-    of_names = {"--temperature": temperature, "--top-k": top_k, "--floor": floor, "--negative": negative or None}
+    of_names: dict[str, object] = {
+        "--temperature": temperature,
+        "--top-k": top_k,
+        "--floor": floor,
+        "--negative": negative or None,
+    }
     of_names["--encoder"] = None if encoder == "default" else encoder
     if weight and (unused := [option for option, value in of_names.items() if value is not None]):
         raise ValueError(f"{', '.join(unused)}: they make weights of names, and --weight says the weights: leave out")

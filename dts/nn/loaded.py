@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -13,7 +12,8 @@ from typing import Any
 from dts.adapter import Adapter
 from dts.checkpoint.errors import first
 from dts.nn.routing import Mixture
-from dts.nn.selection import Selection, names_in
+from dts.nn.selection import Selection, names_in, weight_of
+from dts.values import LARGEST, shown
 
 SHOWN = 50  # names that an error lists
 
@@ -86,9 +86,9 @@ class LoadedTasks(dict[str, Loaded]):
         self.check(names)
         weights = selection if isinstance(selection, Mapping) else dict.fromkeys(names, 1.0)
         try:
-            mixture = {self[name].slot: float(weights[name]) for name in names}
-        except (TypeError, ValueError):
+            return {self[name].slot: weight_of(weights[name]) for name in names}
+        except TypeError:
             raise TypeError(f"weights of a mixture are numbers: {selection}") from None
-        if not all(map(math.isfinite, mixture.values())):
-            raise ValueError(f"weights of a mixture must be finite numbers: {selection}")
-        return mixture
+        except ValueError:
+            what = f"finite numbers, {LARGEST:g} at most"
+            raise ValueError(f"weights of a mixture must be {what}: {shown(selection)}") from None

@@ -39,7 +39,7 @@ from dts.nn.replaced import Places, refuse_aliases, refuse_replaced
 from dts.nn.router import Choice, Router, make_router
 from dts.nn.routing import Current, Mixture, RoutingState, tracing
 from dts.nn.saving import What, save_pretrained
-from dts.nn.selection import AUTO, BASE, Selection, Selections, names_in, one_a_row
+from dts.nn.selection import AUTO, BASE, Selection, Selections, names_in, one_a_row, refuse_task
 from dts.nn.shelf import Shelf, Source
 from dts.nn.status import Status, not_reached, status
 from dts.nn.training import guard
@@ -401,6 +401,8 @@ class DTSModel(nn.Module):
             if self._other_labels and labels_by_name(kwargs):
                 broken(_LOSS)
             return self.model(*args, **kwargs)
+        if "task" in kwargs:
+            refuse_task(kwargs["task"], self._loaded)
         compiler = put_aside()
         try:
             used = compiler
@@ -457,6 +459,8 @@ class DTSModel(nn.Module):
         input apart, or outputs mix the rows of the batch, the model runs once a task instead; `status` says why.
         """
         getattr(self.model, method)  # no such method: its own error
+        if "task" in kwargs:
+            refuse_task(kwargs["task"], self._loaded)
         if tasks is None:
             self._last = None
             return self._run_chosen(method, args, kwargs)

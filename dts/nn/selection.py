@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
+import math
+from collections.abc import Container, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from dts.values import LARGEST
 
 
 class _Base:
@@ -37,6 +40,35 @@ def names_in(selection: Selection) -> list[str]:
     if not all(isinstance(name, str) for name in selection):
         raise TypeError(f"a mixture is {{name: weight}}, its names are strings: {selection!r}")
     return list(selection)
+
+
+def is_weight(value: Any) -> bool:
+    """Could a task be mixed in by this?"""
+    try:
+        weight_of(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def weight_of(value: Any) -> float:
+    """A weight of a mixture; raises TypeError for what is no number, ValueError for one too large for float32."""
+    if isinstance(value, str | bytes | bool):
+        raise TypeError
+    try:
+        weight = float(value)
+    except OverflowError:
+        weight = math.inf
+    if not abs(weight) <= LARGEST:
+        raise ValueError
+    return weight
+
+
+def refuse_task(task: Any, names: Container[str]) -> None:
+    """Raises TypeError where a keyword ``task`` that models swallow without a word names loaded tasks."""
+    given = [task] if isinstance(task, str) else task if isinstance(task, list | tuple | Mapping) else []
+    if given and all(isinstance(name, str) and name in names for name in given):
+        raise TypeError(f"task={task!r} names what is loaded here: the keyword is tasks=")
 
 
 def one_a_row(selections: Selections) -> list[Selection] | None:

@@ -1,6 +1,5 @@
 """A mixture of adapters as one adapter: theta_u = theta + sum_n gamma_n Delta_n."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +15,8 @@ from dts.checkpoint import open_checkpoint
 from dts.codec import Factors, residual
 from dts.codec.parts import kind_of
 from dts.nn.model import DTSModel
+from dts.nn.selection import is_weight
+from dts.values import shown
 from dts.warn import warn
 
 from .concatenate import mixed_factors
@@ -148,9 +149,9 @@ def _members(adapters: Mapping, weights: Mapping[str, float]) -> list[tuple[floa
     unknown = sorted(set(weights) - set(adapters))
     if unknown:
         raise ValueError(f"no adapter {', '.join(unknown)}; there are {', '.join(adapters)}")
-    endless = {task: gamma for task, gamma in weights.items() if not math.isfinite(gamma)}
+    endless = {task: gamma for task, gamma in weights.items() if not is_weight(gamma)}
     if endless:
-        raise ValueError(f"weights must be finite numbers: {endless}")
+        raise ValueError(f"weights must be finite numbers: {shown(endless)}")
     chosen = {task: float(gamma) for task, gamma in weights.items() if gamma}
     if not chosen:
         raise ValueError("nothing to mix: no task has a weight; the mixture is the base itself")

@@ -3,7 +3,9 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
+import torch
 
 import dts
 from dts.nn.loaded import Loaded, LoadedTasks
@@ -33,5 +35,23 @@ def test_mixtures_of_slots():
     assert tasks.mixture({"b": 1, "a": 0.5}) == {2: 1.0, 0: 0.5} and tasks.mixture(None) == {}
     with pytest.raises(ValueError, match=r"no task 'c', 'd'; the loaded tasks are 'a', 'b'"):
         tasks.check(["d", "a", "c"])
-    with pytest.raises(ValueError, match="finite"):
-        tasks.mixture({"a": float("nan")})
+    for wrong in (float("nan"), 1e39, 10**400, -float("inf")):  # beyond float32 outputs would be NaN
+        with pytest.raises(ValueError, match="finite numbers, 1e\\+30 at most"):
+            tasks.mixture({"a": wrong})
+    for wrong in ("0.5", True, None, b"1"):
+        with pytest.raises(TypeError, match="weights of a mixture are numbers"):
+            tasks.mixture({"a": wrong})
+    assert tasks.mixture({"a": torch.tensor(0.5), "b": np.float32(-1)}) == {0: 0.5, 2: -1.0}
+
+
+def test_a_keyword_task_that_a_model_would_swallow():
+    base = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    base.forward = lambda x, **ignored: base[0](x)
+    tuned = {name: value + 1 for name, value in base.state_dict().items()}
+    model = dts.DTSModel(base)
+    model.load_task("a", dts.compress(base.state_dict(), tuned, rank_fraction=1.0))
+    x = torch.ones(2, 4)
+    for task in ("a", ["a", "a"], {"a": 0.5}):
+        with pytest.raises(TypeError, match="the keyword is tasks="):
+            model(x, task=task)
+    assert torch.equal(model(x, task="translate"), model(x))  # Whisper's, for one
