@@ -1,15 +1,18 @@
 """A whole encoder of MiniLM-L6's shape (22.7 M parameters, random weights) with eight tasks of 1 % each, on the CPU.
 
     python -m benchmarks.kernels.cpu_model [--method sketch] [--seconds S] [--tokens N] [--profile CASE] [--busy]
-                                           [--out FOLDER]
+                                           [--competing N] [--out FOLDER]
 
 Plain model and DTSModel take turns in one process; ratios are of medians.  `benchmarks.kernels.cpu` runs it too.
 --busy, on a machine that other programs use: one thread, its own processor time, and the least of all turns.
+--competing: the same quiet and beside N processes that do nothing but compute: what each model loses to them, in means.
 """
 
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -108,6 +111,7 @@ def measure(functions: dict, seconds: float, clock=time.perf_counter) -> dict[st
     return {
         name: {
             "median": statistics.median(t),
+            "mean": statistics.fmean(t),
             "least": min(t),
             "p10": sorted(t)[len(t) // 10],
             "p90": sorted(t)[-1 - len(t) // 10],
@@ -165,6 +169,37 @@ def run(seconds: float, tokens: int = 32, method: str = "residual", busy: bool =
     return results
 
 
+def compete(seconds: float, processes: int, tokens: int = 32, method: str = "residual") -> list[dict]:
+    """Print and return, a batch size each, the mean milliseconds quiet and beside ``processes`` busy loops."""
+    plain, ours = models(method)
+    ours.set_task("task1")
+    about = {"tokens": tokens, "tasks": TASKS, "method": method, "variant": native.variant(), "competing": processes}
+    print(f"\nMiniLM-L6's shape, {method}, fp32, {native.variant()}, {torch.get_num_threads()} threads, means")
+    print(
+        f"{'rows':>5} {'forward':<12} {'ms quiet':>9} {'beside ' + str(processes):>9} {'slower':>7}  slower / plain's"
+    )
+    results = []
+    for rows in LIMITS:
+        functions = cases(plain, ours, rows, tokens)
+        quiet = measure(functions, seconds)
+        busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
+        try:
+            loaded = measure(functions, 2 * seconds)
+        finally:
+            for process in busy:
+                process.kill()
+                process.wait()
+        slower = {name: loaded[name]["mean"] / quiet[name]["mean"] for name in functions}
+        results.append({"rows": rows, **about, "quiet": quiet, "loaded": loaded, "slower": slower})
+        for name in functions:
+            print(
+                f"{rows:>5} {name:<12} {quiet[name]['mean']:>9.2f} {loaded[name]['mean']:>9.2f} {slower[name]:>7.2f} "
+                f"{slower[name] / slower['plain']:>8.2f}",
+                flush=True,
+            )
+    return results
+
+
 def profile(name: str, rows: int, tokens: int, method: str = "residual") -> None:
     """Where Python's time goes in one case."""
     import cProfile
@@ -188,7 +223,8 @@ def main() -> None:
     parser.add_argument("--profile", choices=["plain", "set_task", "tasks=[...]"], help="show where Python's time goes")
     parser.add_argument("--rows", type=int, default=1, help="of --profile")
     parser.add_argument("--busy", action="store_true", help="one thread, its processor time, the least of all turns")
-    parser.add_argument("--out", type=Path, help="folder for cpu_model-METHOD-INSTRUCTIONSET.json")
+    parser.add_argument("--competing", type=int, default=0, metavar="N", help="busy processes, one a core, say")
+    parser.add_argument("--out", type=Path, help="folder for cpu_model-METHOD-INSTRUCTIONSET.json (cpu_competing-...)")
     options = parser.parse_args()
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
@@ -200,9 +236,13 @@ def main() -> None:
         if options.profile:
             profile(options.profile, options.rows, options.tokens, options.method)
         else:
-            results = run(options.seconds, options.tokens, options.method, options.busy)
+            if options.competing:
+                results = compete(options.seconds, options.competing, options.tokens, options.method)
+            else:
+                results = run(options.seconds, options.tokens, options.method, options.busy)
             if options.out is not None:
-                name = f"cpu_model-{options.method}-{native.variant() or 'pytorch'}.json"
+                what = "competing" if options.competing else "model"
+                name = f"cpu_{what}-{options.method}-{native.variant() or 'pytorch'}.json"
                 write_text(
                     options.out / name, json.dumps({"threads": torch.get_num_threads(), "results": results}, indent=1)
                 )

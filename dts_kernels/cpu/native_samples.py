@@ -15,7 +15,7 @@ from .load import loaded, name_of
 
 # as in dts.h
 add_samples_record = struct.Struct("@P3qP5qPqPqPqPqPqP3q").pack
-_add_sampled_rows_record = struct.Struct("@PqP3qPqP2qPqPqPqP3q").pack
+add_sampled_rows_record = struct.Struct("@PqP3qPqP2qPqPqPqP3q").pack
 
 
 HELD = "_dts_samples"  # the attribute of a table that keeps its `SampleArray`
@@ -150,7 +150,7 @@ def add_sampled_rows(
         y = y.contiguous()
     out, (entries, places) = torch.empty_like(y), slots.shape
     code = loaded().dts_add_sampled_rows(
-        _add_sampled_rows_record(
+        add_sampled_rows_record(
             name_of(name),
             torch.get_num_threads(),
             ids.data_ptr(),

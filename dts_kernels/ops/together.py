@@ -8,6 +8,9 @@ what is wrong with it.
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import threading
 from typing import NamedTuple
 
 import torch
@@ -26,6 +29,8 @@ from .run import choice
 
 _strided = torch.strided
 NATIVE = ("native", "native_exact")
+MOST_KEPT = 1 << 22  # numbers of a copy of a weight whose memory a thread keeps for the next
+_kept = threading.local()
 
 
 class _Banks(NamedTuple):
@@ -142,6 +147,55 @@ class Together:
                 native.check(code, "add_samples")
         return y
 
+    def whole(self, weight: Tensor, routing: Routing) -> Tensor | None:
+        """weight [m, n] + the delta of the one mixture of ``routing``, float32; None where the ops are to be asked.
+
+        In memory that this thread's next call takes: new pages for every layer cost as much as the deltas.
+        """
+        m, n = self.m, self.n
+        if weight.dtype is not torch.float32 or weight.shape != (m, n) or not weight.is_contiguous() or weight.is_neg():
+            return None
+        if dispatch.exact() or not native.variant() or self.transposed or routing.weights.is_neg():
+            return None
+        if not (check.plain(routing.slots, routing.weights) and direct(weight)) or m * n > MOST_KEPT:
+            return None
+        memory = getattr(_kept, "memory", None)
+        if memory is None or memory.numel() < m * n:
+            with torch.inference_mode(False):
+                memory = _kept.memory = torch.empty(m * n)
+        out, banks, threads = memory[: m * n].view(m, n), self._held(), torch.get_num_threads()
+        base, to, count = weight.data_ptr(), out.data_ptr(), m * n
+        if banks.tasks is not None:
+            gamma = (ctypes.c_float * max(1, banks.tasks.count))()
+            for slot, one in zip(routing.slots[0].tolist(), routing.weights[0].tolist()):
+                if 0 <= slot < banks.tasks.count:
+                    gamma[slot] += one
+            native.check(
+                native.loaded().dts_reconstruct(
+                    native.named(None), threads, 0, banks.tasks.pointer, banks.tasks.count,
+                    ctypes.addressof(gamma), banks.tasks.count, base, 4 * n, to, count, 4 * n, 0, m, n,
+                ),
+                "reconstruct",
+            )  # fmt: skip
+            dispatch.ran["reconstruct", "native"] += 1
+            base = to
+        if banks.array is not None:
+            array, slots = banks.array, routing.slots
+            record = native_samples.add_sampled_rows_record(
+                native.name_of(None), threads, _rows(m).data_ptr(), m, m, n,
+                base, count, to, count, 0,
+                array.pointer, array.count, array.starts_pointer, array.slots,
+                slots.data_ptr(), slots.numel(), routing.weights.data_ptr(), slots.numel(), 1, slots.shape[1],
+            )  # fmt: skip
+            native.check(native.loaded().dts_add_sampled_rows(record), "add_sampled_rows")
+            dispatch.ran["add_dense_samples", "native"] += 1
+        return out
+
+    @property
+    def transposed(self) -> bool:
+        """Whether samples are of [n, m] matrices, whose rows are columns here."""
+        return self.samples is not None and self.samples.transposed
+
     def _held(self) -> _Banks:
         """What C reads of the banks as they are now."""
         banks, components, samples = self._banks, self.components, self.samples
@@ -158,3 +212,10 @@ class Together:
             array = None if stored is None else SampleArray.of(*stored)
             self._banks = banks = _Banks(derived, stored, tasks, array)
         return banks
+
+
+@functools.lru_cache(maxsize=64)
+def _rows(count: int) -> Tensor:
+    """The number of every row, int64."""
+    with torch.inference_mode(False):
+        return torch.arange(count)

@@ -12,13 +12,13 @@ enum {
     /* threads: so few cores are shared with other programs, and a join that waits for a worker to be scheduled costs
      * milliseconds, all of a small product's time many times over */
     FEW = 4,
-    LARGE_SHARE = 1 << 23, /* worth a thread after such a join: about 0.2 ms */
-    LATE = 100000,         /* ns: a longer wait than that, and than the work itself took, was for the scheduler */
-    ALONE = 64,            /* times as long as the wait small products then stay in one thread: 1.6 % is lost at most */
+    LATE = 100000, /* ns: a longer wait than that, and than the work itself took, was for the scheduler */
+    ALONE = 64,    /* times as long as the wait products then stay in one thread: 1.6 % is lost at most */
+    SPEED = 40,    /* codes that a thread does a ns: products that take longer than the wait are cut nevertheless */
 };
 
-/* Until when they do. */
-static atomic_llong alone_until;
+/* Until when they do, and how long that wait was, ns. */
+static atomic_llong alone_until, late;
 
 static int64_t nanoseconds(void) {
     struct timespec now;
@@ -29,7 +29,7 @@ static int64_t nanoseconds(void) {
 typedef struct {
     void (*work)(void *, int64_t, int);
     void *context;
-    int64_t items, done; /* done: when the caller had no more to do */
+    int64_t items, worked; /* worked: ns that the caller itself took for its items */
     pthread_t caller;
     atomic_llong next;
     atomic_int worker;
@@ -37,10 +37,11 @@ typedef struct {
 
 static void take_items(void *argument) {
     Region *region = argument;
-    int worker = atomic_fetch_add(&region->worker, 1);
+    int worker = atomic_fetch_add(&region->worker, 1), called = pthread_equal(pthread_self(), region->caller);
+    int64_t begin = called ? nanoseconds() : 0;
     for (int64_t item; (item = atomic_fetch_add(&region->next, 1)) < region->items;)
         region->work(region->context, item, worker);
-    if (pthread_equal(pthread_self(), region->caller)) region->done = nanoseconds();
+    if (called) region->worked = nanoseconds() - begin;
 }
 static void *thread_main(void *argument) {
     take_items(argument);
@@ -79,12 +80,16 @@ void dts_parallel(int threads, int64_t items, void (*work)(void *, int64_t, int)
     }
     int64_t begin = nanoseconds();
     run(&region, threads);
-    int64_t end = nanoseconds(), waited = end - region.done;
-    if (waited > LATE && waited > region.done - begin) atomic_store(&alone_until, end + ALONE * waited);
+    int64_t end = nanoseconds(), waited = end - begin - region.worked; /* at the fork, too: for a worker to be there */
+    if (waited > LATE && waited > region.worked) {
+        atomic_store(&late, waited);
+        atomic_store(&alone_until, end + ALONE * waited);
+    }
 }
 
 int dts_useful_threads(int threads, int64_t codes) {
-    int64_t share = threads > 1 && threads <= FEW && nanoseconds() < atomic_load(&alone_until) ? LARGE_SHARE : SHARE;
+    int64_t share = SHARE;
+    if (threads > 1 && threads <= FEW && nanoseconds() < atomic_load(&alone_until)) share = SPEED * atomic_load(&late);
     int64_t useful = codes / share;
     return useful >= threads ? threads : useful > 1 ? (int)useful : 1;
 }

@@ -71,7 +71,7 @@ int dts_add_sampled_rows(const AddSampledRows *a) {
     if (!count || !n || !a->entries) return DONE;
     for (int64_t i = 0; i < count; i++)
         if (a->ids[i] >= a->m) return NO_ROW;
-    int threads = dts_useful_threads(a->threads > 0 ? (int)a->threads : 1, count * n);
+    int threads = dts_useful_threads(a->threads > 0 ? (int)a->threads : 1, 2 * count * n);
     call.rows = malloc((size_t)(threads * n) * sizeof *call.rows);
     if (!call.rows) return NO_MEMORY;
     dts_parallel(threads, ceil_div(count, IDS), rows_item, &call);

@@ -73,3 +73,14 @@ def test_from_how_many_rows():
     assert rules.whole_from(384, 384, True) == 256 < rules.whole_from(384, 384, False) == 288
     assert rules.whole_from(16, 16, False) == 256
     assert rules.whole_from(4096, 4096, False) == float("inf")  # a copy would weigh beside the model
+
+
+def test_one_copy_after_the_other_in_the_same_memory():
+    made, (x, weight, bias, adds) = packed(True), operands()
+    turned = weight.T.contiguous().T  # no rows one behind the other: by the ops
+    with torch.inference_mode():
+        first = made.linear(x, weight, bias, Routing.of([1]), adds)
+        again = first.clone()
+        other = made.linear(x, 2 * weight, bias, Routing.of([2]), adds)
+        assert torch.equal(first, again) and not torch.equal(first, other)
+        torch.testing.assert_close(made.linear(x, turned, bias, Routing.of([1]), adds), first)
