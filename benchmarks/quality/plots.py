@@ -9,7 +9,7 @@ from statistics import mean
 
 from benchmarks.quality.rows import at, line
 from benchmarks.quality.style import end_labels, figure, label, percent_axis, plain_numbers, save, save_small, style
-from benchmarks.quality.targets import BYTES, best_peer, ours, peers
+from benchmarks.quality.targets import BYTES, best_peer, ours, palette, peers
 
 LARGEST = 0.12  # of fp32; larger methods are in the table only
 FLOOR = 1e-6
@@ -71,7 +71,7 @@ def frontier(cells: list[dict], measure: str, path: Path) -> Path | None:
     made, axes = figure(9.6, 5.8)
     axes.set(xscale="log", xlabel=BYTES)
     lines = MEASURES[measure](axes, shown)
-    _lines(axes, lines, ours(cells))
+    _lines(axes, lines, palette(cells))
     values = [y for points in lines.values() for _, y in points]
     if measure == "accuracy":
         best = max(values)
@@ -82,7 +82,7 @@ def frontier(cells: list[dict], measure: str, path: Path) -> Path | None:
     elif measure == "adr":
         axes.set_ylim(min(-0.3, 1.5 * min(values)), max(1.0, 1.3 * max(values)))
     made.draw_without_rendering()  # the layout decides the heights that labels go by
-    _labels(axes, lines, ours(cells))
+    _labels(axes, lines, palette(cells))
     return save(made, path)
 
 
@@ -124,7 +124,7 @@ def by_task(rows: list[dict], cells: list[dict], path: Path, share: float, most:
     width = 0.84 / len(methods)
     for i, method in enumerate(methods):
         heights = [max(values[method, t], FLOOR) if values[method, t] is not None else math.nan for t in tasks]
-        look = style(method, own)
+        look = style(method, palette(cells))
         axes.bar(
             [x + (i + 0.5) * width for x in range(len(tasks))],
             heights,
@@ -171,7 +171,7 @@ def headline(suites: dict[str, list[dict]], path: Path, most: int = 5) -> Path |
     for axes, (name, cells) in zip(all_axes[0], panels.items()):
         chosen = [*ours(cells), *_rivals(cells, most)]
         small = {m: [(100 * x, max(y, FLOOR)) for x, y in line(cells, m) if x <= LARGEST] for m in chosen}
-        drawn.append((axes, {m: points for m, points in small.items() if points}, ours(cells)))
+        drawn.append((axes, {m: points for m, points in small.items() if points}, palette(cells)))
         axes.set(xscale="log", yscale="log", xlabel=BYTES, ylabel="KL to the fine-tuned model, nats")
         plain_numbers(axes.yaxis)
         _lines(*drawn[-1])

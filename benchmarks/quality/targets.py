@@ -35,12 +35,17 @@ class Check:
 
 
 def ours(cells: list[dict]) -> list[str]:
-    """This project's methods: all that are not peers, `VARIANTS` last.  In one order for every suite, so that each
-    keeps its colour."""
+    """This project's methods: all that are not peers, `VARIANTS` last."""
     found = dict.fromkeys(cell["method"] for cell in cells if cell["method"] not in PEERS)
     known = list(OURS)
     place = {method: known.index(method) if method in known else len(known) for method in found}
     return sorted(found, key=lambda method: (method in VARIANTS, place[method]))
+
+
+def palette(cells: list[dict]) -> list[str]:
+    """This project's methods in the order of their colours: all that there are, measured or not, so that each has the
+    same in every suite; then what else is found."""
+    return [*OURS, *(method for method in ours(cells) if method not in OURS)]
 
 
 def peers(cells: list[dict]) -> list[str]:

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from benchmarks.quality import ratios, report, rows, targets
-from benchmarks.quality.style import spread
+from benchmarks.quality.style import spread, style
 
 SIZES = (0.001, 0.01, 0.04)
 
@@ -118,6 +118,13 @@ def test_targets_are_computed_from_the_rows(measured):
 def test_our_methods_come_in_one_order_whatever_was_measured_first():
     cells = [{"method": name} for name in ("residual uniform", "dare", "another", "residual frobenius", "residual")]
     assert targets.ours(cells) == ["residual", "another", "residual frobenius", "residual uniform"]
+
+
+def test_a_method_has_its_colour_where_another_of_ours_was_not_measured():
+    everywhere, alone = ([{"method": name} for name in names] for names in (("residual", "sketch"), ("sketch",)))
+    looks = [style("sketch", targets.palette(cells)) for cells in (everywhere, alone)]
+    assert looks[0] == looks[1] != style("residual", targets.palette(alone))
+    assert targets.palette([{"method": "another"}])[-1] == "another"
 
 
 def test_ratios_to_the_best_peer(measured):
