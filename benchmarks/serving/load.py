@@ -16,6 +16,8 @@ Stages:
   rank on the same layers, `generate` with a task a row on batches as large as the server's, prompts of one length
   together, in this process and without HTTP.  All answers have 24 tokens.
 - lengths: eight tasks beside PEFT's again, with answers of 6 to 96 tokens: whole calls wait for their longest answer.
+- steps: a step of as many rows of eight tasks as the server's batches have, the base's alone and PEFT's, without a
+  server: what no server could be faster than.
 - processes: four tasks beside a server process for each of them, that is tokens a second and memory.
 - crowd: 1,000 clients at once, most of which are told 429.
 - signal: SIGTERM while requests run.
@@ -46,7 +48,7 @@ from dts.files import write_text
 from dts_kernels.cpu import native
 
 TOKENS = 24  # of an answer
-STAGES = ("tasks", "rising", "ratios", "lengths", "processes", "crowd", "signal")
+STAGES = ("tasks", "rising", "ratios", "lengths", "steps", "processes", "crowd", "signal")
 
 
 def wrongs(report: Report) -> list[str]:
@@ -60,7 +62,7 @@ def measured(folder: Path, size: Size, count: int, stages: Sequence[str], report
     mixed = questions(folder, tasks, 2, [TOKENS])
     many = questions(folder, tasks[:8], 4, lengths(32, 6, 96)) if "lengths" in stages else []
     peft = None
-    if {"ratios", "lengths"} & set(stages):
+    if {"ratios", "lengths", "steps"} & set(stages):
         try:
             peft = Peft(tasks[:8], size)
         except ImportError:
@@ -71,6 +73,7 @@ def measured(folder: Path, size: Size, count: int, stages: Sequence[str], report
             "rising": lambda: do.rising(server, mixed, report),
             "ratios": lambda: do.ratios(server, peft, size, tasks, mixed, report),
             "lengths": lambda: do.of_many_lengths(server, peft, many, report),
+            "steps": lambda: do.stepped(folder, peft, tasks, report),
             "processes": lambda: do.processes(server, folder, tasks, mixed, report),
             "crowd": lambda: do.crowd(server, mixed, report),
         }

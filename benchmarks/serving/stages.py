@@ -8,12 +8,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.serving.client import Load, run
 from benchmarks.serving.made import SMALL, Peft, Question, Size, base_model
 from benchmarks.serving.server import Server
+from benchmarks.serving.steps import steps
 from dts.adapter.folder import read_config
 
 ROWS, QUEUE, TURNS = 32, 256, 5
@@ -43,9 +45,10 @@ def cycle(asked: Sequence[Question], count: int) -> list[Question]:
 
 
 def tasks_loaded(server: Server, folder: Path, size: Size, tasks: list[str], mixed: list[Question], report: Report):
-    """Every task, one after the other."""
+    """Every task, one after the other; the second half's prompts are not new by then, only their tasks are."""
     half, sizes = len(tasks) // 2, [read_config(folder / "adapters" / task)["bytes"] for task in tasks]
     run(server.port, mixed[:half], 1)
+    run(server.port, [replace(one, task=tasks[i]) for i, one in enumerate(mixed[half : 2 * half])], 1)
     before = server.nbytes
     run(server.port, mixed[half : len(tasks)], 1)
     grown = (server.nbytes - before) / sum(sizes[half:])
@@ -139,6 +142,17 @@ def processes(server: Server, folder: Path, tasks: list[str], mixed: list[Questi
         ratio = found["4 tasks, a server"] / found["4 tasks, a process each"]
         memory = {"server_bytes": server.nbytes, "processes_bytes": sum(one.nbytes for one in each.values())}
     report.add("4 tasks in a server / in a process each", ratio=round(ratio, 3), **memory)
+
+
+def stepped(folder: Path, peft: Peft | None, tasks: list[str], report: Report) -> None:
+    """What binds the ratios to PEFT: the base's own layers are in every step of both."""
+    found = steps(folder, tasks[:8], peft, ROWS)
+    row = {f"{name}_ms": round(value, 2) for name, value in found.items()}
+    row["base_share"] = round(found["base"] / found["tasks"], 2)
+    if peft is not None:
+        row |= {"peft_to_tasks": round(found["peft"] / found["tasks"], 2)}
+        row |= {"peft_to_base": round(found["peft"] / found["base"], 2)}
+    report.add(f"a step of {ROWS} rows of 8 tasks", **row)
 
 
 def crowd(server: Server, mixed: list[Question], report: Report) -> None:

@@ -61,13 +61,19 @@ def factors_from(
     fragments: by key, each as its kind's `PartKind.fits` lets it pass, None or absent where there is none.
     Raises Undecodable for tensors that are missing, do not fit each other, or hold what is no number.
     """
-    rows, columns = (checked_index(f"{name}.{side}", load(side), size) for side, size in zip(SIDES, shape))
-    empty = Factors((), shape, rows, columns, norm, squared_error)
+    rows, columns = [checked_index(f"{name}.{side}", load(side), size) for side, size in zip(SIDES, shape)]
+    compact = shape
+    if rows is not None or columns is not None:
+        compact = Factors((), shape, rows, columns, norm, squared_error).compact_shape
     kinds = [kind for kind in KINDS.values() if fragments.get(kind.key) is not None]
-    if not any(kind.alone for kind in kinds):
+    if not any([kind.alone for kind in kinds]):
         raise Undecodable(f"{name}: it has neither parts nor added rows")
-    parts = [part for kind in kinds for part in kind.decode(name, fragments[kind.key], empty.compact_shape, load)]
+    parts, largest = list[Any](), 0.0
+    for kind in kinds:
+        own = kind.decode(name, fragments[kind.key], compact, load)
+        largest += sum(map(kind.largest, own))
+        parts += own
     factors = Factors(tuple(parts), shape, rows, columns, norm, squared_error)
-    if not factors.largest <= LARGEST:
+    if not largest <= LARGEST:
         raise Undecodable(f"{name}: the numbers of its parts (sigma, levels, scale, ...) are none, or too large")
     return factors

@@ -53,6 +53,8 @@ def serve(options: Options, observer: Observer | None = None) -> Served:
     if not catalogue.quantised:
         model.to(device)
     model._state.to(device)  # which layers would move with them, but there are none before the first task
+    if model._base is not None:
+        _ = model._base.fingerprint  # read now, not while the first task is loaded
     base: Any = model.model
     config = base.config
     if tokenizer is None and base.can_generate():

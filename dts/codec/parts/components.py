@@ -45,7 +45,7 @@ class Components(PartKind[PackedFactors]):
         return _runs(fragment) and len({run["kind"] for run in fragment}) <= 1
 
     def decode(self, name: str, fragment, shape: tuple[int, int], load: Load) -> list[PackedFactors]:
-        u, v, sigma, levels = (load(key) for key in ("u", "v", "sigma", "levels"))
+        u, v, sigma, levels = map(load, ("u", "v", "sigma", "levels"))
         if u is None or v is None or sigma is None:
             absent = [key for key, tensor in (("u", u), ("v", v), ("sigma", sigma)) if tensor is None]
             raise Undecodable(f"{name}: its {', '.join(absent)} is missing")
@@ -73,7 +73,7 @@ class Components(PartKind[PackedFactors]):
 
     def largest(self, data: PackedFactors) -> float:
         level = codes.LARGEST if data.levels is None else data.levels.double().abs().max().item()
-        return torch.linalg.vector_norm(data.sigma, 1, dtype=torch.float64).item() * level**2
+        return sum(map(abs, data.sigma.tolist())) * level**2  # of some tens: a fifth of what three calls of torch take
 
     def energy(self, data: PackedFactors) -> float:
         wide = data.sigma.double()

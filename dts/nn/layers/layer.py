@@ -281,6 +281,8 @@ def adopt(module: nn.Module, layer: type[L], deltas: LayerDeltas) -> L:
     """Turn a module into a DTS layer, in place.  Raises ValueError for one whose class does not let it."""
     base = base_class(module)
     adopted: Any = module
+    if type(module) is _classes.get((layer, base), layer) and module.__dict__.get("dts") is deltas:
+        return adopted  # as nearly all are, but for the first task's: an attribute of a module takes 5 microseconds
     try:
         adopted.__class__ = layer if base in layer.__mro__ else joined(layer, base)
     except TypeError as error:  # of classes that are built otherwise, with slots or a base before nn.Module
