@@ -1,5 +1,7 @@
 """Packed factors of all loaded tasks of one layer, as the ops take them."""
 
+from array import array
+
 import torch
 from torch import Tensor
 
@@ -147,10 +149,15 @@ class Bank:
 
     def _derive(self) -> tuple[list[Tensor], Tensor, int]:
         packed: list[Tensor] = []
-        rows = [[-1, -1, -1, -1, 0, 0] for _ in range(max(self._factors, default=-1) + 1)]
-        for slot, f in sorted(self._factors.items()):
-            at = len(packed)
-            packed += [f.u, f.v, f.sigma] + ([] if f.levels is None else [f.levels])
-            rows[slot] = [at, at + 1, at + 2, at + 3 if f.levels is not None else -1, f.rank, self._exponents[slot]]
-        table = torch.tensor(rows, dtype=torch.int64).reshape(-1, TABLE_FIELDS)
-        return packed, table, max((f.rank for f in self._factors.values()), default=0)
+        flat, most = array("q"), 0
+        for slot in range(max(self._factors, default=-1) + 1):
+            f = self._factors.get(slot)
+            if f is None:
+                flat.extend((-1, -1, -1, -1, 0, 0))
+                continue
+            at, rank = len(packed), f.rank
+            packed += (f.u, f.v, f.sigma) if f.levels is None else (f.u, f.v, f.sigma, f.levels)
+            flat.extend((at, at + 1, at + 2, -1 if f.levels is None else at + 3, rank, self._exponents[slot]))
+            most = max(most, rank)
+        rows = torch.frombuffer(flat, dtype=torch.int64) if flat else torch.empty(0, dtype=torch.int64)
+        return packed, rows.view(-1, TABLE_FIELDS), most

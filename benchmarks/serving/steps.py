@@ -60,6 +60,7 @@ def steps(folder: Path, names: Sequence[str], peft: Peft | None, rows: int) -> M
     """Milliseconds by who takes the step, medians of turns; every row has 32 tokens before and another task."""
     base = transformers.AutoModelForCausalLM.from_pretrained(folder / "base").eval()
     model = dts.DTSModel.from_pretrained(folder / "base", {name: folder / "adapters" / name for name in names})
+    model._state.keeping = True  # as an engine does
     ids = torch.randint(2, 200, (rows, PROMPT), generator=torch.Generator().manual_seed(3))
     tasks = [names[row % len(names)] for row in range(rows)]
     who: dict[str, Callable[[], Step]] = {

@@ -5,7 +5,6 @@ A layer that was replaced, and an alias of a raw parameter, would go on as the b
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from operator import is_
 
@@ -19,7 +18,7 @@ from dts.nn.routing import Mixture
 from dts.sites import raw_or_none, walked
 
 HOLDS = (Tensor, list, tuple, dict, set)  # attributes that are looked into
-PLAIN, EMPTIES = {bool, int, float, str, type(None)}, {dict, OrderedDict, set, list, tuple}
+FIELDS = {*vars(nn.Module()), "dts"}  # those of every module: its tensors, children and hooks
 
 
 class Places:
@@ -94,10 +93,10 @@ def aliases(model: nn.Module, changed: dict[int, str]) -> list[str]:
     """
     found = []
     for name, module in walked(model):
-        for attribute, value in list(vars(module).items()):  # another thread may make a layer of it meanwhile
-            if type(value) in PLAIN or type(value) in EMPTIES and not value:  # nearly all that modules have: hooks
-                continue
-            if attribute in ("_parameters", "_buffers", "_modules", "dts") or not isinstance(value, HOLDS):
+        own_fields = vars(module)
+        for attribute in [one for one in list(own_fields) if one not in FIELDS]:
+            value = own_fields.get(attribute)  # another thread may make a layer of it meanwhile
+            if not isinstance(value, HOLDS):
                 continue
             own = (
                 {id(raw_or_none(module, p)) for p in (*module._parameters, *module._buffers)}
