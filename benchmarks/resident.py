@@ -183,6 +183,7 @@ def objects(base: Path, folder: Path) -> None:
             took = ((resident("RssAnon") or 0) - before) / 40
     print(f"a task of {rows} tensors took {took:,.0f} bytes; said: {said:,}, of which its objects {rows * OBJECTS:,}")
     print(f"bytes of objects a tensor: {(took - said + rows * OBJECTS) / rows:,.0f}")
+    print(f"times its bytes on disk, {config['bytes']:,}: {took / config['bytes']:.2f}")
 
 
 def main() -> None:
