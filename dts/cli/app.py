@@ -6,6 +6,7 @@ import signal
 import sys
 import traceback
 import warnings
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -59,6 +60,7 @@ class Verbs(TyperGroup):
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = lambda message, *_: errors.print(f"Warning: {message}", soft_wrap=True)
+                _here()
                 if self.empty:
                     raise ValueError(f"{', '.join(self.empty)}: nothing is said there; leave it out, or give a value")
                 return super().invoke(context)
@@ -84,8 +86,17 @@ class Verbs(TyperGroup):
         title = "Error" if code != UNEXPECTED else f"Unexpected {type(error).__name__} (--debug shows where)"
         errors.print(Panel(message, title=title, title_align="left", border_style="red"))
         if self.json:
-            print(json.dumps({"error": message, "exit_code": code}))
+            with suppress(OSError):  # of a full disk, perhaps the very error; stderr has it
+                print(json.dumps({"error": message, "exit_code": code}), flush=True)
         raise typer.Exit(code) from error
+
+
+def _here() -> None:
+    """Raises FileNotFoundError where the folder that one is in was removed: libraries end the process there."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise FileNotFoundError("the folder that this runs in is not there any more: go to another one") from None
 
 
 def _empty(args: list[str]) -> list[str]:

@@ -64,7 +64,7 @@ def in_words(error: Exception) -> str:
     if not isinstance(error, OSError) or error.strerror is None:
         return str(error)
     text = error.strerror if error.filename is None else f"{os.fsdecode(error.filename)}: {error.strerror}"
-    if error.errno in FULL:
+    if error.errno in FULL and "ree some space" not in text:  # `explained` has said so
         text += ": free some space and run again"
     elif error.errno in (errno.EACCES, errno.EPERM):
         text += ": choose another place, or ask for the right to use this one"

@@ -13,10 +13,12 @@ from dts.adapter import Adapter, AdapterError
 from dts.adapter.folder import CONFIG, read_layout
 from dts.checkpoint.errors import some
 from dts.files import in_words, real
+from dts.nn.selection import AUTO
 from dts.nn.sizes import task_bytes
 from dts.serve.refused import Refused
 
-NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,127}", re.ASCII)  # of a task: no separators, no dots in front, no ":" or ","
+# of a task: no separators, no dots in front, no ":" or ",", and not what asks for one to be chosen
+NAME = re.compile(rf"(?!{AUTO}$)[A-Za-z0-9][\w.-]{{0,127}}", re.ASCII)
 WRITTEN = 50  # names that an error lists
 
 
@@ -81,7 +83,8 @@ class Catalogue:
     def give(self, name: str, path: str | None = None) -> None:
         """Let a name mean the adapter at ``path``, which lies in the root (relative to it, or absolute)."""
         if not NAME.fullmatch(name) or name == self.base_name:
-            raise Refused(f"{name!r} cannot be a task's name: letters, digits, '_', '-' and '.', not the base's name")
+            what = f"letters, digits, '_', '-' and '.', not {AUTO!r} and not the base's name"
+            raise Refused(f"{name!r} cannot be a task's name: {what}")
         folder = self.root if "\0" in (path or name) else real(self.root / (path or name))
         if not folder.is_relative_to(self.root) or folder == self.root:
             raise Refused(f"{path or name!r} is not in the folder of adapters", param="path")

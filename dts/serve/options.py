@@ -16,6 +16,7 @@ from dts.checkpoint import CheckpointError, open_checkpoint, open_stored
 from dts.checkpoint.quantised import method_of
 from dts.devices import device_named
 from dts.files import in_words
+from dts.nn.selection import AUTO
 from dts.serve.catalogue import NAME
 from dts.serve.encode import Pooling
 from dts.serve.waiting import Batching
@@ -156,13 +157,18 @@ def _of_base(options: Options) -> list[str]:
 
 def _of_adapters(options: Options) -> list[str]:
     if not NAME.fullmatch(options.base_name):
-        return [f"the base's name {options.base_name!r}: letters, digits, '_', '-' and '.'; --name gives another"]
+        what = f"letters, digits, '_', '-' and '.', not {AUTO!r}"
+        return [f"the base's name {options.base_name!r}: {what}; --name gives another"]
     if not options.adapters.is_dir():
         return [f"--adapters: {options.adapters} is no folder"]
     if (options.adapters / CONFIG).is_file():
         return [f"--adapters: {options.adapters} is an adapter itself; give the folder that holds it"]
     there = {one.parent.name for one in options.adapters.glob(f"*/{CONFIG}")}
     wrong = [
+        f"--adapters: {options.adapters / name} cannot be asked for, {name!r} chooses a task: rename the folder"
+        for name in there & {AUTO}
+    ]
+    wrong += [
         f"--pin: there is no adapter {name!r} in {options.adapters}" for name in options.pinned if name not in there
     ]
     if options.base_name in there:

@@ -47,6 +47,33 @@ def test_traceback_on_request(dts, words, word):
         assert wrong.exit_code == 2 and "Traceback" in wrong.stderr and "Error" in wrong.stderr
 
 
+def test_an_error_is_told_where_stdout_takes_nothing(dts, monkeypatch):
+    def full(*words, **how):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dts.cli.app.print", full, raising=False)
+    wrong = dts("list", "no", "--json")
+    assert wrong.exit_code == 2 and isinstance(wrong.exception, SystemExit) and "Error" in wrong.stderr
+
+
+def test_a_full_disk_is_advised_of_once():
+    from dts.files import in_words
+    from dts.files.errors import explained
+
+    with pytest.raises(OSError) as error, explained(Path("/out"), lambda path: True):
+        raise OSError(28, "No space left on device", "/out")
+    assert in_words(error.value).lower().count("free some space") == 1
+    assert in_words(OSError(28, "No space left on device")).count("free some space") == 1
+
+
+def test_a_folder_that_was_removed_is_no_place_to_run_in(dts, models, tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    wrong = dts("compress", models / "base", models / "one", "-o", tmp_path / "a")
+    assert wrong.exit_code == 2 and "is not there any more" in wrong.stderr and not (tmp_path / "a").exists()
+
+
 def test_an_unexpected_error_says_so(dts, monkeypatch):
     monkeypatch.setattr("dts.cli.doctor.examine", lambda: 1 / 0)
     wrong = dts("doctor")

@@ -227,6 +227,25 @@ def test_everything_that_is_wrong_at_the_start_is_said_at_once(decoder, tmp_path
         assert words in text
 
 
+def test_nothing_is_called_what_asks_for_a_choice(decoder, tmp_path):
+    """`auto` as a task or as the base could not be asked for: it chooses a task."""
+    import shutil
+
+    from dts.serve.catalogue import Catalogue
+    from dts.serve.options import Options, problems
+    from dts.serve.refused import Refused
+
+    shutil.copytree(decoder.adapters / "a", tmp_path / "auto")
+    assert any("rename the folder" in line for line in problems(Options(str(decoder.base), tmp_path), False))
+    assert any("not 'auto'" in line for line in problems(Options(str(decoder.base), tmp_path, name="auto"), False))
+    catalogue = Catalogue(tmp_path, "base", None)
+    assert catalogue.names() == []
+    with pytest.raises(Refused, match="'auto' cannot be a task's name"):
+        catalogue.give("auto", "auto")
+    catalogue.give("automatic", "auto")
+    assert catalogue.names() == ["automatic"]
+
+
 @pytest.mark.parametrize("words", [["--memory", "5%"], ["--adapters", "/nowhere"], ["--port", "0"]])
 def test_what_cannot_be_is_refused(decoder, words):
     done = CliRunner().invoke(app, ["serve", str(decoder.base), "--adapters", str(decoder.adapters), *words])
