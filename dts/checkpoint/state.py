@@ -27,7 +27,10 @@ def from_module(module: torch.nn.Module) -> Checkpoint:
             f"{name} is a PEFT model (LoRA or another adapter), not a full fine-tune: call "
             "merge_and_unload() on it and give what that returns"
         )
-    codes = [where for where, inner in module.named_modules() if is_quantised(inner)]
+    if isinstance(module, torch.jit.ScriptModule):
+        raise CheckpointError(f"{name} is a TorchScript program, not a model: give its state_dict()")
+    lazy = any(isinstance(parameter, UninitializedParameter) for parameter in module.parameters())  # refused below
+    codes = [] if lazy else [where for where, inner in module.named_modules() if is_quantised(inner)]
     if codes:  # and of some libraries making a state dict changes the codes
         method = class_method(raw(module.get_submodule(codes[0]), "weight")) or "its layers' library"
         raise Quantised(f"{name} is quantised by {method} ({some(codes, 3)}): {way(method)}")

@@ -75,6 +75,8 @@ class DTSModel(nn.Module):
                 f"a DTSModel is made of a model in memory, not of a {type(model).__name__}: "
                 "DTSModel.from_pretrained(folder, adapters={name: folder}) loads one"
             )
+        if isinstance(model, torch.jit.ScriptModule):
+            raise TypeError("a TorchScript program runs no tasks: give the model that torch.jit made it of")
         if issubclass(type(model), DTSModel):
             raise TypeError("this is a DTSModel already: load_task() gives it further tasks")
         super().__init__()

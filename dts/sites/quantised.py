@@ -15,7 +15,8 @@ AT_ONCE = 256  # rows of an identity matrix, or ids, that go through a layer tog
 
 def has_codes(tensor: Tensor) -> bool:
     """Whether the elements of a parameter are codes, not numbers."""
-    return not tensor.is_floating_point() or tensor.dtype.itemsize == 1 or _dequantises(tensor)
+    number = tensor.is_floating_point() or tensor.is_complex()
+    return not number or tensor.dtype.itemsize == 1 or _dequantises(tensor)
 
 
 def is_quantised(module: nn.Module, name: str = "weight") -> bool:

@@ -122,6 +122,28 @@ def test_a_peft_model_is_named_whatever_its_adapter(monkeypatch):
         open_checkpoint(model)
 
 
+@pytest.mark.parametrize(
+    ("module", "says"),
+    [
+        (lambda: torch.jit.script(torch.nn.Linear(4, 4)), "TorchScript program"),
+        (lambda: torch.nn.Sequential(torch.nn.LazyLinear(4)), "lazy modules that were never run"),
+        (lambda: torch.nn.Linear(4, 4).to(torch.complex64), "complex64 tensors, which cannot be stored"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_modules_that_are_no_models_of_real_numbers(module, says):
+    with pytest.raises(CheckpointError, match=says):
+        open_checkpoint(module())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_program_of_torchscript_runs_no_tasks():
+    import dts
+
+    with pytest.raises(TypeError, match="TorchScript program runs no tasks"):
+        dts.DTSModel(torch.jit.script(torch.nn.Linear(4, 4)))
+
+
 def test_a_lora_folder_is_one_line(tmp_path):
     save_file({"a.lora_A.weight": W}, tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "org/base"}')
