@@ -1,7 +1,7 @@
 """Time, memory and error of compression: single matrices, and whole models of a Llama's shapes from disk.
 
     python -m benchmarks.compress [--device cuda] [--shapes 4096x4096:.3 ...] [--parameters 1.1e9 7e9] [--budget .01]
-                                  [--batches 1 8] [--seconds 170] [--out benchmarks/results] [--folder DIR]
+                                  [--encoder [--method residual]] [--batches 1 8] [--seconds 170] [--out benchmarks/results] [--folder DIR]
 
 Matrices (m x n : share of the rank) are random with a decaying spectrum, made on the device; each is encoded twice, and
 the bytes of both compared, then once more with the device waited for around every phase, whose seconds are printed.
@@ -11,11 +11,15 @@ A model's base has random weights, its fine-tune differs by such matrices; both 
 folder that is removed at the end (four bytes a parameter), or held in memory where there is no room for it.  Their
 pages are still in the system's cache when they are read.  Phases: what `dts.compress` does, on the host's clock.
 
+--encoder: a pair of MiniLM-L6's shape in float32, compressed by one thread and by all of them: seconds, processor time,
+and whether the bytes are the same.  Of it alone on a CPU:  --device cpu --shapes --parameters --encoder
+
 Rows are printed and added to OUT/<device>/compress.jsonl as they are found.  A case that has not ended when the
 seconds are over is broken off, and so said.
 """
 
 import argparse
+import hashlib
 import importlib
 import json
 import platform
@@ -33,11 +37,13 @@ import torch
 from torch import Tensor
 
 import dts
+from benchmarks.kernels import cpu_model
 from benchmarks.memory import layout
 from dts.adapter import plans, run
 from dts.checkpoint import write_safetensors
 from dts.codec import alternations, many
 from dts.codec.many import components
+from dts_kernels.cpu import native
 from dts_kernels.gpu.config import slug
 
 MOVED = 0.01  # of the base's norm that a fine-tune is away from it
@@ -214,6 +220,56 @@ def model_row(parameters: int, budget: float, device: torch.device, folder: Path
     return row | {"peak_device_mb": peak_mb(device)}
 
 
+def encoder_pair() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """An encoder of MiniLM-L6's shape with random weights, and a fine-tune of it that saw `TOUCHED` tokens."""
+    torch.manual_seed(0)
+    model = cpu_model.encoder()
+    if model is None:
+        raise RuntimeError("--encoder needs transformers (the 'hf' extra)")
+    base = {name: value.clone() for name, value in model.state_dict().items() if value.is_floating_point()}
+    tuned = {}
+    for seed, (name, value) in enumerate(base.items()):
+        if value.dim() == 2:
+            moved = difference(*value.shape, seed, torch.device("cpu"))
+            if "word_embeddings" in name:
+                moved[cpu_model.TOUCHED :] = 0
+        else:
+            moved = torch.randn(value.shape, generator=torch.Generator().manual_seed(seed))
+        tuned[name] = value + MOVED * 0.02 * moved
+    return base, tuned
+
+
+def digest(folder: Path) -> str:
+    """Of all files of a folder and their names."""
+    whole = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            whole.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
+    return whole.hexdigest()
+
+
+def encoder_row(budget: float, device: torch.device, method: str = "auto") -> dict:
+    """MiniLM-L6's shape, by one thread and by as many as there are."""
+    base, tuned = encoder_pair()
+    most = torch.get_num_threads()
+    row: dict[str, Any] = {"what": "encoder", "parameters": sum(t.numel() for t in base.values()), "budget": budget}
+    row |= {"variant": native.variant(), "threads": [], "seconds": [], "cpu_seconds": []}
+    digests = set()
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            for threads in sorted({1, most}):
+                torch.set_num_threads(threads)
+                out, start, cpu = Path(temporary, str(threads)), time.perf_counter(), time.process_time()
+                adapter = dts.compress(base, tuned, out, budget=budget, device=device, method=method)
+                row["threads"].append(threads)
+                row["seconds"].append(round(time.perf_counter() - start, 2))
+                row["cpu_seconds"].append(round(time.process_time() - cpu, 2))
+                digests.add(digest(out))
+        finally:
+            torch.set_num_threads(most)
+    return row | {"method": adapter.method, "bytes": adapter.nbytes, "same_bytes": len(digests) == 1}
+
+
 def shape_of(text: str) -> tuple[int, int, float]:
     """``4096x4096:.3`` -> (4096, 4096, 0.3)."""
     try:
@@ -233,6 +289,8 @@ def cases(args, device: torch.device, deadline: float) -> Iterator[tuple[str, Ca
                 f"{count} of {m} x {n}",
                 lambda m=m, n=n, fraction=fraction, count=count: matrix_row(m, n, fraction, count, device),
             )
+    if args.encoder:
+        yield "an encoder", lambda: encoder_row(args.budget, device, args.method)
     for parameters in args.parameters:
         yield (
             f"{parameters:.3g} parameters",
@@ -246,6 +304,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--shapes", nargs="*", type=shape_of, default=[(4096, 4096, 0.3), (4096, 4096, 0.05)])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8], help="matrices at once")
     parser.add_argument("--parameters", nargs="*", type=float, default=[1.1e9, 7e9])
+    parser.add_argument("--encoder", action="store_true", help="a pair of MiniLM-L6's shape")
+    parser.add_argument("--method", default="auto", help="of --encoder: auto, residual, sketch")
     parser.add_argument("--budget", type=float, default=0.01)
     parser.add_argument("--seconds", type=float, default=170)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))

@@ -31,6 +31,18 @@ def test_every_case_has_its_row(tmp_path, monkeypatch, batched):
     assert {"read and measured", "ranks", "encoded", "written"} <= set(model["phases"])
 
 
+def test_an_encoder_has_the_same_bytes_from_any_number_of_threads(tmp_path, monkeypatch):
+    small = {"embeddings.word_embeddings.weight": torch.randn(60, 40), "layer.weight": torch.randn(50, 40)}
+    tuned = {name: value + 1e-3 * torch.randn(value.shape) for name, value in small.items()}
+    monkeypatch.setattr(compress, "encoder_pair", lambda: (small, tuned))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    arguments = ["--device", "cpu", "--shapes", "--parameters", "--encoder", "--budget", ".1"]
+    assert compress.main([*arguments, "--out", str(tmp_path)]) == 0
+    (row,) = rows(tmp_path)
+    assert row["threads"] == [1, 2] and len(row["seconds"]) == len(row["cpu_seconds"]) == 2
+    assert row["same_bytes"] and row["bytes"] > 0
+
+
 def test_what_takes_too_long_is_broken_off(tmp_path, monkeypatch):
     row = compress.model_row(4_000_000, 0.01, torch.device("cpu"), None, 0)
     assert row["seconds"] is None and row["failed"] == "broken off while the models were made"
