@@ -1,7 +1,8 @@
 """Time, memory and error of compression: single matrices, and whole models of a Llama's shapes from disk.
 
     python -m benchmarks.compress [--device cuda] [--shapes 4096x4096:.3 ...] [--parameters 1.1e9 7e9] [--budget .01]
-                                  [--encoder [--method residual]] [--batches 1 8] [--seconds 170] [--out benchmarks/results] [--folder DIR]
+                                  [--encoder [--method residual]] [--batches 1 8] [--seconds 170]
+                                  [--out benchmarks/results] [--folder DIR]
 
 Matrices (m x n : share of the rank) are random with a decaying spectrum, made on the device; each is encoded twice, and
 the bytes of both compared, then once more with the device waited for around every phase, whose seconds are printed.

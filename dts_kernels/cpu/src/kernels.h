@@ -56,12 +56,13 @@ typedef struct {
                          const float *values, float *t, int64_t plane);
     float (*expand_float)(const uint8_t *u, int64_t bytes, const float *values, const float *t, int64_t plane);
     /* sampled elements, see variant_samples.h: few rows (1, 2, 4 or 8), and panels of lanes * (1, 2 or 4) rows */
-    void (*samples_gather)(const SamplePart *part, int last, int rows, const float *const *x, const float *factor,
-                           float *const *sums, float *const *y);
+    void (*samples_gather)(const SamplePart *part, int last, int digits, int rows, const float *const *x,
+                           const float *factor, float *const *sums, float *const *y);
     void (*samples_scatter)(const SamplePart *part, int rows, const float *const *x, float *const *out);
     void (*samples_panel)(const SamplePart *part, int scattered, int vectors, const float *x, float *sums);
     /* of strides up to `turns` (0: none) and all groups, in digits; see variant_turns.h */
     int turns;
+    float (*samples_whole)(const float *x, int64_t count, int limit, float *out);
     float (*samples_lay)(const float *x, int64_t count, int64_t stride, int limit, int16_t *out);
     void (*samples_turned)(const SamplePart *part, int rows, const int16_t *const *x, const float *factor,
                            const float *const *y, float *const *out);

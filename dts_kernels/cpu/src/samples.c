@@ -37,7 +37,8 @@ typedef struct { /* pairs of one sample, beside each other */
     int64_t count, elements, groups, pitch,
         part_groups; /* groups: that are laid out, part_groups: elements of a part */
     int vectors;     /* of a panel; 0: few rows */
-    int turned;      /* x in digits, see variant_turns.h: `each` bytes a row, their scales behind all rows */
+    int digits;      /* x in whole numbers, the scales of its rows behind all of them */
+    int turned;      /* these for variant_turns.h: `each` bytes a row */
     float *x;        /* laid out as sample_pitch says, or a panel; few rows: `each` numbers apart */
     int64_t each;
 } Batch;
@@ -64,13 +65,15 @@ static void read_x(const Call *call, const Pair *pair, int64_t first, int64_t co
     call->k->widen(from, call->type, count, to);
 }
 
-static void lay_turned(const Call *call, const Batch *b, int64_t row, int64_t group, int64_t last) {
+/* whole: the row in whole numbers, or NULL */
+static void lay_turned(const Call *call, const Batch *b, int64_t row, int64_t group, int64_t last, const float *whole) {
     float piece[PIECE];
     int64_t stride = b->sample->stride, some = PIECE / stride;
     for (int64_t g0 = group; g0 < last; g0 += some) {
         int64_t g1 = least(g0 + some, last), first = g0 * stride, count = (g1 - g0) * stride;
         int64_t own = first < call->in ? least(count, call->in - first) : 0;
-        if (own) read_x(call, &b->pairs[row], first, own, piece);
+        if (own && whole) memcpy(piece, whole + first, (size_t)own * 4);
+        else if (own) read_x(call, &b->pairs[row], first, own, piece);
         for (int64_t c = own; c < count; c++) piece[c] = 0; /* columns that do not exist */
         for (int64_t g = g0; g < g1; g++) {
             float *to = b->x + row * b->each + g * b->pitch;
@@ -115,13 +118,21 @@ static void lay_panel(const Call *call, const Batch *b, int64_t first, int64_t l
     }
 }
 
-static float *scales_of(const Batch *b) { return (float *)(void *)((char *)b->x + b->count * b->each); }
+static float *scales_of(const Batch *b) {
+    return (float *)(void *)((char *)b->x + b->count * b->each * (b->turned ? 1 : 4));
+}
+
+/* A row of x, as float32 or in whole numbers, in the floats of a thread or where it is. */
+static const float *row_of(const Call *call, const Batch *b, int64_t row, float *floats) {
+    const float *x = (const float *)(const void *)call->x + (call->first_row + b->pairs[row].row) * call->in;
+    if (call->type != FLOAT32) read_x(call, &b->pairs[row], 0, call->in, floats), x = floats;
+    return x;
+}
 
 static void lay_digits(const Call *call, const Batch *b, int64_t first, int64_t last, float *floats) {
     int limit = digit_limit(b->elements);
     for (int64_t r = first; r < last; r++) {
-        const float *x = (const float *)(const void *)call->x + (call->first_row + b->pairs[r].row) * call->in;
-        if (call->type != FLOAT32) read_x(call, &b->pairs[r], 0, call->in, floats), x = floats;
+        const float *x = row_of(call, b, r, floats);
         int16_t *to = (int16_t *)(void *)((char *)b->x + r * b->each);
         scales_of(b)[r] = call->k->samples_lay(x, call->in, b->sample->stride, limit, to);
     }
@@ -131,8 +142,8 @@ static void lay_item(void *context, int64_t item, int worker) {
     const Call *call = context;
     const Batch *b = &call->batches[item / call->pieces];
     int64_t piece = item % call->pieces, pieces = call->pieces;
+    float *floats = (float *)(void *)(call->scratch + worker * call->scratch_size);
     if (b->turned) {
-        float *floats = (float *)(void *)(call->scratch + worker * call->scratch_size);
         lay_digits(call, b, b->count * piece / pieces, b->count * (piece + 1) / pieces, floats);
     } else if (b->vectors) {
         int64_t size = call->transposed ? call->m : b->groups * b->sample->stride;
@@ -142,8 +153,15 @@ static void lay_item(void *context, int64_t item, int worker) {
         for (int64_t r = 0; r < b->count; r++)
             read_x(call, &b->pairs[r], first, last - first, b->x + r * b->each + first);
     } else {
-        for (int64_t r = 0; r < b->count; r++)
-            lay_turned(call, b, r, b->groups * piece / pieces, b->groups * (piece + 1) / pieces);
+        for (int64_t r = 0; r < b->count; r++) {
+            if (b->digits) {
+                float scale =
+                    call->k->samples_whole(row_of(call, b, r, floats), call->in, digit_limit(b->elements), floats);
+                if (!piece) scales_of(b)[r] = scale;
+            }
+            lay_turned(call, b, r, b->groups * piece / pieces, b->groups * (piece + 1) / pieces,
+                       b->digits ? floats : NULL);
+        }
     }
 }
 
@@ -209,9 +227,9 @@ static void gather_tile(const Call *call, const Batch *b, int64_t first, int64_t
             x[r] = b->x + r * b->each + g * b->pitch;
             own[r] = sums + r * call->tile;
             to[r] = y + b->pairs[r].row * call->tile;
-            factor[r] = b->pairs[r].factor;
+            factor[r] = b->pairs[r].factor * (b->digits ? scales_of(b)[r] : 1);
         }
-        call->k->samples_gather(&part, part.last_group == b->elements, (int)b->count, x, factor, own, to);
+        call->k->samples_gather(&part, part.last_group == b->elements, b->digits, (int)b->count, x, factor, own, to);
     }
     if (b->vectors) add_panel(b, sums, width, columns, y, call->tile);
 }
@@ -294,14 +312,17 @@ static int64_t split(const Call *call, const Sample *sample, const Pair *pairs, 
     int64_t lanes = call->k->lanes, made = 0;
     for (int64_t at = 0, size; at < count; at += size, made++) {
         int64_t rest = count - at;
-        int turned = turns(call, sample);
+        int digits = turns(call, sample);
+        int turned = digits && rest * lanes >= 8 * sample->stride; /* for fewer rows finding the turns takes longer */
         int vectors = rest >= 4 * lanes ? 4 : rest >= 2 * lanes ? 2 : 2 * rest > lanes ? 1 : 0;
         size = vectors ? least(rest, vectors * lanes) : rest >= 8 ? 8 : rest >= 4 ? 4 : rest >= 2 ? 2 : 1;
         if (turned) vectors = 0, size = least(rest, TURNED_ROWS);
+        else if (digits) vectors = 0, size = rest >= 8 ? 8 : rest >= 4 ? 4 : rest >= 2 ? 2 : 1;
         Batch b = {.sample = sample,
                    .pairs = pairs + at,
                    .count = size,
                    .vectors = vectors,
+                   .digits = digits,
                    .turned = turned,
                    .elements = sample_elements(sample, call->n),
                    .groups = ceil_div(ceil_div(call->n, sample->stride), sample->window) * sample->window,
@@ -320,7 +341,7 @@ static int64_t split(const Call *call, const Sample *sample, const Pair *pairs, 
 
 static int64_t numbers_of(const Call *call, const Batch *b) {
     if (b->turned) return round_up(b->count * (b->each / 4 + 1), 16);
-    if (!b->vectors) return b->count * b->each;
+    if (!b->vectors) return b->count * b->each + (b->digits ? 16 : 0);
     return round_up((call->transposed ? call->m : b->groups * b->sample->stride) * b->vectors * call->k->lanes, 16);
 }
 
@@ -351,6 +372,7 @@ static int sweep(Call *call) {
     int64_t numbers = 0, elements = 0, most = 0;
     for (int64_t i = 0; i < call->batch_count; i++) {
         numbers += numbers_of(call, &call->batches[i]);
+        call->own = call->own && call->batches[i].turned;
         elements += call->batches[i].count * call->batches[i].elements * call->m * (call->batches[i].turned ? 1 : WORK);
     }
     call->threads = dts_useful_threads(call->threads, elements);

@@ -89,27 +89,20 @@ INLINE void compact(vec c[4]) {
     c[3] = _mm256_permute2x128_si256(high01, high23, 0x31);
 }
 
-/* Sampled elements of strides up to 8: a line of x is two groups, their columns `pitch` words apart. */
-#define TURNS 8
+/* Sampled elements of strides up to 4: a line of x is two groups in each half of a register.  (Of strides up to 8 it is
+ * two shuffles and a blend, no faster than a load an element.) */
+#define TURNS 4
 INLINE acc permute_lanes(acc a, acc lanes) { return _mm256_permutevar8x32_epi32(a, lanes); }
 INLINE acc smaller(acc a, acc b) { return _mm256_min_epu32(a, b); }
-INLINE int line_pairs(int pitch) { return pitch ? 1 : 0; }
+INLINE int line_pairs(int pitch) { return pitch / 4; }
 /* two columns a lane, the first group's and the second's, of a line's one pair -> what `turn_pairs` shuffles by */
 INLINE vec turn_columns(int pitch, vec columns, int at) {
-    (void)at;
+    (void)pitch, (void)at;
     vec twice = _mm256_add_epi32(columns, columns);
-    return _mm256_add_epi32(_mm256_add_epi32(twice, _mm256_slli_epi32(twice, 8)),
-                            _mm256_set1_epi32(pitch == 4 ? 0x09080100 : 0x01000100));
+    return _mm256_add_epi32(_mm256_add_epi32(twice, _mm256_slli_epi32(twice, 8)), _mm256_set1_epi32(0x09080100));
 }
-INLINE vec half_line(const int16_t *x) { return _mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)x)); }
-INLINE vec load_line(int pitch, const int16_t *x) {
-    (void)pitch;
-    return half_line(x);
-}
-INLINE vec turn_pairs(int pitch, vec columns, vec line, const int16_t *x) {
-    if (pitch == 4) return _mm256_shuffle_epi8(line, columns);
-    return _mm256_blend_epi16(_mm256_shuffle_epi8(line, columns), _mm256_shuffle_epi8(half_line(x + 8), columns), 0xaa);
-}
+INLINE vec load_line(const int16_t *x) { return _mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)x)); }
+INLINE vec turn_pairs(vec columns, vec line) { return _mm256_shuffle_epi8(line, columns); }
 /* the values of a lane's lowest two codes as words */
 INLINE vec pair_values(vec codes) {
     const __m256i table = _mm256_broadcastsi128_si256(_mm_set_epi32(0, 0, (int)0xffff0000, (int)0xfcff0401));

@@ -117,14 +117,8 @@ INLINE int line_pairs(int pitch) { return 16 / pitch; }
 INLINE vec turn_columns(int pitch, vec columns, int at) {
     return _mm512_add_epi32(columns, _mm512_set1_epi32(0x00010001 * (2 * pitch * at) + (pitch << 16)));
 }
-INLINE vec load_line(int pitch, const int16_t *x) {
-    (void)pitch;
-    return _mm512_loadu_si512(x);
-}
-INLINE vec turn_pairs(int pitch, vec columns, vec line, const int16_t *x) {
-    (void)pitch, (void)x;
-    return _mm512_permutexvar_epi16(columns, line);
-}
+INLINE vec load_line(const int16_t *x) { return _mm512_loadu_si512(x); }
+INLINE vec turn_pairs(vec columns, vec line) { return _mm512_permutexvar_epi16(columns, line); }
 /* the values of a lane's lowest two codes as words */
 INLINE vec pair_values(vec codes) {
     const __m512i table =

@@ -140,10 +140,36 @@ INLINE void gather_lanes(int rows, int groups, const uint32_t words[][LANES], co
     for (int r = 0; r < rows; r++) fstore(out[r], sum[r]);
 }
 
+INLINE void gather_some(int rows, int groups, const uint32_t words[][LANES], const int32_t *at, const float *const *x,
+                        float out[][LANES]) {
+    if (rows == 8) gather_lanes(8, groups, words, at, x, out);
+    else if (rows == 4) gather_lanes(4, groups, words, at, x, out);
+    else if (rows == 2) gather_lanes(2, groups, words, at, x, out);
+    else gather_lanes(1, groups, words, at, x, out);
+}
+
+/* The same of whole numbers below 2^15, which float32 adds exactly for so many groups; out has their sums as int32. */
+INLINE void gather_digits(int rows, int groups, const uint32_t words[][LANES], const int32_t *at, const float *const *x,
+                          float out[][LANES]) {
+    enum { EXACT = 4 * SEGMENT };
+    for (int g = 0; g < groups; g += EXACT) {
+        float some[FEW_ROWS][LANES];
+        memset(some, 0, sizeof some);
+        gather_some(rows, groups - g < EXACT ? groups - g : EXACT, words + g / 16, at + g, x, some);
+        for (int r = 0; r < rows; r++) {
+            int32_t whole[LANES];
+            memcpy(whole, out[r], sizeof whole);
+            for (int i = 0; i < LANES; i++) whole[i] += (int32_t)some[r][i];
+            memcpy(out[r], whole, sizeof whole);
+        }
+    }
+}
+
 /* sums[r][row - first row] += D x[r], from zero at group 0; the last part: y[r][row - first row] += factor[r] * sums
- * instead.  x as sample_pitch says, from the part's first group on. */
-static void samples_gather(const SamplePart *part, int last, int rows, const float *const *x, const float *factor,
-                           float *const *sums, float *const *y) {
+ * instead.  x as sample_pitch says, from the part's first group on; digits: as samples_whole has it, and sums are the
+ * integers that samples_turned adds. */
+static void samples_gather(const SamplePart *part, int last, int digits, int rows, const float *const *x,
+                           const float *factor, float *const *sums, float *const *y) {
     const Sample *s = part->sample;
     int groups = (int)(part->last_group - part->group), bytes = group_bytes(groups);
     int64_t pitch = sample_pitch(s->stride, LANES), next;
@@ -162,12 +188,14 @@ static void samples_gather(const SamplePart *part, int last, int rows, const flo
                 fstore(own[r], fset(0));
                 for (int i = 0; part->group && i < count; i++) own[r][i] = sums[r][to + i];
             }
-            if (rows == 8) gather_lanes(8, groups, words, at, from, own);
-            else if (rows == 4) gather_lanes(4, groups, words, at, from, own);
-            else if (rows == 2) gather_lanes(2, groups, words, at, from, own);
-            else gather_lanes(1, groups, words, at, from, own);
+            if (digits) gather_digits(rows, groups, words, at, from, own);
+            else gather_some(rows, groups, words, at, from, own);
             for (int r = 0; r < rows; r++)
-                if (last)
+                if (last && digits) {
+                    int32_t whole[LANES];
+                    memcpy(whole, own[r], sizeof whole);
+                    for (int i = 0; i < count; i++) y[r][to + i] += factor[r] * (float)whole[i];
+                } else if (last)
                     for (int i = 0; i < count; i++) y[r][to + i] += factor[r] * own[r][i];
                 else
                     for (int i = 0; i < count; i++) sums[r][to + i] = own[r][i];

@@ -60,14 +60,11 @@ INLINE void turned_rows(int rows, int tiles, int pitch, int pairs, const Turns *
         for (int r = 0; r < rows; r++) a[t][r] = from_zero ? zero() : (acc)load_words(sums[t][r]);
     for (int p = 0; p < pairs; p += line_pairs(pitch)) {
         vec line[TURN_ROWS];
-        for (int r = 0; r < rows; r++) line[r] = load_line(pitch, x[r] + (at + p) * 2 * pitch);
+        for (int r = 0; r < rows; r++) line[r] = load_line(x[r] + (at + p) * 2 * pitch);
         for (int i = 0; i < line_pairs(pitch); i++)
             for (int t = 0; t < tiles; t++) {
                 vec columns = turns[t].columns[p + i], values = turns[t].values[p + i];
-                for (int r = 0; r < rows; r++) {
-                    vec two = turn_pairs(pitch, columns, line[r], x[r] + (at + p) * 2 * pitch);
-                    a[t][r] = dot_pairs(a[t][r], two, values);
-                }
+                for (int r = 0; r < rows; r++) a[t][r] = dot_pairs(a[t][r], turn_pairs(columns, line[r]), values);
             }
     }
     for (int t = 0; t < tiles; t++)
@@ -86,8 +83,8 @@ INLINE void turned_tiles(int tiles, int pitch, int pairs, const Turns *turns, in
                          int64_t at, uint32_t (*sums)[TURNED_ROWS][LANES], int from_zero) {
     /* a pitch that is known unrolls the loops */
     if (pitch == 4) turned_some(tiles, 4, pairs, turns, rows, x, at, sums, from_zero);
-    else if (pitch == 8) turned_some(tiles, 8, pairs, turns, rows, x, at, sums, from_zero);
 #if TURNS >= 16
+    else if (pitch == 8) turned_some(tiles, 8, pairs, turns, rows, x, at, sums, from_zero);
     else turned_some(tiles, 16, pairs, turns, rows, x, at, sums, from_zero);
 #endif
 }
@@ -156,8 +153,21 @@ static float samples_lay(const float *x, int64_t count, int64_t stride, int limi
     }
     return digits.scale;
 }
+
+/* The same numbers as float32, as they lie; out may be x. */
+static float samples_whole(const float *x, int64_t count, int limit, float *out) {
+    Digits digits;
+    float inverse = start_digits(largest_of(x, count), limit, &digits);
+    if (inverse == 0) memset(out, 0, (size_t)count * 4);
+    else {
+        ELEMENTWISE
+        for (int64_t i = 0; i < count; i++) out[i] = (float)to_integer(x[i] * inverse);
+    }
+    return digits.scale;
+}
 #else
 #define TURNS 0
+#define samples_whole NULL
 #define samples_turned NULL
 #define samples_lay NULL
 #endif
