@@ -148,7 +148,14 @@ def test_the_command_is_ended_and_resumed(models, tmp_path, number, code):
         f"sys.argv = {[str(word) for word in words[2:]]!r}\n"
         "runpy.run_module('dts', run_name='__main__')"
     )
-    child = subprocess.Popen([sys.executable, "-c", slow], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", slow],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # tests in a shell's background inherit an ignored SIGINT, and a command is right to go on ignoring it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert child.stdout.readline() == "kept\n"
     child.send_signal(number)
     _, said = child.communicate(timeout=60)
