@@ -49,7 +49,7 @@ def test_names_near_those_that_are_not_there_and_not_thousands(model, maker):
         model(X, tasks=["Mood", "topics"])
     for i in range(60):
         model._loaded[f"other{i}"] = model._loaded["mood"]
-    with pytest.raises(ValueError, match="'other47'] and 12 more$"):
+    with pytest.raises(ValueError, match="'other47' and 12 more$"):
         model.set_task("zzz")
 
 

@@ -62,7 +62,7 @@ def test_a_port_that_is_taken_is_rays_affair(place, monkeypatch):
         ({"max_replicas": 1, "replicas": 2}, ["max_replicas is 1, and replicas 2"]),
         ({"target": 3}, ["target is of max_replicas"]),
         ({"pin": "nobody", "max_body": "5%"}, ["max_body"]),
-        ({"pin": "nobody", "device": "nope"}, ["no adapter 'nobody'", "--device nope"]),
+        ({"pin": "nobody", "device": "nope"}, ["no adapter 'nobody'", "device 'nope'"]),
         ({"memory": "much", "gpus": -1}, ["memory", "gpus"]),
     ],
 )
