@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dts.adapter import Adapter, AdapterError
+from dts.adapter.digests import config_digest
 from dts.adapter.folder import CONFIG, read_layout
 from dts.checkpoint.errors import some
 from dts.files import in_words, real
@@ -24,11 +25,13 @@ WRITTEN = 50  # names that an error lists
 
 @dataclass(frozen=True)
 class _Known:
-    """What stood in a folder when its configuration was in this state;  nbytes: that a task of it takes in memory."""
+    """What stood in a folder when its configuration was in this state;  nbytes: that a task of it takes in memory;
+    digest: of its whole configuration, of which ``adapter`` has less."""
 
     state: tuple[int, ...]
     adapter: Adapter
     nbytes: int
+    digest: str
 
     @classmethod
     def read(cls, folder: Path, state: tuple[int, ...]) -> _Known:
@@ -38,7 +41,7 @@ class _Known:
         rows = {key: row for key, row in config["tensors"].items() if row.get("task_only")}
         short = config | {"tensors": rows, "dropped": {}}
         files = {file: folder / file for file in config["files"]}
-        return cls(state, Adapter.of(short, {}, folder, files), task_bytes(config, stored))
+        return cls(state, Adapter.of(short, {}, folder, files), task_bytes(config, stored), config_digest(config))
 
 
 class Catalogue:
@@ -143,6 +146,10 @@ class Catalogue:
     def size_of(self, name: str) -> int:
         """Bytes that its task takes in memory; raises what `get` does."""
         return self._known(name).nbytes
+
+    def digest_of(self, name: str) -> str:
+        """Of the whole configuration of its adapter, which tells it from any other; raises what `get` does."""
+        return self._known(name).digest
 
     def _known(self, name: str) -> _Known:
         folder = self.folder(name)

@@ -97,19 +97,18 @@ def in_words(result: Export) -> str:
     return f"{words}; squared relative error {result.squared_error:.3g}"
 
 
-def cached(about: Adapter, base: Any, cache: Path, rank: int, samples: str, wait: float = 600.0) -> Path:
+def cached(folder: Path, digest: str, base: Any, cache: Path, rank: int, samples: str, wait: float = 600.0) -> Path:
     """The folder of an adapter's LoRA in the cache, written where it is not there.
 
-    about: the adapter, for which its configuration is enough.  Another adapter of that name, another rank and another
-    choice are other folders.  wait: seconds for another process that writes the same one.
+    folder: of the adapter;  digest: of its whole configuration (`config_digest`).  Another adapter of that name,
+    another rank and another choice are other folders.  wait: seconds for another process that writes the same one.
     """
-    assert about.folder is not None
-    own = config_digest({"adapter": config_digest(about.config), "rank": rank, "samples": samples, "made": VERSION})
-    out, until = cache / f"{about.folder.name}-{own}", time.monotonic() + wait
+    own = config_digest({"adapter": digest, "rank": rank, "samples": samples, "made": VERSION})
+    out, until = cache / f"{folder.name}-{own}", time.monotonic() + wait
     while not is_peft(out):
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            result = write_lora(Adapter.load(about.folder), base, out, rank, samples)
+            result = write_lora(Adapter.load(folder), base, out, rank, samples)
         except Busy:
             if time.monotonic() > until:
                 raise
@@ -120,5 +119,5 @@ def cached(about: Adapter, base: Any, cache: Path, rank: int, samples: str, wait
             raise OSError(f"{error} (DTS_VLLM_CACHE says another place for LoRAs made of adapters)") from error
         else:
             say = log.warning if result.squared_error > 0 else log.info
-            say("the adapter %s as a LoRA: %s", about.folder.name, in_words(result))
+            say("the adapter %s as a LoRA: %s", folder.name, in_words(result))
     return out

@@ -13,9 +13,9 @@ from dts.adapter.digests import config_digest
 MARK = "#sha256-"
 
 
-def place_of(about: Adapter) -> str:
-    """FOLDER#sha256-DIGEST of an adapter, for which its configuration is enough."""
-    return f"{about.folder}{MARK}{config_digest(about.config)}"
+def place_of(folder: Path, digest: str) -> str:
+    """FOLDER#sha256-DIGEST of an adapter;  digest: of its whole configuration (`config_digest`)."""
+    return f"{folder}{MARK}{digest}"
 
 
 def load_place(path: str) -> Adapter:

@@ -54,15 +54,15 @@ class Resolver(LoRAResolver):
     def find(self, base: str, name: str) -> str:
         """The path that vLLM loads the task from.  Raises Refused."""
         catalogue, checkpoint = self._base(base)
-        about = catalogue.get(name)
+        about, folder, digest = catalogue.get(name), catalogue.folder(name), catalogue.digest_of(name)
         if self.options.mode == "packed":
-            return place_of(about)
+            return place_of(folder, digest)
         assert self.options.cache is not None
         others = differences(about.model_config, checkpoint.config, None)
         if others:
             log.warning("the fine-tune of %s has another config than the base, and vLLM one for all: %s", name, others)
         try:
-            return str(cached(about, base, self.options.cache, self.options.rank, self.options.samples))
+            return str(cached(folder, digest, base, self.options.cache, self.options.rank, self.options.samples))
         except (NotExact, Mismatch, ValueError) as error:
             if isinstance(error, AdapterError):
                 raise catalogue.damaged(name, error) from None

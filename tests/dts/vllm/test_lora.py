@@ -12,6 +12,7 @@ from dts.adapter.digests import config_digest
 from dts.checkpoint import Mismatch
 from dts.exports import NotExact
 from dts.exports.lora import MODEL
+from dts.serve.catalogue import Catalogue
 from dts.vllm.lora import cached, in_words, write_lora
 from tests.dts.exports.conftest import made  # noqa: F401  a fixture
 
@@ -73,7 +74,9 @@ def test_the_cache_is_by_what_the_adapter_is(llama, tmp_path):
     cache = tmp_path / "cache"
 
     def get(**options):
-        return cached(dts.Adapter.load(place), llama / "base", cache, **{"rank": 512, "samples": "refuse"} | options)
+        catalogue = Catalogue(place.parent, "base", None)
+        found = catalogue.folder("task"), catalogue.digest_of("task")
+        return cached(*found, llama / "base", cache, **{"rank": 512, "samples": "refuse"} | options)
 
     first = get()
     written = (first / MODEL).stat().st_mtime_ns
@@ -88,4 +91,4 @@ def test_the_cache_is_by_what_the_adapter_is(llama, tmp_path):
 def test_a_place_that_cannot_be_written_says_which_option(llama, tmp_path):
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(OSError, match="DTS_VLLM_CACHE says another place"):
-        cached(dts.Adapter.load(llama / "adapter"), llama / "base", tmp_path / "cache", 512, "refuse")
+        cached(llama / "adapter", "0" * 16, llama / "base", tmp_path / "cache", 512, "refuse")

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import dts
+from dts.serve.catalogue import Catalogue
 from dts.vllm.packed.batch import NONE, Batch
 from dts.vllm.packed.layers import LinearDelta, NormDelta, Place
 from dts.vllm.packed.tasks import Tasks
@@ -95,7 +96,8 @@ def test_one_tensor_of_the_model_that_the_fine_tune_has_twice_is_refused(llama):
 def test_a_place_says_which_adapter_was_meant(made, tmp_path):  # noqa: F811
     adapter = dts.Adapter.load(made("llama") / "adapter")
     adapter.save(tmp_path / "task")
-    named = place_of(dts.Adapter.load(tmp_path / "task"))
+    catalogue = Catalogue(tmp_path, "base", None)
+    named = place_of(catalogue.folder("task"), catalogue.digest_of("task"))
     assert load_place(named).nbytes == load_place(str(tmp_path / "task")).nbytes == adapter.nbytes
     adapter.truncate(budget=0.15).save(tmp_path / "task", overwrite=True)
     with pytest.raises(dts.AdapterError, match="holds another adapter"):
