@@ -230,8 +230,6 @@ def main() -> None:
         options.out.mkdir(parents=True, exist_ok=True)
     if options.busy:
         torch.set_num_threads(1)
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode():
         if options.profile:
             profile(options.profile, options.rows, options.tokens, options.method)

@@ -104,8 +104,8 @@ def mix(
         "--top-k": top_k,
         "--floor": floor,
         "--negative": negative or None,
+        "--encoder": None if encoder == "default" else encoder,
     }
-    of_names["--encoder"] = None if encoder == "default" else encoder
     if weight and (unused := [option for option, value in of_names.items() if value is not None]):
         raise ValueError(f"{', '.join(unused)}: they make weights of names, and --weight says the weights: leave out")
     weights: dict[str, float] = weights_of(weight)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+ROOM = "free some space and run again"
 OF_WRITING = (*FULL, errno.EFBIG, errno.EROFS)  # no reading ends in one of these
 
 
@@ -47,7 +48,7 @@ def reason(error: OSError, out: Path) -> str:
 def advice(error: OSError, out: Path) -> str:
     number = error.errno
     if number in FULL:
-        return "Free some space and run again"
+        return ROOM.capitalize()
     if number in (errno.EACCES, errno.EPERM):
         return f"Choose another folder, or ask for the right to write in {out.absolute().parent}"
     if number == errno.ENAMETOOLONG:
@@ -64,8 +65,8 @@ def in_words(error: Exception) -> str:
     if not isinstance(error, OSError) or error.strerror is None:
         return str(error)
     text = error.strerror if error.filename is None else f"{os.fsdecode(error.filename)}: {error.strerror}"
-    if error.errno in FULL and "ree some space" not in text:  # `explained` has said so
-        text += ": free some space and run again"
+    if error.errno in FULL and ROOM not in text.lower():  # where `explained` has said so
+        text += f": {ROOM}"
     elif error.errno in (errno.EACCES, errno.EPERM):
         text += ": choose another place, or ask for the right to use this one"
     elif error.errno in (errno.EMFILE, errno.ENFILE):

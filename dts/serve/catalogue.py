@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dts.adapter import Adapter, AdapterError
 from dts.adapter.digests import config_digest
-from dts.adapter.folder import CONFIG, read_layout
+from dts.adapter.folder import CONFIG, read_config, read_layout
 from dts.checkpoint.errors import some
 from dts.files import in_words, real
 from dts.nn.selection import AUTO
@@ -25,13 +25,11 @@ WRITTEN = 50  # names that an error lists
 
 @dataclass(frozen=True)
 class _Known:
-    """What stood in a folder when its configuration was in this state;  nbytes: that a task of it takes in memory;
-    digest: of its whole configuration, of which ``adapter`` has less."""
+    """What stood in a folder when its configuration was in this state;  nbytes: that a task of it takes in memory."""
 
     state: tuple[int, ...]
     adapter: Adapter
     nbytes: int
-    digest: str
 
     @classmethod
     def read(cls, folder: Path, state: tuple[int, ...]) -> _Known:
@@ -41,7 +39,7 @@ class _Known:
         rows = {key: row for key, row in config["tensors"].items() if row.get("task_only")}
         short = config | {"tensors": rows, "dropped": {}}
         files = {file: folder / file for file in config["files"]}
-        return cls(state, Adapter.of(short, {}, folder, files), task_bytes(config, stored), config_digest(config))
+        return cls(state, Adapter.of(short, {}, folder, files), task_bytes(config, stored))
 
 
 class Catalogue:
@@ -148,8 +146,13 @@ class Catalogue:
         return self._known(name).nbytes
 
     def digest_of(self, name: str) -> str:
-        """Of the whole configuration of its adapter, which tells it from any other; raises what `get` does."""
-        return self._known(name).digest
+        """Of the whole configuration of its adapter, of which `get` gives less; read anew, as only vLLM's plugin asks
+        for it.  Raises what `get` does."""
+        self._known(name)
+        try:
+            return config_digest(read_config(self.folder(name)))
+        except (AdapterError, OSError) as error:
+            raise self.damaged(name, error) from None
 
     def _known(self, name: str) -> _Known:
         folder = self.folder(name)

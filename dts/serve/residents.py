@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Collection
 
 from dts.adapter import Adapter, AdapterError
-from dts.adapter.digests import config_digest
 from dts.nn import DTSModel
 from dts.nn import residents as nn_residents
 from dts.nn.base import OtherBase
@@ -74,7 +73,8 @@ class Residents(nn_residents.Residents):
 
     def bring(self, name: str) -> int:
         begun = time.monotonic()
-        folder, expected, digest = self.catalogue.get(name).folder, self.size_of(name), self.catalogue.digest_of(name)
+        known, expected = self.catalogue.get(name), self.catalogue.size_of(name)
+        folder = known.folder
         assert folder is not None
         try:
             adapter = Adapter.load(folder)
@@ -87,7 +87,7 @@ class Residents(nn_residents.Residents):
         except ValueError as error:
             raise Refused(f"the adapter {name!r} cannot be loaded: {error}", 400, "does_not_fit", "model") from None
         self.model.forget_adapter(name)
-        same = config_digest(adapter.config) == digest
+        same = known.config.get("sha256") and adapter.config.get("sha256") == known.config["sha256"]
         seconds, taken = time.monotonic() - begun, expected if same else bytes_of(adapter)
         self.on_load(name, seconds)
         log.info("loaded %s: %d bytes in %.3f s", name, taken, seconds)

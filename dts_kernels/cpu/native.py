@@ -179,9 +179,10 @@ def reconstruct(
     dtype: torch.dtype,
     exact: bool,
     name: str | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """base + sum of gamma U diag(sigma) V^T, dense [m, n] in fp32, bf16 or fp16."""
-    out = torch.empty(shape, dtype=dtype)
+    """base + sum of gamma U diag(sigma) V^T, dense [m, n] in fp32, bf16 or fp16;  out: takes it, without gaps."""
+    out = torch.empty(shape, dtype=dtype) if out is None else out
     if base is not None:
         if tuple(base.shape) != tuple(shape):
             raise ValueError(f"base {list(base.shape)} must be {list(shape)}")

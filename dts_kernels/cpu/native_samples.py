@@ -15,7 +15,7 @@ from .load import loaded, name_of
 
 # as in dts.h
 add_samples_record = struct.Struct("@P3qP5qPqPqPqPqPqP3q").pack
-add_sampled_rows_record = struct.Struct("@PqP3qPqP2qPqPqPqP3q").pack
+_add_sampled_rows_record = struct.Struct("@PqP3qPqP2qPqPqPqP3q").pack
 
 
 HELD = "_dts_samples"  # the attribute of a table that keeps its `SampleArray`
@@ -138,19 +138,27 @@ def add_samples(
 
 
 def add_sampled_rows(
-    ids: Tensor, y: Tensor, samples: SampleArray, slots: Tensor, weights: Tensor, rows: int, name: str | None = None
+    ids: Tensor,
+    y: Tensor,
+    samples: SampleArray,
+    slots: Tensor,
+    weights: Tensor,
+    rows: int,
+    name: str | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """y + rows ``ids`` (int64 [...], negative: none) of every id's samples; y [..., n] in fp32, bf16 or fp16.
 
-    slots and weights are contiguous.  Raises IndexError for an id from ``rows`` on.
+    slots and weights are contiguous.  out: takes it, without gaps; y itself may.  Raises IndexError for an id from
+    ``rows`` on.
     """
     if ids.dtype is not torch.int64 or not ids.is_contiguous():
         ids = ids.to(torch.int64).contiguous()
     if not y.is_contiguous():
         y = y.contiguous()
-    out, (entries, places) = torch.empty_like(y), slots.shape
+    out, (entries, places) = torch.empty_like(y) if out is None else out, slots.shape
     code = loaded().dts_add_sampled_rows(
-        add_sampled_rows_record(
+        _add_sampled_rows_record(
             name_of(name),
             torch.get_num_threads(),
             ids.data_ptr(),

@@ -8,7 +8,6 @@ what is wrong with it.
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import threading
 from typing import NamedTuple
@@ -147,10 +146,11 @@ class Together:
                 native.check(code, "add_samples")
         return y
 
-    def whole(self, weight: Tensor, routing: Routing) -> Tensor | None:
+    def whole(self, weight: Tensor, routing: Routing, gamma: Tensor) -> Tensor | None:
         """weight [m, n] + the delta of the one mixture of ``routing``, float32; None where the ops are to be asked.
 
-        In memory that this thread's next call takes: new pages for every layer cost as much as the deltas.
+        gamma: float32 [slots], the same mixture.  In memory that this thread's next call takes: new pages for every
+        layer cost as much as the deltas.
         """
         m, n = self.m, self.n
         if weight.dtype is not torch.float32 or weight.shape != (m, n) or not weight.is_contiguous() or weight.is_neg():
@@ -163,33 +163,15 @@ class Together:
         if memory is None or memory.numel() < m * n:
             with torch.inference_mode(False):
                 memory = _kept.memory = torch.empty(m * n)
-        out, banks, threads = memory[: m * n].view(m, n), self._held(), torch.get_num_threads()
-        base, to, count = weight.data_ptr(), out.data_ptr(), m * n
+        out, banks, full = memory[: m * n].view(m, n), self._held(), weight
         if banks.tasks is not None:
-            gamma = (ctypes.c_float * max(1, banks.tasks.count))()
-            for slot, one in zip(routing.slots[0].tolist(), routing.weights[0].tolist()):
-                if 0 <= slot < banks.tasks.count:
-                    gamma[slot] += one
-            native.check(
-                native.loaded().dts_reconstruct(
-                    native.named(None), threads, 0, banks.tasks.pointer, banks.tasks.count,
-                    ctypes.addressof(gamma), banks.tasks.count, base, 4 * n, to, count, 4 * n, 0, m, n,
-                ),
-                "reconstruct",
-            )  # fmt: skip
+            full = native.reconstruct(banks.tasks, gamma, full, (m, n), torch.float32, False, out=out)
             dispatch.ran["reconstruct", "native"] += 1
-            base = to
         if banks.array is not None:
-            array, slots = banks.array, routing.slots
-            record = native_samples.add_sampled_rows_record(
-                native.name_of(None), threads, _rows(m).data_ptr(), m, m, n,
-                base, count, to, count, 0,
-                array.pointer, array.count, array.starts_pointer, array.slots,
-                slots.data_ptr(), slots.numel(), routing.weights.data_ptr(), slots.numel(), 1, slots.shape[1],
-            )  # fmt: skip
-            native.check(native.loaded().dts_add_sampled_rows(record), "add_sampled_rows")
+            slots, weights = routing.slots, routing.weights
+            full = native_samples.add_sampled_rows(_rows(m), full, banks.array, slots, weights, m, out=out)
             dispatch.ran["add_dense_samples", "native"] += 1
-        return out
+        return full
 
     @property
     def transposed(self) -> bool:

@@ -124,9 +124,10 @@ class Packed:
         self, x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routing, adds: Tensor | None
     ) -> Tensor:
         """The same of many rows of one mixture: its deltas in a copy of the weight, and of the bias."""
-        full = None if self.together is None else self.together.whole(weight, routing)
+        gamma = gammas(routing, self.room)[0]
+        full = None if self.together is None else self.together.whole(weight, routing, gamma)
         if full is None:
-            full = self.dense(gammas(routing, self.room)[0], weight)
+            full = self.dense(gamma, weight)
         if adds is not None:
             bias = task_rows(adds, routing, x.dtype, bias)[0]
         return torch.nn.functional.linear(x, full, bias)
