@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from dts.adapter.accounting import Account, Effects
 from dts.adapter.apply import base_of, check_base, reconstructed
 from dts.adapter.carried import check_files
-from dts.adapter.entries import Entry
+from dts.adapter.digests import identity
+from dts.adapter.entries import AdapterError, Entry
 from dts.adapter.folder import complete, read_folder, write_folder
 from dts.adapter.in_memory import applied_in_memory
 from dts.adapter.options import is_size
@@ -58,6 +59,11 @@ class Adapter:
     prediction: Prediction | None = field(default=None, repr=False)
     account: Account | None = field(default=None, repr=False)
     inputs: InputStatistics | None = field(default=None, repr=False)
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits over all that it is: another adapter in its folder has others, see `load_same`."""
+        return identity(self.config)
 
     @property
     def nbytes(self) -> int:
@@ -181,3 +187,14 @@ class Adapter:
     def verify(self, base, finetuned=None) -> Report:
         """Is every stored byte what was written, is this the base, and is the error what was recorded?"""
         return verify(self, base_of(self, base), None if finetuned is None else open_checkpoint(finetuned))
+
+
+def load_same(folder: Path, digest: str, otherwise: str) -> Adapter:
+    """The adapter of a folder, checked whole, if it is still the one that had this `Adapter.digest`.
+
+    otherwise: what to do where another one is there.  Raises AdapterError, OSError.
+    """
+    found = Adapter.load(folder)
+    if found.digest != digest:
+        raise AdapterError(f"{folder} holds another adapter than when it was first asked for: {otherwise}")
+    return found

@@ -78,6 +78,13 @@ def config_digest(config: dict) -> str:
     return hashlib.sha256(canonical({k: v for k, v in config.items() if k != "sha256"})).hexdigest()[:16]
 
 
+def identity(config: dict) -> str:
+    """`config_digest` of an adapter that was loaded, which has compared the one that it records, or was just written:
+    not made anew where there is one, as since version 4."""
+    recorded: str | None = config.get("sha256")
+    return recorded or config_digest(config)
+
+
 def file_digest(content: bytes) -> str:
     """16 hex digits over a file's bytes."""
     return hashlib.sha256(content).hexdigest()[:16]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dts.adapter import Adapter
+from dts.adapter.adapter import load_same
 from dts.checkpoint.errors import first
 from dts.nn.routing import Mixture
 from dts.nn.selection import Selection, names_in, weight_of
@@ -37,23 +38,20 @@ class Loaded:
     def forget(self, again: Callable[[], Adapter] | None = None) -> None:
         """Let go of an adapter that can be read again: its objects take more memory than the task's packed bits.
 
-        again: reads it, and raises ValueError where it is another one;  None: by its folder and digest, if it has both.
+        again: reads it, and raises ValueError where it is another one;  None: from its folder, by its digest.
         """
         kept = self.kept
-        if again is None and kept is not None and kept.folder is not None and kept.config.get("sha256"):
-            again = partial(_read_again, kept.folder, kept.config["sha256"])
+        if again is None and kept is not None and kept.folder is not None:
+            again = partial(_read_again, kept.folder, kept.digest)
         if again is not None and kept is not None:
             self.kept, self.again = None, again
 
 
 def _read_again(folder: Path, digest: str) -> Adapter:
     try:
-        found = Adapter.load(folder)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder.name} cannot be read any more since it was loaded: load it again") from error
-    if found.config.get("sha256") != digest:
-        raise ValueError(f"{folder.name} was altered since it was loaded: load it again")
-    return found
+        return load_same(folder, digest, "load the task again")
+    except (OSError, ValueError) as error:  # whose words have the whole path, and a server's clients read these
+        raise ValueError(f"{folder.name} is not there any more as it was loaded: load it again") from error
 
 
 class LoadedTasks(dict[str, Loaded]):

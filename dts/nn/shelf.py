@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Protocol
 
 from dts.adapter import Adapter
-from dts.adapter.adapter import alone
-from dts.adapter.digests import config_digest
+from dts.adapter.adapter import alone, load_same
+from dts.adapter.digests import identity
 from dts.adapter.folder import read_layout
 from dts.files import expanded
 from dts.nn.residents import Residents
@@ -24,7 +24,7 @@ from dts.nn.sizes import bytes_of, task_bytes
 class Source:
     """folder: of the adapter, the same one whatever the current folder is when it is read;  nbytes: that it will take
     in memory;  prefix: take so much of it only, see `Adapter.load`;  heads: as for `DTSModel.load_task`;
-    digest: of its configuration, by which another adapter in its place is known; None: whatever is there."""
+    digest: `Adapter.digest`, by which another adapter in its place is known; None: whatever is there."""
 
     folder: Path
     nbytes: int
@@ -39,16 +39,14 @@ class Source:
     def of(cls, folder: Path, heads: bool = True) -> Source:
         """Of what lies there now; raises AdapterError."""
         config, stored = read_layout(folder)
-        return cls(folder, task_bytes(config, stored), None, heads, config_digest(config))
+        return cls(folder, task_bytes(config, stored), None, heads, identity(config))
 
     def load(self, name: str) -> Adapter:
-        """Raises AdapterError, and ValueError where it is not the adapter any more that it was."""
-        adapter = Adapter.load(self.folder)
-        if self.digest is not None and config_digest(adapter.config) != self.digest:
-            raise ValueError(
-                f"the adapter of task {name!r} is another one in {self.folder} than it was when it was loaded: "
-                f"load_task({name!r}, ...) takes the new one"
-            )
+        """Raises AdapterError, also where it is not the adapter any more that it was."""
+        if self.digest is None:
+            adapter = Adapter.load(self.folder)
+        else:
+            adapter = load_same(self.folder, self.digest, f"load_task({name!r}, ...) takes the new one")
         return adapter if self.prefix is None else alone(adapter.truncate(budget=self.prefix, again=False))
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from dts.adapter import Adapter
-from dts.adapter.digests import config_digest
+from dts.adapter.adapter import load_same
 
 MARK = "#sha256-"
 
 
 def place_of(folder: Path, digest: str) -> str:
-    """FOLDER#sha256-DIGEST of an adapter;  digest: of its whole configuration (`config_digest`)."""
+    """FOLDER#sha256-DIGEST of an adapter;  digest: `Adapter.digest`, of its whole configuration."""
     return f"{folder}{MARK}{digest}"
 
 
@@ -23,10 +23,5 @@ def load_place(path: str) -> Adapter:
 
     Raises AdapterError for one that is damaged, or no longer the one that was named.
     """
-    from dts.adapter import AdapterError
-
     folder, mark, digest = path.rpartition(MARK)
-    adapter = Adapter.load(Path(folder if mark else path))
-    if mark and config_digest(adapter.config) != digest:
-        raise AdapterError(f"{folder} holds another adapter than when the task was first asked for: unload the name")
-    return adapter
+    return load_same(Path(folder), digest, "unload the name") if mark else Adapter.load(Path(path))

@@ -14,6 +14,7 @@ import uvicorn
 
 from dts.serve.http.app import application
 from dts.serve.http.guard import Guard
+from dts.serve.http.patience import patient
 from dts.serve.metrics import Metrics
 from dts.serve.options import Options, keys_of, problems
 from dts.serve.start import Served, serve
@@ -65,13 +66,15 @@ def run(options: Options, ready: Callable[[list[str]], None] = lambda tasks: Non
     """
     if wrong := problems(options):
         raise ValueError("the server cannot start:\n  " + "\n  ".join(wrong))
-    served, _, app = prepared(options)
+    served, metrics, app = prepared(options)
     gc.collect()
     gc.freeze()  # a base and its libraries are half a million objects: to go through them holds every row up for 0.2 s
     config = uvicorn.Config(
         app,
         options.host,
         options.port,
+        http=patient(options.limits.seconds, metrics.refused),
+        ws="none",  # no route is one
         log_level="warning",
         access_log=False,  # the guard writes one
         server_header=False,

@@ -27,7 +27,6 @@ from vllm.model_executor.layers.linear import (
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
 from dts.adapter.apply import check_base
-from dts.adapter.digests import config_digest
 from dts.checkpoint import Checkpoint, open_checkpoint
 from dts.vllm import versions
 from dts.vllm.configs import refuse_differences
@@ -107,7 +106,7 @@ class Manager:
             return False
         adapter, before = load_place(request.lora_path), self.tasks.nbytes
         assert adapter.folder is not None
-        place = place_of(adapter.folder, config_digest(adapter.config))
+        place = place_of(adapter.folder, adapter.digest)
         if self._loaded.setdefault(request.lora_path, place) != place:
             raise ValueError(
                 f"another adapter was loaded from {request.lora_path} before, and vLLM's cache keeps what it left by "

@@ -115,11 +115,10 @@ def test_an_adapter_that_was_altered_meanwhile_is_not_taken_for_the_one_that_was
     other = Adapter.load(adapter)
     other.description = other.config["task"]["description"] = "another one"
     other.save(own, overwrite=True)
-    with pytest.raises(ValueError, match="own was altered since it was loaded"):
-        model._adapters()
-    shutil.rmtree(own)
-    with pytest.raises(ValueError, match="own cannot be read any more"):
-        model._adapters()
+    for _ in range(2):
+        with pytest.raises(ValueError, match="^own is not there any more as it was loaded"):  # without a path
+            model._adapters()
+        shutil.rmtree(own, ignore_errors=True)
     assert model(input_ids=IDS, tasks="mood").logits.isfinite().all()  # what calls need is here
 
 

@@ -171,7 +171,7 @@ def test_another_adapter_in_the_place_of_one_is_not_taken_for_it(bert, tmp_path)
     for name in others:
         answer(model, name)
     assert "mine" not in model.status()["tasks"]
-    with pytest.raises(ValueError, match=r"'mine' is another one .* load_task\('mine'"):
+    with pytest.raises(ValueError, match=r"mine holds another adapter .* load_task\('mine'"):
         answer(model, "mine")
     model.load_task("mine", folder)
     assert same(answer(model, "mine"), answer(bert.model(), "many"))
@@ -180,7 +180,7 @@ def test_another_adapter_in_the_place_of_one_is_not_taken_for_it(bert, tmp_path)
     planned._shelf.residents.forget("mine")
     planned._delete("mine")
     save("mood")
-    with pytest.raises(ValueError, match="is another one"):
+    with pytest.raises(ValueError, match="mine holds another adapter"):
         planned.set_task("mine")
 
 

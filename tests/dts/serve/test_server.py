@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import urllib.request
+from contextlib import ExitStack
 from itertools import takewhile
 from pathlib import Path
 
@@ -195,9 +196,14 @@ def test_sigterm_under_load_loses_nothing_that_was_taken_in(decoder, tmp_path):
         thread.start()
     while (state := server.state())["running"] + state["waiting"] + len(answers) < 8:
         time.sleep(0.01)
-    with socket.create_connection(("127.0.0.1", server.port)) as half:  # nothing that was taken in: it never ends
+    with ExitStack() as stack:
+        connect = lambda: stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))  # noqa: E731
+        half = connect()  # nothing that was taken in: it never ends
         head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 99\r\n"
         half.sendall(f'{head}Content-Type: application/json\r\n\r\n{{"model":'.encode())
+        for _ in range(200):
+            connect().sendall(head.encode())  # a header that never ends
+        assert server.get("/health") and server.get("/ready")
         time.sleep(0.1)
         assert server.end() == 0, server.log.read_text()
         assert b" 503 " in half.recv(64)

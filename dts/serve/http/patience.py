@@ -1,0 +1,69 @@
+"""How long a connection may say nothing, or only a part of a request's header: uvicorn waits for ever.
+
+A few hundred of them would take all that a process may have open.  What follows a header is the guard's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+from dts.serve.http.errors import answer
+from dts.serve.refused import Refused
+
+LONGEST = 20.0  # seconds that a header may take from the first moment on in which one could come
+
+
+def patient(seconds: float, refused: Callable[[int], None] = lambda status: None) -> type[asyncio.Protocol]:
+    """uvicorn's protocol, which closes connections whose header does not come whole in time: told 408 if it has begun.
+
+    seconds: of a header, `LONGEST` at most;  refused: told the status of each refusal.
+    """
+    seconds = min(seconds, LONGEST)
+    base: Any = AutoHTTPProtocol
+
+    class Patient(base):  # type: ignore[misc]  # one of two classes, whichever is there
+        begun = False
+        late: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)
+            self.look()
+
+        def data_received(self, data: bytes) -> None:
+            self.begun = True
+            super().data_received(data)
+            self.look()
+
+        def connection_lost(self, error: Exception | None) -> None:
+            self.stop()
+            super().connection_lost(error)
+
+        def look(self) -> None:
+            """A request whose header is there has other limits; the next one's has a time of its own."""
+            if self.cycle is not None and not self.cycle.response_complete:
+                self.stop()
+                self.begun = False
+            elif self.late is None:
+                self.late = self.loop.call_later(seconds, self.close_late)
+
+        def stop(self) -> None:
+            if self.late is not None:
+                self.late.cancel()
+                self.late = None
+
+        def close_late(self) -> None:
+            self.late = None
+            if self.transport.is_closing():
+                return
+            if self.begun:
+                told = answer(Refused(f"no whole header came in {seconds:g} seconds", 408, "request_timeout"))
+                head = [b"HTTP/1.1 408 Request Timeout", *(name + b": " + value for name, value in told.raw_headers)]
+                self.transport.write(b"\r\n".join([*head, b"connection: close", b"", bytes(told.body)]))
+                refused(408)
+            self.transport.close()
+
+    return Patient

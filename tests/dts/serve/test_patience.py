@@ -1,0 +1,112 @@
+"""Connections that say nothing, or half of a header, over real sockets: they end, and harm nobody."""
+
+import contextlib
+import socket
+import threading
+import time
+from collections import Counter
+
+import pytest
+
+pytest.importorskip("fastapi", reason="needs fastapi (pip install 'dts-merge[serve]')")
+uvicorn = pytest.importorskip("uvicorn", reason="needs uvicorn (pip install 'dts-merge[serve]')")
+
+from dts.serve.http.patience import patient  # noqa: E402
+from dts.serve.http.run import Server  # noqa: E402
+
+SECONDS = 0.4
+HEAD = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n"
+
+
+async def echo(scope, receive, send):
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body, more = body + message.get("body", b""), message.get("more_body", False)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]})
+    await send({"type": "http.response.body", "body": body})
+
+
+@pytest.fixture(scope="module")
+def served():
+    """(port, statuses that were refused)"""
+    refused = Counter()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    http = patient(SECONDS, lambda status: refused.update([status]))
+    server = Server(uvicorn.Config(echo, "127.0.0.1", port, http=http, ws="none", lifespan="off", log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield port, refused
+    server.should_exit = True
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+def connected(port):
+    return socket.create_connection(("127.0.0.1", port), timeout=30)
+
+
+def rest(client):
+    """All that comes until the server closes."""
+    found = b""
+    while part := client.recv(4096):
+        found += part
+    return found
+
+
+def test_half_a_header_is_told_408_and_its_connection_closed(served):
+    port, refused = served
+    before = refused[408]
+    with connected(port) as client:
+        client.sendall(HEAD)
+        answer = rest(client)
+    assert answer.startswith(b"HTTP/1.1 408 ") and b'"code":"request_timeout"' in answer
+    assert refused[408] == before + 1
+
+
+def test_who_says_nothing_is_told_nothing(served):
+    with connected(served[0]) as client:
+        assert rest(client) == b""
+
+
+def test_a_byte_now_and_then_is_not_more_time(served):
+    with connected(served[0]) as client, pytest.raises(OSError):  # the server is gone
+        for letter in HEAD + b"x" * 1000:
+            client.sendall(bytes([letter]))
+            time.sleep(SECONDS / 10)
+
+
+def echoed(client, body):
+    """Whether the answer to a request is this."""
+    found = b""
+    while not found.endswith(body) and (part := client.recv(4096)):
+        found += part
+    return found.startswith(b"HTTP/1.1 200 OK") and found.endswith(body)
+
+
+def test_a_body_and_a_pause_between_requests_have_times_of_their_own(served):
+    with connected(served[0]) as client:
+        client.sendall(HEAD + b"\r\n")
+        time.sleep(2 * SECONDS)
+        client.sendall(b"body")
+        assert echoed(client, b"body")
+        time.sleep(2 * SECONDS)
+        client.sendall(HEAD + b"\r\nmore")
+        assert echoed(client, b"more")
+        client.sendall(HEAD)  # the next one's
+        assert rest(client).startswith(b"HTTP/1.1 408 ")
+
+
+def test_two_hundred_of_them_stop_no_other_request(served):
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(connected(served[0])) for _ in range(200)]
+        for client in slow:
+            client.sendall(HEAD)
+        with connected(served[0]) as other:
+            other.sendall(HEAD + b"\r\nsaid")
+            assert echoed(other, b"said")
+        assert all(rest(client).startswith(b"HTTP/1.1 408 ") for client in slow)
