@@ -9,11 +9,13 @@ import inspect
 import os
 import re
 from pathlib import Path
+from types import FunctionType
 
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parents[2]
+METHODS = (FunctionType, property, classmethod)
 ELSEWHERE = {  # place in the site -> file of the repository
     "index.md": "README.md",
     "contributing.md": "CONTRIBUTING.md",
@@ -63,8 +65,16 @@ def reference(modules: tuple[str, ...], seen: set[str]) -> str:
             where = f"{thing.__module__}.{thing.__qualname__}"
             if where.startswith(("dts.", "dts_kernels.")) and where not in seen:
                 seen.add(where)
-                lines += [f"::: {where}", ""]
+                lines += [f"::: {where}", *members(thing), ""]
     return "\n".join(lines)
+
+
+def members(thing) -> list[str]:
+    """Options of the directive for a class that is made in several files: its own methods, then those of each file."""
+    files = [one for one in getattr(thing, "__mro__", ())[1:] if one.__module__.startswith("dts.nn.wrapper.")]
+    own = [item for one in [thing, *reversed(files)] for item in vars(one).items()]
+    names = [name for name, value in own if name[0] != "_" and isinstance(value, METHODS) and value.__doc__]
+    return ["    options:", "      inherited_members: true", f"      members: {names}"] if files else []
 
 
 def public(module) -> list[str]:
