@@ -33,13 +33,17 @@ class _Known:
 
     @classmethod
     def read(cls, folder: Path, state: tuple[int, ...]) -> _Known:
-        """Of rows, which take more memory than what they describe, only those that tell what class a model has to be.
-        Raises AdapterError."""
+        """Raises AdapterError."""
         config, stored = read_layout(folder)
-        rows = {key: row for key, row in config["tensors"].items() if row.get("task_only")}
-        short = config | {"tensors": rows, "dropped": {}}
-        files = {file: folder / file for file in config["files"]}
-        return cls(state, Adapter.of(short, {}, folder, files), task_bytes(config, stored))
+        return cls(state, _described(config, folder), task_bytes(config, stored))
+
+
+def _described(config: dict, folder: Path) -> Adapter:
+    """An adapter without its tensors.  Of rows, which take more memory than what they describe, only those that tell
+    what class a model has to be."""
+    rows = {key: row for key, row in config["tensors"].items() if row.get("task_only")}
+    files = {file: folder / file for file in config["files"]}
+    return Adapter.of(config | {"tensors": rows, "dropped": {}}, {}, folder, files)
 
 
 class Catalogue:
@@ -64,6 +68,7 @@ class Catalogue:
         self.fingerprint, self.quantised, self.paths = fingerprint, quantised, paths
         self._given: dict[str, Path] = {}
         self._read: dict[Path, _Known] = {}
+        self._held: dict[str, Adapter] = {}
         self._lock = threading.Lock()
 
     def names(self) -> list[str]:
@@ -136,13 +141,34 @@ class Catalogue:
             )
         return real(self.root / name)
 
+    def hold(self, name: str, adapter: Adapter) -> None:
+        """What was loaded under a name is what it means until it is `release`d, whatever is written into its folder."""
+        assert adapter.folder is not None
+        held = _described(adapter.config, adapter.folder)
+        with self._lock:
+            self._held[name] = held
+
+    def release(self, name: str) -> None:
+        """A name means what is in its folder again."""
+        with self._lock:
+            self._held.pop(name, None)
+
     def get(self, name: str) -> Adapter:
-        """The adapter of a name, without its tensors and their rows but of those that only it has; raises Refused: 404
-        unknown, 409 damaged, 400 another base."""
+        """The adapter of a name, without its tensors and their rows but of those that only it has: what is in memory,
+        else what is on disk.  Raises Refused: 404 unknown, 409 damaged, 400 another base."""
+        with self._lock:
+            held = self._held.get(name)
+        if held is None:
+            return self.on_disk(name)
+        self.folder(name)
+        return held
+
+    def on_disk(self, name: str) -> Adapter:
+        """What would be loaded now; raises what `get` does."""
         return self._known(name).adapter
 
     def size_of(self, name: str) -> int:
-        """Bytes that its task takes in memory; raises what `get` does."""
+        """Bytes that its task takes in memory, if it is loaded now; raises what `get` does."""
         return self._known(name).nbytes
 
     def digest_of(self, name: str) -> str:

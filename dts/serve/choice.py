@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 from dts.nn.selection import AUTO, BASE, Selection
@@ -10,6 +11,7 @@ from dts.serve.refused import Refused
 
 MEMBERS = 16  # of a mixture: each takes memory and time
 HEAVIEST = 1000.0  # a weight: beyond it numbers overflow
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)  # float() takes 1_0 and other alphabets' too
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,7 @@ def choice_of(model: str, base_name: str) -> Choice:
     weights: dict[str, float] = {}
     for member in members:
         name, _, text = (part.strip() for part in member.partition(":"))
-        try:
-            weight = float(text)
-        except ValueError:
-            weight = math.nan
+        weight = float(text) if NUMBER.fullmatch(text) else math.nan
         if not name or not abs(weight) <= HEAVIEST:
             raise Refused(
                 f"a mixture is task:weight,task:weight, its weights finite numbers up to {HEAVIEST:g}; not "

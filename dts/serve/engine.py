@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from dts.nn import DTSModel
+from dts.nn.layers import Layer
 from dts.serve.answer import Answer
 from dts.serve.catalogue import Catalogue
 from dts.serve.continuous import Continuous, why_not
@@ -244,6 +245,7 @@ class Engine:
                 continue
             try:
                 self.residents.have(row.choice.tasks, keep)
+                self._admit(row)
             except NoRoom as error:
                 if ready or keep:
                     row.blocked = row.blocked or now
@@ -257,6 +259,15 @@ class Engine:
             keep.update(row.choice.tasks)
             ready.append(row)
         return ready, later
+
+    def _admit(self, row: Row) -> None:
+        """A row whose tasks are in memory runs; raises Refused for tokens that are not theirs."""
+        if not row.job.current():
+            raise Refused("a task was loaded again with another tokenizer: ask again", 409, "reloaded", "model")
+        size = vocabulary(self.model, row.choice.tasks)
+        if (largest := max(row.ids)) >= size:
+            raise Refused(f"the token {largest} is none of the {size} that {row.choice.name!r} has", param="prompt")
+        row.adapters = [self.catalogue.get(name) for name in row.choice.tasks]
 
     def _routed(self, rows: list[Row]) -> list[Row]:
         """Without those whose input was to choose a task and could not."""
@@ -322,6 +333,13 @@ class Engine:
         before = job.arrived if row.last_token is None else row.last_token
         row.last_token = job.last_token = now
         self.observer.token(row, now - before)
+
+
+def vocabulary(model: DTSModel, names: Collection[str]) -> int:
+    """Tokens that a mixture of loaded tasks knows: a GPU would not come back from one beyond them."""
+    table: Any = model.model.get_input_embeddings()  # type: ignore[operator]
+    rows = table.dts_rows([model._loaded[name].slot for name in names]) if isinstance(table, Layer) else None
+    return int(table.num_embeddings if rows is None else rows[1])
 
 
 def end_tokens(model: DTSModel) -> frozenset[int]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from dts.adapter import Adapter
 from dts.serve.choice import Choice
 from dts.serve.refused import Refused
 from dts.serve.sampling import Draws, Sampling, Scored
@@ -56,6 +57,7 @@ class Row:
     scored: list[Scored] = field(default_factory=list)  # of tokens whose text was not told yet
     held: str = ""  # text that was not told yet, of an answer that is told whole
     routed: Choice | None = None  # of a row for which a task was chosen
+    adapters: Sequence[Adapter] = ()  # of its tasks, as they were when it ran
     types: Sequence[int] | None = None  # of its tokens, where they are of two texts
 
     @property
@@ -70,7 +72,8 @@ class Job:
 
     id: of the request, for the log;  deadline: seconds of `time.monotonic`;  ends: tokens that end an answer, beside
     those of the model's own configuration;  priority: those of a lower one go first;  whole: an answer is told in one
-    piece, when it has ended: waking whoever waits for it at every token would cost the rows that run.
+    piece, when it has ended: waking whoever waits for it at every token would cost the rows that run;  current:
+    whether its tokens are still those that its task takes: it may be loaded again while a request waits.
     """
 
     id: str
@@ -81,6 +84,7 @@ class Job:
     ends: frozenset[int] = frozenset()
     priority: int = 0
     whole: bool = False
+    current: Callable[[], bool] = lambda: True
     rows: list[Row] = field(default_factory=list)
     arrived: float = field(default_factory=time.monotonic)
     started: float | None = None

@@ -64,6 +64,7 @@ class Residents(nn_residents.Residents):
         if not self.forget(name):
             return False
         self.model.delete_task(name)
+        self.catalogue.release(name)
         return True
 
     # ---- `dts.nn.residents.Store` ------------------------------------------------------------------------------
@@ -73,7 +74,7 @@ class Residents(nn_residents.Residents):
 
     def bring(self, name: str) -> int:
         begun = time.monotonic()
-        known, expected = self.catalogue.get(name), self.catalogue.size_of(name)
+        known, expected = self.catalogue.on_disk(name), self.catalogue.size_of(name)
         folder = known.folder
         assert folder is not None
         try:
@@ -87,6 +88,7 @@ class Residents(nn_residents.Residents):
         except ValueError as error:
             raise Refused(f"the adapter {name!r} cannot be loaded: {error}", 400, "does_not_fit", "model") from None
         self.model.forget_adapter(name)
+        self.catalogue.hold(name, adapter)
         same = known.config.get("sha256") and adapter.config.get("sha256") == known.config["sha256"]
         seconds, taken = time.monotonic() - begun, expected if same else bytes_of(adapter)
         self.on_load(name, seconds)
@@ -95,4 +97,5 @@ class Residents(nn_residents.Residents):
 
     def let_go(self, name: str) -> None:
         self.model.delete_task(name)
+        self.catalogue.release(name)
         log.info("let go of %s to make room", name)

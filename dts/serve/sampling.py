@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,7 +45,8 @@ class Scored:
         """logits: [vocabulary]."""
         logs = torch.log_softmax(logits.float(), 0)
         best = torch.topk(logs, min(count, len(logs))) if count else None
-        top = () if best is None else tuple(zip(best.indices.tolist(), best.values.tolist()))
+        found = [] if best is None else zip(best.indices.tolist(), best.values.tolist())
+        top = tuple((other, log) for other, log in found if log > -math.inf)  # JSON has no number for what cannot be
         return cls(token, float(logs[token]), top)
 
 

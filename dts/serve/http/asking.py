@@ -102,7 +102,8 @@ class Asking:
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
         deadline = time.monotonic() + self.served.options.limits.seconds
-        job = Job(request.state.request_id, kind, choice, tell, deadline, text.ends, priority or 0, whole)
+        current = lambda: self.served.texts.of(choice) is text  # noqa: E731
+        job = Job(request.state.request_id, kind, choice, tell, deadline, text.ends, priority or 0, whole, current)
         for index, row in enumerate(rows):
             sampling, kinds = None if samplings is None else samplings[index], None if types is None else types[index]
             job.add(row, sampling, text.decode, kinds)

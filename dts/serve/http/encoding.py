@@ -43,7 +43,7 @@ def routes(asking: Asking) -> APIRouter:
     async def classify(asked: Classification, request: Request) -> Any:
         _refuse_generators(asking)
         job, values = await _answered(asking, "classify", asked, request)
-        data = [_classified(asking, row, logits) | task_of(row) for row, logits in zip(job.rows, values)]
+        data = [_classified(row, logits) | task_of(row) for row, logits in zip(job.rows, values)]
         about = head("classify", request.state.request_id, "list", answered_by(job))
         return about | {"data": data, "usage": usage(_tokens(job)) | {"prompt_tokens_details": None}}
 
@@ -115,14 +115,13 @@ def _base64(numbers: Sequence[float]) -> str:
     return base64.b64encode(struct.pack(f"<{len(numbers)}f", *numbers)).decode()
 
 
-def _classified(asking: Asking, row: Row, logits: Sequence[float]) -> dict[str, Any]:
+def _classified(row: Row, logits: Sequence[float]) -> dict[str, Any]:
     """The probabilities of a row; of several labels at once, and of one alone, each is a sigmoid."""
-    adapters = [asking.served.catalogue.get(name) for name in row.choice.tasks]
     scores = torch.tensor(logits)
-    kinds = {(adapter.model_config or {}).get("problem_type") for adapter in adapters}
+    kinds = {(adapter.model_config or {}).get("problem_type") for adapter in row.adapters}
     apart = len(logits) == 1 or kinds == {"multi_label_classification"}
     probs = scores.sigmoid() if apart else scores.softmax(0)
-    names = labels(adapters, len(logits))
+    names = labels(row.adapters, len(logits))
     return {
         "index": row.index,
         "label": names[int(probs.argmax())] if names else None,

@@ -47,6 +47,8 @@ def of_body(error: RequestValidationError) -> Refused:
     found: dict[str, str] = {}
     for one in error.errors():
         place = ".".join(str(part) for part in one["loc"] if part != "body")
+        if not place and isinstance(one.get("input"), bytes):  # which is not read where nobody says that it is JSON
+            return Refused("send the body, JSON, with the header Content-Type: application/json", code="invalid_json")
         if one["type"] == "json_invalid":
             return Refused(f"the body is no JSON: {one.get('ctx', {}).get('error', one['msg'])}", code="invalid_json")
         if one["type"] == "extra_forbidden":
@@ -77,4 +79,10 @@ def handle(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
-        return answer(Refused(f"{request.method} {request.url.path[:200]}: {error.detail}", error.status_code))
+        if error.status_code == 400:  # of FastAPI alone: bytes that are no text, or a number of thousands of digits
+            return answer(
+                Refused("the body cannot be read: it is to be JSON in UTF-8, not compressed", code="invalid_json")
+            )
+        found = answer(Refused(f"{request.method} {request.url.path[:200]}: {error.detail}", error.status_code))
+        found.headers.update(error.headers or {})
+        return found

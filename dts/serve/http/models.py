@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any
 
 from fastapi import APIRouter
@@ -40,7 +41,11 @@ def routes(asking: Asking) -> APIRouter:
 
     @router.get("/v1/models")
     def models() -> Any:
-        return {"object": "list", "data": [base(), *map(task, catalogue.names())]}
+        data = [base()]
+        for name in catalogue.names():
+            with suppress(Refused):  # its folder went since they were looked for
+                data.append(task(name))
+        return {"object": "list", "data": data}
 
     @router.get("/v1/models/{name}")
     def model(name: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -14,24 +14,53 @@ UNHEEDED = {
     "safety_identifier",
     "prompt_cache_key",
 }  # say nothing of answers
-NEUTRAL = {  # fields that are not supported may be there with the value that changes nothing
-    "frequency_penalty": 0,
-    "presence_penalty": 0,
-    "repetition_penalty": 1,
-    "best_of": 1,
-    "logit_bias": {},
-    "tools": [],
-    "response_format": {"type": "text"},
-    "parallel_tool_calls": True,
+NEUTRAL: dict[str, tuple[Any, ...]] = {  # fields that are not supported may be there with a value that changes nothing
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "repetition_penalty": (1,),
+    "length_penalty": (1,),
+    "best_of": (1,),
+    "top_k": (0, -1),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "logit_bias": ({},),
+    "tools": ([],),
+    "tool_choice": ("none",),
+    "response_format": ({"type": "text"},),
+    "parallel_tool_calls": (True, False),
+    "suffix": ("",),
+    "echo": (False,),
+    "use_beam_search": (False,),
+    "ignore_eos": (False,),
+    "include_stop_str_in_output": (False,),
+    "skip_special_tokens": (True,),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
 }
 SCORES = 20  # likeliest tokens that may be told with each
+FIELDS = 100  # of one object: more than any has, and few enough to be told what is wrong with
 
-Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-Texts = str | Annotated[list[str], Field(min_length=1)] | Ids | Annotated[list[Ids], Field(min_length=1)]
+# of a list with a million wrong items one is told: an error for each would take as long as half a minute
+Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
+Words = Annotated[list[str], Field(min_length=1, fail_fast=True)]
+Texts = str | Words | Ids | Annotated[list[Ids], Field(min_length=1, fail_fast=True)]
 
 
-class Asked(BaseModel):
+class Strict(BaseModel):
+    """An object with these fields and no others, each of its own type."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few(cls, given: Any) -> Any:
+        if isinstance(given, dict) and len(given) > FIELDS:
+            raise ValueError(f"{len(given)} fields, and at most {FIELDS} may be")
+        return given
+
+
+class Asked(Strict):
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {}  # beside those of `NEUTRAL`
 
     model: Annotated[str, Field(min_length=1, max_length=2000)]
     priority: Annotated[int, Field(ge=-1000, le=1000)] | None = None
@@ -39,33 +68,31 @@ class Asked(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _known(cls, given: Any) -> Any:
-        """Without fields that change no answer."""
+        """Without what was not given (null), and fields that change no answer."""
         if not isinstance(given, dict):
             return given
         return {
             name: value
             for name, value in given.items()
-            if name in cls.model_fields
-            and not (name == "logprobs" and value is False)
-            or not (name in UNHEEDED or value is None or value is False or neutral(name, value))
+            if value is not None
+            and (name in cls.model_fields or name not in UNHEEDED and not cls._neutral(name, value))
         }
 
+    @classmethod
+    def _neutral(cls, name: str, value: Any) -> bool:
+        known = (*NEUTRAL.get(name, ()), *cls.neutral.get(name, ()))
+        return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in known)
 
-def neutral(name: str, value: Any) -> bool:
-    return name in NEUTRAL and value == NEUTRAL[name]
 
-
-class StreamOptions(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
+class StreamOptions(Strict):
     include_usage: bool = False
 
 
 class Generation(Asked):
     n: Annotated[int, Field(ge=1)] = 1
-    stream: bool | None = False
+    stream: bool = False
     stream_options: StreamOptions | None = None
-    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    stop: str | Annotated[list[str], Field(max_length=16, fail_fast=True)] | None = None
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
     temperature: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
@@ -82,33 +109,41 @@ class Generation(Asked):
 
 
 class Completion(Generation):
+    neutral = {"add_special_tokens": (True,)}
+
     prompt: Texts
     logprobs: Annotated[int, Field(ge=0, le=SCORES)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_scores(cls, given: Any) -> Any:
+        """``logprobs: false``, of clients that know chats."""
+        if isinstance(given, dict) and given.get("logprobs") is False:
+            return {name: value for name, value in given.items() if name != "logprobs"}
+        return given
 
     @property
     def scores(self) -> int | None:
         return self.logprobs
 
 
-class Part(BaseModel):
+class Part(Strict):
     """Of a message's content."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     type: str
     text: str | None = None
 
 
-class Message(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
+class Message(Strict):
     role: str
-    content: str | list[Part]
+    content: str | Annotated[list[Part], Field(fail_fast=True)]
     name: str | None = None
 
 
 class Chat(Generation):
-    messages: Annotated[list[Message], Field(min_length=1)]
+    neutral = {"add_special_tokens": (False,), "add_generation_prompt": (True,), "continue_final_message": (False,)}
+
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=SCORES)] | None = None
@@ -125,6 +160,8 @@ class Chat(Generation):
 
 
 class Embedding(Asked):
+    neutral = {"normalize": (True,)}
+
     input: Texts
     encoding_format: str = "float"
 
@@ -141,23 +178,19 @@ class Document(BaseModel):
 
 class Reranking(Asked):
     query: str
-    documents: Annotated[list[str | Document], Field(min_length=1)]
+    documents: Annotated[list[str | Document], Field(min_length=1, fail_fast=True)]
     top_n: Annotated[int, Field(ge=0)] | None = None
     return_documents: bool = True
 
 
-class Load(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
+class Load(Strict):
     name: Annotated[str, Field(max_length=200)]
     path: Annotated[str, Field(max_length=4000)] | None = None
     load_inplace: bool = False
     pin: bool = False
 
 
-class Unload(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
+class Unload(Strict):
     name: Annotated[str, Field(max_length=200)]
 
 

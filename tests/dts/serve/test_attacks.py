@@ -5,11 +5,7 @@ import threading
 
 import pytest
 
-pytest.importorskip("fastapi", reason="needs fastapi (pip install 'dts-merge[serve]')")
-pytest.importorskip("httpx", reason="needs httpx, for fastapi's test client")
-pytest.importorskip("prometheus_client", reason="needs prometheus-client (pip install 'dts-merge[serve]')")
-
-from fastapi.testclient import TestClient  # noqa: E402
+TestClient = pytest.importorskip("tests.dts.serve.client").TestClient
 
 from dts.serve.http.app import application  # noqa: E402
 from dts.serve.metrics import Metrics  # noqa: E402

@@ -13,18 +13,17 @@ import pytest
 import torch
 import transformers
 
-pytest.importorskip("fastapi", reason="needs fastapi (pip install 'dts-merge[serve]')")
-pytest.importorskip("httpx", reason="needs httpx, for fastapi's test client")
-pytest.importorskip("prometheus_client", reason="needs prometheus-client (pip install 'dts-merge[serve]')")
+TestClient = pytest.importorskip("tests.dts.serve.client").TestClient
 
-from fastapi.testclient import TestClient  # noqa: E402
 from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
+from pydantic import ValidationError  # noqa: E402
 
 import dts  # noqa: E402
 from dts.serve.choice import choice_of  # noqa: E402
 from dts.serve.encode import padded  # noqa: E402
 from dts.serve.http.app import application  # noqa: E402
 from dts.serve.http.guard import Guard, Keys  # noqa: E402
+from dts.serve.http.shapes import Chat, Completion, Embedding, Reranking  # noqa: E402
 from dts.serve.metrics import LABELS, Metrics  # noqa: E402
 from dts.serve.options import Limits, Options  # noqa: E402
 from dts.serve.start import serve  # noqa: E402
@@ -318,9 +317,17 @@ WRONG = {
     "a priority in words": ({"priority": "high"}, 400),
     "a huge priority": ({"priority": 1 << 40}, 400),
     "an unknown field": ({"frobnicate": 1}, 400),
+    "an unknown field that is not so": ({"frobnicate": False}, 400),
+    "no special tokens": ({"add_special_tokens": False}, 400),
+    "special tokens in the text": ({"skip_special_tokens": False}, 400),
+    "true answers": ({"best_of": True}, 400),
+    "thousands of fields": ({str(i): 1 for i in range(1000)}, 400),
+    "a number of thousands of digits": (b'{"model": "a", "prompt": "x", "seed": ' + b"9" * 5000 + b"}", 400),
     "usage without a stream": ({"stream_options": {"include_usage": True}}, 400),
     "a mixture of nobody": ({"model": "a:0.5,nobody:0.5"}, 404),
     "a mixture of NaN": ({"model": "a:nan,b:1"}, 400),
+    "a mixture of Python's numbers": ({"model": "a:1_0,b:1"}, 400),
+    "a mixture of another alphabet's numbers": ({"model": "a:\N{ARABIC-INDIC DIGIT THREE},b:1"}, 400),
 }
 
 
@@ -342,9 +349,43 @@ def test_an_unknown_model_is_told_those_there_are(llm):
 
 
 def test_neutral_fields_of_clients_are_taken_and_unknown_routes_are_errors(llm):
-    body = GOOD | {"frequency_penalty": 0, "logprobs": None, "echo": False, "user": "me", "best_of": 1}
+    body = GOOD | {"frequency_penalty": 0, "logprobs": None, "echo": False, "user": "me", "best_of": 1, "n": None}
+    body |= {"top_k": -1, "add_special_tokens": True, "skip_special_tokens": True, "ignore_eos": False, "stream": None}
     assert llm.post("/v1/completions", json=body).status_code == 200
-    assert llm.get("/v1/completions").status_code == 405 and llm.get("/nowhere").json()["error"]["message"]
+    assert llm.post("/v1/completions", json=body | {"logprobs": False}).status_code == 200
+    wrong = llm.get("/v1/completions")
+    assert wrong.status_code == 405 and wrong.headers["allow"] == "POST"
+    assert llm.get("/nowhere").json()["error"]["message"]
+
+
+def test_a_body_that_nobody_said_is_json(llm):
+    """As curl's -d sends it."""
+    for kind in ("application/x-www-form-urlencoded", "text/plain"):
+        found = llm.post("/v1/completions", content=json.dumps(GOOD), headers={"Content-Type": kind})
+        assert found.status_code == 400 and "Content-Type: application/json" in found.json()["error"]["message"]
+    found = llm.post("/v1/completions", content=b"\x1f\x8b\x08\x00", headers={"Content-Type": "application/json"})
+    assert found.json()["error"]["code"] == "invalid_json"
+
+
+@pytest.mark.parametrize(
+    "kind, given",
+    [
+        (Completion, {"prompt": [None] * 10_000}),
+        (Completion, {"prompt": [[]] * 10_000}),
+        (Completion, {"prompt": "x", "stop": [0] * 10_000}),
+        (Completion, {"prompt": "x", **{str(i): 1 for i in range(10_000)}}),
+        (Chat, {"messages": [{}] * 10_000}),
+        (Chat, {"messages": [{"role": "user", "content": [0] * 10_000}]}),
+        (Chat, {"messages": [{"role": "user", "content": "x", **{str(i): 1 for i in range(10_000)}}]}),
+        (Embedding, {"input": [[None]] * 10_000}),
+        (Reranking, {"query": "x", "documents": [0] * 10_000}),
+    ],
+)
+def test_of_many_mistakes_few_are_looked_at(kind, given):
+    """An error for each held every other answer up, half a minute for a body of one megabyte."""
+    with pytest.raises(ValidationError) as error:
+        kind.model_validate({"model": "a"} | given)
+    assert error.value.error_count() < 20
 
 
 def test_a_body_without_a_length_is_bounded_too(llm):

@@ -14,13 +14,9 @@ import time
 
 import pytest
 
-pytest.importorskip("fastapi", reason="needs fastapi (pip install 'dts-merge[serve]')")
-pytest.importorskip("httpx", reason="needs httpx, for fastapi's test client")
-pytest.importorskip("uvicorn", reason="needs uvicorn (pip install 'dts-merge[serve]')")
-pytest.importorskip("prometheus_client", reason="needs prometheus-client (pip install 'dts-merge[serve]')")
+TestClient = pytest.importorskip("tests.dts.serve.client").TestClient
 
 import uvicorn  # noqa: E402
-from fastapi.testclient import TestClient  # noqa: E402
 
 from dts.serve.http.app import application  # noqa: E402
 from dts.serve.http.page import FILE  # noqa: E402

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dts.serve.refused import NotFinite
-from dts.serve.sampling import Draws, Sampling, _nucleus, choose
+from dts.serve.sampling import Draws, Sampling, Scored, _nucleus, choose
 
 
 def chosen(draws, logits):
@@ -88,3 +88,10 @@ def test_a_draw_falls_where_the_sum_of_shares_passes_it(monkeypatch):
     for number, token in ((0.0, 1), (0.26, 1), (0.27, 3), (1 - 2**-53, 3)):
         monkeypatch.setattr(Draws, "uniform", lambda self, number=number: number)
         assert chosen(Draws(Sampling(1)), logits) == token
+
+
+def test_what_cannot_be_is_not_among_the_likeliest():
+    """Its log probability is infinite, which JSON has no number for."""
+    logits = torch.tensor([0.0, -torch.inf, 1.0, -torch.inf])
+    found = Scored.of(logits, 0, 4)
+    assert [token for token, _ in found.top] == [2, 0] and found.logprob == found.top[1][1]
