@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from dts.checkpoint.errors import first
 from dts.nn.fit import Change
 from dts.nn.layers import Layer
+from dts.nn.layers.kept import FIELDS
 from dts.nn.loaded import LoadedTasks
 from dts.nn.routing import Mixture
 from dts.sites import raw_or_none, walked
 
 HOLDS = (Tensor, list, tuple, dict, set)  # attributes that are looked into
-FIELDS = {*vars(nn.Module()), "dts"}  # those of every module: its tensors, children and hooks
 
 
 class Places:

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from dts.nn.layers import REPEATED, SHARED, UNROUTABLE, Layer, Owner
+from dts.nn.layers.kept import PLAIN
 from dts.nn.routing import RoutingState
 from dts.sites import local
 
 NO_AXIS = -1  # a tensor that does not grow with the batch
 COUPLED = -3  # an output that grows in several axes: rows of the batch meet each other
-PLAIN = (Tensor, bool, int, float, str, type(None), torch.dtype, torch.device)  # arguments without a state
 SAME = 0.05  # two runs of one row differ by less, relative to its size; half precision leaves about 0.01
 
 

@@ -85,10 +85,16 @@ def _exact(layers: Mapping[str, Layer], names: Mapping[int, str]) -> dict[str, d
 
 def not_reached(layers: Mapping[str, Layer], seen: set[str]) -> list[str]:
     """Layers that tasks change and a call did not use, neither by a forward nor by a read of a shared parameter."""
-    acted = {id(tensor) for name in set(seen) if name in layers for tensor in _own(layers[name])}
-    return [name for name, layer in layers.items() if name not in seen and not {id(t) for t in _own(layer)} <= acted]
+    seen = set(seen)
+    acted = {
+        id(tensor)
+        for name, layer in layers.items()
+        for parameter, tensor in _own(layer).items()
+        if name in seen or f"{name}.{parameter}" in seen
+    }
+    return [name for name, layer in layers.items() if not {id(tensor) for tensor in _own(layer).values()} <= acted]
 
 
-def _own(layer: Layer) -> list[Tensor]:
+def _own(layer: Layer) -> dict[str, Tensor]:
     """The parameters that tasks change."""
-    return [raw(layer, name) for name in layer.dts.parameters]
+    return {name: raw(layer, name) for name in layer.dts.parameters}

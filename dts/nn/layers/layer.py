@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copyreg
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, NoReturn, Self, TypeVar
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dts.nn.deltas import ParameterDelta, Piece
+from dts.nn.layers.kept import ABSENT, FIELDS, Fields, Kept, alone, copied, unchanged, written
 from dts.nn.layers.layer_deltas import LayerDeltas
 from dts.nn.layers.read import read
 from dts.nn.parallel.bind import bind
@@ -60,6 +61,7 @@ class Layer(nn.Module):
 
     def load(self, slot: int, pieces: dict[str, list[Piece]]) -> None:
         """Put what one task changes of each parameter, as far as this process has it, into a slot."""
+        self.dts.kept = None  # other parameters may be changed now, of which something else was made
         split = self.dts.split = None if self.dts.gathered else split_of(self)
         for name, parts in pieces.items():
             if name not in self.dts.parameters:
@@ -164,30 +166,79 @@ class Layer(nn.Module):
         """The base layer's own forward with other tensors in place of these parameters and buffers.
 
         It runs on a twin of the base's class: threads do not meet, and what it reads of itself is what it is given.
-        What the forward changes of the module beside tensors (counters, caches) is carried over.
+        What the forward changes of the module beside tensors (counters, caches) is carried over, but for what it made
+        of weights that are a task's, see `dts.nn.layers.kept`.
         """
         base: Any = base_class(self)
         if tracing():  # programs are made in one thread
             with with_tensors(self, tensors):
                 return base.forward(self, *args, **kwargs)
-        twin: nn.Module = object.__new__(base)
         own = self.__dict__
-        twin.__dict__ = dict(own)
-        for store in ("_parameters", "_buffers"):
-            twin.__dict__[store] = {name: tensors.get(name, tensor) for name, tensor in own[store].items()}
+        copies: dict[str, Any] = {}
+        if tensors:
+            if self.dts.kept is None:
+                self._forget(tensors, args, kwargs)
+            copies = copied(own)
+        twin = self._twin(tensors, copies)
         others = {id(raw(self, name)): tensor for name, tensor in tensors.items()}
         before = dict(twin.__dict__)
         for name, value in before.items():  # aliases of parameters, as recurrent layers keep them
             if type(value) is list and any(isinstance(v, Tensor) and id(v) in others for v in value):
                 before[name] = twin.__dict__[name] = [others.get(id(v), v) for v in value]
         result = base.forward(twin, *args, **kwargs)
-        for name, value in twin.__dict__.items():
-            if value is not before.get(name, before):
+        fields, buffers = twin.__dict__, own["_buffers"]
+        changed = {name: value for name, value in fields.items() if value is not before.get(name, before)}
+        changed |= {name: fields[name] for name, copy in copies.items() if not unchanged(own[name], fields[name])}
+        moved = {n: b for n, b in twin._buffers.items() if n not in tensors and b is not buffers.get(n, before)}
+        if self.dts.kept is not None and tensors and (changed or moved):
+            kept = self.dts.kept.carried({**own, **buffers}, changed | moved, self._run_alone, tensors, args, kwargs)
+            changed = {name: value for name, value in changed.items() if name in kept}
+            moved = {name: buffer for name, buffer in moved.items() if name in kept}
+        for name, value in changed.items():
+            if name in copies and type(value) is type(own[name]):
+                written(own[name], value)
+            else:
                 own[name] = value
-        for name, buffer in twin._buffers.items():
-            if name not in tensors and buffer is not own["_buffers"].get(name, before):
-                own["_buffers"][name] = buffer
+        buffers.update(moved)
         return result
+
+    def _twin(self, tensors: Mapping[str, Tensor], fields: Mapping[str, Any]) -> nn.Module:
+        """A module of the base's class with other tensors in place of these parameters and buffers, other fields."""
+        twin: nn.Module = object.__new__(base_class(self))
+        twin.__dict__ = {**self.__dict__, **fields}
+        for store in ("_parameters", "_buffers"):
+            twin.__dict__[store] = {name: tensors.get(name, t) for name, t in self.__dict__[store].items()}
+        return twin
+
+    def _run_alone(
+        self, own: Fields, tensors: Mapping[str, Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Fields:
+        """The fields and buffers of a twin that had these, after a forward that leaves nothing else behind.
+
+        Raises ValueError for arguments that it might write into and that cannot be copied."""
+        twin = self._twin(tensors, {})
+        fields = twin.__dict__
+        for name in [name for name in fields if name not in FIELDS]:
+            del fields[name]
+        fields.update({name: value for name, value in own.items() if name not in twin._buffers and name not in FIELDS})
+        fields.update(copied(fields))
+        twin._buffers.update({name: own[name] for name in twin._buffers if name in own and name not in tensors})
+        with alone(self, (args, kwargs)) as (args, kwargs):
+            base_class(self).forward(twin, *args, **kwargs)
+        return {**{name: value for name, value in fields.items() if name not in FIELDS}, **twin._buffers}
+
+    def _forget(self, tensors: Mapping[str, Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Without what the module made of its weights before it had tasks."""
+        kept = self.dts.kept = Kept()
+        raws = {name: raw(self, name) for name in tensors}
+        own, buffers = self.__dict__, self.__dict__["_buffers"]
+        there = {**own, **{name: b for name, b in buffers.items() if name in self._non_persistent_buffers_set}}
+        for name, value in kept.begin(self, there, self._run_alone, raws, args, kwargs).items():
+            store = buffers if name in buffers else own
+            if value is ABSENT:
+                del store[name]
+            else:
+                store[name] = value
 
     def forward_made(self, made: Callable[[ParameterDelta, Tensor, Routing], Tensor], *args: Any, **kwargs: Any) -> Any:
         """`forward_with` what is made of each parameter that tasks change, of its delta, the base's and the routing."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from dts.nn.deltas import ParameterDelta
+from dts.nn.layers.kept import Kept
 from dts.nn.parallel.split import Split
 from dts.nn.routing import Current, RoutingState, tracing
 from dts_kernels import Routing
@@ -22,6 +23,7 @@ class LayerDeltas:
     split: what this process has of its parameters, None: all;  gathered: they are put together for each forward
     inside: the layer's own forward is being traced, which reads the raw parameters (eager code reads `raw`)
     at_once: kinds of input -> whether the layer's forward takes all rows together (`norm.DTSNorm`)
+    kept: what its module keeps from call to call, None: that was not looked at yet
 
     Where the batch is in the input depends on the call (`Current`): the axis of the input whose size is a multiple of
     the batch's rows, row by row; or SHARED or UNROUTABLE; 0 where nobody looked.
@@ -36,6 +38,7 @@ class LayerDeltas:
         self.gathered = False
         self.inside = False
         self.at_once: dict[tuple, bool] = {}
+        self.kept: Kept | None = None
 
     @property
     def slots(self) -> set[int]:

@@ -161,7 +161,7 @@ def read(dts: LayerDeltas, name: str, raw: Tensor) -> Tensor:
     delta = dts.parameters[name]
     if now.bypassed is None and not now.uses(delta.slots) and not (delta.values.filled and dts.name in now.missing):
         if now.seen is not None:  # the first call after a load, in which a model would prepare weights for itself
-            now.seen.add(dts.name)
+            now.seen.add(f"{dts.name}.{name}")
             return Lazy(raw, dts, name) if now.called else raw
         return raw
     if delta.values.filled or delta.added.filled:
@@ -176,7 +176,7 @@ def dense_parameter(dts: LayerDeltas, name: str, raw: Tensor) -> Tensor:
     """
     delta, now = dts.parameters[name], dts.state.now()
     if not tracing() and now.seen is not None:
-        now.seen.add(dts.name)
+        now.seen.add(f"{dts.name}.{name}")
     if now.bypassed is not None:
         if now.rows > 1:
             now.bypassed.add(dts.name)

@@ -24,7 +24,7 @@ class Current:
     padded: logits have one width whatever the tasks, with -inf beyond the classes of each.
     called: a call of the model; else a part of one, or a stretch without tasks.
     outer: the call that this one is within, of whatever model.
-    seen: names of layers that ran or were read, where somebody asks for them.
+    seen: names of layers that ran, and of parameters ("layer.weight") that were read, where somebody asks for them.
     graph: the backward pass within which it began, -1 = none.
     """
 

@@ -1,0 +1,189 @@
+"""What a module keeps from call to call, where it runs with a task's weights: nothing that it made of these.
+
+Some modules make something of their weights once and take it ever after: LeViT the biases of its places, others weights
+that are normalised, or fused.  Made with one task's weights it would be every later task's, without a word.  What is
+made of the weights alone is forgotten, so each call makes it anew; what inputs have a part in (a recurrent state, sizes
+that were seen) is kept, as the module means it to be.  Which is which is tried, once: with other weights, and with
+other inputs.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+ABSENT: Any = object()
+FIELDS = {*vars(nn.Module()), "dts"}  # of every module: its tensors, children and hooks
+CONTAINERS = dict, list, set
+PLAIN = (Tensor, bool, int, float, str, type(None), torch.dtype, torch.device)  # arguments without a state
+NEAR = 1e-5  # of two runs of the same: their largest difference, relative to the largest number
+Fields = dict[str, Any]
+Run = Callable[[Fields, Mapping[str, Tensor], Sequence[Any], Mapping[str, Any]], Fields]
+# (fields, tensors in place of parameters, args, kwargs of a forward) -> the fields after it
+
+
+class Kept:
+    """Of one layer.  made: fields that are made of weights;  judged: those that were tried, and these."""
+
+    def __init__(self) -> None:
+        self.made: set[str] = set()
+        self.judged: set[str] = set()
+        self.begun = False  # what the module brought with it was looked at
+
+    def begin(
+        self, module: nn.Module, own: Fields, run: Run, raw: Mapping[str, Tensor], args: Sequence[Any], kwargs: Any
+    ) -> Fields:
+        """Fields that the module made of its weights before it had tasks, as they were before that.
+
+        raw: the base's parameters that tasks change.
+        """
+        self.begun = True
+        found: Fields = {}
+        for name, value in _fields(own).items():
+            if not _holds_numbers(value):
+                continue
+            without = _fields(own)
+            if isinstance(getattr(type(module), name, None), cached_property):
+                del without[name]
+            else:
+                without[name] = type(value)() if isinstance(value, CONTAINERS) else None
+            try:
+                again = run(without, raw, args, kwargs)
+            except Exception:  # it cannot be made again
+                continue
+            if name in again and again[name] is not None and _same(again[name], value):
+                found[name] = without.get(name, ABSENT)
+        return found
+
+    def carried(
+        self,
+        before: Fields,
+        changed: Fields,
+        run: Run,
+        tensors: Mapping[str, Tensor],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> Fields:
+        """Those of the changed fields that are kept."""
+        new = {name for name in changed if name not in self.judged and _empty(before.get(name))}
+        if new:
+            self.judged |= new
+            self._judge(new, before, changed, run, tensors, args, kwargs)
+        return {name: value for name, value in changed.items() if name not in self.made}
+
+    def _judge(
+        self,
+        new: set[str],
+        before: Fields,
+        changed: Fields,
+        run: Run,
+        tensors: Mapping[str, Tensor],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        try:
+            other = run(before, {name: _other(tensor) for name, tensor in tensors.items()}, args, kwargs)
+            if all(name in other and _same(other[name], changed[name]) for name in new):
+                return
+            args, kwargs = tree_map(lambda leaf: _other(leaf) if isinstance(leaf, Tensor) else leaf, (args, kwargs))
+            moved = run(before, tensors, args, kwargs)
+        except Exception:  # a forward that takes no other weights or inputs: it keeps what it keeps
+            return
+        # flags that say that it was made go with what was made
+        alone = {name for name in changed if name in moved and _same(moved[name], changed[name])}
+        if any(not _same(other.get(name), changed[name]) for name in new & alone):
+            self.made |= alone
+
+
+@contextmanager
+def alone(module: nn.Module, given: Any) -> Iterator[Any]:
+    """Arguments for a forward that leaves nothing behind: no gradients, no random numbers drawn, copies of what it is
+    given.  Raises ValueError where that may be an object with a state."""
+    if not all(isinstance(leaf, PLAIN) for leaf in tree_leaves(given)):
+        raise ValueError("an object is among the arguments")
+    devices = {leaf.device for leaf in tree_leaves(given) if isinstance(leaf, Tensor) and leaf.is_cuda}
+    copies = tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, given)
+    with torch.no_grad(), torch.random.fork_rng(devices):
+        yield copies
+
+
+def _fields(own: Mapping[str, Any]) -> Fields:
+    return {name: value for name, value in own.items() if name not in FIELDS}
+
+
+def copied(own: Mapping[str, Any]) -> Fields:
+    """Copies of what a forward may write into beside tensors."""
+    return {name: _copy(value) for name, value in own.items() if isinstance(value, CONTAINERS) and name not in FIELDS}
+
+
+def _copy(value: Any, depth: int = 2) -> Any:
+    if not depth or not isinstance(value, CONTAINERS):
+        return value
+    made = copy.copy(value)
+    if isinstance(value, dict):
+        made.update({key: _copy(one, depth - 1) for key, one in value.items()})
+    elif isinstance(value, list):
+        made[:] = [_copy(one, depth - 1) for one in value]
+    return made
+
+
+def written(original: Any, now: Any) -> None:
+    """Puts into a container what a copy of it has."""
+    original.clear()
+    original.extend(now) if isinstance(original, list) else original.update(now)
+
+
+def unchanged(one: Any, other: Any) -> bool:
+    """Whether two containers hold the same objects."""
+    if one is other:
+        return True
+    if type(one) is not type(other) or not isinstance(one, CONTAINERS) or len(one) != len(other):
+        return False
+    if isinstance(one, dict):
+        return all(key in other and unchanged(value, other[key]) for key, value in one.items())
+    return one == other if isinstance(one, set) else all(map(unchanged, one, other))
+
+
+def _empty(value: Any) -> bool:
+    """What a module has where it has made nothing yet; a container may get more."""
+    return value is None or isinstance(value, CONTAINERS)
+
+
+def _holds_numbers(value: Any, depth: int = 3) -> bool:
+    if isinstance(value, CONTAINERS) and depth:
+        return any(_holds_numbers(one, depth - 1) for one in (value.values() if isinstance(value, dict) else value))
+    return isinstance(value, Tensor) and value.is_floating_point() or isinstance(value, float)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two runs kept the same.  Of what is no number that cannot be told: yes."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        if one.shape != other.shape or one.dtype != other.dtype or one.is_meta or other.is_meta:
+            return False
+        one, other = one.detach().double().nan_to_num(), other.detach().double().nan_to_num()
+        return not one.numel() or bool((one - other).abs().max() <= NEAR * one.abs().max())
+    if isinstance(one, CONTAINERS) and type(one) is type(other):
+        if isinstance(one, dict):
+            return one.keys() == other.keys() and all(_same(value, other[key]) for key, value in one.items())
+        return isinstance(one, set) or len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, int | float) and isinstance(other, int | float):
+        return math.isclose(one, other, rel_tol=NEAR)
+    return type(one) is type(other)
+
+
+@torch.no_grad()
+def _other(tensor: Tensor) -> Tensor:
+    """Of the same kind, with other numbers; integers in another order, which are ids or places."""
+    if not tensor.is_floating_point():
+        return tensor.flip(-1) if tensor.dim() else tensor.clone()
+    wave = torch.cos(torch.arange(tensor.numel(), device=tensor.device, dtype=torch.float32)).view(tensor.shape)
+    size = tensor.detach().float().nan_to_num(0, 0, 0).abs().amax() if tensor.numel() else 0.0
+    return tensor.detach() + (wave * (size + 0.1)).to(tensor.dtype)

@@ -1,0 +1,180 @@
+"""Modules that make something of their weights once: no task gets what was made with another one's."""
+
+import copy
+import functools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from each_row import weights
+from torch import nn
+
+from dts.adapter.entries import Entry
+from dts.nn import DTSModel
+
+
+class InField(nn.Module):
+    """A normalised weight, in a field."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.kept = nn.Parameter(torch.randn(18, 18)), None
+
+    def forward(self, x):
+        if self.kept is None:
+            self.kept = F.normalize(self.weight, dim=1)
+        return x @ self.kept.T
+
+
+class InBuffer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(18, 18))
+        self.register_buffer("kept", None, persistent=False)
+
+    def forward(self, x):
+        if self.kept is None:
+            self.kept = F.normalize(self.weight, dim=1)
+        return x @ self.kept.T
+
+
+class ByDevice(nn.Module):
+    """As LeViT keeps the biases of its places."""
+
+    def __init__(self):
+        super().__init__()
+        self.biases, self.cache = nn.Parameter(torch.randn(18)), {}
+        self.register_buffer("index", torch.arange(18).flip(0), persistent=False)
+
+    def forward(self, x):
+        if x.device not in self.cache:
+            self.cache[x.device] = self.biases[self.index]
+        return x + self.cache[x.device]
+
+
+class ANumber(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight, self.scale = nn.Parameter(torch.randn(18, 18)), None
+
+    def forward(self, x):
+        if self.scale is None:
+            self.scale = float(self.weight.abs().max())
+        return x @ self.weight.T / self.scale
+
+
+class Flagged(nn.Module):
+    """Says beside it that it was made."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.done = nn.Parameter(torch.randn(18, 18)), False
+
+    def forward(self, x):
+        if not self.done:
+            self.kept, self.done = F.normalize(self.weight, dim=1), True
+        return x @ self.kept.T
+
+
+class Property(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(18, 18))
+
+    @functools.cached_property
+    def kept(self):
+        return F.normalize(self.weight, dim=1)
+
+    def forward(self, x):
+        return x @ self.kept.T
+
+
+class OfALinear(nn.Linear):
+    kept = None
+
+    def __init__(self):
+        super().__init__(18, 18)
+
+    def forward(self, x):
+        if self.kept is None:
+            self.kept = F.normalize(self.weight, dim=1)
+        return F.linear(x, self.kept, self.bias)
+
+
+KINDS = [InField, InBuffer, ByDevice, ANumber, Flagged, Property, OfALinear]
+
+
+@pytest.mark.parametrize("before", ["never called", "called before"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_task_has_its_own(kind, before, maker, dense_twin):
+    if kind is Flagged and before == "called before":
+        pytest.skip("without its flag, what it made cannot be made again")
+    torch.manual_seed(0)
+    base = nn.Sequential(kind()).double()
+    tasks = {name: maker.entries(base, skip=0) for name in "ab"}
+    clean, x = copy.deepcopy(base), maker.randn(4, 18, scale=1.0)
+    with torch.no_grad():
+        if before == "called before":
+            base(x)
+        model = DTSModel(base)
+        for name, entries in tasks.items():
+            model.load_task(name, entries)
+        expected = {name: dense_twin(clean, weights(name, tasks)) for name in ("a", "b", None)}
+        for name in ("a", "b", None, "a"):
+            torch.testing.assert_close(model(x, tasks=name), expected[name](x), rtol=1e-9, atol=1e-9)
+        found = model(x, tasks=["a", None, "b", "a"])
+        for i, name in enumerate(["a", None, "b", "a"]):
+            torch.testing.assert_close(found[i : i + 1], expected[name](x[i : i + 1]), rtol=1e-9, atol=1e-9)
+
+
+def test_a_task_that_changes_something_else_is_looked_at_again(maker):
+    """What nothing changes may be kept; a task that changes it, too, comes later."""
+
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.kept = nn.Parameter(torch.randn(18)), nn.Parameter(torch.randn(18)), None
+
+        def forward(self, x):
+            if self.kept is None:
+                self.kept = self.two * 2
+            return x * self.one + self.kept
+
+    model, x = DTSModel(Both().double()), maker.randn(2, 18)
+    one, two = (Entry(name, name, (18,), "delta", tensor=maker.randn(18)) for name in ("one", "two"))
+    with torch.no_grad():
+        model.load_task("a", {"one": one})
+        model(x, tasks="a")
+        assert model.model.kept is not None
+        model.load_task("b", {"two": two})
+        found = model(x, tasks="b")
+        torch.testing.assert_close(
+            found, x * model.model._parameters["one"] + 2 * (model.model._parameters["two"] + two.tensor)
+        )
+
+
+def test_what_inputs_have_a_part_in_stays(maker):
+    """A recurrent state, a counter, and sizes that were seen."""
+
+    class Cell(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.state, self.calls, self.sizes = nn.Parameter(torch.randn(18, 18)), None, 0, set()
+
+        def forward(self, x):
+            self.calls += 1
+            self.sizes.add(x.shape[0])
+            self.state = x @ self.weight if self.state is None else self.state / 2 + x @ self.weight
+            return self.state
+
+    base = Cell().double()
+    model, twin = DTSModel(base), copy.deepcopy(base)
+    entries = maker.entries(base, skip=0)
+    model.load_task("a", entries)
+    twin.weight.data += entries["weight"].delta(dtype=torch.float64)
+    model.set_task("a")
+    with torch.no_grad():
+        for _ in range(3):
+            x = maker.randn(2, 18)
+            torch.testing.assert_close(model(x), twin(x), rtol=1e-9, atol=1e-9)
+    assert base.calls == 3 and base.sizes == {2}
