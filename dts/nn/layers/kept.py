@@ -47,10 +47,10 @@ class Kept:
         """
         self.begun = True
         found: Fields = {}
-        for name, value in _fields(own).items():
-            if not _holds_numbers(value):
+        for name, value in fields_of(own).items():
+            if not holds_numbers(value):
                 continue
-            without = _fields(own)
+            without = fields_of(own)
             if isinstance(getattr(type(module), name, None), cached_property):
                 del without[name]
             else:
@@ -59,7 +59,7 @@ class Kept:
                 again = run(without, raw, args, kwargs)
             except Exception:  # it cannot be made again
                 continue
-            if name in again and again[name] is not None and _same(again[name], value):
+            if name in again and again[name] is not None and same(again[name], value):
                 found[name] = without.get(name, ABSENT)
         return found
 
@@ -91,20 +91,20 @@ class Kept:
     ) -> None:
         try:
             other = run(before, {name: _other(tensor) for name, tensor in tensors.items()}, args, kwargs)
-            if all(name in other and _same(other[name], changed[name]) for name in new):
+            if all(name in other and same(other[name], changed[name]) for name in new):
                 return
             args, kwargs = tree_map(lambda leaf: _other(leaf) if isinstance(leaf, Tensor) else leaf, (args, kwargs))
             moved = run(before, tensors, args, kwargs)
         except Exception:  # a forward that takes no other weights or inputs: it keeps what it keeps
             return
         # flags that say that it was made go with what was made
-        alone = {name for name in changed if name in moved and _same(moved[name], changed[name])}
-        if any(not _same(other.get(name), changed[name]) for name in new & alone):
+        alone = {name for name in changed if name in moved and same(moved[name], changed[name])}
+        if any(not same(other.get(name), changed[name]) for name in new & alone):
             self.made |= alone
 
 
 @contextmanager
-def alone(module: nn.Module, given: Any) -> Iterator[Any]:
+def alone(given: Any) -> Iterator[Any]:
     """Arguments for a forward that leaves nothing behind: no gradients, no random numbers drawn, copies of what it is
     given.  Raises ValueError where that may be an object with a state."""
     if not all(isinstance(leaf, PLAIN) for leaf in tree_leaves(given)):
@@ -115,23 +115,26 @@ def alone(module: nn.Module, given: Any) -> Iterator[Any]:
         yield copies
 
 
-def _fields(own: Mapping[str, Any]) -> Fields:
+def fields_of(own: Mapping[str, Any]) -> Fields:
     return {name: value for name, value in own.items() if name not in FIELDS}
 
 
 def copied(own: Mapping[str, Any]) -> Fields:
     """Copies of what a forward may write into beside tensors."""
-    return {name: _copy(value) for name, value in own.items() if isinstance(value, CONTAINERS) and name not in FIELDS}
+    return {
+        name: snapshot(value) for name, value in own.items() if isinstance(value, CONTAINERS) and name not in FIELDS
+    }
 
 
-def _copy(value: Any, depth: int = 2) -> Any:
+def snapshot(value: Any, depth: int = 2) -> Any:
+    """A copy of a container and of those in it; anything else itself."""
     if not depth or not isinstance(value, CONTAINERS):
         return value
     made = copy.copy(value)
     if isinstance(value, dict):
-        made.update({key: _copy(one, depth - 1) for key, one in value.items()})
+        made.update({key: snapshot(one, depth - 1) for key, one in value.items()})
     elif isinstance(value, list):
-        made[:] = [_copy(one, depth - 1) for one in value]
+        made[:] = [snapshot(one, depth - 1) for one in value]
     return made
 
 
@@ -157,13 +160,13 @@ def _empty(value: Any) -> bool:
     return value is None or isinstance(value, CONTAINERS)
 
 
-def _holds_numbers(value: Any, depth: int = 3) -> bool:
+def holds_numbers(value: Any, depth: int = 3) -> bool:
     if isinstance(value, CONTAINERS) and depth:
-        return any(_holds_numbers(one, depth - 1) for one in (value.values() if isinstance(value, dict) else value))
+        return any(holds_numbers(one, depth - 1) for one in (value.values() if isinstance(value, dict) else value))
     return isinstance(value, Tensor) and value.is_floating_point() or isinstance(value, float)
 
 
-def _same(one: Any, other: Any) -> bool:
+def same(one: Any, other: Any) -> bool:
     """Whether two runs kept the same.  Of what is no number that cannot be told: yes."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         if one.shape != other.shape or one.dtype != other.dtype or one.is_meta or other.is_meta:
@@ -172,8 +175,8 @@ def _same(one: Any, other: Any) -> bool:
         return not one.numel() or bool((one - other).abs().max() <= NEAR * one.abs().max())
     if isinstance(one, CONTAINERS) and type(one) is type(other):
         if isinstance(one, dict):
-            return one.keys() == other.keys() and all(_same(value, other[key]) for key, value in one.items())
-        return isinstance(one, set) or len(one) == len(other) and all(map(_same, one, other))
+            return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
+        return isinstance(one, set) or len(one) == len(other) and all(map(same, one, other))
     if isinstance(one, int | float) and isinstance(other, int | float):
         return math.isclose(one, other, rel_tol=NEAR)
     return type(one) is type(other)

@@ -223,7 +223,7 @@ class Layer(nn.Module):
         fields.update({name: value for name, value in own.items() if name not in twin._buffers and name not in FIELDS})
         fields.update(copied(fields))
         twin._buffers.update({name: own[name] for name in twin._buffers if name in own and name not in tensors})
-        with alone(self, (args, kwargs)) as (args, kwargs):
+        with alone((args, kwargs)) as (args, kwargs):
             base_class(self).forward(twin, *args, **kwargs)
         return {**{name: value for name, value in fields.items() if name not in FIELDS}, **twin._buffers}
 

@@ -16,6 +16,7 @@ from dts.nn.face import Forward
 from dts.nn.known_calls import check_rows, shapes_of
 from dts.nn.layers import Owner
 from dts.nn.layers.patched import Patched
+from dts.nn.made_once import Before
 from dts.nn.once_a_task import run_once_a_task
 from dts.nn.prompts import generate_batch
 from dts.nn.routing import Current, Mixture, tracing
@@ -136,9 +137,10 @@ class Calls(Choosing):
         if rows is not None:
             check_rows(len(rows), args, kwargs)
         with self._at_hand(asked), self._state.held():
+            before = None if self._state.watch is None else self._before(method, compiler)
             result = self._run_routed(method, args, kwargs, asked, rows is not None, compiler)
             if self._state.watch is not None:
-                self._tell_unused()
+                self._look_back(before, method, args, kwargs)
             return result
 
     def _run_chosen(
@@ -147,6 +149,7 @@ class Calls(Choosing):
         """A call without tasks of its own."""
         with self._state.held():
             now = self._state.counting()
+            before = None if self._state.watch is None else self._before(method, compiler)
             if not self._places.hold():
                 self._refuse_replaced(now.mixtures)
             with self._showing(now.mixtures, now.rows > 1 or compiler is not None, args, kwargs) as model:
@@ -158,7 +161,7 @@ class Calls(Choosing):
                     with self._state.call(now=now):
                         result = as_program(run, compiler)(*args, **kwargs)
             if self._state.watch is not None:
-                self._tell_unused()
+                self._look_back(before, method, args, kwargs)
             return result
 
     def _run_routed(
@@ -235,6 +238,25 @@ class Calls(Choosing):
     def _uniform(self, mixture: Mixture) -> Iterator[None]:
         with self._state.call([mixture], self._missing([mixture]), padded=True):
             yield
+
+    def _before(self, method: str, compiler: Compiler) -> Before | None:
+        """What modules have before the first call after a load, of a call that can be made again."""
+        program = compiler is not None or compiled(self.model) or self._state.compiled
+        return None if method != "__call__" or program else Before(self.model)
+
+    def _look_back(self, before: Before | None, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Once after a load: raises RuntimeError for what a module made of tasks and kept, see `dts.nn.made_once`."""
+        watch = self._state.watch
+        self._tell_unused()
+        mixtures: list[Mixture] = [{}, *({loaded.slot: 1.0} for loaded in self._loaded.values())]
+        mixtures = [mixture for mixture in mixtures if not self._missing([mixture])][:3]
+        if before is None or len(mixtures) < 2:
+            return
+        try:
+            before.refuse(getattr(self.model, method), args, kwargs, mixtures, self._uniform)
+        except RuntimeError:
+            self._state.watch = watch  # and so will the next call be looked at
+            raise
 
     def _tell_unused(self) -> None:
         """Once after a load: what tasks change and the call did not reach."""
