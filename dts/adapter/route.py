@@ -23,9 +23,8 @@ from dts.warn import warn
 
 ROUTE = "dts_route.safetensors"
 FORMAT = "1"
-DIRECTIONS = (
-    4  # in which a task's inputs vary most; chosen on tasks that are in no table (benchmarks/quality/MERGING.md)
-)
+DIRECTIONS = (4, 16)  # in which a task's inputs vary most, at least and at most; chosen, as the next, on tasks that
+EXAMPLES_A_DIRECTION = 16  # are in no table (benchmarks/quality/MERGING.md): of fewer, its noise costs more than it tells
 FEWEST = 4  # inputs, of which a variance means something
 LARGEST_HEADER = 1 << 14  # bytes
 MOST_DIRECTIONS = 64
@@ -70,7 +69,8 @@ class InputStatistics:
             raise ValueError("all inputs look the same to the model: give different ones")
         _, deviations, rows = torch.linalg.svd(centred, full_matrices=False)
         deviation = centred.square().sum(0).sqrt()
-        loadings = (deviations[:, None] * rows)[:DIRECTIONS] / deviation.clamp(min=torch.finfo(torch.float64).tiny)
+        kept = min(max(len(pooled) // EXAMPLES_A_DIRECTION, DIRECTIONS[0]), DIRECTIONS[1])
+        loadings = (deviations[:, None] * rows)[:kept] / deviation.clamp(min=torch.finfo(torch.float64).tiny)
         half = mean.half()
         near = (half.double() - mean).square().sum() <= centred.square().sum() / 1000  # not of inf
         parts = half if near else mean.float(), deviation.bfloat16(), loadings.float().to(torch.float8_e4m3fn)

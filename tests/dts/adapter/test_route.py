@@ -39,6 +39,11 @@ def test_they_are_the_mean_and_nearly_the_covariance():
     assert (made - covariance).norm() < 0.1 * covariance.norm()
 
 
+@pytest.mark.parametrize(("count", "kept"), [(40, 4), (64, 4), (160, 10), (400, 16)])
+def test_more_examples_tell_of_more_directions(count, kept):
+    assert InputStatistics.of(LAYER, rows(count, width=20)).loadings.shape == (kept, 20)
+
+
 def test_means_that_are_large_beside_their_spread_are_kept_in_full():
     found = InputStatistics.of(LAYER, 1e5 + rows())
     assert found.mean.dtype == torch.float32
