@@ -25,7 +25,7 @@ def patient(seconds: float, refused: Callable[[int], None] = lambda status: None
     seconds = min(seconds, LONGEST)
     base: Any = AutoHTTPProtocol
 
-    class Patient(base):  # type: ignore[misc]  # one of two classes, whichever is there
+    class Patient(base):  # one of two classes, whichever is there
         begun = False
         late: asyncio.TimerHandle | None = None
 
