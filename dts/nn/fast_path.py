@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import nn
 
-from dts.sites import walked
 
-
-def no_fast_path(model: nn.Module) -> None:
-    for _, module in walked(model):
+def no_fast_path(modules: Iterable[tuple[str, nn.Module]]) -> None:
+    """modules: with their names, as `walked` gives them."""
+    for _, module in modules:
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0
         elif isinstance(module, nn.TransformerEncoder):

@@ -16,7 +16,8 @@ from dts.codec.factors import Factors
 from dts.codec.shards import shard
 from dts.nn.deltas import Exact, Piece
 from dts.nn.layers import kind_of
-from dts.sites import Site, Target, is_quantised, resolve, sites
+from dts.nn.survey import Survey
+from dts.sites import Site, Target, is_quantised, resolve
 
 
 @dataclass
@@ -28,20 +29,13 @@ class Change:
     task_only: bool
 
 
-def fit(
-    model: nn.Module,
-    entries: Mapping[str, Entry],
-    rename: Callable[[str], Target] = Target,
-    untied: bool = False,
-    known: dict[str, Site] | None = None,
-) -> list[Change]:
-    """What each parameter of the model gets of an adapter.
+def fit(survey: Survey, entries: Mapping[str, Entry], untied: bool = False) -> list[Change]:
+    """What each parameter of a model gets of an adapter.
 
-    rename: how the model's loader names a tensor of a checkpoint;  untied: the fine-tune does not share the tensors
-    that the model shares;  known: the model's `sites`, if they are there already.
+    untied: the fine-tune does not share the tensors that the model shares.
     Raises ValueError that lists every tensor that does not fit.
     """
-    known = sites(model) if known is None else known
+    known, rename = survey.sites, survey.rename
     wrong: list[str] = []
     own = {name: entry for name, entry in entries.items() if entry.kind != "tied"}
     targets = resolve(own, known, rename, wrong)
@@ -60,11 +54,13 @@ def fit(
             if not _same(own[first[0]], entry):
                 wrong.append(f"{name}: it and {first[0]} are one parameter of the model, and change in two ways")
             continue
-        change = changes.setdefault((id(site.module), site.parameter), Change(site, [], entry.task_only))
-        change.pieces += _pieces(entry, target, site, wrong)
-    apart = {} if untied else _apart(model, known)
+        place = id(site.module), site.parameter
+        if place not in changes:
+            changes[place] = Change(site, [], entry.task_only)
+        changes[place].pieces += _pieces(entry, target, site, wrong)
+    apart = {} if untied else _apart(survey.model, known)
     if not untied:
-        _share(known, changes, apart)
+        _share(known if apart else survey.shared, changes, apart)
     _check_tied(entries, targets, known, wrong, rename, apart)
     if wrong:
         raise ValueError("the adapter does not fit the model:\n  " + "\n  ".join([*wrong, *_way(known)]))
@@ -124,8 +120,10 @@ def _apart(model: nn.Module, known: dict[str, Site]) -> dict[str, str]:
     return found
 
 
-def _share(known: dict[str, Site], changes: dict[tuple[int, str], Change], apart: dict[str, str]) -> None:
-    """A parameter that the model uses in several places changes in all of them."""
+def _share(known: Mapping[str, Site], changes: dict[tuple[int, str], Change], apart: dict[str, str]) -> None:
+    """A parameter that the model uses in several places changes in all of them.  known: sites, those at least."""
+    if not known:
+        return
     by_tensor = {id(change.site.tensor): change for change in changes.values()}
     by_name = {change.site.name: change for change in changes.values()}
     for name, site in known.items():
@@ -145,8 +143,10 @@ def _check_tied(
 ) -> None:
     """A tensor that the fine-tune ties must be the same tensor, or an equal one, in the base."""
     for name, entry in entries.items():
+        if entry.kind != "tied":
+            continue
         tied, canonical = rename(name).name, targets.get(entry.tied_to or "")
-        if entry.kind != "tied" or tied not in known or canonical is None:
+        if tied not in known or canonical is None:
             continue
         a, b = known[tied].tensor, known[canonical.name].tensor
         if apart.get(tied) == canonical.name or apart.get(canonical.name) == tied:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -12,11 +11,11 @@ from dts.adapter import Entry
 from dts.checkpoint.errors import some
 from dts.nn.deltas import Piece
 from dts.nn.fit import Change
-from dts.nn.layers import Layer, LayerDeltas, adopt, base_class, layer_class, read_by
-from dts.nn.parallel.sharded import gathered
+from dts.nn.layers import Layer, LayerDeltas, adopt, base_class, layer_class
 from dts.nn.parallel.split import check, split_of
 from dts.nn.routing import RoutingState
-from dts.sites import Site, has_codes, is_quantised, local, walked
+from dts.nn.survey import Survey
+from dts.sites import has_codes, is_quantised, local
 
 
 @dataclass
@@ -42,33 +41,29 @@ def without_effect(entries: Mapping[str, Entry], heads: bool) -> dict[str, str]:
     return skipped | {key: f"tied to {entry.tied_to}" for key, entry in entries.items() if entry.kind == "tied"}
 
 
-def by_module(
-    model: nn.Module, changes: list[Change], missing: frozenset[str] | None, known: Mapping[str, Site]
-) -> list[ModuleChange]:
+def by_module(survey: Survey, changes: list[Change], missing: frozenset[str] | None) -> list[ModuleChange]:
     """The changes of each module; missing: names of parameters that the base's checkpoint lacks, None: not known.
-
-    known: the model's `sites`.
 
     Raises ValueError that lists every module whose parameters lie on several processes as no task can.
     """
     found: dict[int, ModuleChange] = {}
-    has = _in_base(known, changes, missing)
+    has = _in_base(survey, changes, missing)
     for change in changes:
         site = change.site
-        new = ModuleChange(site.module, site.name.rpartition(".")[0], in_base=id(site.module) in has)
-        there = found.setdefault(id(site.module), new)
+        there = found.get(id(site.module))
+        if there is None:
+            there = ModuleChange(site.module, site.name.rpartition(".")[0], in_base=id(site.module) in has)
+            found[id(site.module)] = there
         there.pieces[site.parameter] = change.pieces
         there.head |= change.task_only
-    for name, module in walked(model):  # what reads the weight of a child must know that child's deltas
-        if any(id(child) in found for child in module._modules.values()):
-            read = [module._modules.get(child) for child in read_by(module)]
-            if any(id(child) in found for child in read if child is not None):
-                found.setdefault(id(module), ModuleChange(module, name))
-    together = gathered(model)
+    for name, module, read in survey.readers:  # what reads the weight of a child must know that child's deltas
+        if any(id(child) in found for child in read):
+            found.setdefault(id(module), ModuleChange(module, name))
+    together = survey.gathered
     wrong: list[str] = []
     for own in found.values():
         own.gathered = id(own.module) in together
-        wrong += [] if own.gathered else _cannot_be_split(own)
+        wrong += _cannot_be_split(own) if survey.split and not own.gathered else []
     if wrong:
         raise ValueError("the adapter cannot be split over these processes:\n  " + "\n  ".join(wrong))
     return list(found.values())
@@ -90,18 +85,19 @@ def _cannot_be_split(change: ModuleChange) -> list[str]:
     return [f"{name}.{why}" for why in check(split, change.pieces)]
 
 
-def _in_base(known: Mapping[str, Site], changes: list[Change], missing: frozenset[str] | None) -> set[int]:
+def _in_base(survey: Survey, changes: list[Change], missing: frozenset[str] | None) -> set[int]:
     """Ids of the modules of which the base has the parameters that an adapter changes.
 
     The checkpoint's loader knows that; else it has those that an adapter changes by a difference, and shared ones.
     """
     lacking: set[int] = set()
     found: set[int] = set()
-    holders = {(id(site.module), site.parameter): id(site.tensor) for site in known.values()}
-    shared = Counter(holders.values())
     for change in changes:
         site = change.site
-        has = site.name not in missing if missing is not None else not change.task_only or shared[id(site.tensor)] > 1
+        if missing is not None:
+            has = site.name not in missing
+        else:
+            has = not change.task_only or survey.uses[id(site.tensor)] > 1
         (found if has else lacking).add(id(site.module))
     return found - lacking
 
@@ -118,16 +114,19 @@ def refuse_other_models(changes: Iterable[ModuleChange], state: RoutingState) ->
         )
 
 
-def put(slot: int, changes: Iterable[ModuleChange], state: RoutingState) -> None:
-    """Put a task into a slot that no task has.  Undone whole where it fails."""
+def put(slot: int, changes: Iterable[ModuleChange], state: RoutingState, known: dict[tuple, type[Layer]]) -> None:
+    """Put a task into a slot that no task has.  Undone whole where it fails.
+
+    known: the survey's, see `layer_class`.
+    """
     before: list[_Before] = []
     try:
         for change in changes:
-            kind = layer_class(change.module, change.pieces)
-            known = change.module.dts if isinstance(change.module, Layer) else None
-            deltas = known or LayerDeltas(state)
+            kind = layer_class(change.module, change.pieces, known)
+            own = change.module.dts if isinstance(change.module, Layer) else None
+            deltas = own or LayerDeltas(state)
             deltas.gathered = change.gathered
-            before.append(_Before(change.module, type(change.module), known, set(deltas.parameters), deltas.in_base))
+            before.append(_Before(change.module, type(change.module), own, set(deltas.parameters), deltas.in_base))
             adopt(change.module, kind, deltas).load(slot, change.pieces)
             if change.head:
                 deltas.heads.add(slot)

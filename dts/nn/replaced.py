@@ -16,7 +16,7 @@ from dts.nn.layers import Layer
 from dts.nn.layers.kept import FIELDS
 from dts.nn.loaded import LoadedTasks
 from dts.nn.routing import Mixture
-from dts.sites import raw_or_none, walked
+from dts.sites import raw_or_none
 
 HOLDS = (Tensor, list, tuple, dict, set)  # attributes that are looked into
 
@@ -76,9 +76,9 @@ def refuse_replaced(model: nn.Module, layers: dict[str, Layer], tasks: LoadedTas
     return bool(gone)
 
 
-def refuse_aliases(model: nn.Module, changes: list[Change]) -> None:
-    """Raises ValueError where the model keeps a parameter that a task changes past its module."""
-    found = aliases(model, {id(change.site.tensor): change.site.name for change in changes})
+def refuse_aliases(modules: Iterable[tuple[str, nn.Module]], changes: list[Change]) -> None:
+    """Raises ValueError where one of these modules keeps a parameter that a task changes past its module."""
+    found = aliases(modules, {id(change.site.tensor): change.site.name for change in changes})
     if found:
         raise ValueError(
             f"the model keeps parameters where no task can change them, {first(found, 8)}: let it keep "
@@ -86,15 +86,15 @@ def refuse_aliases(model: nn.Module, changes: list[Change]) -> None:
         )
 
 
-def aliases(model: nn.Module, changed: dict[int, str]) -> list[str]:
+def aliases(modules: Iterable[tuple[str, nn.Module]], changed: dict[int, str]) -> list[str]:
     """ "module.attribute is parameter" for attributes, lists and dicts that hold a parameter itself, past its module.
 
     changed: id of a tensor -> its name.  What lies in a module's own list is that module's business: `forward_with`.
     """
-    found = []
-    for name, module in walked(model):
-        own_fields = vars(module)
-        for attribute in [one for one in list(own_fields) if one not in FIELDS]:
+    found: list[str] = []
+    for name, module in modules:
+        own_fields, here = vars(module), list[str]()
+        for attribute in own_fields.keys() - FIELDS:
             value = own_fields.get(attribute)  # another thread may make a layer of it meanwhile
             if not isinstance(value, HOLDS):
                 continue
@@ -105,7 +105,8 @@ def aliases(model: nn.Module, changed: dict[int, str]) -> list[str]:
             )
             for tensor in _held(value):
                 if id(tensor) in changed and id(tensor) not in own:
-                    found.append(f"{name + '.' if name else ''}{attribute} holds {changed[id(tensor)]}")
+                    here.append(f"{name + '.' if name else ''}{attribute} holds {changed[id(tensor)]}")
+        found += sorted(here)
     return found
 
 

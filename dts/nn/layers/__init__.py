@@ -15,7 +15,7 @@ from dts.nn.layers.norm import DTSLayerNorm, DTSNorm
 from dts.nn.layers.owner import Owner
 from dts.nn.layers.patched import Patched
 from dts.nn.layers.quantised import DTSQuantisedConv1D, DTSQuantisedEmbedding, DTSQuantisedLinear
-from dts.nn.layers.registry import kind_of, read_by, register
+from dts.nn.layers.registry import kind_of, known_kinds, read_by, register
 
 __all__ = [
     "REPEATED",
@@ -40,6 +40,7 @@ __all__ = [
     "base_class",
     "device_of",
     "kind_of",
+    "known_kinds",
     "layer_class",
     "read_by",
     "register",

@@ -38,6 +38,11 @@ def register(*classes: type[nn.Module], when: Callable[[nn.Module], bool] | None
     return registered
 
 
+def known_kinds() -> int:
+    """How many there are: another one may take over what another took before."""
+    return len(_kinds)
+
+
 def kinds_of(module: nn.Module) -> Iterator[type[Layer]]:
     """The kinds that take over a module, the best first; none for a module that no kind knows."""
     return (kind for takes, kind in _kinds if takes(module))
@@ -49,7 +54,7 @@ def kind_of(module: nn.Module) -> type[Layer]:
 
 
 def read_by(module: nn.Module) -> tuple[str, ...]:
-    """``kind_of(module).dts_reads``; nearly no kind has some, and all modules of a model are asked at every load."""
+    """``kind_of(module).dts_reads``; nearly no kind has some, and all modules of a model are asked."""
     if not any(takes(module) for takes, kind in _kinds if kind.dts_reads):
         return ()
     return kind_of(module).dts_reads

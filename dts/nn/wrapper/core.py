@@ -19,6 +19,7 @@ from dts.nn.router import Choice, Router
 from dts.nn.routing import Mixture, RoutingState
 from dts.nn.selection import Selection, names_in
 from dts.nn.shelf import Shelf
+from dts.nn.survey import Survey
 from dts.nn.views import Views, plain
 
 
@@ -47,6 +48,7 @@ class Core(nn.Module):
         self.plan: Any = None  # of `from_pretrained(memory=)`: the `dts.plan.Plan` that it keeps to
         self._layers: dict[str, Layer] = {}  # by their names in the model
         self._places = Places(self)
+        self._survey: Survey | None = None  # of the last load
         self._unused: list[str] = []  # layers that the first call after a load did not reach
         self._known_calls = KnownCalls()
         self._views = Views()

@@ -55,6 +55,7 @@ class Leaving(Answers):
         for found in (self._loaded, self._layers, self._known_calls.found, self._views):
             found.clear()
         self._places, self._unused, self._state.watch = Places(self), [], None
+        self._survey = None
         self._base = None  # these weights are no checkpoint's
         self._state.set([{}])
         self._current, self._last = [None], None

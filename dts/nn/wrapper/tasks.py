@@ -16,11 +16,10 @@ from dts.nn.loading import by_module, put, refuse_other_models, take_out, withou
 from dts.nn.replaced import Places, refuse_aliases
 from dts.nn.selection import AUTO, names_in
 from dts.nn.shelf import Source
+from dts.nn.survey import Survey
 from dts.nn.training import guard
 from dts.nn.views import plain
 from dts.nn.wrapper.core import Core
-from dts.sites import sites, walked
-from dts.sites.transformers import renamer
 
 
 class Tasks(Core):
@@ -87,22 +86,25 @@ class Tasks(Core):
         config = (source.model_config if source is not None else None) or {}
         if config.get("tie_word_embeddings") is True:
             refuse_tied(plain(self.model), entries)
-        known, untied = sites(self.model), config.get("tie_word_embeddings") is False
-        changes = fit(self.model, entries, renamer(self.model, known), untied, known)
-        modules = by_module(self.model, changes, None if self._base is None else self._base.missing, known)
+        survey = self._survey = Survey.of(self.model, self._survey)
+        changes = fit(survey, entries, config.get("tie_word_embeddings") is False)
+        modules = by_module(survey, changes, None if self._base is None else self._base.missing)
         refuse_other_models(modules, self._state)
-        refuse_aliases(self.model, changes)
-        self._refuse_replaced([{loaded.slot: 1.0} for other, loaded in list(self._loaded.items()) if other != name])
+        refuse_aliases(survey.modules, changes)
+        if not self._places.hold():
+            self._refuse_replaced([{loaded.slot: 1.0} for other, loaded in list(self._loaded.items()) if other != name])
         with self._state.alone():
             slot = self._loaded.free_slot()  # never that of the task it replaces: if this fails, that one goes on
             made = Loaded(slot, source, len(entries.keys() - skipped.keys()), skipped, config)
-            put(slot, modules, self._state)
-            self._layers = {key: module for key, module in walked(self.model) if isinstance(module, Layer)}
-            for layer_name, layer in self._layers.items():
-                layer.dts.name = layer_name
+            put(slot, modules, self._state, survey.layer_classes)
+            layers = {key: module for key, module in survey.modules if isinstance(module, Layer)}
             old = self._loaded.get(name)
             self._loaded[name] = made
-            self._places = Places(self, [f"model.{key}" if key else "model" for key in self._layers])
+            if layers != self._layers or not self._places.hold():
+                self._layers = layers
+                for layer_name, layer in layers.items():
+                    layer.dts.name = layer_name
+                self._places = Places(self, [f"model.{key}" if key else "model" for key in layers])
             self._state.watch = set()
             if old is not None:
                 self._state.renumber(old.slot, made.slot)
@@ -110,7 +112,7 @@ class Tasks(Core):
             if any(name in names_in(task) for task in self._current):  # the name was in use, and still is
                 self._choose(self._current)
             self._changed()
-            no_fast_path(self.model)
+            no_fast_path(survey.modules)
             guard(self)
 
     def _delete(self, name: str) -> None:
