@@ -63,7 +63,8 @@ class Engine:
             self.continuous = Continuous(model, pad, self.answer, self.waiting.batching, self._failed)
         elif self.generates:
             log.warning("answers are generated in batches of whole calls, as %s", why)
-        self._batch = self._batches = 0  # rows of the present one; run so far
+        self._batch: list[Row] = []  # the present one of encoders, or of whole calls
+        self._batches = 0  # run so far
         self.sharing = sharing(model, pad, self.generates and self.continuous is None)
         self._rotary = moving_positions(model.model)
         if self.sharing != "any":
@@ -89,7 +90,7 @@ class Engine:
     @property
     def running(self) -> int:
         """Rows that run now."""
-        return self._batch + (len(self.continuous.rows) if self.continuous else 0)
+        return len(self._batch) + (len(self.continuous.rows) if self.continuous else 0)
 
     @property
     def batches(self) -> int:
@@ -178,6 +179,14 @@ class Engine:
             self._thread.join(timeout)
         return not self._thread.is_alive()
 
+    def give_up(self) -> None:
+        """Tell everybody who was not answered yet that nobody will be: there is no more time.  By any thread."""
+        stopped = Refused("the server is stopping, before this was answered", 503, "stopping", retry_after=5)
+        self.waiting.fail_all(stopped)
+        running = [one.row for one in list(self.continuous.rows)] if self.continuous else []
+        for row in [*running, *self._batch]:
+            row.job.fail(stopped)
+
     # ---- the thread that owns the model ------------------------------------------------------------------------
 
     def _work(self) -> None:
@@ -224,12 +233,12 @@ class Engine:
         if self.continuous and rows[0].job.kind == "generate":
             self.continuous.join(ready)
             return
-        self._batch = len(ready)
+        self._batch = ready
         try:
             for part in self._parts(ready):
                 self._attempt(part)
         finally:
-            self._batch = 0
+            self._batch = []
 
     def _loaded(self, rows: list[Row]) -> tuple[list[Row], list[Row]]:
         """Rows whose tasks are in memory together with those that run, and those that must wait for another time."""

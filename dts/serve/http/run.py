@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import socket
@@ -24,7 +25,7 @@ GRACE = 1  # seconds after the last answer for its last bytes
 
 
 class Server(uvicorn.Server):
-    """Ends well by a signal: the door is closed and answers may end.  The second signal breaks them off.
+    """Ends well by a signal: the door is closed, answers may end for ``drain`` seconds. The second one breaks them off.
 
     uvicorn's own would raise the signal again afterwards, so that a server that lost nothing looked like one killed.
     """
@@ -34,11 +35,20 @@ class Server(uvicorn.Server):
     signalled: float | None = None  # when, in seconds of time.monotonic
     ready: Callable[[], None] = staticmethod(lambda: None)
     stopping: Callable[[], None] = staticmethod(lambda: None)
+    drain = 30.0
+    too_late: Callable[[], None] = staticmethod(lambda: None)  # then: there is a moment yet for last words
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if not self.should_exit:
             self.ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        late = asyncio.get_running_loop().call_later(self.drain, lambda: self.too_late())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            late.cancel()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.force_exit = self.should_exit
@@ -82,6 +92,7 @@ def run(options: Options, ready: Callable[[list[str]], None] = lambda tasks: Non
     )
     server = Server(config)
     server.ready = lambda: ready(served.catalogue.names())
+    server.drain, server.too_late = options.drain, served.engine.give_up
     server.stopping = lambda: setattr(served.engine, "draining", True)
     server.run()
     took = 0 if server.signalled is None else time.monotonic() - server.signalled

@@ -271,6 +271,27 @@ def test_draining_answers_what_was_taken_in_and_takes_in_nothing(decoder, start)
     assert error.value.status == 503
 
 
+def test_who_was_not_answered_when_the_time_to_stop_is_over_is_told_so(decoder, start):
+    served = start(decoder, run=False, batching=Batching(rows=1))
+    jobs = [ask(served, "generate", "a", "x", submit=False, max_tokens=100, temperature=0) for _ in range(3)]
+    told, first = jobs[0].tell, []
+
+    def tell(event):  # the first token has come: the time is up
+        told(event)
+        if not first:
+            first.append(event)
+            served.engine.give_up()
+
+    jobs[0].tell = tell
+    for job in jobs:
+        served.engine.submit(job)
+    served.engine.start()
+    for job in jobs:
+        with pytest.raises(Refused, match="the server is stopping, before this was answered") as refused:
+            job.collected.events()
+        assert refused.value.status == 503
+
+
 def test_an_error_in_the_model_fails_its_request_and_not_the_engine(decoder, start, monkeypatch):
     served = start(decoder)
     with monkeypatch.context() as patch:

@@ -1,5 +1,6 @@
 """Connections that say nothing, or half of a header, over real sockets: they end, and harm nobody."""
 
+import asyncio
 import contextlib
 import socket
 import threading
@@ -27,23 +28,31 @@ async def echo(scope, receive, send):
     await send({"type": "http.response.body", "body": body})
 
 
-@pytest.fixture(scope="module")
-def served():
-    """(port, statuses that were refused)"""
-    refused = Counter()
+@contextlib.contextmanager
+def running(app, drain=30.0, too_late=lambda: None, refused=lambda status: None):
+    """(port, server) of a server in a thread."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    http = patient(SECONDS, lambda status: refused.update([status]))
-    server = Server(uvicorn.Config(echo, "127.0.0.1", port, http=http, ws="none", lifespan="off", log_level="error"))
+    http = patient(SECONDS, refused)
+    server = Server(uvicorn.Config(app, "127.0.0.1", port, http=http, ws="none", lifespan="off", log_level="error"))
+    server.drain, server.too_late = drain, too_late
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    yield port, refused
+    yield port, server
     server.should_exit = True
     thread.join(30)
     assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def served():
+    """(port, statuses that were refused)"""
+    refused = Counter()
+    with running(echo, refused=lambda status: refused.update([status])) as (port, _):
+        yield port, refused
 
 
 def connected(port):
@@ -110,3 +119,20 @@ def test_two_hundred_of_them_stop_no_other_request(served):
             other.sendall(HEAD + b"\r\nsaid")
             assert echoed(other, b"said")
         assert all(rest(client).startswith(b"HTTP/1.1 408 ") for client in slow)
+
+
+def test_what_is_not_answered_in_the_time_that_a_stop_has_is_told_so():
+    asked, over = threading.Event(), threading.Event()
+
+    async def slow(scope, receive, send):
+        asked.set()
+        while not over.is_set():
+            await asyncio.sleep(0.01)
+        await send({"type": "http.response.start", "status": 503, "headers": []})
+        await send({"type": "http.response.body"})
+
+    with running(slow, drain=0.3, too_late=over.set) as (port, server), connected(port) as client:
+        client.sendall(HEAD + b"\r\nbody")
+        assert asked.wait(30)
+        server.should_exit = True
+        assert rest(client).startswith(b"HTTP/1.1 503 ")
