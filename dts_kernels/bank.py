@@ -29,6 +29,7 @@ class Bank:
         self.shape = torch.Size((out_features, in_features))
         self.device = torch.device(device)
         self.layout = layout or bank_layout(self.device)
+        # each change makes other dicts: what was told of an earlier table stays as it was
         self._factors: dict[int, PackedFactors] = {}
         self._exponents: dict[int, int] = {}  # of each: they all are asked for again whenever a task comes or goes
         self._ready: tuple[list[Tensor], Tensor, int] | None = None
@@ -45,12 +46,17 @@ class Bank:
                 f"factors of shape {list(factors.shape)} do not fit a layer of "
                 f"[{self.out_features}, {self.in_features}] = [out_features, in_features]"
             )
-        if self._store is None:
-            self._factors[slot] = factors.to(self.device)
-            self._exponents[slot] = range_exponent(self._factors[slot])
-        else:
+        if self._store is not None:
             self._store.add(slot, factors)
-        self._refresh()
+            self._refresh()
+            return
+        own = factors.to(self.device)
+        last = self._ready is not None and slot == self._ready[1].shape[0] and own.levels is None
+        self._factors, self._exponents = self._factors | {slot: own}, self._exponents | {slot: range_exponent(own)}
+        if last:
+            self._append(slot, own)
+        else:
+            self._refresh(slot)
 
     def reserve(self, tasks: int, rank: int) -> None:
         """Room for ``tasks`` tasks of up to ``rank`` ranks in slots below ``tasks``: launches, compiled programs and
@@ -67,11 +73,13 @@ class Bank:
     def remove(self, slot: int) -> None:
         """Empty a slot; rows routed to it get no delta."""
         if self._store is None:
-            self._factors.pop(slot, None)
-            self._exponents.pop(slot, None)
+            if slot not in self._factors:
+                return
+            self._factors = {other: own for other, own in self._factors.items() if other != slot}
+            self._exponents = {other: own for other, own in self._exponents.items() if other != slot}
         else:
             self._store.remove(slot)
-        self._refresh()
+        self._refresh(slot)
 
     def factors(self, slot: int) -> PackedFactors:
         return self._factors[slot] if self._store is None else self._store.factors(slot)
@@ -129,9 +137,11 @@ class Bank:
         if self._store is not None:
             self._refresh()  # a copy's memory is elsewhere
 
-    def _refresh(self) -> None:
-        """Derive again what the ops take.  Beyond EAGER tasks on the CPU, when first needed: loading one task after
-        another would else go through all of them each time.  (A compiled program compiles again when that happens.)"""
+    def _refresh(self, changed: int = 0) -> None:
+        """Derive again what the ops take.  Beyond EAGER tasks on the CPU, when first needed: taking one task after
+        another out would else go through all of them each time.  (A compiled program compiles again when that
+        happens.)  changed: the slot that is another one."""
+        held = None if self._ready is None else getattr(self._ready[1], contents.HELD, None)
         self._ready = self._made = None
         if self._store is not None:
             store, self.layout = self._store, self._store.layout
@@ -140,6 +150,24 @@ class Bank:
             contents.trust(store.packed, store.table, self.layout, shape, store.max_rank, store.words)
         elif len(self._factors) <= EAGER:
             self._ready = self._derive()
+            if held is not None:
+                self._own(held, changed)
+
+    def _append(self, slot: int, new: PackedFactors) -> None:
+        """One task more, behind the others."""
+        packed, table, most = self.derived()
+        held, at = getattr(table, contents.HELD, None), len(packed)
+        row = torch.tensor([[at, at + 1, at + 2, -1, new.rank, self._exponents[slot]]])
+        self._ready = [*packed, new.u, new.v, new.sigma], torch.cat([table, row]), max(most, new.rank)
+        self._made = None
+        if held is not None or not at:
+            self._own(held, slot)
+
+    def _own(self, before: contents.Contents | None, changed: int) -> None:
+        """Tell what is in the table, which was looked at but for one slot."""
+        assert self._ready is not None
+        packed, table, _ = self._ready
+        contents.own(packed, table, self._factors, self._exponents, before, changed)
 
     def derived(self) -> tuple[list[Tensor], Tensor, int]:
         """(packed, table, max_rank), the same tuple until a task comes or goes."""

@@ -22,6 +22,7 @@ class Contents:
 
     shape: (out_features, in_features) of its tasks, None without any and for kernel words;
     factors, exponents: slot -> `PackedFactors` and range exponent (disk bytes only);  tasks: what C makes of them;
+    older: what C made of an earlier table of the same bank, and the slots that are other ones since;
     launches: what `gpu.repeat` keeps of products with kernel words.
     """
 
@@ -31,6 +32,7 @@ class Contents:
         self.exponents: dict[int, int] = {}
         self.shape: tuple[int, int] | None = None
         self.tasks: Any = None
+        self.older: tuple[Any, frozenset[int]] | None = None
         self.memory: Any = None  # that kernel words are in: it lives as long as the table that was looked at
         self.launches: dict[Any, Any] = {}
         self.known = set() if known is None else {known}
@@ -158,6 +160,36 @@ def trust(packed: list[Tensor], table: Tensor, layout: str, shape: tuple[int, in
         held = Contents(packed, table, known)
         setattr(table, HELD, held)
     held.memory = memory
+
+
+def own(
+    packed: list[Tensor],
+    table: Tensor,
+    factors: dict[int, PackedFactors],
+    exponents: dict[int, int],
+    before: Contents | None,
+    changed: int,
+) -> Contents | None:
+    """What a bank of disk bytes just wrote itself is not read back; None where it has tensors that are to be looked at.
+
+    factors, exponents: kept, not copied;  before: its table was this one's but for one slot, ``changed``.
+    """
+    new = factors.get(changed)
+    if new is not None and not all(_plain(t) for t in (new.u, new.v, new.sigma)) or not table.shape[0]:
+        return None
+    held = Contents.__new__(Contents)
+    held.given, held.packed, held.version = packed, tuple(packed), version_of(table)
+    held.factors, held.exponents = factors, exponents
+    held.shape = next(iter(factors.values())).shape if factors else None
+    held.tasks = held.memory = None
+    held.launches, held.known, held.on_cpu = {}, set(), all(t.is_cpu for t in packed[-3:])
+    held.older = None
+    if before is not None and before.tasks is not None:
+        held.older = before.tasks, frozenset([changed])
+    elif before is not None and before.older is not None:
+        held.older = before.older[0], before.older[1] | {changed}
+    setattr(table, HELD, held)
+    return held
 
 
 def factors_of(

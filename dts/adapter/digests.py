@@ -7,8 +7,10 @@ under theirs, the rest under the config's.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from json.encoder import encode_basestring_ascii
 
+import torch
 from torch import Tensor
 
 from dts.adapter.entries import Entry
@@ -58,8 +60,13 @@ def digest_of(name: str, tensors: Contents, row: dict, version: int = FORMAT_VER
 
 def _about(key: str, tensor: Tensor) -> bytes:
     """``canonical([key, dtype, shape])``, in a fifth of its time."""
-    shape = ",".join(map(str, tensor.shape))
-    return f'[{encode_basestring_ascii(key)},"{NAMES[tensor.dtype]}",[{shape}]]'.encode()
+    return f"[{encode_basestring_ascii(key)},{_form(tensor.dtype, tensor.shape)}".encode()
+
+
+@lru_cache(maxsize=4096)
+def _form(dtype: torch.dtype, shape: torch.Size) -> str:
+    """Most tensors of a model have the forms of others."""
+    return f'"{NAMES[dtype]}",[{",".join(map(str, shape))}]]'
 
 
 def shown(digest: str, version: int = FORMAT_VERSION) -> str:

@@ -18,7 +18,6 @@ from dts.adapter.table import Unpackable, pack, unpack
 from dts.checkpoint import Damaged, SafetensorsFile
 from dts.checkpoint.safetensors_file import DTYPES, NAMES, Layout, tensor_bytes
 from dts.values import DIMENSIONS, MOST, count
-from dts_kernels.layout import ceil_div
 
 TABLE = "table"
 ALIGN = 16  # bytes at which each factor begins in memory, as where malloc gives it one of its own
@@ -77,11 +76,12 @@ def blobs_of(layouts: Iterable[Layout], table: bytes) -> tuple[Layout, dict[str,
 
 
 class Slice(NamedTuple):
-    """One tensor: ``first`` is its first element's place in its blob."""
+    """One tensor: ``first`` is its first element's place in its blob, ``stop`` that behind its last."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     first: int
+    stop: int
 
 
 class Blobs:
@@ -101,21 +101,23 @@ class Blobs:
         own = self.tensors[key]
         if own.dtype not in self._read:
             self._read[own.dtype] = self._blob(own.dtype)
-        if key in self._shared:
-            storage, first = self._shared[key]
+        if (shared := self._shared.get(key)) is not None:
+            storage, first = shared
             made: Any = torch.empty(0, dtype=own.dtype)  # no view, of which PyTorch would keep 300 bytes more
             return made.set_(storage, first, own.shape, strides(own.shape))
         content = self.content(key)
         if content is None or not content.nbytes:
-            return self.file.part(NAMES[own.dtype], own.first, math.prod(own.shape)).view(own.shape)
+            return self.file.part(NAMES[own.dtype], own.first, own.stop - own.first).view(own.shape)
         return torch.frombuffer(bytearray(content), dtype=own.dtype).view(own.shape)
 
     def content(self, key: str) -> memoryview | None:
         """The bytes of what `load` gives, None where only that has them."""
-        own = self.tensors[key]
-        blob = self._read.get(own.dtype)
-        size = own.dtype.itemsize
-        return None if blob is None else blob[own.first * size : (own.first + math.prod(own.shape)) * size]
+        dtype, _, first, stop = self.tensors[key]
+        blob = self._read.get(dtype)
+        if blob is None:
+            return None
+        size = dtype.itemsize
+        return blob[first * size : stop * size]
 
     def _blob(self, dtype: torch.dtype) -> memoryview | None:
         stored = self.file.tensors[NAMES[dtype]]
@@ -124,11 +126,13 @@ class Blobs:
         blob = tensor_bytes(self.file.load(NAMES[dtype]))
         size, at, parts = dtype.itemsize, 0, list[bytes | memoryview]()
         places = dict[str, int]()
-        for key, own in self.tensors.items():
-            if own.dtype == dtype and key.endswith(FACTORS):
-                stop = own.first + math.prod(own.shape)
-                parts += [blob[own.first * size : stop * size], bytes((own.first - stop) * size % ALIGN)]
-                places[key], at = at, at + ceil_div((stop - own.first) * size, ALIGN) * ALIGN // size
+        for key, (kind, _, first, stop) in self.tensors.items():
+            if kind == dtype and key.endswith(FACTORS):
+                parts.append(blob[first * size : stop * size])
+                places[key], at = at, at + stop - first
+                if rest := (first - stop) * size % ALIGN:
+                    parts.append(bytes(rest))
+                    at += rest // size
         if at:
             shared = torch.frombuffer(bytearray().join(parts), dtype=dtype).untyped_storage()
             self._shared |= {key: (shared, first) for key, first in places.items()}
@@ -137,8 +141,8 @@ class Blobs:
 
 def strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Of a tensor that lies row by row."""
-    if len(shape) == 2:
-        return shape[1], 1
+    if len(shape) < 3:
+        return (shape[1], 1) if len(shape) == 2 else (1,) * len(shape)
     found = [1]
     for size in shape[:0:-1]:
         found.append(found[-1] * size)
@@ -210,7 +214,7 @@ def _take_tensors(name: str, row: dict[str, Any], tensors: dict[str, Slice], end
         if len(sizes) > DIMENSIONS or elements > MOST:
             raise Unpackable(f"{key!r:.80} is too large for any file")
         first = ends.get(dtype, 0)
-        tensors[key] = Slice(DTYPES[dtype], sizes, first)
+        tensors[key] = Slice(DTYPES[dtype], sizes, first, first + elements)
         ends[dtype] = first + elements
         nbytes += elements * DTYPES[dtype].itemsize
     row["bytes"] = nbytes
@@ -218,6 +222,8 @@ def _take_tensors(name: str, row: dict[str, Any], tensors: dict[str, Slice], end
 
 def _size(name: str, size: Any, shape: Any) -> int:
     """A dimension; of text, the row's one of this place."""
+    if type(size) is int and 0 <= size <= MOST:
+        return size
     if isinstance(size, str) and isinstance(shape, list) and size.isascii() and size.isdecimal() and len(size) < 3:
         size = shape[int(size)] if int(size) < len(shape) else None
     if not count(size):

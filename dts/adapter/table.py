@@ -202,8 +202,8 @@ def filler(template: Any) -> Fill:
     Raises Unpackable for a template that is none.
     """
     if isinstance(template, dict):
-        by_key = [(key, filler(inner)) for key, inner in template.items()]
-        return lambda rest: {key: fill(rest) for key, fill in by_key}
+        keys, inner = list(template), [filler(one) for one in template.values()]
+        return lambda rest: dict(zip(keys, [fill(rest) for fill in inner]))
     if isinstance(template, list):
         fills = [filler(inner) for inner in template]
         return lambda rest: [fill(rest) for fill in fills]

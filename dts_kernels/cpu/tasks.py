@@ -25,28 +25,42 @@ class Tasks:
     """All tasks of a bank as an array that C reads, and the tensors it points into."""
 
     def __init__(self, packed: list[Tensor], table: Tensor):
-        self._set(contents.of(packed, table).factors, table.shape[0])
+        held = contents.of(packed, table)
+        older = held.older  # another thread may take it away meanwhile
+        self._make(table.shape[0], older)
+        for slot in held.factors if older is None else older[1]:
+            self._set(slot, held.factors.get(slot))
 
-    def _set(self, stored: dict[int, PackedFactors], count: int) -> None:
+    def _make(self, count: int, older: tuple["Tasks", frozenset[int]] | None = None) -> None:
+        """Empty, or what there was before."""
         self.count = count
         self.array = (Task * max(count, 1))()
-        self.kept: list[Any] = []  # whose memory C reads
+        self.kept: dict[int, tuple[Any, ...]] = {}  # slot -> whose memory C reads
         self.levels = False  # whether a task has its own
-        for slot, one in stored.items():
-            if not one.rank:
-                continue
-            task = self.array[slot]
-            factors = [t if t.stride(1) == 1 else t.contiguous() for t in (one.u, one.v)]
-            numbers = [None if t is None else t.contiguous() for t in (one.sigma, one.levels)]
-            # their memory: whoever exchanges that of a tensor that was given does not take it from under C
-            self.kept += [t.untyped_storage() for t in (*factors, *numbers) if t is not None]
-            task.u, task.v = (t.data_ptr() for t in factors)
-            task.u_stride, task.v_stride = (t.stride(0) for t in factors)
-            (task.u_rows, task.u_bytes), (task.v_rows, task.v_bytes) = (t.shape for t in factors)
-            task.sigma, task.levels = (None if t is None else t.data_ptr() for t in numbers)
-            task.rank = task.sigma_count = one.rank
-            self.levels |= one.levels is not None
         self.pointer = ctypes.addressof(self.array)
+        if older is not None:
+            before = older[0]
+            ctypes.memmove(self.array, before.array, min(count, before.count) * ctypes.sizeof(Task))
+            self.kept, self.levels = dict(before.kept), before.levels
+
+    def _set(self, slot: int, one: PackedFactors | None) -> None:
+        self.kept.pop(slot, None)
+        if slot >= self.count:
+            return
+        if one is None or not one.rank:
+            self.array[slot] = Task()
+            return
+        task = self.array[slot]
+        factors = [t if t.stride(1) == 1 else t.contiguous() for t in (one.u, one.v)]
+        numbers = [None if t is None else t.contiguous() for t in (one.sigma, one.levels)]
+        # their memory: whoever exchanges that of a tensor that was given does not take it from under C
+        self.kept[slot] = tuple([t.untyped_storage() for t in (*factors, *numbers) if t is not None])
+        task.u, task.v = (t.data_ptr() for t in factors)
+        task.u_stride, task.v_stride = (t.stride(0) for t in factors)
+        (task.u_rows, task.u_bytes), (task.v_rows, task.v_bytes) = (t.shape for t in factors)
+        task.sigma, task.levels = (None if t is None else t.data_ptr() for t in numbers)
+        task.rank = task.sigma_count = one.rank
+        self.levels |= one.levels is not None
 
     def __reduce__(self):
         return type(None), ()  # pointers mean nothing in a copy of the table: it makes its own
@@ -58,15 +72,15 @@ class Tasks:
         Beside each bank int32 [rows of the whole matrix], which row of the bank that is, -1 for none; or None.
         """
         joined = cls.__new__(cls)
-        joined._set({}, max([tasks.count for tasks, _ in parts], default=0))
-        for tasks, lookup in parts:
+        joined._make(max([tasks.count for tasks, _ in parts], default=0))
+        for place, (tasks, lookup) in enumerate(parts):
             lookup = None if lookup is None else _checked_lookup(lookup)
             for slot in range(tasks.count):
                 if tasks.array[slot].rank:
                     joined.array[slot] = tasks.array[slot]
                     joined.array[slot].lookup = None if lookup is None else lookup.data_ptr()
                     joined.array[slot].lookup_count = 0 if lookup is None else lookup.numel()
-            joined.kept += [tasks, lookup]
+            joined.kept[-1 - place] = tasks, lookup  # of no slot alone
             joined.levels |= tasks.levels
         return joined
 
@@ -77,6 +91,7 @@ class Tasks:
         if held is None or held.given is not packed or held.tasks is None:  # not as the op has just seen it
             held = contents.of(packed, table)
             held.tasks = held.tasks or cls(packed, table)
+            held.older = None
         return held.tasks
 
 

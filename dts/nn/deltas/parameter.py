@@ -59,12 +59,12 @@ class ParameterDelta(Held):
     @property
     def slots(self) -> set[int]:
         """Tasks that change this parameter."""
-        tables = set(self.raw.tensors) | set(self.values.tensors) | set(self.added.tensors) | set(self.exact)
+        tables = set(self.raw.slots) | set(self.values.slots) | set(self.added.slots) | set(self.exact)
         return tables.union(*[m.slots for m in self.matrices.values()])
 
     def held(self) -> list[Tensor]:
         """Everything it holds in memory."""
-        stacks = [t.stack for t in (self.raw, self.values, self.added) if t.tensors]
+        stacks = [t.stack for t in (self.raw, self.values, self.added) if t.slots]
         stacks += [t for own in self.exact.values() for one in own for t in one.held()]
         return stacks + [t for matrix in self.matrices.values() for t in matrix.held()]
 
@@ -84,7 +84,8 @@ class ParameterDelta(Held):
         """A raw delta of the parameter's shape; parts of a fused parameter add up."""
         if piece.expert is None and piece.row is None:
             return piece.tensor.reshape(self.shape)
-        whole = self.raw.tensors.get(slot, torch.zeros(self.shape, dtype=piece.tensor.dtype)).clone()
+        before = self.raw.tensors.get(slot)
+        whole = torch.zeros(self.shape, dtype=piece.tensor.dtype) if before is None else before.clone()
         part = whole if piece.expert is None else whole[piece.expert]
         row = piece.row or 0
         part[row : row + piece.tensor.shape[0]] += piece.tensor.to(whole.device)
@@ -154,7 +155,7 @@ class ParameterDelta(Held):
     def _alone(self, routing: Routing) -> bool:
         """Is the one mixture a single task, of which nothing but exact values is stored here?"""
         used = [slot for slot, _ in _mixture(routing)]
-        others = set(self.raw.tensors).union(*[m.slots for m in self.matrices.values()])
+        others = set(self.raw.slots).union(*[m.slots for m in self.matrices.values()])
         return len(used) == 1 and used[0] not in others
 
     def _bits(self, base: Tensor, slot: int) -> Tensor:

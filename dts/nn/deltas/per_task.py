@@ -42,7 +42,7 @@ def _used(x: Tensor, weights: Table, routing: Routing) -> list[int] | None:
     slots = routing.slots
     if not slots.is_cpu or not direct(x, slots, routing.weights, weights.stack):
         return None
-    return sorted({slot for row in slots.tolist() for slot in row if slot in weights.tensors})
+    return sorted({slot for row in slots.tolist() for slot in row if slot in weights.slots})
 
 
 def _of_used(x: Tensor, stack: Tensor, routing: Routing, used: list[int]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from functools import reduce
 from typing import Any
 
@@ -31,74 +32,110 @@ class Table(Held):
         self.stays, self.filled, self.version = stays, False, 0
         self.size: tuple[int, ...] = ()
         self.device = torch.device(device)
-        self.tensors: dict[int, Tensor] = {}
-        self._stack: Tensor | None
-        self._length: Tensor | None
-        self._wide: Tensor | None
+        self._own: dict[int, Tensor | int] = {}  # by slot, what is not in the stack yet, or the size of its row there
+        self._stack: Tensor | None = None
+        self._length: Tensor | None = None
+        self._wide: Tensor | None = None
+        self._made = False  # stack and length are of now
         self._refresh()
 
+    @property
+    def slots(self) -> Mapping[int, object]:
+        """Of the tasks that have a tensor."""
+        return self._own
+
+    @property
+    def tensors(self) -> Mapping[int, Tensor]:
+        """By slot.  The stack is the only copy: a tensor of each, kept, would take more memory than a short vector."""
+        return _Tensors(self)
+
+    def tensor(self, slot: int) -> Tensor:
+        own = self._own[slot]
+        if isinstance(own, Tensor):
+            return own
+        assert self._stack is not None
+        row = self._stack[slot]
+        return row[:own] if row.dim() else row
+
     def add(self, slot: int, tensor: Tensor) -> None:
-        before = dict(vars(self), tensors=dict(self.tensors))
+        before = dict(vars(self), _own=dict(self._own))
         try:
-            self.tensors[slot] = tensor.detach().to(self.device)
-            self._refresh()
+            own = tensor.detach().to(self.device)
+            if not self._append(slot, own):
+                self._own[slot] = own
+                self._refresh()
         except BaseException:  # no memory, or sizes that do not stack: as it was
             vars(self).update(before)
             raise
 
+    def _append(self, slot: int, tensor: Tensor) -> bool:
+        """A row more behind the others, if it is one of their size: what is there is not gone through."""
+        stack, length = self._stack, self._length
+        if not self._made or stack is None or length is None or slot != stack.shape[0]:
+            return False
+        if not self.size or tensor.shape != stack.shape[1:] or tensor.dtype != stack.dtype:
+            return False
+        self._stack = torch.cat([stack, tensor[None]])
+        self._length = torch.nn.functional.pad(length, (0, 1), value=self.longest)
+        self._own[slot], self._wide = self.longest, None
+        self.version += 1
+        return True
+
     def remove(self, slot: int) -> None:
-        self.tensors.pop(slot, None)
-        self._refresh()
+        if self._own.pop(slot, None) is not None:
+            self._refresh()
 
     def to(self, device: torch.device | str) -> None:
         self.device = torch.device(device)
-        self.tensors = {slot: tensor.to(device) for slot, tensor in self.tensors.items()}
+        self._own = {slot: tensor.to(device) for slot, tensor in self.tensors.items()}
         self._refresh()
 
     def _refresh(self) -> None:
         """Make the stack again; beyond EAGER tasks on the CPU when first needed, see `Bank`."""
-        self._wide = self._stack = self._length = None
+        self._wide, self._made = None, False
         self.version += 1
-        self.filled = bool(self.tensors) or self.stays and self.filled
-        self.longest = max((t.shape[0] if t.dim() else 1 for t in self.tensors.values()), default=0)
-        first = next(iter(self.tensors.values()), None)
-        if first is not None or not self.filled:
-            self.size = (self.longest, *first.shape[1:]) if first is not None and first.dim() else ()
-        if self.tensors and (self.device.type != "cpu" or len(self.tensors) <= EAGER):
+        self.filled = bool(self._own) or self.stays and self.filled
+        sizes = [own if isinstance(own, int) else own.shape[0] if own.dim() else 1 for own in self._own.values()]
+        self.longest = max(sizes, default=0)
+        first = next(iter(self._own.values()), None)
+        if isinstance(first, Tensor):
+            self.size = (self.longest, *first.shape[1:]) if first.dim() else ()
+        elif first is not None:  # of the same dimensions as that which is in the stack
+            self.size = (self.longest, *self.size[1:]) if self.size else ()
+        elif not self.filled:
+            self.size = ()
+        if not self._own:
+            self._stack = self._length = None
+        elif self.device.type != "cpu" or len(self._own) <= EAGER:
             self._make()
 
     @property
     def stack(self) -> Tensor:
         """[slots, longest, ...]; it must be filled."""
-        return self._make()[0] if self._stack is None else self._stack
+        return self._stack if self._made and self._stack is not None else self._make()[0]
 
     @property
     def length(self) -> Tensor:
         """int64 [slots], 0 = this slot has none; it must be filled."""
-        return self._make()[1] if self._length is None else self._length
+        return self._length if self._made and self._length is not None else self._make()[1]
 
     def _make(self) -> tuple[Tensor, Tensor]:
         """The stack and the lengths."""
-        shape = (max(self.tensors, default=0) + 1, *self.size)
-        dtypes = [t.dtype for t in self.tensors.values()]
+        shape = (max(self._own, default=0) + 1, *self.size)
+        tensors = {slot: self.tensor(slot) for slot in self._own}
+        dtypes = [t.dtype for t in tensors.values()]
         dtype = reduce(torch.promote_types, dtypes) if dtypes else torch.float32
-        if self.size and len({(t.shape, t.dtype) for t in self.tensors.values()}) == 1:  # as vectors are: in few calls
-            gap = torch.zeros(self.size if len(self.tensors) < shape[0] else 0, dtype=dtype, device=self.device)
-            self._stack = stack = torch.stack([self.tensors.get(slot, gap) for slot in range(shape[0])])
-            lengths = [self.longest if slot in self.tensors else 0 for slot in range(shape[0])]
-            self._length = length = torch.tensor(lengths, device=self.device)
-            rows = stack.unbind()  # views: the stack is the only copy
-            self.tensors = {slot: rows[slot] for slot in self.tensors}
-            return stack, length
-        self._stack = stack = torch.zeros(shape, dtype=dtype, device=self.device)
-        self._length = length = torch.zeros(shape[0], dtype=torch.int64, device=self.device)
-        for slot, tensor in list(self.tensors.items()):
-            if tensor.dim():
-                stack[slot, : tensor.shape[0]] = tensor
-                self.tensors[slot] = stack[slot, : tensor.shape[0]]  # a view: the stack is the only copy
-            else:
-                stack[slot] = tensor
-            length[slot] = self.longest if not tensor.dim() else tensor.shape[0]
+        if self.size and len({(t.shape, t.dtype) for t in tensors.values()}) == 1:  # as vectors are: in few calls
+            gap = torch.zeros(self.size if len(tensors) < shape[0] else 0, dtype=dtype, device=self.device)
+            stack = torch.stack([tensors.get(slot, gap) for slot in range(shape[0])])
+        else:
+            stack = torch.zeros(shape, dtype=dtype, device=self.device)
+            for slot, tensor in tensors.items():
+                row = stack[slot, : tensor.shape[0]] if tensor.dim() else stack[slot]
+                row.copy_(tensor)
+        own = {slot: t.shape[0] if t.dim() else 1 for slot, t in tensors.items()}
+        length = torch.tensor([own.get(slot, 0) for slot in range(shape[0])], device=self.device)
+        self._own, self._stack, self._length, self._made = dict(own), stack, length, True
         return stack, length
 
     @property
@@ -134,7 +171,7 @@ class Table(Held):
         if routing.slots.shape[0] > 1:
             return task_rows(self.stack, routing, dtype)
         slots, weights = routing.slots[0].tolist(), routing.weights[0].tolist()
-        used = [(s, w) for s, w in zip(slots, weights) if s in self.tensors]
+        used = [(s, w) for s, w in zip(slots, weights) if s in self._own]
         if len(used) != 1:
             return task_rows(self.stack, routing, dtype)
         slot, weight = used[0]
@@ -201,3 +238,22 @@ def looked_up(table: Any, ids: Tensor, routing: Routing, dtype: torch.dtype) -> 
         for p in range(index.shape[1])
     )
     return total
+
+
+class _Tensors(Mapping[int, Tensor]):
+    """A table's tensors, made when they are asked for."""
+
+    def __init__(self, table: Table):
+        self._table = table
+
+    def __getitem__(self, slot: int) -> Tensor:
+        return self._table.tensor(slot)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._table.slots)
+
+    def __len__(self) -> int:
+        return len(self._table.slots)
+
+    def __contains__(self, slot: object) -> bool:
+        return slot in self._table.slots

@@ -76,7 +76,7 @@ def test_of_a_task_that_can_be_read_again_only_what_calls_need_stays(made):
     model = DTSModel.from_pretrained(folder, {"first": adapter})
     assert alive(Entry)[Entry] > others[Entry]
     entries = model._adapters()["first"].entries.values()
-    matrices, vectors = sum(e.factorised for e in entries), sum(not e.factorised for e in entries)
+    matrices = sum(e.factorised for e in entries)
     del entries
     expected = model(input_ids=IDS, tasks="first").logits
     model.forget_adapter("first")
@@ -86,7 +86,7 @@ def test_of_a_task_that_can_be_read_again_only_what_calls_need_stays(made):
         model.load_task(name, adapter)
         model.forget_adapter(name)
         counts.append(alive(torch.Tensor)[torch.Tensor])
-    assert counts[1] - counts[0] <= 3 * matrices + vectors  # u, v and sigma of each, a view on the stack of vectors
+    assert counts[1] - counts[0] <= 3 * matrices  # u, v and sigma of each; vectors are in their stacks alone
     close(model(input_ids=IDS, tasks="second").logits, expected)
 
 

@@ -1,6 +1,7 @@
 """Deltas of one parameter in every form, through the layers that have it."""
 
 import copy
+import random
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from dts.adapter.entries import Entry
 from dts.nn import DTSEmbedding, DTSLinear, DTSModel
-from dts.nn.deltas import ParameterDelta, Piece
+from dts.nn.deltas import ParameterDelta, Piece, Table
 from dts_kernels import Routing
 
 
@@ -91,3 +92,27 @@ def test_experts_are_written_in_place_and_the_base_is_left_alone(dtype, maker):
         torch.testing.assert_close(full, expected.to(dtype), rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5)
         assert torch.equal(base, before) and full.dtype == dtype
     assert made[32] < 5 * made[8]
+
+
+def test_a_table_follows_what_comes_and_goes():
+    """In any order, of any sizes, within few and beyond many tasks: what a table says that was filled at once."""
+    table, there, draw = Table(), dict[int, torch.Tensor](), random.Random(0)
+    for step in range(200):
+        slot = draw.randrange(24 if step > 100 else 5)
+        if draw.random() < 0.7:
+            there[slot] = torch.randn(draw.choice([3, 3, 3, 5]), 2)
+            table.add(slot, there[slot])
+        else:
+            there.pop(slot, None)
+            table.remove(slot)
+        if step % 3:
+            continue
+        fresh = Table()
+        for other in sorted(there, reverse=True):
+            fresh.add(other, there[other])
+        assert table.filled == fresh.filled and table.longest == fresh.longest
+        assert table.tensors.keys() == there.keys()
+        assert all(torch.equal(table.tensors[other], tensor) for other, tensor in there.items())
+        if there:
+            assert torch.equal(table.stack, fresh.stack) and torch.equal(table.length, fresh.length)
+            assert torch.equal(table.wide, fresh.stack) and table.size == fresh.size
