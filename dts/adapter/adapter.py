@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from dts.adapter.accounting import Account, Effects
@@ -104,6 +105,7 @@ class Adapter:
         )
 
     @classmethod
+    @torch.inference_mode(False)  # gradients never pass tensors that are made in it
     def load(cls, path: str | Path, budget: float | None = None, verify: bool = True) -> Adapter:
         """Opens an adapter folder; everything is read into memory and checked before any of it is used.
 

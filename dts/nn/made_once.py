@@ -88,7 +88,8 @@ class Before:
             had = self._had.get(id(module))
             if had is None:
                 continue
-            for store in (vars(module), module._buffers):
+            stores: tuple[dict[str, Any], ...] = vars(module), module._buffers
+            for store in stores:
                 for key in fields_of(store):
                     grown = isinstance(store[key], CONTAINERS) and len(store[key]) > had.get(key, 0)
                     if (key not in had or grown) and holds_numbers(store[key]):

@@ -23,6 +23,8 @@ from dts.sites import local
 
 NO_AXIS = -1  # a tensor that does not grow with the batch
 COUPLED = -3  # an output that grows in several axes: rows of the batch meet each other
+NUMBERS = 8  # of a digest: of one number rows of others are as near to each other as SAME one time in twenty
+ORDER = "the rows of its input are not in the batch's order"
 SAME = 0.05  # two runs of one row differ by less, relative to its size; half precision leaves about 0.01
 
 
@@ -70,6 +72,12 @@ def find_rows(
         first, record_one = _record(layers, run, one, {})  # in which modules make what they keep for good
         second, record_two = _record(layers, run, two, alone)
         where = _compare(layers, record_one, record_two, alone)
+        if (turned := _turned(two)) is not None:
+            _, record_turned = _record(layers, run, turned, {})
+            for name, calls in record_two.items():
+                if where.axis.get(name, NO_AXIS) >= 0 and _sorted(calls, record_turned[name]):
+                    where.axis[name] = UNROUTABLE
+                    where.unroutable[name] = ORDER
         where.out_axes = [_axis(a, b) for a, b in zip(_seen(first), _seen(second))]
         if where.coupled:
             return where
@@ -111,9 +119,32 @@ def _give_up(layers: dict[str, Layer], where: RowAxes, failure: str) -> None:
         where.unroutable[name] = f"its output is shared by all rows and cannot be repeated for each: {failure}"
 
 
+def _turned(inputs: Inputs) -> Inputs | None:
+    """The same two rows, the second one first; None where there is more than tensors, which has rows of its own."""
+    args, kwargs = inputs
+    if not all(isinstance(leaf, PLAIN) for leaf in (*args, *kwargs.values())):
+        return None
+    turn = lambda value: value.flip(0) if isinstance(value, Tensor) and value.dim() and len(value) == 2 else value  # noqa: E731
+    return [turn(value) for value in args], {name: turn(value) for name, value in kwargs.items()}
+
+
+def _sorted(calls: Sequence[Any], turned: Sequence[Any]) -> bool:
+    """Whether two rows reach a layer in one order, whichever the batch has them in: by a length of theirs, perhaps."""
+    for (before, _), (after, _) in zip(calls, turned):
+        for one, two in zip(before[:1], after[:1]):
+            if one.shape != two.shape or not one.digests or one.shape[0] != 2:
+                continue
+            (a, size), (b, _) = one.digests[0], two.digests[0]
+            near = SAME * size.max()
+            if bool((a[0] - a[1]).abs().max() > 2 * near) and bool((a - b).abs().max() <= near):
+                return True
+    return False
+
+
 @dataclass
 class Seen:
-    """One tensor of one call: its shape and, for each row of each axis that may be the batch, a digest and a size."""
+    """One tensor of one call: its shape and, for each row of each axis that may be the batch, a digest (`NUMBERS` of
+    them) and a size."""
 
     shape: torch.Size
     digests: list[tuple[Tensor, Tensor]]
@@ -124,7 +155,8 @@ class Seen:
         for axis in range(min(tensor.dim(), 2)):
             flat = tensor.detach().float().nan_to_num(0, 0, 0).movedim(axis, 0)
             flat = flat.flatten(1) if flat.dim() > 1 else flat[:, None]
-            mixer = torch.cos(torch.arange(flat.shape[1], device=flat.device, dtype=torch.float32))
+            places = torch.arange(flat.shape[1], device=flat.device, dtype=torch.float32)
+            mixer = torch.cos(places[:, None] * torch.arange(1, NUMBERS + 1, device=flat.device))
             digests.append((flat @ mixer, flat.norm(dim=1)))
         return cls(tensor.shape, digests)
 
@@ -146,6 +178,11 @@ def _axis(one: Seen, two: Seen) -> int:
         (a, size), (b, _) = one.digests[axis], two.digests[axis]
         if bool(((a - b[: len(a)]).abs() > SAME * size.max()).any()):
             return COUPLED
+    if one.shape[axis] == 1 and axis < len(one.digests):
+        (a, size), (b, _) = one.digests[axis], two.digests[axis]
+        near = SAME * size.max()
+        if bool((a[0] - b[1]).abs().max() <= near) and bool((a[0] - b[0]).abs().max() > 2 * near):
+            return COUPLED  # the last one first
     return axis
 
 
@@ -179,7 +216,7 @@ def _compare(layers: dict[str, Layer], one: Record, two: Record, alone: Mapping[
             elif NO_AXIS in outputs:
                 where.unroutable[name] = "it has an output without a batch axis"
         elif not inputs or inputs[0] == COUPLED:
-            where.unroutable[name] = "the rows of its input are not in the batch's order"
+            where.unroutable[name] = ORDER
         elif inputs[0] == NO_AXIS and not (first[0].shape and first[0].shape[0] == 1):
             where.unroutable[name] = f"its input {list(first[0].shape)} has no batch axis"
         else:

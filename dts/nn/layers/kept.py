@@ -130,7 +130,7 @@ def snapshot(value: Any, depth: int = 2) -> Any:
     """A copy of a container and of those in it; anything else itself."""
     if not depth or not isinstance(value, CONTAINERS):
         return value
-    made = copy.copy(value)
+    made: Any = copy.copy(value)
     if isinstance(value, dict):
         made.update({key: snapshot(one, depth - 1) for key, one in value.items()})
     elif isinstance(value, list):
@@ -174,7 +174,7 @@ def same(one: Any, other: Any) -> bool:
         one, other = one.detach().double().nan_to_num(), other.detach().double().nan_to_num()
         return not one.numel() or bool((one - other).abs().max() <= NEAR * one.abs().max())
     if isinstance(one, CONTAINERS) and type(one) is type(other):
-        if isinstance(one, dict):
+        if isinstance(one, dict) and isinstance(other, dict):
             return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
         return isinstance(one, set) or len(one) == len(other) and all(map(same, one, other))
     if isinstance(one, int | float) and isinstance(other, int | float):

@@ -41,6 +41,8 @@ class LinearForward(Layer):
         if missing and dts.name in missing:
             raise ValueError(missing[dts.name])
         x, routing = dts.enter(x)
+        if x.dim() == 1 and routing.slots.shape[0] == 1:  # what is added to rows would make it one
+            return LinearForward.forward(self, x[None])[0]
         weight, bias = dts.get("weight"), dts.get("bias")
         y = self._product(x, weight, bias, routing)
         if weight is not None and weight.tabled:

@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
+
 from dts.adapter import Adapter, Entry
 from dts.nn.adapters import Given, opened
 from dts.nn.fast_path import no_fast_path
@@ -73,6 +75,7 @@ class Tasks(Core):
         if name == AUTO:
             raise ValueError(f"{AUTO!r} asks for a task to be chosen: give this one another name")
 
+    @torch.inference_mode(False)  # gradients never pass tensors that are made in it
     def _load(self, name: str, adapter: Given | Mapping[str, Entry], heads: bool = True) -> None:
         """`load_task`, whatever memory there is."""
         self._check_name(name)

@@ -62,3 +62,71 @@ def test_outputs_in_which_rows_meet_run_once_a_task(maker, dense_twin):
             expected = dense_twin(base, weights(task, tasks))(image, text)[i]
             torch.testing.assert_close(found[i], expected, rtol=1e-9, atol=1e-9)
     assert model.status()["grouped"]
+
+
+class Turned(nn.Module):
+    """Reads its rows from the last to the first."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(9, 6)
+
+    def forward(self, x):
+        return self.linear(x.flip(0)).flip(0)
+
+
+class Sorted(Turned):
+    """Sorts its rows by something of theirs, as packed sequences are by their lengths."""
+
+    def forward(self, x):
+        order = x[:, 0].argsort()
+        return self.linear(x[order])[order.argsort()]
+
+
+class EachRow(Turned):
+    """Gives its layer a row at a time, without an axis for it."""
+
+    def forward(self, x):
+        return torch.stack([self.linear(row) for row in x])
+
+
+@pytest.mark.parametrize("first", [[0.0, 1.0, 3.0, 2.0], [1.0, 0.0, 2.0, 3.0]])
+@pytest.mark.parametrize("kind", [Turned, Sorted, EachRow])
+def test_rows_in_another_order_run_once_a_task(kind, first, maker, dense_twin):
+    base = kind().double()
+    tasks = {t: maker.entries(base, skip=0) for t in "ab"}
+    model = DTSModel(copy.deepcopy(base))
+    for t, entries in tasks.items():
+        model.load_task(t, entries)
+    x = maker.randn(4, 9, scale=1.0)
+    x[:, 0] = torch.tensor(first)
+    found = model(x, tasks=TASKS)
+    for i, task in enumerate(TASKS):
+        expected = dense_twin(base, weights(task, tasks))(x[i : i + 1])
+        torch.testing.assert_close(found[i : i + 1], expected, rtol=1e-9, atol=1e-9)
+    assert "linear" in model.status()["grouped"]
+
+
+def test_rows_that_are_near_in_one_number_are_not_taken_for_one(maker, dense_twin):
+    """Blocks of rows, one after the other, whose digests agree in a number: the second row is twice the first there."""
+
+    class Blocks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(9, 6)
+
+        def forward(self, x):
+            return self.linear(torch.cat([x, 2 * x])).view(2, len(x), 6).sum(0)
+
+    base = Blocks().double()
+    tasks = {t: maker.entries(base, skip=0) for t in "ab"}
+    model = DTSModel(copy.deepcopy(base))
+    for t, entries in tasks.items():
+        model.load_task(t, entries)
+    x = maker.randn(4, 9, scale=1.0)
+    mixer = torch.cos(torch.arange(9, dtype=torch.float64))
+    x[1] += (2 * x[0] - x[1]) @ mixer * mixer / (mixer @ mixer)
+    found = model(x, tasks=TASKS)
+    for i, task in enumerate(TASKS):
+        expected = dense_twin(base, weights(task, tasks))(x[i : i + 1])
+        torch.testing.assert_close(found[i : i + 1], expected, rtol=1e-9, atol=1e-9)

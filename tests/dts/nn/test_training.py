@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import dts
 from dts.nn import DTSModel
 
 
@@ -51,3 +52,28 @@ def test_a_merged_model_is_trained(model):
     before = plain[0].weight.detach().clone()
     step(plain, plain.parameters())
     assert not torch.equal(plain[0].weight, before)
+
+
+def test_gradients_pass_tasks_that_were_loaded_in_inference_mode(maker, tmp_path):
+    torch.manual_seed(0)
+    model = DTSModel(nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 4)))
+    base = copy.deepcopy(model.model)
+    torch.save(base.state_dict(), tmp_path / "base.bin")
+    with torch.no_grad():
+        for parameter in base.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    torch.save(base.state_dict(), tmp_path / "tuned.bin")
+    dts.compress(tmp_path / "base.bin", tmp_path / "tuned.bin", out=tmp_path / "small", rank_fraction=0.5)
+    entries = maker.entries(model.model, skip=0)
+    with torch.inference_mode():
+        model.load_task("a", entries)
+        model.load_task("b", tmp_path / "small")
+        model.load_task("c", dts.Adapter.load(tmp_path / "small"))
+        model(torch.tensor([[1, 2], [3, 4], [5, 6]]), tasks=["a", "b", "c"])
+    seen = []
+    handle = model.model[0].register_forward_hook(
+        lambda module, args, y: seen.append(y.detach().requires_grad_()) or seen[-1]
+    )
+    model(torch.tensor([[1, 2], [3, 4], [5, 6]]), tasks=["a", "b", "c"]).sum().backward()
+    handle.remove()
+    assert seen[-1].grad.abs().sum() > 0

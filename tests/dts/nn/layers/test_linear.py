@@ -31,6 +31,18 @@ def test_linear_of_a_batch_in_the_second_axis(maker, dense_twin):
     check(SequenceFirst(), DTSLinear, maker, dense_twin, maker.randn(4, 4, 9, scale=1.0))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_linear_of_a_vector(dtype, maker, dense_twin):
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(9, 6)).to(dtype)
+    model, entries, x = DTSModel(copy.deepcopy(base)), maker.entries(base, skip=0), maker.randn(9, dtype=dtype)
+    model.load_task("a", entries)
+    expected = dense_twin(base, [(entries, 1.0)])(x)
+    found = model(x, tasks="a")
+    assert found.shape == (6,)
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.01)
+
+
 def test_gradients_where_one_task_changes_some_rows_only(maker):
     """Its product is added to what another one's kernel has returned."""
     linear, x = nn.Linear(12, 8), maker.randn(3, 2, 12, scale=1.0, dtype=torch.float32).requires_grad_()
