@@ -23,8 +23,9 @@ from dts.warn import warn
 
 ROUTE = "dts_route.safetensors"
 FORMAT = "1"
-DIRECTIONS = (4, 16)  # in which a task's inputs vary most, at least and at most; chosen, as the next, on tasks that
-EXAMPLES_A_DIRECTION = 16  # are in no table (benchmarks/quality/MERGING.md): of fewer, its noise costs more than it tells
+# Directions in which a task's inputs vary most, at least and at most, and the examples that each takes: of fewer its
+# noise costs more than it tells.  Chosen on tasks that are in no table (benchmarks/quality/MERGING.md).
+DIRECTIONS, EXAMPLES_A_DIRECTION = (4, 16), 16
 FEWEST = 4  # inputs, of which a variance means something
 LARGEST_HEADER = 1 << 14  # bytes
 MOST_DIRECTIONS = 64
