@@ -6,13 +6,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
-from dts.adapter import Adapter
+from dts.adapter import Adapter, Entry
 
 Given = Adapter | str | Path  # an adapter, or its folder
 
 
 def opened(given: Given) -> Adapter:
+    if not isinstance(given, Adapter | str | Path):
+        raise TypeError(f"an adapter is given as a dts.Adapter, or by its folder, not as a {type(given).__name__}")
     return given if isinstance(given, Adapter) else Adapter.load(given)
+
+
+def checked(entries: Mapping[str, Entry]) -> Mapping[str, Entry]:
+    """Entries by name.  Raises TypeError for what is none: weights, or differences of them, are no adapter yet."""
+    for name, entry in entries.items():
+        if not isinstance(entry, Entry):
+            raise TypeError(
+                f"{name!r} is a {type(entry).__name__}, and no entry of an adapter: dts.compress(base, fine-tune, ...) "
+                "makes an adapter of weights"
+            )
+    return entries
 
 
 def all_opened(adapters: Mapping[str, Given]) -> dict[str, Adapter]:

@@ -51,6 +51,13 @@ def _why_not(layer_name: str, layer: Layer, mixture: Mixture, names: Mapping[int
     return ""
 
 
+def refuse_heads(layers: Mapping[str, Layer], mixture: Mixture, names: Mapping[int, str]) -> None:
+    """Raises ValueError where the heads of a mixture's tasks make no one head, which could be written."""
+    wrong = [_why_not(name, layer, mixture, names) for name, layer in layers.items() if layer.dts.heads & set(mixture)]
+    if any(wrong):
+        raise ValueError("this mixture is no one model: it " + next(filter(None, wrong)))
+
+
 def width(layers: Mapping[str, Layer], slots: list[int], widest: int) -> int:
     """Outputs that a mixture of these slots has of ``widest``: those of its own head or enlarged vocabulary."""
     found = (layer.dts_width(slots, widest) for layer in layers.values())

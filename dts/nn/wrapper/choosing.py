@@ -82,6 +82,8 @@ class Choosing(Limited):
         over processes the first one's choice holds in all of them.
         """
         self._refuse_on_disk('tasks="auto"')
+        if not 0 <= floor <= 1:
+            raise ValueError(f"floor is a probability, 0 to 1, not {floor!r}")
         inputs = _tensors(batch)
         if self._router is None:
             self._router = make_router(self, self._adapters(), inputs)

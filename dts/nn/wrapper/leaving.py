@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from dts.nn.fast_path import fast_path_again
+from dts.nn.heads import refuse_heads
 from dts.nn.layers import release
 from dts.nn.library import library
 from dts.nn.merge import merge
@@ -31,6 +32,7 @@ class Leaving(Answers):
         dequantise: of a base with quantised layers make a floating-point model, into which a task can be written;
         without it, a task that changes quantised weights is refused with ValueError.
         Of a transformers model the ``config`` has the task's labels and sizes then.  This model is empty afterwards.
+        Raises ValueError for a mixture of tasks whose heads cannot be added, and leaves this model as it was.
         """
         with self._at_hand([task]), nullcontext() if self._shelf is None else self._shelf.residents.still():
             merged = self._merge_and_unload(task, dequantise)
@@ -44,6 +46,7 @@ class Leaving(Answers):
         mixture = self._loaded.mixture(task)
         configs = [self._loaded[name].model_config for name in names_in(task)]
         config = configs[0] if len(configs) == 1 else None
+        refuse_heads(self._layers, mixture, self._loaded.names)
         self._refuse_replaced([mixture])
         routing = RoutingState(self._state.device)
         routing.set([mixture])

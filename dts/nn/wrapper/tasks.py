@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from dts.adapter import Adapter, Entry
-from dts.nn.adapters import Given, opened
+from dts.nn.adapters import Given, checked, opened
 from dts.nn.fast_path import no_fast_path
 from dts.nn.fit import fit, refuse_tied
 from dts.nn.layers import Layer
@@ -79,7 +79,7 @@ class Tasks(Core):
     def _load(self, name: str, adapter: Given | Mapping[str, Entry], heads: bool = True) -> None:
         """`load_task`, whatever memory there is."""
         self._check_name(name)
-        source, entries = (None, adapter) if isinstance(adapter, Mapping) else _opened(adapter)
+        source, entries = (None, checked(adapter)) if isinstance(adapter, Mapping) else _opened(adapter)
         skipped = without_effect(entries, heads)
         entries = {key: entry for key, entry in entries.items() if heads or not entry.task_only}
         if not any(entry.kind != "tied" for entry in entries.values()):

@@ -141,3 +141,23 @@ def test_a_base_whose_parameters_are_wrapped(maker):
 def test_adapters_without_names(adapters):
     with pytest.raises(TypeError, match=r"by their tasks, \{name: adapter or its folder\}, not as a (list|str)"):
         dts.DTSModel.from_pretrained("models/base", adapters=adapters)
+
+
+@pytest.mark.parametrize(
+    "given, words", [(3, "not as a int"), (["folder"], "not as a list"), (None, "not as a NoneType")]
+)
+def test_what_is_no_adapter(model, given, words):
+    with pytest.raises(TypeError, match=words):
+        model.load_task("new", given)
+
+
+def test_weights_are_no_entries(model):
+    with pytest.raises(TypeError, match=r"'body.weight' is a Tensor, and no entry of an adapter: dts.compress"):
+        model.load_task("new", {"body.weight": torch.zeros(8, 8)})
+    assert model.tasks == ["mood", "topic"]
+
+
+@pytest.mark.parametrize("floor", [float("nan"), -1, 2])
+def test_a_floor_that_is_no_probability(model, floor):
+    with pytest.raises(ValueError, match="floor is a probability"):
+        model.choose_tasks({"x": X}, floor=floor)

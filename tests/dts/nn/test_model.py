@@ -93,6 +93,30 @@ def test_rows_without_a_head_say_so(base, ids, maker):
     assert model(ids, tasks=["a", "six", "six", "a"]).shape == (4, 6)
 
 
+@pytest.mark.parametrize(
+    "mixture, words",
+    [
+        ({"two": 0.5, "three": 0.5}, "mixes tasks whose 'classifier' has different shapes"),
+        ({"two": 0.5, "none": 0.5}, "uses 'none', which has no 'classifier' of its own"),
+    ],
+)
+def test_heads_that_cannot_be_added_are_not_written_either(base, ids, maker, mixture, words):
+    """Of two classes and of three a model of three was made, whose answers were nobody's."""
+    model = DTSModel(copy.deepcopy(base))
+    for name, classes in (("two", 2), ("three", 3), ("none", 0)):
+        head = {
+            "classifier.weight": maker.head("classifier.weight", classes, 8),
+            "classifier.bias": maker.head("classifier.bias", classes),
+        }
+        model.load_task(name, encoder(maker, base) | (head if classes else {}))
+    expected = model(ids, tasks="two")
+    with pytest.raises(ValueError, match=f"this mixture is no one model: it {words}"):
+        model.merge_and_unload(mixture)
+    assert model.tasks == ["two", "three", "none"]
+    close(model(ids, tasks="two"), expected)
+    close(model.merge_and_unload("two")(ids), expected)
+
+
 def test_enlarged_vocabulary(maker, dense_twin):
     torch.manual_seed(0)
     base = nn.ModuleDict({"embed": nn.Embedding(10, 8), "head": nn.Linear(8, 10, bias=False)}).double()
