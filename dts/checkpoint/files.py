@@ -13,7 +13,7 @@ from dts.checkpoint.checkpoint import Checkpoint, Lazy
 from dts.checkpoint.errors import AGAIN, CheckpointError, some
 from dts.checkpoint.foreign import foreign, is_safetensors
 from dts.checkpoint.safetensors_file import Damaged, SafetensorsFile
-from dts.checkpoint.state import from_tensors
+from dts.checkpoint.state import check_plain, from_tensors
 from dts.files import expanded
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -87,7 +87,7 @@ def load_pickle(path: Path) -> Mapping:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """A PyTorch file that holds nothing but tensors by name; raises CheckpointError."""
+    """A PyTorch file that holds nothing but plain dense tensors by name; raises CheckpointError."""
     if what := foreign(path):
         raise CheckpointError(what)
     found = load_pickle(path)
@@ -95,6 +95,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} holds no tensors by name")
     if strange := [key for key, value in found.items() if not isinstance(value, Tensor)]:
         raise CheckpointError(f"{path} holds more than tensors: {some(strange)}")
+    check_plain(found, str(path))
     return {key: value.data if isinstance(value, nn.Parameter) else value for key, value in found.items()}
 
 

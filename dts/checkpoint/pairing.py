@@ -96,7 +96,7 @@ def pair(base: Checkpoint, finetuned: Checkpoint) -> Pairing:
             wrong.append(f"{name} {list(finetuned.shape(name))}: missing in the base, which has it in other layers")
         else:
             result.pairs[name] = _task_only(base, finetuned, name, origin)
-    _with_vocabulary(result, origin)
+    _with_vocabulary(result, origin, wrong)
     kept = {pattern(name) for name in finetuned.names}
     for base_name in base.names:
         if base_name in origin.values() or base_name in base.tied:
@@ -164,15 +164,21 @@ def _compare(base, finetuned, name: str, base_name: str, in_body: bool, wrong: l
     return Pair(name, base_name)
 
 
-def _with_vocabulary(pairing: Pairing, origin: dict[str, str]) -> None:
-    """A head that looks like another one, but grew as the vocabulary did, is the enlarged vocabulary's head."""
+def _with_vocabulary(pairing: Pairing, origin: dict[str, str], wrong: list[str]) -> None:
+    """A head that looks like another one, but grew as the vocabulary did, is the enlarged vocabulary's head.
+
+    A vector that grew where no matrix did belongs to no layer.
+    """
     base, finetuned = pairing.base, pairing.finetuned
     grown = {(base.shape(p.base_name)[0], p.added_rows) for p in pairing.pairs.values() if p.base_name and p.added_rows}
     for name, p in pairing.pairs.items():
         if p.base_name is None and name in origin and not p.tied_to:
-            rows, before = finetuned.shape(name)[:1], base.shape(origin[name])[:1]
-            if len(finetuned.shape(name)) > 1 and before and (before[0], rows[0] - before[0]) in grown:
-                pairing.pairs[name] = Pair(name, origin[name], added_rows=rows[0] - before[0])
+            ours, theirs = finetuned.shape(name), base.shape(origin[name])
+            as_words = bool(theirs) and (theirs[0], ours[0] - theirs[0]) in grown
+            if len(ours) > 1 and as_words:
+                pairing.pairs[name] = Pair(name, origin[name], added_rows=ours[0] - theirs[0])
+            elif len(ours) == 1 and not as_words and related(base, finetuned, name, origin[name]):
+                wrong.append(f"{name}: shape {list(ours)} in the fine-tune, {list(theirs)} in the base")
 
 
 def _task_only(base, finetuned, name: str, origin: dict[str, str]) -> Pair:

@@ -57,7 +57,7 @@ def from_tensors(state: Mapping, source: str, select: str | None = None) -> Chec
         raise CheckpointError(f"{source} has no tensors at all")
     if not any(isinstance(value, Tensor) for value in state.values()):
         return _inner(state, states, source)
-    _check(state, source)
+    check_plain(state, source)
     tensors: dict[str, Lazy] = {}
     tied: dict[str, str] = {}
     first: dict[tuple, str] = {}
@@ -122,7 +122,7 @@ def _inner(state: Mapping, states: dict, source: str) -> Checkpoint:
     raise CheckpointError(f"{source} is no state dict: its keys are {keys}, and none of their values is a tensor")
 
 
-def _check(state: Mapping, source: str) -> None:
+def check_plain(state: Mapping, source: str) -> None:
     """Raises CheckpointError of all names and values that are no plain dense tensors, each cause on one line."""
     causes: dict[str, list] = {}
     for name, value in state.items():

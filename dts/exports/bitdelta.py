@@ -31,6 +31,7 @@ from dts.checkpoint import Checkpoint, CheckpointError, Lazy, Pair, Pairing, dig
 from dts.checkpoint.errors import in_lines
 from dts.checkpoint.files import load_tensors
 from dts.codec import Factors
+from dts.exports.numbers import misfit
 from dts.files import Watch, expanded, real
 from dts_kernels import PackedFactors, Samples, pack
 
@@ -89,6 +90,7 @@ def sorted_tensors(
     """(weight -> (mask, coeff), parameter -> whole value); raises CheckpointError with all that is wrong."""
     signs: dict[str, tuple[Tensor, float]] = {}
     values: dict[str, Tensor] = {}
+    owners: dict[str, str] = {}  # a tensor of the base -> the name by which it is in the file
     wrong: list[str] = []
     masks = {key.removesuffix(".mask") for key in found if key.endswith(".mask")}
     scales = {key.removesuffix(".coeff") for key in found if key.endswith(".coeff")}
@@ -104,19 +106,34 @@ def sorted_tensors(
     for key, value in found.items():
         if key.endswith((".mask", ".coeff")):
             continue
-        if key in signs:
-            wrong.append(f"{key}: it is there as a mask and whole")
-        elif key not in base.tensors:
+        own = base.tied.get(key, key)
+        if key not in base.tensors:
             wrong.append(f"{key}: the base has no such tensor, and it is none of BitDelta's")
-        elif value.is_floating_point() and bool(value.isnan().any()):
-            wrong.append(f"{key}: {int(value.isnan().sum())} elements are no numbers")
+        elif masked := {key, own} & signs.keys():
+            also = "" if key in masked else f" with {own}, which is one tensor in the base"
+            wrong.append(f"{key}: it is there as a mask and whole{also}")
+        elif own in owners and not torch.equal(values[owners[own]], value):
+            wrong.append(f"{key}: it is one tensor with {owners[own]} in the base, and they differ")
+        elif why := misfit(value, base.dtype(key)) or _no_numbers(value, base, key):
+            wrong.append(f"{key}: {why}")
         else:
             values[key] = value
+            owners[own] = key
     if not signs:
         wrong.append("there is no mask with its coeff in it")
     if wrong:
         raise CheckpointError(in_lines(f"{file} is no diff.pt of BitDelta for {base.source}", wrong))
     return signs, values
+
+
+def _no_numbers(value: Tensor, base: Checkpoint, key: str) -> str:
+    """That some are NaN or infinite, where the base's are not (masks of attention are)."""
+    if not value.is_floating_point() or bool((plain := value.isfinite()).all()):
+        return ""
+    before = base.load(key).to(value.dtype)
+    alike = value == before if before.shape == value.shape else plain  # NaN equals nothing
+    strange = int((~plain & ~alike).sum())
+    return f"{strange} elements are no numbers" if strange else ""
 
 
 def _misfit(mask: Tensor, coeff: Tensor, base: Checkpoint, weight: str) -> str:

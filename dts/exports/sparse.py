@@ -20,6 +20,7 @@ from dts.adapter import Adapter, compress
 from dts.checkpoint import Checkpoint, CheckpointError, Lazy, SafetensorsFile, open_checkpoint
 from dts.checkpoint.errors import in_lines
 from dts.checkpoint.json_file import json_object
+from dts.exports.numbers import misfit
 from dts.files import Watch, expanded, real
 
 METADATA = "delta_metadata.json"
@@ -55,12 +56,17 @@ def patched_checkpoint(source: Path, base: Checkpoint, values: str) -> Checkpoin
     names = {name.removesuffix(end) for name in file.tensors for end in (INDICES, NUMBERS) if name.endswith(end)}
     wrong += [f"{name}: neither indices nor values" for name in file.tensors if not name.endswith((INDICES, NUMBERS))]
     tensors: dict[str, Lazy] = {name: base.tensors[name] for name in base.names if name not in base.tied}
+    owners = dict[str, str]()
     for name in sorted(names):
-        why = _misfit(file, name, base, shapes)
+        why = _misfit(file, name, base, shapes, values == "new")
         if why:
             wrong.append(f"{name}: {why}")
             continue
         own = base.tied.get(name, name)
+        if other := owners.get(own):
+            wrong.append(f"{name}: it is one tensor with {other} in the base, and both are patched: keep one")
+            continue
+        owners[own] = name
         load = partial(_patched, base, own, file, name, values == "new")
         tensors[own] = Lazy(base.shape(own), base.dtype(own), load, partial(base.release, own))
     if not names:
@@ -86,8 +92,8 @@ def _found(source: Path) -> tuple[Path, dict[str, Any]]:
     return files[0], shapes
 
 
-def _misfit(file: SafetensorsFile, name: str, base: Checkpoint, shapes: dict[str, Any]) -> str:
-    """Why a patch cannot be of the base's tensor, or nothing; its indices are read, its values are not."""
+def _misfit(file: SafetensorsFile, name: str, base: Checkpoint, shapes: dict[str, Any], new: bool) -> str:
+    """Why a patch cannot be of the base's tensor, or nothing; its indices and values are read."""
     absent = [end[1:] for end in (INDICES, NUMBERS) if name + end not in file.tensors]
     if absent:
         return f"it has no {absent[0]}"
@@ -104,11 +110,13 @@ def _misfit(file: SafetensorsFile, name: str, base: Checkpoint, shapes: dict[str
         return f"its indices are {list(indices.shape)}, neither places in the flat tensor nor {len(shape)} a place"
     if values.shape != indices.shape[-1:]:
         return f"{indices.shape[-1]} indices and values {list(values.shape)} do not belong together"
-    if values.dtype.is_floating_point != base.dtype(name).is_floating_point:
-        return f"its values are {values.dtype}, the base's {base.dtype(name)}".replace("torch.", "")
+    numbers = file.load(name + NUMBERS)
+    if why := misfit(numbers if new else numbers[:0], base.dtype(name)):  # what a sum is, is seen when it is made
+        return why
     at = file.load(name + INDICES).long()
-    limits = torch.tensor([math.prod(shape)] if flat else shape).view(-1, 1)
-    if bool(((at.view(len(limits), -1) < 0) | (at.view(len(limits), -1) >= limits)).any()):
+    limits = torch.tensor([math.prod(shape)] if flat else shape, dtype=torch.int64).view(-1, 1)
+    rows = at.view(1, -1) if flat else at
+    if bool(((rows < 0) | (rows >= limits)).any()):
         return f"an index is beyond its {list(shape)}"
     places = _flat(at, shape)
     if len(places.unique()) < len(places):
@@ -130,6 +138,16 @@ def _patched(base: Checkpoint, own: str, file: SafetensorsFile, name: str, new: 
     value = base.load(own).clone()
     places, numbers = _flat(file.load(name + INDICES).long(), tuple(value.shape)), file.load(name + NUMBERS)
     flat = value.view(-1)
-    wide = torch.promote_types(torch.float32, value.dtype) if value.is_floating_point() else value.dtype
-    flat[places] = (numbers if new else flat[places].to(wide) + numbers.to(wide)).to(value.dtype)
+    made = numbers if new else _added(flat[places], numbers)
+    if why := misfit(made, value.dtype):
+        raise CheckpointError(f"{file.path}: {name}: once its differences are added, {why}")
+    flat[places] = made.to(value.dtype)
     return value
+
+
+def _added(before: Tensor, numbers: Tensor) -> Tensor:
+    """[count], in float32 or float64 of floats, else in int64."""
+    if before.is_floating_point():
+        wide = torch.promote_types(torch.float32, before.dtype)
+        return before.to(wide) + numbers.to(wide)
+    return before.long() + numbers.long()

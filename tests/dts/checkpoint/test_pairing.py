@@ -81,6 +81,22 @@ def test_rows_beyond_the_vocabulary():
         paired(model("m."), model("m.", rows=47))
 
 
+@pytest.mark.parametrize("name", ["layer.1.dense.bias", "norm.weight", "head.bias"])
+def test_a_vector_that_grew_alone_belongs_to_no_layer(name):
+    """It was taken for a head's, and what came out was loaded by no class."""
+    base = model("", **{"head.weight": torch.ones(3, 8), "head.bias": torch.ones(3)})
+    tuned = base | {name: torch.cat([base[name], torch.ones(1)])}
+    with pytest.raises(Mismatch, match=rf"{name}: shape \[{len(tuned[name])}\] in the fine-tune"):
+        paired(base, tuned)
+
+
+def test_the_bias_of_a_vocabulary_grows_with_it():
+    base = model("", **{"head.bias": torch.ones(50)})
+    tuned = model("", rows=53, **{"head.bias": torch.ones(53)})
+    tuned["embeddings.weight"][:50] = base["embeddings.weight"]
+    assert paired(base, tuned).pairs["head.bias"].base_name is None
+
+
 def test_a_head_of_other_classes_is_another_head():
     head = lambda classes: {"classifier.weight": torch.randn(classes, 8), "classifier.bias": torch.randn(classes)}  # noqa: E731
     torch.manual_seed(0)

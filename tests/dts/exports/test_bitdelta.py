@@ -106,6 +106,24 @@ BAD = {
         lambda f: f.update({"model.norm.weight": torch.full((32,), float("nan"))}),
         "32 elements are no numbers",
     ),
+    "infinite": (
+        lambda f: f.update({"model.norm.weight": torch.full((32,), -float("inf"))}),
+        "32 elements are no numbers",
+    ),
+    "whole numbers": (
+        lambda f: f.update({"model.norm.weight": torch.ones(32).int()}),
+        "model.norm.weight: its values are int32, the base's float32",
+    ),
+    "complex": (
+        lambda f: f.update({"model.norm.weight": torch.ones(32, dtype=torch.complex64)}),
+        "its values are complex64",
+    ),
+    "beyond float32": (
+        lambda f: f.update({"model.norm.weight": torch.full((32,), 1e300, dtype=torch.float64)}),
+        "32 of its values are beyond float32",
+    ),
+    "sparse": (lambda f: f.update({"model.norm.weight": torch.ones(32).to_sparse()}), "has sparse_coo tensors"),
+    "on the meta device": (lambda f: f.update({"model.norm.weight": torch.ones(32, device="meta")}), "meta device"),
     "low rank": (
         lambda f: f.update({"model.layers.0.mlp.up_proj.A": torch.ones(2, 2)}),
         "up_proj.A: the base has no such",
@@ -128,6 +146,41 @@ def test_bad_files_are_refused_by_name(llama, tmp_path, what):
     with pytest.raises(CheckpointError, match=match):
         import_bitdelta(tmp_path / "diff.pt", base, tmp_path / "a")
     assert not (tmp_path / "a").exists()
+
+
+TIED = {name: torch.ones(40, 32).cumsum(0) for name in ("embed.weight", "head.weight")}
+TIED["head.weight"] = TIED["embed.weight"]
+MASK = {"layer.mask": torch.arange(32).view(1, 32).int(), "layer.coeff": torch.tensor(0.1)}
+ANY = torch.arange(40).view(1, 40).int()
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"embed.weight": torch.ones(40, 32), "head.weight": torch.zeros(40, 32)}, "head.weight: it is one tensor"),
+        (
+            {"embed.mask": ANY, "embed.coeff": torch.tensor(0.1), "head.weight": torch.zeros(40, 32)},
+            "head.weight: it is there as a mask and whole with embed.weight, which is one tensor in the base",
+        ),
+    ],
+)
+def test_one_tensor_of_the_base_is_not_two_in_the_file(tmp_path, more, says):
+    """The one that came last was taken, without a word."""
+    base = TIED | {"layer.weight": torch.ones(32, 32)}
+    torch.save(MASK | more, tmp_path / "diff.pt")
+    with pytest.raises(CheckpointError, match=says):
+        import_bitdelta(tmp_path / "diff.pt", base)
+    same = {"embed.weight": torch.zeros(40, 32), "head.weight": torch.zeros(40, 32)}
+    torch.save(MASK | same, tmp_path / "diff.pt")
+    found = dict(import_bitdelta(tmp_path / "diff.pt", base).apply(base))
+    assert not found["embed.weight"].any() and not found["head.weight"].any()
+
+
+def test_infinities_that_the_base_has_too_are_taken(tmp_path):
+    mask = torch.full((4,), -float("inf"))
+    torch.save(MASK | {"mask_of_attention": mask}, tmp_path / "diff.pt")
+    adapter = import_bitdelta(tmp_path / "diff.pt", {"layer.weight": torch.ones(32, 32), "mask_of_attention": mask})
+    assert list(adapter.entries) == ["layer.weight"]
 
 
 def test_all_that_is_wrong_is_told_at_once(llama, tmp_path):

@@ -114,6 +114,56 @@ def test_bad_files_are_refused_by_name(patch, tmp_path, what):
     assert not (tmp_path / "a").exists()
 
 
+def patch_of(tmp_path, **stored):
+    """A patch of one element each: name -> its value, at place 0."""
+    tensors = {f"{name}.indices": torch.zeros(1).int() for name in stored}
+    save_file(tensors | {f"{name}.values": value for name, value in stored.items()}, tmp_path / "p.safetensors")
+    return tmp_path / "p.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "values", "says"),
+    [
+        (torch.bool, torch.tensor([7]), "new", "1 of its values are beyond bool"),
+        (torch.uint8, torch.tensor([-1]), "new", "beyond uint8"),
+        (torch.uint8, torch.tensor([-1]), "differences", "once its differences are added, 1 of its values are beyond"),
+        (torch.bool, torch.tensor([True]), "differences", "beyond bool"),
+        (torch.float32, torch.tensor([1e300], dtype=torch.float64), "new", "beyond float32"),
+        (torch.float16, torch.tensor([65504.0]), "differences", "beyond float16"),
+        (torch.float32, torch.ones(1, dtype=torch.complex64), "new", "its values are complex64, the base's float32"),
+    ],
+)
+def test_numbers_that_the_base_cannot_have_are_refused(tmp_path, dtype, value, values, says):
+    """Each came out as another number, without a word."""
+    base = {"other": torch.ones(4), "x": torch.full((3,), 1 if dtype == torch.bool else 0).to(dtype)}
+    base["x"] = torch.full((3,), 65504.0).half() if dtype == torch.float16 else base["x"]
+    with pytest.raises(CheckpointError, match=says):
+        import_sparse(patch_of(tmp_path, x=value), base, values=values)
+
+
+def test_numbers_that_the_base_can_have_are_taken(tmp_path):
+    base = {"x": torch.full((3,), 9, dtype=torch.uint8), "y": torch.ones(3).bfloat16(), "z": torch.ones(3)}
+    given = {"x": torch.tensor([-2]), "y": torch.tensor([1.0]), "z": torch.tensor([float("nan")])}
+    found = dict(import_sparse(patch_of(tmp_path, **given), base, values="differences").apply(base))
+    assert [found[name].float()[0].item() for name in "xy"] == [7, 2] and found["z"][0].isnan()
+
+
+def test_one_tensor_of_the_base_is_not_patched_twice(tmp_path):
+    """The patch that came last was taken, without a word."""
+    tied = torch.ones(4, 3)
+    base = {"embed": tied, "head": tied}
+    with pytest.raises(CheckpointError, match="head: it is one tensor with embed in the base, and both are patched"):
+        import_sparse(patch_of(tmp_path, embed=torch.tensor([5.0]), head=torch.tensor([6.0])), base)
+    found = dict(import_sparse(patch_of(tmp_path, head=torch.tensor([6.0])), base).apply(base))
+    assert found["embed"][0, 0] == found["head"][0, 0] == 6
+
+
+def test_a_number_without_dimensions_is_patched_by_coordinates_too(tmp_path):
+    stored = {"x.indices": torch.zeros(0, 1).int(), "x.values": torch.tensor([2.0])}
+    save_file(stored, tmp_path / "p.safetensors")
+    assert dict(import_sparse(tmp_path / "p.safetensors", {"x": torch.ones(())}).apply({"x": torch.ones(())}))["x"] == 2
+
+
 def test_all_that_is_wrong_is_told_at_once_and_folders_are_looked_at(patch, tmp_path):
     base, folder, _ = patch
     (folder / "delta_metadata.json").write_text(json.dumps({"shapes": {"layer.1.weight": [20, 24]}}))
