@@ -164,7 +164,7 @@ class _Changes:
         for delta in deltas[:1]:
             base = base + delta
         for module in biases:
-            base = base + self.lora.bias(module)
+            base = base + self.lora.bias(module, tuple(base.shape))
         return base
 
     def delta(self, module: str, shape: tuple[int, ...]) -> Tensor:

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from dts.checkpoint import CheckpointError, Lazy, SafetensorsFile
-from dts.checkpoint.errors import first
+from dts.checkpoint.errors import NotRead, first
 from dts.checkpoint.files import load_tensors
 from dts.checkpoint.json_file import json_object
 from dts.files import expanded
+from dts.warn import warn
 
 CONFIG, MODEL, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 SHOWN = 10  # of what is wrong
@@ -36,6 +37,15 @@ MORE = {
     "velora_config": "VeLoRA",
     "megatron_config": "a LoRA of Megatron layers",
 }
+KNOWN = {  # what else a config says; of other keys it is not known what they change
+    *MORE,
+    *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+    *("inference_mode", "r", "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out", "bias"),
+    *("use_rslora", "modules_to_save", "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern"),
+    *("alpha_pattern", "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "kasa_config"),
+    *("qalora_group_size", "runtime_config", "lora_bias", "ensure_weight_tying", "ephemeral_gpu_offload"),
+}
+SWITCHES = ("use_rslora", "fan_in_fan_out", "lora_bias")  # which a text such as "no" would turn on
 CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "loraga")
 _FACTOR = re.compile(
     r"(?P<module>.+)\.(?P<leaf>lora_(?:embedding_)?[AB])(?:\.(?P<adapter>[^.]+))??(?P<of>\.weight|\.bias)?"
@@ -58,13 +68,15 @@ class Layer:
 
 @dataclass
 class PeftFolder:
-    """layers: by module;  values: parameter -> name of the tensor in the file that takes its place."""
+    """layers: by module;  values: parameter -> name of the tensor in the file that takes its place;
+    twice: pairs of tensors that would be one and the same."""
 
     folder: Path
     config: dict[str, Any]
     file: Mapping[str, Any]
     layers: dict[str, Layer] = field(default_factory=dict)
     values: dict[str, str] = field(default_factory=dict)
+    twice: list[str] = field(default_factory=list)
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.file[name].shape)
@@ -90,10 +102,14 @@ class PeftFolder:
             )
         return product.reshape(shape)
 
-    def bias(self, module: str) -> Tensor:
-        """What is added to the module's bias: float32."""
+    def bias(self, module: str, shape: tuple[int, ...]) -> Tensor:
+        """What is added to the module's bias of this shape: float32."""
         layer = self.layers[module]
         assert layer.bias is not None
+        if self.shape(layer.bias) != shape:
+            raise CheckpointError(
+                f"{self.folder}: {layer.bias} is of {list(self.shape(layer.bias))}, the model's bias of {list(shape)}"
+            )
         return self.load(layer.bias).float() * layer.scaling
 
 
@@ -111,9 +127,16 @@ def read_peft(folder: str | Path) -> PeftFolder:
     strange = [name for name in found.file if not _sort(found, name)]
     if strange:
         wrong.append(f"{len(strange)} tensors are no LoRA's, {first(strange, 3)}: {MERGE}")
+    if found.twice:
+        wrong.append(f"tensors that are there twice, {first(found.twice, 3)}: save one adapter alone")
+    if odd := [name for name in found.values.values() if found.file[name].dtype.is_complex]:
+        wrong.append(f"tensors of complex numbers, {first(odd, 3)}")
     for module, layer in found.layers.items():
         if not layer.a or not layer.b:
             wrong.append(f"the LoRA of {module} has no {'B' if layer.a else 'A'}")
+            continue
+        if why := _no_product(found, layer):
+            wrong.append(f"the LoRA of {module} {why}")
             continue
         try:
             layer.scaling = _scaling(folder, config, module, found.shape(layer.a)[0])
@@ -122,6 +145,17 @@ def read_peft(folder: str | Path) -> PeftFolder:
     if wrong:
         raise CheckpointError(f"{folder}: {first(wrong, SHOWN, '; ')}")
     return found
+
+
+def _no_product(found: PeftFolder, layer: Layer) -> str:
+    """Why B and A have no product, or nothing."""
+    a, b = found.shape(layer.a), found.shape(layer.b)
+    if len(a) < 2 or len(b) < 2 or a[0] != b[1] or not a[0]:
+        return f"is no product: its A is {list(a)}, its B {list(b)}"
+    named = [name for name in (layer.a, layer.b, layer.bias) if name]
+    if odd := [f"{name} ({found.file[name].dtype})" for name in named if not found.file[name].dtype.is_floating_point]:
+        return f"is not of real floats: {', '.join(odd)}".replace("torch.", "")
+    return ""
 
 
 def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
@@ -138,8 +172,21 @@ def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
             f"{folder} was initialised by {init}, which changes the base's own weights: save it anew with "
             f"path_initial_model_for_weight_conversion, or {MERGE}"
         )
+    for key in SWITCHES:
+        if config.get(key) not in (None, True, False):
+            wrong.append(f"{folder / CONFIG} is damaged: {key} is {config[key]!r}, neither true nor false")
+    mapping = config.get("auto_mapping")
+    named = mapping.get("base_model_class") if isinstance(mapping, dict) else mapping
+    if mapping is not None and not (isinstance(mapping, dict) and (named is None or isinstance(named, str))):
+        wrong.append(f"{folder / CONFIG} is damaged: auto_mapping is {mapping!r:.80}")
     if wrong:
         raise CheckpointError("; ".join(wrong))
+    if unknown := [key for key, value in config.items() if value and key not in KNOWN]:
+        warn(
+            f"{folder / CONFIG} says {first(unknown, 3)}, which is not known here: where that makes it more than B A, "
+            f"{MERGE}",
+            NotRead,
+        )
 
 
 def _tensors(folder: Path) -> Mapping[str, Any]:
@@ -160,16 +207,19 @@ def _sort(found: PeftFolder, name: str) -> bool:
     if factor:
         layer = found.layers.setdefault(factor["module"], Layer())
         layer.embedding |= "embedding" in factor["leaf"]
-        if factor["of"] == ".bias":
-            layer.bias = name
-            return factor["leaf"] == "lora_B"
-        setattr(layer, factor["leaf"][-1].lower(), name)
-        return True
+        place = "bias" if factor["of"] == ".bias" else factor["leaf"][-1].lower()
+        if before := getattr(layer, place):
+            found.twice.append(f"{before} and {name}")
+        setattr(layer, place, name)
+        return place != "bias" or factor["leaf"] == "lora_B"
     if "lora_" in own:
         return False
     if ".original_module." in own:  # the base's own, beside the module that takes its place
         return True
     own = re.sub(r"\.modules_to_save(\.[^.]+)?\.(?=[^.]+$)", ".", own.replace(".base_layer.", "."))
+    # PEFT writes the biases of a module that it keeps whole twice where it trains every bias
+    if own in found.values and not torch.equal(found.load(found.values[own]), found.load(name)):
+        found.twice.append(f"{found.values[own]} and {name}")
     found.values[own] = name
     return True
 
@@ -178,9 +228,9 @@ def _scaling(folder: Path, config: Mapping[str, Any], module: str, rank: int) ->
     """As PEFT has it: lora_alpha / r, or by the root of r, with the patterns' own where a module's name ends in one."""
     stated = _of_pattern(config.get("rank_pattern"), module, config.get("r"))
     alpha = _of_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha"))
-    if stated != rank or not isinstance(alpha, int | float):
+    if stated != rank or isinstance(alpha, bool) or not isinstance(alpha, int | float):
         raise CheckpointError(
-            f"{folder}: the LoRA of {module} has rank {rank}, its {CONFIG} says {stated} and lora_alpha {alpha}"
+            f"{folder}: the LoRA of {module} has rank {rank}, its {CONFIG} says {stated!r} and lora_alpha {alpha!r}"
         )
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import dts
 from dts.checkpoint import CheckpointError, open_checkpoint
+from dts.checkpoint.errors import NotRead
 from dts.exports import export_lora, import_lora
 from dts.exports.from_lora import Shared, merged_checkpoint
 from dts.exports.peft_folder import read_peft
@@ -177,6 +178,10 @@ def test_a_small_difference_of_a_base_in_bfloat16_is_not_rounded_away(made, tmp_
         ({"rank_pattern": {"(": 4}}, "is damaged: the pattern"),
         ({"alpha_pattern": ["q_proj"]}, "is damaged: the pattern"),
         ({"r": 5}, "has rank 4, its adapter_config.json says 5"),
+        ({"lora_alpha": True}, "says 4 and lora_alpha True"),
+        ({"use_rslora": "no"}, "use_rslora is 'no', neither true nor false"),
+        ({"auto_mapping": [1]}, "auto_mapping is"),
+        ({"auto_mapping": {"base_model_class": 7}}, "auto_mapping is"),
     ],
 )
 def test_other_types_are_refused_by_name(made, tmp_path, change, reason):
@@ -186,6 +191,57 @@ def test_other_types_are_refused_by_name(made, tmp_path, change, reason):
     with pytest.raises(CheckpointError, match=reason):
         import_lora(tmp_path / "lora", where / "base", tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
+
+
+A, B = (f"base_model.model.model.layers.0.self_attn.q_proj.lora_{which}.weight" for which in "AB")
+NORM = "base_model.model.model.norm"
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ({A: torch.tensor(1.0)}, r"is no product: its A is \[\], its B \[32, 4\]"),
+        ({B: torch.ones(32, 3)}, r"is no product: its A is \[4, 32\], its B \[32, 3\]"),
+        ({A: torch.ones(0, 32), B: torch.ones(32, 0)}, "is no product"),
+        ({A: torch.ones(4, 32).int()}, "is not of real floats: .*int32"),
+        ({A: torch.ones(4, 32, dtype=torch.complex64)}, "is not of real floats: .*complex64"),
+        ({f"{NORM}.weight": torch.ones(32, dtype=torch.complex64)}, "tensors of complex numbers, .*norm.weight"),
+        ({A.replace(".weight", ".default.weight"): torch.ones(4, 32)}, "there twice, .*lora_A.* and .*lora_A"),
+        ({A.removeprefix("base_model.model."): torch.ones(4, 32)}, "there twice"),
+        (
+            {f"{NORM}.weight": torch.ones(32), f"{NORM}.modules_to_save.weight": torch.zeros(32)},
+            "there twice, .*norm.* and .*norm",
+        ),
+    ],
+)
+def test_tensors_that_are_no_lora_are_refused_by_name(made, tmp_path, more, reason):
+    """They ended in errors of products, or one of two was taken without a word."""
+    _, where, _ = saved(made, "plain", tmp_path / "lora")
+    file = tmp_path / "lora/adapter_model.safetensors"
+    save_file(load_file(file) | more, file)
+    with pytest.raises(CheckpointError, match=reason):
+        import_lora(tmp_path / "lora", where / "base")
+
+
+def test_a_bias_of_another_length_is_not_spread(made, tmp_path):
+    _, where, _ = saved(made, "biases of B", tmp_path / "lora")
+    file = tmp_path / "lora/adapter_model.safetensors"
+    tensors = load_file(file)
+    bias = next(name for name in tensors if name.endswith("lora_B.bias"))
+    save_file(tensors | {bias: torch.ones(1)}, file)
+    with pytest.raises(CheckpointError, match=r"lora_B.bias is of \[1\], the model's bias of \[32\]"):
+        import_lora(tmp_path / "lora", where / "base", rank_fraction=0.5)
+
+
+def test_what_a_config_says_that_is_not_known_is_told(made, tmp_path):
+    _, where, _ = saved(made, "plain", tmp_path / "lora")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", NotRead)
+        read_peft(tmp_path / "lora")  # of all that PEFT writes nothing is unknown
+    path = tmp_path / "lora/adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"use_new_thing": True, "use_old_thing": False}))
+    with pytest.warns(NotRead, match="says use_new_thing, which is not known here"):
+        read_peft(tmp_path / "lora")
 
 
 def test_damaged_and_strange_folders_are_refused(made, tmp_path):
