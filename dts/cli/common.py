@@ -140,6 +140,7 @@ MaxLength = Annotated[
     typer.Option(min=2, help="Tokens of a text, the rest is cut; default at most 512.", show_default=False),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out already holds.")]
 
 

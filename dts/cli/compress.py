@@ -12,6 +12,7 @@ from dts.cli.common import (
     Json,
     Only,
     Overwrite,
+    Resume,
     Revision,
     State,
     TrustRemoteCode,
@@ -178,7 +179,7 @@ def compress(
     state: State = None,
     only: Only = None,
     vocabulary: Vocabulary = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    resume: Resume = False,
     overwrite: Overwrite = False,
     route_with: Annotated[
         str | None,

@@ -9,7 +9,6 @@ LoRA's B with them.  It applies LoRAs to matrices alone: norms, biases and heads
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from dts.exports.fitted import Fitted, opened
 from dts.exports.lora import Writer
 from dts.exports.places import Places, places
 from dts.exports.report import Export
-from dts.files import expanded
+from dts.files import expanded, one_file
 
 ARCHITECTURES = {  # whose conversion changes no matrix but as written here
     "LlamaForCausalLM": "LLAMA",
@@ -51,7 +50,7 @@ def export_gguf_lora(
 
     As `dts.exports.export_lora`, but for dtype, "float32" (exact) or "float16", and what has no place: that is left
     out, by name, with its share in the error.  Raises ImportError without the package gguf, ValueError for an
-    architecture whose conversion is not known here, NotExact, Mismatch, FileExistsError.
+    architecture whose conversion is not known here and an adapter of no such matrix, NotExact, Mismatch, FileExistsError.
     """
     try:
         import gguf
@@ -70,9 +69,11 @@ def export_gguf_lora(
     names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
     writer = Writer(fit, _places(fit, names), rank, DTYPES[dtype])
     writer.check_exact()
-    partial = out.with_name(f".{out.name}.saving")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    if not writer.places.lora:
+        raise ValueError(
+            f"the adapter {fit.adapter.name!r} changes nothing that llama.cpp applies a LoRA to: {MATRICES}"
+        )
+    with one_file(out) as partial:
         file = gguf.GGUFWriter(partial, gguf.MODEL_ARCH_NAMES[architecture], use_temp_file=True)
         file.add_type(gguf.GGUFType.ADAPTER)
         file.add_string(gguf.Keys.Adapter.TYPE, "lora")
@@ -94,9 +95,6 @@ def export_gguf_lora(
         file.write_tensors_to_file()
         file.close()
         watch.check()
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
     made = writer.report(out)
     return Export(out, out.stat().st_size, made.parameters)
 

@@ -40,7 +40,16 @@ MORE = {
 KNOWN = {  # what else a config says; of other keys it is not known what they change
     *MORE,
     *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
-    *("inference_mode", "r", "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out", "bias"),
+    *(
+        "inference_mode",
+        "r",
+        "target_modules",
+        "exclude_modules",
+        "lora_alpha",
+        "lora_dropout",
+        "fan_in_fan_out",
+        "bias",
+    ),
     *("use_rslora", "modules_to_save", "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern"),
     *("alpha_pattern", "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "kasa_config"),
     *("qalora_group_size", "runtime_config", "lora_bias", "ensure_weight_tying", "ephemeral_gpu_offload"),

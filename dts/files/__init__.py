@@ -3,6 +3,7 @@
 from dts.files.errors import in_words
 from dts.files.folder import OVERTAKEN, Building, Leftover, building, check_free, check_place, set_aside
 from dts.files.lock import Busy, Lock
+from dts.files.one_file import one_file
 from dts.files.place import expanded, real, sync_tree, write_text
 from dts.files.watch import Changed, Watch
 
@@ -19,6 +20,7 @@ __all__ = [
     "check_place",
     "expanded",
     "in_words",
+    "one_file",
     "real",
     "set_aside",
     "sync_tree",

@@ -1,9 +1,12 @@
 """DTS-D: a merged base and, for every fine-tune, an adapter of its difference to it."""
 
+import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from dts.files import expanded
+from dts.files.folder import PARTIAL, hidden
 
 from .merge import merge
 
@@ -26,7 +29,7 @@ def compress_difference(
     finetunes: {task name: model}; base: the pretrained model or None (method "average"); options: of the merging
     method; class_names, descriptions: {task name: ...}; everything else goes to ``dts.compress`` (``budget=``,
     ``rank_fraction=``, ``method`` of the codec as ``codec=``, ...).
-    Writes out/base and out/adapters/<task>. Returns (path of the merged base, {task name: Adapter}).
+    Writes out/base and out/adapters/<task>, all of it or nothing. Returns (path of the merged base, {task name: Adapter}).
     """
     from dts.adapter import compress as compress_one
 
@@ -41,20 +44,40 @@ def compress_difference(
     out = expanded(out)
     if "codec" in compress:
         compress["method"] = compress.pop("codec")
-    theta_m = merge(
-        base, list(finetunes.values()), method, out / "base", seed=seed, progress=progress, **(options or {})
-    )
-    adapters = {}
-    for name, model in finetunes.items():
-        adapters[name] = compress_one(
-            theta_m,
-            model,
-            out=out / "adapters" / name,
-            kind="difference",
-            name=name,
-            progress=progress,
-            class_names=(class_names or {}).get(name),
-            description=(descriptions or {}).get(name),
-            **compress,
+    made, adapters = [out / "base"], {}
+    there = [folder for folder in (*made, out / "adapters", out) if folder.exists()]
+    try:
+        theta_m = merge(
+            base, list(finetunes.values()), method, made[0], seed=seed, progress=progress, **(options or {})
         )
+        for name, model in finetunes.items():
+            folder = out / "adapters" / name
+            if not folder.exists():
+                made += [folder, hidden(folder, PARTIAL)]
+            adapters[name] = compress_one(
+                theta_m,
+                model,
+                out=folder,
+                kind="difference",
+                name=name,
+                progress=progress,
+                class_names=(class_names or {}).get(name),
+                description=(descriptions or {}).get(name),
+                **compress,
+            )
+    except BaseException:  # a base without all of its adapters would be in the way of the next run, and of no use
+        _undo([*made, out / "adapters", out], there)
+        raise
     return theta_m, adapters
+
+
+def _undo(folders: list[Path], there: list[Path]) -> None:
+    """Takes away what was made: of the last two folders only what is empty, and nothing that was there before."""
+    *own, adapters, out = folders
+    for folder in own:
+        if folder not in there:
+            shutil.rmtree(folder, ignore_errors=True)
+    for folder in (adapters, out):
+        if folder not in there:
+            with suppress(OSError):
+                folder.rmdir()

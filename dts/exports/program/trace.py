@@ -27,6 +27,12 @@ NOT_SAME = (
 )
 
 
+class NoProgram(RuntimeError):
+    """A model that torch.export cannot trace, or a program that a format cannot hold."""
+
+    cli_code = 2
+
+
 @dataclass(frozen=True)
 class Program:
     """exported: for `torch.export.save`, AOTInductor, torch.onnx;  manifest: goes with it
@@ -62,7 +68,7 @@ def torch_program(
     dynamic: input -> further axes whose size may differ; by default axis 1 of integers (tokens)
     options: further keyword arguments of the model's forward, as constants; by default no key-value cache
     Raises ValueError for a model without tasks, inputs without rows in common, and, with the layers and the reason,
-    where rows cannot have tasks of their own; RuntimeError where torch.export cannot trace the model.
+    where rows cannot have tasks of their own; NoProgram where torch.export cannot trace the model.
     """
     _check(model, inputs, routing, places)
     if options is None:
@@ -167,7 +173,7 @@ def _exported(routed: Routed, given: Mapping[str, Tensor], shapes: Mapping[str, 
         return torch.export.export(routed, (), dict(given), dynamic_shapes=dict(shapes))
     except Exception as error:  # whatever its own code or the model's raises
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise RuntimeError(
+        raise NoProgram(
             f"torch.export cannot trace {type(routed.model).__name__} with these inputs: {first.strip()}.  Inputs of "
             "other sizes, dynamic={} (nothing but the rows varies), or options of the forward may help"
         ) from error

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +10,8 @@ from typing import Any
 import torch
 
 from dts.exports.program.manifest import KEY
-from dts.exports.program.trace import Program
-from dts.files import expanded
+from dts.exports.program.trace import NoProgram, Program
+from dts.files import expanded, one_file
 
 FORMATS = {"torch": ".pt2", "aoti": ".pt2", "onnx": ".onnx"}
 FACTORS = ("initialisers", "inputs")
@@ -31,7 +29,7 @@ def write_program(
     factors: of ONNX; "inputs" lets a caller give others and keeps run-times from decoding them once and for all, which
     is faster but takes 16 times their memory
     Raises ValueError for a name that does not end as the format's files do, FileExistsError, ImportError without onnx,
-    RuntimeError where the library cannot write the program.
+    NoProgram where the library cannot write the program, OSError where the disk cannot.
     """
     out = expanded(out)
     if format not in FORMATS or factors not in FACTORS:
@@ -44,23 +42,19 @@ def write_program(
         "aoti": lambda: _aoti(program, place),
         "onnx": lambda: _onnx(program, place, factors),
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name[:100]}.") as folder:
-        place = Path(folder) / out.name
+    with one_file(out) as place:
         try:
             write[format]()
-        except ImportError:
+        except (ImportError, OSError):
             raise
         except Exception as error:  # whatever a compiler or an exporter raises
             cause: BaseException = error
             while cause.__cause__ is not None:
                 cause = cause.__cause__
             first = next((line for line in str(cause).splitlines() if line.strip()), "")
-            raise RuntimeError(
+            raise NoProgram(
                 f"the program cannot be written as {format}: {type(cause).__name__}: {first.strip()}"
             ) from error
-        for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == out.name):  # weights beside it first
-            os.replace(file, out.with_name(file.name))
     return out
 
 

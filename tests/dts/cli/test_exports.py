@@ -46,6 +46,28 @@ def test_import_lora_makes_an_adapter_of_what_was_exported(dts, made, tmp_path):
     assert dts(*words, "--target-error", "5%", "--budget", "1%").exit_code == 2
 
 
+def test_an_import_that_was_interrupted_goes_on(dts, made, tmp_path, monkeypatch):  # noqa: F811
+    """What it had done lay there, and no option took it up."""
+    from dts.adapter.work import KeptWork
+
+    folder, keep = made("llama"), KeptWork.keep
+    assert dts("export", "lora", folder / "adapter", "lora", "--base", folder / "base").exit_code == 0
+    words = ("import", "lora", "lora", "--base", folder / "base", "--budget", "30%", "--out")
+    assert dts(*words, "whole").exit_code == 0
+
+    def stopped(*given, **more):
+        keep(*given, **more)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(KeptWork, "keep", stopped)
+    assert dts(*words, "again").exit_code == 130 and (tmp_path / ".again.partial").is_dir()
+    monkeypatch.setattr(KeptWork, "keep", keep)
+    done = dts(*words, "again", "--resume")
+    assert done.exit_code == 0 and not (tmp_path / ".again.partial").exists(), done.stderr
+    model = "dts_model.safetensors"
+    assert (tmp_path / "again" / model).read_bytes() == (tmp_path / "whole" / model).read_bytes()
+
+
 def test_export_gguf_lora_says_what_is_left_out(dts, made, tmp_path):  # noqa: F811
     pytest.importorskip("gguf")
     folder = made("llama")

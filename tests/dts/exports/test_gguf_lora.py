@@ -1,10 +1,13 @@
 """GGUF LoRAs, read back with gguf's own reader: B A is the adapter's difference in llama.cpp's order of rows."""
 
+import resource
+
 import pytest
 import torch
 
 import dts
 from dts.exports import NotExact, export_gguf_lora
+from tests.dts.exports.conftest import base_of
 
 gguf = pytest.importorskip("gguf", reason="reads what is exported with llama.cpp's package: pip install gguf")
 
@@ -99,3 +102,40 @@ def test_bad_input_is_refused(made, tmp_path):
         with pytest.raises(FileExistsError):
             export_gguf_lora(folder / "adapter", folder / "base", out, overwrite=overwrite)
     assert out.read_text() == "mine"
+
+
+def test_two_runs_that_write_one_file_do_not_meet(made, tmp_path):
+    """One took away what the other was writing."""
+    folder, out, inner = made("llama"), tmp_path / "out.gguf", []
+
+    def again(done, total, name):
+        if not inner:
+            inner.append(export_gguf_lora(folder / "adapter", folder / "base", out, rank=1))
+
+    export_gguf_lora(folder / "adapter", folder / "base", out, rank=2, progress=again)
+    assert out.stat().st_size > inner[0].nbytes and [path.name for path in tmp_path.iterdir()] == ["out.gguf"]
+
+
+def test_a_file_larger_than_allowed_is_told_in_words(made, tmp_path):
+    """numpy says of a full disk how many elements it could not write, and no more."""
+    folder, out = made("llama"), tmp_path / "out.gguf"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(OSError, match="a file of .*out.gguf is larger .*nothing was written there.*Choose another"):
+            export_gguf_lora(folder / "adapter", folder / "base", out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_adapter_of_no_matrix_is_refused(made, tmp_path):
+    folder = made("llama")
+    base = base_of(folder.parent, "llama")
+    tuned = base_of(folder.parent, "llama")
+    with torch.no_grad():
+        tuned.model.norm.weight += 0.1
+    adapter = dts.compress(base, tuned, budget=1.0)
+    with pytest.raises(ValueError, match="changes nothing that llama.cpp applies a LoRA to"):
+        export_gguf_lora(adapter, base, tmp_path / "out.gguf")
+    assert not list(tmp_path.iterdir())

@@ -27,6 +27,28 @@ def test_one_fine_tune_is_no_merge(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_what_fails_half_way_leaves_nothing(tmp_path):
+    """A merged base without all its adapters was in the way of the next run."""
+    base, tuned = models()
+    with pytest.raises(ValueError, match="above 0"):
+        dts.merge.compress_difference(base, tuned, "average", tmp_path / "out", rank_fraction=-1)
+    assert not (tmp_path / "out").exists()
+
+    def stop(done, total, name):
+        if (tmp_path / "out/adapters/t0/dts_config.json").is_file():  # in the second adapter
+            raise KeyboardInterrupt
+
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/thesis").write_text("mine")
+    with pytest.raises(KeyboardInterrupt):
+        dts.merge.compress_difference(base, tuned, "average", tmp_path / "out", rank_fraction=0.3, progress=stop)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis"]
+    dts.merge.compress_difference(base, tuned, "average", tmp_path / "out", rank_fraction=0.3)
+    with pytest.raises(FileExistsError):
+        dts.merge.compress_difference(base, tuned, "average", tmp_path / "out", rank_fraction=0.3)
+    assert sorted(path.name for path in (tmp_path / "out/adapters").iterdir()) == ["t0", "t1", "t2"]
+
+
 @pytest.mark.parametrize(
     "base, method, options",
     [
