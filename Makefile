@@ -110,8 +110,9 @@ bench-cpu: $(VENV)/.test-installed ## the CPU kernels beside nn.Linear, LoRA and
 quantised: $(VENV)/.test-installed $(VENV)/.quantised-installed ## tasks over bases of torchao, bitsandbytes, compressed-tensors, GGUF
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -m quantised tests/quantised $(ARGS)
 
-fuzz: $(VENV)/.test-installed ## 100,000 altered adapters, each refused or identical; ARGS="--count N --seed S"
+fuzz: $(VENV)/.test-installed ## 100,000 altered adapters, 2,000 calls of verbs; ARGS, VERBS="--count N --seed S"
 	$(RUN) -m tests.fuzz.adapters $(ARGS)
+	$(RUN) -m tests.fuzz.verbs $(VERBS)
 
 lint: $(VENV)/.dev-installed ## ruff, and clang-format of the C sources: nothing is changed
 	$(VENV)/bin/ruff check .

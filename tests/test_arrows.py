@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-LEAVES = ["devices", "files", "metrics", "services", "shapes", "sites", "sizes", "sums", "values", "warn"]
+LEAVES = ["devices", "files", "interrupts", "metrics", "services", "shapes", "sites", "sizes", "sums", "values", "warn"]
 
 # from the lowest to the highest; rooms in one line import none of the others in it.  dts itself has every public name,
 # each imported when it is first used, and knows who has what `dts.services` is asked for

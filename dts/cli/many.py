@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from dts.cli.common import message_of
 from dts.cli.recipe import Job, Recipe
 from dts.files import write_text
+from dts.interrupts import end_quietly, starting
 
 if TYPE_CHECKING:
     from dts.ray.cluster import Cluster
@@ -199,9 +200,10 @@ def _in_processes(jobs: list[Job], base: str, how: dict, count: int, told, finis
                 job = waiting.pop(0)
                 ours, theirs = spawn.Pipe(duplex=False)
                 process = spawn.Process(target=_child, args=(theirs, job, base, how, threads), daemon=True)
-                process.start()
+                with starting():
+                    process.start()
+                    running[ours] = job, process
                 theirs.close()
-                running[ours] = job, process
             ready = wait(list(running))
             for pipe in [pipe for pipe in running if pipe in ready]:
                 job, process = running[pipe]
@@ -246,6 +248,7 @@ def _ended(code: int | None) -> str:
 
 
 def _child(pipe, job: Job, base: str, how: dict, threads: int) -> None:
+    end_quietly()
     import torch
 
     torch.set_num_threads(threads)

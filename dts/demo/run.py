@@ -25,6 +25,7 @@ from dts.demo.finetune import Recipe, base_folder, checkpoint_path, finetune
 from dts.demo.leave import leave
 from dts.demo.tasks import Task, demo_tasks, folder_tasks
 from dts.files import write_text
+from dts.interrupts import end_quietly, starting
 
 DATA_TASKS = ("trec6", "sst2", "stackoverflow20", "tweet_emotion")  # of a data folder, where none are named
 LINE_SECONDS = 10  # between lines of progress where there is no terminal
@@ -180,10 +181,17 @@ def _compress(tasks: list[Task], folders: dict[str, Path], base: Path, out: Path
     start, cores = time.perf_counter(), min(len(jobs), os.cpu_count() or 1)
     title = f"compress {len(tasks)} tasks at {len(SIZES)} sizes"
     spawn = multiprocessing.get_context("spawn")
-    with _bar(console, title) as step, ProcessPoolExecutor(cores, spawn, torch.set_num_threads, (1,)) as pool:
-        for done, folder in enumerate(pool.map(_compressed, jobs), 1):
+    with _bar(console, title) as step, ProcessPoolExecutor(cores, spawn, _helper) as pool:
+        with starting():
+            made = pool.map(_compressed, jobs)
+        for done, folder in enumerate(made, 1):
             step(done, len(jobs), f"{folder.parent.name}, {folder.name}")
     console.print(f"  {title}: {time.perf_counter() - start:.0f} s")
+
+
+def _helper() -> None:
+    end_quietly()
+    torch.set_num_threads(1)
 
 
 def _compressed(job: tuple) -> Path:

@@ -50,7 +50,8 @@ def export_gguf_lora(
 
     As `dts.exports.export_lora`, but for dtype, "float32" (exact) or "float16", and what has no place: that is left
     out, by name, with its share in the error.  Raises ImportError without the package gguf, ValueError for an
-    architecture whose conversion is not known here and an adapter of no such matrix, NotExact, Mismatch, FileExistsError.
+    architecture whose conversion is not known here and an adapter of no such matrix, NotExact, Mismatch,
+    FileExistsError.
     """
     try:
         import gguf

@@ -29,7 +29,8 @@ def compress_difference(
     finetunes: {task name: model}; base: the pretrained model or None (method "average"); options: of the merging
     method; class_names, descriptions: {task name: ...}; everything else goes to ``dts.compress`` (``budget=``,
     ``rank_fraction=``, ``method`` of the codec as ``codec=``, ...).
-    Writes out/base and out/adapters/<task>, all of it or nothing. Returns (path of the merged base, {task name: Adapter}).
+    Writes out/base and out/adapters/<task>, all of it or nothing.
+    Returns (path of the merged base, {task name: Adapter}).
     """
     from dts.adapter import compress as compress_one
 

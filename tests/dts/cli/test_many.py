@@ -207,6 +207,28 @@ def test_a_run_that_was_killed_goes_on(dts, recipe, tmp_path):
     assert states(dts("compress", "--config", file, "--json")) == {"one": "there already", "two": "there already"}
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks for a process's children in /proc")
+def test_ctrl_c_is_one_word_of_all_processes(recipe, tmp_path):
+    """It goes to all of a terminal's: those that were importing PyTorch each ended in a traceback."""
+    words = [sys.executable, "-m", "dts", "compress", "--config", recipe("budget: 40%"), "--jobs", "2"]
+    child = subprocess.Popen(
+        words,
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background has it ignored
+    )
+    children = Path(f"/proc/{child.pid}/task/{child.pid}/children")
+    until = time.monotonic() + 120
+    while len(children.read_text().split()) < 3 and time.monotonic() < until:  # one of them multiprocessing's own
+        time.sleep(0.002)
+    os.killpg(child.pid, signal.SIGINT)
+    said = child.communicate(timeout=120)[1]
+    assert child.returncode == 130 and "Interrupted" in said and "Traceback" not in said, said
+    assert not (tmp_path / "adapters" / "one").exists()
+
+
 def test_ray_that_is_not_installed_is_asked_for_by_its_extra(dts, recipe, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)
     for words in (("--ray",), ("--ray-address", "auto")):
