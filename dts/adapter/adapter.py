@@ -15,7 +15,7 @@ from dts.adapter.apply import base_of, check_base, reconstructed
 from dts.adapter.carried import check_files
 from dts.adapter.digests import identity
 from dts.adapter.entries import AdapterError, Entry
-from dts.adapter.folder import complete, read_folder, write_folder
+from dts.adapter.folder import Described, complete, read_folder, write_folder
 from dts.adapter.in_memory import applied_in_memory
 from dts.adapter.options import is_size
 from dts.adapter.predict import Prediction
@@ -114,12 +114,7 @@ class Adapter:
         verify: compare all digests, so that no altered bit goes unnoticed; False where that was done before.
         Raises AdapterError naming all that is missing, altered, out of range or of the wrong kind.
         """
-        folder = expanded(path)
-        config, entries = read_folder(folder, verify)
-        adapter = cls.of(config, entries, folder, {name: folder / name for name in config["files"]})
-        adapter.inputs = read_route(folder, config.get("sha256"), verify)
-        if verify:
-            check_files(adapter)
+        adapter = loaded(expanded(path), verify)
         return adapter if budget is None else alone(adapter.truncate(budget=budget, again=False))
 
     def truncate(self, budget: float | None = None, nbytes: int | None = None, again: bool = True) -> Adapter:
@@ -189,6 +184,16 @@ class Adapter:
     def verify(self, base, finetuned=None) -> Report:
         """Is every stored byte what was written, is this the base, and is the error what was recorded?"""
         return verify(self, base_of(self, base), None if finetuned is None else open_checkpoint(finetuned))
+
+
+def loaded(folder: Path, verify: bool = True, described: Described | None = None) -> Adapter:
+    """`Adapter.load`, all of it.  described: as for `read_folder`."""
+    config, entries = read_folder(folder, verify, described)
+    adapter = Adapter.of(config, entries, folder, {name: folder / name for name in config["files"]})
+    adapter.inputs = read_route(folder, config.get("sha256"), verify)
+    if verify:
+        check_files(adapter)
+    return adapter
 
 
 def load_same(folder: Path, digest: str, otherwise: str) -> Adapter:

@@ -11,7 +11,7 @@ import json
 import math
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,14 +38,27 @@ Stored = SafetensorsFile | Blobs  # both give tensors by name
 CONFIG, MODEL, CARD = "dts_config.json", "dts_model.safetensors", "README.md"
 
 
-def read_folder(folder: Path, verify: bool = True) -> tuple[dict, dict[str, Entry]]:
+class Described(NamedTuple):
+    """An adapter of which no tensor was read yet.  stored: what reads them, of the files as they were."""
+
+    config: dict
+    stored: Stored
+
+    @property
+    def layout(self) -> Layout:
+        """Dtype and shape of every tensor that is stored, by its name."""
+        return {name: (tensor.dtype, tensor.shape) for name, tensor in self.stored.tensors.items()}
+
+
+def read_folder(folder: Path, verify: bool = True, described: Described | None = None) -> tuple[dict, dict[str, Entry]]:
     """(config, entries) of an adapter folder, in memory of their own: what becomes of the files cannot touch them.
 
     verify: compare all digests.  Everything else is checked in any case, before any of it is used.
-    Raises AdapterError with all that is wrong.
+    described: what `read_about` gave, which is not read again, and is of no use afterwards.
+    Raises AdapterError with all that is wrong, also where a file was altered since.
     """
     try:
-        config, stored = _described(folder)
+        config, stored = described or _described(folder)
         entries, wrong = _entries(config, stored, verify)
     except Damaged as error:
         raise AdapterError(str(error)) from None
@@ -64,11 +77,16 @@ def read_config(folder: Path) -> dict:
 def read_layout(folder: Path) -> tuple[dict, Layout]:
     """The config, and dtype and shape of every tensor that is stored, by its name; no more is read than by
     `read_config`."""
+    found = read_about(folder)
+    return found.config, found.layout
+
+
+def read_about(folder: Path) -> Described:
+    """What `read_folder` begins with; raises AdapterError."""
     try:
-        config, stored = _described(folder)
+        return _described(folder)
     except Damaged as error:
         raise AdapterError(str(error)) from None
-    return config, {name: (tensor.dtype, tensor.shape) for name, tensor in stored.tensors.items()}
 
 
 def _other(folder: Path) -> str:
@@ -80,8 +98,8 @@ def _other(folder: Path) -> str:
     return ".  Give the folder that dts compress wrote: dts list FOLDER shows the adapters in a folder"
 
 
-def _described(folder: Path) -> tuple[dict, Stored]:
-    """(config, the tensors to be read); raises AdapterError or Damaged."""
+def _described(folder: Path) -> Described:
+    """Raises AdapterError or Damaged."""
     absent = [name for name in (CONFIG, MODEL) if not (folder / name).is_file()]
     if absent:
         raise AdapterError(
@@ -97,9 +115,9 @@ def _described(folder: Path) -> tuple[dict, Stored]:
         config = checked(config, folder / CONFIG)
     file = SafetensorsFile(folder / MODEL, mapped=False, largest_header=LARGEST_TEXT)
     if whole:
-        return config, file
+        return Described(config, file)
     config, stored = unpacked_file(config, file, 2 * LARGEST_TEXT)  # templates have dtypes and shapes as well
-    return checked(config, folder / CONFIG), stored
+    return Described(checked(config, folder / CONFIG), stored)
 
 
 def _entries(config: dict, file: Stored, verify: bool) -> tuple[dict[str, Entry], list[str]]:

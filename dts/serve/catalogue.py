@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dts.adapter import Adapter, AdapterError
+from dts.adapter.adapter import loaded
 from dts.adapter.digests import config_digest
-from dts.adapter.folder import CONFIG, read_config, read_layout
+from dts.adapter.folder import CONFIG, Described, read_about, read_config
 from dts.checkpoint.errors import some
 from dts.files import in_words, real
 from dts.nn.selection import AUTO
@@ -21,6 +22,7 @@ from dts.serve.refused import Refused
 # of a task: no separators, no dots in front, no ":" or ",", and not what asks for one to be chosen
 NAME = re.compile(rf"(?!{AUTO}$)[A-Za-z0-9][\w.-]{{0,127}}", re.ASCII)
 WRITTEN = 50  # names that an error lists
+READ = 4  # adapters that were just read about, as a rule because they are about to be loaded
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,8 @@ class _Known:
     nbytes: int
 
     @classmethod
-    def read(cls, folder: Path, state: tuple[int, ...]) -> _Known:
-        """Raises AdapterError."""
-        config, stored = read_layout(folder)
-        return cls(state, _described(config, folder), task_bytes(config, stored))
+    def of(cls, found: Described, folder: Path, state: tuple[int, ...]) -> _Known:
+        return cls(state, _described(found.config, folder), task_bytes(found.config, found.layout))
 
 
 def _described(config: dict, folder: Path) -> Adapter:
@@ -68,6 +68,7 @@ class Catalogue:
         self.fingerprint, self.quantised, self.paths = fingerprint, quantised, paths
         self._given: dict[str, Path] = {}
         self._read: dict[Path, _Known] = {}
+        self._fresh: dict[Path, tuple[tuple[int, ...], Described]] = {}
         self._held: dict[str, Adapter] = {}
         self._lock = threading.Lock()
 
@@ -167,6 +168,18 @@ class Catalogue:
         """What would be loaded now; raises what `get` does."""
         return self._known(name).adapter
 
+    def load(self, name: str) -> Adapter:
+        """All of its adapter, every digest compared; what `on_disk` has just read of it is not read again.  Raises what
+        that does."""
+        known = self._known(name)
+        folder = self.folder(name)
+        with self._lock:
+            state, found = self._fresh.pop(folder, (None, None))
+        try:
+            return loaded(folder, described=found if state == known.state else None)
+        except (AdapterError, OSError) as error:
+            raise self.damaged(name, error) from None
+
     def size_of(self, name: str) -> int:
         """Bytes that its task takes in memory, if it is loaded now; raises what `get` does."""
         return self._known(name).nbytes
@@ -188,9 +201,13 @@ class Catalogue:
             with self._lock:
                 known = self._read.get(folder)
             if known is None or known.state != state:
-                known = _Known.read(folder, state)
+                found = read_about(folder)
+                known = _Known.of(found, folder, state)
                 with self._lock:
                     self._read[folder] = known
+                    self._fresh[folder] = state, found
+                    while len(self._fresh) > READ:
+                        del self._fresh[next(iter(self._fresh))]
         except (AdapterError, OSError) as error:
             raise self.damaged(name, error) from None
         base = known.adapter.config.get("base", {})

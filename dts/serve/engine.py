@@ -7,6 +7,7 @@ run, tasks are loaded.  A model that `Continuous` is not for generates in batche
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -30,6 +31,7 @@ from dts.serve.sharing import SAID, as_new, moving_positions, sharing
 from dts.serve.waiting import Batching, Waiting
 
 log = logging.getLogger("dts.serve")
+TRIED = 3  # tasks of which one prepares the model
 PATIENCE = 1.0  # seconds that others may overtake a row whose tasks have no room beside those that run
 
 
@@ -76,7 +78,23 @@ class Engine:
     def start(self) -> None:
         """Loads the pinned tasks, raises Refused where one cannot be, and begins to work."""
         self.residents.have(sorted(self.residents.pinned))
+        if not self.model.tasks:
+            self._prepare()
         self._thread.start()
+
+    def _prepare(self) -> None:
+        """What the first task makes of the model, its layers and what is looked up of them, is made before somebody
+        waits for it: by a task that is taken out again."""
+        for name in [] if self.catalogue.quantised else self.catalogue.names()[:TRIED]:
+            try:
+                if self.catalogue.size_of(name) > (self.residents.memory or math.inf):
+                    continue
+                self.model.load_task(name, self.catalogue.load(name))
+            except ValueError:  # whoever asks for it is told
+                continue
+            self.model.delete_task(name)
+            self.model._state.watch = None  # no call was to reach it
+            return
 
     @property
     def alive(self) -> bool:

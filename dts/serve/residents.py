@@ -9,7 +9,6 @@ import logging
 import time
 from collections.abc import Callable, Collection
 
-from dts.adapter import Adapter, AdapterError
 from dts.nn import DTSModel
 from dts.nn import residents as nn_residents
 from dts.nn.base import OtherBase
@@ -75,12 +74,7 @@ class Residents(nn_residents.Residents):
     def bring(self, name: str) -> int:
         begun = time.monotonic()
         known, expected = self.catalogue.on_disk(name), self.catalogue.size_of(name)
-        folder = known.folder
-        assert folder is not None
-        try:
-            adapter = Adapter.load(folder)
-        except (AdapterError, OSError) as error:
-            raise self.catalogue.damaged(name, error) from None
+        adapter = self.catalogue.load(name)
         try:
             self.model.load_task(name, adapter)
         except OtherBase as error:

@@ -8,6 +8,7 @@ import transformers
 
 import dts
 from dts.nn.sizes import bytes_at
+from dts.serve.catalogue import Catalogue
 from dts.serve.choice import choice_of
 from dts.serve.options import Options
 from dts.serve.refused import Refused
@@ -174,8 +175,6 @@ def test_unknown_damaged_and_foreign_adapters_are_refused_by_name(decoder, encod
 
 
 def test_a_link_that_leads_out_of_the_folder_is_no_adapter(decoder, tmp_path):
-    from dts.serve.catalogue import Catalogue
-
     place = tmp_path / "adapters"
     place.mkdir()
     (place / "out").symlink_to(decoder.adapters / "a")
@@ -316,6 +315,38 @@ def test_models_that_run_once_a_task_generate_once_a_task(decoder, start, monkey
     served.engine.start()
     assert [texts(job)[0] for job in jobs] == [alone(decoder, served, m, "xy", 4) for m in names]
     assert not served.engine.continuous.together
+
+
+def test_the_model_is_prepared_before_anybody_asks(decoder, start):
+    engine = start(decoder).engine
+    assert engine.model._layers and not engine.model.tasks and not engine.residents.loaded
+
+
+def test_what_was_read_about_an_adapter_is_read_again_only_where_it_changed(decoder, tmp_path, monkeypatch):
+    from dts.adapter import folder as reading
+
+    found, described = [], reading._described
+    monkeypatch.setattr(reading, "_described", lambda folder: found.append(folder) or described(folder))
+    mine, (a, b) = tmp_path / "mine", (dts.Adapter.load(decoder.adapters / name) for name in "ab")
+    a.save(mine)
+    catalogue, _ = Catalogue(tmp_path, "base", None), found.clear()
+    catalogue.get("mine")
+    assert catalogue.load("mine").digest == a.digest and len(found) == 1
+    assert catalogue.load("mine").digest == a.digest and len(found) == 2  # it is of use once
+    b.save(mine, overwrite=True)
+    catalogue.get("mine")
+    a.save(mine, overwrite=True)
+    assert catalogue.load("mine").digest == a.digest  # what was read was of b
+    b.save(mine, overwrite=True)
+    catalogue.get("mine")
+    with (mine / "dts_model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)[0]
+        file.seek(-1, 2)
+        file.write(bytes([last ^ 1]))
+    with pytest.raises(Refused, match="altered") as refused:
+        catalogue.load("mine")
+    assert refused.value.status == 409
 
 
 def test_admin_loads_again_under_other_names_and_lets_go(decoder, start, tmp_path):
