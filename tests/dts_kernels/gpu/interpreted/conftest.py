@@ -1,10 +1,32 @@
-"""Dtypes, and memory that nobody has written.
+"""Dtypes, memory that nobody has written, and the interpreter's own patches.
 
 bf16 is left out of `tl.dot`, which the interpreter has wrong in some versions: sampled elements have none.
 """
 
 import pytest
 import torch
+from triton.runtime import interpreter
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patched_once():
+    """Triton's language is patched once for each module of kernels, and stays so.
+
+    The interpreter looks through all of it again at every call of every function of a kernel, which takes more than
+    half of its time, and finds it patched but for the first one of each launch.
+    """
+    patch, known = interpreter._patch_lang, set()
+    nothing = interpreter._LangPatchScope() if hasattr(interpreter, "_LangPatchScope") else None  # to be restored
+
+    def once(function):
+        if function.__globals__["__name__"] not in known:
+            known.add(function.__globals__["__name__"])
+            patch(function)
+        return nothing
+
+    interpreter._patch_lang = once
+    yield
+    interpreter._patch_lang = patch
 
 
 @pytest.fixture(autouse=True)
