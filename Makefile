@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 PIP_INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo test sanitize faults models quantised exports distributed fuzz wheel wheel-aarch64 test-aarch64 gpu
+.PHONY: help demo test sanitize faults models quantised exports distributed machine-code fuzz wheel wheel-aarch64 test-aarch64 gpu
 .PHONY: bench bench-cpu lint types docs clean
 .DELETE_ON_ERROR:
 
@@ -80,6 +80,9 @@ exports: $(VENV)/.exports-installed ## programs for other run-times and heavy cl
 
 distributed: $(VENV)/.test-installed ## tensor parallel in four processes on the CPU
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -m distributed tests/dts/nn/parallel $(ARGS)
+
+machine-code: $(VENV)/.test-installed ## what Triton's compiler makes of the GPU kernels, for every GPU, without one
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -m "machine_code or not machine_code" tests/dts_kernels/gpu/test_machine_code.py $(ARGS)
 
 # built on this machine: the tag is that of its C library, as auditwheel finds it.  cibuildwheel (pyproject.toml) makes
 # those for older ones, in containers

@@ -237,17 +237,16 @@ def compile_kernel(kernel: str, arch: int, dtype: str, levels: bool, **overrides
     return compiled, constants, options
 
 
-def disassemble(cubin: bytes) -> tuple[str, str]:
-    """(resource usage, machine code) of a cubin, by the tools in Triton's wheel."""
+def shown(cubin: bytes, tool: str, option: str) -> str:
+    """What a tool in Triton's wheel says of a cubin: its resource usage, or its machine code."""
     import triton
 
     tools = Path(triton.__file__).parent / "backends/nvidia/bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin", delete=False) as file:
         file.write(cubin)
     try:
-        run = lambda *command: subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: E731
-        usage = run(tools / "cuobjdump", "-res-usage", file.name)
-        return usage.stdout + usage.stderr, run(tools / "nvdisasm", "-c", file.name).stdout
+        done = subprocess.run([tools / tool, option, file.name], capture_output=True, text=True, check=True)
+        return done.stdout + done.stderr
     finally:
         os.unlink(file.name)
 
@@ -287,20 +286,21 @@ def instructions_per_sample(sass: str, block_t: int) -> float:
     return len(body) / codes
 
 
-def report(name: str, arch: int, dtype: str, levels: bool, **overrides) -> Report:
-    """name: one of `ALL`."""
+def report(name: str, arch: int, dtype: str, levels: bool, counted: bool = True, **overrides) -> Report:
+    """name: one of `ALL`;  counted: False leaves the instructions out, whose listing takes as long as compiling."""
     kernel = name.removesuffix(ASM)
     overrides |= {"ASM": True} if name != kernel else {}
     compiled, constants, options = compile_kernel(kernel, arch, dtype, levels, **overrides)
-    usage, sass = disassemble(compiled.asm["cubin"])
+    cubin = compiled.asm["cubin"]
+    usage = shown(cubin, "cuobjdump", "-res-usage")
     registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+).*LOCAL:(\d+)", usage).groups())
-    counted = None
-    if kernel in ("shrink", "expand") and dtype != "float32":
-        counted = instructions_per_code(
-            sass, constants["BLOCK_T"], constants["BLOCK_N"], options["num_warps"], 3 if levels else 1
-        )
-    elif kernel == "sampled_product" and dtype != "float32":
-        counted = instructions_per_sample(sass, constants["BLOCK_T"])
+    each = None
+    if counted and dtype != "float32" and kernel in ("shrink", "expand", "sampled_product"):
+        sass, block_t = shown(cubin, "nvdisasm", "-c"), constants["BLOCK_T"]
+        if kernel == "sampled_product":
+            each = instructions_per_sample(sass, block_t)
+        else:
+            each = instructions_per_code(sass, block_t, constants["BLOCK_N"], options["num_warps"], 3 if levels else 1)
     return Report(
         name,
         arch,
@@ -310,17 +310,17 @@ def report(name: str, arch: int, dtype: str, levels: bool, **overrides) -> Repor
         stack,
         local,
         compiled.metadata.shared,
-        None if counted is None else round(counted, 2),
+        None if each is None else round(each, 2),
     )
 
 
 def cases(kernels=ALL, architectures=ARCHITECTURES, dtypes=("float16", "bfloat16")) -> list[tuple]:
-    """Arguments of `report`; assembly decodes the fixed 4:1 codes only."""
+    """Arguments of `report`; assembly decodes the fixed 4:1 codes only, and the encoder has one dtype."""
     return [
         (kernel, arch, dtype, levels)
         for kernel in kernels
         for arch in architectures
-        for dtype in dtypes
+        for dtype in (dtypes[:1] if kernel in ENCODING else dtypes)
         for levels in ((False,) if kernel.endswith(ASM) or kernel in PLAIN else (False, True))
     ]
 

@@ -26,6 +26,11 @@ DIRECT_BUDGET = 16  # one row of x as it is
 SHARED_BUDGET = {1: 16.2, 8: SAMPLED_BUDGET[8]}  # the same in kernels of tables that have shares, too
 
 
+# their compilers differ little from those of 80 and 120: `make machine-code` has them
+BETWEEN = [pytest.param(arch, marks=pytest.mark.machine_code) for arch in (87, 89)]
+OTHERS = [arch for arch in sass.ARCHITECTURES if arch not in (87, 89)]
+
+
 @pytest.fixture(scope="module")
 def reports(request):
     """Case -> future of its report: two processes compile what this session has selected."""
@@ -38,7 +43,8 @@ def reports(request):
         yield {case: pool.submit(sass.report, *case) for case in chosen}
 
 
-@pytest.mark.parametrize("kernel,arch,dtype,levels", sass.cases())
+@pytest.mark.parametrize("arch", [*OTHERS, *BETWEEN])
+@pytest.mark.parametrize("kernel,dtype,levels", [(kernel, *rest) for kernel, _, *rest in sass.cases(architectures=[0])])
 def test_no_spills_and_few_instructions(reports, kernel, arch, dtype, levels):
     report = reports[kernel, arch, dtype, levels].result()
     assert report.stack == 0 and report.local == 0
@@ -72,11 +78,11 @@ def test_every_config_that_is_chosen_stays_in_registers(kernel, grouped, chosen,
     c = config.for_levels(chosen) if levels else chosen
     shape = {"BLOCK_N": c.block_n, "num_warps": c.warps, "num_stages": c.stages, "SPLIT": c.split}
     shape |= {"GROUPED": grouped, "ENTRIES": 16 if grouped else 1}
-    report = sass.report(kernel + sass.ASM * asm, arch, dtype, levels, **shape)
+    report = sass.report(kernel + sass.ASM * asm, arch, dtype, levels, counted=False, **shape)
     assert report.stack == 0 and report.local == 0 and report.shared <= 99 * 1024
 
 
-@pytest.mark.parametrize("arch", sass.ARCHITECTURES)
+@pytest.mark.parametrize("arch", [*OTHERS, *BETWEEN])
 @pytest.mark.parametrize("rows", SAMPLED_BUDGET)
 def test_sampled_products_decode_a_code_once_for_all_rows(rows, arch):
     report = sass.report("sampled_product", arch, "float16", False, BLOCK_T=rows)
@@ -84,7 +90,7 @@ def test_sampled_products_decode_a_code_once_for_all_rows(rows, arch):
     assert 2 < report.instructions_per_code <= SAMPLED_BUDGET[rows]
 
 
-@pytest.mark.parametrize("arch", sass.ARCHITECTURES)
+@pytest.mark.parametrize("arch", [*OTHERS, *BETWEEN])
 def test_sampled_products_of_a_row_as_it_is(arch):
     report = sass.report("sampled_product", arch, "bfloat16", False, BLOCK_T=1, LAID=False, SPLIT=4)
     assert report.stack == 0 and report.local == 0
@@ -128,7 +134,7 @@ def chosen_shapes() -> list:
 @pytest.mark.parametrize("arch,dtype", [(80, "bfloat16"), (90, "float16")])
 def test_every_shape_of_sampled_products_that_is_chosen_stays_in_registers(shape, arch, dtype):
     constants = {"BLOCK_T": shape.block_t, "LANES": shape.lanes, "SPLIT": shape.split, "LAID": shape.laid}
-    report = sass.report("sampled_product", arch, dtype, False, **constants)
+    report = sass.report("sampled_product", arch, dtype, False, counted=False, **constants)
     assert report.stack == 0 and report.local == 0 and report.shared <= 99 * 1024
 
 
@@ -198,7 +204,7 @@ def test_assembly_also_compiles_in_the_fused_kernel():
     ],
 )
 def test_arguments_that_are_one_become_constants_and_still_compile(kernel, ones, split):
-    report = sass.report(kernel, 90, "bfloat16", False, GROUPED=False, ENTRIES=1, SPLIT=split, **ones)
+    report = sass.report(kernel, 90, "bfloat16", False, False, GROUPED=False, ENTRIES=1, SPLIT=split, **ones)
     assert report.stack == 0
 
 
@@ -210,7 +216,7 @@ def test_dependent_launch_compiles_to_its_instructions():
 
 def test_decoded_numbers_stay_in_registers():
     """Shared memory holds the words and x, three stages of each, and nothing that was decoded."""
-    report = sass.report("shrink", 80, "bfloat16", False)
+    report = sass.report("shrink", 80, "bfloat16", False, counted=False)
     assert report.shared == 2 * (8 * 128 * 4 + 16 * 128 * 2)
 
 
