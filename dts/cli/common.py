@@ -139,6 +139,7 @@ MaxLength = Annotated[
     int | None,
     typer.Option(min=2, help="Tokens of a text, the rest is cut; default at most 512.", show_default=False),
 ]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out already holds.")]

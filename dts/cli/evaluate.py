@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from dts.cli.common import (
+    Device,
     FinetunedRevision,
     InputColumn,
     Json,
@@ -68,7 +69,7 @@ def evaluate(
     dtype: Annotated[
         str | None, typer.Option(help=f"{', '.join(DTYPES)}; default that of the fine-tune.", show_default=False)
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    device: Device = "cpu",
     plot: Annotated[Path | None, typer.Option(help="Write a plot to this file.", show_default=False)] = None,
     seed: Annotated[int, typer.Option(help="Of made-up inputs and of --limit.")] = 0,
     revision: Revision = None,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dts.cli.common import Json, TrustRemoteCode, bytes_text, emit, listing, output, parse_fraction
+from dts.cli.common import Device, Json, TrustRemoteCode, bytes_text, emit, listing, output, parse_fraction
 from dts.files import expanded, real
 
 
@@ -27,7 +27,7 @@ def plan(
             show_default="128, or as many as the model takes",
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1.")] = "cpu",
+    device: Device = "cpu",
     dtype: Annotated[str, typer.Option(help="Of the base: auto is as most of it is stored.")] = "auto",
     prefix: Annotated[
         str | None,

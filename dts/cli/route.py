@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from dts.cli.common import (
+    Device,
     DryRun,
     InputColumn,
     Json,
@@ -58,7 +59,7 @@ def route(
             show_default="the first block's that runs first",
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    device: Device = "cpu",
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
     dry_run: DryRun = False,
