@@ -75,7 +75,7 @@ def find_rows(
         if (turned := _turned(two)) is not None:
             _, record_turned = _record(layers, run, turned, {})
             for name, calls in record_two.items():
-                if where.axis.get(name, NO_AXIS) >= 0 and _sorted(calls, record_turned[name]):
+                if (axis := where.axis.get(name, NO_AXIS)) >= 0 and _sorted(calls, record_turned[name], axis):
                     where.axis[name] = UNROUTABLE
                     where.unroutable[name] = ORDER
         where.out_axes = [_axis(a, b) for a, b in zip(_seen(first), _seen(second))]
@@ -128,13 +128,13 @@ def _turned(inputs: Inputs) -> Inputs | None:
     return [turn(value) for value in args], {name: turn(value) for name, value in kwargs.items()}
 
 
-def _sorted(calls: Sequence[Any], turned: Sequence[Any]) -> bool:
+def _sorted(calls: Sequence[Any], turned: Sequence[Any], axis: int) -> bool:
     """Whether two rows reach a layer in one order, whichever the batch has them in: by a length of theirs, perhaps."""
     for (before, _), (after, _) in zip(calls, turned):
         for one, two in zip(before[:1], after[:1]):
-            if one.shape != two.shape or not one.digests or one.shape[0] != 2:
+            if one.shape != two.shape or axis >= len(one.digests) or one.shape[axis] != 2:
                 continue
-            (a, size), (b, _) = one.digests[0], two.digests[0]
+            (a, size), (b, _) = one.digests[axis], two.digests[axis]
             near = SAME * size.max()
             if bool((a[0] - a[1]).abs().max() > 2 * near) and bool((a - b).abs().max() <= near):
                 return True

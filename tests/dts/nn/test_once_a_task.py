@@ -130,3 +130,28 @@ def test_rows_that_are_near_in_one_number_are_not_taken_for_one(maker, dense_twi
     for i, task in enumerate(TASKS):
         expected = dense_twin(base, weights(task, tasks))(x[i : i + 1])
         torch.testing.assert_close(found[i : i + 1], expected, rtol=1e-9, atol=1e-9)
+
+
+def test_two_blocks_before_two_rows_are_not_taken_for_rows(maker, dense_twin):
+    """As DETR's answers of each of its layers: the same blocks whichever order the rows have."""
+
+    class Stacked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(9, 6)
+
+        def forward(self, x):
+            return self.linear(torch.stack([x, 100 * x]))[1]
+
+    base = Stacked().double()
+    tasks = {t: maker.entries(base, skip=0) for t in "ab"}
+    model = DTSModel(copy.deepcopy(base))
+    for t, entries in tasks.items():
+        model.load_task(t, entries)
+    x = maker.randn(4, 9, scale=1.0)
+    x[1] = 1.001 * x[0]
+    found = model(x, tasks=TASKS)
+    for i, task in enumerate(TASKS):
+        expected = dense_twin(base, weights(task, tasks))(x[i : i + 1])
+        torch.testing.assert_close(found[i : i + 1], expected, rtol=1e-9, atol=1e-9)
+    assert model.status()["grouped"] == {}
