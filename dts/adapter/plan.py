@@ -109,11 +109,16 @@ def is_compressed(pairing: Pairing, pair: Pair, base_name: str, method: Choice) 
 
 
 def is_copy(pairing: Pairing, pair: Pair, base_name: str) -> bool:
-    """Is it the base's tensor in another dtype?  Such a copy differs by its rounding alone."""
-    dtype = pairing.finetuned.dtype(pair.name)
-    if pairing.base.dtype(base_name) == dtype or pair.added_rows:
+    """Is it the base's tensor, perhaps in another dtype?  Such a copy differs by its rounding alone; and where both are
+    infinite (masks), they have no difference that is a number."""
+    if pair.added_rows:
         return False
-    return torch.equal(pairing.finetuned.load(pair.name), pairing.base.load(base_name).to(dtype))
+    ours, theirs = pairing.finetuned.load(pair.name), pairing.base.load(base_name)
+    copied = torch.equal(ours, theirs.to(ours.dtype))
+    if copied:
+        pairing.finetuned.release(pair.name)
+        pairing.base.release(base_name)
+    return copied
 
 
 def is_matrix(name: str, shape: tuple[int, ...], method: Choice) -> bool:

@@ -87,6 +87,8 @@ def compare(base: str, finetuned: str, only: str | None = None, vocabulary: str 
 
 def _change(pairing, p) -> dict:
     """Norms of one tensor's change, and how many of its rows changed at all."""
+    import torch
+
     from dts import sums
     from dts.codec.exact import equal_bits
 
@@ -99,7 +101,7 @@ def _change(pairing, p) -> dict:
         "name": p.name,
         "shape": list(pairing.finetuned.shape(p.name)),
         "norm": norm,
-        "base_norm": sums.norm(before),
+        "base_norm": sums.norm(torch.where(before.isfinite(), before, 0)),  # masks are infinite
         "changed_rows": rows,
         "elements": after.numel(),
         "bit_equal": equal,

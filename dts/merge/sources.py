@@ -81,7 +81,31 @@ class Sources:
             value = model.load(known[name])
             row.copy_(value[: shape[0]] if shape else value)  # rows added to the vocabulary are the fine-tune's own
             model.release(known[name])
-        return stacked if self.base is None else stacked.sub_(self.base.load(name))
+        if self.base is not None:
+            stacked.sub_(self.base.load(name))
+        return stacked if bool(stacked.isfinite().all()) else self._of_infinite(name, stacked)
+
+    def _of_infinite(self, name: str, stacked: Tensor) -> Tensor:
+        """`deltas` of a tensor that has infinite elements: those that all have alike (masks) have no difference.
+
+        Raises ValueError that names the models with others, or with NaN.
+        """
+        reference, wrong = self.reference.load(name), []
+        for row, model, known in zip(stacked, self.models, self.names):
+            value = model.load(known[name])
+            value = value[: len(reference)] if reference.dim() else value
+            alike = value == reference
+            if self.base is not None:
+                row.masked_fill_(alike, 0)
+            if not bool((row.isfinite() | alike).all()):
+                wrong.append(model.source)
+            model.release(known[name])
+        if wrong:
+            raise ValueError(
+                f"{name} has NaN, or infinite elements that {self.reference.source} has not, in {', '.join(wrong)}: "
+                "look at the models, or leave it out, by exclude=[...] (--option exclude='[\"name\"]')"
+            )
+        return stacked
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of the merged tensor, added rows included."""

@@ -32,6 +32,13 @@ def test_every_layout(monkeypatch, block, dtype):
         assert sums.mean(a) == pytest.approx(x.mean().item(), rel=1e-10, nan_ok=True)
 
 
+def test_infinite_elements_of_both_have_no_difference():
+    inf = float("inf")
+    a, b = torch.tensor([inf, -inf, 3.0]), torch.tensor([inf, -inf, 1.0])
+    assert sums.squared_difference(a, b) == 4 and sums.squared_difference(a, -b) == inf
+    assert sums.squared_difference(torch.tensor([float("nan")]), torch.ones(1)) != 0
+
+
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match="one shape"):
         sums.dot(torch.ones(3), torch.ones(3, 1))

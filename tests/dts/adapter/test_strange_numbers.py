@@ -33,6 +33,21 @@ def test_every_tensor_of_either_model_is_named_at_once(pair):
     assert "the fine-tune state dict has elements that are no finite numbers in 0.bias, 0.weight" in str(told.value)
 
 
+MASK = torch.full((40, 40), -float("inf")).triu(1)
+
+
+@pytest.mark.parametrize("method", ["residual", "sketch", "paper"])
+def test_a_mask_that_both_have_is_no_difference(pair, tmp_path, method):
+    """Minus infinity less itself is no number: the models were refused, and of a merge the mask was NaN."""
+    base, tuned = (model | {"mask": MASK.clone(), "masks": MASK.expand(2, 40, 40).clone()} for model in pair)
+    adapter = dts.compress(base, tuned, out=tmp_path / "made", method=method, rank_fraction=0.5)
+    assert adapter.entries.keys() == pair[0].keys() and adapter.verify(base, tuned).ok
+    assert torch.equal(dict(adapter.apply(base))["mask"], MASK)
+    tuned["mask"][0, 0] = -float("inf")
+    with pytest.raises(Unencodable, match="'mask' has .* infinite"):
+        dts.compress(base, tuned, method=method, rank_fraction=0.5)
+
+
 def test_a_fine_tune_that_mended_its_base(pair, tmp_path):
     """Its value takes the place of the base's NaN, which no error can be measured from."""
     base, tuned = pair

@@ -1,6 +1,8 @@
 import json
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 
 def test_changes_are_listed_largest_first(dts, models):
@@ -10,6 +12,14 @@ def test_changes_are_listed_largest_first(dts, models):
     assert result["only_finetuned"] == [{"name": "classifier.weight", "shape": [3, 64]}]
     assert result["relative"] == pytest.approx(0.05, rel=0.1)
     assert result["changed"][0]["changed_rows"] == 96
+
+
+def test_a_mask_that_both_have_did_not_change(dts, tmp_path):
+    mask = torch.full((8, 8), -float("inf")).triu(1)
+    save_file({"mask": mask, "a.weight": torch.ones(8, 8)}, tmp_path / "base.safetensors")
+    save_file({"mask": mask, "a.weight": torch.full((8, 8), 1.5)}, tmp_path / "tuned.safetensors")
+    result = json.loads(dts("diff", "base.safetensors", "tuned.safetensors", "--json").stdout)
+    assert result["unchanged"] == ["mask"] and result["relative"] == 0.5
 
 
 def test_a_model_and_itself(dts, models):

@@ -208,6 +208,31 @@ def in_modules(folder, seed):
     return folder
 
 
+@pytest.mark.parametrize("method", ["average", "task_arithmetic", "ties", "dare", "dare_ties", "breadcrumbs"])
+def test_masks_that_all_have_stay_and_other_infinities_are_named(method):
+    """They came out as NaN, without a word."""
+    torch.manual_seed(0)
+    mask = torch.full((8, 8), -float("inf")).triu(1)
+    base = {"a.weight": torch.randn(24, 24), "mask": mask}
+    tuned = [{"a.weight": base["a.weight"] + 0.1 * torch.randn(24, 24), "mask": mask.clone()} for _ in range(2)]
+    merged = dts.merge(base, tuned, method)
+    assert torch.equal(merged["mask"], mask) and merged["a.weight"].isfinite().all()
+    assert not torch.equal(merged["a.weight"], base["a.weight"])
+    for strange in (float("nan"), float("inf")):
+        tuned[1]["a.weight"][3, 3] = strange
+        with pytest.raises(ValueError, match="a.weight has NaN, or infinite .* in state dict.*exclude="):
+            dts.merge(base, tuned, method)
+
+
+def test_an_average_without_a_base_keeps_masks_and_makes_no_nan():
+    mask = torch.full((8, 8), -float("inf")).triu(1)
+    models = [{"a.weight": torch.ones(4, 4) * i, "mask": mask.clone()} for i in range(2)]
+    assert torch.equal(dts.merge(None, models)["mask"], mask)
+    models[1]["mask"][0, 1] = float("inf")
+    with pytest.raises(ValueError, match="mask has NaN, or infinite"):
+        dts.merge(None, models)
+
+
 def test_excluded_tensors_stay_the_bases():
     base, tuned = states()
     merged = dts.merge(base, tuned, exclude=[r"\.bias$"])
