@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .. import dispatch
+from .. import check, dispatch
 from ..contents import factors_of
 from ..cpu import library_products, native, native_samples, rules
 from ..cpu.native_samples import SampleArray
@@ -44,10 +44,16 @@ def _delta_linear(x, y, operands: FactorOperands, transposed, *, exact, adds=Non
 
 def _linear(x, weight, bias, operands: FactorOperands, *, exact, adds=None) -> Tensor:
     packed, table, slots, weights, out_features, _, _ = operands
+    tasks = Tasks.of(packed, table)
+    if x.dtype is torch.float32:  # the base's product on top, see `ops.together`
+        bias = None if bias is None else check.real(bias)
+        y = native.delta_linear(x, bias, tasks, slots, weights, out_features, False, exact, adds=adds)
+        rows = x.shape[:-1].numel()
+        y.view(rows, out_features).addmm_(x.reshape(rows, x.shape[-1]), weight.t())
+        return y
     y = base_product(x, weight, bias)
     if y.dtype is not x.dtype or not y.is_contiguous():
         y = y.to(x.dtype).contiguous()
-    tasks = Tasks.of(packed, table)
     return native.delta_linear(x, y, tasks, slots, weights, out_features, False, exact, out=y, adds=adds)
 
 

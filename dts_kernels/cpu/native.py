@@ -54,12 +54,15 @@ def delta_linear(
 ) -> Tensor:
     """y + the delta of every row; x [rows..., n] and y in fp32, bf16 or fp16; ``out`` may be y.
 
+    y: [rows..., m], or [m] for all rows, or None: zeros.
+
     exact: float32 products instead of two 8-bit digits;  adds: float32 [slots, out_features], added like the deltas.
     slots (int32), weights (float32) and adds are contiguous, which the ops have seen to; C looks at all sizes.
     """
     sizes, dtype, count, (entries, places) = [*x.shape], x.dtype, x.numel(), slots.shape
     n, sizes[-1] = sizes[-1], out_features
     rows = count // n if n else math.prod(sizes[:-1])
+    one = y is not None and y.dim() == 1
     if not x.is_contiguous():
         x = x.contiguous()
     if y is not None:
@@ -68,7 +71,7 @@ def delta_linear(
         if y.dtype is not dtype:
             raise ValueError(f"y must be in x's dtype {dtype}, not {y.dtype}")
     if out is None:
-        out = x.new_empty(sizes) if y is None else torch.empty_like(y)
+        out = x.new_empty(sizes) if y is None or one else torch.empty_like(y)
     elif out is not y and not (out.is_contiguous() and out.dtype is dtype):
         raise ValueError("out must be contiguous and in x's dtype")
     size, to, have = SIZES[dtype], out.data_ptr(), out.numel()
@@ -88,7 +91,7 @@ def delta_linear(
             n,
             given,
             given_have,
-            out_features * size,
+            0 if one else out_features * size,
             to,
             have,
             out_features * size,

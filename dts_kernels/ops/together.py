@@ -2,6 +2,10 @@
 
 On a CPU a layer of a small model takes no longer than Python's way to it.  Here that is one function: what it is given
 is looked at in every call, as the ops look at it, and what follows from the banks alone is kept until they change.
+
+In float32 the deltas come first, on top of the bias, and the library adds the base's product to them: it would copy the
+bias there, and many rows of y are out of the caches when it is done.
+
 What is out of the ordinary (gradients, tracing, autocast, other layouts, wrong sizes) is left to the ops, which say
 what is wrong with it.
 """
@@ -65,7 +69,10 @@ class Together:
     def linear(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routing, adds: Tensor | None
     ) -> Tensor | None:
-        """`ops.linear`, then `ops.add_samples`, bit for bit; None, with nothing done, where those are to be asked."""
+        """`ops.linear`, then `ops.add_samples`; None, with nothing done, where those are to be asked.
+
+        Bit for bit, but that in float32 samples are added before the base's product, as components are in `ops.linear`.
+        """
         components, samples, slots, weights = self.components, self.samples, routing.slots, routing.weights
         m, n, dtype, shape, entries = self.m, self.n, x.dtype, x.shape, check.plain(slots, weights)
         if (
@@ -83,7 +90,7 @@ class Together:
             or weights.is_neg()
             or torch.is_grad_enabled()
             or bias is not None
-            and (bias.shape != (m,) or bias.dtype is not dtype)
+            and (bias.shape != (m,) or bias.dtype is not dtype or not bias.is_contiguous() or bias.is_neg())
             or not direct(x, weight, bias, adds)
         ):
             return None
@@ -113,19 +120,28 @@ class Together:
         for key in keys:
             if key[1] not in NATIVE:
                 return None
-        y = functional.linear(x, weight, bias)
-        if y.dtype is not dtype or not y.is_contiguous():
-            y = y.to(dtype).contiguous()
         for key in keys:
             dispatch.ran[key] += 1
-        threads, variant, to, have = torch.get_num_threads(), native.name_of(None), y.data_ptr(), y.numel()
+        size, first = native.SIZES[dtype], dtype is torch.float32
+        if not first:
+            y = functional.linear(x, weight, bias)
+            if y.dtype is not dtype or not y.is_contiguous():
+                y = y.to(dtype).contiguous()
+        elif banks.tasks is not None:
+            y = x.new_empty(rows, m)
+        else:
+            y = x.new_zeros(rows, m) if bias is None else bias.repeat(rows, 1)
+        threads, variant, to, have = torch.get_num_threads(), native.name_of(None), y.data_ptr(), rows * m
         given, slot, weigh, kind = x.data_ptr(), slots.data_ptr(), weights.data_ptr(), native.DTYPES[dtype]
-        pairs, size = entries * places, native.SIZES[dtype]
+        pairs = entries * places
+        onto, onto_have, onto_stride = to, have, m * size
+        if first:  # the bias, for all rows
+            onto, onto_have, onto_stride = (0, 0, 0) if bias is None else (bias.data_ptr(), m, 0)
         if banks.tasks is not None:
             record = native.delta_linear_record(
                 variant, threads, exact, 0,
                 given, count, kind, n * size, rows, n,
-                to, have, m * size, to, have, m * size, m,
+                onto, onto_have, onto_stride, to, have, m * size, m,
                 banks.tasks.pointer, banks.tasks.count,
                 slot, pairs, weigh, pairs, entries, places,
                 add, adds_have, add_count,
@@ -144,7 +160,10 @@ class Together:
             )  # fmt: skip
             if code := native.loaded().dts_add_samples(record):
                 native.check(code, "add_samples")
-        return y
+        if not first:
+            return y
+        y.addmm_(x if len(shape) == 2 else x.view(rows, n), weight.t())
+        return y if len(shape) == 2 else y.view(*shape[:-1], m)
 
     def whole(self, weight: Tensor, routing: Routing, gamma: Tensor) -> Tensor | None:
         """weight [m, n] + the delta of the one mixture of ``routing``, float32; None where the ops are to be asked.
