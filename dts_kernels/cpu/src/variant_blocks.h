@@ -9,9 +9,9 @@
  */
 
 enum { VECTOR_BYTES = LANES / 4 };
+enum { ROWS_AHEAD = 6 }; /* whose y and out are fetched */
 #ifdef WORDS
-enum { ROWS_AHEAD = 6 }; /* whose y is fetched */
-#define BLOCK_ROWS 2     /* of x at once in registers */
+#define BLOCK_ROWS 2 /* of x at once in registers */
 #elif WIDE_REGISTERS
 #define BLOCK_ROWS 3
 #else
@@ -263,15 +263,18 @@ INLINE void expand_some(int rows, int64_t quads, int64_t columns, const uint8_t 
 #endif
 }
 
+/* What finish() reads and writes of a row: often beyond L2, and no run. */
+INLINE void fetch_row(const BlockRow *row, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(row->out + at, 1);
+    if (row->y && row->y != row->out)
+        for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(row->y + at, 0);
+}
+
 static void expand_block(int64_t rows, int64_t quads, int64_t columns, const uint8_t *tile, const Digits *t,
                          const BlockRow *row, const float *add, int dtype) {
     for (; rows >= BLOCK_ROWS; rows -= BLOCK_ROWS, t += BLOCK_ROWS, row += BLOCK_ROWS) {
-#ifdef WORDS /* y is often beyond L2, and no run; with more columns a tile it makes up for that itself */
-        for (int64_t r = ROWS_AHEAD; r < ROWS_AHEAD + BLOCK_ROWS && r < rows; r++) {
-            const char *next = row[r].y ? row[r].y : row[r].out;
-            for (int64_t at = 0; at < columns * size_of(dtype); at += 64) __builtin_prefetch(next + at, 1);
-        }
-#endif
+        for (int64_t r = ROWS_AHEAD; r < ROWS_AHEAD + BLOCK_ROWS && r < rows; r++)
+            fetch_row(&row[r], columns * size_of(dtype));
         expand_some(BLOCK_ROWS, quads, columns, tile, t, row, add, dtype);
     }
 #if BLOCK_ROWS > 1
