@@ -18,6 +18,7 @@ from dts.nn.routing import tracing
 from dts.sites import is_distributed, raw, raw_or_none
 from dts_kernels import Routing
 from dts_kernels.ops import vectors_here
+from dts_kernels.ops.library import direct
 
 
 @register(nn.LayerNorm)
@@ -42,23 +43,27 @@ class DTSLayerNorm(Layer, nn.LayerNorm):
     def _of_one_mixture(self, x: Tensor) -> Tensor | None:
         """Weight and bias in one call of C, for the common case on a CPU, where each step beside it costs as much as a
         norm of a few rows; None for all else, of which nothing is done."""
-        dts, own = self.dts, self._parameters
-        now, weight = dts.state.now(), own.get("weight")
-        if now.seen is not None or type(x) is not Tensor or weight is None or now.routing.slots.shape[0] != 1:
+        now = self.dts.state.now()
+        if now.seen is not None or type(x) is not Tensor or now.routing.slots.shape[0] != 1:
             return None
-        pairs = []
-        for name, base in (("weight", weight), ("bias", own.get("bias"))):
-            delta = dts.parameters.get(name)
+        made = self._in_one_call(now.routing)
+        if made is None:
+            return None
+        bias = made[1][0] if len(made) > 1 else None
+        return nn.functional.layer_norm(x, self.normalized_shape, made[0][0], bias, self.eps)
+
+    def _in_one_call(self, routing: Routing) -> list[Tensor] | None:
+        """Weight and, where there is one, bias for each row of the routing, both in one call of C; None where those
+        are to be asked for one by one."""
+        pairs, own = [], self._parameters
+        for name in ("weight", "bias"):
+            base, delta = own.get(name), self.dts.parameters.get(name)
             if base is None:
                 continue
             if delta is None or not delta.raw.filled:
                 return None
             pairs.append((base, delta.raw.stack))
-        made = vectors_here(pairs, now.routing)
-        if made is None:
-            return None
-        bias = made[1][0] if len(made) > 1 else None
-        return nn.functional.layer_norm(x, self.normalized_shape, made[0][0], bias, self.eps)
+        return vectors_here(pairs, routing) if own.get("weight") is not None else None
 
     def _of_any(self, input: Tensor) -> Tensor:
         if is_distributed(input):
@@ -66,7 +71,11 @@ class DTSLayerNorm(Layer, nn.LayerNorm):
         if not self.dts.routed():
             return self.base_forward(input)
         x, routing = self.dts.enter(input)
-        weight, bias = self._rows("weight", routing), self._rows("bias", routing)
+        made = None if tracing() else self._in_one_call(routing)
+        if made is None:
+            weight, bias = self._rows("weight", routing), self._rows("bias", routing)
+        else:
+            weight, bias = made[0], made[1] if len(made) > 1 else None
         assert weight is not None  # tasks change this layer, so it has parameters
         if routing.slots.shape[0] == 1:
             y = nn.functional.layer_norm(
@@ -76,7 +85,11 @@ class DTSLayerNorm(Layer, nn.LayerNorm):
             y, dtype = self._normal(x)
             parts = y.unflatten(0, (routing.slots.shape[0], -1))
             weight, bias = _over(weight, parts), None if bias is None else _over(bias, parts)
-            y = (parts * weight if bias is None else torch.addcmul(bias, parts, weight)).view(y.shape).to(dtype)
+            if bias is not None and parts.dtype is weight.dtype is bias.dtype and direct(y, weight, bias):
+                torch.addcmul(bias, parts, weight, out=parts)  # y is nobody else's, and new memory costs page faults
+                y = y.to(dtype)
+            else:
+                y = (parts * weight if bias is None else torch.addcmul(bias, parts, weight)).view(y.shape).to(dtype)
         return self.dts.leave(y)
 
     def _normal(self, x: Tensor) -> tuple[Tensor, torch.dtype]:

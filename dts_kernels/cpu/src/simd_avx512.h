@@ -115,10 +115,22 @@ INLINE acc smaller(acc a, acc b) { return _mm512_min_epu32(a, b); }
 INLINE int line_pairs(int pitch) { return 16 / pitch; }
 /* two columns a lane, the first group's and the second's, of pair `at` of a line -> what `turn_pairs` shuffles by */
 INLINE vec turn_columns(int pitch, vec columns, int at) {
-    return _mm512_add_epi32(columns, _mm512_set1_epi32(0x00010001 * (2 * pitch * at) + (pitch << 16)));
+    vec words = _mm512_add_epi32(columns, _mm512_set1_epi32(0x00010001 * (2 * pitch * at) + (pitch << 16)));
+#ifdef __AVX512VBMI__ /* both bytes of each: Intel's cores take two steps for a shuffle of words, and one for bytes */
+    vec twice = _mm512_slli_epi32(words, 1);
+    return _mm512_add_epi32(_mm512_or_si512(twice, _mm512_slli_epi32(twice, 8)), _mm512_set1_epi32(0x01000100));
+#else
+    return words;
+#endif
 }
 INLINE vec load_line(const int16_t *x) { return _mm512_loadu_si512(x); }
-INLINE vec turn_pairs(vec columns, vec line) { return _mm512_permutexvar_epi16(columns, line); }
+INLINE vec turn_pairs(vec columns, vec line) {
+#ifdef __AVX512VBMI__
+    return _mm512_permutexvar_epi8(columns, line);
+#else
+    return _mm512_permutexvar_epi16(columns, line);
+#endif
+}
 /* the values of a lane's lowest two codes as words */
 INLINE vec pair_values(vec codes) {
     const __m512i table =
