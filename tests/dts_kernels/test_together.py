@@ -48,7 +48,7 @@ def samples(m, n, transposed=False, tasks=(0, 2)):
 
 
 def one_by_one(together, x, weight, bias, routing, adds):
-    """What `Together.linear` stands for, in the order of its sums: in float32 all deltas are below the base's product."""
+    """What `Together.linear` stands for, in the order of its sums: in float32 the base's product comes last."""
     components, samples = together.components, together.samples
     if x.dtype is torch.float32 and samples is not None:
         y = torch.zeros(*x.shape[:-1], weight.shape[0]) + (0 if bias is None else bias)
@@ -161,6 +161,8 @@ def test_what_the_ops_must_see_is_left_to_them():
             (x, weight[:, 1:], bias),
             (x, weight.half(), bias),
             (x, weight, bias[1:]),
+            (x, weight, torch._neg_view(bias)),
+            (x, weight, bias[:1].expand(m)),
             (x.to_sparse(), weight, bias),
             (x.to("meta"), weight.to("meta"), bias.to("meta")),
             (x[:0], weight, bias),
@@ -173,3 +175,16 @@ def test_what_the_ops_must_see_is_left_to_them():
         assert Together(None, both.samples).linear(x, weight, bias, routing, torch.randn(3, m)) is None
     assert not Together.suits(Bank(n, m, layout="planar"), None)
     assert not Together.suits(None, SampleBank(n, m, arena=True))
+
+
+@torch.no_grad()
+def test_a_bias_that_lies_otherwise():
+    """C reads the bias of the op, too: signs that are pending, and numbers that are not beside each other."""
+    m, n = 24, 20
+    bank, routing = components(m, n, 4), Routing.of([0])
+    x, weight, bias = given(m, n, 5)
+    for other in (torch._neg_view(bias), torch.stack([bias, bias], 1)[:, 1], bias[:1].expand(m)):
+        plain = torch.empty(m).copy_(other)
+        assert torch.equal(linear(x, weight, other, bank, routing), linear(x, weight, plain, bank, routing))
+        base = linear(x, weight, other, bank, Routing.of([None]))
+        assert torch.equal(base, functional.linear(x, weight, other))
