@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from dts.adapter import Adapter
 from dts.nn.adapters import Given, all_opened, refuse
 from dts.nn.face import class_of
+from dts.nn.layers.layer import NOT_META
 from dts.nn.library import library
 from dts.nn.status import Status, status
 from dts.nn.training import guard
@@ -105,6 +107,18 @@ class DTSModel(Leaving):
     def __class__(self) -> Any:
         return class_of(self)
 
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """As of every module; raises ValueError, before anything moves, for the meta device while tasks are loaded."""
+        if self._loaded and any(map(_is_meta, (*args, *kwargs.values()))):
+            raise ValueError(NOT_META)
+        return super().to(*args, **kwargs)
+
+    def to_empty(self, *, device: Any, recurse: bool = True) -> Self:
+        """As `to`."""
+        if self._loaded and _is_meta(device):
+            raise ValueError(NOT_META)
+        return super().to_empty(device=device, recurse=recurse)
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         return object.__new__, (type(self),), self.__dict__.copy()
 
@@ -129,3 +143,10 @@ class DTSModel(Leaving):
         if name == "num_labels" and isinstance(value, int):
             return getattr(self.config, name, value)
         return value
+
+
+def _is_meta(place: Any) -> bool:
+    """Is it the meta device, its name, or a tensor there?"""
+    if isinstance(place, Tensor):
+        return place.is_meta
+    return isinstance(place, str | torch.device) and str(place).partition(":")[0] == "meta"

@@ -28,6 +28,11 @@ from dts_kernels import Routing
 
 L = TypeVar("L", bound="Layer")
 
+NOT_META = (
+    "tasks are loaded, whose bits the meta device does not keep: delete them first (delete_task), or make the base "
+    "there and load them where it gets its weights"
+)
+
 
 class Layer(nn.Module):
     """Mixin in front of a module class; see the module's docstring.  ``dts`` holds its `LayerDeltas`.
@@ -121,6 +126,8 @@ class Layer(nn.Module):
         super()._apply(fn, recurse)
         tensor = next((t for t in (*self._parameters.values(), *self._buffers.values()) if t is not None), None)
         if tensor is not None:
+            if tensor.is_meta and self.dts.slots:
+                raise ValueError(NOT_META)
             for parameter in self.dts.parameters.values():
                 if parameter.device != tensor.device:
                     parameter.to(tensor.device)

@@ -292,6 +292,26 @@ def test_copies_dtypes_and_state(base, ids, maker):
     assert codes.u.dtype == torch.uint8 and codes.sigma.dtype == torch.float32
 
 
+def test_the_meta_device_would_keep_no_task(base, ids, maker):
+    """Half of the model had moved when torch said that there is no data."""
+    model = DTSModel(base)
+    model.load_task("a", encoder(maker, base))
+    expected = model(ids, tasks="a")
+    for move in (
+        lambda: model.to("meta"),
+        lambda: model.to(device=torch.device("meta"), dtype=torch.float32),
+        lambda: model.to(torch.empty(0, device="meta")),
+        lambda: model.to_empty(device="meta"),
+    ):
+        with pytest.raises(ValueError, match="bits the meta device does not keep: delete them first"):
+            move()
+        assert torch.equal(model(ids, tasks="a"), expected)
+    with pytest.raises(ValueError, match="does not keep"):
+        nn.Sequential(copy.deepcopy(model)).to("meta")
+    model.delete_task("a")
+    assert next(model.to("meta").parameters()).is_meta
+
+
 def test_loss_of_a_batch_of_tasks_reaches_the_input(base, maker, dense_twin):
     entries = {n: e for n, e in encoder(maker, base).items() if not n.startswith("embed")}
     tail = nn.Sequential(base.norm, base.dense)
