@@ -25,7 +25,7 @@ def config_of(
     """
     task = {
         "name": options.name or _source_name(pairing.finetuned),
-        "class_names": options.class_names or _class_names(pairing.finetuned.config),
+        "class_names": options.class_names or _class_names(with_text_labels(pairing.finetuned.config)),
         "description": options.description,
     }
     config = {
@@ -41,7 +41,7 @@ def config_of(
         "created": {"package": "dts-merge", "version": __version__, "command": options.told},
         "dropped": {},
         "files": {name: about_file(path) for name, path in files.items()},
-        "model_config": plain_config(pairing.finetuned.config),
+        "model_config": plain_config(with_text_labels(pairing.finetuned.config)),
         "tensors": {},
     }
     if (modules := differing_modules(pairing.base, pairing.finetuned)) is not None:
@@ -89,6 +89,15 @@ def _source_name(checkpoint: Checkpoint) -> str:
     if cached := re.search(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/[0-9a-f]+(/.+)?$", path.absolute().as_posix()):
         return f"{cached[1]}/{cached[2]}{cached[3] or ''}"
     return checkpoint.source if checkpoint.revision or not path.exists() else real(path).name
+
+
+def with_text_labels(config: dict | None) -> dict | None:
+    """A config whose labels are text, as those that are numbers are read: {"0": 1} -> {"0": "1"}."""
+    labels = (config or {}).get("id2label")
+    if config is None or not isinstance(labels, dict):
+        return config
+    numbers = {i: str(label) for i, label in labels.items() if isinstance(label, int | float)}
+    return config | {"id2label": labels | numbers} if numbers else config
 
 
 def _class_names(config: dict | None) -> list[str] | None:

@@ -59,7 +59,9 @@ def _is_class_list(value) -> bool:
 
 
 def _is_labels(value) -> bool:
-    return isinstance(value, dict) and all(key.removeprefix("-").isdecimal() for key in value)
+    return isinstance(value, dict) and all(
+        key.removeprefix("-").isdecimal() and isinstance(label, str | int | float) for key, label in value.items()
+    )
 
 
 FIELDS = {  # of config.json

@@ -80,6 +80,20 @@ def test_class_names_in_a_tuple(pair, tmp_path):
     assert made.class_names == dts.Adapter.load(tmp_path / "made").class_names == ["sad", "glad"]
 
 
+@pytest.mark.parametrize("labels", [{"0": 1, "1": 2}, {"0": True, "1": "no"}, {"0": 0.5, "1": 1.5}])
+def test_labels_that_are_numbers_are_text(pair, tmp_path, labels):
+    """They were refused once all was compressed, by the words of a damaged adapter."""
+    for name, model in zip(("base", "tuned"), pair):
+        (tmp_path / name).mkdir()
+        save_file(model, tmp_path / name / "model.safetensors")
+        (tmp_path / name / "config.json").write_text(json.dumps({"id2label": labels}))
+    adapter = dts.compress(tmp_path / "base", tmp_path / "tuned", out=tmp_path / "made", rank_fraction=0.5)
+    assert adapter.class_names == dts.Adapter.load(tmp_path / "made").class_names == list(map(str, labels.values()))
+    (tmp_path / "tuned/config.json").write_text(json.dumps({"id2label": {"0": ["a"]}}))
+    with pytest.raises(ValueError, match="id2label is .* not an object of numbers and labels"):
+        dts.compress(tmp_path / "base", tmp_path / "tuned", rank_fraction=0.5)
+
+
 def test_names_that_are_not_as_many_as_the_classes(pair, tmp_path):
     for folder, tensors in zip(("base", "tuned"), pair):
         (tmp_path / folder).mkdir()
