@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dts.nn.layers import Layer
 from dts.nn.routing import RoutingState
-from dts.nn.row_axes import Inputs, RowAxes, find_rows
+from dts.nn.row_axes import Inputs, RowAxes, find_rows, shared
 
 REMEMBERED = 32  # kinds of calls
 
@@ -38,8 +38,10 @@ class KnownCalls:
         key = several, *_kind_of_call(method, args, kwargs, rows)
         if key in self.found:
             return self.found[key]
-        one, two = (_first_rows(method, args, kwargs, rows, take) for take in ([0], [0, 1]))
+        whole = _whole(model, state, run, method, args, kwargs, rows)
+        one, two = (_first_rows(method, args, kwargs, rows, take, whole) for take in ([0], [0, 1]))
         where = self.found[key] = find_rows(model, layers, state, run, one, two)
+        where.whole = whole
         if several:  # what all rows share is repeated for each row of the batch, of which there are more then
             reason = "it has one input or output for all rows, and a row has several beams or sequences"
             where.unroutable |= {name: reason for name in layers if where.shares(name)}
@@ -99,7 +101,39 @@ def _kind_of_number(value: int | float) -> str:
     return "float" if isinstance(value, float) else f"int {max(-1, min(value, 2))}"
 
 
-def _first_rows(method: str, args: Sequence[Any], kwargs: Mapping[str, Any], rows: int, take: list[int]) -> Inputs:
+def _whole(
+    model: nn.Module,
+    state: RoutingState,
+    run: Callable[..., Any],
+    method: str,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    rows: int,
+) -> frozenset[int | str]:
+    """Places and names of vectors that are as long as the batch and yet not of its rows, as scales of features: the
+    base tells it, whose answer to all rows has that to the first one."""
+    given: dict[int | str, Any] = dict(enumerate(args))
+    given.update(kwargs)
+    vectors = frozenset(
+        name
+        for name, value in given.items()
+        if isinstance(value, Tensor) and value.shape == (rows,) and "label" not in str(name)
+    )
+    others = any(isinstance(value, Tensor) and value.dim() > 1 and value.shape[0] == rows for value in given.values())
+    if method == "generate" or not vectors or not others:
+        return frozenset()
+    taken, kept = (_first_rows(method, args, kwargs, rows, [0], names) for names in (frozenset[int | str](), vectors))
+    return vectors if shared(model, state, run, (args, kwargs), taken, kept) else frozenset()
+
+
+def _first_rows(
+    method: str,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    rows: int,
+    take: list[int],
+    whole: frozenset[int | str] = frozenset(),
+) -> Inputs:
     """The same call of some rows only, and as short as one can be.
 
     Of objects only those are kept that have a method ``dts_rows(rows)``, which gives a copy of some rows: caches that a
@@ -118,4 +152,5 @@ def _first_rows(method: str, args: Sequence[Any], kwargs: Mapping[str, Any], row
         k: torch.zeros_like(v) if "label" in k and isinstance(v, Tensor) and not v.is_floating_point() else v
         for k, v in kept.items()
     }
-    return [rows_of(v, take, rows) for v in args], {k: rows_of(v, take, rows) for k, v in kept.items()}
+    part = lambda name, value: value if name in whole else rows_of(value, take, rows)  # noqa: E731
+    return [part(i, v) for i, v in enumerate(args)], {k: part(k, v) for k, v in kept.items()}

@@ -36,7 +36,8 @@ def run_once_a_task(
         take = list(range(rows)) if where.coupled else chosen
         part = lambda v, take=take: rows_of(v, take, rows)  # noqa: E731
         with uniform(mixture):
-            result = run(*[part(v) for v in args], **{k: part(v) for k, v in kwargs.items()})
+            own_args = [v if i in where.whole else part(v) for i, v in enumerate(args)]
+            result = run(*own_args, **{k: v if k in where.whole else part(v) for k, v in kwargs.items()})
         results.append(_select(result, chosen, rows) if where.coupled else result)
         places += chosen
     if method == "generate":

@@ -37,12 +37,14 @@ class RowAxes:
 
     axis: a layer's batch axis;  axes: those of an `Owner`'s arguments and outputs;  out_axes: of the model's outputs.
     unroutable: layer name -> why rows of several tasks cannot pass through it at once.
+    whole: places and names of arguments as long as the batch that are not of its rows.
     """
 
     axis: dict[str, int] = field(default_factory=dict)
     axes: dict[str, tuple[list[int], list[int]]] = field(default_factory=dict)
     out_axes: list[int] = field(default_factory=list)
     unroutable: dict[str, str] = field(default_factory=dict)
+    whole: frozenset[int | str] = frozenset()
 
     @property
     def coupled(self) -> bool:
@@ -89,6 +91,34 @@ def find_rows(
         for name in bypassed:
             where.unroutable[name] = "another module reads its parameters, for all rows at once"
     return where
+
+
+def shared(
+    model: nn.Module, state: RoutingState, run: Callable[..., Any], every: Inputs, taken: Inputs, kept: Inputs
+) -> bool:
+    """Whether the first row's answer is that of the ``kept`` arguments, and not of the ``taken`` ones.
+
+    every, taken, kept: (args, kwargs) of all rows; of one row, with one element of each vector; and with all of them.
+    """
+    if not all(isinstance(leaf, PLAIN) for leaf in tree_leaves(every)):
+        return False  # an object, which all these calls would write into
+    eager = torch.compiler.set_stance("force_eager") if state.compiled or _compiled(model) else nullcontext()
+    with eager, _evaluating(model), state.using([{}], probing=True):
+        expected = [tensor[:1] for tensor in _tensors(run(*every[0], **every[1])) if tensor.dim()]
+        return not _answers(run, taken, expected) and _answers(run, kept, expected)
+
+
+def _answers(run: Callable[..., Any], inputs: Inputs, expected: Sequence[Tensor]) -> bool:
+    """Whether a call gives these tensors."""
+    try:
+        found = [tensor for tensor in _tensors(run(*inputs[0], **inputs[1])) if tensor.dim()]
+    except (RuntimeError, ValueError, IndexError):
+        return False
+    return len(found) == len(expected) and all(
+        a.shape == b.shape and bool((a.float() - b.float()).nan_to_num().abs().max() <= SAME * b.float().abs().max())
+        for a, b in zip(found, expected)
+        if a.numel()
+    )
 
 
 def _compiled(model: nn.Module) -> bool:

@@ -155,3 +155,30 @@ def test_two_blocks_before_two_rows_are_not_taken_for_rows(maker, dense_twin):
         expected = dense_twin(base, weights(task, tasks))(x[i : i + 1])
         torch.testing.assert_close(found[i : i + 1], expected, rtol=1e-9, atol=1e-9)
     assert model.status()["grouped"] == {}
+
+
+@pytest.mark.parametrize("rows", [2, 6])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_vector_as_long_as_the_batch_is_not_cut_into_rows(rows, turned, maker, dense_twin):
+    """Of two rows each was multiplied by one feature's scale alone; of six the call ended in an error."""
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(9, rows)
+
+        def forward(self, x, scale):
+            return (self.linear(x.flip(0)).flip(0) if turned else self.linear(x)) * scale
+
+    base = Scaled().double()
+    tasks = {t: maker.entries(base, skip=0) for t in "ab"}
+    model = DTSModel(copy.deepcopy(base))
+    for t, entries in tasks.items():
+        model.load_task(t, entries)
+    x, scale = maker.randn(rows, 9, scale=1.0), torch.arange(1.0, rows + 1, dtype=torch.float64)
+    asked = [["a", "b"][i % 2] for i in range(rows)]
+    found = model(x, scale, tasks=asked)
+    for i, task in enumerate(asked):
+        expected = dense_twin(base, weights(task, tasks))(x[i : i + 1], scale)
+        torch.testing.assert_close(found[i : i + 1], expected, rtol=1e-9, atol=1e-9)
+    assert bool(model.status()["grouped"]) == turned
