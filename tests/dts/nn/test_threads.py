@@ -257,7 +257,7 @@ def test_few_kinds_of_calls_are_remembered(setting):
     assert len(model._known_calls.found) <= 32
 
 
-@pytest.mark.parametrize("failing", [(Table, "_make"), (Bank, "add"), (SampleBank, "_refresh")], ids=lambda f: f[1])
+@pytest.mark.parametrize("failing", [(Table, "_append"), (Bank, "add"), (SampleBank, "_refresh")], ids=lambda f: f[1])
 @pytest.mark.parametrize("after", [0, 1, 3])
 def test_a_store_that_fails_midway_changes_nothing(setting, failing, after, monkeypatch):
     """Within the stacks and banks themselves, for a new name and for one that is in use."""

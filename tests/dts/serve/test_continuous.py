@@ -347,8 +347,8 @@ def test_a_blocked_row_is_overtaken_for_a_while_only(decoder, start, monkeypatch
     from dts.serve import catalogue, engine
 
     read = []
-    layout = catalogue.read_layout
-    monkeypatch.setattr(catalogue, "read_layout", lambda folder: (read.append(folder.name), layout(folder))[1])
+    about = catalogue.read_about
+    monkeypatch.setattr(catalogue, "read_about", lambda folder: (read.append(folder.name), about(folder))[1])
     monkeypatch.setattr(engine, "PATIENCE", 0.0)
     served = start(decoder, memory=int(1.5 * bytes_at(decoder.adapters / "a")))
     long = ask(served, "generate", "a", "x", submit=False, max_tokens=50, **GREEDY)
