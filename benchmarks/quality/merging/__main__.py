@@ -9,7 +9,8 @@ bases      accuracy of each merging method alone, every task with its own head
 adapters   DTS-T (on the pretrained base) and DTS-D (on merged bases) at equal bytes a task
 unseen     the encoder of three held-out tasks made from the other tasks' adapters, under the held-out tasks' own heads;
            against the merged models and the best single task, and zero-shot by similarity to class names
-routing    which task a text is of: energy router, nearest class name, probe on 50 samples a task; accuracy lost to it
+routing    which task a text is of: energy router, unlabelled examples with and without energies beside them, nearest
+           class name, probe on 50 samples a task; accuracy lost to it
 
 Every measured row goes to a file of JSON lines and is not measured again.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -13,8 +14,11 @@ from benchmarks.quality.merging.study import Study
 from benchmarks.quality.merging.tested import Tested, encoder_of, flat, spread
 from dts.demo.finetune import base_folder, tokenize
 from dts.unseen import EnergyRouter, NameRouter, ProbeRouter, scrambled
+from dts.unseen.likelihood import LikelihoodRouter
+from dts.unseen.statistics import input_statistics
 
 POOL = 50  # training texts a task that the probe learns from, and that an energy router may take as zero
+EXAMPLES = (64, 256)  # training texts a task that adapters know their inputs by
 TIMED = 200  # texts, spread over all, that a pass is timed on
 NEAR_DUPLICATES = {"cr": "sst2", "hwu64": "snips"}  # both sentiment of reviews; both commands to the same assistants
 
@@ -47,7 +51,7 @@ def _among(which: str, study: Study, tested: list[Tested], budget: float) -> lis
         """Which rows their own task's adapter answers right."""
         return torch.cat([t.right(encoder_of(adapters[t.task.name], study.base)) for t in tested]).tolist()
 
-    def energy(blocks: int, calibration: str) -> dict:
+    def energies(blocks: int, calibration: str) -> EnergyRouter:
         """blocks: 0 for the inputs of the first block alone."""
         router = EnergyRouter.of(model, adapters, blocks=max(1, blocks))
         if not blocks:
@@ -56,8 +60,20 @@ def _among(which: str, study: Study, tested: list[Tested], budget: float) -> lis
             router.calibrate(model, scrambled(batch, tokenizer.vocab_size))
         elif calibration == "pool":
             router.calibrate(model, dict(tokenize(tokenizer, [text for pool in pools.values() for text in pool])))
+        return router
+
+    def chosen(router: EnergyRouter | LikelihoodRouter) -> dict:
         share = timed(lambda: router.route(model, timing)) / a_pass()
         return {"share_of_a_pass": share, **routed(router.route(model, batch).tasks, gold, names, right())}
+
+    def likelihood(examples: int, beside: str) -> dict:
+        """beside: the energies' calibration, "" for none of them."""
+        for t in tested:
+            drawn = [flat(text) for text in spread(t.task.split("train")[0], examples)]
+            told = input_statistics(model, [dict(tokenize(tokenizer, drawn))])
+            adapters[t.task.name] = replace(adapters[t.task.name], inputs=told)
+        router = LikelihoodRouter.of(model, adapters)
+        return chosen(replace(router, energies=energies(0, beside)) if beside else router)
 
     def nearest() -> dict:
         choice = NameRouter(adapters, study.encode).route(texts)
@@ -68,9 +84,16 @@ def _among(which: str, study: Study, tested: list[Tested], budget: float) -> lis
         return routed(fitted.route(study.encode(texts)).tasks, gold, names, right())
 
     routers = {
-        f"energy, {blocks} blocks, {how}": lambda blocks=blocks, how=how: energy(blocks, how)
+        f"energy, {blocks} blocks, {how}": lambda blocks=blocks, how=how: chosen(energies(blocks, how))
         for blocks in (0, 1)
         for how in ("none", "scrambled", "pool")
+    }
+    routers |= {
+        f"{examples} examples" + (f", energy, {beside}" if beside else ""): lambda examples=examples, beside=beside: (
+            likelihood(examples, beside)
+        )
+        for examples in EXAMPLES
+        for beside in ("", "scrambled", "pool")
     }
     routers |= {"nearest class name": nearest, f"probe, {POOL} samples a task": probe}
     return [
