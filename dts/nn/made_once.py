@@ -15,7 +15,7 @@ from torch import nn
 
 from dts.checkpoint.errors import first
 from dts.nn.layers import Layer
-from dts.nn.layers.kept import CONTAINERS, alone, copied, fields_of, holds_numbers, same, snapshot, written
+from dts.nn.layers.kept import alone, copied, fields_of, holds_numbers, is_container, same, snapshot, written
 from dts.nn.routing import Mixture
 from dts.sites import walked
 
@@ -76,7 +76,7 @@ class Before:
                 "merge_and_unload(task)"
             )
         for (_, _, store, key), value in left:
-            if isinstance(value, CONTAINERS) and type(store.get(key)) is type(value):
+            if is_container(value) and type(store.get(key)) is type(value):
                 written(store[key], value)
             else:
                 store[key] = value
@@ -91,7 +91,7 @@ class Before:
             stores: tuple[dict[str, Any], ...] = vars(module), module._buffers
             for store in stores:
                 for key in fields_of(store):
-                    grown = isinstance(store[key], CONTAINERS) and len(store[key]) > had.get(key, 0)
+                    grown = is_container(store[key]) and len(store[key]) > had.get(key, 0)
                     if (key not in had or grown) and holds_numbers(store[key]):
                         found.append((name, module, store, key))
         return found
@@ -99,7 +99,7 @@ class Before:
     def _reset(self, places: Sequence[Place]) -> None:
         for _, module, store, key in places:
             before = self._containers[id(module)].get(key)
-            if before is not None and isinstance(store.get(key), CONTAINERS):
+            if before is not None and is_container(store.get(key)):
                 written(store[key], before)
             elif key in self._had_none(module):
                 store[key] = None
@@ -113,5 +113,5 @@ class Before:
 def _kept(module: nn.Module) -> dict[str, Any]:
     """Fields and buffers that are something, with how many things each holds;  under "" the names of the others."""
     own = {**fields_of(vars(module)), **module._buffers}
-    sizes = {key: len(one) if isinstance(one, CONTAINERS) else 0 for key, one in own.items() if one is not None}
+    sizes = {key: len(one) if is_container(one) else 0 for key, one in own.items() if one is not None}
     return {**sizes, "": {key for key, one in own.items() if one is None}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from transformers.models.auto import modeling_auto as auto
@@ -12,6 +13,18 @@ from tests.models.row import Row
 
 ROWS: list[Row] = []
 CLASSES = {"num_labels": 3}
+
+
+def without_masks(row: Row) -> Row:
+    """EoMT as its training ends: no mask is left that lets attention see what is above zero, a threshold at which two
+    orders of the same float32 sums part."""
+
+    def make() -> Any:
+        model = row.make()
+        model.attn_mask_probs.zero_()
+        return model
+
+    return replace(row, make=make)
 
 
 def add(*args: Any, **given: Any) -> None:
@@ -63,7 +76,7 @@ kinds = auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 add(section, "segformer mobilenet_v2", kinds, batches.image, what="segmentation")
 add(section, "upernet", kinds, batches.image, what="segmentation", backbone_config=SWIN)
 kinds = auto.MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
-add(section, "eomt", kinds, batches.image, what="segmentation")
+ROWS.extend(map(without_masks, families(section, "eomt", kinds, batches.image, what="segmentation")))
 add(section, "maskformer", kinds, batches.image, what="segmentation", backbone_config=SWIN)
 add(section, "mask2former", kinds, batches.image, what="segmentation", backbone_config=SWIN, num_queries=6)
 kinds = auto.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES

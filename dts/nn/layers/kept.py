@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -22,7 +23,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 ABSENT: Any = object()
 FIELDS = {*vars(nn.Module()), "dts"}  # of every module: its tensors, children and hooks
-CONTAINERS = dict, list, set
 PLAIN = (Tensor, bool, int, float, str, type(None), torch.dtype, torch.device)  # arguments without a state
 NEAR = 1e-5  # of two runs of the same: their largest difference, relative to the largest number
 Fields = dict[str, Any]
@@ -54,7 +54,9 @@ class Kept:
             if isinstance(getattr(type(module), name, None), cached_property):
                 del without[name]
             else:
-                without[name] = type(value)() if isinstance(value, CONTAINERS) else None
+                without[name] = snapshot(value, 1) if is_container(value) else None
+                if without[name] is not None:
+                    without[name].clear()
             try:
                 again = run(without, raw, args, kwargs)
             except Exception:  # it cannot be made again
@@ -115,20 +117,23 @@ def alone(given: Any) -> Iterator[Any]:
         yield copies
 
 
+def is_container(value: Any) -> bool:
+    """Python's own, which can be copied and filled; classes made of them may forbid either."""
+    return type(value) in (dict, list, set, OrderedDict, defaultdict)
+
+
 def fields_of(own: Mapping[str, Any]) -> Fields:
     return {name: value for name, value in own.items() if name not in FIELDS}
 
 
 def copied(own: Mapping[str, Any]) -> Fields:
     """Copies of what a forward may write into beside tensors."""
-    return {
-        name: snapshot(value) for name, value in own.items() if isinstance(value, CONTAINERS) and name not in FIELDS
-    }
+    return {name: snapshot(value) for name, value in own.items() if is_container(value) and name not in FIELDS}
 
 
 def snapshot(value: Any, depth: int = 2) -> Any:
     """A copy of a container and of those in it; anything else itself."""
-    if not depth or not isinstance(value, CONTAINERS):
+    if not depth or not is_container(value):
         return value
     made: Any = copy.copy(value)
     if isinstance(value, dict):
@@ -148,7 +153,7 @@ def unchanged(one: Any, other: Any) -> bool:
     """Whether two containers hold the same objects."""
     if one is other:
         return True
-    if type(one) is not type(other) or not isinstance(one, CONTAINERS) or len(one) != len(other):
+    if type(one) is not type(other) or not is_container(one) or len(one) != len(other):
         return False
     if isinstance(one, dict):
         return all(key in other and unchanged(value, other[key]) for key, value in one.items())
@@ -157,11 +162,11 @@ def unchanged(one: Any, other: Any) -> bool:
 
 def _empty(value: Any) -> bool:
     """What a module has where it has made nothing yet; a container may get more."""
-    return value is None or isinstance(value, CONTAINERS)
+    return value is None or is_container(value)
 
 
 def holds_numbers(value: Any, depth: int = 3) -> bool:
-    if isinstance(value, CONTAINERS) and depth:
+    if is_container(value) and depth:
         return any(holds_numbers(one, depth - 1) for one in (value.values() if isinstance(value, dict) else value))
     return isinstance(value, Tensor) and value.is_floating_point() or isinstance(value, float)
 
@@ -173,7 +178,7 @@ def same(one: Any, other: Any) -> bool:
             return False
         one, other = one.detach().double().nan_to_num(), other.detach().double().nan_to_num()
         return not one.numel() or bool((one - other).abs().max() <= NEAR * one.abs().max())
-    if isinstance(one, CONTAINERS) and type(one) is type(other):
+    if is_container(one) and type(one) is type(other):
         if isinstance(one, dict) and isinstance(other, dict):
             return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
         return isinstance(one, set) or len(one) == len(other) and all(map(same, one, other))

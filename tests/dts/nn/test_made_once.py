@@ -52,6 +52,21 @@ class TellsTheLast(nn.Module):
         return self.last
 
 
+class Settings(dict):
+    """As diffusers' configurations: nobody may change it."""
+
+    def _refuse(self, *args, **kwargs):
+        raise TypeError("settings do not change")
+
+    update = clear = pop = _refuse
+
+
+class HasSettings(TellsTheLast):
+    def __init__(self):
+        super().__init__()
+        self.settings, self.linear.settings = Settings(), Settings(scale=1.0)
+
+
 def made(kind, maker):
     torch.manual_seed(0)
     base = kind().double()
@@ -76,8 +91,9 @@ def test_it_is_refused_in_every_call(kind, name, first, maker):
     assert merged(x).shape == (3, 18)
 
 
-def test_what_follows_the_tasks_or_is_of_none_is_kept(maker, dense_twin):
-    base, model, tasks = made(TellsTheLast, maker)
+@pytest.mark.parametrize("kind", [TellsTheLast, HasSettings])
+def test_what_follows_the_tasks_or_is_of_none_is_kept(kind, maker, dense_twin):
+    base, model, tasks = made(kind, maker)
     x = maker.randn(3, 18)
     with torch.no_grad():
         for name in ("a", "b", None):
