@@ -15,7 +15,17 @@ from torch import nn
 
 from dts.checkpoint.errors import first
 from dts.nn.layers import Layer
-from dts.nn.layers.kept import alone, copied, fields_of, holds_numbers, is_container, same, snapshot, written
+from dts.nn.layers.kept import (
+    alone,
+    as_they_were,
+    copied,
+    fields_of,
+    holds_numbers,
+    is_container,
+    same,
+    snapshot,
+    written,
+)
 from dts.nn.routing import Mixture
 from dts.sites import walked
 
@@ -46,7 +56,6 @@ class Before:
         if not places:
             return
         there = [snapshot(store[key]) for _, _, store, key in places]
-        left = list(zip(places, there))
 
         def again(mixture: Mixture, anew: bool) -> list[Any]:
             if anew:
@@ -57,17 +66,18 @@ class Before:
 
         wrong: list[str] = []
         try:
-            for mixture in mixtures:
-                renewed = again(mixture, False)
-                stays = [same(now, was) for now, was in zip(renewed, there)]
-                places = [place for place, stay in zip(places, stays) if stay]
-                there = [value for value, stay in zip(there, stays) if stay]
-            one, *others = (again(mixture, True) for mixture in mixtures) if places else [[]]
+            with as_they_were(self._model.modules()):
+                for mixture in mixtures:
+                    renewed = again(mixture, False)
+                    stays = [same(now, was) for now, was in zip(renewed, there)]
+                    places = [place for place, stay in zip(places, stays) if stay]
+                    there = [value for value, stay in zip(there, stays) if stay]
+                one, *others = (again(mixture, True) for mixture in mixtures) if places else [[]]
             for place, values in zip(places, zip(one, *others)):
                 if not all(same(value, values[0]) for value in values):
                     wrong.append(f"{place[0]}.{place[3]}".lstrip("."))
         except Exception:  # a call that cannot be made again, or is not for all of these tasks
-            wrong = []
+            return
         if wrong:
             self._reset(places)
             raise RuntimeError(
@@ -75,11 +85,6 @@ class Before:
                 "later one, whatever its task: let the forward make it each time, or take a model of one task, "
                 "merge_and_unload(task)"
             )
-        for (_, _, store, key), value in left:
-            if is_container(value) and type(store.get(key)) is type(value):
-                written(store[key], value)
-            else:
-                store[key] = value
 
     def _new(self) -> list[Place]:
         """Where there is something of numbers that was not there."""

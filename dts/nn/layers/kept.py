@@ -9,17 +9,17 @@ other inputs.
 
 from __future__ import annotations
 
+import cmath
 import copy
-import math
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 ABSENT: Any = object()
 FIELDS = {*vars(nn.Module()), "dts"}  # of every module: its tensors, children and hooks
@@ -106,15 +106,49 @@ class Kept:
 
 
 @contextmanager
-def alone(given: Any) -> Iterator[Any]:
+def alone(given: Any, modules: Iterable[nn.Module] = ()) -> Iterator[Any]:
     """Arguments for a forward that leaves nothing behind: no gradients, no random numbers drawn, copies of what it is
-    given.  Raises ValueError where that may be an object with a state."""
-    if not all(isinstance(leaf, PLAIN) for leaf in tree_leaves(given)):
-        raise ValueError("an object is among the arguments")
-    devices = {leaf.device for leaf in tree_leaves(given) if isinstance(leaf, Tensor) and leaf.is_cuda}
-    copies = tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, given)
-    with torch.no_grad(), torch.random.fork_rng(devices):
-        yield copies
+    given, and the modules `as_they_were`.  Raises what copying an object among the arguments does."""
+    leaves, spec = tree_flatten(given)
+    devices = {leaf.device for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_cuda}
+    with torch.no_grad(), torch.random.fork_rng(devices), as_they_were(modules):
+        yield tree_unflatten([_copy(leaf) for leaf in leaves], spec)
+
+
+def _copy(leaf: Any) -> Any:
+    """Of an argument; a cache of keys and values, too, is written into."""
+    if isinstance(leaf, Tensor):
+        return leaf.detach().clone()
+    if isinstance(leaf, nn.Module):
+        raise ValueError("a module is among the arguments")
+    return leaf if isinstance(leaf, PLAIN) else copy.deepcopy(leaf)
+
+
+@contextmanager
+def as_they_were(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Within, forwards of these modules write into copies of their buffers; after it, their fields are what they were,
+    too: running means, counters, what they keep."""
+    found = [(module, fields_of(vars(module)), copied(vars(module)), dict(module._buffers)) for module in modules]
+    unlooked = [module.__dict__["dts"] for module, *_ in found if "dts" in module.__dict__]
+    unlooked = [deltas for deltas in unlooked if deltas.kept is None]  # layers that are to look at what they brought
+    try:
+        for module, _, _, buffers in found:
+            module._buffers.update({name: b.clone() for name, b in buffers.items() if b is not None})
+        yield
+    finally:
+        for module, fields, containers, buffers in found:
+            own = vars(module)
+            for name in fields_of(own).keys() - fields.keys():
+                del own[name]
+            own.update(fields)
+            for name, before in containers.items():
+                if not unchanged(own[name], before):
+                    written(own[name], before)
+            for name in module._buffers.keys() - buffers.keys():
+                del module._buffers[name]
+            module._buffers.update(buffers)
+        for deltas in unlooked:
+            deltas.kept = None
 
 
 def is_container(value: Any) -> bool:
@@ -168,30 +202,37 @@ def _empty(value: Any) -> bool:
 def holds_numbers(value: Any, depth: int = 3) -> bool:
     if is_container(value) and depth:
         return any(holds_numbers(one, depth - 1) for one in (value.values() if isinstance(value, dict) else value))
-    return isinstance(value, Tensor) and value.is_floating_point() or isinstance(value, float)
+    number = isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+    return number or isinstance(value, float | complex)
 
 
 def same(one: Any, other: Any) -> bool:
     """Whether two runs kept the same.  Of what is no number that cannot be told: yes."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
-        if one.shape != other.shape or one.dtype != other.dtype or one.is_meta or other.is_meta:
+        if one.shape != other.shape or one.dtype != other.dtype or one.device != other.device or one.is_meta:
             return False
-        one, other = one.detach().double().nan_to_num(), other.detach().double().nan_to_num()
+        one, other = (
+            (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t).detach().double().nan_to_num()
+            for t in (one, other)
+        )
         return not one.numel() or bool((one - other).abs().max() <= NEAR * one.abs().max())
     if is_container(one) and type(one) is type(other):
         if isinstance(one, dict) and isinstance(other, dict):
             return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
         return isinstance(one, set) or len(one) == len(other) and all(map(same, one, other))
-    if isinstance(one, int | float) and isinstance(other, int | float):
-        return math.isclose(one, other, rel_tol=NEAR)
+    if isinstance(one, int | float | complex) and isinstance(other, int | float | complex):
+        return cmath.isclose(one, other, rel_tol=NEAR)
     return type(one) is type(other)
 
 
 @torch.no_grad()
 def _other(tensor: Tensor) -> Tensor:
-    """Of the same kind, with other numbers; integers in another order, which are ids or places."""
+    """Of the same kind, with other numbers; integers in another order, which are ids or places, or other ones."""
     if not tensor.is_floating_point():
-        return tensor.flip(-1) if tensor.dim() else tensor.clone()
+        turned = tensor.flip(-1) if tensor.dim() else tensor.clone()
+        if tensor.dtype is torch.bool or tensor.is_complex() or not torch.equal(turned, tensor):
+            return turned
+        return (tensor == 0).to(tensor.dtype)  # the same in either order, as one token a row is
     wave = torch.cos(torch.arange(tensor.numel(), device=tensor.device, dtype=torch.float32)).view(tensor.shape)
     size = tensor.detach().float().nan_to_num(0, 0, 0).abs().amax() if tensor.numel() else 0.0
     return tensor.detach() + (wave * (size + 0.1)).to(tensor.dtype)

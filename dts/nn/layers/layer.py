@@ -222,7 +222,7 @@ class Layer(nn.Module):
     ) -> Fields:
         """The fields and buffers of a twin that had these, after a forward that leaves nothing else behind.
 
-        Raises ValueError for arguments that it might write into and that cannot be copied."""
+        Raises what that does, and for arguments that it might write into and that cannot be copied."""
         twin = self._twin(tensors, {})
         fields = twin.__dict__
         for name in [name for name in fields if name not in FIELDS]:
@@ -230,7 +230,9 @@ class Layer(nn.Module):
         fields.update({name: value for name, value in own.items() if name not in twin._buffers and name not in FIELDS})
         fields.update(copied(fields))
         twin._buffers.update({name: own[name] for name in twin._buffers if name in own and name not in tensors})
-        with alone((args, kwargs)) as (args, kwargs):
+        twin._buffers.update({name: b.clone() for name, b in twin._buffers.items() if b is not None})
+        inner = [module for module in self.modules() if module is not self]
+        with alone((args, kwargs), inner) as (args, kwargs):
             base_class(self).forward(twin, *args, **kwargs)
         return {**{name: value for name, value in fields.items() if name not in FIELDS}, **twin._buffers}
 

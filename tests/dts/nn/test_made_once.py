@@ -38,6 +38,20 @@ class AsksOnce(nn.Module):
         return self.linear(x) + self.answers[x.dtype]
 
 
+class Counts(ReadsOnce):
+    """Keeps complex numbers, counts its calls and knows what inputs were like."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.norm = 0, nn.BatchNorm1d(18)
+
+    def forward(self, x):
+        self.calls += 1
+        if self.kept is None:
+            self.kept = torch.fft.fft(self.linear.weight)
+        return torch.fft.ifft(self.norm(x).to(self.kept.dtype) @ self.kept.T).real
+
+
 class TellsTheLast(nn.Module):
     """Keeps what somebody may look at, and makes it anew in each call; and a table of no task."""
 
@@ -89,6 +103,14 @@ def test_it_is_refused_in_every_call(kind, name, first, maker):
         assert getattr(model.model, name) == empty
     merged = model.merge_and_unload("a")
     assert merged(x).shape == (3, 18)
+
+
+def test_tries_leave_nothing_behind(maker):
+    _, model, _ = made(Counts, maker)
+    told = pytest.warns(UserWarning, match="tasks change linear, which the first call did not use")
+    with torch.no_grad(), told, pytest.raises(RuntimeError, match="^kept: made of what"):
+        model(maker.randn(3, 18), tasks="a")
+    assert model.model.kept is None and model.model.calls == 1 and model.model.norm.num_batches_tracked == 1
 
 
 @pytest.mark.parametrize("kind", [TellsTheLast, HasSettings])

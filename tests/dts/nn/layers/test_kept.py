@@ -89,6 +89,19 @@ class Property(nn.Module):
         return x @ self.kept.T
 
 
+class Spectrum(nn.Module):
+    """A filter, as what it is a convolution with: its imaginary part alone differs between tasks."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.kept = nn.Parameter(torch.randn(18)), None
+
+    def forward(self, x):
+        if self.kept is None:
+            self.kept = torch.complex(torch.ones_like(self.weight), self.weight.detach().clone())
+        return torch.view_as_real(x * self.kept).flatten(-2)
+
+
 class OfALinear(nn.Linear):
     kept = None
 
@@ -101,7 +114,7 @@ class OfALinear(nn.Linear):
         return F.linear(x, self.kept, self.bias)
 
 
-KINDS = [InField, InBuffer, ByDevice, ANumber, Flagged, Property, OfALinear]
+KINDS = [InField, InBuffer, ByDevice, ANumber, Flagged, Property, Spectrum, OfALinear]
 
 
 @pytest.mark.parametrize("before", ["never called", "called before"])
@@ -178,3 +191,85 @@ def test_what_inputs_have_a_part_in_stays(maker):
             x = maker.randn(2, 18)
             torch.testing.assert_close(model(x), twin(x), rtol=1e-9, atol=1e-9)
     assert base.calls == 3 and base.sizes == {2}
+
+
+def test_a_state_of_one_token_a_row_stays(maker):
+    """Ids that are the same in either order are other inputs, too, when it is tried what is made of weights."""
+
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.state = nn.Parameter(torch.randn(18, 18)), None
+
+        def forward(self, ids):
+            now = F.embedding(ids, self.table).mean(1)
+            self.state = now if self.state is None else self.state / 2 + now
+            return self.state
+
+    base = Last().double()
+    model, twin, entries = DTSModel(base), copy.deepcopy(base), maker.entries(base, skip=0)
+    model.load_task("a", entries)
+    twin.table.data += entries["table"].delta(dtype=torch.float64)
+    with torch.no_grad():
+        for token in (0, 3, 5):
+            ids = torch.full((2, 1), token)
+            torch.testing.assert_close(model(ids, tasks="a"), twin(ids), rtol=1e-9, atol=1e-9)
+
+
+def test_an_object_among_the_arguments_is_copied_for_a_try(maker, dense_twin):
+    class Calls:
+        count = 0
+
+    class Counting(InField):
+        def forward(self, x, calls):
+            calls.count += 1
+            return super().forward(x)
+
+    base = Counting().double()
+    clean, tasks = copy.deepcopy(base), {name: maker.entries(base, skip=0) for name in "ab"}
+    model, calls, x = DTSModel(base), Calls(), maker.randn(4, 18)
+    with torch.no_grad():
+        for name, entries in tasks.items():
+            model.load_task(name, entries)
+        for name in "ab":
+            expected = dense_twin(clean, weights(name, tasks))(x, Calls())
+            torch.testing.assert_close(model(x, calls, tasks=name), expected, rtol=1e-9, atol=1e-9)
+    assert calls.count == 2
+
+
+class Normed(nn.Module):
+    """With statistics and counts of its own and of a child, and a weight that it makes once."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.scale, self.kept, self.inner = nn.Parameter(torch.randn(18)), 2.0, None, nn.BatchNorm1d(18)
+        self.inner.calls = 0
+        self.inner.register_forward_pre_hook(self.count)
+        self.register_buffer("seen", torch.zeros(()))
+
+    @staticmethod
+    def count(inner, given):
+        inner.calls += 1
+
+    def forward(self, x):
+        self.seen += 1
+        if self.kept is None:
+            self.kept = self.weight * 2
+        return self.inner(x) * self.kept * self.scale
+
+
+@pytest.mark.parametrize("kind", [Normed, lambda: nn.BatchNorm1d(18)], ids=["of a child", "of its own"])
+def test_running_statistics_are_of_each_call_once(kind, maker):
+    base = nn.Sequential(kind()).double().train()
+    changed = [name for name, _ in base.named_parameters() if "inner" not in name]
+    model, twin, x = DTSModel(base), copy.deepcopy(base), maker.randn(8, 18, scale=1.0) + 1
+    entries = {name: Entry(name, name, (18,), "delta", tensor=maker.randn(18)) for name in changed}
+    model.load_task("a", entries)
+    with torch.no_grad():
+        for name, entry in entries.items():
+            twin.get_parameter(name).add_(entry.tensor)
+        torch.testing.assert_close(model(x, tasks="a"), twin(x), rtol=1e-9, atol=1e-9)
+    for (name, found), (_, expected) in zip(base.named_buffers(), twin.named_buffers()):
+        torch.testing.assert_close(found, expected, msg=lambda text, name=name: f"{name}: {text}")
+    if kind is Normed:
+        assert base[0].inner.calls == 1
