@@ -116,7 +116,7 @@ class _View:
         slots = [task.slot for task in tasks]
         resized = {name: change for name, layer in layers.items() if (change := layer.dts_rows(slots)) is not None}
         given = [task.model_config for task in tasks]
-        agreed = given[0] if given and all(_said(one) == _said(given[0]) for one in given) else {}
+        agreed = given[0] if given and all(labels_of(one) == labels_of(given[0]) for one in given) else {}
         config, own = library().task_config(model, resized, agreed, bool(given) and not agreed and any(given))
         return cls(base, config, own)
 
@@ -173,7 +173,8 @@ def distinct(rows: list[Mixture]) -> list[Mixture]:
     return found or [{}]
 
 
-def _said(config: Mapping[str, Any]) -> list[Any]:
+def labels_of(config: Mapping[str, Any]) -> list[Any]:
+    """What a fine-tune's configuration says of its classes."""
     return [config.get(name) for name in LABELS]
 
 

@@ -102,7 +102,7 @@ class Layer(nn.Module):
     def dts_resizing(self) -> bool:
         """Whether `dts_rows` is anything for some slot."""
         weight = self.dts.get("weight")
-        return weight is not None and bool(weight.values.tensors or weight.added.tensors)
+        return weight is not None and (weight.values.filled or weight.added.filled)
 
     def dts_rows(self, slots: list[int]) -> tuple[int, int] | None:
         """(outputs, or rows of a table, of the base and of a mixture of these slots) where they differ, else None."""
