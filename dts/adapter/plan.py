@@ -114,7 +114,8 @@ def is_copy(pairing: Pairing, pair: Pair, base_name: str) -> bool:
     if pair.added_rows:
         return False
     ours, theirs = pairing.finetuned.load(pair.name), pairing.base.load(base_name)
-    copied = torch.equal(ours, theirs.to(ours.dtype))
+    alike = lambda a, b: torch.equal(a, b.to(a.dtype))  # noqa: E731
+    copied = alike(ours[:1], theirs[:1]) and alike(ours, theirs)  # a row mostly tells, and no more is read then
     if copied:
         pairing.finetuned.release(pair.name)
         pairing.base.release(base_name)

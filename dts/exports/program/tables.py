@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +26,11 @@ class PlainTable(nn.Module):
         self.tensors = {slot: tensor.to("meta") for slot, tensor in table.tensors.items()}
         self.register_buffer("stack", table.stack.detach())
         self.register_buffer("length", table.length)
+
+    @property
+    def slots(self) -> Mapping[int, object]:
+        """As a `Table`'s: those that have a tensor."""
+        return self.tensors
 
     @property
     def wide(self) -> Tensor:

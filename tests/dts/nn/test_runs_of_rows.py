@@ -8,7 +8,6 @@ from torch import nn
 
 from dts.adapter import Entry
 from dts.nn import DTSModel
-from dts.nn import model as models
 from dts.sites import Target
 
 HEIGHT, WIDTH = 7, 8  # no run begins at a block of samples
@@ -43,7 +42,7 @@ def entries(maker):
 
 @torch.no_grad()
 def test_each_row_has_its_task(maker, monkeypatch):
-    monkeypatch.setattr(models, "renamer", lambda model, known: rename)
+    monkeypatch.setattr("dts.nn.survey.renamer", lambda model, known: rename)
     torch.manual_seed(0)
     base = Attention().double()
     model, dense = DTSModel(copy.deepcopy(base)), {None: base}
@@ -66,7 +65,7 @@ def test_each_row_has_its_task(maker, monkeypatch):
 
 
 def test_what_does_not_fit_is_said(maker, monkeypatch):
-    monkeypatch.setattr(models, "renamer", lambda model, known: rename)
+    monkeypatch.setattr("dts.nn.survey.renamer", lambda model, known: rename)
     model = DTSModel(Attention().double())
     wrong = Entry("qkv.bias", "qkv.bias", (3 * HEIGHT + 1,), "delta", tensor=maker.randn(3 * HEIGHT + 1))
     with pytest.raises(ValueError, match=r"the adapter is for \[22\], the model has \[21\]"):
