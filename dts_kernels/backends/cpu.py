@@ -45,7 +45,8 @@ def _delta_linear(x, y, operands: FactorOperands, transposed, *, exact, adds=Non
 def _linear(x, weight, bias, operands: FactorOperands, *, exact, adds=None) -> Tensor:
     packed, table, slots, weights, out_features, _, _ = operands
     tasks = Tasks.of(packed, table)
-    if x.dtype is torch.float32:  # the base's product on top, see `ops.together`
+    # the base's product on top, see `ops.together`; the library's own has other bits where rows are not side by side
+    if x.dtype is torch.float32 and (x.dim() < 3 or x.is_contiguous()):
         bias = None if bias is None else check.real(bias)
         y = native.delta_linear(x, bias, tasks, slots, weights, out_features, False, exact, adds=adds)
         rows = x.shape[:-1].numel()

@@ -36,12 +36,11 @@ class Tasks:
         self.count = count
         self.array = (Task * max(count, 1))()
         self.kept: dict[int, tuple[Any, ...]] = {}  # slot -> whose memory C reads
-        self.levels = False  # whether a task has its own
         self.pointer = ctypes.addressof(self.array)
         if older is not None:
             before = older[0]
             ctypes.memmove(self.array, before.array, min(count, before.count) * ctypes.sizeof(Task))
-            self.kept, self.levels = dict(before.kept), before.levels
+            self.kept = dict(before.kept)
 
     def _set(self, slot: int, one: PackedFactors | None) -> None:
         self.kept.pop(slot, None)
@@ -60,7 +59,6 @@ class Tasks:
         (task.u_rows, task.u_bytes), (task.v_rows, task.v_bytes) = (t.shape for t in factors)
         task.sigma, task.levels = (None if t is None else t.data_ptr() for t in numbers)
         task.rank = task.sigma_count = one.rank
-        self.levels |= one.levels is not None
 
     def __reduce__(self):
         return type(None), ()  # pointers mean nothing in a copy of the table: it makes its own
@@ -81,7 +79,6 @@ class Tasks:
                     joined.array[slot].lookup = None if lookup is None else lookup.data_ptr()
                     joined.array[slot].lookup_count = 0 if lookup is None else lookup.numel()
             joined.kept[-1 - place] = tasks, lookup  # of no slot alone
-            joined.levels |= tasks.levels
         return joined
 
     @classmethod
