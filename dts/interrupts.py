@@ -5,7 +5,6 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 
 
 @contextmanager
@@ -13,20 +12,23 @@ def starting() -> Iterator[None]:
     """Python processes that are started meanwhile hear of Ctrl-C once they call `end_quietly`: in imports it would
     be a traceback.  What comes to this process meanwhile is raised at the end."""
     here = hasattr(signal, "pthread_sigmask") and threading.current_thread() is threading.main_thread()
-    if not here or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # which helpers inherit
+    if not here or signal.getsignal(signal.SIGINT) in (
+        signal.SIG_IGN,
+        None,
+    ):  # helpers inherit it; or it is not Python's
         yield
         return
     multiprocessing.resource_tracker.ensure_running()  # which, where it starts within, unblocks the signal
-    came: list[FrameType | None] = []
-    handler = signal.signal(signal.SIGINT, lambda number, frame: came.append(frame))  # other threads do not block it
+    came: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))  # other threads do not block it
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         signal.signal(signal.SIGINT, handler)
-        if came and callable(handler):
-            handler(signal.SIGINT, came[0])
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 def end_quietly() -> None:

@@ -53,8 +53,7 @@ def compress_difference(
         )
         for name, model in finetunes.items():
             folder = out / "adapters" / name
-            if not folder.exists():
-                made += [folder, hidden(folder, PARTIAL)]
+            made += [place for place in (folder, hidden(folder, PARTIAL)) if not place.exists()]
             adapters[name] = compress_one(
                 theta_m,
                 model,

@@ -90,7 +90,7 @@ class Engine:
                 if self.catalogue.size_of(name) > (self.residents.memory or math.inf):
                     continue
                 self.model.load_task(name, self.catalogue.load(name))
-            except ValueError:  # whoever asks for it is told
+            except (ValueError, RuntimeError, MemoryError):  # no memory, perhaps: whoever asks for it is told
                 continue
             self.model.delete_task(name)
             self.model._state.watch = None  # no call was to reach it

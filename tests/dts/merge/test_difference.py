@@ -1,10 +1,13 @@
 """DTS-D: a merged base and an adapter of every fine-tune's difference to it."""
 
+import shutil
+
 import pytest
 import torch
 
 import dts
 from dts.checkpoint import open_checkpoint
+from dts.files.folder import PARTIAL, hidden
 
 
 def randn(*shape, seed=0):
@@ -33,6 +36,12 @@ def test_what_fails_half_way_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match="above 0"):
         dts.merge.compress_difference(base, tuned, "average", tmp_path / "out", rank_fraction=-1)
     assert not (tmp_path / "out").exists()
+    kept = hidden(tmp_path / "out/adapters/t0", PARTIAL)
+    kept.mkdir(parents=True)
+    with pytest.raises(ValueError, match="above 0"):
+        dts.merge.compress_difference(base, tuned, "average", tmp_path / "out", rank_fraction=-1)
+    assert kept.is_dir(), "an interrupted compression of somebody else"
+    shutil.rmtree(tmp_path / "out")
 
     def stop(done, total, name):
         if (tmp_path / "out/adapters/t0/dts_config.json").is_file():  # in the second adapter

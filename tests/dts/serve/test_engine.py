@@ -322,6 +322,21 @@ def test_the_model_is_prepared_before_anybody_asks(decoder, start):
     assert engine.model._layers and not engine.model.tasks and not engine.residents.loaded
 
 
+def test_a_task_that_has_no_room_does_not_keep_the_server_from_starting(decoder, start, monkeypatch):
+    served = start(decoder, run=False)
+    load, asked = served.engine.model.load_task, []
+
+    def once_full(*given):
+        asked.append(given)
+        if len(asked) == 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return load(*given)
+
+    monkeypatch.setattr(served.engine.model, "load_task", once_full)
+    served.engine.start()
+    assert texts(ask(served, "generate", "a", "x", max_tokens=1, temperature=0)) and len(asked) > 1
+
+
 def test_what_was_read_about_an_adapter_is_read_again_only_where_it_changed(decoder, tmp_path, monkeypatch):
     from dts.adapter import folder as reading
 
