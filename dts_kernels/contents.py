@@ -175,7 +175,8 @@ def own(
     factors, exponents: kept, not copied;  before: its table was this one's but for one slot, ``changed``.
     """
     new = factors.get(changed)
-    if new is not None and not (_plain(new.u) and _plain(new.v) and _plain(new.sigma)) or not table.shape[0]:
+    plain = new is None or _plain(new.u) and _plain(new.v) and _plain(new.sigma)
+    if not plain or new is not None and new.levels is not None and not _plain(new.levels) or not table.shape[0]:
         return None
     held = Contents.__new__(Contents)
     held.given, held.packed, held.version = packed, tuple(packed), version_of(table)
