@@ -200,7 +200,7 @@ def _empty(value: Any) -> bool:
 
 
 def holds_numbers(value: Any, depth: int = 3) -> bool:
-    if is_container(value) and depth:
+    if (is_container(value) or isinstance(value, tuple)) and depth:
         return any(holds_numbers(one, depth - 1) for one in (value.values() if isinstance(value, dict) else value))
     number = isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
     return number or isinstance(value, float | complex)
@@ -216,7 +216,7 @@ def same(one: Any, other: Any) -> bool:
             for t in (one, other)
         )
         return not one.numel() or bool((one - other).abs().max() <= NEAR * one.abs().max())
-    if is_container(one) and type(one) is type(other):
+    if (is_container(one) or isinstance(one, tuple)) and type(one) is type(other):
         if isinstance(one, dict) and isinstance(other, dict):
             return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
         return isinstance(one, set) or len(one) == len(other) and all(map(same, one, other))

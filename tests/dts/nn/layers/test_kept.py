@@ -102,6 +102,19 @@ class Spectrum(nn.Module):
         return torch.view_as_real(x * self.kept).flatten(-2)
 
 
+class Several(nn.Module):
+    """Two things, in a tuple."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.kept = nn.Parameter(torch.randn(18, 18)), None
+
+    def forward(self, x):
+        if self.kept is None:
+            self.kept = F.normalize(self.weight, dim=1), self.weight.sum(1)
+        return x @ self.kept[0].T + self.kept[1]
+
+
 class OfALinear(nn.Linear):
     kept = None
 
@@ -114,7 +127,7 @@ class OfALinear(nn.Linear):
         return F.linear(x, self.kept, self.bias)
 
 
-KINDS = [InField, InBuffer, ByDevice, ANumber, Flagged, Property, Spectrum, OfALinear]
+KINDS = [InField, InBuffer, ByDevice, ANumber, Flagged, Property, Spectrum, Several, OfALinear]
 
 
 @pytest.mark.parametrize("before", ["never called", "called before"])
