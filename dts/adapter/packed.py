@@ -123,18 +123,22 @@ class Blobs:
         stored = self.file.tensors[NAMES[dtype]]
         if stored.stop - stored.start > AT_ONCE:
             return None
-        blob = tensor_bytes(self.file.load(NAMES[dtype]))
+        whole = self.file.load(NAMES[dtype])
+        blob = tensor_bytes(whole)
         size, at, parts = dtype.itemsize, 0, list[bytes | memoryview]()
-        places = dict[str, int]()
+        places, moved = dict[str, int](), False
         for key, (kind, _, first, stop) in self.tensors.items():
             if kind == dtype and key.endswith(FACTORS):
                 parts.append(blob[first * size : stop * size])
+                moved |= at != first
                 places[key], at = at, at + stop - first
                 if rest := (first - stop) * size % ALIGN:
                     parts.append(bytes(rest))
                     at += rest // size
         if at:
-            shared = torch.frombuffer(bytearray().join(parts), dtype=dtype).untyped_storage()
+            if moved or at != whole.shape[0]:  # else there is nothing but factors, and they lie as they should
+                whole = torch.frombuffer(bytearray().join(parts), dtype=dtype)
+            shared = whole.untyped_storage()
             self._shared |= {key: (shared, first) for key, first in places.items()}
         return blob
 
