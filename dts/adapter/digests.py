@@ -46,16 +46,35 @@ def row_digest(name: str, tensors: dict[str, Tensor], row: dict, version: int = 
     return digest_of(name, {key: (t, tensor_bytes(t)) for key, t in tensors.items()}, row, version)
 
 
-def digest_of(name: str, tensors: Contents, row: dict, version: int = FORMAT_VERSION) -> str:
-    """`row_digest` of tensors whose bytes are known."""
-    row = {k: v for k, v in row.items() if k != "sha256"}
-    total = hashlib.sha256(canonical(row if version < 4 else [name, row], version))
+def digest_of(
+    name: str, tensors: Contents, row: dict, version: int = FORMAT_VERSION, texts: dict[str, str] | None = None
+) -> str:
+    """`row_digest` of tensors whose bytes are known.
+
+    texts: name -> canonical text of the row, to which it is added, for `config_digest`; since version 4.
+    """
+    own = {k: v for k, v in row.items() if k != "sha256"}
+    if version < 4:
+        total = hashlib.sha256(canonical(own, version))
+    else:
+        text = _CANONICAL.encode(own)
+        total = hashlib.sha256(f"[{encode_basestring_ascii(name)},{text}]".encode())
+        if texts is not None:
+            texts[name] = _with_digest(text, row)
     for key in sorted(tensors):
         tensor, content = tensors[key]
         if version >= 4:
             total.update(_about(key, tensor))
         total.update(content)
     return total.hexdigest()
+
+
+def _with_digest(text: str, row: dict) -> str:
+    """The canonical text of a row of that text without its ``sha256``, which is its last key before the shape."""
+    before, behind, more = (*text.split(_SHAPE), "", "", "")[:3]
+    if not behind or more or "sha256" not in row:
+        return _CANONICAL.encode(row)
+    return f'{before},"sha256":{_CANONICAL.encode(row["sha256"])}{_SHAPE}{behind}'
 
 
 def _about(key: str, tensor: Tensor) -> bytes:
@@ -80,9 +99,18 @@ def content_digest(digests: Iterable[str]) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
 
 
-def config_digest(config: dict) -> str:
-    """16 hex digits over the configuration without its ``sha256``."""
-    return hashlib.sha256(canonical({k: v for k, v in config.items() if k != "sha256"})).hexdigest()[:16]
+def config_digest(config: dict, texts: Mapping[str, str] | None = None) -> str:
+    """16 hex digits over the configuration without its ``sha256``.
+
+    texts: name -> canonical text of a row of ``tensors``, if all of them are known: half of all there is to write.
+    """
+    own = {k: v for k, v in config.items() if k != "sha256"}
+    if texts is None or texts.keys() != own["tensors"].keys():
+        return hashlib.sha256(canonical(own)).hexdigest()[:16]
+    rows = ",".join([f"{encode_basestring_ascii(name)}:{texts[name]}" for name in sorted(texts)])
+    parts = {k: f"{{{rows}}}" if k == "tensors" else _CANONICAL.encode(v) for k, v in own.items()}
+    text = ",".join([f"{encode_basestring_ascii(key)}:{parts[key]}" for key in sorted(parts)])
+    return hashlib.sha256(f"{{{text}}}".encode()).hexdigest()[:16]
 
 
 def identity(config: dict) -> str:
@@ -98,6 +126,7 @@ def file_digest(content: bytes) -> str:
 
 
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), check_circular=False)
+_SHAPE = ',"shape":'  # as text within a row cannot have it, where quotes have a backslash before them
 _SPACED = json.JSONEncoder(sort_keys=True, check_circular=False)
 
 

@@ -59,10 +59,11 @@ def read_folder(folder: Path, verify: bool = True, described: Described | None =
     """
     try:
         config, stored = described or _described(folder)
-        entries, wrong = _entries(config, stored, verify)
+        texts = dict[str, str]()
+        entries, wrong = _entries(config, stored, verify, texts)
     except Damaged as error:
         raise AdapterError(str(error)) from None
-    if verify and config["format_version"] >= 4 and config_digest(config) != config["sha256"]:
+    if verify and config["format_version"] >= 4 and config_digest(config, texts) != config["sha256"]:
         wrong.append(f"{CONFIG} was altered after it was written")
     if wrong:
         raise AdapterError(f"{folder} is damaged:\n  " + "\n  ".join(wrong))
@@ -120,8 +121,8 @@ def _described(folder: Path) -> Described:
     return Described(checked(config, folder / CONFIG), stored)
 
 
-def _entries(config: dict, file: Stored, verify: bool) -> tuple[dict[str, Entry], list[str]]:
-    """(entries, a line for all that is wrong with them)."""
+def _entries(config: dict, file: Stored, verify: bool, texts: dict[str, str]) -> tuple[dict[str, Entry], list[str]]:
+    """(entries, a line for all that is wrong with them); texts: as for `digest_of`."""
     used: set[str] = set()
     wrong: list[str] = []
     entries: dict[str, Entry] = {}
@@ -150,7 +151,7 @@ def _entries(config: dict, file: Stored, verify: bool) -> tuple[dict[str, Entry]
             wrong.append(f"{name}: {nbytes} bytes are stored of it, recorded {row['bytes']}")
         elif verify:
             content = {key: (tensor, file.content(key) or tensor_bytes(tensor)) for key, tensor in own.items()}
-            found.append(digest_of(name, content, row, version))
+            found.append(digest_of(name, content, row, version, texts))
             if shown(found[-1], version) != row["sha256"]:
                 wrong.append(f"{name}: what is stored of it was altered")
         entries[name] = entry
