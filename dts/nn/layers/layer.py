@@ -181,11 +181,10 @@ class Layer(nn.Module):
             with with_tensors(self, tensors):
                 return base.forward(self, *args, **kwargs)
         own = self.__dict__
-        copies: dict[str, Any] = {}
-        if tensors:
-            if self.dts.kept is None:
-                self._forget(tensors, args, kwargs)
-            copies = copied(own)
+        if tensors and self.dts.kept is None:
+            self._forget(tensors, args, kwargs)
+        kept = self.dts.kept  # with the base's weights, too: what these make once would be every later task's
+        copies = copied(own) if tensors or kept is not None else {}
         twin = self._twin(tensors, copies)
         others = {id(raw(self, name)): tensor for name, tensor in tensors.items()}
         before = dict(twin.__dict__)
@@ -197,10 +196,11 @@ class Layer(nn.Module):
         changed = {name: value for name, value in fields.items() if value is not before.get(name, before)}
         changed |= {name: fields[name] for name, copy in copies.items() if not unchanged(own[name], fields[name])}
         moved = {n: b for n, b in twin._buffers.items() if n not in tensors and b is not buffers.get(n, before)}
-        if self.dts.kept is not None and tensors and (changed or moved):
-            kept = self.dts.kept.carried({**own, **buffers}, changed | moved, self._run_alone, tensors, args, kwargs)
-            changed = {name: value for name, value in changed.items() if name in kept}
-            moved = {name: buffer for name, buffer in moved.items() if name in kept}
+        if kept is not None and (changed or moved):
+            made_of = tensors or {name: raw(self, name) for name in self.dts.parameters}
+            carried = kept.carried({**own, **buffers}, changed | moved, self._run_alone, made_of, args, kwargs)
+            changed = {name: value for name, value in changed.items() if name in carried}
+            moved = {name: buffer for name, buffer in moved.items() if name in carried}
         for name, value in changed.items():
             if name in copies and type(value) is type(own[name]):
                 written(own[name], value)
