@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dts.checkpoint.errors import first
 from dts.nn.base import Base
 from dts.nn.heads import missing_heads
 from dts.nn.known_calls import KnownCalls
@@ -21,6 +22,7 @@ from dts.nn.selection import Selection, names_in
 from dts.nn.shelf import Shelf
 from dts.nn.survey import Survey
 from dts.nn.views import Views, labels_of, plain
+from dts.sites import walked
 
 
 class Core(nn.Module):
@@ -36,6 +38,11 @@ class Core(nn.Module):
             )
         if isinstance(model, torch.jit.ScriptModule):
             raise TypeError("a TorchScript program runs no tasks: give the model that torch.jit made it of")
+        if programs := [name for name, module in walked(model) if isinstance(module, torch.jit.ScriptModule)]:
+            raise TypeError(
+                f"{first(programs, 4)}: TorchScript programs, which run no tasks: give the model with the modules that "
+                "torch.jit made them of"
+            )
         if issubclass(type(model), Core):
             raise TypeError("this is a DTSModel already: load_task() gives it further tasks")
         super().__init__()

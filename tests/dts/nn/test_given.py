@@ -161,3 +161,11 @@ def test_weights_are_no_entries(model):
 def test_a_floor_that_is_no_probability(model, floor):
     with pytest.raises(ValueError, match="floor is a probability"):
         model.choose_tasks({"x": X}, floor=floor)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_torchscript_child_is_refused_by_name():
+    """Loading a task onto any other layer ended in an error of pybind's."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(torch.jit.script(nn.Linear(4, 4))))
+    with pytest.raises(TypeError, match=r"^1\.0: TorchScript programs, which run no tasks"):
+        dts.DTSModel(model)
