@@ -13,7 +13,15 @@ from dts.interrupts import starting
 pytestmark = pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs POSIX signals")
 
 
-def test_it_is_raised_at_the_end():
+@pytest.fixture
+def pythons_own():
+    """A shell's background jobs ignore Ctrl-C, and so does what they start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_it_is_raised_at_the_end(pythons_own):
     reached = False
     with pytest.raises(KeyboardInterrupt), starting():
         os.kill(os.getpid(), signal.SIGINT)
