@@ -12,10 +12,8 @@ def starting() -> Iterator[None]:
     """Python processes that are started meanwhile hear of Ctrl-C once they call `end_quietly`: in imports it would
     be a traceback.  What comes to this process meanwhile is raised at the end."""
     here = hasattr(signal, "pthread_sigmask") and threading.current_thread() is threading.main_thread()
-    if not here or signal.getsignal(signal.SIGINT) in (
-        signal.SIG_IGN,
-        None,
-    ):  # helpers inherit it; or it is not Python's
+    left = signal.SIG_IGN, None  # those started inherit it; or the handler is not Python's
+    if not here or signal.getsignal(signal.SIGINT) in left:
         yield
         return
     multiprocessing.resource_tracker.ensure_running()  # which, where it starts within, unblocks the signal

@@ -26,7 +26,8 @@ class Contents:
     launches: what `gpu.repeat` keeps of products with kernel words.
     """
 
-    def __init__(self, packed: list[Tensor], table: Tensor, known=None):
+    def __init__(self, packed: list[Tensor], table: Tensor, on_cpu: bool):
+        """Nothing was read yet: `read` does that, `own` was told."""
         self.given, self.packed, self.version = packed, tuple(packed), version_of(table)
         self.factors: dict[int, PackedFactors] = {}
         self.exponents: dict[int, int] = {}
@@ -35,16 +36,21 @@ class Contents:
         self.older: tuple[Any, frozenset[int]] | None = None
         self.memory: Any = None  # that kernel words are in: it lives as long as the table that was looked at
         self.launches: dict[Any, Any] = {}
-        self.known = set() if known is None else {known}
-        self.on_cpu = all(t.is_cpu for t in self.packed)
-        sizes = LAYOUTS.values()
+        self.known: set[tuple[str, tuple[int, ...], int]] = set()
+        self.on_cpu = on_cpu
+
+    @classmethod
+    def read(cls, packed: list[Tensor], table: Tensor) -> "Contents":
+        """Raises ValueError for a table that does not fit its tensors."""
+        held, sizes = cls(packed, table, all(t.is_cpu for t in packed)), LAYOUTS.values()
         if table.dtype != torch.int64 or table.dim() != 2 or table.shape[1] not in sizes or not _plain(table):
             raise ValueError(
                 f"a bank's table must be int64 [slots, {TABLE_FIELDS} or {FIELDS}], "
                 f"not {table.dtype} {list(table.shape)}"
             )
         if table.shape[1] == TABLE_FIELDS:
-            self._read_disk(table)
+            held._read_disk(table)
+        return held
 
     def __reduce__(self):
         return type(None), ()  # a copy of the table makes its own
@@ -146,7 +152,7 @@ def of(packed: list[Tensor], table: Tensor) -> Contents:
     if held is not None and held.given is packed and held.shape is not None:
         return held  # a bank's own: it makes another table
     if held is None or not held.of_now(packed, table):
-        held = Contents(packed, table)
+        held = Contents.read(packed, table)
         setattr(table, HELD, held)
     return held
 
@@ -155,11 +161,11 @@ def trust(packed: list[Tensor], table: Tensor, layout: str, shape: tuple[int, in
     """What a bank of kernel words just wrote itself is not read back from the device."""
     known, held = (layout, tuple(shape), max_rank), getattr(table, HELD, None)
     if held is not None and held.given is packed:  # other tasks in the table that kernels have already
-        held.version, held.known = version_of(table), {known}
+        held.version = version_of(table)
     else:
-        held = Contents(packed, table, known)
+        held = Contents.read(packed, table)
         setattr(table, HELD, held)
-    held.memory = memory
+    held.known, held.memory = {known}, memory
 
 
 def own(
@@ -178,13 +184,9 @@ def own(
     plain = new is None or _plain(new.u) and _plain(new.v) and _plain(new.sigma)
     if not plain or new is not None and new.levels is not None and not _plain(new.levels) or not table.shape[0]:
         return None
-    held = Contents.__new__(Contents)
-    held.given, held.packed, held.version = packed, tuple(packed), version_of(table)
+    held = Contents(packed, table, all(t.is_cpu for t in packed[-3:]))  # as the others are
     held.factors, held.exponents = factors, exponents
     held.shape = next(iter(factors.values())).shape if factors else None
-    held.tasks = held.memory = None
-    held.launches, held.known, held.on_cpu = {}, set(), all(t.is_cpu for t in packed[-3:])
-    held.older = None
     if before is not None and before.tasks is not None:
         held.older = before.tasks, frozenset([changed])
     elif before is not None and before.older is not None:

@@ -37,22 +37,14 @@ MORE = {
     "velora_config": "VeLoRA",
     "megatron_config": "a LoRA of Megatron layers",
 }
-KNOWN = {  # what else a config says; of other keys it is not known what they change
+# what else a config says; of other keys it is not known what they change
+KNOWN = {
     *MORE,
-    *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
-    *(
-        "inference_mode",
-        "r",
-        "target_modules",
-        "exclude_modules",
-        "lora_alpha",
-        "lora_dropout",
-        "fan_in_fan_out",
-        "bias",
-    ),
-    *("use_rslora", "modules_to_save", "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern"),
-    *("alpha_pattern", "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "kasa_config"),
-    *("qalora_group_size", "runtime_config", "lora_bias", "ensure_weight_tying", "ephemeral_gpu_offload"),
+    *"task_type peft_type auto_mapping peft_version base_model_name_or_path revision inference_mode".split(),
+    *"r target_modules exclude_modules lora_alpha lora_dropout fan_in_fan_out bias use_rslora modules_to_save".split(),
+    *"init_lora_weights layers_to_transform layers_pattern rank_pattern alpha_pattern megatron_core".split(),
+    *"loftq_config eva_config corda_config lora_ga_config kasa_config qalora_group_size runtime_config".split(),
+    *"lora_bias ensure_weight_tying ephemeral_gpu_offload".split(),
 }
 SWITCHES = ("use_rslora", "fan_in_fan_out", "lora_bias")  # which a text such as "no" would turn on
 CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "loraga")

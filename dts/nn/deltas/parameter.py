@@ -179,7 +179,6 @@ class ParameterDelta(Held):
             index, _ = self.values.index(routing)
             value = self.values.stack[index[0, 0]].to(base.dtype)
         has = self.values.lengths(routing)[0] > 0
-        each = self.values.tensors.values()
-        if value.shape == base.shape and (in_program(base) or all(one.shape == base.shape for one in each)):
+        if value.shape == base.shape and (in_program(base) or self.values.even):
             return torch.where(has, value, base)  # without a look at which it is, which a graph could not follow
         return value[: int(self.values.lengths(routing)[0])] if has else base

@@ -95,8 +95,7 @@ class Table(Held):
         self._wide, self._made = None, False
         self.version += 1
         self.filled = bool(self._own) or self.stays and self.filled
-        sizes = [own if isinstance(own, int) else own.shape[0] if own.dim() else 1 for own in self._own.values()]
-        self.longest = max(sizes, default=0)
+        self.longest = max(self._sizes(), default=0)
         first = next(iter(self._own.values()), None)
         if isinstance(first, Tensor):
             self.size = (self.longest, *first.shape[1:]) if first.dim() else ()
@@ -108,6 +107,14 @@ class Table(Held):
             self._stack = self._length = None
         elif self.device.type != "cpu" or len(self._own) <= EAGER:
             self._make()
+
+    def _sizes(self) -> list[int]:
+        return [own if isinstance(own, int) else own.shape[0] if own.dim() else 1 for own in self._own.values()]
+
+    @property
+    def even(self) -> bool:
+        """Whether all tensors have the size of a row of the stack."""
+        return all(size == self.longest for size in self._sizes())
 
     @property
     def stack(self) -> Tensor:
