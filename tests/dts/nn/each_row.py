@@ -14,13 +14,18 @@ def weights(task, tasks):
     return [(tasks[name], gamma) for name, gamma in mixture.items()]
 
 
+def loaded(base, maker):
+    """(a model with tasks a and b over a copy of the base, {task: its entries})."""
+    tasks, model = {t: maker.entries(base, skip=0) for t in "ab"}, DTSModel(copy.deepcopy(base))
+    for t, entries in tasks.items():
+        model.load_task(t, entries)
+    return model, tasks
+
+
 def check(base, layer_class, maker, dense_twin, *inputs, **kwargs):
     """Every row of a batch of tasks equals the dense twin's, for a module alone in a model."""
     base = base.double().eval()
-    tasks = {t: maker.entries(base, skip=0) for t in "ab"}
-    model = DTSModel(copy.deepcopy(base))
-    for t, entries in tasks.items():
-        model.load_task(t, entries)
+    model, tasks = loaded(base, maker)
     kinds = {type(m).__name__ for m in model.model.modules() if hasattr(m, "dts")}
     assert layer_class.__name__ in kinds
     found = model(*inputs, **kwargs, tasks=TASKS)

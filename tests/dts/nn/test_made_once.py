@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from each_row import weights
+from each_row import loaded, weights
 from torch import nn
 
 from dts.nn import DTSModel
@@ -84,10 +84,7 @@ class HasSettings(TellsTheLast):
 def made(kind, maker):
     torch.manual_seed(0)
     base = kind().double()
-    model, tasks = DTSModel(copy.deepcopy(base)), {name: maker.entries(base, skip=0) for name in "ab"}
-    for name, entries in tasks.items():
-        model.load_task(name, entries)
-    return base, model, tasks
+    return base, *loaded(base, maker)
 
 
 @pytest.mark.parametrize("first", ["a", None, ["a", "b", None]])

@@ -1,13 +1,9 @@
 """Models in which the rows of a batch cannot be routed together."""
 
-import copy
-
 import pytest
 import torch
-from each_row import TASKS, weights
+from each_row import TASKS, loaded, weights
 from torch import nn
-
-from dts.nn import DTSModel
 
 
 @pytest.fixture(autouse=True)
@@ -26,10 +22,7 @@ def test_rows_that_are_interleaved_run_once_a_task(maker, dense_twin):
             return self.linear(x.transpose(0, 1).reshape(s * b, -1)).view(s, b, -1).transpose(0, 1)
 
     base = Interleaved().double()
-    tasks = {t: maker.entries(base, skip=0) for t in "ab"}
-    model = DTSModel(copy.deepcopy(base))
-    for t, entries in tasks.items():
-        model.load_task(t, entries)
+    model, tasks = loaded(base, maker)
     x = maker.randn(4, 4, 9, scale=1.0)
     found = model(x, tasks=TASKS)
     for i, task in enumerate(TASKS):
@@ -51,10 +44,7 @@ def test_outputs_in_which_rows_meet_run_once_a_task(maker, dense_twin):
             return self.image(image) @ self.text(text).T
 
     base = Similarity().double()
-    tasks = {t: maker.entries(base, skip=0) for t in "ab"}
-    model = DTSModel(copy.deepcopy(base))
-    for t, entries in tasks.items():
-        model.load_task(t, entries)
+    model, tasks = loaded(base, maker)
     for texts in (4, 7):
         image, text = maker.randn(4, 9, scale=1.0), maker.randn(texts, 5, scale=1.0)
         found = model(image, text, tasks=TASKS)
@@ -94,10 +84,7 @@ class EachRow(Turned):
 @pytest.mark.parametrize("kind", [Turned, Sorted, EachRow])
 def test_rows_in_another_order_run_once_a_task(kind, first, maker, dense_twin):
     base = kind().double()
-    tasks = {t: maker.entries(base, skip=0) for t in "ab"}
-    model = DTSModel(copy.deepcopy(base))
-    for t, entries in tasks.items():
-        model.load_task(t, entries)
+    model, tasks = loaded(base, maker)
     x = maker.randn(4, 9, scale=1.0)
     x[:, 0] = torch.tensor(first)
     found = model(x, tasks=TASKS)
@@ -119,10 +106,7 @@ def test_rows_that_are_near_in_one_number_are_not_taken_for_one(maker, dense_twi
             return self.linear(torch.cat([x, 2 * x])).view(2, len(x), 6).sum(0)
 
     base = Blocks().double()
-    tasks = {t: maker.entries(base, skip=0) for t in "ab"}
-    model = DTSModel(copy.deepcopy(base))
-    for t, entries in tasks.items():
-        model.load_task(t, entries)
+    model, tasks = loaded(base, maker)
     x = maker.randn(4, 9, scale=1.0)
     mixer = torch.cos(torch.arange(9, dtype=torch.float64))
     x[1] += (2 * x[0] - x[1]) @ mixer * mixer / (mixer @ mixer)
@@ -144,10 +128,7 @@ def test_two_blocks_before_two_rows_are_not_taken_for_rows(maker, dense_twin):
             return self.linear(torch.stack([x, 100 * x]))[1]
 
     base = Stacked().double()
-    tasks = {t: maker.entries(base, skip=0) for t in "ab"}
-    model = DTSModel(copy.deepcopy(base))
-    for t, entries in tasks.items():
-        model.load_task(t, entries)
+    model, tasks = loaded(base, maker)
     x = maker.randn(4, 9, scale=1.0)
     x[1] = 1.001 * x[0]
     found = model(x, tasks=TASKS)
@@ -171,10 +152,7 @@ def test_a_vector_as_long_as_the_batch_is_not_cut_into_rows(rows, turned, maker,
             return (self.linear(x.flip(0)).flip(0) if turned else self.linear(x)) * scale
 
     base = Scaled().double()
-    tasks = {t: maker.entries(base, skip=0) for t in "ab"}
-    model = DTSModel(copy.deepcopy(base))
-    for t, entries in tasks.items():
-        model.load_task(t, entries)
+    model, tasks = loaded(base, maker)
     x, scale = maker.randn(rows, 9, scale=1.0), torch.arange(1.0, rows + 1, dtype=torch.float64)
     asked = [["a", "b"][i % 2] for i in range(rows)]
     found = model(x, scale, tasks=asked)
