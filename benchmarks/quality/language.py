@@ -11,6 +11,7 @@ for every method, embeddings are the base's.
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,9 +33,12 @@ TRAINING = {"gsm8k": (56_000, 1), "mbpp": (28_000, 2), "tinyshakespeare": (56_00
 LENGTH = 128  # tokens of a sequence
 
 
-def finetunes(names: list[str], seeds: list[int]) -> list[tuple[LanguageTask, int, Path]]:
+def finetunes(names: list[str], seeds: list[int], every: bool = False) -> list[tuple[LanguageTask, int, Path]]:
     """(task, seed, checkpoint) of every task and seed, trained or found in the cache.  A task's seeds differ in the
-    order of batches."""
+    order of batches.
+
+    every: all parameters are trained and all matrices decayed, the embeddings too.
+    """
     from transformers import AutoTokenizer
 
     base, found = smollm2.base_folder(CACHE), []
@@ -43,7 +47,14 @@ def finetunes(names: list[str], seeds: list[int]) -> list[tuple[LanguageTask, in
         for name in names:
             tokens, epochs = TRAINING[name]
             task = language_tasks.load(name, tokenizer, LENGTH, tokens)
-            recipe = Recipe(epochs=epochs, batch_size=4, max_length=LENGTH, seed=seed)
+            recipe = Recipe(
+                epochs=epochs,
+                batch_size=4,
+                max_length=LENGTH,
+                train_embeddings=every,
+                seed=seed,
+                decay_embeddings=every,
+            )
             path = smollm2.finetune(task, recipe, base, CACHE)
             found.append((task, seed, path))
             print(f"{name}, seed {seed}: {path.name}", file=sys.stderr, flush=True)
@@ -55,7 +66,8 @@ class LanguageModel(Subject):
     """A fine-tuned causal model, and its held-out token ids int64 [sequences, length].
 
     bases: the base's tensors by the names of the model's.  Logits over the vocabulary exist for one batch at a time:
-    of the fine-tune the last hidden states are kept, which the output layer, the same for all, turns into logits.
+    of the fine-tune the last hidden states are kept, and the output layer that turns them into logits.  That is the
+    fine-tune's own: where it is the embeddings, deltas of those change the model's.
     """
 
     model: torch.nn.Module
@@ -69,10 +81,10 @@ class LanguageModel(Subject):
 
     def score(self, deltas: Deltas) -> dict:
         right = finetuned_right = agreeing = loss = finetuned_loss = kl = 0.0
-        head = self.model.get_output_embeddings()
-        for (hidden, targets), reference in zip(self._hidden(deltas), self.reference):
+        head, (finetuned_head, reference) = self.model.get_output_embeddings(), self.reference
+        for (hidden, targets), finetuned_hidden in zip(self._hidden(deltas), reference):
             with torch.inference_mode():
-                logs, wanted = (torch.log_softmax(head(x), -1) for x in (hidden, reference))
+                logs, wanted = torch.log_softmax(head(hidden), -1), finetuned_head(finetuned_hidden).log_softmax(-1)
                 best, wanted_best = logs.argmax(-1), wanted.argmax(-1)
                 right += (best == targets).sum().item()
                 finetuned_right += (wanted_best == targets).sum().item()
@@ -91,9 +103,10 @@ class LanguageModel(Subject):
         return {name: value / self.samples for name, value in sums.items()} | {"base_loss": self.base_loss}
 
     @cached_property
-    def reference(self) -> list[Tensor]:
-        """The fine-tune's last hidden states, [tokens of a batch, width] each."""
-        return [hidden for hidden, _ in self._hidden(self.deltas)]
+    def reference(self) -> tuple[torch.nn.Module, list[Tensor]]:
+        """The fine-tune's output layer, and its last hidden states, [tokens of a batch, width] each."""
+        hidden = [hidden for hidden, _ in self._hidden(self.deltas)]
+        return copy.deepcopy(self.model.get_output_embeddings()), hidden
 
     @cached_property
     def base_loss(self) -> float:
@@ -120,8 +133,12 @@ def subject(task: LanguageTask, seed: int, folder: Path, samples: int = 40) -> L
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     bases = _base_tensors()
     step = max(1, -(-len(task.test) // samples))
-    deltas = matrix_deltas(bases, model.state_dict())
-    return LanguageModel(task.name, seed, folder.name, deltas, model, bases, task.test[::step])
+    return LanguageModel(task.name, seed, folder.name, deltas_of(bases, model), model, bases, task.test[::step])
+
+
+def deltas_of(bases: Deltas, model: torch.nn.Module) -> Deltas:
+    """Of the matrices of the model that changed.  An output layer that is the embeddings counts once, as those."""
+    return matrix_deltas(bases, {name: parameter.detach() for name, parameter in model.named_parameters()})
 
 
 @cache

@@ -56,26 +56,37 @@ def _sequences(tokenizer, documents: list[str], length: int) -> Tensor:
     return torch.tensor(ids[: len(ids) // length * length]).view(-1, length)
 
 
-def _lines(path: Path) -> list[dict]:
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
+def lines(path: Path) -> list[dict]:
+    """The rows of a file of JSON lines, packed with gzip."""
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def question(row: dict) -> str:
+    """How a document of gsm8k begins."""
+    return f"Question: {row['question']}\nAnswer:"
 
 
 def gsm8k(folder: Path) -> tuple[list[str], list[str]]:
     """Questions and worked answers; the published split."""
     train, test = (
-        [f"Question: {row['question']}\nAnswer: {row['answer']}" for row in _lines(folder / f"gsm8k_{split}.jsonl.gz")]
+        [f"{question(row)} {row['answer']}" for row in lines(folder / f"gsm8k_{split}.jsonl.gz")]
         for split in ("train", "test")
     )
     return train, test
 
 
+def is_test(row: dict) -> bool:
+    """Is this task of mbpp of its published test set?"""
+    return 11 <= row["task_id"] <= 510
+
+
 def mbpp(folder: Path) -> tuple[list[str], list[str]]:
     """A task in words and the Python that does it.  Test: the published test set, tasks 11 to 510; the rest trains."""
     train, test = [], []
-    for row in _lines(folder / "mbpp.jsonl.gz"):
+    for row in lines(folder / "mbpp.jsonl.gz"):
         code = row["code"].replace("\r\n", "\n")
-        (test if 11 <= row["task_id"] <= 510 else train).append(f"# {row['text']}\n{code}\n")
+        (test if is_test(row) else train).append(f"# {row['text']}\n{code}\n")
     return train, test
 
 

@@ -17,7 +17,7 @@ from dts.files import write_text
 
 DROPPED = ("key", "identity")  # what only continues an interrupted run
 SAME = ("task", "seed", "draw", "method", "size")
-FIRST = ("text", "text all", "images", "language")  # the order of the suites
+FIRST = ("text", "text all", "images", "language", "language all")  # the order of the suites
 DIGITS = 5
 MEASURES = (
     "share",

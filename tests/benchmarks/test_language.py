@@ -1,5 +1,6 @@
 """The language suite, on a tiny Llama and sentences of eight words."""
 
+import dataclasses
 import gzip
 import json
 
@@ -9,7 +10,8 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from benchmarks.quality import language, language_tasks, smollm2
+from benchmarks.quality import language, language_all, language_answers, language_tasks, smollm2
+from benchmarks.real import sandbox
 from dts import metrics
 from dts.demo.finetune import Recipe
 from dts.demo.tasks import MissingData
@@ -69,6 +71,20 @@ def trained(base, data, tokenizer, tmp_path_factory):
     return task, recipe, smollm2.finetune(task, recipe, base, tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(scope="module")
+def trained_whole(base, data, tokenizer, tmp_path_factory):
+    """All parameters trained, by the suite's own function and recipe; its sequences and rate fit the tiny model."""
+    cache = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(language, "CACHE", cache)
+        patch.setattr(language, "LENGTH", 8)
+        patch.setattr(language, "Recipe", lambda **of: Recipe(**of, learning_rate=1e-2))
+        patch.setattr(smollm2, "base_folder", lambda cache: base)
+        patch.setattr(language_tasks, "shared_data", lambda: data)
+        ((task, _, folder),) = language_all.COMMAND.finetunes(["gsm8k"], [0])
+    return task, folder
+
+
 @pytest.mark.parametrize("name", language_tasks.READERS)
 def test_tasks_are_sequences_of_one_length(name, data, tokenizer):
     task = language_tasks.load(name, tokenizer, 8, 160, data)
@@ -99,40 +115,94 @@ def test_a_fine_tune_trains_all_but_the_embeddings_and_is_made_once(trained, bas
     assert smollm2.finetune(task, recipe, base, folder.parents[1]) == folder
 
 
-def test_scores_are_those_of_whole_logits(trained, base):
-    task, _, folder = trained
+def test_every_parameter_of_a_fine_tune_is_trained_where_it_is_asked_for(trained_whole, base):
+    _, folder = trained_whole
+    before, after = load_file(base / "model.safetensors"), load_file(folder / "model.safetensors")
+    assert before.keys() == after.keys() and "lm_head.weight" not in after
+    assert not any(torch.equal(before[name], after[name]) for name in before)
+    change = after["model.embed_tokens.weight"] - before["model.embed_tokens.weight"]
+    assert change.abs().sum(-1).min() > 0  # rows of tokens that no text has are decayed
+
+
+@pytest.mark.parametrize("every", [False, True])
+def test_scores_are_those_of_whole_logits(every, trained, trained_whole, base):
+    task, folder = trained_whole if every else trained[::2]
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     bases = AutoModelForCausalLM.from_pretrained(base).state_dict()
-    deltas = language.matrix_deltas(bases, model.state_dict())
-    assert len(deltas) == 14
+    deltas = language.deltas_of(bases, model)
+    assert len(deltas) == 14 + every and "lm_head.weight" not in deltas  # the embeddings, once
     subject = language.LanguageModel("gsm8k", 0, "identity", deltas, model, bases, task.test[:7], batch_size=3)
     assert subject.samples == 49
 
     def logits(factor):
         other = AutoModelForCausalLM.from_pretrained(folder).eval()
-        state = other.state_dict() | {name: bases[name] + factor * delta for name, delta in deltas.items()}
-        other.load_state_dict(state)
+        other.load_state_dict({name: bases[name] + factor * delta for name, delta in deltas.items()}, strict=False)
         with torch.inference_mode():
             return other(task.test[:7, :-1]).logits.flatten(0, 1)
 
     half, whole, none = logits(0.5), logits(1.0), logits(0.0)
     targets = task.test[:7, 1:].flatten()
     loss = lambda x: torch.nn.functional.cross_entropy(x, targets).item()  # noqa: E731
-    score = subject.score({name: 0.5 * delta for name, delta in deltas.items()})
-    assert score == pytest.approx(
-        {
-            "accuracy": (half.argmax(-1) == targets).double().mean().item(),
-            "finetuned_accuracy": (whole.argmax(-1) == targets).double().mean().item(),
-            "agreement": metrics.agreement(half, whole),
-            "kl": metrics.kl(half, whole),
-            "loss": loss(half),
-            "finetuned_loss": loss(whole),
-            "base_loss": loss(none),
-        },
-        rel=1e-4,
-        abs=1e-6,
-    )
+    wanted = {
+        "accuracy": (half.argmax(-1) == targets).double().mean().item(),
+        "finetuned_accuracy": (whole.argmax(-1) == targets).double().mean().item(),
+        "agreement": metrics.agreement(half, whole),
+        "kl": metrics.kl(half, whole),
+        "loss": loss(half),
+        "finetuned_loss": loss(whole),
+        "base_loss": loss(none),
+    }
+    for _ in range(2):  # the model has other tensors, the second time, than when it was asked for the first
+        score = subject.score({name: 0.5 * delta for name, delta in deltas.items()})
+        assert score == pytest.approx(wanted, rel=1e-4, abs=1e-6)
     assert subject.score(deltas)["kl"] == 0
+
+
+def test_fine_tunes_their_base_and_adapters_answer_questions(trained_whole, base, data, tmp_path, monkeypatch, capsys):
+    task, folder = trained_whole
+    monkeypatch.setattr(language_answers, "CACHE", tmp_path)
+    monkeypatch.setattr(language_answers.language, "finetunes", lambda names, seeds, every: [(task, 0, folder)])
+    monkeypatch.setattr(smollm2, "base_folder", lambda cache: base)
+    monkeypatch.setattr(language_answers, "shared_data", lambda: data)
+    exam = language_answers.EXAMS["gsm8k"]
+    right = lambda row, answer, _: answer.startswith("on a")  # noqa: E731
+    monkeypatch.setitem(language_answers.EXAMS, "gsm8k", dataclasses.replace(exam, right=right, tokens=4))
+    arguments = ["--tasks", "gsm8k", "--limit", "3", "--batch", "2", "--sizes", "1.5", "--out", str(tmp_path / "rows")]
+    language_answers.main(arguments)
+    rows = json.loads((tmp_path / "rows").read_text())
+    assert [(row["what"], row["questions"]) for row in rows] == [("fine-tune", 3), ("base", 3), ("150 %", 3)]
+    assert [(row["right"], row["same"]) for row in rows] == [(3, 3), (0, 0), (3, 3)]
+    (adapter,) = (tmp_path / "adapters").iterdir()
+    assert rows[2]["bytes"] == sum(file.stat().st_size for file in adapter.iterdir())
+    monkeypatch.setattr(language_answers, "_generator", lambda *of: pytest.fail("it was answered before"))
+    language_answers.main(arguments)
+    assert json.loads((tmp_path / "rows").read_text()) == rows
+    with pytest.raises(SystemExit):
+        language_answers.main(["--tasks", "sums"])
+    assert "no task sums; there are gsm8k, mbpp" in capsys.readouterr().err
+
+
+def test_programs_are_asked_for_by_their_head_and_end_with_the_function():
+    code = (
+        "import math\r\ndef half(x): \r\n    return x / 2\r\ndef floor_half(x):\r\n    return math.floor(half(x))\r\n"
+    )
+    row = {"text": "Half.", "code": code, "test_setup_code": "", "test_list": ["assert floor_half(3) == 1"]}
+    exam = language_answers.EXAMS["mbpp"]
+    assert exam.opening(row) == "# Half.\nimport math\ndef floor_half(x):\n"
+    answer = exam.cut(
+        "    return math.floor(x / 2)\n\ndef other():\n    pass\n# Next.\ndef floor_half(x):\n    return 0\n"
+    )
+    assert answer.endswith("pass\n")
+    isolated = not can_be_isolated()
+    assert exam.right(row, answer, isolated) and not exam.right(row, "  return x\n", isolated)
+    assert language_answers.EXAMS["gsm8k"].cut("It is\n#### 3\nQuestion: 4") == "It is\n#### 3\n"
+
+
+def can_be_isolated():
+    try:
+        return sandbox.passes("", "")
+    except sandbox.NotIsolated:
+        return False
 
 
 def test_without_the_wheel_the_command_to_install_it_is_named(monkeypatch):
