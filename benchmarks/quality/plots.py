@@ -8,7 +8,17 @@ from pathlib import Path
 from statistics import mean
 
 from benchmarks.quality.rows import at, line
-from benchmarks.quality.style import end_labels, figure, label, percent_axis, plain_numbers, save, save_small, style
+from benchmarks.quality.style import (
+    end_labels,
+    figure,
+    grid,
+    label,
+    percent_axis,
+    plain_numbers,
+    save,
+    save_small,
+    style,
+)
 from benchmarks.quality.targets import BYTES, best_peer, ours, palette, peers
 
 LARGEST = 0.12  # of fp32; larger methods are in the table only
@@ -166,9 +176,9 @@ def headline(suites: dict[str, list[dict]], path: Path, most: int = 5) -> Path |
     panels = {name: cells for name, cells in suites.items() if ours(cells)}
     if not panels:
         return None
-    made, all_axes = figure(5.6 * len(panels) + 0.6, 4.3, len(panels), squeeze=False)
+    made, all_axes = grid(len(panels), 5.6, 4.3)
     drawn = []
-    for axes, (name, cells) in zip(all_axes[0], panels.items()):
+    for axes, (name, cells) in zip(all_axes, panels.items()):
         chosen = [*ours(cells), *_rivals(cells, most)]
         small = {m: [(100 * x, max(y, FLOOR)) for x, y in line(cells, m) if x <= LARGEST] for m in chosen}
         drawn.append((axes, {m: points for m, points in small.items() if points}, palette(cells)))

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean
 
 from benchmarks.quality.rows import at, line
-from benchmarks.quality.style import INK, figure, label, percent_axis, save_small, style
+from benchmarks.quality.style import INK, grid, label, percent_axis, save_small, style
 from benchmarks.quality.targets import BYTES, RATIO, SIZES, VARIANTS, best_peer, ours, palette
 
 LEVELS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)  # ticks
@@ -77,14 +77,10 @@ def draw(suites: dict[str, list[Ratio]], path: Path) -> Path | None:
     panels = {name: found for name, found in suites.items() if found}
     if not panels:
         return None
-    columns = len(panels) if len(panels) <= 3 else math.ceil(len(panels) / 2)
-    lines = math.ceil(len(panels) / columns)
-    made, all_axes = figure(5.4 * columns + 0.4, 4.9 * lines, columns, lines, squeeze=False)
+    made, all_axes = grid(len(panels), 5.4, 4.9)
     own = palette([{"method": r.method} for found in panels.values() for r in found])
-    for axes, (name, found) in zip(all_axes.flat, panels.items()):
+    for axes, (name, found) in zip(all_axes, panels.items()):
         _panel(axes, name, found, own)
-    for axes in all_axes.flat[len(panels) :]:
-        axes.set_visible(False)
     return save_small(made, path)
 
 

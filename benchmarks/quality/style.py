@@ -4,6 +4,7 @@ The colours are of Okabe and Ito's and Tol's palettes, chosen so that colour-bli
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 INK = "#222222"
@@ -90,6 +91,16 @@ def figure(width: float, height: float, columns: int = 1, rows: int = 1, **how):
         made = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(made)
         return made, made.subplots(rows, columns, **how)
+
+
+def grid(panels: int, width: float, height: float):
+    """(figure, axes of each panel): up to three beside each other, more in two lines."""
+    columns = panels if panels <= 3 else math.ceil(panels / 2)
+    lines = math.ceil(panels / columns)
+    made, axes = figure(width * columns + 0.5, height * lines, columns, lines, squeeze=False)
+    for unused in axes.flat[panels:]:
+        unused.set_visible(False)
+    return made, axes.flat[:panels]
 
 
 SETTINGS = {
