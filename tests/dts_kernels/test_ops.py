@@ -41,19 +41,20 @@ def test_every_dtype_and_routing(bank, entries, dtype, tolerance):
     assert (got.double() - wanted).norm() <= tolerance * wanted.norm()
 
 
-@pytest.mark.parametrize("shape", ["rows side by side", "every second row", "columns apart"])
+@pytest.mark.parametrize("shape", ["rows side by side", "every second row", "columns apart", "turned"])
 @pytest.mark.parametrize("biased", [True, False])
-@torch.no_grad()
-def test_rows_without_a_task_have_the_librarys_bits(shape, biased):
+@pytest.mark.parametrize("gradients", [False, True], ids=["no gradients", "gradients"])
+def test_rows_without_a_task_have_the_librarys_bits(shape, biased, gradients):
     """In float32 too, where the base's product comes last on a CPU."""
     torch.manual_seed(0)
     m, n, whole = 96, 256, torch.randn(16, 2, 512)
     x = {"rows side by side": whole[:, :1, :n].contiguous(), "every second row": whole[:, :1, :n]}
-    x = x.get(shape, whole[..., ::2])
+    x = x.get(shape, whole[..., ::2] if shape == "columns apart" else torch.randn(3, 16, n).transpose(0, 1))
     weight, bias, bank = torch.randn(m, n), torch.randn(m) if biased else None, kernels.Bank(n, m)
     bank.add(0, factors(m, n, 8))
-    found = kernels.linear(x, weight, bias, bank, kernels.Routing.of([0, None] * 8))
-    expected = torch.nn.functional.linear(x, weight, bias)
+    with torch.set_grad_enabled(gradients):
+        found = kernels.linear(x, weight, bias, bank, kernels.Routing.of([0, None] * 8))
+        expected = torch.nn.functional.linear(x, weight, bias)
     torch.testing.assert_close(found[1::2], expected[1::2], rtol=0, atol=0)
     assert not torch.equal(found[::2], expected[::2])
 
