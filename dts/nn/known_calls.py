@@ -134,23 +134,33 @@ def _first_rows(
     take: list[int],
     whole: frozenset[int | str] = frozenset(),
 ) -> Inputs:
-    """The same call of some rows only, and as short as one can be.
+    """The same call of some rows only, and as short as one can be."""
+    kept = shortest(method, kwargs)
+    part = lambda name, value: value if name in whole else rows_of(value, take, rows)  # noqa: E731
+    kept |= {k: v.dts_rows(take) for k, v in kwargs.items() if hasattr(v, "dts_rows")}
+    return [part(i, v) for i, v in enumerate(args)], {k: part(k, v) for k, v in kept.items()}
+
+
+def shortest(method: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of a call that is as short as one can be.
 
     Of objects only those are kept that have a method ``dts_rows(rows)``, which gives a copy of some rows: caches that a
     call cannot do without.
     """
-    kept = _plain(kwargs) | {k: v for k, v in kwargs.items() if isinstance(v, Tensor)}
-    kept |= {k: v.dts_rows(take) for k, v in kwargs.items() if hasattr(v, "dts_rows")}
+    kept = _plain(kwargs) | {k: v for k, v in kwargs.items() if isinstance(v, Tensor) or hasattr(v, "dts_rows")}
     if method == "generate":
         kept |= {"max_new_tokens": 2, "do_sample": False, "num_beams": 1, "num_return_sequences": 1}
         kept.pop("max_length", None)
         if kept.get("cache_implementation") is not None:  # no program is made for so few rows
             kept["disable_compile"] = True
         kept |= {k: v for k, v in kwargs.items() if k == "generation_config"}  # where decoding starts, and ends
-    # the base has perhaps fewer classes than the rows' tasks: any label that all have will do
-    kept = {
+    return with_first_labels(kept)
+
+
+def with_first_labels(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of a call of the base, which has perhaps fewer classes than the rows' tasks: any label that all have
+    will do."""
+    return {
         k: torch.zeros_like(v) if "label" in k and isinstance(v, Tensor) and not v.is_floating_point() else v
-        for k, v in kept.items()
+        for k, v in kwargs.items()
     }
-    part = lambda name, value: value if name in whole else rows_of(value, take, rows)  # noqa: E731
-    return [part(i, v) for i, v in enumerate(args)], {k: part(k, v) for k, v in kept.items()}

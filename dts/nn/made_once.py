@@ -1,8 +1,9 @@
-"""Modules above the layers that make something of what tasks change, once, and keep it for every call.
+"""Modules that make something of what tasks change, once, and keep it for every call.
 
-A layer forgets what it made of its own weights (`dts.nn.layers.kept`).  What another module keeps, of a child's weight
-that it read or of an answer of its children, lies where no task can change it: after the first call with a task it is
-looked whether there is something new, and tried whether it follows the tasks.
+A layer forgets what it made of its own weights (`dts.nn.layers.kept`).  What else is kept, of a child's weight that was
+read or of an answer of children, lies where no task can change it: in a field, in a buffer that held other numbers
+before, in a helper object.  After the first call with a task it is looked whether there is something new, and tried
+whether it follows the tasks.
 """
 
 from __future__ import annotations
@@ -14,22 +15,11 @@ from typing import Any
 from torch import nn
 
 from dts.checkpoint.errors import first
-from dts.nn.layers import Layer
-from dts.nn.layers.kept import (
-    alone,
-    as_they_were,
-    copied,
-    fields_of,
-    holds_numbers,
-    is_container,
-    same,
-    snapshot,
-    written,
-)
+from dts.nn.layers.kept import alone, as_they_were
+from dts.nn.layers.kept_values import holds_numbers, same
+from dts.nn.layers.module_state import ModuleState, Place
 from dts.nn.routing import Mixture
 from dts.sites import walked
-
-Place = tuple[str, nn.Module, dict[str, Any], str]  # the module's name, the module, one of its dicts, a key of that
 
 
 class Before:
@@ -37,8 +27,7 @@ class Before:
 
     def __init__(self, model: nn.Module):
         self._model = model
-        self._had = {id(module): _kept(module) for _, module in walked(model) if not isinstance(module, Layer)}
-        self._containers = {id(m): copied(vars(m)) for _, m in walked(model) if id(m) in self._had}
+        self._state = ModuleState(walked(model), numbers=True)
 
     def refuse(
         self,
@@ -48,75 +37,47 @@ class Before:
         mixtures: Sequence[Mixture],
         uniform: Callable[[Mixture], AbstractContextManager[None]],
     ) -> None:
-        """Raises RuntimeError where something that the call left does not follow the tasks, and takes it away again.
+        """Raises RuntimeError where something that the call left does not follow the tasks; all is then as it was.
 
         run, args, kwargs: the call;  mixtures: of the loaded tasks;  uniform: lets calls within be of one.
         """
-        places = self._new()
+        places = [place for place in self._state.changed() if holds_numbers(place.value)]
         if not places:
             return
-        there = [snapshot(store[key]) for _, _, store, key in places]
 
-        def again(mixture: Mixture, anew: bool) -> list[Any]:
-            if anew:
-                self._reset(places)
+        def again(mixture: Mixture) -> None:
             with alone((args, kwargs)) as (own_args, own_kwargs), uniform(mixture):
                 run(*own_args, **own_kwargs)
-            return [snapshot(store.get(key)) for _, _, store, key in places]
 
-        wrong: list[str] = []
         try:
-            with as_they_were(self._model.modules()):
-                for mixture in mixtures:
-                    renewed = again(mixture, False)
-                    stays = [same(now, was) for now, was in zip(renewed, there)]
-                    places = [place for place, stay in zip(places, stays) if stay]
-                    there = [value for value, stay in zip(there, stays) if stay]
-                one, *others = (again(mixture, True) for mixture in mixtures) if places else [[]]
-            for place, values in zip(places, zip(one, *others)):
-                if not all(same(value, values[0]) for value in values):
-                    wrong.append(f"{place[0]}.{place[3]}".lstrip("."))
+            wrong = self._made_once(places, again, mixtures)
         except Exception:  # a call that cannot be made again, or is not for all of these tasks
             return
         if wrong:
-            self._reset(places)
+            self._state.put_back(numbers=True)
             raise RuntimeError(
                 f"{first(sorted(wrong), 8)}: made of what tasks change, once, in the first call, and kept for every "
                 "later one, whatever its task: let the forward make it each time, or take a model of one task, "
-                "merge_and_unload(task)"
+                "merge_and_unload(task).  What is to be made of first inputs, once and for all tasks, is made by a "
+                "call before load_task()"
             )
 
-    def _new(self) -> list[Place]:
-        """Where there is something of numbers that was not there."""
-        found: list[Place] = []
-        for name, module in walked(self._model):
-            had = self._had.get(id(module))
-            if had is None:
-                continue
-            stores: tuple[dict[str, Any], ...] = vars(module), module._buffers
-            for store in stores:
-                for key in fields_of(store):
-                    grown = is_container(store[key]) and len(store[key]) > had.get(key, 0)
-                    if (key not in had or grown) and holds_numbers(store[key]):
-                        found.append((name, module, store, key))
-        return found
-
-    def _reset(self, places: Sequence[Place]) -> None:
-        for _, module, store, key in places:
-            before = self._containers[id(module)].get(key)
-            if before is not None and is_container(store.get(key)):
-                written(store[key], before)
-            elif key in self._had_none(module):
-                store[key] = None
-            else:
-                store.pop(key, None)
-
-    def _had_none(self, module: nn.Module) -> set[str]:
-        return self._had[id(module)].get("", set())
-
-
-def _kept(module: nn.Module) -> dict[str, Any]:
-    """Fields and buffers that are something, with how many things each holds;  under "" the names of the others."""
-    own = {**fields_of(vars(module)), **module._buffers}
-    sizes = {key: len(one) if is_container(one) else 0 for key, one in own.items() if one is not None}
-    return {**sizes, "": {key for key, one in own.items() if one is None}}
+    def _made_once(
+        self, places: list[Place], again: Callable[[Mixture], None], mixtures: Sequence[Mixture]
+    ) -> list[str]:
+        """Labels of the places that stay in every call, and where each task would have made something else."""
+        with as_they_were(self._model.modules()):
+            there = [place.value for place in places]
+            for mixture in mixtures:
+                again(mixture)
+                stay = [same(place.value, was, 0) for place, was in zip(places, there)]
+                places = [place for place, stays in zip(places, stay) if stays]
+                there = [was for was, stays in zip(there, stay) if stays]
+                if not places:
+                    return []
+            made = []
+            for mixture in mixtures:
+                self._state.lend()
+                again(mixture)
+                made.append([place.value for place in places])
+        return [place.label for place, *values in zip(places, *made) if not all(same(v, values[0]) for v in values)]

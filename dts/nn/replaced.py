@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dts.checkpoint.errors import first
 from dts.nn.fit import Change
 from dts.nn.layers import Layer
-from dts.nn.layers.kept import FIELDS
+from dts.nn.layers.kept_values import FIELDS
 from dts.nn.loaded import LoadedTasks
 from dts.nn.routing import Mixture
 from dts.sites import raw_or_none

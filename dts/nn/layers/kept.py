@@ -9,9 +9,7 @@ other inputs.
 
 from __future__ import annotations
 
-import cmath
 import copy
-from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -21,11 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from dts.nn.layers.kept_values import Fields, fields_of, holds_numbers, is_container, same, snapshot
+from dts.nn.layers.module_state import ModuleState
+
 ABSENT: Any = object()
-FIELDS = {*vars(nn.Module()), "dts"}  # of every module: its tensors, children and hooks
 PLAIN = (Tensor, bool, int, float, str, type(None), torch.dtype, torch.device)  # arguments without a state
-NEAR = 1e-5  # of two runs of the same: their largest difference, relative to the largest number
-Fields = dict[str, Any]
 Run = Callable[[Fields, Mapping[str, Tensor], Sequence[Any], Mapping[str, Any]], Fields]
 # (fields, tensors in place of parameters, args, kwargs of a forward) -> the fields after it
 
@@ -126,103 +124,24 @@ def _copy(leaf: Any) -> Any:
 
 @contextmanager
 def as_they_were(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Within, forwards of these modules write into copies of their buffers; after it, their fields are what they were,
-    too: running means, counters, what they keep."""
-    found = [(module, fields_of(vars(module)), copied(vars(module)), dict(module._buffers)) for module in modules]
-    unlooked = [module.__dict__["dts"] for module, *_ in found if "dts" in module.__dict__]
+    """Within, forwards of these modules write into copies of what they hold; after it, that is what it was: running
+    means, counters, what they keep."""
+    found = list(modules)
+    unlooked = [module.__dict__["dts"] for module in found if "dts" in module.__dict__]
     unlooked = [deltas for deltas in unlooked if deltas.kept is None]  # layers that are to look at what they brought
+    state = ModuleState(("", module) for module in found)
     try:
-        for module, _, _, buffers in found:
-            module._buffers.update({name: b.clone() for name, b in buffers.items() if b is not None})
+        state.lend()
         yield
     finally:
-        for module, fields, containers, buffers in found:
-            own = vars(module)
-            for name in fields_of(own).keys() - fields.keys():
-                del own[name]
-            own.update(fields)
-            for name, before in containers.items():
-                if not unchanged(own[name], before):
-                    written(own[name], before)
-            for name in module._buffers.keys() - buffers.keys():
-                del module._buffers[name]
-            module._buffers.update(buffers)
+        state.put_back()
         for deltas in unlooked:
             deltas.kept = None
-
-
-def is_container(value: Any) -> bool:
-    """Python's own, which can be copied and filled; classes made of them may forbid either."""
-    return type(value) in (dict, list, set, OrderedDict, defaultdict)
-
-
-def fields_of(own: Mapping[str, Any]) -> Fields:
-    return {name: value for name, value in own.items() if name not in FIELDS}
-
-
-def copied(own: Mapping[str, Any]) -> Fields:
-    """Copies of what a forward may write into beside tensors."""
-    return {name: snapshot(value) for name, value in own.items() if is_container(value) and name not in FIELDS}
-
-
-def snapshot(value: Any, depth: int = 2) -> Any:
-    """A copy of a container and of those in it; anything else itself."""
-    if not depth or not is_container(value):
-        return value
-    made: Any = copy.copy(value)
-    if isinstance(value, dict):
-        made.update({key: snapshot(one, depth - 1) for key, one in value.items()})
-    elif isinstance(value, list):
-        made[:] = [snapshot(one, depth - 1) for one in value]
-    return made
-
-
-def written(original: Any, now: Any) -> None:
-    """Puts into a container what a copy of it has."""
-    original.clear()
-    original.extend(now) if isinstance(original, list) else original.update(now)
-
-
-def unchanged(one: Any, other: Any) -> bool:
-    """Whether two containers hold the same objects."""
-    if one is other:
-        return True
-    if type(one) is not type(other) or not is_container(one) or len(one) != len(other):
-        return False
-    if isinstance(one, dict):
-        return all(key in other and unchanged(value, other[key]) for key, value in one.items())
-    return one == other if isinstance(one, set) else all(map(unchanged, one, other))
 
 
 def _empty(value: Any) -> bool:
     """What a module has where it has made nothing yet; a container may get more."""
     return value is None or is_container(value)
-
-
-def holds_numbers(value: Any, depth: int = 3) -> bool:
-    if (is_container(value) or isinstance(value, tuple)) and depth:
-        return any(holds_numbers(one, depth - 1) for one in (value.values() if isinstance(value, dict) else value))
-    number = isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
-    return number or isinstance(value, float | complex)
-
-
-def same(one: Any, other: Any) -> bool:
-    """Whether two runs kept the same.  Of what is no number that cannot be told: yes."""
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        if one.shape != other.shape or one.dtype != other.dtype or one.device != other.device or one.is_meta:
-            return False
-        one, other = (
-            (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t).detach().double().nan_to_num()
-            for t in (one, other)
-        )
-        return not one.numel() or bool((one - other).abs().max() <= NEAR * one.abs().max())
-    if (is_container(one) or isinstance(one, tuple)) and type(one) is type(other):
-        if isinstance(one, dict) and isinstance(other, dict):
-            return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
-        return isinstance(one, set) or len(one) == len(other) and all(map(same, one, other))
-    if isinstance(one, int | float | complex) and isinstance(other, int | float | complex):
-        return cmath.isclose(one, other, rel_tol=NEAR)
-    return type(one) is type(other)
 
 
 @torch.no_grad()

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from dts.nn.deltas import ParameterDelta, Piece
-from dts.nn.layers.kept import ABSENT, FIELDS, Fields, Kept, alone, copied, unchanged, written
+from dts.nn.layers.kept import ABSENT, Kept, alone
+from dts.nn.layers.kept_values import FIELDS, Fields, copied, unchanged, written
 from dts.nn.layers.layer_deltas import LayerDeltas
 from dts.nn.layers.read import read
 from dts.nn.parallel.bind import bind

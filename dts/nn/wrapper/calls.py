@@ -13,7 +13,7 @@ from torch import nn
 from dts.checkpoint.errors import first
 from dts.nn.compiled import Compiler, as_program, broken, given_back, put_aside, refused, uncompiled
 from dts.nn.face import Forward
-from dts.nn.known_calls import check_rows, shapes_of
+from dts.nn.known_calls import check_rows, shapes_of, shortest, with_first_labels
 from dts.nn.layers import Owner
 from dts.nn.layers.patched import Patched
 from dts.nn.made_once import Before
@@ -242,16 +242,18 @@ class Calls(Choosing):
     def _before(self, method: str, compiler: Compiler) -> Before | None:
         """What modules have before the first call after a load, of a call that can be made again."""
         program = compiler is not None or compiled(self.model) or self._state.compiled
-        return None if method != "__call__" or program else Before(self.model)
+        return None if program else Before(self.model)
 
     def _look_back(self, before: Before | None, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Once after a load: raises RuntimeError for what a module made of tasks and kept, see `dts.nn.made_once`."""
         watch = self._state.watch
+        seen = bool(watch)  # what is no forward cannot be made again, perhaps
         self._tell_unused()
         mixtures: list[Mixture] = [{}, *({loaded.slot: 1.0} for loaded in self._loaded.values())]
         mixtures = [mixture for mixture in mixtures if not self._missing([mixture])][:3]
-        if before is None or len(mixtures) < 2:
+        if before is None or len(mixtures) < 2 or not seen:
             return
+        kwargs = shortest(method, kwargs) if method == "generate" else with_first_labels(kwargs)
         try:
             before.refuse(getattr(self.model, method), args, kwargs, mixtures, self._uniform)
         except RuntimeError:

@@ -52,6 +52,98 @@ class Counts(ReadsOnce):
         return torch.fft.ifft(self.norm(x).to(self.kept.dtype) @ self.kept.T).real
 
 
+class Flagged(nn.Module):
+    """Writes into a buffer that has numbers already, and says so beside it."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.ready = nn.Linear(18, 18), False
+        self.register_buffer("table", torch.zeros(18, 18), persistent=False)
+
+    def forward(self, x):
+        if not self.ready:
+            with torch.no_grad():
+                self.table[:] = F.normalize(self.linear.weight, dim=1)
+            self.ready = True
+        return F.linear(x, self.table, self.linear.bias)
+
+
+class FlaggedByATensor(Flagged):
+    """As quantisers do; in a field, by its data."""
+
+    def __init__(self):
+        super().__init__()
+        del self.table
+        self.table = torch.ones(18, 18, dtype=torch.float64)
+        self.register_buffer("made", torch.tensor(0, dtype=torch.uint8))
+
+    def forward(self, x):
+        if not self.made:
+            self.table.data[:] = F.normalize(self.linear.weight, dim=1)
+            self.made.fill_(1)
+        return F.linear(x, self.table, self.linear.bias)
+
+
+class Helper:
+    table, seen = None, 0
+
+
+class HasHelpers(nn.Module):
+    """Keeps what it makes in an object of its own, in a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.helpers = nn.Linear(18, 18), [Helper()]
+
+    def forward(self, x):
+        own = self.helpers[0]
+        own.seen += 1
+        if own.table is None:
+            own.table = F.normalize(self.linear.weight, dim=1)
+        return F.linear(x, own.table, self.linear.bias)
+
+
+class OwnFlagged(nn.Module):
+    """Of its own weight, which layers forget only where nothing was before."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.ready = nn.Parameter(torch.randn(18, 18)), False
+        self.register_buffer("table", torch.zeros(18, 18), persistent=False)
+
+    def forward(self, x):
+        if not self.ready:
+            self.table.copy_(F.normalize(self.weight, dim=1).detach())
+            self.ready = True
+        return x @ self.table.T
+
+
+class OwnHelper(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight, self.helper = nn.Parameter(torch.randn(18, 18)), Helper()
+
+    def forward(self, x):
+        if self.helper.table is None:
+            self.helper.table = F.normalize(self.weight, dim=1)
+        return x @ self.helper.table.T
+
+
+class FirstInputs(nn.Module):
+    """Centres its features by the first batch, as ActNorm does."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.ready = nn.Linear(18, 18), False
+        self.register_buffer("mean", torch.zeros(18))
+
+    def forward(self, x):
+        y = self.linear(x)
+        if not self.ready:
+            self.mean, self.ready = y.mean(0).detach(), True
+        return y - self.mean
+
+
 class TellsTheLast(nn.Module):
     """Keeps what somebody may look at, and makes it anew in each call; and a table of no task."""
 
@@ -88,18 +180,41 @@ def made(kind, maker):
 
 
 @pytest.mark.parametrize("first", ["a", None, ["a", "b", None]])
-@pytest.mark.parametrize("kind, name", [(ReadsOnce, "kept"), (AsksOnce, "answers")])
-def test_it_is_refused_in_every_call(kind, name, first, maker):
-    _, model, _ = made(kind, maker)
-    x, empty = maker.randn(3, 18), copy.copy(getattr(model.model, name))
+@pytest.mark.parametrize(
+    "kind, name",
+    [
+        (ReadsOnce, "kept"),
+        (AsksOnce, "answers"),
+        (Flagged, "table"),
+        (FlaggedByATensor, "table"),
+        (HasHelpers, "helpers.table"),
+        (OwnFlagged, "table"),
+        (OwnHelper, "helper.table"),
+        (FirstInputs, "mean"),
+    ],
+)
+def test_it_is_refused_in_every_call(kind, name, first, maker, dense_twin):
+    base, model, tasks = made(kind, maker)
+    x = maker.randn(3, 18)
     for asked in (first, "b", first):
         options = {} if asked is None else {"tasks": asked}
         with torch.no_grad(), warnings.catch_warnings(), pytest.raises(RuntimeError, match=f"^{name}: made of what"):
             warnings.simplefilter("ignore")
             model(x, **options)
-        assert getattr(model.model, name) == empty
-    merged = model.merge_and_unload("a")
-    assert merged(x).shape == (3, 18)
+    with torch.no_grad():  # and all is as it was
+        expected = dense_twin(base, weights("a", tasks))(x)
+        torch.testing.assert_close(model.merge_and_unload("a")(x), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_what_first_inputs_made_before_tasks_came_is_every_tasks(maker, dense_twin):
+    torch.manual_seed(0)
+    base, x = FirstInputs().double(), maker.randn(5, 18, scale=1.0)
+    base(x)
+    model, tasks = loaded(base, maker)
+    with torch.no_grad():
+        for name in "ab":
+            expected = dense_twin(base, weights(name, tasks))(x[:3])
+            torch.testing.assert_close(model(x[:3], tasks=name), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_tries_leave_nothing_behind(maker):
@@ -107,7 +222,7 @@ def test_tries_leave_nothing_behind(maker):
     told = pytest.warns(UserWarning, match="tasks change linear, which the first call did not use")
     with torch.no_grad(), told, pytest.raises(RuntimeError, match="^kept: made of what"):
         model(maker.randn(3, 18), tasks="a")
-    assert model.model.kept is None and model.model.calls == 1 and model.model.norm.num_batches_tracked == 1
+    assert model.model.kept is None and model.model.calls == 0 and model.model.norm.num_batches_tracked == 0
 
 
 @pytest.mark.parametrize("kind", [TellsTheLast, HasSettings])
