@@ -1,6 +1,5 @@
 """What a module above the layers made of a task's weights, or answers, is no other task's."""
 
-import copy
 import warnings
 
 import pytest
