@@ -105,8 +105,8 @@ def mix(
         embed = embedder(lambda made: _served(base, made), tokenizer, encoder)
         mixture = with_head(mixture, members, adapters, head, class_names, embed)
         class_names = mixture.class_names
-        for name, entry in own_heads(mixture).items():
-            account.add(name, "mixture", "new", entry.kind, why="the mixture's head")
+        for tensor, entry in own_heads(mixture).items():
+            account.add(tensor, "mixture", "new", entry.kind, why="the mixture's head")
     sized = budget is not None or nbytes is not None
     if sized and base is not None:
         mixture.entries = {name: _low_rank(entry) for name, entry in mixture.entries.items()}

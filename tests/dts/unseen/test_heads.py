@@ -185,6 +185,7 @@ def test_the_verb_makes_one_where_it_can(served, tmp_path, monkeypatch):
     assert logits(cls.from_pretrained(tmp_path / "full"), tokenizer, ["wet", "warm"]).argmax(1).tolist() == [0, 1]
     small = run("--base", folder / "base", "-o", tmp_path / "small", "--budget", "300%", "--json")
     assert json.loads(small.stdout)["adapter"]["class_names"] == ["wet", "warm"]
+    assert dts.Adapter.load(tmp_path / "small").name == "mixture"
     assert dts.Adapter.load(tmp_path / "small").model_config["id2label"] == {"0": "wet", "1": "warm"}
     bare = run("-o", tmp_path / "b")
     assert bare.exit_code == 0 and "needs --base; --head nearest" in bare.stderr
