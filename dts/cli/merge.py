@@ -1,6 +1,7 @@
 """`dts merge`: many fine-tunes into one merged base."""
 
 import json
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,6 +43,8 @@ def merge(
     if not finetuned or out is None:
         raise ValueError("give the fine-tunes to merge and --out for the merged model, or --methods to see the methods")
     options, base = options_of(option), at(base, revision)
+    if own := sorted({*options} & {*signature(merge_models).parameters} - {"exclude", "options"}):
+        raise ValueError(f"--option {', '.join(own)}: of no method; --base, --out, --seed and --dry-run say theirs")
     accounts: list = []
     with progress_bar(f"Merging by {method}") as progress:
         merged = merge_models(

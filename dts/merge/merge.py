@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dts.adapter.accounting import Account
 from dts.files import Watch, check_free, expanded
+from dts.values import shown
 
 from . import methods  # noqa: F401  (fills the registry)
 from .folder import write_folder
@@ -75,10 +76,24 @@ def merge(
         outcome.differ[name] = moved
         if sources.base is not None and not any(moved):  # often the embeddings: half of a small model
             return sources.base.load(name).to(kept)
-        delta = chosen.function(deltas, TensorInfo(name, seed, prepared), **options)
+        try:
+            delta = chosen.function(deltas, TensorInfo(name, seed, prepared), **options)
+        except torch.linalg.LinAlgError as error:
+            raise ValueError(f"merging by {method} has no result for {name}: {error}; look at its options") from error
         result = (delta if sources.base is None else delta.add_(sources.base.load(name))).to(kept)
+        if not bool(result.isfinite().all()):
+            check_numbers(name, result)
         outcome.compare(name, sources.reference.load(name).to(kept), result)
         return result
+
+    def check_numbers(name: str, result: Tensor) -> None:
+        """Raises ValueError for elements that are no numbers where all models have some (masks are infinite)."""
+        finite = sources.deltas(name).isfinite().all(0) & sources.reference.load(name).isfinite()
+        if lost := int((finite & ~result.isfinite()).sum()):
+            raise ValueError(
+                f"merging by {method} gives {lost} elements of {name} that are no numbers, or too large for "
+                f"{str(result.dtype).removeprefix('torch.')}: look at its options, {shown(options)}"
+            )
 
     def loaded(name: str) -> Tensor:
         value = sources.with_added_rows(name, merged(name))

@@ -75,14 +75,14 @@ def complete(chosen: Method, given: dict) -> dict:
         default = chosen.options[name].default
         if isinstance(default, bool) or not isinstance(default, int | float):
             continue  # words and what may be several things: the method itself says
-        if not _is_number(value):
+        if not is_number(value):
             wrong.append(f"{name} is a number, as {default!r}, not {value!r}")
     if wrong:
         raise ValueError(f"merging method {chosen.name}: {'; '.join(wrong)}")
     return {name: option.default for name, option in chosen.options.items()} | given
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     """What a tensor is multiplied by: also a number of NumPy or a tensor of one element."""
     try:
         return not isinstance(value, bool | str) and math.isfinite(float(value))

@@ -1,7 +1,7 @@
 """Which tensors of a base and its fine-tunes are merged, and their values, one tensor at a time."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -52,7 +52,7 @@ class Sources:
         if wrong:
             raise Mismatch(f"these models cannot be merged on {reference.source}", wrong)
         models = [p.finetuned for p in pairings]  # under their names without wrappers
-        patterns = [*exclude, *([HEADS] if base is None else [])]
+        patterns = [*_patterns(exclude, reference), *([HEADS] if base is None else [])]
         merged, left = [], {}
         for name in reference.names:
             why = None
@@ -141,6 +141,21 @@ class Sources:
 
     def _is_buffer(self, name: str) -> bool:
         return name in self.left and not self.reference.dtype(name).is_floating_point
+
+
+def _patterns(exclude: str | Iterable[str], reference: Checkpoint) -> list[str]:
+    """One pattern, or several; raises ValueError for those that are none, or that no tensor's name fits."""
+    given = [exclude] if isinstance(exclude, str) else list(exclude)
+    wrong = []
+    for pattern in given:
+        try:
+            if not any(re.search(pattern, name) for name in reference.names):
+                wrong.append(f"{pattern!r} is in no tensor's name of {reference.source}")
+        except (re.error, TypeError) as error:
+            wrong.append(f"{pattern!r} is no pattern: {error}")
+    if wrong:
+        raise ValueError(f"exclude: {'; '.join(wrong)}")
+    return given
 
 
 def added_rows(pairings: list[Pairing]) -> dict[str, list[tuple[int, str]]]:

@@ -1,9 +1,12 @@
 """Weight average."""
 
+import math
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
-from ..registry import register
+from ..registry import is_number, register
 
 
 @register(
@@ -16,6 +19,8 @@ def average(deltas: Tensor, tensor, *, weights=None) -> Tensor:
     """The mean of the models, theta_m = sum_i w_i theta_i; needs no base."""
     if weights is None:
         return deltas.mean(0)
-    if len(weights) != len(deltas) or not sum(weights):
-        raise ValueError(f"average: weights must be {len(deltas)} numbers whose sum is not 0, not {weights}")
-    return torch.tensordot(torch.tensor(weights, dtype=deltas.dtype) / sum(weights), deltas, dims=1)
+    numbers = [float(w) for w in weights if is_number(w)] if isinstance(weights, Iterable) else []
+    total = sum(numbers)
+    if len(numbers) != len(deltas) or not total or not math.isfinite(total):
+        raise ValueError(f"average: weights must be {len(deltas)} numbers whose sum is not 0, not {weights!r}")
+    return torch.tensordot(torch.tensor(numbers, dtype=deltas.dtype) / total, deltas, dims=1)

@@ -30,6 +30,12 @@ def test_the_methods_are_listed(dts):
         (["-m", "tis", "-o", "m"], "ties"),
         (["-m", "ties", "-o", "m", "--option", "densty=1"], "density"),
         (["-o", "m", "--option", "scale"], "name=value"),
+        (["-o", "m", "--option", "seed=1", "--option", "dtype=float16"], "--option dtype, seed: of no method"),
+        (["-o", "m", "--option", "weights=3"], "weights must be 1 numbers"),
+        (["-o", "m", "--option", "weights=[NaN]"], "weights must be 1 numbers"),
+        (["-o", "m", "--option", 'weights=["a"]'], "weights must be 1 numbers"),
+        (["-o", "m", "--option", "exclude=leyer"], "'leyer' is in no tensor's name"),
+        (["-o", "m", "--option", "exclude=*"], "'*' is no pattern"),
         ([], "--out"),
     ],
 )

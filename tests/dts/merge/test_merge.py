@@ -363,3 +363,19 @@ def test_tied_tensors_are_written_once(tmp_path):
 def test_nothing_to_merge():
     with pytest.raises(ValueError, match="at least one"):
         dts.merge(states()[0], [])
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "dtype", "says"),
+    [
+        ("fisher", {"power": -3000.0}, torch.float32, "elements of a.weight that are no numbers"),
+        ("task_arithmetic", {"scale": 1e30}, torch.float16, "too large for float16.*'scale': 1e"),
+    ],
+)
+def test_what_a_method_makes_no_numbers_of_is_not_written(tmp_path, method, options, dtype, says):
+    draw = torch.Generator().manual_seed(0)
+    base = {"a.weight": torch.randn(6, 6, generator=draw).to(dtype)}
+    tuned = [{"a.weight": base["a.weight"] + torch.randn(6, 6, generator=draw).to(dtype)} for _ in range(2)]
+    with pytest.raises(ValueError, match=says):
+        dts.merge(base, tuned, method, out=tmp_path / "merged", **options)
+    assert not list(tmp_path.iterdir())
