@@ -97,7 +97,8 @@ def evaluate(
 
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"--dtype {dtype}: it is one of {', '.join(DTYPES)}")
-    of_data = {"--text": text, "--label": label, "--limit": limit, "--split": split, "--max-length": max_length}
+    of_data = {"--text": text, "--label": label, "--limit": limit, "--split": split}
+    of_data |= {"--max-length": max_length, "--tokenizer": tokenizer}
     if data is None and (given := [option for option, value in of_data.items() if value]):
         raise ValueError(f"{' and '.join(given)} {'is' if len(given) == 1 else 'are'} about --data: give that too")
     if data is not None and made_up is not None:

@@ -6,7 +6,8 @@ import csv
 import json
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,16 @@ TEXT = ("text", "sentence", "input_ids", "content", "document", "review", "quest
 LABEL = ("label", "labels", "class", "category", "target")
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt")
 FORMATS = "a .csv, .tsv, .jsonl or .parquet file with named columns, or a .txt file with a text a line"
+MASK, TYPES = "attention_mask", "token_type_ids"  # of token ids, in columns beside theirs
+LONGEST_FIELD = 2**31 - 1  # characters; Python's own limit is 131,072
 
 
 @dataclass(frozen=True)
 class Examples:
     """Inputs in the file's order.
 
-    inputs: a text, a pair of texts, token ids or an image's path each;  labels: as they were written, None where there
-    are none;  source: the file;  columns: what was read from which;  total: how many the source has;
+    inputs: a text, a pair of texts, token ids, a dict of these and their types, or an image's path each;  labels: as
+    they were written, None where there are none;  source: the file;  columns: what was read from which;  total: how many the source has;
     made_up: were they drawn at random?
     """
 
@@ -58,6 +61,8 @@ def read(
     """
     path = expanded(source)
     if path.is_file():
+        if split is not None:
+            raise ValueError(f"--split {split} is of a data set on the hub, and {source} is a file: leave it out")
         rows = _rows(path)
     elif path.exists() or path.suffix.lower() in TABLES or not ID.fullmatch(source):
         what = "is a folder" if path.is_dir() else "is not there"
@@ -66,7 +71,7 @@ def read(
         rows = _of_hub(source, split or "test")
     if not rows:
         raise ValueError(f"{source} has no rows: {option} takes {FORMATS}")
-    columns = list(rows[0])
+    columns = list({name: None for row in rows for name in row})  # a row may lack one, the first too
     inputs = _chosen(source, columns, text)
     labels = _label(source, columns, label)
     needed = [*inputs, *([labels] if labels else [])]
@@ -74,7 +79,7 @@ def read(
         if absent := [name for name in needed if row.get(name) in (None, "")]:
             raise ValueError(f"{source}: row {number} has nothing in its column {' and '.join(absent)}: leave it out")
     return Examples(
-        [_input(row, inputs, path.parent) for row in rows],
+        [_input(row, inputs, path.parent, f"{source}: row {number}") for number, row in enumerate(rows, 1)],
         [row[labels] for row in rows] if labels else None,
         source,
         {"text": ", ".join(inputs)} | ({"label": labels} if labels else {}),
@@ -85,13 +90,14 @@ def read(
 def _rows(path: Path) -> list[dict[str, Any]]:
     kind = path.suffix.lower()
     try:
-        if kind in (".csv", ".tsv"):
-            with open(path, encoding="utf-8-sig", newline="") as file:
-                return _table(path, csv.reader(file, delimiter="\t" if kind == ".tsv" else ","))
+        if kind == ".csv":
+            return _csv(path, ",")
+        if kind == ".tsv":
+            return _tsv(path)
         if kind in (".jsonl", ".ndjson", ".json"):
-            return _json(path, path.read_text("utf-8"))
+            return _json(path, path.read_text("utf-8-sig"))
         if kind == ".txt":
-            return [{"text": line} for line in path.read_text("utf-8").splitlines() if line.strip()]
+            return [{"text": line} for line in lines_of(path.read_text("utf-8-sig")) if line.strip()]
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path} is not UTF-8 ({error.reason}, byte {error.start}): convert it, e.g. by iconv"
@@ -101,27 +107,72 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     raise ValueError(f"{path} ends in {kind or 'nothing'}: --data takes {FORMATS}")
 
 
-def _table(path: Path, lines) -> list[dict[str, Any]]:
-    header = next(lines, None) or []
+def lines_of(text: str) -> list[str]:
+    """Of a file that was read as text.  Other characters at which `str.splitlines` breaks (U+2028, a form feed) are
+    within texts and strings of JSON."""
+    return text.split("\n")
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    before = csv.field_size_limit(LONGEST_FIELD)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _csv(path: Path, delimiter: str) -> list[dict[str, Any]]:
+    """Strictly: a quote that is not closed where it should be would take in the lines that follow."""
+    with _long_fields(), open(path, encoding="utf-8-sig", newline="") as file:
+        lines = csv.reader(file, delimiter=delimiter, strict=True)
+        try:
+            return _table(path, ((lines.line_num, fields) for fields in lines))
+        except csv.Error as error:
+            raise ValueError(
+                f"{path}, line {lines.line_num}: {error}: close the quotes of a text that begins with one, and write "
+                'those within it twice, as in "a ""good"" one"'
+            ) from None
+
+
+def _tsv(path: Path) -> list[dict[str, Any]]:
+    """With quotes as in a .csv file, or without, where a quote is a letter as any: whichever way all lines have as many
+    fields as the first; where both do, the one of more rows, as quotes took in whole lines in the other."""
+    with open(path, encoding="utf-8-sig") as file:
+        lines = lines_of(file.read())
+    try:
+        plain = _table(path, enumerate((line.split("\t") if line else [] for line in lines), 1))
+    except ValueError:
+        return _csv(path, "\t")
+    try:
+        quoted = _csv(path, "\t")
+    except ValueError:
+        return plain
+    return plain if len(plain) > len(quoted) else quoted
+
+
+def _table(path: Path, lines: Iterator[tuple[int, list[str]]]) -> list[dict[str, Any]]:
+    """lines: numbers and fields, the columns' names first."""
+    _, header = next(lines, (0, []))
     if not header or len(set(header)) < len(header):
         raise ValueError(f"{path}: its first line must name the columns, each once, such as text,label; it is {header}")
     rows = []
-    for line in lines:
-        if not line:
+    for number, fields in lines:
+        if not fields:
             continue
-        if len(line) != len(header):
+        if len(fields) != len(header):
             raise ValueError(
-                f"{path}, line {lines.line_num}: {len(line)} fields, where the first line names {len(header)} columns "
+                f"{path}, line {number}: {len(fields)} fields, where the first line names {len(header)} columns "
                 f"({', '.join(header)}): quote texts that hold commas"
             )
-        rows.append(dict(zip(header, line)))
+        rows.append(dict(zip(header, fields)))
     return rows
 
 
 def _json(path: Path, text: str) -> list[dict[str, Any]]:
     if text.lstrip().startswith("["):
         return [_object(path, "item", i, row) for i, row in enumerate(_parsed(path, "line", 1, text), 1)]
-    lines = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+    lines = [(i, line) for i, line in enumerate(lines_of(text), 1) if line.strip()]
     return [_object(path, "line", i, _parsed(path, "line", i, line)) for i, line in lines]
 
 
@@ -192,13 +243,26 @@ def _label(source: str, columns: Sequence[str], asked: str | None) -> str | None
     return asked or next((name for name in LABEL if name in columns), None)
 
 
-def _input(row: dict[str, Any], columns: list[str], folder: Path) -> Any:
+def _input(row: dict[str, Any], columns: list[str], folder: Path, where: str) -> Any:
     if len(columns) == 2:
         return tuple(str(row[name]) for name in columns)
     value = row[columns[0]]
     if columns[0] == "image":
         return folder / value if isinstance(value, str) else value
-    return value if isinstance(value, list) else str(value)
+    return _tokens(value, row, where) if isinstance(value, list) else str(value)
+
+
+def _tokens(ids: list, row: dict[str, Any], where: str) -> Any:
+    """Token ids without those that a mask beside them leaves out, and with their types where the row has some: what a
+    tokenizer gave is read as it was meant, padding included."""
+    beside = {name: row[name] for name in (MASK, TYPES) if row.get(name) is not None}
+    if odd := [name for name, given in beside.items() if not isinstance(given, list) or len(given) != len(ids)]:
+        raise ValueError(f"{where} has not as many {' and '.join(odd)} as token ids, {len(ids)}")
+    mask = beside.get(MASK, [1] * len(ids))
+    if not all(kept in (0, 1) for kept in mask):
+        raise ValueError(f"{where} has an {MASK} of other numbers than 0 and 1")
+    cut = lambda given: [one for one, kept in zip(given, mask) if kept]  # noqa: E731
+    return {"input_ids": cut(ids), TYPES: cut(beside[TYPES])} if TYPES in beside else cut(ids)
 
 
 def label_ids(examples: Examples, names: Sequence[str]) -> list[int]:

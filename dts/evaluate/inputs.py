@@ -75,22 +75,33 @@ def made_up(config: Any, images: bool, count: int, seed: int = 0) -> Examples:
     return Examples(ids, None, "random tokens", {}, count, True)
 
 
-def encoded(examples: Examples, tokenizer: Callable[[], Any], config: Any, longest: int | None) -> list[Row]:
-    """Tokens of each example, at most ``longest``.  tokenizer: called only where there are texts.
+def encoded(
+    examples: Examples, tokenizer: Callable[[], Any], config: Any, longest: int | None, most: int | None = None
+) -> list[Row]:
+    """Tokens of each example, at most ``longest``.  tokenizer: called only where there are texts;  most: that the model
+    takes, None where it does not say.
 
-    Raises ValueError for token ids that the model does not have.
+    Raises ValueError for token ids that the model does not have, and for a row longer than it takes.
     """
-    if isinstance(examples.inputs[0], list):
+    if longest is not None and most is not None and longest > most:
+        raise ValueError(f"a text of {longest} tokens is longer than the {most} that the model takes")
+    kinds = {"token ids" if isinstance(item, list | dict) else "a text" for item in examples.inputs}
+    if len(kinds) > 1:
+        raise ValueError(f"{examples.source}: some rows have {' and some '.join(sorted(kinds))}: give one of them")
+    limit = longest or min(LONGEST, most or LONGEST)
+    if isinstance(examples.inputs[0], list | dict):
+        rows = [item if isinstance(item, dict) else {"input_ids": item} for item in examples.inputs]
         vocabulary = config.get_text_config().vocab_size
-        for number, ids in enumerate(examples.inputs, 1):
+        for number, ids in enumerate((row["input_ids"] for row in rows), 1):
             if not ids or not all(isinstance(i, int) and 0 <= i < vocabulary for i in ids):
                 raise ValueError(
                     f"{examples.source}: row {number} is no list of token ids from 0 to {vocabulary - 1}, the model's "
                     "vocabulary"
                 )
-        return [_row(ids[: longest or LONGEST]) for ids in examples.inputs]
+        keys = {key: None for row in rows for key in row}
+        return [_row({key: row.get(key, [0] * len(row["input_ids"]))[:limit] for key in keys}) for row in rows]
     tokens = tokenizer()
-    limit = longest or min(LONGEST, tokens.model_max_length)
+    limit = longest or min(limit, tokens.model_max_length)
     pairs = isinstance(examples.inputs[0], tuple)
     first = [item[0] for item in examples.inputs] if pairs else examples.inputs
     second = [item[1] for item in examples.inputs] if pairs else None
@@ -102,8 +113,8 @@ def encoded(examples: Examples, tokenizer: Callable[[], Any], config: Any, longe
     return rows
 
 
-def _row(ids: list[int]) -> Row:
-    return {"input_ids": ids, "attention_mask": [1] * len(ids)}
+def _row(given: Row) -> Row:
+    return given | {"attention_mask": [1] * len(given["input_ids"])}
 
 
 def pixels_of(processor: Any) -> Callable[[list[Any]], Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from dts.adapter.route import InputStatistics
 from dts.evaluate import inputs, models
 from dts.evaluate.data import Examples
 from dts.evaluate.inputs import Batches
+from dts.integrations.positions import positions
 from dts.unseen import input_statistics
 
 BATCH = 16  # rows
@@ -37,7 +39,7 @@ def statistics_of(
     """
     checkpoint = models.opened(base, "base")
     model = models.without_head(checkpoint, device, trusted)
-    batches = _batches(examples, model.config, [tokenizer, checkpoint.folder], longest, trusted)
+    batches = _batches(examples, model, [tokenizer, checkpoint.folder], longest, trusted)
 
     def moved() -> Iterator[dict[str, Tensor]]:
         for batch in batches:
@@ -46,10 +48,11 @@ def statistics_of(
     return input_statistics(model, moved(), layer)
 
 
-def _batches(examples: Examples, config, places: list, longest: int | None, trusted: bool) -> Batches:
+def _batches(examples: Examples, model: Any, places: list, longest: int | None, trusted: bool) -> Batches:
     """places: where tokenizer and image processor are looked for."""
     if examples.columns.get("text") == "image":
         processor = models.image_processor_of(*places, trusted=trusted)
         return Batches([{"image": image} for image in examples.inputs], BATCH, None, inputs.pixels_of(processor))
-    rows = inputs.encoded(examples, partial(models.tokenizer_of, *places, trusted=trusted), config, longest)
-    return Batches(rows, BATCH, getattr(config, "pad_token_id", None))
+    read = partial(models.tokenizer_of, *places, trusted=trusted)
+    rows = inputs.encoded(examples, read, model.config, longest, positions(model))
+    return Batches(rows, BATCH, getattr(model.config, "pad_token_id", None))

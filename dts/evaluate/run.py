@@ -17,6 +17,7 @@ from dts.evaluate.data import Examples, label_ids
 from dts.evaluate.inputs import Batch, Batches
 from dts.evaluate.scores import Reference, Score, score, stride_of
 from dts.files import real
+from dts.integrations.positions import positions
 
 MADE_UP = {models.TEXT: 256, models.IMAGES: 64, models.LANGUAGE: 64}
 BATCH_BYTES = 1 << 29  # of a language model's logits of one batch
@@ -76,7 +77,7 @@ def evaluate(
     examples = examples or inputs.made_up(
         model.config, kind is models.IMAGES, setting.made_up or MADE_UP[kind], setting.seed
     )
-    batches = _batches(examples, kind, model.config, tuned, ground, setting)
+    batches = _batches(examples, kind, model, tuned, ground, setting)
     answers = _answers(kind, names, examples, setting.device)
     stride = stride_of(_places(batches, kind), len(names))
     reference = Reference(stride)
@@ -150,6 +151,8 @@ def _refuse_others(adapters: Mapping[str, dts.Adapter], classes: int, finetuned:
 def _class_names(config: Any, given: Sequence[str] | None, finetuned: str, kind: str) -> Sequence[str]:
     """Names of the classes, or a number of them for a language model's vocabulary."""
     if kind is models.LANGUAGE:
+        if given is not None:
+            raise ValueError(f"--classes are of a classifier, and {finetuned} is a language model: leave them out")
         return range(config.get_text_config().vocab_size)  # type: ignore[return-value]
     if config.num_labels < 2:
         raise ValueError(f"{finetuned} has {config.num_labels} output, a number: dts eval compares classifiers")
@@ -159,9 +162,12 @@ def _class_names(config: Any, given: Sequence[str] | None, finetuned: str, kind:
 
 
 def _batches(
-    examples: Examples, kind: str, config: Any, tuned: Checkpoint, ground: Checkpoint, setting: Setting
+    examples: Examples, kind: str, model: Any, tuned: Checkpoint, ground: Checkpoint, setting: Setting
 ) -> Batches:
+    config = model.config
     if kind is models.IMAGES:
+        if setting.longest is not None:
+            raise ValueError(f"--max-length is of texts, and {tuned.source} is a model of images: leave it out")
         if examples.made_up:
             return Batches([{"image": image} for image in examples.inputs], setting.batch, None, torch.stack)
         if examples.columns.get("text") != "image":
@@ -173,9 +179,8 @@ def _batches(
         rows = [{"image": image} for image in examples.inputs]
         return Batches(rows, setting.batch, None, inputs.pixels_of(processor))
     places = (setting.tokenizer,) if setting.tokenizer else (tuned.folder, ground.folder)
-    rows = inputs.encoded(
-        examples, partial(models.tokenizer_of, *places, trusted=setting.trusted), config, setting.longest
-    )
+    tokenizer = partial(models.tokenizer_of, *places, trusted=setting.trusted)
+    rows = inputs.encoded(examples, tokenizer, config, setting.longest, positions(model))
     if kind is models.LANGUAGE:
         rows = [{key: row[key] for key in ("input_ids", "attention_mask")} for row in rows if len(row["input_ids"]) > 1]
         if not rows:

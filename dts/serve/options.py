@@ -77,7 +77,7 @@ class Options:
 
 def keys_of(file: Path | None) -> list[str]:
     """The keys in a file; lines that are empty or begin with # are none."""
-    lines = [] if file is None else file.read_text("utf-8").splitlines()
+    lines = [] if file is None else file.read_text("utf-8-sig").splitlines()
     return [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
 
 

@@ -173,7 +173,9 @@ def test_images_from_files(dts, folder, tmp_path):
 def test_refusals_say_what_was_found_and_what_to_do(dts, folder, models, tmp_path):
     where = folder / "bert"
     good = (where / "base", where / "tuned", where / "adapter")
+    language, images = ([folder / kind / name for name in ("base", "tuned", "adapter")] for kind in ("gpt", "vit"))
     data = ids(tmp_path / "ids.jsonl")
+    (tmp_path / "x.csv").write_text("image\nx.png\n")
     for words, found in (
         ((*good, "--text", "x"), "give that too"),
         ((*good, "--made-up", "2", "--split", "x", "--max-length", "9"), "--split and --max-length are about --data"),
@@ -181,6 +183,10 @@ def test_refusals_say_what_was_found_and_what_to_do(dts, folder, models, tmp_pat
         ((*good, "--data", data, "--made-up", "3"), "keep one"),
         ((*good, "--dtype", "int8"), "float32, bfloat16, float16"),
         ((*good, "--data", data, "--classes", "a,b"), "--classes names 2"),
+        ((*good, "--data", data, "--max-length", "41"), "41 tokens is longer than the 40 that the model takes"),
+        ((*good, "--tokenizer", "nowhere"), "--tokenizer is about --data"),
+        ((*language, "--classes", "a,b"), "is a language model: leave them out"),
+        ((*images, "--data", "x.csv", "--max-length", "9"), "is a model of images: leave it out"),
         ((*good, "--data", "none.csv"), "none.csv is not there"),
         ((where / "base", where / "base", where / "adapter"), "BertModel; dts eval compares"),
         ((models / "base", models / "one", where / "adapter"), "names the architecture none"),
@@ -197,6 +203,21 @@ def test_refusals_say_what_was_found_and_what_to_do(dts, folder, models, tmp_pat
     gpt = folder / "gpt"
     wrong = dts("eval", gpt / "base", gpt / "tuned", gpt / "adapter", "--data", "texts.txt")
     assert wrong.exit_code == 2 and "--tokenizer" in said(wrong)
+
+
+def test_token_ids_are_read_as_a_tokenizer_gave_them(dts, folder, tmp_path):
+    """Their padding is none of them, their types are told, and what is beyond the model's positions is cut."""
+    where = [folder / "bert" / name for name in ("base", "tuned", "coarse")]
+    plain = [{"input_ids": [5 + i, 9, 30 + i], "label": i % 3} for i in range(20)]
+    padded = [row | {"input_ids": [*row["input_ids"], 0], "attention_mask": [1, 1, 1, 0]} for row in plain]
+    typed = [row | {"token_type_ids": [0, 1, 1]} for row in plain]
+    long = [row | {"input_ids": row["input_ids"] * 20} for row in plain]
+    found = {}
+    for name, rows in {"plain": plain, "padded": padded, "typed": typed, "long": long}.items():
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        found[name] = [row["kl"] for row in evaluated(dts, *where, "--data", f"{name}.jsonl")["models"][1:]]
+    assert found["padded"] == pytest.approx(found["plain"], rel=1e-4)
+    assert found["typed"] != pytest.approx(found["plain"], rel=1e-4) and all(found["long"])
 
 
 def test_an_adapter_of_another_task_is_told_by_its_classes(dts, folder, tmp_path):

@@ -83,6 +83,61 @@ def test_a_package_that_is_absent_is_named(tmp_path, monkeypatch, package, sourc
         read(source)
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.txt", "a.jsonl", "a.json"])
+def test_an_editors_mark_is_no_letter_of_a_text(tmp_path, name):
+    text = {"a.txt": "good\n", "a.jsonl": '{"text": "good"}\n', "a.json": '[{"text": "good"}]'}.get(
+        name, "text\ngood\n"
+    )
+    assert read(made(tmp_path, name, "\ufeff" + text)).inputs == ["good"]
+
+
+def test_lines_end_at_line_ends_alone(tmp_path):
+    strange = "a\u2028b\x0cc\x85d"
+    assert read(made(tmp_path, "a.txt", f"{strange}\r\ne\n")).inputs == [strange, "e"]
+    assert read(made(tmp_path, "a.jsonl", '{"text": "a\u2028b"}\n{"text": "c\x85"}\n')).inputs == ["a\u2028b", "c\x85"]
+
+
+def test_a_quote_that_is_not_closed_takes_in_no_lines(tmp_path):
+    for text in ('text\n"a\nb\n', 'text\n"a"b\nc\n'):
+        with pytest.raises(ValueError, match="a.csv, line .*: close the quotes"):
+            read(made(tmp_path, "a.csv", text))
+    lines = '"a\t0\nb\t1\n"c\t0\n'  # as GLUE has them: a quote is a letter
+    plain = ['"a', "b", '"c']
+    assert read(made(tmp_path, "a.tsv", f"text\tlabel\n{lines}")).inputs == plain
+    assert read(made(tmp_path, "a.tsv", 'text\tlabel\n"a\t0\nb"\t1\n')).inputs == ['"a', 'b"']
+    assert read(made(tmp_path, "a.tsv", 'text\tlabel\n"a ""x""\nb"\t1\n')).inputs == ['a "x"\nb']  # and as a table's
+    with pytest.raises(ValueError, match="each once"):
+        read(made(tmp_path, "a.tsv", "text\ttext\na\tb\n"))
+
+
+def test_a_text_may_be_long(tmp_path):
+    assert read(made(tmp_path, "a.csv", f"text\n{'long ' * 40_000}\n")).inputs == ["long " * 40_000]
+
+
+def test_a_column_that_the_first_row_lacks_is_one(tmp_path):
+    with pytest.raises(ValueError, match="row 1 has nothing in its column label"):
+        read(made(tmp_path, "a.jsonl", '{"text": "a"}\n{"text": "b", "label": 1}\n'))
+
+
+def test_a_mask_and_types_beside_token_ids_are_heeded(tmp_path):
+    rows = [{"input_ids": [7, 8, 0], "attention_mask": [1, 1, 0], "label": 0}]
+    file = made(tmp_path, "a.jsonl", json.dumps(rows[0]))
+    assert read(file).inputs == [[7, 8]]
+    file = made(tmp_path, "a.jsonl", json.dumps(rows[0] | {"token_type_ids": [0, 1, 0]}))
+    assert read(file).inputs == [{"input_ids": [7, 8], "token_type_ids": [0, 1]}]
+    for odd, says in (
+        ({"attention_mask": [1]}, "not as many attention_mask"),
+        ({"attention_mask": [1, 2, 0]}, "0 and 1"),
+    ):
+        with pytest.raises(ValueError, match=f"row 1 has .*{says}"):
+            read(made(tmp_path, "a.jsonl", json.dumps(rows[0] | odd)))
+
+
+def test_a_split_is_of_no_file(tmp_path):
+    with pytest.raises(ValueError, match="--split dev is of a data set on the hub"):
+        read(made(tmp_path, "a.txt", "a\n"), split="dev")
+
+
 @pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="needs pyarrow")
 def test_parquet(tmp_path):
     import pyarrow
