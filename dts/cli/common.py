@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, overload
 
 import typer
@@ -183,14 +184,35 @@ def percent(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{100 * value:.{digits}f} %"
 
 
+def said(context: typer.Context) -> dict[str, str]:
+    """The parameters that the command line gives, by their functions' names: the option's word, the argument's name.
+
+    One that is given the value that it has by default is given too.
+    """
+    found = {}
+    for parameter in context.command.params:
+        source = context.get_parameter_source(name := str(parameter.name))
+        if source is not None and source.name == "COMMANDLINE":
+            word = parameter.opts[0]
+            found[name] = word if word.startswith("-") else word.upper()
+    return found
+
+
 def list_of(text: str | None) -> list[str] | None:
     """``a, b,c`` -> [a, b, c];  ``@file`` -> its lines."""
     if text is None:
         return None
-    items = expanded(text[1:]).read_text("utf-8").splitlines() if text.startswith("@") else text.split(",")
+    items = _lines(expanded(text[1:])) if text.startswith("@") else text.split(",")
     if not (found := [item.strip() for item in items if item.strip()]):
         raise ValueError(f"{text!r} names nothing: write 'a, b, c', or @file with a name a line")
     return found
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text("utf-8-sig").split("\n")  # an editor's mark of UTF-8 is of no name
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 ({error.reason}, byte {error.start}): convert it") from None
 
 
 def emit(result: Any, as_json: bool, show: Callable[[], None]) -> None:

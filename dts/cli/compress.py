@@ -27,6 +27,7 @@ from dts.cli.common import (
     parse_fraction,
     parse_size,
     progress_bar,
+    said,
 )
 from dts.cli.compressed import show
 from dts.cli.inspect import account_of, summary
@@ -236,6 +237,8 @@ def compress(
         raise ValueError("--tensors goes with --dry-run; of an adapter that is there, dts inspect --tensors lists them")
     if len(finetuned) > 1 and (name or class_names or description):
         raise ValueError("--name, --class-names and --description are of one task: compress the fine-tunes one by one")
+    if trust_remote_code and not route_with:
+        raise ValueError("--trust-remote-code goes with --route-with, which runs the base; to compress, no code is run")
     if merge and (only or vocabulary or route_with):
         raise ValueError(
             "--only, --vocabulary and --route-with do not go with --merge: dts compress each fine-tune, or "
@@ -246,6 +249,7 @@ def compress(
             raise ValueError("--ray does not go with --merge, which makes one base of all of them")
         if base_is is not BaseIs.plain:
             raise ValueError("--merge makes a base of its own: --base-is is of a base that there is")
+        how["allow_empty"] = allow_empty
         results = _merged(base, finetuned, out, merge, method, vectors, kind, how, resume or dry_run or overwrite)
         return emit(results, as_json, lambda: show(results))
     if cluster is not None:
@@ -260,8 +264,6 @@ def compress(
         return follow(context, recipe, 1, overwrite, dry_run, as_json, cluster)
     if route_with and len(finetuned) > 1:
         raise ValueError("--route-with is of one task: compress the fine-tunes one by one, or dts route each adapter")
-    if trust_remote_code and not route_with:
-        raise ValueError("--trust-remote-code goes with --route-with, which runs the base; to compress, no code is run")
     known = None
     if route_with:
         known = statistics(base, route_with, tokenizer=tokenizer_of(finetuned[0]), trusted=trust_remote_code)
@@ -310,11 +312,7 @@ def _refuse_beside_config(context: typer.Context) -> None:
     """What the file says is said there."""
     mine = ["out", "config", "jobs", "overwrite", "dry_run", "resume", "as_json", "methods"]
     mine += ["ray", "ray_address", "task_cpus", "task_memory"]
-    given = []
-    for parameter in context.command.params:
-        value, word = context.params.get(str(parameter.name)), parameter.opts[0]
-        if parameter.name not in mine and value not in (parameter.default, None, [], ()):
-            given.append(word if word.startswith("-") else word.upper())
+    given = [word for name, word in said(context).items() if name not in mine]
     if given:
         raise ValueError(f"--config says what is compressed and how: move {', '.join(given)} into the file")
 

@@ -19,11 +19,16 @@ from dts.cli.common import (
     output,
     parse_size,
     progress_bar,
+    said,
 )
 from dts.cli.inspect import account_of, summary, summary_table
 
 
+OF_THE_ADAPTER = ("name", "size", "base", "head", "revision", "overwrite")  # which no weight depends on
+
+
 def mix(
+    context: typer.Context,
     adapters: Annotated[list[str], typer.Argument(help="Folders of adapters of one base.", show_default=False)],
     classes: Annotated[
         str | None,
@@ -89,6 +94,11 @@ def mix(
     from dts.checkpoint import open_checkpoint
     from dts.evaluate.models import quiet
 
+    about = [word for name, word in said(context).items() if name in OF_THE_ADAPTER]
+    if out is None and about:
+        raise ValueError(
+            f"{', '.join(about)}: of the adapter that --out writes, and without that only weights are shown"
+        )
     base = at(base, revision)
     opened = {adapter.name: adapter for adapter in map(dts.Adapter.load, adapters)}
     if len(opened) < len(adapters):

@@ -18,13 +18,16 @@ from dts.cli.common import (
     emit,
     output,
     pairs,
+    said,
 )
 from dts.files import expanded
 
 ROWS = 512  # of a file, at most
+REMOVING = ("adapter", "out", "remove", "dry_run", "as_json")  # what goes with --remove
 
 
 def route(
+    context: typer.Context,
     adapter: Annotated[str, typer.Argument(help="Folder of the adapter, which is written anew.", show_default=False)],
     examples: Annotated[
         str | None,
@@ -71,8 +74,12 @@ def route(
     import dts
     from dts.devices import device_named
 
-    if remove == (examples is not None) or remove and (base is not None or layer is not None):
+    if remove == (examples is not None):
         raise ValueError("give --examples FILE and --base MODEL, or --remove alone")
+    if remove and (given := [word for name, word in said(context).items() if name not in REMOVING]):
+        raise ValueError(
+            f"--remove takes out what is there, and {', '.join(given)} would be of what is put in: leave out"
+        )
     loaded = dts.Adapter.load(adapter)
     before = loaded.nbytes
     if remove:

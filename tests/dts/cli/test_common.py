@@ -63,6 +63,14 @@ def test_bytes_and_rates_read_well():
     assert percent(0.01234) == "1.23 %" and percent(None) == "–"
 
 
+def test_an_editors_mark_is_of_no_name_and_other_bytes_are_named(tmp_path):
+    (tmp_path / "marked.txt").write_bytes(b"\xef\xbb\xbfsad\r\nglad\r\n")
+    assert list_of(f"@{tmp_path / 'marked.txt'}") == ["sad", "glad"]
+    (tmp_path / "latin.txt").write_bytes(b"\xe9")
+    with pytest.raises(ValueError, match="latin.txt is not UTF-8"):
+        list_of(f"@{tmp_path / 'latin.txt'}")
+
+
 def test_lists_from_text_and_files(tmp_path):
     (tmp_path / "names").write_text("polka dots\nstripes\n\n")
     assert list_of("a, b c,,d") == ["a", "b c", "d"]

@@ -154,8 +154,8 @@ def test_files_that_cannot_be_read_and_words_that_do_not_go_together(dts, recipe
     assert "is no YAML" in said(dts("compress", "--config", "bad.yaml"))
     (tmp_path / "bad.yaml").write_text("- one")
     assert "finetunes:" in said(dts("compress", "--config", "bad.yaml"))  # an example
-    wrong = dts("compress", "base", "one", "--config", recipe(), "-s", "2%")
-    assert wrong.exit_code == 2 and "move BASE, FINETUNED, --budget into the file" in said(wrong)
+    wrong = dts("compress", "base", "one", "--config", recipe(), "-s", "2%", "-m", "auto")
+    assert wrong.exit_code == 2 and "move BASE, FINETUNED, --budget, --method into the file" in said(wrong)
     assert "--jobs goes with --config" in said(dts("compress", "base", "one", "-o", "a", "--jobs", "2"))
     assert "BASE and FINE-TUNES and --out missing" in said(dts("compress"))
     monkeypatch.setitem(sys.modules, "yaml", None)

@@ -55,6 +55,7 @@ def test_given_weights_make_an_exact_adapter(dts, models, adapters, tmp_path):
         (["--classes", "a, b", "--weight", "one=1"], "--weight"),
         (["--weight", "one=1", "--temperature", "nan", "--top-k", "2"], "--temperature, --top-k: they make weights"),
         (["--classes", ",", "-o", "m"], "names nothing"),
+        (["--classes", "a, b", "--base", "nowhere", "-s", "1%"], "--budget, --base: of the adapter that --out writes"),
     ],
 )
 def test_wrong_words_are_refused(dts, adapters, tmp_path, words, reason):

@@ -85,7 +85,7 @@ def test_compress_tells_it_within_the_size(dts, places):
         (("--examples", "none.txt", "--base", "b"), "none.txt is not there: the file of examples takes"),
         (("--examples", "x.txt"), "--base is missing"),
         ((), "give --examples FILE and --base MODEL, or --remove alone"),
-        (("--remove", "--base", "b"), "give --examples FILE and --base MODEL, or --remove alone"),
+        (("--remove", "--base", "b", "--device", "cpu"), "--base, --device would be of what is put in: leave out"),
     ],
 )
 def test_what_is_missing_is_said(dts, adapter, words, says):
