@@ -23,7 +23,6 @@ from dts.cli.common import (
 )
 from dts.cli.inspect import account_of, summary, summary_table
 
-
 OF_THE_ADAPTER = ("name", "size", "base", "head", "revision", "overwrite")  # which no weight depends on
 
 

@@ -30,7 +30,8 @@ class Examples:
     """Inputs in the file's order.
 
     inputs: a text, a pair of texts, token ids, a dict of these and their types, or an image's path each;  labels: as
-    they were written, None where there are none;  source: the file;  columns: what was read from which;  total: how many the source has;
+    they were written, None where there are none;  source: the file;  columns: what was read from which;
+    total: how many the source has;
     made_up: were they drawn at random?
     """
 
