@@ -3,6 +3,8 @@
 bf16 is left out of `tl.dot`, which the interpreter has wrong in some versions: sampled elements have none.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from triton.runtime import interpreter
@@ -27,6 +29,26 @@ def patched_once():
     interpreter._patch_lang = once
     yield
     interpreter._patch_lang = patch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_in_vain():
+    """Half of what is left of the interpreter's time goes to whether integers overflow, which it works out and does
+    not look at, as it does not debug; a tenth to a table of dtypes that it makes for every number."""
+    builder, dtype_of, known = interpreter.interpreter_builder, interpreter._get_np_dtype, {}
+    options = builder.options
+
+    def once(dtype):
+        name = dtype.scalar.name
+        if name not in known:
+            known[name] = dtype_of(dtype)
+        return known[name]
+
+    assert not options.debug
+    builder.options = replace(options, sanitize_overflow=False)
+    interpreter._get_np_dtype = once
+    yield
+    builder.options, interpreter._get_np_dtype = options, dtype_of
 
 
 @pytest.fixture(autouse=True)

@@ -34,8 +34,7 @@ SAMPLED = {
 
 
 @pytest.mark.parametrize("entries", SAMPLED.values(), ids=SAMPLED)
-@pytest.mark.parametrize("each", [1, 3, 11])
-@pytest.mark.parametrize("path", ["triton", "dense"])
+@pytest.mark.parametrize("path, each", [("triton", 1), ("triton", 3), ("triton", 11), ("dense", 3)])
 def test_sampled_products(entries, each, path, sampled_dtype):
     dtype = sampled_dtype
     torch.manual_seed(0)
