@@ -45,13 +45,18 @@ def squared_difference(a: Tensor, b: Tensor) -> float:
 
 
 def difference(a: Tensor, b: Tensor) -> Tensor:
-    """a - b in float32, of two tensors of one shape and any dtypes, of which only blocks are made float32."""
+    """a - b in float32, of two tensors of one shape and any dtypes, of which only blocks are made float32 (of float64
+    ones none, whose difference may be smaller than that of what they are rounded to)."""
     if a.shape != b.shape:
         raise ValueError(f"tensors of one shape are needed, not {[list(a.shape), list(b.shape)]}")
     result = torch.empty(b.shape, dtype=torch.float32)
+    wide = torch.float64 if torch.float64 in (a.dtype, b.dtype) else torch.float32
     flat, ours, theirs = (x.reshape(-1) for x in (result, a, b))
     for out, one, other in zip(flat.split(BLOCK), ours.split(BLOCK), theirs.split(BLOCK), strict=True):
-        torch.sub(one.float(), other.float(), out=out)
+        if wide == torch.float64:
+            out.copy_(one.double() - other.double())
+        else:
+            torch.sub(one.float(), other.float(), out=out)
     return result
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from dts.adapter.rows import base_name_of
+from dts.adapter.whole import is_rounded_copy
 from dts.checkpoint.prefixes import swap_prefix
 from dts.warn import warn
 
@@ -220,7 +221,7 @@ class Effects:
 
     def compare(self, entry: Entry, base: Tensor, value: Tensor) -> Tensor:
         """The same, given the base's tensor, or the part of a larger one that it is in a model in memory."""
-        if entry.kind == "exact" or entry.added_rows is not None or not _same(value, base.to(value.dtype)):
+        if entry.kind == "exact" or entry.added_rows is not None or not is_rounded_copy(value, base):
             self.expected, self.changed = self.expected + 1, self.changed + 1
         elif entry.kind != "value" and entry.delta().any():
             self.expected += 1

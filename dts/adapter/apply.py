@@ -17,7 +17,7 @@ from dts.adapter.entries import Entry, rounded
 from dts.adapter.folder import CONFIG
 from dts.adapter.modules import by_part, modules_of, write_modules
 from dts.adapter.text import dtype_name
-from dts.adapter.tokenizer import TEXT_FILES
+from dts.adapter.tokenizer import text_files
 from dts.checkpoint import Checkpoint, Lazy, Mismatch, fingerprint, open_checkpoint, sampled_digest, write_safetensors
 from dts.checkpoint.folder import stem_of
 from dts.checkpoint.prefixes import swap_prefix
@@ -211,9 +211,8 @@ def write_checkpoint(
         effects.check()
         if model.config is not None:
             (own / "config.json").write_text(json.dumps(model.config, indent=2) + "\n", "utf-8")
-        for pattern in TEXT_FILES if base.folder is not None else ():
-            for file in base.folder.glob(pattern):
-                shutil.copyfile(file, own / file.name)
+        for file in text_files(base.folder) if base.folder is not None else ():
+            shutil.copyfile(file, own / file.name)
         copy_files(adapter, own)
         copy_code(base, own)
         watch.check()

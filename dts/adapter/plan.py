@@ -11,7 +11,7 @@ from dts.adapter.entries import Entry
 from dts.adapter.matrix import Matrix
 from dts.adapter.sizes import whole_error
 from dts.adapter.vectors import EXACT, Rounding
-from dts.adapter.whole import refuse_nan, whole_entry
+from dts.adapter.whole import is_rounded_copy, refuse_nan, whole_entry
 from dts.checkpoint import Pair, Pairing
 from dts.codec import Factors
 from dts.codec.method import Choice, Method
@@ -114,8 +114,8 @@ def is_copy(pairing: Pairing, pair: Pair, base_name: str) -> bool:
     if pair.added_rows:
         return False
     ours, theirs = pairing.finetuned.load(pair.name), pairing.base.load(base_name)
-    alike = lambda a, b: torch.equal(a, b.to(a.dtype))  # noqa: E731
-    copied = alike(ours[:1], theirs[:1]) and alike(ours, theirs)  # a row mostly tells, and no more is read then
+    # a row mostly tells, and no more is read then
+    copied = is_rounded_copy(ours[:1], theirs[:1]) and is_rounded_copy(ours, theirs)
     if copied:
         pairing.finetuned.release(pair.name)
         pairing.base.release(base_name)

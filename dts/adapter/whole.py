@@ -30,7 +30,7 @@ def whole_entry(pairing: Pairing, pair: Pair, rounding: Rounding = EXACT) -> Ent
 def _changed(pair: Pair, value: Tensor, base: Tensor, rounding: Rounding) -> Entry | None:
     """The difference in the fine-tune's dtype if it gives the value back exactly, else the value; None if equal."""
     shape, dtype = tuple(value.shape), value.dtype
-    if torch.equal(value, base.to(dtype)):
+    if is_rounded_copy(value, base):
         return None
     refuse_nan(value, pair.name)
     as_value = Entry(pair.name, pair.base_name, shape, "value", dtype, tensor=value)
@@ -42,6 +42,17 @@ def _changed(pair: Pair, value: Tensor, base: Tensor, rounding: Rounding) -> Ent
     entry = Entry(pair.name, pair.base_name, shape, "delta", dtype, tensor=delta.to(dtype), norm=as_value.norm)
     rounded = in_few_bits(entry, delta, rounding)
     return rounded if rounded is not entry or torch.equal(entry.apply(base), value) else as_value
+
+
+def is_rounded_copy(value: Tensor, base: Tensor) -> bool:
+    """Is it the base's tensor, perhaps in a narrower dtype?  Where that dtype has no number for an element of the base
+    (float16 ends at 65,504), it is another one: an infinite."""
+    made = base.to(value.dtype)
+    if not torch.equal(value, made):
+        return False
+    if not value.is_floating_point() or value.dtype.itemsize >= base.dtype.itemsize:
+        return True
+    return bool(made.isfinite().eq(base.isfinite()).all())
 
 
 def refuse_nan(value: Tensor, name: str) -> None:

@@ -1,5 +1,6 @@
 """A Hugging Face folder as a checkpoint: which of its files is read, and what all others are."""
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -50,8 +51,11 @@ def from_folder(folder: Path, variant: str | None = None) -> Checkpoint:
     """Raises CheckpointError for folders of other kinds, and for weights in it that nothing explains."""
     _refuse_other_kinds(folder)
     checkpoint = read_weights(folder, variant)
-    if (folder / "config.json").is_file():
-        checkpoint.config = read_config(folder / "config.json")
+    config = folder / "config.json"
+    if config.is_file():
+        checkpoint.config = read_config(config)
+    elif os.path.lexists(config):
+        raise CheckpointError(f"{config} is a link to nothing, or no file: mend it, or move it away")
     for name in ("quantize_config.json", "quant_config.json", "hf_quant_config.json"):  # of AutoGPTQ, AWQ, ModelOpt
         if (folder / name).is_file():
             checkpoint.config = {"quantization_config": json_object(folder / name)} | (checkpoint.config or {})

@@ -80,6 +80,8 @@ def _row(path: Path, folder: Path, quick: bool) -> dict:
 
     config, reason = None, None
     try:
+        if not (path / CONFIG).is_file():
+            raise FileNotFoundError(f"it has no {CONFIG}")
         config = read_text(path / CONFIG)
         if not _sane(config):
             config = None
@@ -104,7 +106,7 @@ def _row(path: Path, folder: Path, quick: bool) -> dict:
         "amr": config and config["amr"],
         "base": {key: base.get(key) for key in ("name", "fingerprint", "dtype", "parameters")} if config else None,
         "format_version": config and config["format_version"],
-        "changed": max(file.stat().st_mtime for file in path.iterdir()),
+        "changed": max(file.lstat().st_mtime for file in path.iterdir()),  # of links, which may lead nowhere
         "state": "damaged" if reason else "not checked" if quick else "whole",
         "reason": reason,
     }

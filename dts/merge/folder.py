@@ -10,7 +10,7 @@ from torch import Tensor
 from dts import __version__
 from dts.adapter.code import copy_code
 from dts.adapter.modules import by_part, modules_of, write_modules
-from dts.adapter.tokenizer import TEXT_FILES
+from dts.adapter.tokenizer import text_files
 from dts.checkpoint import Checkpoint, write_safetensors
 from dts.checkpoint.folder import stem_of
 from dts.checkpoint.vocabulary import resized
@@ -19,7 +19,6 @@ from dts.files import Watch, building, check_place, real
 from .registry import Method
 from .sources import Sources
 
-COPIED = ("config.json", *TEXT_FILES)
 OF_ONE_TASK = ("architectures", "id2label", "label2id", "problem_type", "finetuning_task")
 
 
@@ -68,10 +67,9 @@ def write_folder(
 
 
 def _copy(folder: Path, to: Path) -> None:
-    for pattern in COPIED:
-        for file in folder.glob(pattern):
-            if file.is_file():
-                shutil.copyfile(file, to / file.name)
+    config = folder / "config.json"
+    for file in [*text_files(folder), *([config] if config.is_file() else [])]:
+        shutil.copyfile(file, to / file.name)
 
 
 def _config(sources: Sources) -> dict:

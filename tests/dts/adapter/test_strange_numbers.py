@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 
 import pytest
 import torch
@@ -46,6 +47,28 @@ def test_a_mask_that_both_have_is_no_difference(pair, tmp_path, method):
     tuned["mask"][0, 0] = -float("inf")
     with pytest.raises(Unencodable, match="'mask' has .* infinite"):
         dts.compress(base, tuned, method=method, rank_fraction=0.5)
+
+
+@pytest.mark.parametrize("method", ["residual", "sketch", "paper"])
+def test_what_a_narrower_dtype_has_no_number_for_is_no_copy(pair, tmp_path, method):
+    """The infinite one was taken for the base's own, and the adapter then refused by every reader."""
+    base, tuned = pair[0] | {"limit": torch.full((5,), -3e38)}, {n: t.half() for n, t in pair[1].items()}
+    tuned["limit"] = base["limit"].half()
+    adapter = dts.compress(base, tuned, out=tmp_path / "made", method=method, rank_fraction=0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # that it was rounded away
+        assert torch.equal(dict(adapter.apply(base))["limit"], tuned["limit"]) and adapter.verify(base, tuned).ok
+    base["2.weight"] = torch.full((40, 40), 1e6)
+    tuned["2.weight"] = base["2.weight"].half()
+    with pytest.raises(Unencodable, match="the fine-tune state dict has .* no finite numbers in 2.weight"):
+        dts.compress(base, tuned, method=method, rank_fraction=0.5)
+
+
+def test_a_change_below_float32_of_a_float64_model_is_one(pair, tmp_path):
+    base = {name: value.double() for name, value in pair[0].items()}
+    tuned = {name: value * (1 + 1e-12) for name, value in base.items()}
+    adapter = dts.compress(base, tuned, out=tmp_path / "made", rank_fraction=1.0)
+    assert adapter.entries.keys() == base.keys() and adapter.verify(base, tuned).ok
 
 
 def test_a_fine_tune_that_mended_its_base(pair, tmp_path):

@@ -1,6 +1,7 @@
 """compress, inspect, verify, apply, truncate on tiny checkpoints."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -159,6 +160,23 @@ def test_apply_writes_the_full_model(dts, models, adapter, tmp_path):
     expected = dict(package.Adapter.load(adapter).apply(models / "base"))
     assert written.keys() == expected.keys() and all(torch.equal(written[k], expected[k]) for k in written)
     assert dts("apply", models / "base", adapter, "-o", "full").exit_code == 2
+
+
+@pytest.mark.parametrize("verb", ["apply", "merge"])
+def test_a_folder_called_as_a_tokenizer_is_left_and_a_link_to_nothing_named(dts, models, adapter, tmp_path, verb):
+    shutil.copytree(models / "base", "base")
+    (tmp_path / "base/tokenizer").mkdir()
+    (tmp_path / "base/vocab.txt").write_text("word\n")
+    words = (verb, "base", adapter) if verb == "apply" else (verb, models / "one", "-b", "base")
+    assert dts(*words, "-o", "made").exit_code == 0 and (tmp_path / "made/vocab.txt").is_file()
+    (tmp_path / "base/tokenizer.model").symlink_to("nothing")
+    wrong = dts(*words, "-o", "other")
+    assert wrong.exit_code == 2 and "base has tokenizer.model, a link to nothing" in said(wrong)
+    (tmp_path / "base/config.json").unlink()
+    (tmp_path / "base/config.json").symlink_to("nothing")
+    wrong = dts(*words, "-o", "other")
+    assert wrong.exit_code == 2 and "base/config.json is a link to nothing" in said(wrong)
+    assert not (tmp_path / "other").exists()
 
 
 def test_apply_refuses_another_base_with_every_mismatch(dts, adapter, other, tmp_path):

@@ -1,6 +1,7 @@
 """`dts list`."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -67,6 +68,11 @@ def test_a_damaged_one_says_why_and_the_exit_code_too(dts, shelf):
     assert {row["state"] for row in listed(dts, shelf, "--quick")["adapters"]} == {"not checked"}
 
 
+def _instead(file):
+    file.unlink()
+    return file
+
+
 @pytest.mark.parametrize(
     ("harm", "reason"),
     [
@@ -74,6 +80,12 @@ def test_a_damaged_one_says_why_and_the_exit_code_too(dts, shelf):
         (lambda one: (one / "dts_config.json").unlink(), "dts_config.json"),
         (lambda one: (one / "dts_model.safetensors").unlink(), "dts_model.safetensors"),
         (lambda one: (one / "dts_config.json").write_text('{"format_version": 99}'), "format 99"),
+        (lambda one: _instead(one / "dts_config.json").symlink_to("nothing"), "it has no dts_config.json"),
+        (lambda one: _instead(one / "dts_model.safetensors").symlink_to("nothing"), "it has no dts_model.safetensors"),
+        (
+            lambda one: os.mkfifo(_instead(one / "dts_config.json")),
+            "it has no dts_config.json",
+        ),  # which nobody writes to
     ],
 )
 def test_every_damage_is_a_reason_not_an_end(dts, shelf, harm, reason):
