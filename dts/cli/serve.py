@@ -128,6 +128,7 @@ def serve(
         emit(result, as_json, lambda: output.print(text, soft_wrap=True))
         sys.stdout.flush()  # who waits for it may read a pipe
 
-    if not run(options, ready):
-        errors.print(f"answers took longer than {drain} s after the signal: they were broken off")
+    if broken := run(options, ready):
+        many = "1 request was" if broken == 1 else f"{broken} requests were"
+        errors.print(f"{many} broken off, not answered in time after the signal (--drain {drain})")
         raise typer.Exit(1)

@@ -32,6 +32,7 @@ from dts.serve.waiting import Batching, Waiting
 
 log = logging.getLogger("dts.serve")
 TRIED = 3  # tasks of which one prepares the model
+LOOK = 0.2  # seconds between two looks at whether what a command waits for can still come
 PATIENCE = 1.0  # seconds that others may overtake a row whose tasks have no room beside those that run
 
 
@@ -145,9 +146,11 @@ class Engine:
             done.set()
 
         self.waiting.command(run, task)
-        while not done.wait(1):
+        while not done.wait(LOOK):
             if not self.alive:
                 raise Refused("the engine has stopped", 503, "stopped")
+            if self.waiting.given_up:
+                raise Refused("the server is stopping, before this was done", 503, "stopping", retry_after=5)
         if isinstance(found[0], Exception):
             raise found[0]
         return found[0]
@@ -197,13 +200,11 @@ class Engine:
             self._thread.join(timeout)
         return not self._thread.is_alive()
 
-    def give_up(self) -> None:
-        """Tell everybody who was not answered yet that nobody will be: there is no more time.  By any thread."""
+    def give_up(self) -> int:
+        """Take nothing more in, and tell everybody who was not answered yet that nobody will be, as there is no more
+        time; how many.  By any thread."""
         stopped = Refused("the server is stopping, before this was answered", 503, "stopping", retry_after=5)
-        self.waiting.fail_all(stopped)
-        running = [one.row for one in list(self.continuous.rows)] if self.continuous else []
-        for row in [*running, *self._batch]:
-            row.job.fail(stopped)
+        return self.waiting.fail_all(stopped)
 
     # ---- the thread that owns the model ------------------------------------------------------------------------
 
@@ -225,11 +226,7 @@ class Engine:
             log.exception("the engine has stopped")
             raise
         finally:
-            stopped = Refused("the engine has stopped", 503, "stopped")
-            self.waiting.close()
-            self.waiting.fail_all(stopped)
-            if running:
-                running.fail(stopped)
+            self.waiting.fail_all(Refused("the engine has stopped", 503, "stopped"))
 
     def _step(self, running: Continuous) -> None:
         try:

@@ -34,8 +34,10 @@ class Waiting:
         self.batching = batching
         self._rows: list[Row] = []
         self._commands: list[tuple[Command, str | None]] = []
+        self._open: list[Job] = []  # taken in, and not over when this was last looked at
         self._changed = threading.Condition()
         self._closed = False
+        self.given_up = False
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -53,6 +55,7 @@ class Waiting:
                     "queue_full",
                     retry_after=1,
                 )
+            self._open = [*(one for one in self._open if not one.over), job]
             self._insert(job.rows)
             self._changed.notify()
 
@@ -78,11 +81,16 @@ class Waiting:
             self._closed = True
             self._changed.notify()
 
-    def fail_all(self, error: Refused) -> None:
+    def fail_all(self, error: Refused) -> int:
+        """Nobody is answered any more, wherever the rows are: those that wait, those that run, those on their way from
+        one to the other.  How many jobs were told."""
         with self._changed:
-            for row in self._rows:
-                row.job.fail(error)
-            self._rows = []
+            told = [job for job in self._open if not (job.over or job.cancelled)]
+            for job in told:
+                job.fail(error)
+            self._closed, self.given_up, self._open, self._rows = True, True, [], []
+            self._changed.notify()
+        return len(told)
 
     def take(
         self, busy: Collection[str] = (), fits: Fits | None = None, idle: bool = True

@@ -6,7 +6,6 @@ import asyncio
 import gc
 import logging
 import socket
-import time
 import warnings
 from collections.abc import Callable
 from types import FrameType
@@ -27,34 +26,54 @@ GRACE = 1  # seconds after the last answer for its last bytes
 class Server(uvicorn.Server):
     """Ends well by a signal: the door is closed, answers may end for ``drain`` seconds. The second one breaks them off.
 
-    uvicorn's own would raise the signal again afterwards, so that a server that lost nothing looked like one killed.
+    uvicorn's own would raise the signal again afterwards, so that a server that lost nothing looked like one killed,
+    and its second signal breaks connections off without a word.
     """
 
     should_exit: bool
     force_exit: bool
-    signalled: float | None = None  # when, in seconds of time.monotonic
+    signals = 0
     ready: Callable[[], None] = staticmethod(lambda: None)
     stopping: Callable[[], None] = staticmethod(lambda: None)
     drain = 30.0
-    too_late: Callable[[], None] = staticmethod(lambda: None)  # then: there is a moment yet for last words
+    too_late: Callable[[], int] = staticmethod(lambda: 0)  # tells all who wait that it is; how many those are
+    broken = 0  # requests that were not answered
+    _loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         if not self.should_exit:
             self.ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        late = asyncio.get_running_loop().call_later(self.drain, lambda: self.too_late())
+        late = asyncio.get_running_loop().call_later(self.drain, self.tell)
         try:
             await super().shutdown(sockets)
         finally:
             late.cancel()
+            self.broken += len(self.server_state.tasks)  # those that last words did not reach
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.force_exit = self.should_exit
         self.should_exit = True
-        self.signalled = self.signalled or time.monotonic()
+        self.signals += 1
         self.stopping()
+        if self.signals > 1 and self._loop is not None:
+            self._loop.call_soon_threadsafe(self.hurry if self.signals == 2 else self.cut)
+
+    def tell(self) -> None:
+        self.broken += self.too_late()
+
+    def hurry(self) -> None:
+        """There is a moment yet for last words."""
+        self.tell()
+        asyncio.get_running_loop().call_later(GRACE, self.cut)
+
+    def cut(self) -> None:
+        self.force_exit = True
+        for connection in list(self.server_state.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
 
 
 def prepared(options: Options) -> tuple[Served, Metrics, Guard]:
@@ -68,8 +87,9 @@ def prepared(options: Options) -> tuple[Served, Metrics, Guard]:
     return served, metrics, app
 
 
-def run(options: Options, ready: Callable[[list[str]], None] = lambda tasks: None) -> bool:
-    """Serves until SIGTERM or SIGINT; False where answers took longer than ``options.drain`` and were broken off.
+def run(options: Options, ready: Callable[[list[str]], None] = lambda tasks: None) -> int:
+    """Serves until SIGTERM or SIGINT; how many requests were broken off, as they took longer than ``options.drain`` or
+    a second signal came.
 
     Raises ValueError with everything that keeps it from starting.  ready: called with the names of the
     tasks when the server listens.
@@ -95,5 +115,6 @@ def run(options: Options, ready: Callable[[list[str]], None] = lambda tasks: Non
     server.drain, server.too_late = options.drain, served.engine.give_up
     server.stopping = lambda: setattr(served.engine, "draining", True)
     server.run()
-    took = 0 if server.signalled is None else time.monotonic() - server.signalled
-    return served.engine.drain(GRACE) and took <= options.drain and not server.force_exit
+    served.engine.drain(GRACE)
+    gc.unfreeze()  # libraries count what is left at the end as lost
+    return server.broken

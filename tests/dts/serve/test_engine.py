@@ -1,6 +1,7 @@
 """The engine, without HTTP: every answer is the single-task model's, and no request harms another."""
 
 import threading
+import time
 
 import pytest
 import torch
@@ -289,6 +290,56 @@ def test_who_was_not_answered_when_the_time_to_stop_is_over_is_told_so(decoder, 
         with pytest.raises(Refused, match="the server is stopping, before this was answered") as refused:
             job.collected.events()
         assert refused.value.status == 503
+
+
+def test_rows_on_their_way_from_the_queue_are_told_too_and_others_are_not_taken_in(decoder, start, monkeypatch):
+    served = start(decoder, run=False)
+    jobs = [ask(served, "generate", name, "x", max_tokens=100, temperature=0) for name in "abc"]
+    have, told = served.engine.residents.have, []
+
+    def have_and_stop(*given):
+        have(*given)
+        if not told:
+            told.append(served.engine.give_up())
+
+    monkeypatch.setattr(served.engine.residents, "have", have_and_stop)
+    served.engine._thread.start()
+    for job in jobs:
+        with pytest.raises(Refused, match="the server is stopping, before this was answered"):
+            job.collected.events(timeout=20)
+    assert told == [3]
+    with pytest.raises(Refused, match="the server is stopping") as refused:
+        ask(served, "generate", "a", "x", max_tokens=1)
+    assert refused.value.status == 503
+
+
+def test_a_command_for_which_there_is_no_time_is_told_so(decoder, start):
+    served = start(decoder)
+    running = ask(served, "generate", "a", "x", submit=False, max_tokens=100, temperature=0)
+    tell, said = running.tell, []
+
+    def load():
+        try:
+            served.engine.load("a", again=True)
+        except Refused as error:
+            said.append((error.status, str(error)))
+
+    loads = threading.Thread(target=load)
+
+    def stop(event):  # by the engine's thread, in the middle of a step
+        running.tell = tell
+        loads.start()
+        while not served.engine.waiting._commands:
+            time.sleep(0.01)
+        assert served.engine.give_up() == 1
+        loads.join(20)
+
+    running.tell = stop
+    served.engine.submit(running)
+    with pytest.raises(Refused, match="the server is stopping"):
+        running.collected.events()
+    loads.join(20)
+    assert said == [(503, "the server is stopping, before this was done")]
 
 
 def test_an_error_in_the_model_fails_its_request_and_not_the_engine(decoder, start, monkeypatch):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import signal
 import socket
 import threading
 import time
@@ -12,6 +13,7 @@ import pytest
 pytest.importorskip("fastapi", reason="needs fastapi (pip install 'dts-merge[serve]')")
 uvicorn = pytest.importorskip("uvicorn", reason="needs uvicorn (pip install 'dts-merge[serve]')")
 
+from dts.serve.http import run  # noqa: E402
 from dts.serve.http.patience import patient  # noqa: E402
 from dts.serve.http.run import Server  # noqa: E402
 
@@ -29,7 +31,7 @@ async def echo(scope, receive, send):
 
 
 @contextlib.contextmanager
-def running(app, drain=30.0, too_late=lambda: None, refused=lambda status: None):
+def running(app, drain=30.0, too_late=lambda: 0, refused=lambda status: None):
     """(port, server) of a server in a thread."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -43,7 +45,7 @@ def running(app, drain=30.0, too_late=lambda: None, refused=lambda status: None)
         time.sleep(0.01)
     yield port, server
     server.should_exit = True
-    thread.join(30)
+    thread.join(20)
     assert not thread.is_alive()
 
 
@@ -121,18 +123,43 @@ def test_two_hundred_of_them_stop_no_other_request(served):
         assert all(rest(client).startswith(b"HTTP/1.1 408 ") for client in slow)
 
 
-def test_what_is_not_answered_in_the_time_that_a_stop_has_is_told_so():
-    asked, over = threading.Event(), threading.Event()
+class Slow:
+    """An application whose one answer takes until it is told that it is too late."""
 
-    async def slow(scope, receive, send):
-        asked.set()
-        while not over.is_set():
+    def __init__(self):
+        self.asked, self.over = threading.Event(), threading.Event()
+
+    async def __call__(self, scope, receive, send):
+        self.asked.set()
+        while not self.over.is_set():
             await asyncio.sleep(0.01)
         await send({"type": "http.response.start", "status": 503, "headers": []})
         await send({"type": "http.response.body"})
 
-    with running(slow, drain=0.3, too_late=over.set) as (port, server), connected(port) as client:
+    def too_late(self):
+        self.over.set()
+        return 1
+
+
+def test_what_is_not_answered_in_the_time_that_a_stop_has_is_told_so():
+    slow = Slow()
+    with running(slow, drain=0.3, too_late=slow.too_late) as (port, server), connected(port) as client:
         client.sendall(HEAD + b"\r\nbody")
-        assert asked.wait(30)
-        server.should_exit = True
+        assert slow.asked.wait(30)
+        server.handle_exit(signal.SIGTERM, None)
         assert rest(client).startswith(b"HTTP/1.1 503 ")
+    assert server.broken == 1
+
+
+def test_a_second_signal_leaves_time_for_last_words_and_no_more(monkeypatch):
+    monkeypatch.setattr(run, "GRACE", 0.3)
+    slow, deaf = Slow(), Slow()
+    for app, told in ((slow, b"HTTP/1.1 503 "), (deaf, b"")):
+        with running(app, too_late=slow.too_late) as (port, server), connected(port) as client:
+            client.sendall(HEAD + b"\r\nbody")
+            assert app.asked.wait(30)
+            server.handle_exit(signal.SIGTERM, None)
+            server.handle_exit(signal.SIGTERM, None)
+            with contextlib.suppress(ConnectionResetError):
+                assert rest(client)[:13] == told
+        assert server.broken == 1 + (app is deaf)

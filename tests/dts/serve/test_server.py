@@ -258,6 +258,15 @@ def test_what_cannot_be_is_refused(decoder, words):
     assert done.exit_code == 2 and "Traceback" not in done.output
 
 
+def test_it_says_how_many_were_broken_off(decoder, monkeypatch):
+    from dts.serve.http import run
+
+    for broken, code, words in ((0, 0, ""), (1, 1, "1 request was broken off"), (3, 1, "3 requests were broken off")):
+        monkeypatch.setattr(run, "run", lambda options, ready, broken=broken: broken)
+        done = CliRunner().invoke(app, ["serve", str(decoder.base), "--adapters", str(decoder.adapters)])
+        assert done.exit_code == code and words in " ".join(done.output.split())
+
+
 def test_help_says_the_limits():
     done = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "200"})
     for option in ("--memory", "--queue", "--max-body", "--max-prompt", "--max-tokens", "--max-rows", "--timeout"):
