@@ -26,7 +26,8 @@ SIZES = {torch.float32: 4, torch.bfloat16: 2, torch.float16: 2}
 MOST_PLACES = 256  # tasks a row may mix
 
 # the records of dts.h: ctypes takes as long for 28 arguments as C for a small product
-delta_linear_record = struct.Struct("@P3qP5qP2qP3qPqPqP3qP2q").pack
+delta_linear_record = struct.Struct("@P3qP5qP2qP3qPqPqP3qP2qPqP2q").pack
+NO_SAMPLES = (0,) * 5  # behind the components, see `ops.together`
 _embedding_record = struct.Struct("@PqP2qPP3qPqPPq").pack
 
 
@@ -107,6 +108,7 @@ def delta_linear(
             add,
             adds_have,
             add_count,
+            *NO_SAMPLES,
         )
     )
     if code:

@@ -137,6 +137,11 @@ class Together:
         onto, onto_have, onto_stride = to, have, m * size
         if first:  # the bias, for all rows
             onto, onto_have, onto_stride = (0, 0, 0) if bias is None else (bias.data_ptr(), m, 0)
+        turned, array, sampled = False, banks.array, (0, 0, 0, 0)
+        if array is not None:
+            assert samples is not None
+            turned = samples.transposed
+            sampled = array.pointer, array.count, array.starts_pointer, array.slots
         if banks.tasks is not None:
             record = native.delta_linear_record(
                 variant, threads, exact, 0,
@@ -144,18 +149,15 @@ class Together:
                 onto, onto_have, onto_stride, to, have, m * size, m,
                 banks.tasks.pointer, banks.tasks.count,
                 slot, pairs, weigh, pairs, entries, places,
-                add, adds_have, add_count,
+                add, adds_have, add_count, *sampled, turned,
             )  # fmt: skip
             if code := native.loaded().dts_delta_linear(record):
                 native.check(code, "delta_linear")
-        if banks.array is not None:
-            assert samples is not None
-            turned, array = samples.transposed, banks.array
+        elif array is not None:
             record = native_samples.add_samples_record(
                 variant, threads, exact, turned,
                 given, count, kind, rows, *((n, m) if turned else (m, n)),
-                to, have, to, have,
-                array.pointer, array.count, array.starts_pointer, array.slots,
+                to, have, to, have, *sampled,
                 slot, pairs, weigh, pairs, entries, places,
             )  # fmt: skip
             if code := native.loaded().dts_add_samples(record):

@@ -5,11 +5,29 @@
 #include "rowblocks.h"
 #include "sweep.h"
 
-enum { BLOCK_FROM = 4 }; /* rows a task and a thread, on average, from which row blocks beat passes over all codes */
+enum {
+    BLOCK_FROM = 4,   /* rows a task and a thread, on average, from which row blocks beat passes over all codes */
+    SAMPLED_FROM = 8, /* the same with samples in them: of fewer rows their turns would take longer */
+};
+
+/* Whether row blocks may add the samples, too: in float32, of digits, at most one a slot, of slots with factors. */
+static int in_one(const DeltaLinear *a, const Kernels *k) {
+    if (!a->samples || a->transposed || a->turned || a->type != FLOAT32) return 0;
+    for (int64_t i = 0; i < a->entries * a->places; i++) {
+        int64_t slot = a->slots[i];
+        if (slot < 0 || slot >= a->slot_count) continue;
+        int64_t first = a->starts[slot], count = a->starts[slot + 1] - first;
+        if (count && (count > 1 || !in_digits(k, &a->samples[first]) || slot >= a->task_count || !a->tasks[slot].rank))
+            return 0;
+    }
+    return 1;
+}
 
 /* The whole call in row blocks (rowblocks.c) where each row has at most one task of fixed values.  Returns whether it
- * was taken. */
-static int in_blocks(Call *call, int transposed, int64_t rows, const Task *tasks, int64_t task_count) {
+ * was taken: 1, or 2 with the samples. */
+static int in_blocks(Call *call, const DeltaLinear *a) {
+    const Task *tasks = a->tasks;
+    int64_t rows = a->rows, task_count = a->task_count;
     if (call->exact || rows < BLOCK_FROM) return 0;
     TaskRow *list = dts_take(call, rows * (int64_t)sizeof(TaskRow));
     if (!list) return 1;
@@ -25,7 +43,7 @@ static int in_blocks(Call *call, int transposed, int64_t rows, const Task *tasks
         for (int64_t i = entry * call->each; i < (entry + 1) * call->each; i++) list[i] = one, list[i].row = i;
     }
     RowBlocks work = {.k = call->k,
-                      .transposed = transposed,
+                      .transposed = (int)a->transposed,
                       .type = call->type,
                       .n = call->n,
                       .m = call->m,
@@ -39,12 +57,19 @@ static int in_blocks(Call *call, int transposed, int64_t rows, const Task *tasks
                       .task_count = task_count,
                       .adds = call->adds,
                       .add_count = call->add_count};
-    int done = dts_row_blocks(&work, call->threads, list, rows, BLOCK_FROM);
+    int done = 0;
+    if (in_one(a, call->k)) { /* not so few rows that a sample's turns take longer than its products */
+        work.samples = a->samples, work.starts = a->starts, work.slot_count = a->slot_count;
+        done = 2 * dts_row_blocks(&work, call->threads, list, rows, SAMPLED_FROM);
+        work.samples = NULL;
+    }
+    if (!done) done = dts_row_blocks(&work, call->threads, list, rows, BLOCK_FROM);
     call->failed = done < 0;
     return done;
 }
 
-int dts_delta_linear(const DeltaLinear *a) {
+/* All but the samples, unless row blocks took those, too (sampled). */
+static int components(const DeltaLinear *a, int *sampled) {
     int transposed = (int)a->transposed;
     int64_t rows = a->rows, n = a->n, m = a->m, places = a->places, task_count = a->task_count;
     const Task *tasks = a->tasks;
@@ -76,9 +101,14 @@ int dts_delta_linear(const DeltaLinear *a) {
         !routes(slots, a->slots_have, a->weights, a->weights_have, a->entries, places, rows) ||
         !tasks_fit(tasks, task_count, slots, a->entries * places, transposed ? n : m, transposed ? m : n))
         return NO_FIT;
+    if (a->samples && (a->x_stride != n * size || a->out_stride != m * size ||
+                       !samples_fit(a->samples, a->sample_count, a->starts, a->slot_count, slots, a->entries * places,
+                                    a->turned ? n : m, a->turned ? m : n)))
+        return NO_FIT;
     if (!rows || !m) return DONE;
     call.threads = a->threads > 0 ? (int)a->threads : 1;
-    int taken = a->entries && in_blocks(&call, transposed, rows, tasks, task_count);
+    int taken = a->entries ? in_blocks(&call, a) : 0;
+    *sampled = taken == 2;
     dts_give_back(&call);
     if (taken) return call.failed;
     int64_t step = places && MOST_PAIRS / places > 0 ? MOST_PAIRS / places : places ? 1 : MOST_PAIRS, each = call.each;
@@ -121,4 +151,34 @@ int dts_delta_linear(const DeltaLinear *a) {
         dts_give_back(&call);
     }
     return call.failed;
+}
+
+int dts_delta_linear(const DeltaLinear *a) {
+    int sampled = 0, code = components(a, &sampled);
+    if (code != DONE || !a->samples || sampled) return code;
+    AddSamples rest = {.variant = a->variant,
+                       .threads = a->threads,
+                       .exact = a->exact,
+                       .transposed = a->turned,
+                       .x = a->x,
+                       .x_have = a->x_have,
+                       .type = a->type,
+                       .rows = a->rows,
+                       .m = a->turned ? a->n : a->m,
+                       .n = a->turned ? a->m : a->n,
+                       .y = a->out,
+                       .y_have = a->out_have,
+                       .out = a->out,
+                       .out_have = a->out_have,
+                       .samples = a->samples,
+                       .sample_count = a->sample_count,
+                       .starts = a->starts,
+                       .slot_count = a->slot_count,
+                       .slots = a->slots,
+                       .slots_have = a->slots_have,
+                       .weights = a->weights,
+                       .weights_have = a->weights_have,
+                       .entries = a->entries,
+                       .places = a->places};
+    return dts_add_samples(&rest);
 }

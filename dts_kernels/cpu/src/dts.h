@@ -17,7 +17,8 @@ const char *dts_variant(int i);
  * x [rows, n], y and out [rows, m] (y NULL: zeros; y may be out), of one dtype of sizes.h.  Row i uses entry
  * i / (rows / entries) of slots and weights [entries, places]; a slot outside the tasks, or a task of rank 0, adds
  * nothing.  adds [add_count, m] or NULL: gamma times its row of the slot is added too.  exact: float32 products instead
- * of digits.  transposed: x U and V^T instead of x V and U^T.
+ * of digits.  transposed: x U and V^T instead of x V and U^T.  samples: NULL, or those of AddSamples, whose sum is added
+ * behind all that; turned: they are of [n, m] matrices.
  */
 typedef struct {
     const char *variant;
@@ -36,6 +37,10 @@ typedef struct {
     int64_t weights_have, entries, places;
     const float *adds;
     int64_t adds_have, add_count;
+    const Sample *samples;
+    int64_t sample_count;
+    const int64_t *starts;
+    int64_t slot_count, turned;
 } DeltaLinear;
 
 int dts_delta_linear(const DeltaLinear *a);

@@ -77,6 +77,14 @@ typedef struct {
 /* The variant of a name, NULL where this machine cannot run it. */
 const Kernels *dts_find(const char *name);
 
+/* Whether a sample's products x D^T are of digits, whatever the rows and their number. */
+static inline int in_digits(const Kernels *k, const Sample *s) { return s->stride <= k->turns && s->window == 1; }
+
+/* Bytes of a row of x as samples_lay has it. */
+static inline int64_t laid_bytes(const Sample *s, int64_t n) {
+    return 2 * round_up(round_up(ceil_div(n, s->stride), 2) * turned_pitch(s->stride), 32);
+}
+
 /* Digits so large that a sum over `count` products with values up to 4 fits 32 bits. */
 static inline int digit_limit(int64_t count) { return count <= 16384 ? 32512 : (int)(32512 * 16384 / count); }
 

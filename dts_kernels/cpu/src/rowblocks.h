@@ -2,6 +2,7 @@
 #ifndef DTS_ROWBLOCKS_H
 #define DTS_ROWBLOCKS_H
 #include "kernels.h"
+#include "samples.h"
 #include "task.h"
 
 typedef struct {
@@ -22,6 +23,9 @@ typedef struct {
     int64_t task_count;
     const float *adds; /* [add_count, m] or NULL: gamma times the slot's row is added */
     int64_t add_count;
+    const Sample *samples; /* NULL, or those of a bank whose slots have at most one each, of digits (sample_turns), */
+    const int64_t *starts; /* in float32: their products with x are added last */
+    int64_t slot_count;
 } RowBlocks;
 
 /* out = y + the delta of every row, unless tasks have fewer than `from` rows on average (a task and a thread).

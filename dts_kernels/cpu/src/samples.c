@@ -304,7 +304,7 @@ static void tile_item(void *context, int64_t item, int worker) {
 
 /* Whether a sample's products are of digits, whatever the rows and their number. */
 static int turns(const Call *call, const Sample *sample) {
-    return !call->exact && !call->transposed && sample->stride <= call->k->turns && sample->window == 1;
+    return !call->exact && !call->transposed && in_digits(call->k, sample);
 }
 
 /* Batches of a sample's pairs; returns how many. */
@@ -333,7 +333,7 @@ static int64_t split(const Call *call, const Sample *sample, const Pair *pairs, 
         b.part_groups = least((vectors ? NEAR_PANEL : NEAR) / numbers, MOST_GROUPS) / unit * unit;
         if (b.part_groups < unit) b.part_groups = unit;
         b.each = round_up(call->transposed ? call->m : b.groups * b.pitch + lanes, 16);
-        if (turned) b.each = 2 * round_up(round_up(b.groups, 2) * turned_pitch(sample->stride), 32);
+        if (turned) b.each = laid_bytes(sample, call->n);
         to[made] = b;
     }
     return made;

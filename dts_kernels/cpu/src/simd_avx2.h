@@ -93,14 +93,11 @@ INLINE void compact(vec c[4]) {
  * two shuffles and a blend, no faster than a load an element.) */
 #define TURNS 4
 INLINE acc permute_lanes(acc a, acc lanes) { return _mm256_permutevar8x32_epi32(a, lanes); }
-INLINE acc smaller(acc a, acc b) { return _mm256_min_epu32(a, b); }
+/* of 16-bit numbers */
+INLINE acc smaller(acc a, acc b) { return _mm256_min_epu16(a, b); }
+INLINE acc high_products(acc a, acc b) { return _mm256_mulhi_epu16(a, b); }
+enum { MOST_LINE_PAIRS = 1, TURN_UNIT = 0x0202, TURN_BYTES = 0x01000100 }; /* both bytes of a column */
 INLINE int line_pairs(int pitch) { return pitch / 4; }
-/* two columns a lane, the first group's and the second's, of a line's one pair -> what `turn_pairs` shuffles by */
-INLINE vec turn_columns(int pitch, vec columns, int at) {
-    (void)pitch, (void)at;
-    vec twice = _mm256_add_epi32(columns, columns);
-    return _mm256_add_epi32(_mm256_add_epi32(twice, _mm256_slli_epi32(twice, 8)), _mm256_set1_epi32(0x09080100));
-}
 INLINE vec load_line(const int16_t *x) { return _mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)x)); }
 INLINE vec turn_pairs(vec columns, vec line) { return _mm256_shuffle_epi8(line, columns); }
 /* the values of a lane's lowest two codes as words */

@@ -111,18 +111,16 @@ INLINE void sum4(const acc a[4], uint32_t out[4]) {
 /* Sampled elements of strides up to 16: a line of x is 32 words, groups' columns `pitch` words apart. */
 #define TURNS 16
 INLINE acc permute_lanes(acc a, acc lanes) { return _mm512_permutexvar_epi32(lanes, a); }
-INLINE acc smaller(acc a, acc b) { return _mm512_min_epu32(a, b); }
+/* of 16-bit numbers */
+INLINE acc smaller(acc a, acc b) { return _mm512_min_epu16(a, b); }
+INLINE acc high_products(acc a, acc b) { return _mm512_mulhi_epu16(a, b); }
+enum { MOST_LINE_PAIRS = 4 };
 INLINE int line_pairs(int pitch) { return 16 / pitch; }
-/* two columns a lane, the first group's and the second's, of pair `at` of a line -> what `turn_pairs` shuffles by */
-INLINE vec turn_columns(int pitch, vec columns, int at) {
-    vec words = _mm512_add_epi32(columns, _mm512_set1_epi32(0x00010001 * (2 * pitch * at) + (pitch << 16)));
-#ifdef __AVX512VBMI__ /* both bytes of each: Intel's cores take two steps for a shuffle of words, and one for bytes */
-    vec twice = _mm512_slli_epi32(words, 1);
-    return _mm512_add_epi32(_mm512_or_si512(twice, _mm512_slli_epi32(twice, 8)), _mm512_set1_epi32(0x01000100));
+#ifdef __AVX512VBMI__ /* both bytes of a column: Intel's cores take two steps for a shuffle of words, and one for bytes */
+enum { TURN_UNIT = 0x0202, TURN_BYTES = 0x01000100 };
 #else
-    return words;
+enum { TURN_UNIT = 1, TURN_BYTES = 0 };
 #endif
-}
 INLINE vec load_line(const int16_t *x) { return _mm512_loadu_si512(x); }
 INLINE vec turn_pairs(vec columns, vec line) {
 #ifdef __AVX512VBMI__

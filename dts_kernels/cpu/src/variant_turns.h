@@ -9,46 +9,56 @@
 enum { TURN_PAIRS = 64, TURN_ROWS = LANES == 16 ? 8 : 3 }; /* pairs of groups at a time; rows of x in registers */
 
 typedef uint32_t words __attribute__((vector_size(4 * LANES)));
+typedef uint16_t halves __attribute__((vector_size(4 * LANES))); /* of two groups each */
 
 typedef struct {
     vec columns[TURN_PAIRS], values[TURN_PAIRS];
 } Turns;
 
-/* Pairs of groups from `group` on of the rows [row, row + count) of D, count at most LANES. */
+/* sample_mix */
+INLINE words mixed(words h) {
+    h ^= h >> 16;
+    h *= 0x85EBCA6Bu;
+    h ^= h >> 13;
+    h *= 0xC2B2AE35u;
+    return h ^ h >> 16;
+}
+
+/* Pairs of groups from `group` on of the rows [row, row + count) of D, count at most LANES.  A column is TURN_UNIT times
+ * its number in all of this, so that one addition makes of it what `turn_pairs` shuffles by. */
 static __attribute__((noinline)) void sample_turns_of(const Sample *s, int pitch, int64_t row, int count, int64_t group,
                                                       int groups, Turns *turns) {
+    const uint32_t step = 0x85EBCA77u, unit = TURN_UNIT, both = 0x00010001;
     uint32_t codes[2 * TURN_PAIRS / 16][LANES] = {{0}}, stride = (uint32_t)s->stride;
     int64_t first = row / s->stride;
-    int blocks = 1, together = LANES; /* blocks of rows, a power of two, and groups of a register of hashes */
+    int blocks = 1, together = LANES; /* blocks of rows, a power of two, and pairs of groups of a register of shifts */
     while (blocks <= (row + LANES - 1) / s->stride - first) blocks *= 2, together /= 2;
-    words places = {0}, of = {0}, seeds = {0}, ones = {0};
-    ones += 1;
-    for (int lane = 0; lane < LANES; lane++) {
-        int64_t block = (row + lane) / s->stride;
-        places[lane] = (uint32_t)(row + lane - block * s->stride);
-        of[lane] = (uint32_t)((block - first) * together);
-        seeds[lane] = sample_block(s, first + lane / together) + 0x85EBCA77u * (uint32_t)(group + lane % together);
+    words places = {0}, of = {0}, seeds = {0}, shifts = {0}, lane = {0}, begin[MOST_LINE_PAIRS];
+    for (int i = 0; i < LANES; i++) {
+        int64_t block = (row + i) / s->stride;
+        places[i] = both * unit * (uint32_t)(row + i - block * s->stride);
+        of[i] = (uint32_t)((block - first) * together);
+        seeds[i] = sample_block(s, first + i / together) + step * (uint32_t)(group + 2 * (i % together));
     }
+    for (int i = 0; i < line_pairs(pitch); i++) /* of a pair's two groups in a line of x */
+        begin[i] = (words){0} + TURN_BYTES + unit * (both * (uint32_t)(2 * i * pitch) + ((uint32_t)pitch << 16));
+    const halves across = (halves){0} + (uint16_t)stride, whole = (halves){0} + (uint16_t)(unit * stride);
     sample_words(s->codes + row * s->row_bytes + group / 4, s->row_bytes, count, group_bytes(groups), codes);
-    words h = seeds;
-    for (int g = 0; g < groups; g += 2) {
-        words turned[2];
-        for (int i = 0; i < 2; i++) {
-            if ((g + i) % together == 0) { /* sample_shift */
-                h = seeds + 0x85EBCA77u * (uint32_t)(g + i);
-                h ^= h >> 16;
-                h *= 0x85EBCA6Bu;
-                h ^= h >> 13;
-                h *= 0xC2B2AE35u;
-                h = ((h ^ h >> 16) >> 16) * stride >> 16;
-            }
-            words column = places + (words)permute_lanes((acc)h, (acc)(of + (uint32_t)((g + i) % together)));
-            turned[i] = (words)smaller((acc)column, (acc)(column - stride * ones)); /* without a sign: modulo stride */
+    int pairs = (groups + 1) / 2, p = 0;
+    for (; p < pairs; p++) {
+        if (p % together == 0) { /* sample_shift of two groups a lane */
+            words even = seeds + step * (uint32_t)(2 * p), odd = even + step;
+            even = mixed(even) >> 16 | (mixed(odd) & 0xffff0000u);
+            shifts = (words)((halves)high_products((acc)even, (acc)across) * (uint16_t)unit);
+            lane = of;
         }
-        turns->columns[g / 2] = turn_columns(pitch, (vec)(turned[0] | turned[1] << 16), g / 2 % line_pairs(pitch));
-        turns->values[g / 2] = pair_values((vec)((words)load_words(codes[g / 16]) >> (uint32_t)(2 * (g % 16))));
+        halves column = (halves)(places + (words)permute_lanes((acc)shifts, (acc)lane));
+        column = (halves)smaller((acc)column, (acc)(column - whole)); /* without a sign: modulo stride */
+        lane += 1;
+        turns->columns[p] = (vec)((words)column + begin[p % line_pairs(pitch)]);
+        turns->values[p] = pair_values((vec)((words)load_words(codes[p / 8]) >> (uint32_t)(4 * (p % 8))));
     }
-    for (int p = (groups + 1) / 2; p % line_pairs(pitch); p++) /* the rest of a line adds nothing */
+    for (; p % line_pairs(pitch); p++) /* the rest of a line adds nothing */
         turns->columns[p] = (vec)zero(), turns->values[p] = (vec)zero();
 }
 
@@ -71,36 +81,58 @@ INLINE void turned_rows(int rows, int tiles, int pitch, int pairs, const Turns *
         for (int r = 0; r < rows; r++) memcpy(sums[t][r], &a[t][r], sizeof a[t][r]);
 }
 
-INLINE void turned_some(int tiles, int pitch, int pairs, const Turns *turns, int rows, const int16_t *const *x,
-                        int64_t at, uint32_t (*sums)[TURNED_ROWS][LANES], int from_zero) {
-    int r = 0;
-    for (; r + TURN_ROWS <= rows; r += TURN_ROWS)
-        turned_rows(TURN_ROWS, tiles, pitch, pairs, turns, x + r, at, (void *)sums[0][r], from_zero);
-    for (; r < rows; r++) turned_rows(1, tiles, pitch, pairs, turns, x + r, at, (void *)sums[0][r], from_zero);
+typedef struct { /* where the sums of two tiles go, behind the last of their groups */
+    const float *factor, *const *y;
+    float *const *out;
+    int64_t at;
+    int count[2];
+} TurnedOut;
+
+/* What is read and written of row r: often beyond L2, and no run. */
+INLINE void fetch_turned(const TurnedOut *end, int tiles, int r) {
+    for (int64_t at = end->at; at < end->at + tiles * LANES; at += 16) {
+        __builtin_prefetch(end->out[r] + at, 1);
+        if (end->y[r] != end->out[r]) __builtin_prefetch(end->y[r] + at, 0);
+    }
 }
 
-INLINE void turned_tiles(int tiles, int pitch, int pairs, const Turns *turns, int rows, const int16_t *const *x,
-                         int64_t at, uint32_t (*sums)[TURNED_ROWS][LANES], int from_zero) {
-    /* a pitch that is known unrolls the loops */
-    if (pitch == 4) turned_some(tiles, 4, pairs, turns, rows, x, at, sums, from_zero);
-#if TURNS >= 16
-    else if (pitch == 8) turned_some(tiles, 8, pairs, turns, rows, x, at, sums, from_zero);
-    else turned_some(tiles, 16, pairs, turns, rows, x, at, sums, from_zero);
-#endif
-}
-
-INLINE void finish_turned(int rows, int count, uint32_t (*sums)[LANES], const float *factor, int64_t at,
-                          const float *const *y, float *const *out) {
-    for (int r = 0; r < rows; r++) {
-        fvec sum = fadd(fset(0), fmul(to_float((acc)load_words(sums[r]), 0), fset(factor[r]))); /* no -0 */
-        float all[LANES];
-        if (count == LANES) {
-            fstore(out[r] + at, fadd(fload(y[r] + at), sum));
+/* out = y + factor * sums of row r */
+INLINE void finish_turned(const TurnedOut *end, int tiles, int r, uint32_t (*sums)[TURNED_ROWS][LANES]) {
+    for (int t = 0; t < tiles; t++) {
+        fvec sum = fadd(fset(0), fmul(to_float((acc)load_words(sums[t][r]), 0), fset(end->factor[r]))); /* no -0 */
+        const float *y = end->y[r] + end->at + t * LANES;
+        float *out = end->out[r] + end->at + t * LANES, all[LANES];
+        if (end->count[t] == LANES) {
+            fstore(out, fadd(fload(y), sum));
             continue;
         }
         fstore(all, sum);
-        for (int i = 0; i < count; i++) out[r][at + i] = y[r][at + i] + all[i];
+        for (int i = 0; i < end->count[t]; i++) out[i] = y[i] + all[i];
     }
+}
+
+INLINE void turned_some(int tiles, int pitch, int pairs, const Turns *turns, int rows, const int16_t *const *x,
+                        int64_t at, uint32_t (*sums)[TURNED_ROWS][LANES], int from_zero, const TurnedOut *end) {
+    int r = 0;
+    for (; r + TURN_ROWS <= rows; r += TURN_ROWS) {
+        for (int f = r; end && f < r + TURN_ROWS; f++) fetch_turned(end, tiles, f);
+        turned_rows(TURN_ROWS, tiles, pitch, pairs, turns, x + r, at, (void *)sums[0][r], from_zero);
+        for (int f = r; end && f < r + TURN_ROWS; f++) finish_turned(end, tiles, f, sums);
+    }
+    for (; r < rows; r++) {
+        turned_rows(1, tiles, pitch, pairs, turns, x + r, at, (void *)sums[0][r], from_zero);
+        if (end) finish_turned(end, tiles, r, sums);
+    }
+}
+
+INLINE void turned_tiles(int tiles, int pitch, int pairs, const Turns *turns, int rows, const int16_t *const *x,
+                         int64_t at, uint32_t (*sums)[TURNED_ROWS][LANES], int from_zero, const TurnedOut *end) {
+    /* a pitch that is known unrolls the loops */
+    if (pitch == 4) turned_some(tiles, 4, pairs, turns, rows, x, at, sums, from_zero, end);
+#if TURNS >= 16
+    else if (pitch == 8) turned_some(tiles, 8, pairs, turns, rows, x, at, sums, from_zero, end);
+    else turned_some(tiles, 16, pairs, turns, rows, x, at, sums, from_zero, end);
+#endif
 }
 
 /* out[r][row - first row] = y[r] + factor[r] * D x[r] for the part's rows of D and all their elements, at most
@@ -113,17 +145,17 @@ static void samples_turned(const SamplePart *part, int rows, const int16_t *cons
     int pitch = (int)turned_pitch(s->stride);
     for (int64_t row = part->row; row < part->last_row; row += 2 * LANES) {
         int64_t left = part->last_row - row;
-        int count[2] = {left < LANES ? (int)left : LANES, left < 2 * LANES ? (int)(left - LANES) : LANES};
-        int tiles = count[1] > 0 ? 2 : 1;
+        int tiles = left > LANES ? 2 : 1;
+        TurnedOut end = {factor, y, out, row - part->row, {(int)least(left, LANES), (int)least(left - LANES, LANES)}};
         for (int64_t g = part->group; g < part->last_group; g += 2 * TURN_PAIRS) {
             int groups = part->last_group - g < 2 * TURN_PAIRS ? (int)(part->last_group - g) : 2 * TURN_PAIRS;
             int pairs = (groups + 1) / 2, begins = g == part->group;
-            for (int t = 0; t < tiles; t++) sample_turns_of(s, pitch, row + t * LANES, count[t], g, groups, &turns[t]);
-            if (tiles == 2) turned_tiles(2, pitch, pairs, turns, rows, x, g / 2, sums, begins);
-            else turned_tiles(1, pitch, pairs, turns, rows, x, g / 2, sums, begins);
+            const TurnedOut *last = g + groups == part->last_group ? &end : NULL;
+            for (int t = 0; t < tiles; t++)
+                sample_turns_of(s, pitch, row + t * LANES, end.count[t], g, groups, &turns[t]);
+            if (tiles == 2) turned_tiles(2, pitch, pairs, turns, rows, x, g / 2, sums, begins, last);
+            else turned_tiles(1, pitch, pairs, turns, rows, x, g / 2, sums, begins, last);
         }
-        for (int t = 0; t < tiles; t++)
-            finish_turned(rows, count[t], sums[t], factor, row - part->row + t * LANES, y, out);
     }
 }
 

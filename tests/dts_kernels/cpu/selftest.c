@@ -153,6 +153,53 @@ static int64_t sampled_column(const Sample *s, int64_t row, int64_t element) {
     return group * s->stride + (row + ((hash_of(s, row, group) >> 16) * (uint32_t)s->stride >> 16)) % s->stride;
 }
 
+/* Components and samples in one call: the bits of one after the other, whether row blocks take both or not; and nothing
+ * is written where the samples do not fit. */
+static int check_together(const char *variant, const Sample *samples, int transposed, int64_t m, int64_t n,
+                          int64_t rows, const float *x, const float *y) {
+    int64_t in = transposed ? m : n, columns = transposed ? n : m, rank = 9, width = 3, starts[4] = {0, 0, 1, 3};
+    uint8_t *u = exactly(columns * width), *v = exactly(in * width);
+    float sigma[9], *once = exactly(rows * columns * 4), *then = exactly(rows * columns * 4);
+    for (int64_t i = 0; i < columns * width; i++) u[i] = (uint8_t)any();
+    for (int64_t i = 0; i < in * width; i++) v[i] = (uint8_t)any();
+    for (int64_t i = 0; i < rank; i++) sigma[i] = 0.1f + (float)i;
+    Task task = {u, v, sigma, NULL, width, width, rank, NULL, columns, in, width, width, rank, 0};
+    Task tasks[] = {task, task, task};
+    Sample of[] = {samples[0], samples[0], samples[1]};
+    int failed = 0;
+    for (int kind = 0; kind < 4; kind++) { /* without a sample, with one, with two; rows of the first two in turns */
+        int64_t entries = kind == 3 ? rows : 1;
+        int32_t *slots = exactly(entries * 4);
+        float *gammas = exactly(entries * 4);
+        for (int64_t i = 0; i < entries; i++) slots[i] = kind == 3 ? (int)(i % 3) - 1 : kind, gammas[i] = -0.5f;
+        for (int threads = 1; threads < 3; threads++) {
+            for (int64_t i = 0; i < rows * columns; i++) once[i] = NAN;
+            failed |= DELTA_LINEAR(variant, threads, 0, 0, x, rows * in, FLOAT32, in * 4, rows, in, y, rows * columns,
+                                   columns * 4, once, rows * columns, columns * 4, columns, tasks, 3, slots, entries,
+                                   gammas, entries, entries, 1, NULL, 0, 0, of, 3, starts, 3, transposed);
+            failed |= DELTA_LINEAR(variant, threads, 0, 0, x, rows * in, FLOAT32, in * 4, rows, in, y, rows * columns,
+                                   columns * 4, then, rows * columns, columns * 4, columns, tasks, 3, slots, entries,
+                                   gammas, entries, entries, 1);
+            failed |= ADD_SAMPLES(variant, threads, 0, transposed, x, rows * in, FLOAT32, rows, m, n, then,
+                                  rows * columns, then, rows * columns, of, 3, starts, 3, slots, entries, gammas,
+                                  entries, entries, 1);
+            failed |= memcmp(once, then, (size_t)(rows * columns) * 4) != 0;
+        }
+        for (int64_t i = 0; i < rows * columns; i++) once[i] = 7;
+        failed |= DELTA_LINEAR(variant, 1, 0, 0, x, rows * in, FLOAT32, in * 4, rows, in, y, rows * columns,
+                               columns * 4, once, rows * columns, columns * 4, columns, tasks, 3, slots, entries,
+                               gammas, entries, entries, 1, NULL, 0, 0, of, 2, starts, 3, transposed) !=
+                  (kind == 2 ? 4 : 0);
+        for (int64_t i = 0; kind == 2 && i < rows * columns; i++) failed |= once[i] != 7;
+        free(slots), free(gammas);
+    }
+    free(u), free(v), free(once), free(then);
+    if (failed)
+        printf("FAILED %s together m=%ld n=%ld stride=%ld rows=%ld transposed=%d\n", variant, (long)m, (long)n,
+               (long)samples[0].stride, (long)rows, transposed);
+    return failed;
+}
+
 /* Two samples of one task, of different strides and the second thinned; the codes of a row end where the memory does. */
 static int check_samples(const char *variant, int64_t m, int64_t n, int64_t stride, int64_t rows, int transposed) {
     int64_t in = transposed ? m : n, columns = transposed ? n : m, starts[2] = {0, 2};
@@ -212,6 +259,7 @@ static int check_samples(const char *variant, int64_t m, int64_t n, int64_t stri
             failed |= row[i * n + c] != (float)wanted;
         }
     free(ids), free(row), free(zeros);
+    failed |= check_together(variant, samples, transposed, m, n, rows, x, y);
     if (failed)
         printf("FAILED %s samples m=%ld n=%ld stride=%ld rows=%ld transposed=%d: %g\n", variant, (long)m, (long)n,
                (long)stride, (long)rows, transposed, sqrt(wrong / all));
