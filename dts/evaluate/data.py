@@ -15,6 +15,7 @@ from typing import Any
 from dts.checkpoint.errors import first
 from dts.checkpoint.hub import ID
 from dts.files import expanded
+from dts.values import shown
 
 PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("text1", "text2"))
 TEXT = ("text", "sentence", "input_ids", "content", "document", "review", "question", "prompt", "input", "image")
@@ -73,6 +74,8 @@ def read(
     if not rows:
         raise ValueError(f"{source} has no rows: {option} takes {FORMATS}")
     columns = list({name: None for row in rows for name in row})  # a row may lack one, the first too
+    if not columns:
+        raise ValueError(f"{source} has no columns: {option} takes {FORMATS}")
     inputs = _chosen(source, columns, text)
     labels = _label(source, columns, label)
     needed = [*inputs, *([labels] if labels else [])]
@@ -180,6 +183,8 @@ def _json(path: Path, text: str) -> list[dict[str, Any]]:
 def _parsed(path: Path, what: str, number: int, text: str):
     try:
         return json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{path}, {what} {number}: lists or objects in one another without an end") from None
     except ValueError as error:
         raise ValueError(f"{path}, {what} {number} is no JSON: {error}; a .jsonl file has an object a line") from None
 
@@ -245,12 +250,16 @@ def _label(source: str, columns: Sequence[str], asked: str | None) -> str | None
 
 
 def _input(row: dict[str, Any], columns: list[str], folder: Path, where: str) -> Any:
-    if len(columns) == 2:
-        return tuple(str(row[name]) for name in columns)
-    value = row[columns[0]]
-    if columns[0] == "image":
+    if columns == ["image"]:
+        value = row["image"]
         return folder / value if isinstance(value, str) else value
-    return _tokens(value, row, where) if isinstance(value, list) else str(value)
+    if len(columns) == 1 and isinstance(row[columns[0]], list):
+        return _tokens(row[columns[0]], row, where)
+    for name in columns:
+        if isinstance(row[name], dict | list | bool):
+            raise ValueError(f"{where} has no text in its column {name}: {shown(row[name])}")
+    texts = tuple(str(row[name]) for name in columns)
+    return texts[0] if len(texts) == 1 else texts
 
 
 def _tokens(ids: list, row: dict[str, Any], where: str) -> Any:

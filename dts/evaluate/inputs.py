@@ -85,6 +85,8 @@ def encoded(
     """
     if longest is not None and most is not None and longest > most:
         raise ValueError(f"a text of {longest} tokens is longer than the {most} that the model takes")
+    if examples.columns.get("text") == "image":
+        raise ValueError(f"{examples.source} has images, and the model reads texts: say which column, by --text")
     kinds = {"token ids" if isinstance(item, list | dict) else "a text" for item in examples.inputs}
     if len(kinds) > 1:
         raise ValueError(f"{examples.source}: some rows have {' and some '.join(sorted(kinds))}: give one of them")
@@ -93,7 +95,7 @@ def encoded(
         rows = [item if isinstance(item, dict) else {"input_ids": item} for item in examples.inputs]
         vocabulary = config.get_text_config().vocab_size
         for number, ids in enumerate((row["input_ids"] for row in rows), 1):
-            if not ids or not all(isinstance(i, int) and 0 <= i < vocabulary for i in ids):
+            if not ids or not all(type(i) is int and 0 <= i < vocabulary for i in ids):
                 raise ValueError(
                     f"{examples.source}: row {number} is no list of token ids from 0 to {vocabulary - 1}, the model's "
                     "vocabulary"

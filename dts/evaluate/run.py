@@ -179,6 +179,8 @@ def _batches(
         rows = [{"image": image} for image in examples.inputs]
         return Batches(rows, setting.batch, None, inputs.pixels_of(processor))
     places = (setting.tokenizer,) if setting.tokenizer else (tuned.folder, ground.folder)
+    if setting.tokenizer and not examples.made_up and isinstance(examples.inputs[0], list | dict):
+        raise ValueError(f"--tokenizer reads texts, and {examples.source} has token ids: leave it out")
     tokenizer = partial(models.tokenizer_of, *places, trusted=setting.trusted)
     rows = inputs.encoded(examples, tokenizer, config, setting.longest, positions(model))
     if kind is models.LANGUAGE:

@@ -197,8 +197,10 @@ def test_refusals_say_what_was_found_and_what_to_do(dts, folder, models, tmp_pat
         wrong = dts("eval", *words)
         assert wrong.exit_code == 2, (words, wrong.output)
         assert found in said(wrong), (words, wrong.stderr)
-    (tmp_path / "bad.jsonl").write_text('{"input_ids": [9999], "label": 0}')
-    assert "row 1 is no list of token ids from 0 to 63" in said(dts("eval", *good, "--data", "bad.jsonl"))
+    for bad in ([9999], [True]):
+        (tmp_path / "bad.jsonl").write_text(json.dumps({"input_ids": bad, "label": 0}))
+        assert "row 1 is no list of token ids from 0 to 63" in said(dts("eval", *good, "--data", "bad.jsonl"))
+    assert "x.csv has images, and the model reads texts" in said(dts("eval", *good, "--data", "x.csv"))
     (tmp_path / "texts.txt").write_text("w1 w2")
     gpt = folder / "gpt"
     wrong = dts("eval", gpt / "base", gpt / "tuned", gpt / "adapter", "--data", "texts.txt")

@@ -54,6 +54,10 @@ def test_columns_pairs_token_ids_and_plain_texts(tmp_path):
         ("a.csv", "text,label\n,1\n", {}, ["row 1", "column text"]),
         ("a.jsonl", '{"text": "a"}\n{"text":\n', {}, ["line 2", "no JSON"]),
         ("a.jsonl", "[1]\n", {}, ["item 1", "no object"]),
+        ("a.jsonl", "{}\n", {}, ["has no columns"]),
+        ("a.jsonl", "[" * 100_000, {}, ["line 1", "in one another"]),
+        ("a.jsonl", '{"text": {"a": 1}}\n', {}, ["row 1 has no text in its column text", "{'a': 1}"]),
+        ("a.jsonl", '{"text1": "a", "text2": [1]}\n', {}, ["row 1 has no text in its column text2"]),
         ("a.xlsx", "", {}, ["ends in .xlsx", ".jsonl"]),
     ],
 )
