@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from torch import nn
+from torch import Tensor, nn
 
 from dts.exports.fitted import Fitted, Source
 from dts.nn.layers import kind_of
@@ -77,15 +77,25 @@ def lora_kind(model: nn.Module, name: str) -> str | None:
     if name and name.rpartition(".")[2] in kind_of(model.get_submodule(name.rpartition(".")[0])).dts_reads:
         return None  # the module around it reads the weight and never calls the layer
     if isinstance(module, nn.Linear):
-        return "linear"
+        return "linear" if _as_its_kind(module) else None
     if kind_of(module).transposed:
         return "conv1d"
     if isinstance(module, nn.Embedding):
-        return "embedding" if module.max_norm is None else None
-    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):  # PEFT makes its own with these settings alone
+        scaled = isinstance(getattr(module, "embed_scale", None), float | Tensor)  # which PEFT does itself
+        return "embedding" if module.max_norm is None and (scaled or _as_its_kind(module)) else None
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and _as_its_kind(
+        module
+    ):  # PEFT's has these settings alone
         plain = module.groups == 1 and set(module.dilation) == {1} and module.padding_mode == "zeros"
         return "conv" if plain else None
     return None
+
+
+def _as_its_kind(module: nn.Module) -> bool:
+    """Does it compute what PyTorch's class does?  PEFT gives its inputs to B A: of a table that makes positions of a
+    mask (OPT's, BART's), or a convolution that pads or standardises by itself, that is another product."""
+    kinds = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return any(type(module).forward is kind.forward for kind in kinds)
 
 
 def _is_difference(source: Source) -> bool:

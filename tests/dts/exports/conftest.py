@@ -16,12 +16,15 @@ IMAGE = dict(
     hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=4
 )
 GPT2 = dict(vocab_size=60, n_embd=32, n_layer=2, n_head=2, n_positions=32, bos_token_id=1, eos_token_id=2)
+OPT = dict(hidden_size=32, word_embed_proj_dim=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=2)
+OPT |= dict(vocab_size=60, max_position_embeddings=32, bos_token_id=1, eos_token_id=2)
 MODELS = {
     "bert": ("BertModel", "BertForSequenceClassification", "BertConfig", TEXT, dict(num_labels=3)),
     "vit": ("ViTModel", "ViTForImageClassification", "ViTConfig", IMAGE, dict(num_labels=3)),
     "gpt2": ("GPT2LMHeadModel", "GPT2LMHeadModel", "GPT2Config", GPT2, {}),
     "llama": ("LlamaForCausalLM", "LlamaForCausalLM", "LlamaConfig", DECODER, {}),
     "qwen2": ("Qwen2ForCausalLM", "Qwen2ForCausalLM", "Qwen2Config", DECODER | dict(tie_word_embeddings=True), {}),
+    "opt": ("OPTForCausalLM", "OPTForCausalLM", "OPTConfig", OPT, {}),
     "mixtral": ("MixtralForCausalLM", "MixtralForCausalLM", "MixtralConfig", DECODER | dict(num_local_experts=4), {}),
 }
 
