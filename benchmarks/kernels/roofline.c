@@ -46,11 +46,13 @@ enum { ROWS = 8 }; /* of 16 registers */
         __asm__ volatile("vpmaddwd %2, %1, %0" : "=x"(two) : "x"(a), "x"(b));                                          \
         __asm__ volatile("vpaddd %1, %0, %0" : "+x"(sum) : "x"(two));                                                  \
     } while (0)
+/* of one digit, of twice as many elements */
 #define SHUFFLED(sum, line, a, b)                                                                                      \
     do {                                                                                                               \
-        vec turned;                                                                                                    \
+        vec turned, two;                                                                                               \
         __asm__ volatile("vpshufb %2, %1, %0" : "=x"(turned) : "x"(line), "x"(a));                                     \
-        DIGITS(sum, turned, b);                                                                                           \
+        __asm__ volatile("vpmaddubsw %2, %1, %0" : "=x"(two) : "x"(turned), "x"(b));                                   \
+        __asm__ volatile("vpaddw %1, %0, %0" : "+x"(sum) : "x"(two));                                                  \
     } while (0)
 #define FLOATS 8.0
 #define PRODUCTS 16.0

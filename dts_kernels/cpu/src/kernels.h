@@ -61,7 +61,7 @@ typedef struct {
     void (*samples_scatter)(const SamplePart *part, int rows, const float *const *x, float *const *out);
     void (*samples_panel)(const SamplePart *part, int scattered, int vectors, const float *x, float *sums);
     /* of strides up to `turns` (0: none) and all groups, in digits; see variant_turns.h */
-    int turns;
+    int turns, turn_pitch; /* turn_pitch: numbers from group to group, at least */
     float (*samples_whole)(const float *x, int64_t count, int limit, float *out);
     float (*samples_lay)(const float *x, int64_t count, int64_t stride, int limit, int16_t *out);
     void (*samples_turned)(const SamplePart *part, int rows, const int16_t *const *x, const float *factor,
@@ -81,8 +81,8 @@ const Kernels *dts_find(const char *name);
 static inline int in_digits(const Kernels *k, const Sample *s) { return s->stride <= k->turns && s->window == 1; }
 
 /* Bytes of a row of x as samples_lay has it. */
-static inline int64_t laid_bytes(const Sample *s, int64_t n) {
-    return 2 * round_up(round_up(ceil_div(n, s->stride), 2) * turned_pitch(s->stride), 32);
+static inline int64_t laid_bytes(const Kernels *k, const Sample *s, int64_t n) {
+    return 2 * round_up(round_up(ceil_div(n, s->stride), 2) * turned_pitch(s->stride, k->turn_pitch), 32);
 }
 
 /* Digits so large that a sum over `count` products with values up to 4 fits 32 bits. */

@@ -201,7 +201,7 @@ static int run_blocks(const RowBlocks *call, const RowBlock *blocks, int64_t cou
     for (int64_t i = 0; i < count; i++) {
         if (blocks[i].count > most_rows) most_rows = blocks[i].count;
         if (blocks[i].task->rank > rank) rank = blocks[i].task->rank;
-        int64_t laid = blocks[i].sample ? laid_bytes(blocks[i].sample, call->n) : 0;
+        int64_t laid = blocks[i].sample ? laid_bytes(call->k, blocks[i].sample, call->n) : 0;
         if (laid > plan.laid_bytes) plan.laid_bytes = laid;
     }
     int64_t width = bytes_of(rank), ranks = round_up(4 * width, lanes);

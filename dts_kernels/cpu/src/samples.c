@@ -333,7 +333,7 @@ static int64_t split(const Call *call, const Sample *sample, const Pair *pairs, 
         b.part_groups = least((vectors ? NEAR_PANEL : NEAR) / numbers, MOST_GROUPS) / unit * unit;
         if (b.part_groups < unit) b.part_groups = unit;
         b.each = round_up(call->transposed ? call->m : b.groups * b.pitch + lanes, 16);
-        if (turned) b.each = laid_bytes(sample, call->n);
+        if (turned) b.each = laid_bytes(call->k, sample, call->n);
         to[made] = b;
     }
     return made;

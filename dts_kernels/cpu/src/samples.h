@@ -61,7 +61,10 @@ static inline int64_t sample_elements(const Sample *s, int64_t n) {
 static inline int64_t sample_pitch(int64_t stride, int64_t lanes) { return stride - 1 + round_up(stride, lanes); }
 
 /* The same in 16 bits, for shuffles: a group's columns once, and as many numbers as a register is cut into. */
-static inline int64_t turned_pitch(int64_t stride) { return stride <= 4 ? 4 : stride <= 8 ? 8 : 16; }
+static inline int64_t turned_pitch(int64_t stride, int64_t smallest) {
+    int64_t pitch = stride <= 4 ? 4 : stride <= 8 ? 8 : 16;
+    return pitch > smallest ? pitch : smallest;
+}
 
 /* Whether kept and window are a share as samples.py has them. */
 static inline int share_fits(const Sample *s) {

@@ -89,26 +89,47 @@ INLINE void compact(vec c[4]) {
     c[3] = _mm256_permute2x128_si256(high01, high23, 0x31);
 }
 
-/* Sampled elements of strides up to 4: a line of x is two groups in each half of a register.  (Of strides up to 8 it is
- * two shuffles and a blend, no faster than a load an element.) */
-#define TURNS 4
+/* Sampled elements of strides up to 8: a line of x is one byte of 16 columns, those of two groups.  A shuffle of it gives
+ * 16 rows of D, two tiles of lanes, two columns each; `part_dot` multiplies and adds them in 16 bits. */
+#define TURNS 8
+#define TURN_PITCH 8
+#define TURNED_BYTES 1
 INLINE acc permute_lanes(acc a, acc lanes) { return _mm256_permutevar8x32_epi32(a, lanes); }
 /* of 16-bit numbers */
 INLINE acc smaller(acc a, acc b) { return _mm256_min_epu16(a, b); }
 INLINE acc high_products(acc a, acc b) { return _mm256_mulhi_epu16(a, b); }
-enum { MOST_LINE_PAIRS = 1, TURN_UNIT = 0x0202, TURN_BYTES = 0x01000100 }; /* both bytes of a column */
-INLINE int line_pairs(int pitch) { return pitch / 4; }
-INLINE vec load_line(const int16_t *x) { return _mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)x)); }
-INLINE vec turn_pairs(vec columns, vec line) { return _mm256_shuffle_epi8(line, columns); }
-/* the values of a lane's lowest two codes as words */
-INLINE vec pair_values(vec codes) {
-    const __m256i table = _mm256_broadcastsi128_si256(_mm_set_epi32(0, 0, (int)0xffff0000, (int)0xfcff0401));
-    __m256i two = _mm256_or_si256(_mm256_and_si256(codes, _mm256_set1_epi32(3)),
-                                  _mm256_and_si256(_mm256_slli_epi32(codes, 14), _mm256_set1_epi32(3 << 16)));
-    return _mm256_shuffle_epi8(
-        table, _mm256_add_epi8(_mm256_or_si256(two, _mm256_slli_epi32(two, 8)), _mm256_set1_epi32(0x04000400)));
+enum { MOST_LINE_PAIRS = 1, TURN_UNIT = 1, TURN_FIRST = 0 };
+INLINE int line_pairs(int pitch) { return pitch / TURN_PITCH; }
+/* two columns a lane -> where they are in a line, in the lower two bytes */
+INLINE vec turn_columns(vec columns) {
+    return _mm256_and_si256(_mm256_or_si256(columns, _mm256_srli_epi32(columns, 8)), _mm256_set1_epi32(0xffff));
 }
-INLINE acc dot_pairs(acc sum, vec words, vec values) { return dot_words(sum, words, values); }
+/* a lane's lowest two codes in the lower two bytes */
+INLINE vec pair_values(vec codes) {
+    return _mm256_or_si256(_mm256_and_si256(codes, _mm256_set1_epi32(3)),
+                           _mm256_and_si256(_mm256_slli_epi32(codes, 6), _mm256_set1_epi32(0x0300)));
+}
+/* the lower two bytes of two tiles' lanes: in each half four lanes of the first, then of the second */
+INLINE vec join_tiles(vec a, vec b) { return _mm256_packus_epi32(a, b); }
+/* codes -> values as bytes, with their signs */
+INLINE vec byte_values(vec codes) { return _mm256_shuffle_epi8(_mm256_set1_epi32((int)0xfcff0401), codes); }
+INLINE vec load_line(const uint8_t *x) { return _mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)x)); }
+INLINE vec turn_bytes(vec columns, vec line) { return _mm256_shuffle_epi8(line, columns); }
+/* 256 * high + low of joined tiles, of the first or second */
+INLINE acc both_digits(int tile, acc high, acc low) {
+    acc pairs = tile ? _mm256_unpackhi_epi16(low, high) : _mm256_unpacklo_epi16(low, high);
+    return _mm256_madd_epi16(pairs, _mm256_set1_epi32(256 << 16 | 1));
+}
+/* 16-bit numbers, each plus 2^15, of two groups -> the upper bytes of both, then the lower ones */
+INLINE void lay_pair(const int16_t *a, const int16_t *b, uint8_t *out) {
+    const __m128i above = _mm_set1_epi16(INT16_MIN), lower = _mm_set1_epi16(255);
+    __m128i one = _mm_xor_si128(_mm_loadu_si128((const void *)a), above);
+    __m128i two = _mm_xor_si128(_mm_loadu_si128((const void *)b), above);
+    one = _mm_packus_epi16(_mm_and_si128(one, lower), _mm_srli_epi16(one, 8));
+    two = _mm_packus_epi16(_mm_and_si128(two, lower), _mm_srli_epi16(two, 8));
+    _mm_storeu_si128((void *)out, _mm_unpackhi_epi64(one, two));
+    _mm_storeu_si128((void *)(out + 16), _mm_unpacklo_epi64(one, two));
+}
 
 INLINE acc load_codes(const uint8_t *p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)p)); }
 INLINE fvec load_values(const float *values) { return _mm256_broadcast_ps((const __m128 *)values); }

@@ -110,6 +110,7 @@ INLINE void sum4(const acc a[4], uint32_t out[4]) {
 
 /* Sampled elements of strides up to 16: a line of x is 32 words, groups' columns `pitch` words apart. */
 #define TURNS 16
+#define TURN_PITCH 4
 INLINE acc permute_lanes(acc a, acc lanes) { return _mm512_permutexvar_epi32(lanes, a); }
 /* of 16-bit numbers */
 INLINE acc smaller(acc a, acc b) { return _mm512_min_epu16(a, b); }
@@ -117,10 +118,11 @@ INLINE acc high_products(acc a, acc b) { return _mm512_mulhi_epu16(a, b); }
 enum { MOST_LINE_PAIRS = 4 };
 INLINE int line_pairs(int pitch) { return 16 / pitch; }
 #ifdef __AVX512VBMI__ /* both bytes of a column: Intel's cores take two steps for a shuffle of words, and one for bytes */
-enum { TURN_UNIT = 0x0202, TURN_BYTES = 0x01000100 };
+enum { TURN_UNIT = 0x0202, TURN_FIRST = 0x01000100 };
 #else
-enum { TURN_UNIT = 1, TURN_BYTES = 0 };
+enum { TURN_UNIT = 1, TURN_FIRST = 0 };
 #endif
+INLINE vec turn_columns(vec columns) { return columns; }
 INLINE vec load_line(const int16_t *x) { return _mm512_loadu_si512(x); }
 INLINE vec turn_pairs(vec columns, vec line) {
 #ifdef __AVX512VBMI__

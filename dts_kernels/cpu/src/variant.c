@@ -329,9 +329,9 @@ static float expand_float(const uint8_t *u, int64_t bytes, const float *values, 
 #define TEXT2(v) #v
 #define TEXT(v) TEXT2(v)
 const Kernels NAME(VARIANT) = {
-    TEXT(VARIANT),    LANES,         DIRECT_ROWS,    BLOCK_DIGIT,   widen,        narrow,         quantise,
-    shrink,           expand4,       decode_columns, decode_v,      multiply,     quantise_block, decode_ranks,
-    multiply_ranks,   scale_ranks,   decode_block,   expand_block,  shrink_float, expand_float,   samples_gather,
-    samples_scatter,  samples_panel, TURNS,          samples_whole, samples_lay,  samples_turned, samples_row,
-    round_components,
+    TEXT(VARIANT),  LANES,         DIRECT_ROWS,    BLOCK_DIGIT,     widen,         narrow,
+    quantise,       shrink,        expand4,        decode_columns,  decode_v,      multiply,
+    quantise_block, decode_ranks,  multiply_ranks, scale_ranks,     decode_block,  expand_block,
+    shrink_float,   expand_float,  samples_gather, samples_scatter, samples_panel, TURNS,
+    TURN_PITCH,     samples_whole, samples_lay,    samples_turned,  samples_row,   round_components,
 };

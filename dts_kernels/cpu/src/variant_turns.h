@@ -2,17 +2,23 @@
  *
  * A lane is a row of D, a register an element of each of two groups.  What they meet are two of the groups' columns of x,
  * 16 bits each, and a shuffle of a line of x puts them there: a line serves LANES rows of D, and a product is the shuffle
- * and one instruction (AVX2: two) for 2 LANES elements.  Where a row's elements are (its turns) and what they are is
- * found once for all rows of x.  Sums are exact integers, so their order shows in nothing.
+ * and one instruction for 2 LANES elements.  Where a row's elements are (its turns) and what they are is found once for
+ * all rows of x.  Sums are exact integers, so their order shows in nothing.
+ *
+ * TURNED_BYTES (AVX2, whose shuffle sees 16 bytes): a line has the upper or the lower bytes of two groups, a register the
+ * elements of 2 LANES rows, 16 bits each, and for both digits a product is two shuffles and two instructions each.
  */
 #ifdef TURNS
-enum { TURN_PAIRS = 64, TURN_ROWS = LANES == 16 ? 8 : 3 }; /* pairs of groups at a time; rows of x in registers */
+enum { TURN_PAIRS = 64, TURN_ROWS = LANES == 16 ? 8 : 4 }; /* pairs of groups at a time; rows of x in registers */
 
 typedef uint32_t words __attribute__((vector_size(4 * LANES)));
 typedef uint16_t halves __attribute__((vector_size(4 * LANES))); /* of two groups each */
 
 typedef struct {
     vec columns[TURN_PAIRS], values[TURN_PAIRS];
+#ifdef TURNED_BYTES
+    acc offset[2]; /* of tiles that were joined: x is 2^15 too large */
+#endif
 } Turns;
 
 /* sample_mix */
@@ -25,7 +31,7 @@ INLINE words mixed(words h) {
 }
 
 /* Pairs of groups from `group` on of the rows [row, row + count) of D, count at most LANES.  A column is TURN_UNIT times
- * its number in all of this, so that one addition makes of it what `turn_pairs` shuffles by. */
+ * its number in all of this, so that one addition makes of it what a line is shuffled by. */
 static __attribute__((noinline)) void sample_turns_of(const Sample *s, int pitch, int64_t row, int count, int64_t group,
                                                       int groups, Turns *turns) {
     const uint32_t step = 0x85EBCA77u, unit = TURN_UNIT, both = 0x00010001;
@@ -41,7 +47,7 @@ static __attribute__((noinline)) void sample_turns_of(const Sample *s, int pitch
         seeds[i] = sample_block(s, first + i / together) + step * (uint32_t)(group + 2 * (i % together));
     }
     for (int i = 0; i < line_pairs(pitch); i++) /* of a pair's two groups in a line of x */
-        begin[i] = (words){0} + TURN_BYTES + unit * (both * (uint32_t)(2 * i * pitch) + ((uint32_t)pitch << 16));
+        begin[i] = (words){0} + TURN_FIRST + unit * (both * (uint32_t)(2 * i * pitch) + ((uint32_t)pitch << 16));
     const halves across = (halves){0} + (uint16_t)stride, whole = (halves){0} + (uint16_t)(unit * stride);
     sample_words(s->codes + row * s->row_bytes + group / 4, s->row_bytes, count, group_bytes(groups), codes);
     int pairs = (groups + 1) / 2, p = 0;
@@ -55,13 +61,54 @@ static __attribute__((noinline)) void sample_turns_of(const Sample *s, int pitch
         halves column = (halves)(places + (words)permute_lanes((acc)shifts, (acc)lane));
         column = (halves)smaller((acc)column, (acc)(column - whole)); /* without a sign: modulo stride */
         lane += 1;
-        turns->columns[p] = (vec)((words)column + begin[p % line_pairs(pitch)]);
+        turns->columns[p] = turn_columns((vec)((words)column + begin[p % line_pairs(pitch)]));
         turns->values[p] = pair_values((vec)((words)load_words(codes[p / 8]) >> (uint32_t)(4 * (p % 8))));
     }
     for (; p % line_pairs(pitch); p++) /* the rest of a line adds nothing */
         turns->columns[p] = (vec)zero(), turns->values[p] = (vec)zero();
 }
 
+#ifdef TURNED_BYTES
+enum { TURN_SUMS = 16 }; /* pairs whose products 16 bits hold: 2 * 4 * 255 each */
+
+/* The turns of two tiles of D as those of 2 LANES rows, in the first's place. */
+static void join_turns(Turns turns[2], int pairs) {
+    const vec once = (vec)((words){0} + 0x01010101);
+    acc sum = zero();
+    for (int p = 0; p < pairs; p++) {
+        turns[0].columns[p] = join_tiles(turns[0].columns[p], turns[1].columns[p]);
+        turns[0].values[p] = byte_values(join_tiles(turns[0].values[p], turns[1].values[p]));
+        sum = part_dot(sum, once, turns[0].values[p]);
+    }
+    for (int t = 0; t < 2; t++) turns[0].offset[t] = (acc)((words){0} - ((words)both_digits(t, zero(), sum) << 15));
+}
+
+/* sums[tile][r] (from_zero: 0) + the products of `rows` rows of x with `pairs` pairs of two joined tiles of D. */
+INLINE void turned_rows(int rows, int tiles, int pitch, int pairs, const Turns *turns, const int16_t *const *x,
+                        int64_t at, uint32_t (*sums)[TURNED_ROWS][LANES], int from_zero) {
+    (void)tiles;
+    for (int first = 0, last; first < pairs; first = last) {
+        acc high[TURN_ROWS], low[TURN_ROWS];
+        last = pairs - first < TURN_SUMS ? pairs : first + TURN_SUMS;
+        for (int r = 0; r < rows; r++) high[r] = low[r] = zero();
+        for (int p = first; p < last; p++) {
+            vec columns = turns->columns[p], values = turns->values[p];
+            for (int r = 0; r < rows; r++) {
+                const uint8_t *line = (const uint8_t *)(x[r] + (at + p) * 2 * pitch);
+                high[r] = part_dot(high[r], turn_bytes(columns, load_line(line)), values);
+                low[r] = part_dot(low[r], turn_bytes(columns, load_line(line + 2 * pitch)), values);
+            }
+        }
+        for (int t = 0; t < 2; t++)
+            for (int r = 0; r < rows; r++) {
+                words sum = (words)both_digits(t, high[r], low[r]);
+                if (!first) sum += (words)turns->offset[t];
+                if (first || !from_zero) sum += (words)load_words(sums[t][r]);
+                memcpy(sums[t][r], &sum, sizeof sum);
+            }
+    }
+}
+#else
 /* sums[tile][r] (from_zero: 0) + the products of `rows` rows of x with `pairs` pairs of `tiles` (1 or 2) tiles of D. */
 INLINE void turned_rows(int rows, int tiles, int pitch, int pairs, const Turns *turns, const int16_t *const *x,
                         int64_t at, uint32_t (*sums)[TURNED_ROWS][LANES], int from_zero) {
@@ -80,6 +127,7 @@ INLINE void turned_rows(int rows, int tiles, int pitch, int pairs, const Turns *
     for (int t = 0; t < tiles; t++)
         for (int r = 0; r < rows; r++) memcpy(sums[t][r], &a[t][r], sizeof a[t][r]);
 }
+#endif
 
 typedef struct { /* where the sums of two tiles go, behind the last of their groups */
     const float *factor, *const *y;
@@ -127,11 +175,13 @@ INLINE void turned_some(int tiles, int pitch, int pairs, const Turns *turns, int
 
 INLINE void turned_tiles(int tiles, int pitch, int pairs, const Turns *turns, int rows, const int16_t *const *x,
                          int64_t at, uint32_t (*sums)[TURNED_ROWS][LANES], int from_zero, const TurnedOut *end) {
-    /* a pitch that is known unrolls the loops */
+#if TURNS >= 16 /* a pitch that is known unrolls the loops */
     if (pitch == 4) turned_some(tiles, 4, pairs, turns, rows, x, at, sums, from_zero, end);
-#if TURNS >= 16
     else if (pitch == 8) turned_some(tiles, 8, pairs, turns, rows, x, at, sums, from_zero, end);
     else turned_some(tiles, 16, pairs, turns, rows, x, at, sums, from_zero, end);
+#else
+    (void)pitch;
+    turned_some(tiles, TURN_PITCH, pairs, turns, rows, x, at, sums, from_zero, end);
 #endif
 }
 
@@ -142,7 +192,7 @@ static void samples_turned(const SamplePart *part, int rows, const int16_t *cons
     const Sample *s = part->sample;
     Turns turns[2];
     uint32_t sums[2][TURNED_ROWS][LANES];
-    int pitch = (int)turned_pitch(s->stride);
+    int pitch = (int)turned_pitch(s->stride, TURN_PITCH);
     for (int64_t row = part->row; row < part->last_row; row += 2 * LANES) {
         int64_t left = part->last_row - row;
         int tiles = left > LANES ? 2 : 1;
@@ -153,6 +203,10 @@ static void samples_turned(const SamplePart *part, int rows, const int16_t *cons
             const TurnedOut *last = g + groups == part->last_group ? &end : NULL;
             for (int t = 0; t < tiles; t++)
                 sample_turns_of(s, pitch, row + t * LANES, end.count[t], g, groups, &turns[t]);
+#ifdef TURNED_BYTES
+            if (tiles == 1) memset(&turns[1], 0, sizeof turns[1]);
+            join_turns(turns, pairs);
+#endif
             if (tiles == 2) turned_tiles(2, pitch, pairs, turns, rows, x, g / 2, sums, begins, last);
             else turned_tiles(1, pitch, pairs, turns, rows, x, g / 2, sums, begins, last);
         }
@@ -164,13 +218,17 @@ static void samples_turned(const SamplePart *part, int rows, const int16_t *cons
 static float samples_lay(const float *x, int64_t count, int64_t stride, int limit, int16_t *out) {
     enum { PIECE = 2048 };
     int16_t piece[PIECE + 16];
-    int64_t pitch = turned_pitch(stride), most = PIECE / stride * stride;
+    int64_t pitch = turned_pitch(stride, TURN_PITCH), most = PIECE / (2 * stride) * (2 * stride);
     int64_t columns = round_up(ceil_div(count, stride), 2) * stride;
     Digits digits;
     float inverse = start_digits(largest_of(x, count), limit, &digits);
     for (int64_t first = 0; first < columns; first += most) {
         int64_t some = least(most, columns - first), own = least(some, count - first);
+#ifdef TURNED_BYTES
+        int16_t *to = piece;
+#else
         int16_t *to = pitch == stride ? out + first : piece;
+#endif
         if (own < 0 || inverse == 0) own = 0;
         ELEMENTWISE
         for (int64_t i = 0; i < own; i++) to[i] = (int16_t)to_integer(x[first + i] * inverse);
@@ -178,10 +236,15 @@ static float samples_lay(const float *x, int64_t count, int64_t stride, int limi
         if (to != piece) continue;
         memset(piece + some, 0, (size_t)(pitch - stride) * 2);
         int16_t *group = out + first / stride * pitch;
+#ifdef TURNED_BYTES
+        for (int64_t c = 0; c < some; c += 2 * stride, group += 16)
+            lay_pair(piece + c, piece + c + stride, (uint8_t *)group);
+#else
         if (pitch == 8)
             for (int64_t c = 0; c < some; c += stride, group += 8) memcpy(group, piece + c, 16);
         else
             for (int64_t c = 0; c < some; c += stride, group += pitch) memcpy(group, piece + c, (size_t)pitch * 2);
+#endif
     }
     return digits.scale;
 }
@@ -199,6 +262,7 @@ static float samples_whole(const float *x, int64_t count, int limit, float *out)
 }
 #else
 #define TURNS 0
+#define TURN_PITCH 0
 #define samples_whole NULL
 #define samples_turned NULL
 #define samples_lay NULL

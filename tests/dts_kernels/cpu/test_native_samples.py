@@ -134,6 +134,20 @@ def test_a_row_has_its_bits_beside_any_others(variant, stride):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("stride", [4, 8, 16])
+@pytest.mark.parametrize("code", [1, 3])
+def test_the_largest_digits_and_codes_do_not_overflow(variant, stride, code):
+    """Sums of 16 and 32 bits at their largest: every element +4 or -4, every number of x the row's largest."""
+    shape, rows = (40, 16368), 9
+    codes = torch.full((shape[0], elements_of(shape[1], stride)), code, dtype=torch.uint8)
+    bank = SampleBank(*shape[::-1])
+    bank.add(0, (Samples(pack(codes), 1.0, stride, 77, shape),))
+    x = torch.tensor([1.0, -1.0, 0.7]).repeat(3)[:, None].expand(rows, shape[1]).contiguous()
+    got = run(bank, x, torch.zeros(rows, shape[0]), Routing.of([0]), variant)
+    assert torch.allclose(got, x[:, :1] * (4 if code == 1 else -4) * (shape[1] // stride), rtol=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("transposed", [False, True])
 def test_what_is_not_there_adds_nothing(variant, transposed):
     bank = bank_of((50, 45), (12,), transposed)
