@@ -6,9 +6,9 @@ From the numbers up, each room knowing only those above it:
     layout, samples, reference    what is stored, and plain PyTorch that says what it means: the truth of every test
     routing, operands, paths      what a product is given, and the implementations by name
     dispatch                      which path computes a product
-    bank, planar, sample_bank     all loaded tasks of one layer, as the ops take them
-    contents, check               whether what an op is given is that, before C or Triton sees a pointer
+    planar, contents, check       kernel words; whether what an op is given is right, before C or Triton sees a pointer
     cpu, gpu                      C and Triton, and the rules by which their backend takes a product
+    bank, sample_bank             all loaded tasks of one layer, as the ops and C take them
     backends                      what each of them has of every op
     ops                           the public functions, as torch.library ops
     parts                         kinds of parts of a matrix: what layers use, all kinds alike

@@ -22,7 +22,6 @@ class Contents:
 
     shape: (out_features, in_features) of its tasks, None without any and for kernel words;
     factors, exponents: slot -> `PackedFactors` and range exponent (disk bytes only);  tasks: what C makes of them;
-    older: what C made of an earlier table of the same bank, and the slots that are other ones since;
     launches: what `gpu.repeat` keeps of products with kernel words.
     """
 
@@ -33,7 +32,6 @@ class Contents:
         self.exponents: dict[int, int] = {}
         self.shape: tuple[int, int] | None = None
         self.tasks: Any = None
-        self.older: tuple[Any, frozenset[int]] | None = None
         self.memory: Any = None  # that kernel words are in: it lives as long as the table that was looked at
         self.launches: dict[Any, Any] = {}
         self.known: set[tuple[str, tuple[int, ...], int]] = set()
@@ -43,7 +41,7 @@ class Contents:
     def read(cls, packed: list[Tensor], table: Tensor) -> "Contents":
         """Raises ValueError for a table that does not fit its tensors."""
         held, sizes = cls(packed, table, all(t.is_cpu for t in packed)), LAYOUTS.values()
-        if table.dtype != torch.int64 or table.dim() != 2 or table.shape[1] not in sizes or not _plain(table):
+        if table.dtype != torch.int64 or table.dim() != 2 or table.shape[1] not in sizes or not plain(table):
             raise ValueError(
                 f"a bank's table must be int64 [slots, {TABLE_FIELDS} or {FIELDS}], "
                 f"not {table.dtype} {list(table.shape)}"
@@ -65,7 +63,7 @@ class Contents:
         return self.version is None or table._version == self.version
 
     def _read_disk(self, table: Tensor) -> None:
-        wrong = [f"packed[{i}] is no plain dense tensor" for i, t in enumerate(self.packed) if not _plain(t)]
+        wrong = [f"packed[{i}] is no plain dense tensor" for i, t in enumerate(self.packed) if not plain(t)]
         devices = {t.device for t in self.packed}
         if len(devices) > 1:
             wrong.append(f"packed tensors are on several devices: {sorted(map(str, devices))}")
@@ -114,7 +112,7 @@ class Contents:
         kinds = [t.dtype for t in self.packed]
         if (
             kinds != [torch.int32, torch.float32]
-            or not all(_plain(t) and t.dim() == 1 and t.is_contiguous() for t in self.packed)
+            or not all(plain(t) and t.dim() == 1 and t.is_contiguous() for t in self.packed)
             or not table.is_contiguous()
         ):
             raise ValueError(
@@ -173,26 +171,18 @@ def own(
     table: Tensor,
     factors: dict[int, PackedFactors],
     exponents: dict[int, int],
-    before: Contents | None,
-    changed: int,
-) -> Contents | None:
-    """What a bank of disk bytes just wrote itself is not read back; None where it has tensors that are to be looked at.
+    tasks: Any,
+) -> None:
+    """What a bank of disk bytes just wrote itself is not read back, nor made for C again.
 
-    factors, exponents: kept, not copied;  before: its table was this one's but for one slot, ``changed``.
+    factors: of plain tensors on a CPU;  tasks: `cpu.tasks.Tasks` of them.
     """
-    new = factors.get(changed)
-    plain = new is None or _plain(new.u) and _plain(new.v) and _plain(new.sigma)
-    if not plain or new is not None and new.levels is not None and not _plain(new.levels) or not table.shape[0]:
-        return None
-    held = Contents(packed, table, all(t.is_cpu for t in packed[-3:]))  # as the others are
-    held.factors, held.exponents = factors, exponents
-    held.shape = next(iter(factors.values())).shape if factors else None
-    if before is not None and before.tasks is not None:
-        held.older = before.tasks, frozenset([changed])
-    elif before is not None and before.older is not None:
-        held.older = before.older[0], before.older[1] | {changed}
+    if not table.shape[0]:
+        return
+    held = Contents(packed, table, True)
+    held.factors, held.exponents, held.tasks = factors, exponents, tasks
+    held.shape = next(iter(factors.values())).shape
     setattr(table, HELD, held)
-    return held
 
 
 def factors_of(
@@ -225,5 +215,5 @@ def _within(pieces: list[tuple[int, int, Tensor]], start: int, size: int) -> Ten
     )
 
 
-def _plain(t: Tensor) -> bool:
+def plain(t: Tensor) -> bool:
     return t.layout is torch.strided and not t.is_neg() and not t._is_zerotensor()

@@ -25,10 +25,7 @@ class EmbeddingParts:
         self.columns = min(columns, default=-1)
         slots = [slot for bank, _ in banks for slot in bank.slots]
         self.joined = 0 < len(slots) == len(set(slots)) and all(
-            bank.layout == "disk"
-            and bank.device.type == "cpu"
-            and all(bank.factors(slot).levels is None for slot in bank.slots)
-            for bank, _ in banks
+            bank.layout == "disk" and bank.device.type == "cpu" and not bank.has_levels for bank, _ in banks
         )
         self.tasks: Any = None
         self.chosen: dict[torch.dtype, tuple[tuple[str, str], Callable[..., Tensor]]] = {}

@@ -134,9 +134,20 @@ class PackedFactors:
         return self.u.shape[0], self.v.shape[0]
 
     @property
+    def tensors(self) -> list[Tensor]:
+        tensors = [self.u, self.v, self.sigma]
+        return tensors if self.levels is None else [*tensors, self.levels]
+
+    @property
+    def scales(self) -> list[float]:
+        """sigma's numbers."""
+        found: list[float] = self.sigma.tolist()
+        return found
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all its tensors, without any file header."""
-        return sum(t.numel() * t.element_size() for t in (self.u, self.v, self.sigma, self.levels) if t is not None)
+        return sum(t.numel() * t.element_size() for t in self.tensors)
 
     def transpose(self) -> "PackedFactors":
         """Factors of the transposed product [n, m] (layers that store their weight as [in, out])."""
@@ -153,7 +164,7 @@ class PackedFactors:
 
     def to(self, device) -> "PackedFactors":
         """Itself where it is there already: a bank's tasks are put in one after the other."""
-        if all(t is None or t.device == device for t in (self.u, self.v, self.sigma, self.levels)):
+        if all([t.device == device for t in self.tensors]):
             return self
         levels = None if self.levels is None else self.levels.to(device)
         return PackedFactors(self.u.to(device), self.v.to(device), self.sigma.to(device), levels)

@@ -73,6 +73,26 @@ class PlanarStore:
     def max_rank(self) -> int:
         return self.tables[-1].max_rank
 
+    def derived(self) -> tuple[list[Tensor], Tensor, int]:
+        """(packed, table, max_rank) for the ops."""
+        return self.packed, self.table, self.max_rank
+
+    @property
+    def has_levels(self) -> bool:
+        return self.tables[-1].levels
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    @property
+    def slots(self) -> list[int]:
+        return sorted(self.tasks)
+
+    @property
+    def room(self) -> int:
+        """Slots that there is room for."""
+        return self.table.shape[0]
+
     @property
     def layout(self) -> str:
         """ "planar", or "planar_levels" while a task has levels (which needs three products instead of one)."""

@@ -35,9 +35,9 @@ def factor_values(factors: PackedFactors, dtype=torch.float32) -> tuple[Tensor, 
 
 def range_exponent(factors: PackedFactors) -> int:
     """The e of the module's formula: 2^e * sigma_max * ||v|| is about 1, estimated without unpacking."""
-    largest = max(map(abs, factors.sigma.tolist()), default=0.0)
+    largest = max(map(abs, factors.scales), default=0.0)
     rms = VALUES_RMS if factors.levels is None else factors.levels[1].square().mean().sqrt().item()
-    size = largest * rms * math.sqrt(max(factors.v.shape[0], 1))
+    size = largest * rms * math.sqrt(max(factors.shape[1], 1))
     return max(-126, min(126, -math.ceil(math.log2(size)))) if 0 < size < math.inf else 0
 
 

@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from . import sample_contents
 from .arena import Arena, piece
-from .bank import EAGER
+from .cpu.native_samples import SampleArray
 from .layout import packed_width
 from .operands import SampleOperands, StoredSamples
 from .routing import Routing
@@ -90,6 +91,7 @@ class SampleBank:
         self.arena = SampleArena(self.device) if (self.device.type != "cpu" if arena is None else arena) else None
         self._samples: dict[int, tuple[Samples, ...]] = {}
         self._ready: StoredSamples | None = None
+        self._array: SampleArray | None = None
         self._made: tuple[Routing, SampleOperands] | None = None  # for the routing that was used last
         self._refresh()
 
@@ -148,9 +150,27 @@ class SampleBank:
     @property
     def arguments(self) -> StoredSamples:
         """What the ops take of the bank."""
+        if self.arena is None and torch.compiler.is_compiling():
+            self._prepare()
+        elif self._ready is None:
+            self._ready = self._derive()
+        assert self._ready is not None
+        return self._ready
+
+    def _prepare(self) -> bool:
+        """Derived for a program that is being made."""
         if self._ready is None:
             self._ready = self._derive()
-        return self._ready
+        return True
+
+    _prepare._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as of `Bank`
+
+    @property
+    def array(self) -> SampleArray:
+        """What C reads, another object after each change; made when it is first asked for."""
+        if self._array is None:
+            self._array = SampleArray.of(*self.arguments)
+        return self._array
 
     def operands(self, routing: Routing) -> SampleOperands:
         """What the ops take for a routing, made once for the one that was used last."""
@@ -165,26 +185,24 @@ class SampleBank:
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
-        if self.arena:
-            self._refresh()
+        self._refresh()  # a copy's memory is elsewhere
 
     def _refresh(self) -> None:
-        """Derive again what the ops take; beyond EAGER tasks on the CPU when first needed, see `Bank`."""
-        self._ready = self._made = None
+        """What the ops take is made again: of an arena now, else when it is first needed, see `Bank`."""
+        self._ready = self._array = self._made = None
         if self.arena:
             self._ready = self.arena.arguments
             sample_contents.trust(self._ready, self.shape, self.arena.memory())
-        elif len(self._samples) <= EAGER:
-            self._ready = self._derive()
 
     def _derive(self) -> StoredSamples:
-        found = [(slot, one) for slot in self.slots for one in self._samples[slot]]
-        counts = [len(self._samples.get(slot, ())) for slot in range(max(self._samples, default=-1) + 1)]
-        fields = fields_of(one for _, one in found)
-        table = torch.tensor([row_of(slot, 0, one, fields) for slot, one in found], dtype=torch.int64)
-        scales = torch.tensor([one.scale for _, one in found], dtype=torch.float32)
-        codes, starts = [one.codes for _, one in found], torch.tensor([0, *counts]).cumsum(0)
-        return StoredSamples(codes, table.view(-1, fields), starts, scales)
+        with _disable_current_modes(), torch.inference_mode(False):  # see `DiskStore.derived`
+            found = [(slot, one) for slot in self.slots for one in self._samples[slot]]
+            counts = [len(self._samples.get(slot, ())) for slot in range(max(self._samples, default=-1) + 1)]
+            fields = fields_of(one for _, one in found)
+            table = torch.tensor([row_of(slot, 0, one, fields) for slot, one in found], dtype=torch.int64)
+            scales = torch.tensor([one.scale for _, one in found], dtype=torch.float32)
+            codes, starts = [one.codes for _, one in found], torch.tensor([0, *counts]).cumsum(0)
+            return StoredSamples(codes, table.view(-1, fields), starts, scales)
 
 
 def samples_of(stored: StoredSamples, shape: tuple[int, int]) -> dict[int, tuple[Samples, ...]]:

@@ -19,7 +19,7 @@ from dts.codec.parts import kind_of
 
 FORMAT_VERSION = 5  # 1 had no 8-bit vectors, 2 no sketches, 3 digests of bytes and rows only, 4 no table and no blobs
 READABLE = (1, 2, 3, 4, 5)
-Contents = Mapping[str, tuple[Tensor, memoryview]]  # by name in the file, with its bytes
+Contents = Mapping[str, tuple[torch.dtype, tuple[int, ...], memoryview]]  # of tensors by their names, with their bytes
 
 
 def version_of(entries: Iterable[Entry], digests: bool = True) -> int:
@@ -43,13 +43,14 @@ def version_of(entries: Iterable[Entry], digests: bool = True) -> int:
 def row_digest(name: str, tensors: dict[str, Tensor], row: dict, version: int = FORMAT_VERSION) -> str:
     """Hex digits over an entry's row and its tensors: 64, of which `shown` are recorded; before version 4 without any
     name, dtype or shape."""
-    return digest_of(name, {key: (t, tensor_bytes(t)) for key, t in tensors.items()}, row, version)
+    contents = {key: (t.dtype, tuple(t.shape), tensor_bytes(t)) for key, t in tensors.items()}
+    return digest_of(name, contents, row, version)
 
 
 def digest_of(
     name: str, tensors: Contents, row: dict, version: int = FORMAT_VERSION, texts: dict[str, str] | None = None
 ) -> str:
-    """`row_digest` of tensors whose bytes are known.
+    """`row_digest` of what is known of the tensors.
 
     texts: name -> canonical text of the row, to which it is added, for `config_digest`; since version 4.
     """
@@ -62,9 +63,9 @@ def digest_of(
         if texts is not None:
             texts[name] = _with_digest(text, row)
     for key in sorted(tensors):
-        tensor, content = tensors[key]
+        dtype, shape, content = tensors[key]
         if version >= 4:
-            total.update(_about(key, tensor))
+            total.update(_about(key, dtype, shape))
         total.update(content)
     return total.hexdigest()
 
@@ -77,13 +78,13 @@ def _with_digest(text: str, row: dict) -> str:
     return f'{before},"sha256":{_CANONICAL.encode(row["sha256"])}{_SHAPE}{behind}'
 
 
-def _about(key: str, tensor: Tensor) -> bytes:
+def _about(key: str, dtype: torch.dtype, shape: tuple[int, ...]) -> bytes:
     """``canonical([key, dtype, shape])``, in a fifth of its time."""
-    return f"[{encode_basestring_ascii(key)},{_form(tensor.dtype, tensor.shape)}".encode()
+    return f"[{encode_basestring_ascii(key)},{_form(dtype, shape)}".encode()
 
 
 @lru_cache(maxsize=4096)
-def _form(dtype: torch.dtype, shape: torch.Size) -> str:
+def _form(dtype: torch.dtype, shape: tuple[int, ...]) -> str:
     """Most tensors of a model have the forms of others."""
     return f'"{NAMES[dtype]}",[{",".join(map(str, shape))}]]'
 

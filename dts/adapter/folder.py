@@ -19,16 +19,17 @@ from torch import Tensor
 from dts import __version__
 from dts.adapter import check
 from dts.adapter.carried import about_file, check_files, copy_files, within
-from dts.adapter.digests import READABLE, config_digest, content_digest, digest_of, shown
+from dts.adapter.digests import READABLE, Contents, config_digest, content_digest, digest_of, shown
 from dts.adapter.entries import AdapterError, Entry
-from dts.adapter.packed import ROWS, TABLE, Blobs, blobs_of, unpacked_file
-from dts.adapter.rows import entry_from, entry_tensors
+from dts.adapter.packed import FACTORS, ROWS, TABLE, Blobs, blobs_of, unpacked_file
+from dts.adapter.rows import Load, entry_from, entry_tensors
 from dts.adapter.sizes import Texts, describe, total_bytes
 from dts.checkpoint import Damaged, SafetensorsFile, write_safetensors
 from dts.checkpoint.errors import first
 from dts.checkpoint.safetensors_file import Layout, tensor_bytes
 from dts.checkpoint.strict_json import NotStrict, parse
 from dts.files import Building, building, check_place, set_aside
+from dts_kernels.layout import PackedFactors
 
 if TYPE_CHECKING:
     from dts.adapter.adapter import Adapter
@@ -123,42 +124,67 @@ def _described(folder: Path) -> Described:
 
 def _entries(config: dict, file: Stored, verify: bool, texts: dict[str, str]) -> tuple[dict[str, Entry], list[str]]:
     """(entries, a line for all that is wrong with them); texts: as for `digest_of`."""
-    used: set[str] = set()
     wrong: list[str] = []
     entries: dict[str, Entry] = {}
-    found, version = list[str](), config["format_version"]
-    own: dict[str, Tensor] = {}  # of the present row
-
-    def load(key: str) -> Tensor | None:
-        if key not in file.tensors:
-            return None
-        if key in used:
-            raise AdapterError(f"{key} is said to belong to two tensors")
-        used.add(key)
-        own[key] = tensor = file.load(key)
-        return tensor
-
+    found, version, load = list[str](), config["format_version"], _Load(file)
     for name, row in config["tensors"].items():
-        own.clear()
+        load.own.clear()
         try:
             entry = entry_from(name, row, config, load)
         except AdapterError as error:
             wrong.append(str(error))
-            used |= {key for key in file.tensors if key.startswith(name)}  # told already
+            load.used |= {key for key in file.tensors if key.startswith(name)}  # told already
             continue
-        nbytes = sum([tensor.nbytes for tensor in own.values()])
+        nbytes = sum([file.tensors[key].nbytes for key in load.own])
         if row["kind"] != "tied" and nbytes != row["bytes"]:
             wrong.append(f"{name}: {nbytes} bytes are stored of it, recorded {row['bytes']}")
         elif verify:
-            content = {key: (tensor, file.content(key) or tensor_bytes(tensor)) for key, tensor in own.items()}
-            found.append(digest_of(name, content, row, version, texts))
+            found.append(digest_of(name, load.contents(), row, version, texts))
             if shown(found[-1], version) != row["sha256"]:
                 wrong.append(f"{name}: what is stored of it was altered")
         entries[name] = entry
     if verify and not wrong and version >= 5 and content_digest(found) != config["content"]:
         wrong.append("what is stored was altered")
-    wrong += [f"{name}: not in {CONFIG}" for name in sorted(set(file.tensors) - used)]
+    wrong += [f"{name}: not in {CONFIG}" for name in sorted(set(file.tensors) - load.used)]
     return entries, wrong
+
+
+class _Load(Load):
+    """What a file holds, each tensor once.
+
+    used: all that was asked for;  own: the tensors of the present row, None where none was made
+    """
+
+    def __init__(self, file: Stored):
+        self.file, self.used, self.own = file, set[str](), dict[str, Tensor | None]()
+
+    def __call__(self, key: str) -> Tensor | None:
+        if key not in self.file.tensors:
+            return None
+        self._take(key)
+        self.own[key] = tensor = self.file.load(key)
+        return tensor
+
+    def packed(self, place: str) -> PackedFactors | None:
+        found = self.file.packed(place) if isinstance(self.file, Blobs) else None
+        for end in FACTORS if found is not None else ():
+            self._take(place + end)
+            self.own[place + end] = None
+        return found
+
+    def contents(self) -> Contents:
+        """Of the present row."""
+        found = {}
+        for key, tensor in self.own.items():
+            about, content = self.file.tensors[key], self.file.content(key)
+            content = tensor_bytes(tensor) if content is None and tensor is not None else content
+            found[key] = about.dtype, about.shape, memoryview(b"") if content is None else content
+        return found
+
+    def _take(self, key: str) -> None:
+        if key in self.used:
+            raise AdapterError(f"{key} is said to belong to two tensors")
+        self.used.add(key)
 
 
 def read_text(path: Path) -> dict:

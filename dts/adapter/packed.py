@@ -18,6 +18,8 @@ from dts.adapter.table import Unpackable, pack, unpack
 from dts.checkpoint import Damaged, SafetensorsFile
 from dts.checkpoint.safetensors_file import DTYPES, NAMES, Layout, tensor_bytes
 from dts.values import DIMENSIONS, MOST, count
+from dts_kernels.layout import PackedFactors, packed_width
+from dts_kernels.lying import LyingFactors, Memory
 
 TABLE = "table"
 ALIGN = 16  # bytes at which each factor begins in memory, as where malloc gives it one of its own
@@ -83,6 +85,10 @@ class Slice(NamedTuple):
     first: int
     stop: int
 
+    @property
+    def nbytes(self) -> int:
+        return (self.stop - self.first) * self.dtype.itemsize
+
 
 class Blobs:
     """The tensors in a file of blobs; like the file itself, but for whole tensors.
@@ -94,21 +100,49 @@ class Blobs:
     def __init__(self, file: SafetensorsFile, tensors: dict[str, Slice]):
         self.file, self.tensors = file, tensors
         self._read: dict[torch.dtype, memoryview | None] = {}  # None: of one that is too large
-        self._shared: dict[str, tuple[torch.UntypedStorage, int]] = {}  # factor -> its memory, its place in it
+        self._memory: dict[torch.dtype, torch.UntypedStorage] = {}  # that factors share
+        self._shared: dict[str, int] = {}  # factor -> its place in it, in elements
+        self._both: Memory | None = None  # of codes and of numbers
+        self._at = (0, 0)  # where they begin
 
     def load(self, key: str) -> Tensor:
         """Raises Damaged if the file was altered since it was opened."""
         own = self.tensors[key]
         if own.dtype not in self._read:
             self._read[own.dtype] = self._blob(own.dtype)
-        if (shared := self._shared.get(key)) is not None:
-            storage, first = shared
+        if (first := self._shared.get(key)) is not None:
             made: Any = torch.empty(0, dtype=own.dtype)  # no view, of which PyTorch would keep 300 bytes more
-            return made.set_(storage, first, own.shape, strides(own.shape))
+            return made.set_(self._memory[own.dtype], first, own.shape, strides(own.shape))
         content = self.content(key)
         if content is None or not content.nbytes:
             return self.file.part(NAMES[own.dtype], own.first, own.stop - own.first).view(own.shape)
         return torch.frombuffer(bytearray(content), dtype=own.dtype).view(own.shape)
+
+    def packed(self, place: str) -> PackedFactors | None:
+        """The factors whose tensors' names begin with a place, without levels; None where `load` has to tell what is
+        wrong with them, or they are too large to share memory.  Raises as `load` does."""
+        keys = [place + end for end in FACTORS]
+        u, v, sigma = map(self.tensors.get, keys)
+        if u is None or v is None or sigma is None or f"{place}.levels" in self.tensors:
+            return None
+        if not u.dtype == v.dtype == torch.uint8 or sigma.dtype != torch.float32 or not sigma.stop > sigma.first:
+            return None
+        if not len(u.shape) == len(v.shape) == 2 or len(sigma.shape) != 1:
+            return None
+        (m, width), (n, other), (rank,) = u.shape, v.shape, sigma.shape
+        if not width == other == packed_width(rank) or m * n == 0:
+            return None
+        for dtype in (torch.uint8, torch.float32):
+            if dtype not in self._read:
+                self._read[dtype] = self._blob(dtype)
+        u_at, v_at, sigma_at = map(self._shared.get, keys)
+        if u_at is None or v_at is None or sigma_at is None:
+            return None
+        if self._both is None:
+            self._both = self._memory[torch.uint8], self._memory[torch.float32]
+            self._at = self._both[0].data_ptr(), self._both[1].data_ptr()
+        codes, numbers = self._at
+        return LyingFactors.at(self._both, codes + u_at, codes + v_at, numbers + 4 * sigma_at, (m, n), rank)
 
     def content(self, key: str) -> memoryview | None:
         """The bytes of what `load` gives, None where only that has them."""
@@ -125,21 +159,21 @@ class Blobs:
             return None
         whole = self.file.load(NAMES[dtype])
         blob = tensor_bytes(whole)
-        size, at, parts = dtype.itemsize, 0, list[bytes | memoryview]()
-        places, moved = dict[str, int](), False
-        for key, (kind, _, first, stop) in self.tensors.items():
-            if kind == dtype and key.endswith(FACTORS):
-                parts.append(blob[first * size : stop * size])
-                moved |= at != first
-                places[key], at = at, at + stop - first
-                if rest := (first - stop) * size % ALIGN:
-                    parts.append(bytes(rest))
-                    at += rest // size
-        if at:
+        grain, at, places, moved = ALIGN // dtype.itemsize, 0, dict[str, int](), False
+        own = [(key, one) for key, one in self.tensors.items() if one.dtype == dtype and key.endswith(FACTORS)]
+        for key, (_, _, first, stop) in own:
+            moved |= at != first
+            places[key], at = at, at + stop - first
+            at += -at % grain
+        if places:
             if moved or at != whole.shape[0]:  # else there is nothing but factors, and they lie as they should
-                whole = torch.frombuffer(bytearray().join(parts), dtype=dtype)
-            shared = whole.untyped_storage()
-            self._shared |= {key: (shared, first) for key, first in places.items()}
+                size, raw = dtype.itemsize, bytearray(at * dtype.itemsize)
+                for key, (_, _, first, stop) in own:
+                    to = places[key] * size
+                    raw[to : to + (stop - first) * size] = blob[first * size : stop * size]
+                whole = torch.frombuffer(raw, dtype=dtype)
+            self._memory[dtype] = whole.untyped_storage()
+            self._shared |= places
         return blob
 
 

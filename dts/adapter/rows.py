@@ -9,7 +9,7 @@
 docs/format.md has all of it byte by byte.
 """
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -24,10 +24,35 @@ from dts.codec import Factors, Undecodable
 from dts.codec.disk import factors_from, fragments_of, tensors_of
 from dts.codec.exact import Patch
 from dts.codec.exact import check as check_patch
-from dts.codec.parts import KINDS
+from dts.codec.parts import KINDS, kind
+from dts_kernels.layout import PackedFactors
 
 OWN = "own"  # suffix of what only the fine-tune has, kept bit for bit
-Load = Callable[[str], Tensor | None]  # name of a tensor in the file -> the tensor, None if there is none
+
+
+class Load(ABC):
+    """What an adapter's file holds."""
+
+    @abstractmethod
+    def __call__(self, key: str) -> Tensor | None:
+        """The tensor of a name, None if there is none."""
+
+    def packed(self, place: str) -> PackedFactors | None:
+        """Components whose tensors' names begin so, see `dts.codec.parts.kind.Load`."""
+        return None
+
+
+class _Of(kind.Load):
+    """Of the matrix whose tensors' names begin with a place."""
+
+    def __init__(self, load: Load, place: str):
+        self.load, self.place = load, place
+
+    def __call__(self, suffix: str) -> Tensor | None:
+        return self.load(f"{self.place}.{suffix}")
+
+    def packed(self) -> PackedFactors | None:
+        return self.load.packed(self.place)
 
 
 def entry_tensors(entry: Entry) -> dict[str, Tensor]:
@@ -210,7 +235,7 @@ def _matrix_from(entry: Entry, row: dict[str, Any], load: Load) -> Factors | Non
 def _factors_from(
     name: str, shape: tuple[int, int], fragments: dict[str, Any], norm: float, squared_error: float | None, load: Load
 ) -> Factors:
-    return factors_from(name, shape, lambda suffix: load(f"{name}.{suffix}"), fragments, norm, squared_error)
+    return factors_from(name, shape, _Of(load, name), fragments, norm, squared_error)
 
 
 def check_numbers(name: str, tensor: Tensor) -> None:

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch import Tensor
 from dts.adapter.entries import Entry
 from dts.adapter.matrix import Matrix
 from dts.adapter.plan import Compressible
-from dts.adapter.rows import entry_from, entry_row, entry_tensors
+from dts.adapter.rows import Load, entry_from, entry_row, entry_tensors
 from dts.adapter.uneven import Leading, Uneven
 from dts.checkpoint import Damaged, SafetensorsFile, write_safetensors
 from dts.checkpoint.safetensors_file import layout_of
@@ -66,7 +65,7 @@ class KeptWork(Work):
         found = self._read("entry", name)
         if found is None or json.loads(found.metadata["ranks"]) != ranks:
             return None
-        return entry_from(name, json.loads(found.metadata["row"]), self.config, partial(_load, found))
+        return entry_from(name, json.loads(found.metadata["row"]), self.config, _Kept(found))
 
     def keep(self, entry: Entry, ranks: list[int]) -> Entry:
         tensors = entry_tensors(entry)
@@ -81,7 +80,7 @@ class KeptWork(Work):
         found = self._read("spectrum", name)
         if found is None:
             return None
-        load = partial(_load, found)
+        load = _Kept(found)
         return [
             Matrix(
                 (m, n),
@@ -178,5 +177,9 @@ def _uneven(place: int, about: list | None, load: Callable[[str], Tensor | None]
     return Uneven(order, moving, tuple(Leading(n, e, own) for (n, e), own in zip(choices, singular, strict=True)))
 
 
-def _load(file: SafetensorsFile, key: str) -> Tensor | None:
-    return file.load(key) if key in file.tensors else None
+class _Kept(Load):
+    def __init__(self, file: SafetensorsFile):
+        self.file = file
+
+    def __call__(self, key: str) -> Tensor | None:
+        return self.file.load(key) if key in self.file.tensors else None

@@ -67,6 +67,10 @@ class Stored:
     start: int
     stop: int
 
+    @property
+    def nbytes(self) -> int:
+        return self.stop - self.start
+
 
 class SafetensorsFile:
     """A .safetensors file of which tensors are read one at a time; nothing is read ahead.

@@ -77,7 +77,8 @@ def add_embedding(ids: Tensor, y: Tensor, parts: EmbeddingParts, routing: Routin
     """Into y itself."""
     tasks = parts.tasks
     if tasks is None:
-        tasks = parts.tasks = Tasks.join([(Tasks.of(bank.packed, bank.table), lookup) for bank, lookup in parts.banks])
+        each = [(bank.tasks or Tasks.of(bank.packed, bank.table), lookup) for bank, lookup in parts.banks]
+        tasks = parts.tasks = Tasks.join(each)
     n, dtype = parts.columns, y.dtype
     return native.embedding(ids, y, tasks, routing.slots, routing.weights, parts.rows, n, dtype, in_place=True)
 

@@ -23,7 +23,7 @@ def reconstruct(
         unknown = [s for s in given if s not in bank.slots]
         if unknown:
             raise KeyError(f"no task in slot {unknown}; the bank's slots are {bank.slots}")
-        gamma = torch.tensor([given.get(s, 0.0) for s in range(bank.table.shape[0])], device=bank.table.device)
+        gamma = torch.tensor([given.get(s, 0.0) for s in range(bank.room)], device=bank.device)
     dtype = dtype or (base.dtype if base is not None else torch.float32)
     return torch.ops.dts.reconstruct(*bank.dense_operands(gamma, base), dtype)
 

@@ -37,10 +37,8 @@ _kept = threading.local()
 
 
 class _Banks(NamedTuple):
-    """What C reads of two banks, as long as these are what they hold."""
+    """What C reads of two banks."""
 
-    components: object
-    samples: object
     tasks: Tasks | None
     array: SampleArray | None
 
@@ -53,11 +51,6 @@ class Together:
         of = components if components is not None else samples
         assert of is not None
         self.m, self.n = of.out_features, of.in_features
-        self._banks: _Banks | None = None
-
-    def __getstate__(self) -> dict:
-        """Pointers mean nothing in a copy."""
-        return vars(self) | {"_banks": None}
 
     @staticmethod
     def suits(components: Bank | None, samples: SampleBank | None) -> bool:
@@ -111,6 +104,8 @@ class Together:
                 return None
             add, adds_have, add_count = adds.data_ptr(), adds.numel(), adds.shape[0]
         banks, exact, keys = self._held(), dispatch.exact(), []
+        if banks is None:
+            return None
         if components is not None:
             of = "linear", "cpu", dtype, rows, entries, places, "disk", False, components.max_rank == 0, exact
             keys.append(choice(*of)[0])
@@ -180,11 +175,14 @@ class Together:
             return None
         if not (check.plain(routing.slots, routing.weights) and direct(weight)) or m * n > MOST_KEPT:
             return None
+        banks = self._held()
+        if banks is None:
+            return None
         memory = getattr(_kept, "memory", None)
         if memory is None or memory.numel() < m * n:
             with torch.inference_mode(False):
                 memory = _kept.memory = torch.empty(m * n)
-        out, banks, full = memory[: m * n].view(m, n), self._held(), weight
+        out, full = memory[: m * n].view(m, n), weight
         if banks.tasks is not None:
             full = native.reconstruct(banks.tasks, gamma, full, (m, n), torch.float32, False, out=out)
             dispatch.ran["reconstruct", "native"] += 1
@@ -199,22 +197,14 @@ class Together:
         """Whether samples are of [n, m] matrices, whose rows are columns here."""
         return self.samples is not None and self.samples.transposed
 
-    def _held(self) -> _Banks:
-        """What C reads of the banks as they are now."""
-        banks, components, samples = self._banks, self.components, self.samples
-        if (
-            banks is None
-            or components is not None
-            and components.derived() is not banks.components
-            or samples is not None
-            and samples.arguments is not banks.samples
-        ):
-            derived = None if components is None else components.derived()
-            stored = None if samples is None else samples.arguments
-            tasks = None if derived is None else Tasks.of(*derived[:2])
-            array = None if stored is None else SampleArray.of(*stored)
-            self._banks = banks = _Banks(derived, stored, tasks, array)
-        return banks
+    def _held(self) -> _Banks | None:
+        """What C reads of the banks as they are now, which keep it: what is no task any more is nowhere.  None where it
+        is for the ops to look at their tensors."""
+        components, samples = self.components, self.samples
+        tasks = None if components is None else components.tasks
+        if tasks is None and components is not None:
+            return None
+        return _Banks(tasks, None if samples is None else samples.array)
 
 
 @functools.lru_cache(maxsize=64)

@@ -43,8 +43,12 @@ class ComponentBank(PartBank):
         return self.bank.slots
 
     @property
+    def filled(self) -> bool:
+        return len(self.bank) > 0
+
+    @property
     def room(self) -> int:
-        return self.bank.table.shape[0]
+        return self.bank.room
 
     @property
     def nbytes(self) -> int:

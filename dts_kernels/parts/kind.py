@@ -39,6 +39,11 @@ class PartBank(ABC):
         """Those that hold something, ascending."""
 
     @property
+    def filled(self) -> bool:
+        """Whether some slot holds something."""
+        return bool(self.slots)
+
+    @property
     def room(self) -> int:
         """Slots that gammas should be for: those in use, and on a GPU those that a captured graph will meet."""
         return max([-1, *self.slots]) + 1

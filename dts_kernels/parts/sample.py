@@ -34,6 +34,10 @@ class SamplePartBank(PartBank):
         return self.bank.slots
 
     @property
+    def filled(self) -> bool:
+        return len(self.bank) > 0
+
+    @property
     def room(self) -> int:
         return self.bank.arguments.starts.shape[0] - 1
 

@@ -24,7 +24,7 @@ from ..spectrum import PAPER_KEPT
 from .kind import Load, PartKind, packed_bits_end
 
 RESIDUAL, PAPER = "residual", "paper"
-LEVELS_BYTES = 2 * 4 * 4
+LEVELS_BYTES, CODES_A_BYTE = 2 * 4 * 4, 4
 
 _runs = values.list_of(values.exactly(kind=values.one_of(RESIDUAL, PAPER), rank=values.count))
 
@@ -45,25 +45,27 @@ class Components(PartKind[PackedFactors]):
         return _runs(fragment) and len({run["kind"] for run in fragment}) <= 1
 
     def decode(self, name: str, fragment, shape: tuple[int, int], load: Load) -> list[PackedFactors]:
-        u, v, sigma, levels = map(load, ("u", "v", "sigma", "levels"))
-        if u is None or v is None or sigma is None:
-            absent = [key for key, tensor in (("u", u), ("v", v), ("sigma", sigma)) if tensor is None]
-            raise Undecodable(f"{name}: its {', '.join(absent)} is missing")
-        rank = sum(run["rank"] for run in fragment)
-        try:
-            data = PackedFactors(u, v, sigma, levels)
-        except ValueError as error:
-            raise Undecodable(f"{name}: {error}") from None
+        data, rank = load.packed() or self._of_tensors(name, load), sum([run["rank"] for run in fragment])
         if data.shape != shape or data.rank != rank:
             raise Undecodable(
                 f"{name}: factors of {list(data.shape)}, rank {data.rank}, where {list(shape)}, rank {rank} belongs"
             )
-        if (levels is not None) != (bool(fragment) and fragment[0]["kind"] == PAPER):
+        if (data.levels is not None) != (bool(fragment) and fragment[0]["kind"] == PAPER):
             raise Undecodable(f'{name}: levels belong to method "paper", and the other way round')
-        for key, tensor in (("u", u), ("v", v)):
-            if not packed_bits_end(tensor, rank):
+        for key in "uv" if rank % CODES_A_BYTE else "":
+            if not packed_bits_end(getattr(data, key), rank):
                 raise Undecodable(f"{name}.{key}: bits beyond its {rank} codes are set")
         return [data]
+
+    def _of_tensors(self, name: str, load: Load) -> PackedFactors:
+        u, v, sigma, levels = map(load, ("u", "v", "sigma", "levels"))
+        if u is None or v is None or sigma is None:
+            absent = [key for key, tensor in (("u", u), ("v", v), ("sigma", sigma)) if tensor is None]
+            raise Undecodable(f"{name}: its {', '.join(absent)} is missing")
+        try:
+            return PackedFactors(u, v, sigma, levels)
+        except ValueError as error:
+            raise Undecodable(f"{name}: {error}") from None
 
     def shape(self, data: PackedFactors) -> tuple[int, int]:
         return data.shape
@@ -73,7 +75,7 @@ class Components(PartKind[PackedFactors]):
 
     def largest(self, data: PackedFactors) -> float:
         level = codes.LARGEST if data.levels is None else data.levels.double().abs().max().item()
-        return sum(map(abs, data.sigma.tolist())) * level**2  # of some tens: a fifth of what three calls of torch take
+        return sum(map(abs, data.scales)) * level**2  # of some tens: a fifth of what three calls of torch take
 
     def energy(self, data: PackedFactors) -> float:
         wide = data.sigma.double()

@@ -10,13 +10,26 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any, ClassVar, Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dts import sums
+from dts_kernels.layout import PackedFactors
 
 Data = TypeVar("Data")
-Load = Callable[[str], Tensor | None]  # suffix of a stored tensor's name -> the tensor, None if there is none
+
+
+class Load(ABC):
+    """What is stored of one matrix."""
+
+    @abstractmethod
+    def __call__(self, suffix: str) -> Tensor | None:
+        """The tensor whose name has this suffix, None if there is none."""
+
+    def packed(self) -> PackedFactors | None:
+        """Its components, whose tensors then need not be made to be looked at; None: ask for each."""
+        return None
 
 
 class PartKind(ABC, Generic[Data]):
@@ -136,4 +149,4 @@ def with_tensors(data: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 def packed_bits_end(stored: Tensor, codes: int) -> bool:
     """Are the bits beyond the last of ``codes`` 2-bit codes of every row 0?  stored: uint8 [rows, ceil(codes / 4)]."""
-    return not codes % 4 or not stored.numel() or int(stored.numpy()[:, -1].max()) < 1 << 2 * (codes % 4)
+    return not codes % 4 or not stored.numel() or int(np.maximum.reduce(stored.numpy()[:, -1])) < 1 << 2 * (codes % 4)

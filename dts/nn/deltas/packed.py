@@ -40,16 +40,15 @@ class Packed:
 
     def add(self, slot: int, stored: Sequence[Any]) -> None:
         """Put all that a task stores, data of any kinds, into a free or used slot."""
+        of_kinds: dict[str, list[Any]] = {}
         for data in stored:
-            kind_of(data)
-        for name, kind in KINDS.items():
-            own = [data for data in stored if kind_of(data) is kind]
-            if own and name not in self.banks:
-                self.banks[name] = kind.bank(self.shape[1], self.shape[0], self.device, self.transposed)
-            if own:
-                self.banks[name].add(slot, own)
-            elif name in self.banks:
-                self.banks[name].remove(slot)
+            of_kinds.setdefault(kind_of(data).name, []).append(data)
+        for name, own in of_kinds.items():
+            if name not in self.banks:
+                self.banks[name] = KINDS[name].bank(self.shape[1], self.shape[0], self.device, self.transposed)
+            self.banks[name].add(slot, own)
+        for name in self.banks.keys() - of_kinds.keys():
+            self.banks[name].remove(slot)
         self._refresh()
 
     def remove(self, slot: int) -> None:
@@ -58,7 +57,7 @@ class Packed:
         self._refresh()
 
     def _refresh(self) -> None:
-        banks = [self.banks[name] for name in KINDS if name in self.banks and self.banks[name].slots]
+        banks = [self.banks[name] for name in KINDS if name in self.banks and self.banks[name].filled]
         if banks and self.device.type == "cpu" and len(banks) == len(self.filled) and all(map(is_, banks, self.filled)):
             return  # whatever they hold, they are multiplied with as before
         self.first, self.rest = (banks[0] if banks else None), tuple(banks[1:])

@@ -13,9 +13,9 @@ from dts.nn.deltas.held import Held, as_op, in_program
 from dts.nn.deltas.per_task import per_task_product
 from dts.nn.routing import ConstantRouting, beside
 from dts_kernels import Routing
-from dts_kernels.bank import EAGER
 from dts_kernels.ops import direct, task_rows
 
+EAGER = 8  # tasks: beyond, a stack is made again when it is needed, not with every task that goes
 KEPT = 1 << 16  # numbers of a table that stay with a routing, at most
 
 
@@ -91,7 +91,7 @@ class Table(Held):
         self._refresh()
 
     def _refresh(self) -> None:
-        """Make the stack again; beyond EAGER tasks on the CPU when first needed, see `Bank`."""
+        """Make the stack again; beyond EAGER tasks on the CPU when first needed."""
         self._wide, self._made = None, False
         self.version += 1
         self.filled = bool(self._own) or self.stays and self.filled

@@ -7,12 +7,20 @@ import pytest
 import torch
 
 from dts.adapter import AdapterError, Entry, check
-from dts.adapter.rows import base_name_of, entry_from, entry_row, entry_tensors
+from dts.adapter.rows import Load, base_name_of, entry_from, entry_row, entry_tensors
 from dts.adapter.vectors import Rounding, in_few_bits
 from dts.checkpoint.safetensors_file import layout_of
 from dts.codec import compress_tensor
 
 CONFIG = {"finetuned": {"dtype": "float32", "renamed": {"head.x": "tail.x"}, "prefix": "bert.", "base_prefix": ""}}
+
+
+class Held(Load):
+    def __init__(self, tensors: dict[str, torch.Tensor]):
+        self.tensors = tensors
+
+    def __call__(self, key: str) -> torch.Tensor | None:
+        return self.tensors.get(key)
 
 
 def draw(*shape) -> torch.Tensor:
@@ -60,7 +68,7 @@ def test_it_is_given_back(kind):
     needed, optional = check.rows()[entry.kind]
     known = needed | optional
     assert all(known[key](value) for key, value in row.items()) and needed.keys() <= row.keys() | {"sha256", "base"}
-    again = entry_from("bert.a", row, CONFIG, tensors.get)
+    again = entry_from("bert.a", row, CONFIG, Held(tensors))
     for field in ("name", "base_name", "shape", "kind", "dtype", "task_only", "tied_to", "norm", "scale", "rank"):
         assert getattr(again, field) == getattr(entry, field), field
     assert stored(again)[0] == row
@@ -73,7 +81,7 @@ def test_without_one_of_its_tensors_it_is_refused_by_name(kind):
     for missing in tensors:
         left = {key: tensor for key, tensor in tensors.items() if key != missing}
         with pytest.raises(AdapterError, match="bert.a"):
-            entry_from("bert.a", row, CONFIG, left.get)
+            entry_from("bert.a", row, CONFIG, Held(left))
 
 
 def test_the_fragments_of_an_expert_stand_in_the_order_of_the_kinds():
