@@ -1,12 +1,14 @@
 """Is a JSON value what it should be?  Small tests and how they combine, for all that comes from files of others."""
 
 import math
+import re
 import unicodedata
 from collections.abc import Callable
 from typing import Any
 
 Test = Callable[[Any], bool]
 LARGEST = 1e30  # of norms, errors, scales, elements: their squares and the sums of many of them are still numbers
+_HEX = re.compile("[0-9a-f]*").fullmatch
 MOST = 2**62  # bytes, elements
 DIMENSIONS = 16
 
@@ -67,11 +69,11 @@ def section(value) -> bool:
 
 
 def shape(value) -> bool:
-    return list_of(count)(value) and len(value) <= DIMENSIONS and math.prod(value) <= MOST
+    return _counts(value) and len(value) <= DIMENSIONS and math.prod(value) <= MOST
 
 
 def digest(value, digits: int = 16) -> bool:
-    return isinstance(value, str) and len(value) == digits and all(letter in "0123456789abcdef" for letter in value)
+    return isinstance(value, str) and len(value) == digits and _HEX(value) is not None
 
 
 def short_digest(value) -> bool:
@@ -84,6 +86,9 @@ def or_none(test: Test) -> Test:
 
 def list_of(test: Test) -> Test:
     return lambda value: isinstance(value, list) and all(map(test, value))
+
+
+_counts = list_of(count)
 
 
 def one_of(*choices: str) -> Test:

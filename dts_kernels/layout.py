@@ -122,7 +122,7 @@ class PackedFactors:
 
     def __reduce__(self):
         """Without what else is in the memory that its tensors share: pickle would write all of it for each of them."""
-        return PackedFactors, tuple(map(_alone, (self.u, self.v, self.sigma, self.levels)))
+        return PackedFactors, tuple(None if t is None else alone(t) for t in (self.u, self.v, self.sigma, self.levels))
 
     @property
     def rank(self) -> int:
@@ -170,9 +170,9 @@ class PackedFactors:
         return PackedFactors(self.u.to(device), self.v.to(device), self.sigma.to(device), levels)
 
 
-def _alone(tensor: Tensor | None) -> Tensor | None:
-    shared = tensor is not None and tensor.untyped_storage().nbytes() > tensor.nbytes
-    return tensor.clone() if shared and tensor is not None else tensor
+def alone(tensor: Tensor) -> Tensor:
+    """The tensor without what else is in its memory."""
+    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
 
 
 def words_shape(contracted: int, columns: int) -> tuple[int, int, int]:

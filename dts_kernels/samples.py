@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .layout import ceil_div, packed_width
+from .layout import alone, ceil_div, packed_width
 from .reference import decode
 
 STRIDES = range(1, 1 << 12)  # a shift's odds are even to stride / 2^16
@@ -38,7 +38,7 @@ SHARES = sorted(  # the largest first
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Samples:
     """Elements of a matrix [m, n].
 
@@ -67,6 +67,10 @@ class Samples:
                 wrong.append(f"codes must be uint8 {size}, not {self.codes.dtype} {list(self.codes.shape)}")
         if wrong:
             raise ValueError("samples do not fit together: " + "; ".join(wrong))
+
+    def __reduce__(self):
+        """As of `PackedFactors`."""
+        return Samples, (alone(self.codes), self.scale, self.stride, self.seed, self.shape, self.share)
 
     @property
     def elements(self) -> int:

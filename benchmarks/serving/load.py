@@ -1,10 +1,11 @@
 """`dts serve` under rising load: right answers, latencies, tokens a second, and what a full queue and a signal do.
 
-    python -m benchmarks.serving.load [--size small|135m] [--tasks 16] [--stages ...] [--seconds 240]
+    python -m benchmarks.serving.load [--size small|100m|135m] [--tasks 16] [--stages ...] [--seconds 240]
         [--work folder] [--out benchmarks/results/<machine>]
 
 A server process on loopback, a random Llama in float32 and full fine-tunes of it as adapters of rank 16: of 4 layers of
-256, or in the sizes of SmolLM2-135M (there all tasks but one are that one's adapter with its rows in another order).
+256, of 12 layers of 768, or in the sizes of SmolLM2-135M (of the larger ones all tasks but one are that one's adapter
+with its rows in another order).
 Every answer is compared with the greedy one of its dense single-task model, token by token.  Clients run in this
 process, which takes its part of the machine.  Competitors take turns, and ratios are of the medians of the turns.
 

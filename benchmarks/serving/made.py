@@ -38,7 +38,8 @@ class Size:
 
 SIZES = {
     "small": Size(256, 4, 4, 4, 512, 258, 16, compressed=64),
-    "135m": Size(576, 30, 9, 3, 1536, 49152, 16, compressed=1),  # SmolLM2-135M's
+    "100m": Size(768, 12, 12, 12, 2048, 30522, 16, compressed=1),  # BERT-base's layers and vocabulary: 108 M parameters
+    "135m": Size(576, 30, 9, 3, 1536, 49152, 16, compressed=1),  # SmolLM2-135M's, of more and smaller layers
 }
 SMALL = SIZES["small"]
 

@@ -24,8 +24,10 @@ from dts_kernels.lying import LyingFactors, Memory
 TABLE = "table"
 ALIGN = 16  # bytes at which each factor begins in memory, as where malloc gives it one of its own
 AT_ONCE = 1 << 26  # bytes of a blob that is read whole
-FACTORS = (".u", ".v", ".sigma")  # ends of the names of tensors that a model computes with as they are
+FACTORS = (".u", ".v", ".sigma")  # ends of the names of a matrix's components
+AS_THEY_ARE = (*FACTORS, ".samples")  # of tensors that a model computes with as they are
 EMPTY = {"base_prefix": str, "prefix": str, "renamed": dict, "base_only": list, "dtypes": dict}  # left out where empty
+PLACES = {str(place): place for place in range(100)}
 ROWS = ("tensors", "dropped")  # of a configuration, in the table
 INDEX = re.compile(r"0|[1-9][0-9]{0,17}")
 TASK_LABELS, INVERSE = "task", "id2label"  # what stands for labels that are said already
@@ -93,8 +95,9 @@ class Slice(NamedTuple):
 class Blobs:
     """The tensors in a file of blobs; like the file itself, but for whole tensors.
 
-    A blob that is not too large is read once, and factors share one memory: an adapter has hundreds of them, and they
-    stay as they are.  Other tensors have memory of their own, which goes when a model has made something else of them.
+    A blob that is not too large is read once, and factors and samples share one memory: an adapter has hundreds of
+    them, and they stay as they are.  Other tensors have memory of their own, which goes when a model has made something
+    else of them.
     """
 
     def __init__(self, file: SafetensorsFile, tensors: dict[str, Slice]):
@@ -160,7 +163,7 @@ class Blobs:
         whole = self.file.load(NAMES[dtype])
         blob = tensor_bytes(whole)
         grain, at, places, moved = ALIGN // dtype.itemsize, 0, dict[str, int](), False
-        own = [(key, one) for key, one in self.tensors.items() if one.dtype == dtype and key.endswith(FACTORS)]
+        own = [(key, one) for key, one in self.tensors.items() if one.dtype == dtype and key.endswith(AS_THEY_ARE)]
         for key, (_, _, first, stop) in own:
             moved |= at != first
             places[key], at = at, at + stop - first
@@ -262,8 +265,8 @@ def _size(name: str, size: Any, shape: Any) -> int:
     """A dimension; of text, the row's one of this place."""
     if type(size) is int and 0 <= size <= MOST:
         return size
-    if isinstance(size, str) and isinstance(shape, list) and size.isascii() and size.isdecimal() and len(size) < 3:
-        size = shape[int(size)] if int(size) < len(shape) else None
+    if isinstance(size, str) and isinstance(shape, list) and (place := PLACES.get(size)) is not None:
+        size = shape[place] if place < len(shape) else None
     if not count(size):
         raise Unpackable(f"{name:.200}: {size!r:.40} is no size of a tensor")
     return size

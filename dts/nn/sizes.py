@@ -17,8 +17,8 @@ from dts.nn.deltas.exact import INDEX as INDEX_EXACT
 from dts.nn.deltas.exact import is_sparse
 
 # Python's and PyTorch's objects, and what malloc rounds up, of one tensor of an adapter.  *Measured* by
-# `python -m benchmarks.resident --objects` on MiniLM: 1.2 KB a tensor
-OBJECTS = 1200
+# `python -m benchmarks.resident --objects`: 510 bytes of MiniLM's sketches, 180 of a model of components
+OBJECTS = 600
 INDEX, LOOKUP = 8, 4  # bytes of a kept row's or column's number, and of each row in the table that finds it
 WIDE = 4  # bytes of a number that was stored in few bits
 

@@ -45,8 +45,10 @@ class SampleArray:
         self.versions = tuple(None if t.is_inference() else t._version for t in (table, starts, scales))
         check.samples(StoredSamples(codes, table, starts, scales), False)
         self.array, self.count = (Sample * max(len(codes), 1))(), len(codes)
-        self.kept = [c.detach() if c.stride(1) == 1 else c.contiguous() for c in codes]
-        for sample, own, row, scale in zip(self.array, self.kept, map(read, table.tolist()), scales.tolist()):
+        lying = [c if c.stride(1) == 1 else c.contiguous() for c in codes]
+        # their memory: whoever exchanges that of a tensor that was given does not take it from under C
+        self.kept = [c.untyped_storage() for c in lying]
+        for sample, own, row, scale in zip(self.array, lying, map(read, table.tolist()), scales.tolist()):
             sample.codes, sample.row_bytes = own.data_ptr(), own.stride(0)
             sample.stride, sample.seed, sample.scale = row.stride, row.seed, scale
             sample.kept, sample.window = row.share

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 import struct
 import warnings
 from dataclasses import replace
@@ -21,6 +22,16 @@ def samples(shape, stride, seed=7, scale=0.01, share=(1, 1)):
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randint(4, (shape[0], elements_of(shape[1], stride, share)), dtype=torch.uint8, generator=generator)
     return Samples(pack(codes), scale, stride, seed, shape, share)
+
+
+def test_a_copy_has_memory_of_its_own_and_no_more():
+    """An adapter's samples share the memory of its file."""
+    own = samples((24, 60), 4)
+    whole = torch.cat([own.codes.new_zeros(100, own.codes.shape[1]), own.codes])
+    for copied in (copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))):
+        again = copied(replace(own, codes=whole[100:]))
+        assert torch.equal(again.codes, own.codes) and replace(again, codes=own.codes) == own
+        assert again.codes.untyped_storage().nbytes() == own.nbytes
 
 
 def mix(h):

@@ -12,6 +12,8 @@ import dts
 from dts.adapter import AdapterError
 from dts.cli.app import app
 from dts.unseen.router import EnergyRouter
+from dts_kernels.lying import LyingFactors
+from dts_kernels.samples import Samples
 from tests.fuzz.form import opened, tensors_in
 
 torch.manual_seed(0)
@@ -56,6 +58,16 @@ def test_the_folder_holds_samples_and_gives_them_back(tmp_path):
     assert loaded.verify(BASE, tuned(1)).problems == []
     assert adapter.method == loaded.method == "sketch"
     assert "mostly the sketch's noise" in CliRunner().invoke(app, ["inspect", str(tmp_path / "a")]).output
+
+
+def test_samples_share_the_memory_of_all_codes(tmp_path):
+    again = dts.Adapter.load(compressed().save(tmp_path / "a"))
+    parts = [part for entry in again.entries.values() for f in entry.matrices for part in f.stored]
+    samples = [part for part in parts if isinstance(part, Samples)]
+    factors = [part for part in parts if isinstance(part, LyingFactors)]
+    assert len(samples) > 1 and len(samples) + len(factors) == len(parts)
+    memory = {t.untyped_storage().data_ptr() for t in [*[s.codes for s in samples], *[f.u for f in factors]]}
+    assert len(memory) == 1 and all(s.codes.data_ptr() % 16 == 0 for s in samples)
 
 
 def named(rows, name):
