@@ -1,6 +1,7 @@
 """Sampled elements in every compiled variant that this machine can run, against float64."""
 
 import copy
+from functools import cache
 
 import pytest
 import torch
@@ -65,16 +66,14 @@ def run(bank, x, y, routing, variant, threads=1, exact=False):
 
 
 def expected(bank, x, y, routing):
-    matrices = {
-        slot: sum((dense(s, torch.float64) for s in bank.samples(slot)), torch.zeros(bank.shape).double())
-        for slot in bank.slots
-    }
     out, each = y.double(), x.shape[0] // max(1, routing.slots.shape[0])
-    for row in range(x.shape[0]):
-        for slot, gamma in zip(routing.slots[row // each].tolist(), routing.weights[row // each].double()):
-            if slot in matrices:
-                matrix = matrices[slot] if bank.transposed else matrices[slot].T
-                out[row] += gamma * (x[row].double() @ matrix)
+    slots, gammas = (own.repeat_interleave(each, 0) for own in (routing.slots, routing.weights.double()))
+    for slot in bank.slots:
+        own = slots == slot
+        rows, gamma = own.any(1), (own * gammas).sum(1, keepdim=True)
+        if rows.any() and bank.samples(slot):
+            matrix = sum(dense(s, torch.float64) for s in bank.samples(slot))
+            out[rows] += gamma[rows] * (x[rows].double() @ (matrix if bank.transposed else matrix.T))
     return out
 
 
@@ -86,38 +85,54 @@ def mixed(rows):
     return Routing.of([(0, 2, None, {0: 0.5, 2: -0.7}, 9, 3, 0)[i % 7] for i in range(rows)])
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("shape, strides", SHAPES, ids=str)
-@pytest.mark.parametrize("transposed", [False, True])
-def test_every_variant(variant, shape, strides, transposed):
-    bank = bank_of(shape, strides, transposed)
+@cache
+def cases(shape, strides, transposed):
+    """(bank, what is asked of it and wanted), of all variants: a list of (x, y, routing, float64)."""
+    bank, asked = bank_of(shape, strides, transposed), []
     for rows in (1, 2, 5, 17, 70):
         seeded = torch.Generator().manual_seed(rows)
         for dtype in TOLERANCE if rows in (2, 17) else (torch.float32,):
             x = torch.randn(rows, bank.in_features, generator=seeded).to(dtype)
             y = torch.randn(rows, bank.out_features, generator=seeded).to(dtype)
             for routing in (Routing.of([2]), Routing.of([{0: 0.3, 2: -2.0}]), mixed(rows)):
-                want = expected(bank, x, y, routing)
-                for exact in (False, True):
-                    got = run(bank, x, y, routing, variant, 1, exact)
-                    most = tolerance(dtype, strides, transposed, exact)
-                    assert got.dtype == dtype and error(got, want) < most, (rows, dtype, exact)
+                asked.append((x, y, routing, expected(bank, x, y, routing)))
+    return bank, asked
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("shape, strides", SHAPES, ids=str)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_every_variant(variant, shape, strides, transposed):
+    bank, asked = cases(shape, strides, transposed)
+    for x, y, routing, want in asked:
+        for exact in (False, True):
+            got = run(bank, x, y, routing, variant, 1, exact)
+            most = tolerance(x.dtype, strides, transposed, exact)
+            assert got.dtype == x.dtype and error(got, want) < most, (len(x), x.dtype, exact)
+
+
+@cache
+def large_cases(strides, transposed):
+    """The same where there are enough elements that more threads are worth it: rows of one task and of several."""
+    bank, asked = bank_of((900, 1100), strides, transposed), []
+    for rows, routing in ((300, Routing.of([0])), (77, mixed(77)), (8, Routing.of([0]))):
+        x, y = torch.randn(rows, bank.in_features), torch.randn(rows, bank.out_features)
+        asked.append((x, y, routing, expected(bank, x, y, routing)))
+    return bank, asked
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("transposed", [False, True])
-def test_threads_change_nothing(variant, transposed):
-    """Enough elements that more threads are worth it; rows of one task and of several, more than one sweep."""
-    for strides in ((12, 7, "4 3/4"), (6,)):
-        bank = bank_of((900, 1100), strides, transposed)
-        for rows, routing in ((300, Routing.of([0])), (77, mixed(77)), (8, Routing.of([0]))):
-            x, y = torch.randn(rows, bank.in_features), torch.randn(rows, bank.out_features)
-            for exact in (False, True):
-                got = run(bank, x, y, routing, variant, 1, exact)
-                most = tolerance(torch.float32, strides, transposed, exact)
-                assert error(got, expected(bank, x, y, routing)) < most
-                for threads in (2, 5):
-                    assert torch.equal(run(bank, x, y, routing, variant, threads, exact), got)
+@pytest.mark.parametrize("strides", [(12, 7, "4 3/4"), (6,)], ids=str)
+def test_threads_change_nothing(variant, transposed, strides):
+    """More than one sweep."""
+    bank, asked = large_cases(strides, transposed)
+    for x, y, routing, want in asked:
+        for exact in (False, True):
+            got = run(bank, x, y, routing, variant, 1, exact)
+            assert error(got, want) < tolerance(torch.float32, strides, transposed, exact)
+            for threads in (2, 5):
+                assert torch.equal(run(bank, x, y, routing, variant, threads, exact), got)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
