@@ -62,7 +62,7 @@ def main() -> int:
             return _fail(f"the library with sanitizers does not load: {listed.stderr}")
         operands = str(HERE.parent / "test_operands.py")
         steps = [
-            ("self-test of all variants", [str(HERE / "test_build.py"), "-k", "sanitizers"], clean),
+            ("self-test of all variants", [str(HERE / "test_build.py"), "-m", "sanitize"], clean),
             ("every op", [*map(str, TESTS), operands, *sys.argv[1:]], environment | {"DTS_EXAMPLES": "50"}),
         ]
         steps += [
