@@ -120,7 +120,7 @@ def serve(
         result = {
             "base": options.base_name,
             "tasks": tasks,
-            "address": f"http://{host}:{port}",
+            "address": f"http://{f'[{host}]' if ':' in host else host}:{port}",
             "memory": options.memory,
         }
         bound = "" if options.memory is None else f", at most {bytes_text(options.memory)} of them in memory"

@@ -1,4 +1,4 @@
-"""How long a connection may say nothing, or only a part of a request's header: uvicorn waits for ever.
+"""How long a connection may say nothing, say a part of a request's header, or not read: uvicorn waits for ever.
 
 A few hundred of them would take all that a process may have open.  What follows a header is the guard's business.
 """
@@ -18,16 +18,19 @@ LONGEST = 20.0  # seconds that a header may take from the first moment on in whi
 
 
 def patient(seconds: float, refused: Callable[[int], None] = lambda status: None) -> type[asyncio.Protocol]:
-    """uvicorn's protocol, which closes connections whose header does not come whole in time: told 408 if it has begun.
+    """uvicorn's protocol, which closes connections whose header does not come whole in time, told 408 if it has begun,
+    and those that take nothing of what is said to them.
 
-    seconds: of a header, `LONGEST` at most;  refused: told the status of each refusal.
+    seconds: of a header, `LONGEST` at most, and that an answer may lie unread;  refused: told the status of each
+    refusal.
     """
-    seconds = min(seconds, LONGEST)
+    unread, seconds = seconds, min(seconds, LONGEST)
     base: Any = AutoHTTPProtocol
 
     class Patient(base):  # one of two classes, whichever is there
         begun = False
         late: asyncio.TimerHandle | None = None
+        full: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)
@@ -40,7 +43,22 @@ def patient(seconds: float, refused: Callable[[int], None] = lambda status: None
 
         def connection_lost(self, error: Exception | None) -> None:
             self.stop()
+            self.read()
             super().connection_lost(error)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self.read()
+            self.full = self.loop.call_later(unread, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            self.read()
+            super().resume_writing()
+
+        def read(self) -> None:
+            if self.full is not None:
+                self.full.cancel()
+                self.full = None
 
         def look(self) -> None:
             """A request whose header is there has other limits; the next one's has a time of its own."""

@@ -42,17 +42,25 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
-        await super().startup(sockets)
+        try:
+            await super().startup(sockets)
+        except SystemExit:
+            raise ValueError(
+                f"the server cannot start: {self.config.host} port {self.config.port} was taken since"
+            ) from None
         if not self.should_exit:
             self.ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        late = asyncio.get_running_loop().call_later(self.drain, self.tell)
+        later = asyncio.get_running_loop().call_later
+        timers = [later(self.drain, self.tell), later(self.drain + GRACE, self.cut)]
         try:
             await super().shutdown(sockets)
         finally:
-            late.cancel()
-            self.broken += len(self.server_state.tasks)  # those that last words did not reach
+            for timer in timers:
+                timer.cancel()
+        if left := self.server_state.tasks:
+            await asyncio.wait(left, timeout=GRACE)  # they hear that their client has gone
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.should_exit = True
@@ -70,7 +78,11 @@ class Server(uvicorn.Server):
         asyncio.get_running_loop().call_later(GRACE, self.cut)
 
     def cut(self) -> None:
+        """Those that last words did not reach, as they read nothing or what they wait for does not end."""
+        if self.force_exit:
+            return
         self.force_exit = True
+        self.broken += len(self.server_state.tasks)
         for connection in list(self.server_state.connections):
             if connection.transport is not None:
                 connection.transport.abort()
@@ -108,13 +120,14 @@ def run(options: Options, ready: Callable[[list[str]], None] = lambda tasks: Non
         log_level="warning",
         access_log=False,  # the guard writes one
         server_header=False,
-        timeout_graceful_shutdown=options.drain + GRACE,
     )
     server = Server(config)
     server.ready = lambda: ready(served.catalogue.names())
     server.drain, server.too_late = options.drain, served.engine.give_up
     server.stopping = lambda: setattr(served.engine, "draining", True)
-    server.run()
-    served.engine.drain(GRACE)
-    gc.unfreeze()  # libraries count what is left at the end as lost
+    try:
+        server.run()
+    finally:
+        served.engine.drain(GRACE)
+        gc.unfreeze()  # libraries count what is left at the end as lost
     return server.broken

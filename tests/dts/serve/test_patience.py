@@ -123,6 +123,38 @@ def test_two_hundred_of_them_stop_no_other_request(served):
         assert all(rest(client).startswith(b"HTTP/1.1 408 ") for client in slow)
 
 
+def test_an_answer_that_nobody_reads_is_not_kept_for_ever():
+    size, parts = 1 << 16, 400  # more than what lies between the two takes
+    gone = threading.Event()
+
+    async def much(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(parts):
+            await send({"type": "http.response.body", "body": b"x" * size, "more_body": True})
+        await send({"type": "http.response.body"})
+        gone.set()
+
+    with running(much) as (port, server):
+        with connected(port) as client:
+            client.sendall(HEAD + b"\r\nbody")
+            assert gone.wait(20) and not server.server_state.connections
+            with contextlib.suppress(ConnectionResetError):
+                assert sum(map(len, iter(lambda: client.recv(size), b""))) < size * parts
+        with connected(port) as client:  # who reads in time gets everything
+            client.sendall(HEAD.replace(b"1.1", b"1.0") + b"\r\nbody")
+            assert sum(map(len, iter(lambda: client.recv(size), b""))) > size * parts
+
+
+def test_a_port_that_was_taken_while_the_model_was_loaded_is_an_error_in_words():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        server = Server(uvicorn.Config(echo, "127.0.0.1", port, lifespan="off", log_level="error"))
+        with pytest.raises(ValueError, match=f"the server cannot start: 127.0.0.1 port {port} was taken"):
+            server.run()
+
+
 class Slow:
     """An application whose one answer takes until it is told that it is too late."""
 

@@ -267,6 +267,17 @@ def test_it_says_how_many_were_broken_off(decoder, monkeypatch):
         assert done.exit_code == code and words in " ".join(done.output.split())
 
 
+@pytest.mark.parametrize("host, address", [("::1", "http://[::1]:8000"), ("localhost", "http://localhost:8000")])
+def test_the_address_that_it_tells_is_one(decoder, monkeypatch, host, address):
+    from dts.serve.http import run
+
+    monkeypatch.setattr(run, "run", lambda options, ready: ready([]))
+    done = CliRunner().invoke(
+        app, ["serve", str(decoder.base), "--adapters", str(decoder.adapters), "--host", host, "--json"]
+    )
+    assert json.loads(done.output)["address"] == address
+
+
 def test_help_says_the_limits():
     done = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "200"})
     for option in ("--memory", "--queue", "--max-body", "--max-prompt", "--max-tokens", "--max-rows", "--timeout"):
