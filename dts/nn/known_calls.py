@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from dts.nn.layers import Layer
+from dts.nn.layers.kept import PLAIN
 from dts.nn.routing import RoutingState
-from dts.nn.row_axes import Inputs, RowAxes, find_rows, shared
+from dts.nn.row_axes import COUPLED, MORE, Inputs, RowAxes, find_rows, shared
 
 REMEMBERED = 32  # kinds of calls
 
@@ -39,9 +41,14 @@ class KnownCalls:
         if key in self.found:
             return self.found[key]
         whole = _whole(model, state, run, method, args, kwargs, rows)
-        one, two = (_first_rows(method, args, kwargs, rows, take, whole) for take in ([0], [0, 1]))
-        where = self.found[key] = find_rows(model, layers, state, run, one, two)
-        where.whole = whole
+        some = [_first_rows(method, args, kwargs, rows, list(range(n)), whole) for n in (1, 2, min(rows, MORE))]
+        try:
+            where = find_rows(
+                model, layers, state, run, some[0], some[1], some[2] if rows > 2 else None, min(rows, MORE)
+            )
+        except Exception:  # not for so few rows: all together, and what is wrong with them the call itself will say
+            return RowAxes(out_axes=[COUPLED])
+        where.whole, self.found[key] = whole, where
         if several:  # what all rows share is repeated for each row of the batch, of which there are more then
             reason = "it has one input or output for all rows, and a row has several beams or sequences"
             where.unroutable |= {name: reason for name in layers if where.shares(name)}
@@ -52,6 +59,8 @@ class KnownCalls:
 
 def check_rows(rows: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     """Raises ValueError if no input has as many rows as there are items of ``tasks``."""
+    if any(isinstance(leaf, Tensor) and leaf.is_nested for leaf in (*args, *kwargs.values())):
+        raise ValueError("rows of a nested tensor cannot have tasks of their own: pad them, or call once a task")
     shapes = shapes_of(args, kwargs)
     if not any(shape and shape[0] == rows for shape in shapes.values()):
         mappings = [value for value in args if isinstance(value, Mapping)]
@@ -75,14 +84,29 @@ def _several_a_row(run: Callable[..., Any], method: str, kwargs: Mapping[str, An
 
 
 def rows_of(value: Any, take: list[int], rows: int) -> Any:
-    """The given rows of a tensor that has ``rows`` of them; anything else as it is."""
-    if isinstance(value, Tensor) and value.dim() and value.shape[0] == rows:
-        return value[take]
+    """The given rows of a tensor that has ``rows`` of them, also of those in containers, and of a list of one thing a
+    row; anything else as it is."""
+    if isinstance(value, Tensor):
+        return value[take] if value.dim() and value.shape[0] == rows else value
+    if not isinstance(value, list | tuple | dict):
+        return value
+    tensors = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+    if any(leaf.dim() and leaf.shape[0] == rows for leaf in tensors):
+        return tree_map(lambda leaf: rows_of(leaf, take, rows) if isinstance(leaf, Tensor) else leaf, value)
+    if type(value) is list and len(value) == rows and all(isinstance(one, Tensor | str) for one in value):
+        return [value[i] for i in take]
     return value
 
 
 def _plain(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in kwargs.items() if isinstance(v, (bool, int, float, str))}
+
+
+def _held(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors, and containers of nothing but these and plain values."""
+    containers = {k: v for k, v in kwargs.items() if isinstance(v, list | tuple | dict)}
+    containers = {k: v for k, v in containers.items() if all(isinstance(leaf, PLAIN) for leaf in tree_leaves(v))}
+    return containers | {k: v for k, v in kwargs.items() if isinstance(v, Tensor)}
 
 
 def _kind_of_call(method: str, args: Sequence[Any], kwargs: Mapping[str, Any], rows: int) -> tuple[Any, ...]:
@@ -92,8 +116,15 @@ def _kind_of_call(method: str, args: Sequence[Any], kwargs: Mapping[str, Any], r
     # of generate, numbers are lengths and temperatures
     kinds |= {k: type(v).__name__ if method == "generate" else _kind_of_number(v) for k, v in numbers.items()}
     given = [*enumerate(args), *kwargs.items()]
-    tensors = [(str(k), v.dim(), v.dim() and v.shape[0] == rows) for k, v in given if isinstance(v, Tensor)]
+    leaves = [(str(k), leaf) for k, v in given for leaf in ([v] if isinstance(v, Tensor) else _inner(v))]
+    tensors = [(k, leaf.dim(), leaf.dim() and leaf.shape[0] == rows) for k, leaf in leaves]
     return (method, len(args), *sorted(tensors), *sorted(kinds.items()))
+
+
+def _inner(value: Any) -> list[Tensor]:
+    if not isinstance(value, list | tuple | dict):
+        return []
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 def _kind_of_number(value: int | float) -> str:
@@ -147,7 +178,7 @@ def shortest(method: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     Of objects only those are kept that have a method ``dts_rows(rows)``, which gives a copy of some rows: caches that a
     call cannot do without.
     """
-    kept = _plain(kwargs) | {k: v for k, v in kwargs.items() if isinstance(v, Tensor) or hasattr(v, "dts_rows")}
+    kept = _plain(kwargs) | _held(kwargs) | {k: v for k, v in kwargs.items() if hasattr(v, "dts_rows")}
     if method == "generate":
         kept |= {"max_new_tokens": 2, "do_sample": False, "num_beams": 1, "num_return_sequences": 1}
         kept.pop("max_length", None)

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from dts.nn.known_calls import rows_of
 from dts.nn.layers.owner import join_rows
 from dts.nn.routing import Mixture, groups
 from dts.nn.row_axes import RowAxes
+from dts.nn.trees import closed, opened
 
 
 def run_once_a_task(
@@ -30,7 +31,7 @@ def run_once_a_task(
     uniform: a context in which every row uses one mixture.  Outputs without a row for each of the batch (a loss, a
     cache, the features of shared texts) are None unless all tasks agree on them.
     """
-    rows, results, places = len(mixtures), [], []
+    rows, results, places, last = len(mixtures), [], [], None
     for mixture, chosen in groups(mixtures):
         # rows that meet in the outputs (an image against all texts) must all be there
         take = list(range(rows)) if where.coupled else chosen
@@ -38,18 +39,29 @@ def run_once_a_task(
         with uniform(mixture):
             own_args = [v if i in where.whole else part(v) for i, v in enumerate(args)]
             result = run(*own_args, **{k: v if k in where.whole else part(v) for k, v in kwargs.items()})
+        last = result
+        result = opened(result)
         results.append(_select(result, chosen, rows) if where.coupled else result)
         places += chosen
     if method == "generate":
         return _join_sequences(results, places, kwargs, run)
     axes = None if where.coupled else where.out_axes
-    return join_rows([_without_state(result) for result in results], places, axes, drop=True)
+    if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(results)):
+        raise ValueError(
+            f"this model runs batches of several tasks once a task (see status()), and rows of a {type(last).__name__} "
+            "cannot be put together: give rows of one task at a time"
+        )
+    return closed(last, join_rows([_without_state(result) for result in results], places, axes, drop=True))
 
 
 def _select(result: Any, rows: list[int], count: int) -> Any:
     """The given rows of every output that has a row for each of the batch; None for the others."""
     keep = lambda t: t[rows] if isinstance(t, Tensor) and t.dim() and t.shape[0] == count else None  # noqa: E731
-    return tree_map(keep, result)
+    kept = tree_map(keep, result)
+    if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(kept)):
+        shapes = [list(leaf.shape) for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        raise ValueError(f"tasks has {count} items, one a row, but no output has a row for each: {shapes}")
+    return kept
 
 
 def _without_state(result: Any) -> Any:

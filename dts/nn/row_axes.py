@@ -7,7 +7,9 @@ added is the batch axis; values show whether flattened rows stay together.  Noth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,8 +19,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from dts.nn.layers import REPEATED, SHARED, UNROUTABLE, Layer, Owner
-from dts.nn.layers.kept import PLAIN
+from dts.nn.layers.kept import PLAIN, alone, as_they_were
 from dts.nn.routing import RoutingState
+from dts.nn.trees import opened
 from dts.sites import local
 
 NO_AXIS = -1  # a tensor that does not grow with the batch
@@ -26,6 +29,11 @@ COUPLED = -3  # an output that grows in several axes: rows of the batch meet eac
 NUMBERS = 8  # of a digest: of one number rows of others are as near to each other as SAME one time in twenty
 ORDER = "the rows of its input are not in the batch's order"
 SAME = 0.05  # two runs of one row differ by less, relative to its size; half precision leaves about 0.01
+VALUES = "how many inputs it has depends on the values of a row"
+BYPASSED = "another module reads its parameters, for all rows at once"
+MORE = 8  # rows of a batch that are looked at
+MISSED: Any = object()  # a hook that is taken away while another thread calls gets no keywords
+_NUMBER = re.compile(r"\d+")
 
 
 Inputs = tuple[Sequence[Any], Mapping[str, Any]]  # args and kwargs of a call
@@ -61,26 +69,41 @@ class RowAxes:
 
 
 def find_rows(
-    model: nn.Module, layers: dict[str, Layer], state: RoutingState, run: Callable[..., Any], one: Inputs, two: Inputs
+    model: nn.Module,
+    layers: dict[str, Layer],
+    state: RoutingState,
+    run: Callable[..., Any],
+    one: Inputs,
+    two: Inputs,
+    more: Inputs | None = None,
+    rows: int = 2,
 ) -> RowAxes:
-    """Run ``run(*args, **kwargs)`` on one row and on two, all of the base, and compare.
+    """Run ``run(*args, **kwargs)`` on one row, on two and on more, all of the base, and compare.
 
-    one, two: (args, kwargs) of one row and of two.
+    one, two, more: (args, kwargs) of one row, of two, and of ``rows``, of which these are the first; None: there are no
+    more than two.
     """
     # a compiled model runs as it is: no program is made for so few rows, nor for the hooks that look at them
     eager = torch.compiler.set_stance("force_eager") if state.compiled or _compiled(model) else nullcontext()
-    with eager, _evaluating(model), state.using([{}], probing=True):
-        alone: dict[str, str] = {}
-        first, record_one = _record(layers, run, one, {})  # in which modules make what they keep for good
-        second, record_two = _record(layers, run, two, alone)
-        where = _compare(layers, record_one, record_two, alone)
+    with eager, _evaluating(model), state.using([{}], probing=True), as_they_were(model.modules()) as anew:
+        run = _from_the_start(run, anew)
+        by_itself: dict[str, str] = {}
+        first, record_one = _record(layers, run, one, {})
+        second, record_two = _record(layers, run, two, by_itself)
+        where = _compare(layers, record_one, record_two, by_itself)
+        where.out_axes = [_rows_of_answer(a, b) for a, b in zip(_seen(first), _seen(second))]
         if (turned := _turned(two)) is not None:
             _, record_turned = _record(layers, run, turned, {})
             for name, calls in record_two.items():
                 if (axis := where.axis.get(name, NO_AXIS)) >= 0 and _sorted(calls, record_turned[name], axis):
-                    where.axis[name] = UNROUTABLE
                     where.unroutable[name] = ORDER
-        where.out_axes = [_axis(a, b) for a, b in zip(_seen(first), _seen(second))]
+        if more is not None:
+            _look_at_more(layers, run, more, rows, where, (record_one, record_two), _seen(second))
+        pad = getattr(getattr(model, "config", None), "pad_token_id", None)
+        _look_at_other_values(
+            layers, run, _with_other_values(one, pad if isinstance(pad, int) else 0), where, record_one
+        )
+        where.axis |= dict.fromkeys(where.unroutable, UNROUTABLE)
         if where.coupled:
             return where
         bypassed: set[str] = set()
@@ -89,8 +112,120 @@ def find_rows(
         if failure:
             _give_up(layers, where, failure)
         for name in bypassed:
-            where.unroutable[name] = "another module reads its parameters, for all rows at once"
+            where.unroutable[name] = BYPASSED
     return where
+
+
+def _from_the_start(run: Callable[..., Any], anew: Callable[[], None]) -> Callable[..., Any]:
+    """A run that finds modules, random numbers and its arguments as each other one does."""
+
+    def run_once(*args: Any, **kwargs: Any) -> Any:
+        anew()
+        with alone((args, kwargs)) as (own_args, own_kwargs):
+            return run(*own_args, **own_kwargs)
+
+    return run_once
+
+
+def _look_at_more(
+    layers: dict[str, Layer],
+    run: Callable[..., Any],
+    more: Inputs,
+    rows: int,
+    where: RowAxes,
+    records: tuple[Record, Record],
+    answer: list[Seen],
+) -> None:
+    """Finds what two rows do not show: an order of the rows that begins as the batch's, as of every second one, and
+    inputs of which each row has as many as its values say."""
+    found, record = _record(layers, run, more, {})
+    for i, (before, now) in enumerate(zip(answer, _seen(found))):
+        if where.out_axes[i] >= 0 and not _begins_with(now, before, where.out_axes[i]):
+            where.out_axes[i] = COUPLED
+    wrong = {name for name, layer in layers.items() if not _grows(layer, records[0][name], record[name], rows)}
+    _by_values(layers, where, wrong)
+    for name, calls in records[1].items():
+        axis = where.axis.get(name, NO_AXIS)
+        if axis < 0 or name in where.unroutable:
+            continue
+        for (one, _), (two, _), (now, _) in zip(records[0][name], calls, record[name]):
+            stays = all(_begins_with(b, a, axis) for a, b in zip(one[:1], two[:1]))
+            if stays and not all(_begins_with(b, a, axis) for a, b in zip(two[:1], now[:1])):
+                where.unroutable[name] = ORDER
+
+
+def _look_at_other_values(
+    layers: dict[str, Layer], run: Callable[..., Any], other: Inputs | None, where: RowAxes, record_one: Record
+) -> None:
+    """Finds layers of which one row's values say how many inputs they have: tokens that are no padding, or that a
+    router sends to an expert.  The first batch's rows may have the same number of them by chance."""
+    if other is None:
+        return
+    try:
+        _, record = _record(layers, run, other, {})
+    except Exception:  # values that are none here
+        return
+    wrong = {name for name, layer in layers.items() if not _grows(layer, record_one[name], record[name], 1)}
+    _by_values(layers, where, wrong)
+
+
+def _by_values(layers: Iterable[str], where: RowAxes, wrong: set[str]) -> None:
+    """Those, and their like in other blocks and of other experts."""
+    like = {_NUMBER.sub("*", name) for name in wrong}
+    where.unroutable |= {name: VALUES for name in layers if _NUMBER.sub("*", name) in like}
+
+
+def _with_other_values(inputs: Inputs, pad: int) -> Inputs | None:
+    """The same row from back to front, with a token less: by a mask, or by the id of padding; None: see `_turned`."""
+    args, kwargs = inputs
+    if not all(isinstance(leaf, PLAIN) for leaf in tree_leaves(inputs)):
+        return None
+
+    def other(value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.dim() < 2 or value.shape[1] < 2:
+            return value
+        turned = value.flip(1)
+        if value.dim() == 2 and bool(((value == 0) | (value == 1)).all()):
+            turned[:, turned[0].nonzero()[-1:]] = 0
+        elif value.dim() == 2 and not value.is_floating_point() and not value.is_complex():
+            turned[:, -1] = pad
+        return turned
+
+    return [other(value) for value in args], {
+        name: value if "label" in name else other(value) for name, value in kwargs.items()
+    }
+
+
+def _grows(layer: Layer, one: Calls, now: Calls, rows: int) -> bool:
+    """Whether a layer's inputs are of one row's sizes, or have one axis so many times as long."""
+    if len(one) != len(now):
+        return False
+    for (before, _), (after, _) in zip(one, now):
+        if not isinstance(layer, Owner):
+            before, after = before[:1], after[:1]
+        if len(before) != len(after):
+            return False
+        for a, b in zip(before, after):
+            if len(a.shape) != len(b.shape):
+                return False
+            other = [(x, y) for x, y in zip(a.shape, b.shape) if x != y]
+            if len(other) > 1 or any(y != rows * x for x, y in other):
+                return False
+    return True
+
+
+def _begins_with(more: Seen, few: Seen, axis: int) -> bool:
+    """Whether the first rows of one are those of the other; where that cannot be told, yes."""
+    if axis >= len(few.digests) or more.shape[axis] < few.shape[axis]:
+        return True
+    (a, size), (b, _) = few.digests[axis], more.digests[axis]
+    return a.shape[1:] == b.shape[1:] and not bool(((a - b[: len(a)]).abs() > few.near * size.max()).any())
+
+
+def _rows_of_answer(one: Seen, two: Seen) -> int:
+    """The axis of the rows in an output, or COUPLED also where a row's answer is another one in company."""
+    axis = _axis(one, two)
+    return COUPLED if axis >= 0 and not _begins_with(two, one, axis) else axis
 
 
 def shared(
@@ -103,7 +238,8 @@ def shared(
     if not all(isinstance(leaf, PLAIN) for leaf in tree_leaves(every)):
         return False  # an object, which all these calls would write into
     eager = torch.compiler.set_stance("force_eager") if state.compiled or _compiled(model) else nullcontext()
-    with eager, _evaluating(model), state.using([{}], probing=True):
+    with eager, _evaluating(model), state.using([{}], probing=True), as_they_were(model.modules()) as anew:
+        run = _from_the_start(run, anew)
         expected = [tensor[:1] for tensor in _tensors(run(*every[0], **every[1])) if tensor.dim()]
         return not _answers(run, taken, expected) and _answers(run, kept, expected)
 
@@ -178,6 +314,7 @@ class Seen:
 
     shape: torch.Size
     digests: list[tuple[Tensor, Tensor]]
+    near: float  # by how much two runs of one row may differ
 
     @classmethod
     def of(cls, tensor: Tensor) -> Seen:
@@ -188,10 +325,11 @@ class Seen:
             places = torch.arange(flat.shape[1], device=flat.device, dtype=torch.float32)
             mixer = torch.cos(places[:, None] * torch.arange(1, NUMBERS + 1, device=flat.device))
             digests.append((flat @ mixer, flat.norm(dim=1)))
-        return cls(tensor.shape, digests)
+        return cls(tensor.shape, digests, SAME if tensor.dtype.itemsize == 2 else SAME / 5)
 
 
-Record = dict[str, list[tuple[list[Seen], list[Seen]]]]  # layer name -> (tensors in, tensors out) of each of its calls
+Calls = list[tuple[list[Seen], list[Seen]]]  # (tensors in, tensors out) of each call of a layer
+Record = dict[str, Calls]  # by the layer's name
 
 
 def _axis(one: Seen, two: Seen) -> int:
@@ -266,14 +404,19 @@ def _record(
 ) -> tuple[object, Record]:
     """The output and what the layers saw.  alone: gets those that are given what the rows have one of, and why."""
     record: Record = {name: [] for name in layers}
+    thread = threading.get_ident()  # calls of others go through the hooks, too
     before: dict[str, tuple[list[Tensor], dict[str, Tensor]]] = {}
     handles = []
     for name, layer in layers.items():
 
-        def enters(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
+        def enters(module: nn.Module, args: Any, kwargs: Any = MISSED, name: str = name) -> None:
+            if threading.get_ident() != thread or kwargs is MISSED:
+                return
             before[name] = [tensor.clone() for tensor in _tensors((args, kwargs))], _kept(module)
 
-        def leaves(module: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name) -> None:
+        def leaves(module: nn.Module, args: Any, kwargs: Any, output: Any = MISSED, name: str = name) -> None:
+            if threading.get_ident() != thread or output is MISSED:
+                return
             if not all(isinstance(leaf, PLAIN) for leaf in tree_leaves((args, kwargs))):
                 alone[name] = "it is given an object, a cache perhaps, of which each task would need its own"
             if name in before:
@@ -306,7 +449,7 @@ def _kept(module: nn.Module) -> dict[str, Tensor]:
 
 def _tensors(tree: object) -> list[Tensor]:
     """Of those that lie on several processes what is here, which has the batch where they have it."""
-    return [local(leaf) for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    return [local(leaf) for leaf in tree_leaves(opened(tree)) if isinstance(leaf, Tensor)]
 
 
 def _seen(tree: object) -> list[Seen]:

@@ -123,16 +123,16 @@ def _copy(leaf: Any) -> Any:
 
 
 @contextmanager
-def as_they_were(modules: Iterable[nn.Module]) -> Iterator[None]:
+def as_they_were(modules: Iterable[nn.Module]) -> Iterator[Callable[[], None]]:
     """Within, forwards of these modules write into copies of what they hold; after it, that is what it was: running
-    means, counters, what they keep."""
+    means, counters, what they keep.  Gives a function that makes other copies."""
     found = list(modules)
     unlooked = [module.__dict__["dts"] for module in found if "dts" in module.__dict__]
     unlooked = [deltas for deltas in unlooked if deltas.kept is None]  # layers that are to look at what they brought
     state = ModuleState(("", module) for module in found)
     try:
         state.lend()
-        yield
+        yield state.lend
     finally:
         state.put_back()
         for deltas in unlooked:

@@ -15,6 +15,17 @@ REPEATED = -4  # an output of size 1 in the first axis, for all rows alike: repe
 UNROUTABLE = -2  # the rows of the input cannot be told apart: only one mixture at a time
 
 
+class RowsApart(RuntimeError):
+    """A layer cannot tell the rows of a call apart, which was not seen when they were located.
+
+    layer: its name;  why: as `RowAxes.unroutable` has it.
+    """
+
+    def __init__(self, message: str, layer: str, why: str):
+        super().__init__(f"{message}; give rows of one task at a time")
+        self.layer, self.why = layer, why
+
+
 class LayerDeltas:
     """Deltas of one layer's parameters, and where the batch is in its input.
 
@@ -51,11 +62,16 @@ class LayerDeltas:
         return 0 if now.axis is None else now.axis.get(self.name, UNROUTABLE)
 
     def routed(self) -> bool:
-        """Whether deltas apply at all in the present call."""
+        """Whether deltas apply at all in the present call.  Raises RowsApart in a layer that was not reached when the
+        rows were located."""
         now = self.state.now()
         if not tracing() and now.seen is not None:
             now.seen.add(self.name)
-        return now.rows == 1 or self.axis(now) != UNROUTABLE
+        if now.rows == 1:
+            return True
+        if now.axis is not None and self.name not in now.axis and (tracing() or now.uses(self.slots)):
+            raise RowsApart(f"{self.name} is reached by some inputs only", self.name, "only some inputs reach it")
+        return self.axis(now) != UNROUTABLE
 
     def enter(self, x: Tensor) -> tuple[Tensor, Routing]:
         """The input with its batch axis first, and the routing on its device."""
@@ -68,9 +84,11 @@ class LayerDeltas:
         if axis == SHARED and x.dim() and x.shape[0] == 1:
             return x.expand(rows, *x.shape[1:]), routing
         if axis < 0 or axis >= x.dim() or x.shape[axis] % rows:
-            raise RuntimeError(
+            raise RowsApart(
                 f"{self.name or 'a layer'} got an input {list(x.shape)} in which the {rows} rows of the batch cannot "
-                f"be told apart; give rows of one task at a time"
+                "be told apart",
+                self.name,
+                "its input has not the same of every row",
             )
         return x.movedim(axis, 0), routing
 

@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from dts.nn.deltas import ParameterDelta, Piece
+from dts.nn.layers.kept import PLAIN
 from dts.nn.layers.layer import Layer, base_class
-from dts.nn.layers.layer_deltas import REPEATED
+from dts.nn.layers.layer_deltas import REPEATED, RowsApart
 from dts.nn.routing import groups
+from dts.nn.trees import closed, opened
 from dts.sites import has_codes, is_quantised, raw
 from dts_kernels import Routing
 
@@ -51,9 +53,11 @@ class Owner(Layer):
         leaves, spec = tree_flatten((args, kwargs))
         tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         if places_in is not None and len(places_in) != len(tensors):
-            raise RuntimeError(
+            raise RowsApart(
                 f"{dts.name} got {len(tensors)} tensors where it got {len(places_in)} when the rows of the batch were "
-                f"located; give rows of one task at a time"
+                "located",
+                dts.name,
+                "it is not always given as many tensors",
             )
         axes = dict(zip(tensors, places_in or [self._guess(leaves[i]) for i in tensors]))
         results, places = [], []
@@ -66,7 +70,14 @@ class Owner(Layer):
             with dts.state.using([mixture], now.missing, axis=now.axis, called=now.called, padded=True):
                 results.append(_repeated(self._run(group_args, group_kwargs), places_out, len(rows)))
             places += rows
-        return join_rows(results, places, places_out and [0 if axis == REPEATED else axis for axis in places_out])
+        last = results[-1]
+        results = [opened(result) for result in results]
+        if any(type(leaf) not in PLAIN and not isinstance(leaf, Tensor) for leaf in tree_leaves(results)):
+            raise RowsApart(
+                f"{dts.name} returns an object", dts.name, "it returns an object, of which rows are no part"
+            )
+        places_out = places_out and [0 if axis == REPEATED else axis for axis in places_out]
+        return closed(last, join_rows(results, places, places_out))
 
     def _guess(self, tensor: Tensor) -> int:
         return 0 if tensor.dim() and tensor.shape[0] and tensor.shape[0] % self.dts.state.rows == 0 else -1
@@ -83,12 +94,12 @@ def _repeated(result: Any, axes: Sequence[int] | None, rows: int) -> Any:
     """An output with ``rows`` copies of what it has for all rows alike, where axes say REPEATED."""
     if axes is None or REPEATED not in axes:
         return result
-    leaves, spec = tree_flatten(result)
+    leaves, spec = tree_flatten(opened(result))
     tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     for i, axis in zip(tensors, axes):
         if axis == REPEATED:
             leaves[i] = leaves[i].expand(rows, *leaves[i].shape[1:])
-    return tree_unflatten(leaves, spec)
+    return closed(result, tree_unflatten(leaves, spec))
 
 
 def take_rows(tensor: Tensor, axis: int, rows: list[int], count: int) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from dts.nn.layers.layer_deltas import LayerDeltas
+from dts.nn.layers.layer_deltas import LayerDeltas, RowsApart
 from dts.nn.routing import tracing
 from dts.sites import is_distributed
 
@@ -184,9 +184,10 @@ def dense_parameter(dts: LayerDeltas, name: str, raw: Tensor) -> Tensor:
     if delta.values.filled and dts.name in now.missing:
         raise ValueError(now.missing[dts.name])
     if now.rows != 1:
-        raise RuntimeError(
-            f"{dts.name}.{name} is read past the forward of its layer, which has no value for each of "
-            f"{now.rows} rows; give rows of one task at a time"
+        raise RowsApart(
+            f"{dts.name}.{name} is read past the forward of its layer, which has no value for each of {now.rows} rows",
+            dts.name,
+            "another module reads its parameters, for all rows at once",
         )
     if not tracing() and not now.uses(delta.slots):
         return raw

@@ -9,12 +9,15 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from dts.checkpoint.errors import first
 from dts.nn.compiled import Compiler, as_program, broken, given_back, put_aside, refused, uncompiled
 from dts.nn.face import Forward
 from dts.nn.known_calls import check_rows, shapes_of, shortest, with_first_labels
 from dts.nn.layers import Owner
+from dts.nn.layers.kept import PLAIN
+from dts.nn.layers.layer_deltas import RowsApart
 from dts.nn.layers.patched import Patched
 from dts.nn.made_once import Before
 from dts.nn.once_a_task import run_once_a_task
@@ -231,8 +234,15 @@ class Calls(Choosing):
             alone |= {name for name, layer in self._layers.items() if isinstance(layer, Owner | Patched)}
         if where.coupled or any(self._layers[name].dts.slots & used for name in alone):
             return run_once_a_task(as_program(run, compiler), method, args, kwargs, mixtures, where, self._uniform)
-        with self._state.call(None if now else mixtures, self._missing(mixtures), now, **where.fields):
-            return as_program(run, compiler)(*args, **kwargs)
+        try:
+            with self._state.call(None if now else mixtures, self._missing(mixtures), now, **where.fields):
+                return as_program(run, compiler)(*args, **kwargs)
+        except RowsApart as error:
+            where.unroutable[error.layer] = error.why  # so calls begin, from now on
+            given = [value for name, value in kwargs.items() if name != "generation_config"]
+            if not all(isinstance(leaf, PLAIN) for leaf in tree_leaves((args, given))):
+                raise  # a cache that has some of this call in it
+        return run_once_a_task(as_program(run, compiler), method, args, kwargs, mixtures, where, self._uniform)
 
     @contextmanager
     def _uniform(self, mixture: Mixture) -> Iterator[None]:
