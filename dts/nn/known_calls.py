@@ -24,6 +24,7 @@ class KnownCalls:
     def __init__(self) -> None:
         self.found: OrderedDict[tuple[Any, ...], RowAxes] = OrderedDict()
 
+    @torch.no_grad()  # a checkpoint counts what is kept for gradients, and would find less when it runs again
     def where(
         self,
         model: nn.Module,

@@ -6,7 +6,7 @@ A layer that was replaced, and an alias of a raw parameter, would go on as the b
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from operator import is_
+from operator import contains, is_
 
 from torch import Tensor, nn
 
@@ -16,7 +16,7 @@ from dts.nn.layers import Layer
 from dts.nn.layers.kept_values import FIELDS
 from dts.nn.loaded import LoadedTasks
 from dts.nn.routing import Mixture
-from dts.sites import raw_or_none
+from dts.sites import is_quantised, raw_or_none
 
 HOLDS = (Tensor, list, tuple, dict, set)  # attributes that are looked into
 
@@ -34,13 +34,18 @@ class Places:
                     break
                 steps[id(module._modules), part] = module._modules, part, child
                 module = child
+        found = {id(module): module for _, _, module in steps.values() if isinstance(module, Layer)}
+        named = [(store, key) for one in found.values() for store in (one._parameters, one._buffers) for key in store]
+        self._stores, self._names = [store for store, _ in named], [key for _, key in named]
         self._holders = [holder for holder, _, _ in steps.values()]
         self._keys = [key for _, key, _ in steps.values()]
         self._children = [child for _, _, child in steps.values()]
 
     def hold(self) -> bool:
-        """Whether every module is where it was; a few microseconds, for every call."""
-        return all(map(is_, map(dict.get, self._holders, self._keys), self._children))
+        """Whether every module is where it was, and has its parameters; some microseconds, for every call."""
+        return all(map(is_, map(dict.get, self._holders, self._keys), self._children)) and all(
+            map(contains, self._stores, self._names)
+        )
 
 
 def replaced_layers(model: nn.Module, layers: dict[str, Layer]) -> list[str]:
@@ -61,9 +66,24 @@ def replaced_layers(model: nn.Module, layers: dict[str, Layer]) -> list[str]:
 def refuse_replaced(model: nn.Module, layers: dict[str, Layer], tasks: LoadedTasks, mixtures: list[Mixture]) -> bool:
     """A module that took the place of a layer knows nothing of tasks.  Mixtures without changes there may go on.
 
-    Raises RuntimeError for others; returns whether some layer was replaced: if none, one was wrapped, perhaps.
+    Raises RuntimeError for others, and where a parameter that tasks change is none any more; returns whether some layer
+    was replaced: if none, one was wrapped, perhaps.
     """
     used = {slot for mixture in mixtures for slot in mixture}
+    apart = {
+        f"{name}.{parameter}": delta.slots
+        for name, layer in layers.items()
+        for parameter, delta in layer.dts.parameters.items()
+        if delta.slots
+        and parameter not in {**layer._parameters, **layer._buffers}
+        and not is_quantised(layer, parameter)
+    }
+    if apart:  # not the base either: its class knows nothing of what takes the parameter's place
+        lost = [name for name, loaded in tasks.items() if any(loaded.slot in slots for slots in apart.values())]
+        raise RuntimeError(
+            f"{first(apart, 8)} was made a function of other tensors, as weight norm and pruning do, after tasks were "
+            f"loaded that change it, {lost}: take that off again, or delete_task() them"
+        )
     gone = replaced_layers(model, layers)
     names = [name for name in gone if layers[name].dts.slots & used]
     if names:

@@ -170,9 +170,10 @@ class DTSLinear(LinearForward, nn.Linear):
         routing, delta = now.routing, dts.parameters.get("weight")
         slots = routing.slots
         rows = slots.shape[0]
+        if now.seen is not None:
+            now.seen.add(dts.name)
         if (
-            now.seen is not None
-            or delta is None
+            delta is None
             or now.missing
             or weight is None
             or delta.tabled

@@ -44,7 +44,9 @@ class DTSLayerNorm(Layer, nn.LayerNorm):
         """Weight and bias in one call of C, for the common case on a CPU, where each step beside it costs as much as a
         norm of a few rows; None for all else, of which nothing is done."""
         now = self.dts.state.now()
-        if now.seen is not None or type(x) is not Tensor or now.routing.slots.shape[0] != 1:
+        if now.seen is not None:
+            now.seen.add(self.dts.name)
+        if type(x) is not Tensor or now.routing.slots.shape[0] != 1:
             return None
         made = self._in_one_call(now.routing)
         if made is None:

@@ -60,3 +60,18 @@ calls: ContextVar[Current | None] = ContextVar("dts_call", default=None)
 call_here = calls.get  # the innermost call of this thread, of whatever model
 tracing = torch.compiler.is_dynamo_compiling
 backward_here = torch._C._current_graph_task_id  # -1 outside of a backward pass
+
+
+def left(call: Current) -> None:
+    """A call ends, or a stretch of code with a task: here the one around it goes on.
+
+    Generators may end in another order than they began in: who ends is taken out from among the others.
+    """
+    inner = call_here()
+    if inner is call:
+        calls.set(call.outer)
+        return
+    while inner is not None:
+        if inner.outer is call:
+            inner.outer = call.outer
+        inner = inner.outer

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dts.nn.routing.current import Current, backward_here, call_here, calls, tracing
+from dts.nn.routing.current import Current, backward_here, call_here, calls, left, tracing
 from dts.nn.routing.gate import Gate
 from dts.nn.routing.history import History
 from dts.nn.routing.kept import KeptRoutings
@@ -217,7 +217,7 @@ class RoutingState:
             self._gate.turn.acquire()
         call.outer, call.graph = call_here(), backward_here()
         recorded = self._history.record(call) if torch.is_grad_enabled() else None
-        token = calls.set(call)
+        calls.set(call)
         if traced:
             self._trace(call, True)
         try:
@@ -225,7 +225,7 @@ class RoutingState:
         finally:
             if traced:
                 self._trace(call, False)
-            calls.reset(token)
+            left(call)
             if recorded is not None:
                 recorded.close()
             if turn:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
 from dts.nn import DTSModel
@@ -40,6 +41,36 @@ def made(maker, cls=Net, names="ab"):
 
 def close(found, expected):
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    "apart",
+    [
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.orthogonal,
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+        lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+    ],
+    ids=["weight norm", "orthogonal", "weight norm of old", "spectral norm of old", "pruned"],
+)
+def test_a_parameter_that_was_made_a_function_of_others(maker, dense_twin, apart):
+    """What that makes would be made of the base's alone, and tasks added beside it."""
+    model, base, tasks = made(maker)
+    model(IDS, tasks="a")
+    apart(model.model.out)
+    model.set_task("a")
+    for call in (
+        lambda: model(IDS),
+        lambda: model(IDS, tasks=["a", None, "b", "a"]),
+        lambda: model.merge_and_unload("b"),
+    ):
+        with pytest.raises(RuntimeError, match=r"out\.weight was made a function of other tensors"):
+            call()
+    if apart is nn.utils.weight_norm:
+        nn.utils.remove_weight_norm(model.model.out)
+        close(model(IDS), dense_twin(base, [(tasks["a"], 1.0)])(IDS))
 
 
 @pytest.mark.parametrize("where", ["out", "body.2", "body", "embed"])

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from each_row import TASKS, loaded, weights
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class Two(nn.Module):
@@ -156,15 +157,18 @@ def test_tokens_that_are_no_padding(kind, first, then, maker, dense_twin):
 @torch.no_grad()
 @pytest.mark.parametrize("length", [1, 3])
 def test_tokens_that_go_to_experts(length, maker, dense_twin):
-    base, model, tasks = made(Experts, maker)
-    for seed in range(12):
-        rows = 2 + seed % 3
-        ids = torch.randint(50, (rows, length), generator=torch.Generator().manual_seed(seed))
-        asked = ["a", "b", None, "b"][:rows]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # experts that the first call did not reach
-            found = model(ids, tasks=asked)
-        compare(found, lambda i, t, ids=ids: dense_twin(base, weights(t, tasks))(ids[i : i + 1]), asked)
+    """Whichever the first two rows are, and those after them."""
+    torch.manual_seed(0)
+    base = Experts().double()
+    model, tasks = loaded(base, maker)
+    twins = {task: dense_twin(base, weights(task, tasks)) for task in ("a", "b")}
+    for seed in range(15):
+        model._known_calls.found.clear()
+        for ids in torch.randint(50, (2, 2, length), generator=torch.Generator().manual_seed(seed)):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # experts that the first call did not reach
+                found = model(ids, tasks=["a", "b"])
+            compare(found, lambda i, t, ids=ids: twins[t](ids[i : i + 1]), ["a", "b"])
 
 
 @torch.no_grad()
@@ -217,6 +221,16 @@ def test_looking_for_the_rows_leaves_nothing_behind(maker, dense_twin):
         x = maker.randn(2, 8, scale=1.0)
         compare(model(x, tasks=["a", "b"]), lambda i, t, x=x: twins[i](x[i : i + 1]), ["a", "b"])
     assert model.model.calls == 3 and torch.equal(torch.get_rng_state(), before)
+
+
+def test_rows_are_located_within_a_checkpoint(maker):
+    model, _ = loaded(nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)).double(), maker)
+    x, found = maker.randn(4, 8, scale=1.0), []
+    for _ in range(2):  # the first call after a load looks, the second one does not
+        given = x.clone().requires_grad_()
+        checkpoint(lambda one: model(one, tasks=TASKS), given, use_reentrant=False).square().sum().backward()
+        found.append(given.grad)
+    torch.testing.assert_close(found[0], found[1])
 
 
 @torch.no_grad()

@@ -68,6 +68,44 @@ def together(*functions):
         raise errors[0]
 
 
+def test_calls_of_another_thread_are_not_looked_at_when_rows_are_located(setting):
+    model, _, ids, wanted = setting
+    found = {}
+
+    def call_meanwhile(layer, given):
+        if model._state.now().probing and not found:
+            found["a"] = None
+            other = threading.Thread(target=lambda: found.update(a=model(ids, tasks="a")))
+            other.start()
+            other.join()
+
+    handle = model.model.dense.register_forward_pre_hook(call_meanwhile)
+    with torch.no_grad():
+        close(model(ids, tasks=["a", "b", None, "a"])[1], wanted["b"][1])
+    handle.remove()
+    close(found["a"], wanted["a"])
+    assert list(model.status()["grouped"]) == ["out"]
+
+
+def test_stretches_of_a_task_may_end_in_another_order(setting):
+    """As generators do that have one each."""
+    model, _, ids, wanted = setting
+
+    def answers(task):
+        with model.using_task(task):
+            while True:
+                yield model(ids)
+
+    with torch.no_grad():
+        one, two = answers("a"), answers("b")
+        close(next(one), wanted["a"])
+        close(next(two), wanted["b"])
+        one.close()
+        close(next(two), wanted["b"])
+        two.close()
+        close(model(ids), wanted[None])
+
+
 def test_each_thread_its_own_tasks(setting):
     model, _, ids, wanted = setting
 
