@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+from dts.nn.caches import refuse_caches
 from dts.nn.known_calls import rows_of
 from dts.nn.layers.owner import join_rows
 from dts.nn.routing import Mixture, groups
@@ -31,6 +32,8 @@ def run_once_a_task(
     uniform: a context in which every row uses one mixture.  Outputs without a row for each of the batch (a loss, a
     cache, the features of shared texts) are None unless all tasks agree on them.
     """
+    if method != "generate":
+        refuse_caches(args, kwargs)
     rows, results, places, last = len(mixtures), [], [], None
     for mixture, chosen in groups(mixtures):
         # rows that meet in the outputs (an image against all texts) must all be there

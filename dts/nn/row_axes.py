@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from dts.nn.layers import REPEATED, SHARED, UNROUTABLE, Layer, Owner
 from dts.nn.layers.kept import PLAIN, alone, as_they_were
+from dts.nn.layers.layer_deltas import RowsApart
 from dts.nn.routing import RoutingState
 from dts.nn.trees import opened
 from dts.sites import local
@@ -107,10 +108,13 @@ def find_rows(
         if where.coupled:
             return where
         bypassed: set[str] = set()
-        with state.using([{}, {}], bypassed=bypassed, **where.fields):
-            failure = _differs(run, two, second)
-        if failure:
-            _give_up(layers, where, failure)
+        try:
+            with state.using([{}, {}], bypassed=bypassed, **where.fields):
+                failure = _differs(run, two, second)
+            if failure:
+                _give_up(layers, where, failure)
+        except RowsApart as error:
+            where.unroutable[error.layer] = error.why
         for name in bypassed:
             where.unroutable[name] = BYPASSED
     return where
@@ -148,9 +152,9 @@ def _look_at_more(
         axis = where.axis.get(name, NO_AXIS)
         if axis < 0 or name in where.unroutable:
             continue
-        for (one, _), (two, _), (now, _) in zip(records[0][name], calls, record[name]):
+        for (one, _), (two, _), (all_rows, _) in zip(records[0][name], calls, record[name]):
             stays = all(_begins_with(b, a, axis) for a, b in zip(one[:1], two[:1]))
-            if stays and not all(_begins_with(b, a, axis) for a, b in zip(two[:1], now[:1])):
+            if stays and not all(_begins_with(b, a, axis) for a, b in zip(two[:1], all_rows[:1])):
                 where.unroutable[name] = ORDER
 
 
@@ -184,10 +188,12 @@ def _with_other_values(inputs: Inputs, pad: int) -> Inputs | None:
     def other(value: Any) -> Any:
         if not isinstance(value, Tensor) or value.dim() < 2 or value.shape[1] < 2:
             return value
-        turned = value.flip(1)
         if value.dim() == 2 and bool(((value == 0) | (value == 1)).all()):
-            turned[:, turned[0].nonzero()[-1:]] = 0
-        elif value.dim() == 2 and not value.is_floating_point() and not value.is_complex():
+            some = value.clone()
+            some[:, some[0].nonzero()[-1:]] = 0
+            return some
+        turned = value.flip(1)
+        if value.dim() == 2 and not value.is_floating_point() and not value.is_complex():
             turned[:, -1] = pad
         return turned
 
@@ -263,9 +269,13 @@ def _compiled(model: nn.Module) -> bool:
 
 
 def _differs(run: Callable[..., Any], inputs: Inputs, expected: object) -> str:
-    """Why a run with one row of the routing for each row gives something else than without, or nothing."""
+    """Why a run with one row of the routing for each row gives something else than without, or nothing.
+
+    Raises RowsApart where one layer says so."""
     try:
         found = run(*inputs[0], **inputs[1])
+    except RowsApart:
+        raise
     except (RuntimeError, ValueError, IndexError) as error:
         return str(error).splitlines()[0]
     for a, b in zip(_tensors(found), _tensors(expected)):

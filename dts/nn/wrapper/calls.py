@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from dts.checkpoint.errors import first
+from dts.nn.caches import follow
 from dts.nn.compiled import Compiler, as_program, broken, given_back, put_aside, refused, uncompiled
 from dts.nn.face import Forward
 from dts.nn.known_calls import check_rows, shapes_of, shortest, with_first_labels
@@ -142,6 +143,8 @@ class Calls(Choosing):
         with self._at_hand(asked), self._state.held():
             before = None if self._state.watch is None else self._before(method, compiler)
             result = self._run_routed(method, args, kwargs, asked, rows is not None, compiler)
+            if method != "generate":
+                follow(args, kwargs, result, [self._loaded.mixture(task) for task in asked], self._loaded.names)
             if self._state.watch is not None:
                 self._look_back(before, method, args, kwargs)
             return result
@@ -163,6 +166,8 @@ class Calls(Choosing):
                 else:
                     with self._state.call(now=now):
                         result = as_program(run, compiler)(*args, **kwargs)
+            if method != "generate":
+                follow(args, kwargs, result, now.mixtures, self._loaded.names)
             if self._state.watch is not None:
                 self._look_back(before, method, args, kwargs)
             return result

@@ -1,12 +1,14 @@
 """A row keeps its task through ``generate``: caches, beams, several sequences a row."""
 
 import copy
+import warnings
 
 import pytest
 import torch
 
 transformers = pytest.importorskip("transformers")
 
+import dts  # noqa: E402
 from dts.nn import DTSModel  # noqa: E402
 
 TEXT = dict(
@@ -122,6 +124,45 @@ def test_decoding_by_hand_with_a_cache(setting, dense_twin):
     for i, task in enumerate(TASKS):
         expected = twin(base, task, tasks, dense_twin)(input_ids=ids[i : i + 1]).logits[:, -1]
         torch.testing.assert_close(second.logits[i : i + 1, -1], expected, rtol=1e-9, atol=1e-9)
+
+
+@torch.no_grad()
+def test_a_cache_that_other_tasks_filled_is_told(setting):
+    name, _, _, model, batch = setting
+    given = {"use_cache": True, "input_ids": batch["input_ids"]}
+    given |= {"decoder_input_ids": given["input_ids"]} if name == "t5" else {}
+    for asked in (
+        ({"tasks": "a"}, {"tasks": dts.BASE}) if name == "t5" else ({"tasks": "a"}, {"tasks": ["a", None] * 2})
+    ):
+        rows = len(asked["tasks"]) if isinstance(asked["tasks"], list) else 4
+        part = {key: value[:rows] if key != "use_cache" else value for key, value in given.items()}
+        cache = model(**part, **asked).past_key_values
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            model(**part, past_key_values=copy.deepcopy(cache), **asked)
+        with pytest.warns(UserWarning, match="a cache that .* filled is used for b: what is in it stays theirs"):
+            model(**part, past_key_values=copy.deepcopy(cache), tasks="b")
+        model.set_task("b")
+        with pytest.warns(UserWarning, match="filled is used for b"):
+            model(**part, past_key_values=cache)
+        model.set_task(None)
+
+
+@pytest.mark.parametrize("given", [{"use_cache": True}, {"past_key_values": ()}], ids=["asked for", "given"])
+def test_a_model_that_runs_once_a_task_has_no_cache_of_all_rows(given, maker):
+    base = build("t5")
+    model = DTSModel(copy.deepcopy(base))
+    for name in "ab":
+        model.load_task(name, maker.entries(base, skip=0))
+    if "past_key_values" in given:
+        given["past_key_values"] = transformers.EncoderDecoderCache(
+            transformers.DynamicCache(), transformers.DynamicCache()
+        )
+    ids = torch.tensor([[1, 5, 7], [2, 4, 9]])
+    with pytest.raises(
+        ValueError, match="runs batches of several tasks once a task .* give rows of one task at a time"
+    ):
+        model(input_ids=ids, decoder_input_ids=ids, tasks=["a", "b"], **given)
 
 
 def test_beams_of_a_model_whose_positions_are_one_row_for_all(maker, dense_twin):
