@@ -120,25 +120,31 @@ SETTINGS = {
 
 def save(made, path: Path, dpi: int = 110) -> Path:
     """PNG and SVG beside each other; the same figure gives the same bytes."""
+    _picture(made, path.with_suffix(".png"), dpi=dpi)
+    return _picture(made, path.with_suffix(".svg"), metadata={"Date": None})
+
+
+def _picture(made, path: Path, **how) -> Path:
     from matplotlib import rc_context
 
     with rc_context(SETTINGS):
-        made.savefig(path.with_suffix(".png"), dpi=dpi)
-        made.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-    return path.with_suffix(".svg")
+        made.savefig(path, **how)
+    return path
 
 
 def save_small(made, path: Path, most: int = 100_000) -> Path:
     """As `save`, the PNG in 256 colours and at the best of some resolutions that takes at most ``most`` bytes."""
     from PIL import Image
 
+    vectors = save(made, path, 130)
     for dpi in (130, 110, 90, 70, 50):
-        save(made, path, dpi)
+        if dpi != 130:
+            _picture(made, path.with_suffix(".png"), dpi=dpi)
         with Image.open(path.with_suffix(".png")) as drawn:
             drawn.convert("RGB").quantize(256).save(path.with_suffix(".png"), optimize=True)
         if path.with_suffix(".png").stat().st_size <= most:
             break
-    return path.with_suffix(".svg")
+    return vectors
 
 
 def percent_axis(axis, ticks=(0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)) -> None:
