@@ -23,6 +23,8 @@ LONGEST = "test_interpreted_"  # files of one test of minutes each
 
 
 def pytest_collection_modifyitems(config, items):
-    """Among several processes those of minutes go first: the last file would else keep one busy and the others idle."""
+    """Among several processes those of minutes go first, then files with a slow test: the last file would else keep one
+    busy and the others idle."""
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: not item.path.name.startswith(LONGEST))
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: (not item.path.name.startswith(LONGEST), item.path not in slow))

@@ -55,6 +55,7 @@ def run(toy):
     return report, text.getvalue()
 
 
+@pytest.mark.slow
 def test_first_and_second_run(toy, monkeypatch, capsys):
     report, text = run(toy)
     assert all(what in text for what in ("fine-tune 1/2: colours", "compress 2 tasks at 2 sizes", "measure articles"))

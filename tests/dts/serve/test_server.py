@@ -285,6 +285,7 @@ def test_help_says_the_limits():
     assert os.environ.get("HOME", "/root") not in done.output
 
 
+@pytest.mark.slow
 def test_the_page_does_what_it_says(tmp_path, monkeypatch):
     """The commands of docs/deploy.md, in an empty folder but for the examples."""
     if shutil.which("curl") is None:

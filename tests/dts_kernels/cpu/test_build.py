@@ -42,6 +42,7 @@ def passes(command, **environment):
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(build.compiler() is None, reason="needs a C compiler")
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.sanitize)], ids=["fastest", "all"])
 def test_address_and_undefined_behaviour_sanitizers(tmp_path, monkeypatch, every):

@@ -16,6 +16,8 @@ from dts_kernels.gpu.config import Device  # noqa: E402
 from dts_kernels.gpu.sample_products import product_shape  # noqa: E402
 from dts_kernels.sample_table import SHARED  # noqa: E402
 
+pytestmark = pytest.mark.slow  # most of them
+
 # Lane instructions a code in the main loop.  The machine code is that of the ptxas in Triton's wheel: with Triton 3.6
 # four levels take up to 6.3, and 4:1 codes 3.3 in fp16 on sm_90, so the four-level budget is asserted from 3.9 on.
 NEW_PTXAS = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9)
