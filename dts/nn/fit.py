@@ -38,10 +38,7 @@ def fit(survey: Survey, entries: Mapping[str, Entry], untied: bool = False) -> l
     known, rename = survey.sites, survey.rename
     wrong: list[str] = []
     own = {name: entry for name, entry in entries.items() if entry.kind != "tied"}
-    targets = resolve(own, known, rename, wrong)
-    places = [(name, target) for name, first in targets.items() for target in first.all]
-    meant = Counter((t.name, t.expert, t.part) for _, t in places)
-    wrong += [f"{name}: another entry is for {t.name} too" for name, t in places if meant[t.name, t.expert, t.part] > 1]
+    targets, places = _placed(survey, own, wrong)
     changes: dict[tuple[int, str], Change] = {}
     taken: dict[tuple[int, str, int | None, int], tuple[str, str]] = {}
     for name, target in places:
@@ -65,6 +62,23 @@ def fit(survey: Survey, entries: Mapping[str, Entry], untied: bool = False) -> l
     if wrong:
         raise ValueError("the adapter does not fit the model:\n  " + "\n  ".join([*wrong, *_way(known)]))
     return list(changes.values())
+
+
+def _placed(
+    survey: Survey, entries: Mapping[str, Entry], wrong: list[str]
+) -> tuple[dict[str, Target], list[tuple[str, Target]]]:
+    """(the target of each entry, every place that one changes): those of the last task where that had entries of the
+    same names, as nearly all tasks of a base have."""
+    names = [(name, entry.base_name) for name, entry in entries.items()]
+    if survey.placed is not None and survey.placed[0] == names:
+        return survey.placed[1:]
+    targets = resolve(entries, survey.sites, survey.rename, wrong)
+    places = [(name, target) for name, first in targets.items() for target in first.all]
+    meant = Counter((t.name, t.expert, t.part) for _, t in places)
+    wrong += [f"{name}: another entry is for {t.name} too" for name, t in places if meant[t.name, t.expert, t.part] > 1]
+    if not wrong:
+        survey.placed = names, targets, places
+    return targets, places
 
 
 def _same(one: Entry, other: Entry) -> bool:

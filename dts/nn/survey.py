@@ -21,12 +21,14 @@ class Survey:
     """Of a model as it is now; right as long as `holds`.
 
     modules: `walked`, in its order;  sites: the model's;  layer_classes: modules, their classes and kinds of pieces ->
-    the layers that they become.
+    the layers that they become;  placed: names of entries, and in their base, of the last task, and where they belong:
+    the target of each, and every place that one changes.
     """
 
     def __init__(self, model: nn.Module):
         self.model, self.modules, self.sites = model, walked(model), sites(model)
         self.layer_classes: dict[tuple, type[Layer]] = {}
+        self.placed: tuple[list[tuple[str, str | None]], dict[str, Target], list[tuple[str, Target]]] | None = None
         self._targets: dict[str, Target] = {}
         self._kinds = known_kinds()
         self._found = [module for _, module in self.modules]

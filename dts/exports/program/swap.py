@@ -107,7 +107,8 @@ def _plain_matrix(matrix: MatrixDelta, where: str, factors: nn.ModuleDict, share
         rows = matrix.shape[0]
         matrix._joined = [Joined([(bank, lookup)], rows) for packed, lookup in pieces for bank in packed.filled]
         if matrix.main.first is None:
-            matrix.main.first = PlainNothing(shared)
+            matrix.main.first = nothing = PlainNothing(shared)
+            matrix.main.filled = [nothing]
         yield
     finally:
         matrix._joined = joined

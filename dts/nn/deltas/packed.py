@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import is_
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ class Packed:
     """What tasks store of one [m, n] matrix: a bank for each kind of part, made when a task first has some.
 
     transposed: what is stored is of the [n, m] matrix.
-    first, rest: the banks that hold something, in the order of `KINDS`; first is None where there is none
+    filled: the banks that hold something, in the order of `KINDS`;  first, rest: these, first is None without any
     start: whether one of them may start before the base's product;  together: all of them in one call, None: in turn
     whole: numbers of an input of one mixture from which its deltas are added to a copy of the weight (on a CPU)
     """
@@ -32,6 +31,7 @@ class Packed:
     def __init__(self, shape: tuple[int, int], device: torch.device | str = "cpu", transposed: bool = False):
         self.shape, self.device, self.transposed = (shape[0], shape[1]), torch.device(device), transposed
         self.banks: dict[str, PartBank] = {}
+        self.filled: list[PartBank] = []
         self.first: PartBank | None = None
         self.rest: tuple[PartBank, ...] = ()
         self.start = False
@@ -58,17 +58,12 @@ class Packed:
 
     def _refresh(self) -> None:
         banks = [self.banks[name] for name in KINDS if name in self.banks and self.banks[name].filled]
-        if banks and self.device.type == "cpu" and len(banks) == len(self.filled) and all(map(is_, banks, self.filled)):
+        if banks and banks == self.filled and self.device.type == "cpu":
             return  # whatever they hold, they are multiplied with as before
-        self.first, self.rest = (banks[0] if banks else None), tuple(banks[1:])
+        self.filled, self.first, self.rest = banks, (banks[0] if banks else None), tuple(banks[1:])
         self.start = any(bank.starts for bank in banks)
         self.together = together(banks)
         self.whole = self.shape[1] * whole_from(*self.shape, self.banks.get("sample") in banks)
-
-    @property
-    def filled(self) -> tuple[PartBank, ...]:
-        """The banks that hold something."""
-        return () if self.first is None else (self.first, *self.rest)
 
     @property
     def slots(self) -> set[int]:

@@ -58,12 +58,13 @@ class Table(Held):
         return row[:own] if row.dim() else row
 
     def add(self, slot: int, tensor: Tensor) -> None:
+        own = tensor.detach().to(self.device)
+        if self._append(slot, own):
+            return
         before = dict(vars(self), _own=dict(self._own))
         try:
-            own = tensor.detach().to(self.device)
-            if not self._append(slot, own):
-                self._own[slot] = own
-                self._refresh()
+            self._own[slot] = own
+            self._refresh()
         except BaseException:  # no memory, or sizes that do not stack: as it was
             vars(self).update(before)
             raise
@@ -75,9 +76,9 @@ class Table(Held):
             return False
         if not self.size or tensor.shape != stack.shape[1:] or tensor.dtype != stack.dtype:
             return False
-        self._stack = torch.cat([stack, tensor[None]])
-        self._length = torch.nn.functional.pad(length, (0, 1), value=self.longest)
-        self._own[slot], self._wide = self.longest, None
+        stack, length = torch.cat([stack, tensor[None]]), torch.constant_pad_nd(length, (0, 1), self.longest)
+        self._stack, self._length, self._wide = stack, length, None
+        self._own[slot] = self.longest
         self.version += 1
         return True
 
