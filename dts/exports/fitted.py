@@ -19,7 +19,7 @@ from dts.checkpoint import Checkpoint, open_checkpoint
 from dts.files import Watch
 from dts.sites import Site, Target, Unchanged, resolve, sites
 from dts.sites.diffusers import class_name, on_meta
-from dts.sites.transformers import renamer
+from dts.sites.transformers import renamer, with_numbers
 
 
 @dataclass(frozen=True)
@@ -145,4 +145,4 @@ def model_of(config: dict | None, whose: str) -> nn.Module:
             "model= in Python"
         )
     with torch.device("meta"):
-        return kind(kind.config_class.from_dict(dict(config)))
+        return kind(kind.config_class.from_dict(with_numbers(config)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -163,4 +163,16 @@ def _built(text: str) -> nn.Module | None:
     if cls is None:
         return None
     with torch.device("meta"):
-        return cls(cls.config_class.from_dict(config))
+        return cls(cls.config_class.from_dict(with_numbers(config)))
+
+
+def with_numbers(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration as its class takes it: of what JSON has no number for transformers writes
+    {"__float__": "Infinity"}, and makes a number of it only where it reads the file itself."""
+
+    def number(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return float(value["__float__"]) if value.keys() == {"__float__"} else with_numbers(value)
+        return [number(inner) for inner in value] if isinstance(value, list) else value
+
+    return {key: number(value) for key, value in config.items()}

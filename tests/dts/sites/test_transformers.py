@@ -1,5 +1,7 @@
 """Names on disk are followed as transformers' own loader follows them."""
 
+import json
+
 import pytest
 import torch
 
@@ -8,7 +10,7 @@ transformers = pytest.importorskip("transformers")
 from dts.nn.layers import LayerDeltas, Owner, adopt  # noqa: E402
 from dts.nn.routing import RoutingState  # noqa: E402
 from dts.sites.resolve import Target  # noqa: E402
-from dts.sites.transformers import renamer  # noqa: E402
+from dts.sites.transformers import built, renamer, with_numbers  # noqa: E402
 
 
 @pytest.mark.skipif(not hasattr(transformers, "KimiLinearConfig"), reason="this transformers has no Kimi Linear")
@@ -30,6 +32,16 @@ def test_experts_whose_pattern_is_escaped():
     experts = "model.layers.1.mlp.experts"
     assert rename("model.layers.1.block_sparse_moe.experts.3.w3.weight") == Target(f"{experts}.gate_up_proj", 3, 1, 2)
     assert rename("model.layers.1.block_sparse_moe.experts.2.w2.weight") == Target(f"{experts}.down_proj", 2)
+
+
+def test_a_configuration_with_an_infinite_number_builds_its_class(tmp_path):
+    """As transformers writes it; names of such a fine-tune were judged by the base's alone, and a LoRA refused."""
+    sizes = dict(vocab_size=50, hidden_size=16, num_hidden_layers=1, state_size=4, num_heads=4, head_dim=8, n_groups=1)
+    transformers.Mamba2ForCausalLM(transformers.Mamba2Config(**sizes)).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | {"time_step_limit": [0.0, {"__float__": "Infinity"}]}
+    assert with_numbers(config)["time_step_limit"] == [0.0, float("inf")]
+    model = built(config)
+    assert type(model) is transformers.Mamba2ForCausalLM and model.config.time_step_limit[1] == float("inf")
 
 
 def test_names_are_followed_when_tasks_are_loaded_too():
