@@ -19,6 +19,10 @@ from dts.exports.fitted import Fitted, Source
 from dts.nn.layers import kind_of
 
 EXPERTS = "PEFT has no LoRA for a stack of experts, and keeping all of it whole is keeping the model"
+OF_EXPERTS = {  # as PEFT's `_MOE_TARGET_MODULE_MAPPING` has them
+    "mixtral": frozenset({"gate", "w1", "w2", "w3"}),
+    "qwen2_moe": frozenset({"gate", "gate_proj", "up_proj", "down_proj"}),
+}
 OF_THE_MODEL = "it is the model's own and in no module that could be kept whole"
 
 
@@ -74,6 +78,8 @@ def _any_layer(fit: Fitted, there: Places) -> dict[str, str]:
 def lora_kind(model: nn.Module, name: str) -> str | None:
     """linear, conv1d (transformers' layer with a weight [in, out]), embedding, conv, or None: no layer of a LoRA."""
     module = model.get_submodule(name)
+    if name.rpartition(".")[2] in _of_experts(model):
+        return None
     if name and name.rpartition(".")[2] in kind_of(model.get_submodule(name.rpartition(".")[0])).dts_reads:
         return None  # the module around it reads the weight and never calls the layer
     if isinstance(module, nn.Linear):
@@ -96,6 +102,16 @@ def _as_its_kind(module: nn.Module) -> bool:
     mask (OPT's, BART's), or a convolution that pads or standardises by itself, that is another product."""
     kinds = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     return any(type(module).forward is kind.forward for kind in kinds)
+
+
+def _of_experts(model: nn.Module) -> frozenset[str]:
+    """Last parts of names by which PEFT means experts, whatever bears them: in families whose experts transformers 5
+    stacks it looks for all of these in the stacks, and a dense layer of such a name is left as it was."""
+    try:
+        from transformers.conversion_mapping import _MODEL_TO_CONVERSION_PATTERN as families
+    except ImportError:  # transformers 4, and models of others
+        return frozenset()
+    return OF_EXPERTS.get(families.get(getattr(getattr(model, "config", None), "model_type", None)), frozenset())
 
 
 def _is_difference(source: Source) -> bool:

@@ -18,6 +18,7 @@ IMAGE = dict(
 GPT2 = dict(vocab_size=60, n_embd=32, n_layer=2, n_head=2, n_positions=32, bos_token_id=1, eos_token_id=2)
 OPT = dict(hidden_size=32, word_embed_proj_dim=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=2)
 OPT |= dict(vocab_size=60, max_position_embeddings=32, bos_token_id=1, eos_token_id=2)
+DENSE = DECODER | dict(num_experts=4, mlp_only_layers=[0, 1])  # of a family of experts, and has none
 MODELS = {
     "bert": ("BertModel", "BertForSequenceClassification", "BertConfig", TEXT, dict(num_labels=3)),
     "vit": ("ViTModel", "ViTForImageClassification", "ViTConfig", IMAGE, dict(num_labels=3)),
@@ -25,6 +26,7 @@ MODELS = {
     "llama": ("LlamaForCausalLM", "LlamaForCausalLM", "LlamaConfig", DECODER, {}),
     "qwen2": ("Qwen2ForCausalLM", "Qwen2ForCausalLM", "Qwen2Config", DECODER | dict(tie_word_embeddings=True), {}),
     "opt": ("OPTForCausalLM", "OPTForCausalLM", "OPTConfig", OPT, {}),
+    "qwen3_moe": ("Qwen3MoeForCausalLM", "Qwen3MoeForCausalLM", "Qwen3MoeConfig", DENSE, {}),
     "mixtral": ("MixtralForCausalLM", "MixtralForCausalLM", "MixtralConfig", DECODER | dict(num_local_experts=4), {}),
 }
 

@@ -32,7 +32,7 @@ def expected(folder, name):
     return answer(model, name)
 
 
-@pytest.mark.parametrize("name", ["bert", "vit", "gpt2", "llama", "qwen2", "opt"])
+@pytest.mark.parametrize("name", ["bert", "vit", "gpt2", "llama", "qwen2", "opt", "qwen3_moe"])
 def test_peft_answers_as_the_adapter_does(made, name, tmp_path):
     folder = made(name)
     result = export_lora(folder / "adapter", folder / "base", tmp_path / "lora")
