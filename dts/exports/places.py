@@ -111,7 +111,8 @@ def _of_experts(model: nn.Module) -> frozenset[str]:
         from transformers.conversion_mapping import _MODEL_TO_CONVERSION_PATTERN as families
     except ImportError:  # transformers 4, and models of others
         return frozenset()
-    return OF_EXPERTS.get(families.get(getattr(getattr(model, "config", None), "model_type", None)), frozenset())
+    family = families.get(str(getattr(getattr(model, "config", None), "model_type", None)))
+    return OF_EXPERTS.get(str(family), frozenset())
 
 
 def _is_difference(source: Source) -> bool:
