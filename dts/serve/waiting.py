@@ -133,7 +133,8 @@ class Waiting:
         held = {task for _, task in self._commands if task is not None}
         batch: list[Row] = []
         for row in generate:
-            if held.isdisjoint(row.choice.tasks):
+            may_be_held = bool(held) and row.choice.auto  # it may choose one of them
+            if not may_be_held and held.isdisjoint(row.choice.tasks):
                 if not fits(batch, row):
                     break  # whoever is behind it waits too, so that it has its turn
                 batch.append(row)

@@ -112,9 +112,10 @@ def test_rows_of_a_task_that_has_to_go_do_not_begin(decoder, start):
     engine = served.engine
     job = ask(served, "generate", "a", "x", submit=False, max_tokens=30, **GREEDY)
     late = ask(served, "generate", "a", "y", submit=False, max_tokens=2, **GREEDY)
+    auto = ask(served, "generate", "auto", "y", submit=False, max_tokens=2, **GREEDY)  # which may choose it
     other = ask(served, "generate", "b", "z", submit=False, max_tokens=2, **GREEDY)
     ended = []
-    for one, name in ((job, "job"), (late, "late"), (other, "other")):
+    for one, name in ((job, "job"), (late, "late"), (auto, "auto"), (other, "other")):
         at_token(one, one.rows[0].draws.sampling.max_tokens, lambda name=name: ended.append(name))
     unloads = threading.Thread(target=lambda: engine.unload("a"))
 
@@ -122,14 +123,15 @@ def test_rows_of_a_task_that_has_to_go_do_not_begin(decoder, start):
         unloads.start()
         while not engine.waiting._commands:
             time.sleep(0.001)
-        engine.submit(late)
-        engine.submit(other)
+        for one in (late, auto, other):
+            engine.submit(one)
 
     at_token(job, 2, then)
     engine.submit(job)
     assert texts(job) and texts(other) and texts(late) == [alone(decoder, served, "a", "y", 2)]
+    assert texts(auto)
     unloads.join(30)
-    assert ended == ["other", "job", "late"]
+    assert ended[:2] == ["other", "job"] and sorted(ended[2:]) == ["auto", "late"]
 
 
 def drive(model, *rows, **batching):
