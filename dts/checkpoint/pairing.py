@@ -7,7 +7,7 @@ with (`dts.checkpoint.names`).  What is left over then is explained or refused, 
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -83,6 +83,7 @@ def pair(base: Checkpoint, finetuned: Checkpoint) -> Pairing:
         raise Mismatch(f"{finetuned.source} is not a fine-tune of {base.source}", [str(error)]) from error
     (base_prefix, finetuned_prefix), origin = align(base, finetuned)
     origin = {name: base.tied.get(base_name, base_name) for name, base_name in origin.items()}
+    finetuned = _owned(finetuned, origin)
     result = Pairing(base, finetuned, {}, base_prefix, finetuned_prefix, saved_as=saved_as)
     wrong: list[str] = []
     known = {pattern(name) for name in origin}
@@ -116,6 +117,18 @@ def pair(base: Checkpoint, finetuned: Checkpoint) -> Pairing:
             _way(base, finetuned, result),
         )
     return result
+
+
+def _owned(finetuned: Checkpoint, origin: dict[str, str]) -> Checkpoint:
+    """A tensor of several names is that of one that the base has, whichever its file has first."""
+    tied = dict(finetuned.tied)
+    for owner in dict.fromkeys(finetuned.tied.values()):
+        names = [name for name, other in finetuned.tied.items() if other == owner]
+        known = next((name for name in names if name in origin), None)
+        if owner not in origin and known is not None:
+            del tied[known]
+            tied |= {name: known for name in (owner, *names) if name != known}
+    return replace(finetuned, tied=tied)
 
 
 def _way(base: Checkpoint, finetuned: Checkpoint, pairing: Pairing) -> str:

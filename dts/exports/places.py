@@ -10,6 +10,7 @@ PEFT finds modules by their names' ends: a module kept whole brings every other 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -132,13 +133,17 @@ def closed(whole: Iterable[str], modules: list[str]) -> list[str]:
     return sorted(module for module in found if not any(module.startswith(f"{other}.") for other in found))
 
 
-def target_modules(lora: Iterable[str], modules: list[str], whole: Iterable[str]) -> list[str]:
-    """The shortest list that means these modules and no others: last parts of names, as is usual, or whole names."""
+def target_modules(lora: Iterable[str], modules: list[str], whole: Iterable[str]) -> list[str] | str:
+    """The shortest list that means these modules and no others: last parts of names, as is usual, or whole names; a
+    pattern where the whole name of one is the end of another's."""
     lora, kept = set(lora), Places(whole=list(whole))
     rest = [module for module in modules if module and module not in lora and kept.whole_of(module) is None]
     ends = {module.rpartition(".")[2] for module in lora}
     taken = {module.rpartition(".")[2] for module in rest} & ends
-    return sorted((ends - taken) | {module for module in lora if module.rpartition(".")[2] in taken})
+    names = (ends - taken) | {module for module in lora if module.rpartition(".")[2] in taken}
+    if any(module.endswith(f".{name}") for module in rest for name in names):
+        return f"(?:{'|'.join(map(re.escape, sorted(lora)))})"
+    return sorted(names)
 
 
 def pattern_of(module: str, lora: Iterable[str]) -> str:

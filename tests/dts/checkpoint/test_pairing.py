@@ -111,6 +111,20 @@ def test_an_output_embedding_saved_beside_the_input_embedding_it_equals():
     assert paired(model("model."), tuned).pairs["lm_head.weight"].tied_to == "model.embeddings.weight"
 
 
+@pytest.mark.parametrize("owner", ["lm_head.weight", "embeddings.weight"])
+def test_a_tied_tensor_is_that_of_the_name_that_the_base_has(owner):
+    """Whichever name of it a .bin file has first: each was said to be tied to the other."""
+    tuned = model()
+    shared = tuned.pop("embeddings.weight") + 1
+    tuned = dict.fromkeys([owner, "lm_head.weight", "embeddings.weight"], shared) | tuned
+    for base, other in ((model(), "lm_head.weight"), (model(), "embeddings.weight")):
+        if other == "embeddings.weight":
+            base["lm_head.weight"] = base.pop("embeddings.weight")
+        pairs = paired(base, tuned).pairs
+        (kept,) = {"lm_head.weight", "embeddings.weight"} - {other}
+        assert pairs[other].tied_to == kept and not pairs[kept].tied_to and pairs[kept].base_name == kept
+
+
 def test_a_head_that_moved_far_and_grew_with_the_vocabulary():
     torch.manual_seed(0)
     base = {f"model.layers.{i}.weight": torch.randn(24, 24) for i in range(4)}

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 import dts
 from dts.exports import NotExact, export_lora
+from dts.exports.places import target_modules
 from dts_kernels.dispatch import exact_products
 from tests.dts.exports.conftest import base_of, inputs
 
@@ -68,6 +69,16 @@ def test_what_the_configuration_says(made, tmp_path):
     assert stored["base_model.model.lm_head.lora_A.weight"].shape[0] == config["rank_pattern"]["lm_head"] == 12
     codes = stored["base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"]
     assert set(codes.unique().tolist()) <= {-4.0, -1.0, 1.0, 4.0}  # exact: the scale is in B
+
+
+def test_a_layer_whose_name_is_the_end_of_anothers_is_meant_alone():
+    """As GIT's head, "output": PEFT refused the module "layer.0.output", which was meant too."""
+    modules = ["output", "layer.0.output", "layer.0.output.dense", "layer.0.query"]
+    found = target_modules(["output", "layer.0.query"], modules, [])
+    config = peft.LoraConfig(target_modules=found)
+    meant = [name for name in modules if peft.tuners.tuners_utils.check_target_module_exists(config, name)]
+    assert meant == ["output", "layer.0.query"]
+    assert target_modules(["layer.0.query"], modules, []) == ["query"]
 
 
 def test_the_product_is_the_difference(made, tmp_path):
