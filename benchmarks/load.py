@@ -1,16 +1,24 @@
 """Fifty tasks of a model of 100 M parameters from disk: seconds until each answers, and bytes of memory they cost.
 
     python -m benchmarks.load [--tasks N]
+    python -m benchmarks.load --served FOLDER      as a server loads them, in processor time of its thread
 
 The base has BERT-base's matrices (12 layers of 768) and random weights; the adapters are copies of one file of about
 1 %, so the file system's cache holds them all: what is measured is the work of loading, not the disk.
+
+--served: a folder that ``python -m benchmarks.serving.load --work FOLDER`` left.  Each of its adapters is loaded, then
+all are let go, until there were --tasks loads.  What other programs do is in the time that passes, and hardly in this.
 """
 
 import argparse
+import gc
 import resource
+import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,8 +26,11 @@ from torch import nn
 import dts
 from dts.adapter import Adapter, Entry
 from dts.adapter.sizes import measured
+from dts.checkpoint.fingerprint import fingerprint
 from dts.codec import Factors
 from dts.nn import DTSModel
+from dts.serve.catalogue import Catalogue
+from dts.serve.residents import Residents
 from dts_kernels import PackedFactors
 
 LAYERS, WIDTH, RANK = 12, 768, 60
@@ -65,11 +76,51 @@ def resident() -> int:
     return int(next(row for row in status.read_text().splitlines() if row.startswith("RssAnon")).split()[1]) * 1024
 
 
+def as_served(folder: Path, loads: int) -> None:
+    """Milliseconds of the thread's processor time a load: all, and its steps."""
+    model, base = DTSModel.from_pretrained(folder / "base"), fingerprint(dts.open_checkpoint(folder / "base"))
+    first, *names = sorted(one.name for one in (folder / "adapters").iterdir())
+    model.load_task(first, folder / "adapters" / first)  # as a server does before anybody waits
+    model.delete_task(first)
+    took = {step: list[float]() for step in ("load", "load_task", "have")}
+    model.load_task = _timed(model.load_task, took["load_task"])  # type: ignore[method-assign]
+    gc.collect()
+    gc.freeze()
+    while len(took["have"]) < loads:
+        catalogue: Any = Catalogue(folder / "adapters", "base", base)  # which has read about none of them
+        residents = Residents(model, catalogue)
+        catalogue.load, have = _timed(catalogue.load, took["load"]), _timed(residents.have, took["have"])
+        for name in names:
+            have([name])
+        for name in names:
+            residents.drop(name)
+    parameters, adapter = sum(p.numel() for p in model.parameters()), Adapter.load(folder / "adapters" / first)
+    print(f"{parameters / 1e6:.0f} M parameters, adapters of {len(adapter.entries)} tensors, {len(took['have'])} loads")
+    for step, each in zip(("its tensors read and checked", "put into the model", "all"), took.values()):
+        print(f"{step}: {1e3 * min(each):.1f} ms at least, median {1e3 * statistics.median(each):.1f}")
+    gc.unfreeze()
+
+
+def _timed(run: Callable[..., Any], took: list[float]) -> Callable[..., Any]:
+    def timed(*args: Any) -> Any:
+        begun = time.thread_time()
+        result = run(*args)
+        took.append(time.thread_time() - begun)
+        return result
+
+    return timed
+
+
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=50)
-    tasks = parser.parse_args().tasks
+    parser.add_argument("--served", type=Path)
+    args = parser.parse_args()
+    tasks = args.tasks
+    if args.served is not None:
+        as_served(args.served, tasks)
+        return
     model = base()
     parameters = sum(p.numel() for p in model.parameters())
     with tempfile.TemporaryDirectory() as folder:
