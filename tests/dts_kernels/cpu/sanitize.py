@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 
 from dts_kernels.cpu import build
 
-FLAGS = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+FLAGS = ["-g1", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 EXAMPLES = "200"  # of each property and variant
 HERE = Path(__file__).parent
 TESTS = [

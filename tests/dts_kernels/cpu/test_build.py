@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dts_kernels.cpu import build, native
+from tests.dts_kernels.cpu.sanitize import FLAGS
 
 SELFTEST = Path(__file__).with_name("selftest.c")
 
@@ -48,16 +49,16 @@ def passes(command, **environment):
 def test_address_and_undefined_behaviour_sanitizers(tmp_path, monkeypatch, every):
     """Of this machine's fastest variant and portable C: a variant takes ten seconds, so the others are in `make
     sanitize`."""
-    command, flags = build.compiler(), ["-g1", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    command = build.compiler()
     probe = tmp_path / "probe.c"
     probe.write_text("int main(void) { return 0; }")
-    linked = subprocess.run([*command, *flags, str(probe), "-o", str(tmp_path / "probe")], capture_output=True)
+    linked = subprocess.run([*command, *FLAGS, str(probe), "-o", str(tmp_path / "probe")], capture_output=True)
     if linked.returncode:
         pytest.skip("this compiler cannot link the sanitizers (libasan, libubsan)")
     if not every:
         own = {name: kind for name, kind in machine_variants().items() if name in native.variants()[:1]}
         monkeypatch.setitem(build.VARIANTS, platform.machine().lower(), own)
-    out = passes([self_test(tmp_path, command, platform.machine(), flags)])
+    out = passes([self_test(tmp_path, command, platform.machine(), FLAGS)])
     ran = [line.removesuffix(" done") for line in out.splitlines() if line.endswith(" done")]
     wanted = [name for name in native.variants() if name in machine_variants() or name == "portable"]
     assert "portable" in ran and ran == wanted, out
