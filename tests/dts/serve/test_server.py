@@ -307,9 +307,12 @@ def test_the_page_does_what_it_says(tmp_path, monkeypatch):
                 while run(["curl", "-sf", f"http://127.0.0.1:{port}/ready"]).returncode:
                     assert server.poll() is None
                     time.sleep(0.2)
-            elif words and words[0] in ("python", "dts"):
-                done = run([sys.executable, *(["-m", "dts"] if words[0] == "dts" else []), *words[1:]])
+            elif words and words[0] == "python":
+                done = run([sys.executable, *words[1:]])
                 assert done.returncode == 0, done.stderr
+            elif words and words[0] == "dts":
+                done = CliRunner().invoke(app, words[1:], prog_name="dts")
+                assert done.exit_code == 0, done.output
             elif words and words[0] == "curl":
                 answers.append(run(words).stdout)
         assert len(answers) == 6 and not any('"error"' in answer for answer in answers), answers
