@@ -233,14 +233,20 @@ def test_the_choice():
             assert choose(Problem(op, "cpu", dtype, rows, layout=layout)) == "reference"
 
 
+@cache
+def with_matrices(shape, strides):
+    """(bank, slot -> its float64 matrix)."""
+    bank = bank_of(shape, strides)
+    return bank, {slot: sum(dense(s, torch.float64) for s in bank.samples(slot)) for slot in (0, 2)}
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(("shape", "strides"), [*SHAPES, ((9, 1301), (1, "1 3/4", "2 1/64"))])  # of several parts
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 def test_rows_are_those_of_dense_matrices(shape, strides, dtype, variant):
-    bank, routing = bank_of(shape, strides), Routing.of([2, None, {0: 0.5, 2: -1.5}, 3, 7])
+    (bank, matrix), routing = with_matrices(shape, strides), Routing.of([2, None, {0: 0.5, 2: -1.5}, 3, 7])
     ids = torch.randint(-1, shape[0], (5, 9), generator=torch.Generator().manual_seed(0))
     y = torch.randn(5, 9, shape[1]).to(dtype)
-    matrix = {slot: sum(dense(s, torch.float64) for s in bank.samples(slot)) for slot in (0, 2)}
     wanted = y.double()
     for row, mixture in ((0, {2: 1.0}), (2, {0: 0.5, 2: -1.5})):
         for slot, gamma in mixture.items():
