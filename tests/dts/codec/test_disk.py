@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from held import Held
 from matrices import power_law
 
 from dts.codec import Factors, Undecodable, compress_tensor
@@ -20,7 +21,7 @@ def factors(request):
 def back(factors, tensors=None, fragments=None) -> Factors:
     tensors = tensors_of(factors) if tensors is None else tensors
     fragments = fragments_of(factors) if fragments is None else fragments
-    return factors_from("a", factors.shape, tensors.get, fragments, factors.norm, factors.squared_error)
+    return factors_from("a", factors.shape, Held(tensors), fragments, factors.norm, factors.squared_error)
 
 
 def test_what_is_stored_is_what_is_read(factors):

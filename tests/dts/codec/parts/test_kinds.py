@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from held import Held
 
 from dts.codec import Undecodable, compress_tensor
 from dts.codec.parts import KINDS, PartKind, kind_of, register, with_tensors
@@ -28,7 +29,7 @@ LABELS = ["residual", "paper", "sample"]
 
 def decoded(kind, data, tensors=None, fragment=None, shape=(40, 96)):
     tensors = kind.tensors(0, data) if tensors is None else tensors
-    return kind.decode("a.weight", kind.fragment([data]) if fragment is None else fragment, shape, tensors.get)
+    return kind.decode("a.weight", kind.fragment([data]) if fragment is None else fragment, shape, Held(tensors))
 
 
 @pytest.mark.parametrize("label", LABELS)
