@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, overload
 
@@ -68,6 +68,14 @@ class Terminal(Console):
             yield segment if segment.control else Segment(plain(segment.text), segment.style)
 
 
+class Errors(Terminal):
+    """Of stderr: where that takes nothing (a full disk), the exit code and stdout still say what became of a call."""
+
+    def _check_buffer(self) -> None:
+        with suppress(OSError):
+            super()._check_buffer()
+
+
 class Dotted:
     """A tensor's name, which is broken behind a dot, a slash or a dash where it does not fit: no word of it is."""
 
@@ -92,7 +100,7 @@ class Dotted:
 
 output = Terminal(markup=False, highlight=False)  # names and paths may hold brackets
 output.wide = True
-errors = Terminal(stderr=True, markup=False, highlight=False)
+errors = Errors(stderr=True, markup=False, highlight=False)
 
 Base = Annotated[
     str, typer.Option("--base", "-b", help="Folder, file or hub id of the base model.", show_default=False)

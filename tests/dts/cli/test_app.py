@@ -56,6 +56,19 @@ def test_an_error_is_told_where_stdout_takes_nothing(dts, monkeypatch):
     assert wrong.exit_code == 2 and isinstance(wrong.exception, SystemExit) and "Error" in wrong.stderr
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+def test_where_stderr_takes_nothing_the_exit_code_is_the_same(tmp_path, monkeypatch):
+    """It was 1, which says that a check failed."""
+    full = open("/dev/full", "w")  # noqa: SIM115  closing it fails
+    monkeypatch.setattr("sys.stderr", full)
+    with pytest.raises(SystemExit) as ended:
+        app(["list", str(tmp_path / "nowhere")], prog_name="dts")
+    monkeypatch.undo()
+    assert ended.value.code == 2
+    with pytest.raises(OSError):
+        full.close()
+
+
 def test_a_full_disk_is_advised_of_once():
     from dts.files import in_words
     from dts.files.errors import explained
