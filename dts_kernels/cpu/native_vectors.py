@@ -21,20 +21,21 @@ def add_vectors(given: Sequence[tuple[Tensor, Tensor]], slots: Tensor, weights: 
     at all sizes.
     """
     entries, places = slots.shape
-    n, made = given[0][0].numel(), list[Tensor]()
-    vectors: list[int] = []
+    n, vectors = given[0][0].numel(), list[int]()
+    size = entries * n
+    made = torch.empty((len(given), entries, n), dtype=torch.float32)  # one: each tensor costs as much as its sums
+    out = made.data_ptr()
     for base, stack in given:
-        out = torch.empty((entries, n), dtype=torch.float32)
-        made.append(out)
         vectors += (
             base.data_ptr(),
             base.numel(),
             stack.data_ptr(),
             stack.numel(),
             stack.shape[0],
-            out.data_ptr(),
-            out.numel(),
+            out,
+            size,
         )
+        out += 4 * size
     for _ in range(len(given), MOST):
         vectors += _NONE
     code = loaded().dts_add_vectors(
@@ -52,4 +53,4 @@ def add_vectors(given: Sequence[tuple[Tensor, Tensor]], slots: Tensor, weights: 
     )
     if code:
         check(code, "add_vectors")
-    return made
+    return list(made.unbind(0))

@@ -48,17 +48,22 @@ def direct(*tensors: Tensor | None) -> bool:
 
     It costs the host as much as the product of a small layer.
     """
-    if _is_compiling() or _dispatch_modes() or _tracing():
-        return False
-    if _functorch_level() is not None or _any_autocast() or forward_ad._current_level >= 0:
+    if not unwatched():
         return False
     grad = torch.is_grad_enabled()
     for t in tensors:
-        if t is not None and (type(t) not in _PLAIN or not (t.is_cpu or t.is_cuda) or grad and t.requires_grad):
+        if t is not None and (type(t) not in PLAIN or not (t.is_cpu or t.is_cuda) or grad and t.requires_grad):
             return False
     return True
 
 
-_PLAIN, _is_compiling = (Tensor, torch.nn.Parameter), torch.compiler.is_compiling
+def unwatched() -> bool:
+    """The same but for the tensors and their gradients."""
+    if _is_compiling() or _dispatch_modes() or _tracing():
+        return False
+    return _functorch_level() is None and not _any_autocast() and forward_ad._current_level < 0
+
+
+PLAIN, _is_compiling = (Tensor, torch.nn.Parameter), torch.compiler.is_compiling
 _dispatch_modes, _tracing = torch._C._len_torch_dispatch_stack, torch._C._get_tracing_state
 _functorch_level, _any_autocast = torch._C._functorch.peek_interpreter_stack, torch._C._is_any_autocast_enabled

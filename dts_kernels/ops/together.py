@@ -27,11 +27,12 @@ from ..cpu.native_samples import SampleArray
 from ..cpu.tasks import Tasks
 from ..routing import Routing
 from ..sample_bank import SampleBank
-from .library import direct
+from .library import PLAIN, direct, unwatched
 from .run import choice
 
 _strided = torch.strided
 NATIVE = ("native", "native_exact")
+MOST_KINDS = 256  # of calls whose paths are remembered
 MOST_KEPT = 1 << 22  # numbers of a copy of a weight whose memory a thread keeps for the next
 _kept = threading.local()
 
@@ -51,6 +52,7 @@ class Together:
         of = components if components is not None else samples
         assert of is not None
         self.m, self.n = of.out_features, of.in_features
+        self._kinds: dict[tuple, tuple[tuple[str, str], ...]] = {}  # of calls, see `_paths`
 
     @staticmethod
     def suits(components: Bank | None, samples: SampleBank | None) -> bool:
@@ -81,10 +83,19 @@ class Together:
             or not x.is_contiguous()
             or x.is_neg()
             or weights.is_neg()
+            or type(x) not in PLAIN
+            or type(weight) not in PLAIN
+            or not weight.is_cpu
             or torch.is_grad_enabled()
             or bias is not None
-            and (bias.shape != (m,) or bias.dtype is not dtype or not bias.is_contiguous() or bias.is_neg())
-            or not direct(x, weight, bias, adds)
+            and (
+                bias.shape != (m,)
+                or bias.dtype is not dtype
+                or not (bias.is_cpu and bias.is_contiguous())
+                or bias.is_neg()
+                or type(bias) not in PLAIN
+            )
+            or not unwatched()
         ):
             return None
         count, places = x.numel(), slots.shape[1]
@@ -100,21 +111,19 @@ class Together:
                 or adds.shape[1] != m
                 or not (adds.is_cpu and adds.is_contiguous())
                 or adds.is_neg()
+                or type(adds) not in PLAIN
             ):
                 return None
             add, adds_have, add_count = adds.data_ptr(), adds.numel(), adds.shape[0]
-        banks, exact, keys = self._held(), dispatch.exact(), []
+        banks, exact = self._held(), dispatch.exact()
         if banks is None:
             return None
-        if components is not None:
-            of = "linear", "cpu", dtype, rows, entries, places, "disk", False, components.max_rank == 0, exact
-            keys.append(choice(*of)[0])
-        if samples is not None:
-            of = "add_samples", "cpu", dtype, rows, entries, places, "disk", samples.transposed, False, exact
-            keys.append(choice(*of)[0])
-        for key in keys:
-            if key[1] not in NATIVE:
-                return None
+        of = dtype, rows, entries, places, exact, components is not None and components.max_rank == 0
+        keys = self._kinds.get(of)
+        if keys is None:
+            keys = self._paths(*of)
+        if not keys:
+            return None
         for key in keys:
             dispatch.ran[key] += 1
         size, first = native.SIZES[dtype], dtype is torch.float32
@@ -196,6 +205,22 @@ class Together:
     def transposed(self) -> bool:
         """Whether samples are of [n, m] matrices, whose rows are columns here."""
         return self.samples is not None and self.samples.transposed
+
+    def _paths(
+        self, dtype: torch.dtype, rows: int, entries: int, places: int, exact: bool, empty: bool
+    ) -> tuple[tuple[str, str], ...]:
+        """(op, path) of each product of a kind of call, remembered by it; none where one of them is not C's."""
+        keys = []
+        if self.components is not None:
+            keys.append(choice("linear", "cpu", dtype, rows, entries, places, "disk", False, empty, exact)[0])
+        if self.samples is not None:
+            of = "disk", self.transposed, False, exact
+            keys.append(choice("add_samples", "cpu", dtype, rows, entries, places, *of)[0])
+        found = tuple(keys) if all(path in NATIVE for _, path in keys) else ()
+        if len(self._kinds) >= MOST_KINDS:
+            self._kinds.clear()
+        self._kinds[dtype, rows, entries, places, exact, empty] = found
+        return found
 
     def _held(self) -> _Banks | None:
         """What C reads of the banks as they are now, which keep it: what is no task any more is nowhere.  None where it

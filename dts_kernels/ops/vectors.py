@@ -45,7 +45,7 @@ def vectors_here(given: Sequence[tuple[Tensor, Tensor]], of: Routing) -> list[Te
     done, where they are to be asked for one by one."""
     slots, weights = of.slots, of.weights
     n = given[0][0].numel()
-    if not check.plain(slots, weights) or weights.is_neg() or not native.variant():
+    if not check.plain(slots, weights) or weights.is_neg() or not native.variants():
         return None
     for base, stack in given:
         if (
@@ -57,9 +57,10 @@ def vectors_here(given: Sequence[tuple[Tensor, Tensor]], of: Routing) -> list[Te
             or not (base.is_cpu and stack.is_cpu and base.is_contiguous() and stack.is_contiguous())
             or base.is_neg()
             or stack.is_neg()
-            or not direct(base, stack)
         ):
             return None
+    if not direct(*[t for pair in given for t in pair]):
+        return None
     return native_vectors.add_vectors(given, slots, weights)
 
 

@@ -51,14 +51,14 @@ class DTSEmbedding(Layer, nn.Embedding):
                 f"load_task()"
             )
         ids, routing = dts.enter(ids)
-        beyond = ids >= self.num_embeddings
-        inside = torch.where(beyond, 0, ids) if delta.added.filled else ids
+        beyond = ids >= self.num_embeddings if delta.added.filled else None
+        inside = ids if beyond is None else torch.where(beyond, 0, ids)
         y = self._base_rows(inside)
         if delta.plain is not None:
             y = delta.plain.add_embedding(inside, y, routing)
         if delta.raw.filled:
             y = y + delta.raw.looked_up(inside, routing, y.dtype)
-        if delta.added.filled:
+        if beyond is not None:
             y = torch.where(beyond[..., None], self._added(ids, beyond, delta.added, routing, y), y)
         return dts.leave(y)
 

@@ -176,7 +176,9 @@ class DTSLinear(LinearForward, nn.Linear):
             delta is None
             or now.missing
             or weight is None
-            or delta.tabled
+            or delta.raw.filled
+            or delta.values.filled
+            or delta.added.filled
             or type(weight) not in _NUMBERS
             or weight.dtype != x.dtype
             or not (x.is_cpu and slots.is_cpu or x.is_cuda and slots.device == x.device)
@@ -192,7 +194,12 @@ class DTSLinear(LinearForward, nn.Linear):
         if bias is not None and bias.values.filled:
             return super().forward(x)
         adds = bias.raw.wide if bias is not None and bias.raw.filled else None
-        return plain.main.linear(x, weight, self._parameters["bias"], routing, adds)
+        main, own = plain.main, self._parameters["bias"]
+        if main.together is not None and x.numel() < main.whole and not torch.is_grad_enabled():
+            made = main.together.linear(x, weight, own, routing, adds)
+            if made is not None:
+                return made
+        return main.linear(x, weight, own, routing, adds)
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> DTSLinear:

@@ -51,8 +51,8 @@ class DTSLayerNorm(Layer, nn.LayerNorm):
         made = self._in_one_call(now.routing)
         if made is None:
             return None
-        bias = made[1][0] if len(made) > 1 else None
-        return nn.functional.layer_norm(x, self.normalized_shape, made[0][0], bias, self.eps)
+        bias = made[1].view(-1) if len(made) > 1 else None
+        return nn.functional.layer_norm(x, self.normalized_shape, made[0].view(-1), bias, self.eps)
 
     def _in_one_call(self, routing: Routing) -> list[Tensor] | None:
         """Weight and, where there is one, bias for each row of the routing, both in one call of C; None where those

@@ -7,6 +7,7 @@
 
 #include "dts.h"
 
+#pragma GCC diagnostic ignored "-Wmissing-field-initializers" /* what a record ends in may be left out */
 #define DELTA_LINEAR(...) dts_delta_linear(&(DeltaLinear){__VA_ARGS__})
 #define EMBEDDING(...) dts_embedding(&(Embedding){__VA_ARGS__})
 #define ADD_SAMPLES(...) dts_add_samples(&(AddSamples){__VA_ARGS__})
@@ -180,16 +181,16 @@ static int check_together(const char *variant, const Sample *samples, int transp
             failed |= DELTA_LINEAR(variant, threads, 0, 0, x, rows * in, FLOAT32, in * 4, rows, in, y, rows * columns,
                                    columns * 4, then, rows * columns, columns * 4, columns, tasks, 3, slots, entries,
                                    gammas, entries, entries, 1);
-            failed |= ADD_SAMPLES(variant, threads, 0, transposed, x, rows * in, FLOAT32, rows, m, n, then,
-                                  rows * columns, then, rows * columns, of, 3, starts, 3, slots, entries, gammas,
-                                  entries, entries, 1);
+            failed |=
+                ADD_SAMPLES(variant, threads, 0, transposed, x, rows * in, FLOAT32, rows, m, n, then, rows * columns,
+                            then, rows * columns, of, 3, starts, 3, slots, entries, gammas, entries, entries, 1);
             failed |= memcmp(once, then, (size_t)(rows * columns) * 4) != 0;
         }
         for (int64_t i = 0; i < rows * columns; i++) once[i] = 7;
-        failed |= DELTA_LINEAR(variant, 1, 0, 0, x, rows * in, FLOAT32, in * 4, rows, in, y, rows * columns,
-                               columns * 4, once, rows * columns, columns * 4, columns, tasks, 3, slots, entries,
-                               gammas, entries, entries, 1, NULL, 0, 0, of, 2, starts, 3, transposed) !=
-                  (kind == 2 ? 4 : 0);
+        failed |=
+            DELTA_LINEAR(variant, 1, 0, 0, x, rows * in, FLOAT32, in * 4, rows, in, y, rows * columns, columns * 4,
+                         once, rows * columns, columns * 4, columns, tasks, 3, slots, entries, gammas, entries, entries,
+                         1, NULL, 0, 0, of, 2, starts, 3, transposed) != (kind == 2 ? 4 : 0);
         for (int64_t i = 0; kind == 2 && i < rows * columns; i++) failed |= once[i] != 7;
         free(slots), free(gammas);
     }
@@ -238,9 +239,9 @@ static int check_samples(const char *variant, int64_t m, int64_t n, int64_t stri
         less[1].rows -= k == 2, less[1].bytes -= k == 3;
         if (k == 4) less[1].kept = 2;
         if (k == 5) less[1].window = 128;
-        failed |= ADD_SAMPLES(variant, 2, 0, transposed, x, rows * in - (k == 0), FLOAT32, rows, m, n, y,
-                              rows * columns, out, rows * columns, less, 2 - (k == 1), starts, 1, &slot, 1, &gamma, 1,
-                              1, 1) != 4;
+        failed |=
+            ADD_SAMPLES(variant, 2, 0, transposed, x, rows * in - (k == 0), FLOAT32, rows, m, n, y, rows * columns, out,
+                        rows * columns, less, 2 - (k == 1), starts, 1, &slot, 1, &gamma, 1, 1, 1) != 4;
     }
     int64_t *ids = exactly(3 * 8);
     float *row = exactly(3 * n * 4), *zeros = exactly(3 * n * 4);
