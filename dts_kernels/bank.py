@@ -16,8 +16,9 @@ from .routing import Routing
 class Bank:
     """Packed factors of every loaded task of one [out_features, in_features] layer.
 
-    layout: "disk" keeps tensors as given (a memory-mapped file stays one: nothing is copied on the CPU); "planar"
-    keeps kernel words in chunks (`planar.py`), which is what the GPU kernels read.  None takes what the device needs.
+    layout: "disk" keeps the memory of what is given (a mapped file stays one: nothing is copied on the CPU), and makes
+    tensors when they are asked for (`disk_store.py`); "planar" keeps kernel words in chunks (`planar.py`), which is
+    what the GPU kernels read.  None takes what the device needs.
     """
 
     def __init__(self, in_features: int, out_features: int, device="cpu", layout: str | None = None):
