@@ -95,7 +95,7 @@ class Catalogue:
         folder = self.root if "\0" in (path or name) else real(self.root / (path or name))
         if not folder.is_relative_to(self.root) or folder == self.root:
             raise Refused(f"{path or name!r} is not in the folder of adapters", param="path")
-        if not (folder / CONFIG).is_file():
+        if not os.path.isfile(folder / CONFIG):  # of a path that is too long pathlib raises an error
             raise Refused(f"there is no adapter at {path or name!r} in the folder of adapters", 404, param="path")
         with self._lock:
             if folder != self.root / name:

@@ -187,6 +187,8 @@ def test_a_link_that_leads_out_of_the_folder_is_no_adapter(decoder, tmp_path):
         ("x", str(decoder.adapters / "a")),
         ("x", "."),
         ("x/y", "out"),
+        ("x", "y" * 300),  # longer than a file's name may be
+        ("x", "y/" * 3000),
     ]:
         with pytest.raises(Refused):
             catalogue.give(name, path)
