@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -124,6 +125,7 @@ class DTSModel(Leaving):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._state.owner = weakref.ref(self)
         if self._loaded:
             guard(self)
 

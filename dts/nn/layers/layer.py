@@ -178,6 +178,11 @@ class Layer(nn.Module):
         of weights that are a task's, see `dts.nn.layers.kept`.
         """
         base: Any = base_class(self)
+        if "parametrizations" in self._modules:
+            raise RuntimeError(
+                f"{self.dts.name or 'a layer'} is parametrised under its tasks, of which what takes a parameter's "
+                "place knows nothing: take that off, or delete_task() them"
+            )
         if tracing():  # programs are made in one thread
             with with_tensors(self, tensors):
                 return base.forward(self, *args, **kwargs)

@@ -207,9 +207,15 @@ def dense_parameter(dts: LayerDeltas, name: str, raw: Tensor) -> Tensor:
 class _Moved(torch.autograd.Function):
     """The dense tensor, whose gradient is the base parameter's."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, raw: Tensor, full: Tensor) -> Tensor:
+    def forward(raw: Tensor, full: Tensor) -> Tensor:
         return full.view_as(full)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        """Nothing is kept."""
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:

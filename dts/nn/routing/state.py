@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
+import weakref
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -30,6 +32,9 @@ class RoutingState:
     A backward pass that runs parts of a forward again (gradient checkpointing) uses the routing of that forward, see
     `History`.
 
+    A copy of a layer alone, as PEFT makes one of a head that it trains, follows the calls of the model that it is in.
+
+    owner: the `DTSModel`;  origin: the state of which this one was copied without its owner.
     compiled: some layer was traced;  watch: names of layers that acted, while somebody asks for them;  keeping: the
     routing of the last call with tasks of its own, and what layers made of it, stay for the next: for one thread that
     calls again and again with the same.
@@ -45,11 +50,24 @@ class RoutingState:
         self.keeping = False
         self._last: tuple[Any, ConstantRouting] | None = None  # and what it is of
         self._gate, self._history = Gate(), History()
+        self.owner: weakref.ref[Any] | None = None
+        self.origin: RoutingState | None = None
         self._freeze()
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles have no calls under way."""
-        return vars(self) | {"_open": [], "traced": self.chosen, "_last": None}
+        return vars(self) | {"_open": [], "traced": self.chosen, "_last": None, "owner": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RoutingState:
+        made = memo[id(self)] = object.__new__(type(self))
+        vars(made).update(copy.deepcopy(self.__getstate__() | {"origin": None}, memo))
+        first = self.origin or self
+        owner = None if first.owner is None else first.owner()
+        if owner is not None and id(owner) not in memo:
+            made.origin = first
+        elif self.origin is not None:
+            made.origin = copy.deepcopy(self.origin, memo)
+        return made
 
     # ---- reading -----------------------------------------------------------------------------------------------
 
@@ -60,7 +78,7 @@ class RoutingState:
             return self.traced
         call, graph = call_here(), backward_here()
         while call is not None:
-            if call.state is self and call.graph == graph:
+            if call.graph == graph and (call.state is self or call.state is self.origin is not None):
                 return call
             call = call.outer
         if graph in (-1, self._history.switched[2]):

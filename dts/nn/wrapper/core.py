@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -49,6 +50,7 @@ class Core(nn.Module):
         self.model = model
         devices = (device_of(module, p) for module in model.modules() for p in module.parameters(recurse=False))
         self._state = RoutingState(next(devices, torch.device("cpu")))
+        self._state.owner = weakref.ref(self)
         self._base: Base | None = None  # the checkpoint it was made from, if that is known
         self._loaded = LoadedTasks()
         self._shelf: Shelf | None = None  # tasks within a limit, of `keep_within`

@@ -43,6 +43,46 @@ def close(found, expected):
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
+class Trained(nn.Module):
+    """As PEFT's modules_to_save: a copy takes a module's place, which stays beside it."""
+
+    def __init__(self, original):
+        super().__init__()
+        self.original, self.copy = original, copy.deepcopy(original)
+
+    def forward(self, x):
+        return self.copy(x)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("copied", [False, True], ids=["the model", "a copy of it"])
+def test_a_copy_that_took_a_layers_place_follows_the_calls(maker, dense_twin, copied):
+    model, base, tasks = made(maker)
+    model.set_task("b")
+    model.model.out = Trained(model.model.out)
+    first, model = model, copy.deepcopy(model) if copied else model
+    twins = {name: dense_twin(base, [(tasks[name], 1.0)]) for name in tasks} | {None: base}
+    first.set_task(None if copied else "b")
+    close(model(IDS), twins["b"](IDS))
+    close(model(IDS, tasks="a"), twins["a"](IDS))
+    found = model(IDS, tasks=["a", None, "b", "a"])
+    for i, name in enumerate(["a", None, "b", "a"]):
+        close(found[i], twins[name](IDS)[i])
+    model.set_task("a")
+    close(model(IDS), twins["a"](IDS))
+    close(first(IDS), twins[None if copied else "a"](IDS))
+
+
+def test_a_layer_parametrised_for_a_while_is_refused(maker):
+    """As PEFT does within a forward with parameters that it targets by name."""
+    model, _, _ = made(maker)
+    model.model.out.register_forward_pre_hook(
+        lambda layer, given: nn.utils.parametrize.register_parametrization(layer, "weight", nn.Identity()) and None
+    )
+    with pytest.raises(RuntimeError, match="out is parametrised under its tasks"):
+        model(IDS, tasks="a")
+
+
 @pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning")
 @pytest.mark.parametrize(
     "apart",

@@ -278,3 +278,24 @@ def test_a_forward_that_prepares_weights_in_a_call_of_the_base_is_refused_too(ma
         with torch.no_grad(), pytest.raises(RuntimeError, match="writes into inner.weight"):
             model(maker.randn(2, 18), **options)
     assert torch.equal(model.model.state_dict()["inner.weight"], before)
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_weight_is_read_under_functorch(gradients, maker, dense_twin):
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(18, 18)
+
+        def forward(self, x):
+            return torch.nn.functional.linear(x, self.inner.weight, self.inner.bias).square()
+
+    base = Reads().double()
+    model, entries, x = DTSModel(copy.deepcopy(base)), maker.entries(base, skip=0), maker.randn(4, 18)
+    model.load_task("a", entries)
+    model.set_task("a")
+    twin = dense_twin(base, [(entries, 1.0)])
+    with torch.set_grad_enabled(gradients):
+        torch.testing.assert_close(torch.func.vmap(model)(x), twin(x))
+        slope = lambda one: torch.func.vmap(torch.func.grad(lambda row: one(row).sum()))(x)  # noqa: E731
+        torch.testing.assert_close(slope(model), slope(twin))
