@@ -178,7 +178,8 @@ class Layer(nn.Module):
         of weights that are a task's, see `dts.nn.layers.kept`.
         """
         base: Any = base_class(self)
-        if "parametrizations" in self._modules:
+        taken: Any = self._modules.get("parametrizations")
+        if taken is not None and any(name in taken for name in self.dts.parameters):
             raise RuntimeError(
                 f"{self.dts.name or 'a layer'} is parametrised under its tasks, of which what takes a parameter's "
                 "place knows nothing: take that off, or delete_task() them"

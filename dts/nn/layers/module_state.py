@@ -84,11 +84,17 @@ class ModuleState:
             Place(f"{one.label}.{key}".lstrip("."), one.store, key)
             for one in self._stores
             for key, value in one.now().items()
-            if value is not one.had.get(key, one)
-            or key in one.containers
-            and not unchanged(value, one.containers[key])
-            or any(_written(*self._numbers[id(t)]) for t in _tensors(value) if id(t) in self._numbers)
+            if self._is_other(one, key, value)
         ]
+
+    def _is_other(self, one: _Store, key: str, value: Any) -> bool:
+        had = one.had.get(key, one)
+        if key in one.containers:
+            if not unchanged(value, one.containers[key]):
+                return True
+        elif value is not had:  # a copy is what it was: another thread may be trying something
+            return not (id(had) in self._numbers and _is_kept(value) and not _written(value, self._numbers[id(had)][1]))
+        return any(_written(*self._numbers[id(t)]) for t in _tensors(value) if id(t) in self._numbers)
 
     def lend(self) -> None:
         """Puts copies of all that there was where it was, which forwards may write into; then `put_back`."""
