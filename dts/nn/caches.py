@@ -39,8 +39,12 @@ def follow(
 
     names: of the slots.
     """
+    made = answer.values() if isinstance(answer, dict) else answer if isinstance(answer, tuple) else ()
+    given = _caches([*args, *kwargs.values()])
+    if not (touched := given + _caches(made)):  # most calls
+        return
     own = {tuple(sorted((names[slot], weight) for slot, weight in mixture.items())) for mixture in mixtures}
-    for cache in _caches([*args, *kwargs.values()]):
+    for cache in given:
         before: set[Any] | None = getattr(cache, _NAME, None)
         if before is not None and not own <= before:
             warnings.warn(
@@ -48,8 +52,7 @@ def follow(
                 "and so the answer is no task's own; give each task a cache of its own",
                 stacklevel=5,
             )
-    made = answer.values() if isinstance(answer, dict) else answer if isinstance(answer, tuple) else ()
-    for cache in _caches([*args, *kwargs.values(), *made]):
+    for cache in touched:
         try:
             setattr(cache, _NAME, own | getattr(cache, _NAME, set()))
         except AttributeError:  # an object of a fixed shape
