@@ -18,8 +18,8 @@ from dts.adapter.table import Unpackable, pack, unpack
 from dts.checkpoint import Damaged, SafetensorsFile
 from dts.checkpoint.safetensors_file import DTYPES, NAMES, Layout, tensor_bytes
 from dts.values import DIMENSIONS, MOST, count
+from dts_kernels.borrowed import BorrowedFactors, Memory
 from dts_kernels.layout import PackedFactors, packed_width
-from dts_kernels.lying import LyingFactors, Memory
 
 TABLE = "table"
 ALIGN = 16  # bytes at which each factor begins in memory, as where malloc gives it one of its own
@@ -145,7 +145,7 @@ class Blobs:
             self._both = self._memory[torch.uint8], self._memory[torch.float32]
             self._at = self._both[0].data_ptr(), self._both[1].data_ptr()
         codes, numbers = self._at
-        return LyingFactors.at(self._both, codes + u_at, codes + v_at, numbers + 4 * sigma_at, (m, n), rank)
+        return BorrowedFactors.at(self._both, codes + u_at, codes + v_at, numbers + 4 * sigma_at, (m, n), rank)
 
     def content(self, key: str) -> memoryview | None:
         """The bytes of what `load` gives, None where only that has them."""

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import contents
+from ..borrowed import BorrowedFactors, tensor_at
 from ..layout import PackedFactors, packed_width
-from ..lying import LyingFactors, lying
 
 
 class Task(ctypes.Structure):
@@ -78,7 +78,7 @@ class Tasks:
 
     def _record(self, slot: int, one: PackedFactors) -> bytes:
         rank = one.rank
-        if isinstance(one, LyingFactors):
+        if isinstance(one, BorrowedFactors):
             (m, n), width = one.shape, packed_width(rank)
             self.kept[slot] = one.memory
             return record(one.u_at, one.v_at, one.sigma_at, 0, width, width, rank, 0, m, n, width, width, rank, 0)
@@ -102,12 +102,12 @@ class Tasks:
             FIELDS * slot : FIELDS * (slot + 1)
         ]
         if len(kept) == 2:
-            return LyingFactors.at(kept, u_at, v_at, sigma_at, (m, n), rank)
+            return BorrowedFactors.at(kept, u_at, v_at, sigma_at, (m, n), rank)
         u, v, sigma = kept
         return PackedFactors(
-            lying(u, u_at, torch.uint8, (m, u_bytes), (u_stride, 1)),
-            lying(v, v_at, torch.uint8, (n, v_bytes), (v_stride, 1)),
-            lying(sigma, sigma_at, torch.float32, (rank,), (1,)),
+            tensor_at(u, u_at, torch.uint8, (m, u_bytes), (u_stride, 1)),
+            tensor_at(v, v_at, torch.uint8, (n, v_bytes), (v_stride, 1)),
+            tensor_at(sigma, sigma_at, torch.float32, (rank,), (1,)),
         )
 
     def __reduce__(self):
@@ -144,7 +144,7 @@ class Tasks:
 
 def readable(factors: PackedFactors) -> bool:
     """Whether C finds the factors' numbers in memory as they are."""
-    return isinstance(factors, LyingFactors) or all(
+    return isinstance(factors, BorrowedFactors) or all(
         [type(t) in (Tensor, torch.nn.Parameter) and t.is_cpu and contents.plain(t) for t in factors.tensors]
     )
 

@@ -12,7 +12,7 @@ import dts
 from dts.adapter import AdapterError
 from dts.cli.app import app
 from dts.unseen.router import EnergyRouter
-from dts_kernels.lying import LyingFactors
+from dts_kernels.borrowed import BorrowedFactors
 from dts_kernels.samples import Samples
 from tests.fuzz.form import opened, tensors_in
 
@@ -64,7 +64,7 @@ def test_samples_share_the_memory_of_all_codes(tmp_path):
     again = dts.Adapter.load(compressed().save(tmp_path / "a"))
     parts = [part for entry in again.entries.values() for f in entry.matrices for part in f.stored]
     samples = [part for part in parts if isinstance(part, Samples)]
-    factors = [part for part in parts if isinstance(part, LyingFactors)]
+    factors = [part for part in parts if isinstance(part, BorrowedFactors)]
     assert len(samples) > 1 and len(samples) + len(factors) == len(parts)
     memory = {t.untyped_storage().data_ptr() for t in [*[s.codes for s in samples], *[f.u for f in factors]]}
     assert len(memory) == 1 and all(s.codes.data_ptr() % 16 == 0 for s in samples)

@@ -1,4 +1,4 @@
-"""Packed factors that lie in memory which others share, as in an adapter's file: tensors are made for whoever asks.
+"""Packed factors in memory borrowed from others, as from an adapter's file: tensors are made for whoever asks.
 
 Three tensors of PyTorch's for a matrix, and what keeps them, take a kilobyte and ten microseconds: as much as the
 factors of a small one, and as all else that is done to load them.
@@ -17,7 +17,7 @@ from .layout import PackedFactors, packed_width
 Memory = tuple[torch.UntypedStorage, torch.UntypedStorage]  # of codes, of float32 numbers
 
 
-class LyingFactors(PackedFactors):
+class BorrowedFactors(PackedFactors):
     """`PackedFactors` without levels, on a CPU, whose tensors lie row by row.
 
     memory: what they lie in, which lives as long as this;  u_at, v_at, sigma_at: addresses.
@@ -34,7 +34,9 @@ class LyingFactors(PackedFactors):
         return PackedFactors(*given, **fields)
 
     @classmethod
-    def at(cls, memory: Memory, u_at: int, v_at: int, sigma_at: int, shape: tuple[int, int], rank: int) -> LyingFactors:
+    def at(
+        cls, memory: Memory, u_at: int, v_at: int, sigma_at: int, shape: tuple[int, int], rank: int
+    ) -> BorrowedFactors:
         """shape: (m, n) of the product.  What is said of the memory is not looked at."""
         made, put = object.__new__(cls), object.__setattr__
         put(made, "memory", memory)
@@ -55,7 +57,7 @@ class LyingFactors(PackedFactors):
 
     @property
     def sigma(self) -> Tensor:
-        return lying(self.memory[1], self.sigma_at, torch.float32, (self.rank,), (1,))
+        return tensor_at(self.memory[1], self.sigma_at, torch.float32, (self.rank,), (1,))
 
     @property
     def levels(self) -> None:
@@ -70,17 +72,17 @@ class LyingFactors(PackedFactors):
         return sum(self.shape) * packed_width(self.rank) + 4 * self.rank
 
     def transpose(self) -> PackedFactors:
-        return LyingFactors.at(self.memory, self.v_at, self.u_at, self.sigma_at, self.shape[::-1], self.rank)
+        return BorrowedFactors.at(self.memory, self.v_at, self.u_at, self.sigma_at, self.shape[::-1], self.rank)
 
     def to(self, device: torch.device | str) -> PackedFactors:
         return self if torch.device(device).type == "cpu" else super().to(device)
 
     def _codes(self, at: int, rows: int) -> Tensor:
         width = packed_width(self.rank)
-        return lying(self.memory[0], at, torch.uint8, (rows, width), (width, 1))
+        return tensor_at(self.memory[0], at, torch.uint8, (rows, width), (width, 1))
 
 
-def lying(
+def tensor_at(
     memory: torch.UntypedStorage, address: int, dtype: torch.dtype, shape: tuple[int, ...], strides: tuple[int, ...]
 ) -> Tensor:
     """A tensor whose first element is at an address in this memory."""
