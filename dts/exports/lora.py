@@ -37,6 +37,11 @@ BIASES = (
     "and no layers without a bias): one such LoRA at a time"
 )
 
+UNSEEN = (
+    "whether {} reads a layer's weight is not known, as its source is not at hand: PEFT would give it the base's, so "
+    "compare the LoRA's outputs with the fine-tune's"
+)
+
 
 def export_lora(
     adapter: Adapter | str | Path,
@@ -279,6 +284,8 @@ class Writer:
         notes = [TIED.format(", ".join(modules)) for modules in shared.values() if len(modules) > 1]
         if self.places.biases and not self.lora_bias:
             notes.append(BIASES)
+        if self.places.unseen:
+            notes.append(UNSEEN.format(", ".join(self.places.unseen)))
         grown = [n for n, s in self.fit.changed().items() if any(o.entry and o.entry.added_rows is not None for o in s)]
         if grown:
             rows = self.fit.sites[grown[0]].shape[0]

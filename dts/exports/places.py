@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from dts.exports.fitted import Fitted, Source
+from dts.exports.reads import Reads, reads
 from dts.nn.layers import kind_of
 
 EXPERTS = "PEFT has no LoRA for a stack of experts, and keeping all of it whole is keeping the model"
@@ -30,12 +31,14 @@ OF_THE_MODEL = "it is the model's own and in no module that could be kept whole"
 @dataclass
 class Places:
     """lora: modules whose weight becomes a LoRA -> its kind;  biases: modules of ``lora`` whose bias changed;
-    whole: modules, none in another;  lost: parameter -> why."""
+    whole: modules, none in another;  lost: parameter -> why;
+    unseen: functions of which it is not known whether they read a layer's weight."""
 
     lora: dict[str, str] = field(default_factory=dict)
     biases: list[str] = field(default_factory=list)
     whole: list[str] = field(default_factory=list)
     lost: dict[str, str] = field(default_factory=dict)
+    unseen: list[str] = field(default_factory=list)
 
     def whole_of(self, name: str) -> str | None:
         """The module kept whole that a parameter or module is in."""
@@ -44,10 +47,11 @@ class Places:
 
 def places(fit: Fitted) -> Places:
     """Where each parameter that an adapter changes goes."""
-    result, whole = Places(lost=dict(fit.lost)), set[str]()
+    read = reads(fit.model)
+    result, whole = Places(lost=dict(fit.lost), unseen=sorted(read.unseen)), set[str]()
     for name, sources in fit.changed().items():
         module, _, leaf = name.rpartition(".")
-        kind = lora_kind(fit.model, module)
+        kind = lora_kind(fit.model, module, read)
         if any(one.target.expert is not None or one.entry and one.entry.kind == "experts" for one in sources):
             result.lost[name] = EXPERTS
         elif kind and leaf == "weight" and all(map(_is_difference, sources)):
@@ -59,26 +63,28 @@ def places(fit: Fitted) -> Places:
         else:
             result.lost[name] = OF_THE_MODEL
     result.whole = closed(whole, [name for name, _ in fit.model.named_modules(remove_duplicate=False)])
-    result.lora |= {module: lora_kind(fit.model, module) or "" for module in result.biases}
+    result.lora |= {module: lora_kind(fit.model, module, read) or "" for module in result.biases}
     result.lora = {module: kind for module, kind in result.lora.items() if result.whole_of(module) is None}
     result.biases = [module for module in result.biases if module in result.lora]
-    result.lora = result.lora or _any_layer(fit, result)
+    result.lora = result.lora or _any_layer(fit, result, read)
     result.lost = {name: why for name, why in result.lost.items() if result.whole_of(name) is None}
     return result
 
 
-def _any_layer(fit: Fitted, there: Places) -> dict[str, str]:
+def _any_layer(fit: Fitted, there: Places, read: Reads) -> dict[str, str]:
     """A layer to be given a LoRA of zero: PEFT loads none without a layer, whatever modules it keeps whole."""
     for module, _ in fit.model.named_modules():
-        kind = lora_kind(fit.model, module)
+        kind = lora_kind(fit.model, module, read)
         if kind and there.whole_of(module) is None and f"{module}.weight" in fit.sites:
             return {module: kind}
     return {}
 
 
-def lora_kind(model: nn.Module, name: str) -> str | None:
+def lora_kind(model: nn.Module, name: str, read: Reads) -> str | None:
     """linear, conv1d (transformers' layer with a weight [in, out]), embedding, conv, or None: no layer of a LoRA."""
     module = model.get_submodule(name)
+    if module in read.by:
+        return None
     if name.rpartition(".")[2] in _of_experts(model):
         return None
     if name and name.rpartition(".")[2] in kind_of(model.get_submodule(name.rpartition(".")[0])).dts_reads:

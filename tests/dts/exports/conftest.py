@@ -18,6 +18,10 @@ IMAGE = dict(
 GPT2 = dict(vocab_size=60, n_embd=32, n_layer=2, n_head=2, n_positions=32, bos_token_id=1, eos_token_id=2)
 OPT = dict(hidden_size=32, word_embed_proj_dim=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=2)
 OPT |= dict(vocab_size=60, max_position_embeddings=32, bos_token_id=1, eos_token_id=2)
+NGRAM = dict(
+    vocab_size=60, hidden_size=32, encoder_ffn_dim=48, decoder_ffn_dim=48, num_buckets=8, relative_max_distance=16
+)
+NGRAM |= {f"num_{side}_{what}": 2 for side in ("encoder", "decoder") for what in ("layers", "attention_heads")}
 DENSE = DECODER | dict(num_experts=4, mlp_only_layers=[0, 1])  # of a family of experts, and has none
 MODELS = {
     "bert": ("BertModel", "BertForSequenceClassification", "BertConfig", TEXT, dict(num_labels=3)),
@@ -27,6 +31,13 @@ MODELS = {
     "qwen2": ("Qwen2ForCausalLM", "Qwen2ForCausalLM", "Qwen2Config", DECODER | dict(tie_word_embeddings=True), {}),
     "opt": ("OPTForCausalLM", "OPTForCausalLM", "OPTConfig", OPT, {}),
     "qwen3_moe": ("Qwen3MoeForCausalLM", "Qwen3MoeForCausalLM", "Qwen3MoeConfig", DENSE, {}),
+    "prophetnet": (
+        "ProphetNetForConditionalGeneration",
+        "ProphetNetForConditionalGeneration",
+        "ProphetNetConfig",
+        NGRAM,
+        {},
+    ),
     "mixtral": ("MixtralForCausalLM", "MixtralForCausalLM", "MixtralConfig", DECODER | dict(num_local_experts=4), {}),
 }
 
@@ -36,7 +47,8 @@ def inputs(name: str, rows: int = 3) -> dict[str, torch.Tensor]:
     if name == "vit":
         return {"pixel_values": torch.randn(rows, 3, 16, 16, generator=draw)}
     ids = torch.randint(3, 60, (rows, 7), generator=draw)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    more = {"decoder_input_ids": ids.flip(1)} if name == "prophetnet" else {}
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **more}
 
 
 def base_of(folder: Path, name: str):

@@ -33,7 +33,7 @@ def expected(folder, name):
     return answer(model, name)
 
 
-@pytest.mark.parametrize("name", ["bert", "vit", "gpt2", "llama", "qwen2", "opt", "qwen3_moe"])
+@pytest.mark.parametrize("name", ["bert", "vit", "gpt2", "llama", "qwen2", "opt", "qwen3_moe", "prophetnet"])
 def test_peft_answers_as_the_adapter_does(made, name, tmp_path):
     folder = made(name)
     result = export_lora(folder / "adapter", folder / "base", tmp_path / "lora")
@@ -50,6 +50,7 @@ def test_peft_answers_as_the_adapter_does(made, name, tmp_path):
     if config.bias == "none" and name not in (
         "gpt2",
         "qwen2",
+        "prophetnet",
     ):  # biases are not given back, shared weights are merged twice
         with model.disable_adapter():
             torch.testing.assert_close(answer(model, name), before)
@@ -178,6 +179,16 @@ def test_any_model_and_what_no_lora_can_hold(tmp_path):
         torch.testing.assert_close(model(x), expected(x), rtol=1e-4, atol=1e-4)
         with model.disable_adapter():
             torch.testing.assert_close(model(x), before)
+
+
+def test_code_that_cannot_be_looked_at_is_named(tmp_path):
+    """Whether it reads a layer's weight, of which PEFT would give it the base's."""
+    made: dict = {}
+    exec("def forward(self, x):\n    return x @ self.inner.weight", made)
+    base, tuned = (type("Made", (torch.nn.Module,), made)() for _ in range(2))
+    base.inner, tuned.inner = torch.nn.Linear(20, 20), torch.nn.Linear(20, 20)
+    adapter = dts.compress(base, tuned, method="residual", rank_fraction=0.5, name="made")
+    assert "whether Made.forward reads" in " ".join(export_lora(adapter, base, tmp_path / "lora").notes)
 
 
 @pytest.mark.parametrize("changed", ["blocks", "proj.", "norm.", "blocks.other.bias", "attention.out_proj"])
