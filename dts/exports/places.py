@@ -11,12 +11,13 @@ PEFT finds modules by their names' ends: a module kept whole brings every other 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from dts.exports.fitted import Fitted, Source
+from dts.exports.held import owners
 from dts.exports.reads import Reads, reads
 from dts.nn.layers import kind_of
 
@@ -47,18 +48,18 @@ class Places:
 
 def places(fit: Fitted) -> Places:
     """Where each parameter that an adapter changes goes."""
-    read = reads(fit.model)
+    read, around = reads(fit.model), owners(fit.model)
     result, whole = Places(lost=dict(fit.lost), unseen=sorted(read.unseen)), set[str]()
     for name, sources in fit.changed().items():
         module, _, leaf = name.rpartition(".")
-        kind = lora_kind(fit.model, module, read)
+        kind = None if module in around else lora_kind(fit.model, module, read)
         if any(one.target.expert is not None or one.entry and one.entry.kind == "experts" for one in sources):
             result.lost[name] = EXPERTS
         elif kind and leaf == "weight" and all(map(_is_difference, sources)):
             result.lora[module] = kind
         elif kind and kind != "embedding" and leaf == "bias" and all(map(_is_difference, sources)):
             result.biases.append(module)
-        elif owner := _kept_by(fit.model, module):
+        elif owner := around.get(kept := _kept_by(fit.model, module), kept):
             whole.add(owner)
         else:
             result.lost[name] = OF_THE_MODEL
@@ -66,16 +67,16 @@ def places(fit: Fitted) -> Places:
     result.lora |= {module: lora_kind(fit.model, module, read) or "" for module in result.biases}
     result.lora = {module: kind for module, kind in result.lora.items() if result.whole_of(module) is None}
     result.biases = [module for module in result.biases if module in result.lora]
-    result.lora = result.lora or _any_layer(fit, result, read)
+    result.lora = result.lora or _any_layer(fit, result, read, around)
     result.lost = {name: why for name, why in result.lost.items() if result.whole_of(name) is None}
     return result
 
 
-def _any_layer(fit: Fitted, there: Places, read: Reads) -> dict[str, str]:
+def _any_layer(fit: Fitted, there: Places, read: Reads, around: Collection[str]) -> dict[str, str]:
     """A layer to be given a LoRA of zero: PEFT loads none without a layer, whatever modules it keeps whole."""
     for module, _ in fit.model.named_modules():
         kind = lora_kind(fit.model, module, read)
-        if kind and there.whole_of(module) is None and f"{module}.weight" in fit.sites:
+        if kind and module not in around and there.whole_of(module) is None and f"{module}.weight" in fit.sites:
             return {module: kind}
     return {}
 

@@ -181,12 +181,48 @@ def test_any_model_and_what_no_lora_can_hold(tmp_path):
             torch.testing.assert_close(model(x), before)
 
 
+class Kept(torch.nn.Module):
+    """Calls its layers from a list, as MaskFormer's pyramid does."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.norm = torch.nn.Linear(32, 48), torch.nn.Linear(48, 32), torch.nn.LayerNorm(32)
+        self.steps = [self.first, torch.relu, self.second, self.norm]
+
+    def forward(self, x):
+        for step in self.steps:
+            x = step(x)
+        return x
+
+
+class Keeps(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.last = Kept(), torch.nn.Linear(32, 48)
+
+    def forward(self, x):
+        return self.last(self.inner(x))
+
+
+def test_layers_called_from_a_list_are_kept_with_the_list(tmp_path):
+    torch.manual_seed(0)
+    base, tuned = Keeps().eval(), Keeps().eval()
+    tuned.load_state_dict({name: value + 0.1 * torch.randn_like(value) for name, value in base.state_dict().items()})
+    adapter = dts.compress(base, tuned, method="residual", rank_fraction=0.5, name="keeps")
+    result, expected, x = export_lora(adapter, base, tmp_path / "lora"), Keeps().eval(), torch.randn(2, 32)
+    expected.load_state_dict(dict(adapter.apply(base)))
+    assert json.loads((tmp_path / "lora/adapter_config.json").read_text())["modules_to_save"] == ["inner"]
+    assert result.squared_error == 0
+    with torch.no_grad():
+        torch.testing.assert_close(in_peft(base, tmp_path / "lora")(x), expected(x), rtol=1e-4, atol=1e-4)
+
+
 def test_code_that_cannot_be_looked_at_is_named(tmp_path):
     """Whether it reads a layer's weight, of which PEFT would give it the base's."""
     made: dict = {}
     exec("def forward(self, x):\n    return x @ self.inner.weight", made)
     base, tuned = (type("Made", (torch.nn.Module,), made)() for _ in range(2))
-    base.inner, tuned.inner = torch.nn.Linear(20, 20), torch.nn.Linear(20, 20)
+    base.inner, tuned.inner = torch.nn.Linear(64, 64), torch.nn.Linear(64, 64)
     adapter = dts.compress(base, tuned, method="residual", rank_fraction=0.5, name="made")
     assert "whether Made.forward reads" in " ".join(export_lora(adapter, base, tmp_path / "lora").notes)
 
