@@ -4,8 +4,10 @@ import math
 import re
 from typing import Any
 
-UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
-SIZE = re.compile(r"(\d+\.?\d*|\.\d+)\s*(%|[kmg]i?b?|b)?", re.IGNORECASE)
+PREFIXES = "kmgt"
+UNITS = {"": 1} | {p: 1000**i for i, p in enumerate(PREFIXES, 1)}
+UNITS |= {p + "i": 1024**i for i, p in enumerate(PREFIXES, 1)}
+SIZE = re.compile(rf"(\d+\.?\d*|\.\d+)\s*(%|[{PREFIXES}]i?b?|b)?", re.IGNORECASE)
 
 
 def parse_size(text: str) -> dict[str, Any]:
@@ -17,7 +19,8 @@ def parse_size(text: str) -> dict[str, Any]:
     if unit == "%":
         return {"budget": number / 100}
     if not unit and number >= 1:
-        raise ValueError(f"size {text!r} has no unit: write {text}% of the base, or {text}MB, {text}KB or {text}B")
+        share = f"{text}% of the base, or " if number <= 100 else ""
+        raise ValueError(f"size {text!r} has no unit: write {share}{text}MB, {text}KB or {text}B")
     if not unit:
         return {"budget": number}
     nbytes = number * UNITS[unit.removesuffix("b")]

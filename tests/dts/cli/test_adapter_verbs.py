@@ -197,6 +197,11 @@ def test_truncate_makes_a_smaller_adapter(dts, models, adapter, tmp_path):
     assert dts("verify", "small", models / "base", models / "one").exit_code == 0
 
 
+def test_truncate_to_more_than_there_is_says_so(dts, adapter):
+    made = dts("truncate", adapter, "-o", "as-large", "-s", "9MB")
+    assert made.exit_code == 0 and "already: nothing is left out for 9MB" in made.stderr
+
+
 def test_apply_replaces_nothing_but_a_model(dts, models, adapter, tmp_path):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder").mkdir()

@@ -30,6 +30,7 @@ from dts.cli.common import (
         ("2MiB", {"nbytes": 2 * 1024**2}),
         ("500 KB", {"nbytes": 500_000}),
         ("1.5GB", {"nbytes": 1_500_000_000}),
+        ("2TB", {"nbytes": 2 * 10**12}),
         ("1024B", {"nbytes": 1024}),
     ],
 )
@@ -37,10 +38,17 @@ def test_sizes_as_people_write_them(text, parsed):
     assert parse_size(text) == pytest.approx(parsed)
 
 
-@pytest.mark.parametrize("text", ["5", "", "1 percent", "-1%", "1%%", "5TB", "MB"])
+@pytest.mark.parametrize("text", ["5", "", "1 percent", "-1%", "1%%", "5PB", "MB"])
 def test_a_size_that_could_mean_anything_is_refused_with_examples(text):
     with pytest.raises(ValueError, match="write"):
         parse_size(text)
+
+
+@pytest.mark.parametrize(("text", "shares"), [("5", True), ("100", True), ("40000", False)])
+def test_a_share_is_offered_only_for_what_can_be_one(text, shares):
+    with pytest.raises(ValueError, match="no unit") as error:
+        parse_size(text)
+    assert ("% of the base" in str(error.value)) == shares and f"{text}KB" in str(error.value)
 
 
 def test_fractions():
