@@ -175,7 +175,7 @@ class _Body:
 
     def _name(self, target: ast.AST, found: Modules) -> None:
         for node in ast.walk(target) if found else ():
-            if isinstance(node, ast.Name):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):  # not the x of x.l = self.l
                 self.names[node.id] = self.names.get(node.id, NONE) | found
 
     def modules(self, node: ast.AST) -> Modules:
