@@ -76,7 +76,7 @@ models: $(VENV)/.models-installed ## every family of docs/models.md against its 
 	$(RUN) -m pytest -q -n auto --maxprocesses 4 -m "models or not models" tests/models $(ARGS)
 
 exports: $(VENV)/.exports-installed ## programs for other run-times and heavy clients, with the real libraries; some minutes
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -m exports tests/dts $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --maxprocesses 4 --dist loadfile -m exports tests/dts $(ARGS)
 
 distributed: $(VENV)/.test-installed ## tensor parallel in four processes on the CPU
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -m distributed tests/dts/nn/parallel $(ARGS)
