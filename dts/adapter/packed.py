@@ -168,7 +168,7 @@ class Blobs:
             moved |= at != first
             places[key], at = at, at + stop - first
             at += -at % grain
-        if places:
+        if at:  # of empty ones alone there is nothing to lie anywhere
             if moved or at != whole.shape[0]:  # else there is nothing but factors, and they lie as they should
                 size, raw = dtype.itemsize, bytearray(at * dtype.itemsize)
                 for key, (_, _, first, stop) in own:
