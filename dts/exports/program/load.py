@@ -30,15 +30,21 @@ class LoadedProgram:
     def __call__(self, tasks: Selections = None, **inputs: Tensor) -> dict[str, Tensor]:
         """tasks: one item for all rows or a list with one a row, None is the base;  inputs: all of the model's.
 
-        Raises ValueError as `Manifest.routing` does, and for inputs that are missing or unknown.
+        Raises ValueError as `Manifest.routing` does, for inputs that are missing or unknown, and for no rows where the
+        program cannot answer none.
         """
         names = [name for name in self.manifest.inputs if name not in INPUTS]
         if sorted(names) != sorted(inputs):
             raise ValueError(f"the program's inputs are {names}, not {list(inputs)}")
         rows = next(iter(inputs.values())).shape[0]
         given = self.manifest.routing(tasks, rows) | {name: inputs[name] for name in names}
-        with torch.no_grad():
-            found = self._run(given)
+        try:
+            with torch.no_grad():
+                found = self._run(given)
+        except (ArithmeticError, RuntimeError) as error:
+            if rows:
+                raise
+            raise ValueError("this program answers no batch without rows: leave the call out") from error
         return {name: torch.as_tensor(found[name]) for name in self.manifest.outputs}
 
 

@@ -31,6 +31,8 @@ def test_written_and_loaded(rows_program, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["p.pt2"]
     with pytest.raises(ValueError, match="inputs are .*'ids'"):
         loaded("a", words=ids(2))
+    with pytest.raises(ValueError, match="without rows"):
+        loaded("a", ids=ids(5)[:0])
     torch.export.save(program.exported, tmp_path / "other.pt2")
     with pytest.raises(ValueError, match="no manifest of tasks"):
         load_program(tmp_path / "other.pt2")
