@@ -137,15 +137,13 @@ class Bank:
 
     def derived(self) -> Derived:
         """(packed, table, max_rank), the same tuple until a task comes or goes."""
-        if self.layout == "disk" and torch.compiler.is_compiling():
+        if self.layout == "disk" and torch.compiler.is_compiling() or self._ready is None:
             self._prepare()
-        elif self._ready is None:
-            self._ready = self._store.derived()
         assert self._ready is not None
         return self._ready
 
     def _prepare(self) -> bool:
-        """Derived for a program that is being made."""
+        """Derived if it is not, also while a program is being made."""
         if self._ready is None:
             self._ready = self._store.derived()
         return True

@@ -86,6 +86,14 @@ def tensor_at(
     memory: torch.UntypedStorage, address: int, dtype: torch.dtype, shape: tuple[int, ...], strides: tuple[int, ...]
 ) -> Tensor:
     """A tensor whose first element is at an address in this memory."""
+    first = (address - memory.data_ptr()) // dtype.itemsize if address else 0
+    return tensor_in(memory, first, dtype, shape, strides)
+
+
+def tensor_in(
+    memory: torch.UntypedStorage, first: int, dtype: torch.dtype, shape: tuple[int, ...], strides: tuple[int, ...]
+) -> Tensor:
+    """A tensor that begins so many elements behind this memory's first."""
     made: Any = torch.empty(0, dtype=dtype)  # no view, of which PyTorch would keep 300 bytes more
-    found: Tensor = made.set_(memory, (address - memory.data_ptr()) // dtype.itemsize if address else 0, shape, strides)
+    found: Tensor = made.set_(memory, first, shape, strides)
     return found

@@ -150,15 +150,13 @@ class SampleBank:
     @property
     def arguments(self) -> StoredSamples:
         """What the ops take of the bank."""
-        if self.arena is None and torch.compiler.is_compiling():
+        if self.arena is None and torch.compiler.is_compiling() or self._ready is None:
             self._prepare()
-        elif self._ready is None:
-            self._ready = self._derive()
         assert self._ready is not None
         return self._ready
 
     def _prepare(self) -> bool:
-        """Derived for a program that is being made."""
+        """Derived if it is not, also while a program is being made."""
         if self._ready is None:
             self._ready = self._derive()
         return True

@@ -27,7 +27,7 @@ from benchmarks.quality import language, language_tasks, smollm2
 from benchmarks.quality.command import CACHE, hush, list_of, make_place
 from benchmarks.quality.image_tasks import shared_data
 from benchmarks.real.answers import same_number
-from benchmarks.real.generate import answered, greedy
+from benchmarks.real.generate import Late, answered, greedy
 from benchmarks.real.sandbox import passes
 from dts.files import write_text
 
@@ -93,7 +93,7 @@ def examined(name: str, finetuned: Path, asked: argparse.Namespace) -> list[dict
         file = f"{name if what == 'base' else finetuned.name}-{what}-{asked.method if folder else ''}"
         path = CACHE / "answers" / f"{file.replace(' %', '').strip('-')}.jsonl"
         load = partial(_generator, base if what == "base" or folder else finetuned, folder, tokenizer, exam.tokens)
-        given = [exam.cut(one) for one in answered(prompts, path, _late(load), asked.batch, partial(print, flush=True))]
+        given = [exam.cut(one) for one in answered(prompts, path, Late(load), asked.batch, partial(print, flush=True))]
         wanted = wanted or given
         one = {
             "task": name,
@@ -121,18 +121,6 @@ def _generator(model: Path, adapter: Path | None, tokenizer, tokens: int) -> Cal
         return greedy(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval(), tokenizer, tokens)
     loaded = dts.DTSModel.from_pretrained(model, adapters={"task": adapter}, dtype=torch.float32).eval()
     return greedy(loaded, tokenizer, tokens, "task")
-
-
-def _late(load: Callable[[], Callable]) -> Callable[[list[str]], list[str]]:
-    """What `load` gives, which is called when the first questions come."""
-    loaded: list[Callable] = []
-
-    def generate(prompts: list[str]) -> list[str]:
-        if not loaded:
-            loaded.append(load())
-        return loaded[0](prompts)
-
-    return generate
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -62,3 +62,20 @@ def greedy(model: Any, tokenizer: Any, tokens: int, task: str | None = None) -> 
         return tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
     return generate
+
+
+class Late:
+    """Answers prompts by what ``load`` gives, which is called when the first ones come."""
+
+    def __init__(self, load: Callable[[], Callable[[list[str]], list[str]]]):
+        self.load = load
+        self.generate: Callable[[list[str]], list[str]] | None = None
+
+    def __call__(self, prompts: list[str]) -> list[str]:
+        if self.generate is None:
+            self.generate = self.load()
+        return self.generate(prompts)
+
+    def clear(self) -> None:
+        """Lets go what was loaded."""
+        self.generate = None

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import dts
 from benchmarks.real.access import place_of
-from benchmarks.real.generate import TOKENS, answered, greedy
+from benchmarks.real.generate import TOKENS, Late, answered, greedy
 from benchmarks.real.grade import graded
 from benchmarks.real.prompts import asked
 from benchmarks.real.questions import questions
@@ -95,21 +95,20 @@ def _generator(
     where: dict[str, Any] = {"dtype": setting.dtype}
     if setting.device != "cpu":
         where["device_map"] = setting.device
-    tokens, loaded = setting.tokens or TOKENS[score.benchmark], []
+    tokens = setting.tokens or TOKENS[score.benchmark]
 
-    def generate(prompts: list[str]) -> list[str]:
-        if not loaded and adapter is None:
+    def load() -> Callable[[list[str]], list[str]]:
+        if adapter is None:
             model = AutoModelForCausalLM.from_pretrained(base if what == BASE else finetuned, **where).eval()
-            loaded.append(greedy(model, tokenizer, tokens))
-        elif not loaded:
-            model = dts.DTSModel.from_pretrained(base, adapters={"task": adapter}, **where).eval()
-            loaded.append(greedy(model, tokenizer, tokens, "task"))
-        return loaded[0](prompts)
+            return greedy(model, tokenizer, tokens)
+        model = dts.DTSModel.from_pretrained(base, adapters={"task": adapter}, **where).eval()
+        return greedy(model, tokenizer, tokens, "task")
 
+    generate = Late(load)
     try:
         yield generate
     finally:
-        loaded.clear()
+        generate.clear()
         gc.collect()
         if setting.device.startswith("cuda"):
             torch.cuda.empty_cache()

@@ -18,7 +18,7 @@ from dts.adapter.table import Unpackable, pack, unpack
 from dts.checkpoint import Damaged, SafetensorsFile
 from dts.checkpoint.safetensors_file import DTYPES, NAMES, Layout, tensor_bytes
 from dts.values import DIMENSIONS, MOST, count
-from dts_kernels.borrowed import BorrowedFactors, Memory
+from dts_kernels.borrowed import BorrowedFactors, Memory, tensor_in
 from dts_kernels.layout import PackedFactors, packed_width
 
 TABLE = "table"
@@ -114,8 +114,7 @@ class Blobs:
         if own.dtype not in self._read:
             self._read[own.dtype] = self._blob(own.dtype)
         if (first := self._shared.get(key)) is not None:
-            made: Any = torch.empty(0, dtype=own.dtype)  # no view, of which PyTorch would keep 300 bytes more
-            return made.set_(self._memory[own.dtype], first, own.shape, strides(own.shape))
+            return tensor_in(self._memory[own.dtype], first, own.dtype, own.shape, strides(own.shape))
         content = self.content(key)
         if content is None or not content.nbytes:
             return self.file.part(NAMES[own.dtype], own.first, own.stop - own.first).view(own.shape)

@@ -84,11 +84,10 @@ def _any_layer(fit: Fitted, there: Places, read: Reads, around: Collection[str])
 def lora_kind(model: nn.Module, name: str, read: Reads) -> str | None:
     """linear, conv1d (transformers' layer with a weight [in, out]), embedding, conv, or None: no layer of a LoRA."""
     module = model.get_submodule(name)
-    if module in read.by:
+    outer, _, last = name.rpartition(".")
+    if module in read.by or last in _of_experts(model):
         return None
-    if name.rpartition(".")[2] in _of_experts(model):
-        return None
-    if name and name.rpartition(".")[2] in kind_of(model.get_submodule(name.rpartition(".")[0])).dts_reads:
+    if name and last in kind_of(model.get_submodule(outer)).dts_reads:
         return None  # the module around it reads the weight and never calls the layer
     if isinstance(module, nn.Linear):
         return "linear" if _as_its_kind(module) else None
@@ -97,11 +96,9 @@ def lora_kind(model: nn.Module, name: str, read: Reads) -> str | None:
     if isinstance(module, nn.Embedding):
         scaled = isinstance(getattr(module, "embed_scale", None), float | Tensor)  # which PEFT does itself
         return "embedding" if module.max_norm is None and (scaled or _as_its_kind(module)) else None
-    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and _as_its_kind(
-        module
-    ):  # PEFT's has these settings alone
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):  # PEFT makes its own with these settings alone
         plain = module.groups == 1 and set(module.dilation) == {1} and module.padding_mode == "zeros"
-        return "conv" if plain else None
+        return "conv" if plain and _as_its_kind(module) else None
     return None
 
 

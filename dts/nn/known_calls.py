@@ -42,11 +42,10 @@ class KnownCalls:
         if key in self.found:
             return self.found[key]
         whole = _whole(model, state, run, method, args, kwargs, rows)
-        some = [_first_rows(method, args, kwargs, rows, list(range(n)), whole) for n in (1, 2, min(rows, MORE))]
+        most = min(rows, MORE)
+        one, two, more = (_first_rows(method, args, kwargs, rows, list(range(n)), whole) for n in (1, 2, most))
         try:
-            where = find_rows(
-                model, layers, state, run, some[0], some[1], some[2] if rows > 2 else None, min(rows, MORE)
-            )
+            where = find_rows(model, layers, state, run, one, two, more if rows > 2 else None, most)
         except Exception:  # not for so few rows: all together, and what is wrong with them the call itself will say
             return RowAxes(out_axes=[COUPLED])
         where.whole, self.found[key] = whole, where
@@ -89,10 +88,7 @@ def rows_of(value: Any, take: list[int], rows: int) -> Any:
     row; anything else as it is."""
     if isinstance(value, Tensor):
         return value[take] if value.dim() and value.shape[0] == rows else value
-    if not isinstance(value, list | tuple | dict):
-        return value
-    tensors = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
-    if any(leaf.dim() and leaf.shape[0] == rows for leaf in tensors):
+    if any(leaf.dim() and leaf.shape[0] == rows for leaf in _tensors_of(value)):
         return tree_map(lambda leaf: rows_of(leaf, take, rows) if isinstance(leaf, Tensor) else leaf, value)
     if type(value) is list and len(value) == rows and all(isinstance(one, Tensor | str) for one in value):
         return [value[i] for i in take]
@@ -117,13 +113,14 @@ def _kind_of_call(method: str, args: Sequence[Any], kwargs: Mapping[str, Any], r
     # of generate, numbers are lengths and temperatures
     kinds |= {k: type(v).__name__ if method == "generate" else _kind_of_number(v) for k, v in numbers.items()}
     given = [*enumerate(args), *kwargs.items()]
-    leaves = [(str(k), leaf) for k, v in given for leaf in ([v] if isinstance(v, Tensor) else _inner(v))]
+    leaves = [(str(k), leaf) for k, v in given for leaf in _tensors_of(v)]
     tensors = [(k, leaf.dim(), leaf.dim() and leaf.shape[0] == rows) for k, leaf in leaves]
     return (method, len(args), *sorted(tensors), *sorted(kinds.items()))
 
 
-def _inner(value: Any) -> list[Tensor]:
-    if not isinstance(value, list | tuple | dict):
+def _tensors_of(value: Any) -> list[Tensor]:
+    """A tensor, or those in containers; none of other objects."""
+    if not isinstance(value, Tensor | list | tuple | dict):
         return []
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 

@@ -27,7 +27,7 @@ MOST_PLACES = 256  # tasks a row may mix
 
 # the records of dts.h: ctypes takes as long for 28 arguments as C for a small product
 delta_linear_record = struct.Struct("@P3qP5qP2qP3qPqPqP3qP2qPqP2q").pack
-NO_SAMPLES = (0,) * 5  # behind the components, see `ops.together`
+NO_SAMPLES = (0,) * 4  # in place of `native_samples.SampleArray.addresses`
 _embedding_record = struct.Struct("@PqP2qPP3qPqPPq").pack
 
 
@@ -109,6 +109,7 @@ def delta_linear(
             adds_have,
             add_count,
             *NO_SAMPLES,
+            False,
         )
     )
     if code:

@@ -44,18 +44,18 @@ class SampleArray:
         self.given, self.codes, self.others = codes, tuple(codes), (starts, scales)
         self.versions = tuple(None if t.is_inference() else t._version for t in (table, starts, scales))
         check.samples(StoredSamples(codes, table, starts, scales), False)
-        self.array, self.count = (Sample * max(len(codes), 1))(), len(codes)
-        lying = [c if c.stride(1) == 1 else c.contiguous() for c in codes]
+        self.array = (Sample * max(len(codes), 1))()
+        side_by_side = [c if c.stride(1) == 1 else c.contiguous() for c in codes]
         # their memory: whoever exchanges that of a tensor that was given does not take it from under C
-        self.kept = [c.untyped_storage() for c in lying]
-        for sample, own, row, scale in zip(self.array, lying, map(read, table.tolist()), scales.tolist()):
+        self.kept = [c.untyped_storage() for c in side_by_side]
+        for sample, own, row, scale in zip(self.array, side_by_side, map(read, table.tolist()), scales.tolist()):
             sample.codes, sample.row_bytes = own.data_ptr(), own.stride(0)
             sample.stride, sample.seed, sample.scale = row.stride, row.seed, scale
             sample.kept, sample.window = row.share
             sample.rows, sample.bytes = own.shape
         self.starts = starts.detach().clone(memory_format=torch.contiguous_format)
-        self.pointer, self.starts_pointer = ctypes.addressof(self.array), self.starts.data_ptr()
-        self.slots = starts.shape[0] - 1
+        # samples, their number, starts, slots, as records of dts.h have them
+        self.addresses = ctypes.addressof(self.array), len(codes), self.starts.data_ptr(), starts.shape[0] - 1
 
     def __reduce__(self):
         return type(None), ()  # pointers mean nothing in a copy of the table: it makes its own
@@ -122,10 +122,7 @@ def add_samples(
             count,
             out.data_ptr(),
             out.numel(),
-            samples.pointer,
-            samples.count,
-            samples.starts_pointer,
-            samples.slots,
+            *samples.addresses,
             slots.data_ptr(),
             entries * places,
             weights.data_ptr(),
@@ -172,10 +169,7 @@ def add_sampled_rows(
             out.data_ptr(),
             out.numel(),
             native.DTYPES[y.dtype],
-            samples.pointer,
-            samples.count,
-            samples.starts_pointer,
-            samples.slots,
+            *samples.addresses,
             slots.data_ptr(),
             entries * places,
             weights.data_ptr(),

@@ -68,7 +68,7 @@ class Together:
 
         Bit for bit, but that in float32 samples are added before the base's product, as components are in `ops.linear`.
         """
-        components, samples, slots, weights = self.components, self.samples, routing.slots, routing.weights
+        components, slots, weights = self.components, routing.slots, routing.weights
         m, n, dtype, shape, entries = self.m, self.n, x.dtype, x.shape, check.plain(slots, weights)
         if (
             not entries
@@ -141,11 +141,8 @@ class Together:
         onto, onto_have, onto_stride = to, have, m * size
         if first:  # the bias, for all rows
             onto, onto_have, onto_stride = (0, 0, 0) if bias is None else (bias.data_ptr(), m, 0)
-        turned, array, sampled = False, banks.array, (0, 0, 0, 0)
-        if array is not None:
-            assert samples is not None
-            turned = samples.transposed
-            sampled = array.pointer, array.count, array.starts_pointer, array.slots
+        turned, array = self.transposed, banks.array
+        sampled = native.NO_SAMPLES if array is None else array.addresses
         if banks.tasks is not None:
             record = native.delta_linear_record(
                 variant, threads, exact, 0,

@@ -23,7 +23,7 @@ typedef struct {
     int64_t task_count;
     const float *adds; /* [add_count, m] or NULL: gamma times the slot's row is added */
     int64_t add_count;
-    const Sample *samples; /* NULL, or those of a bank whose slots have at most one each, of digits (sample_turns), */
+    const Sample *samples; /* NULL, or those of a bank whose slots have at most one each, of digits (in_digits), */
     const int64_t *starts; /* in float32: their products with x are added last */
     int64_t slot_count;
 } RowBlocks;
