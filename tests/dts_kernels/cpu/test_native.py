@@ -216,12 +216,8 @@ def test_one_task_is_reconstructed_as_it_is_beside_others(variant, dtype):
     """In row blocks, with the bits of a sweep of several tasks; on any number of threads."""
     before = torch.get_num_threads()
     for m, n, rank in ((300, 70, 41), (5, 2049, 7), (129, 33, 1), (1, 1, 3), (700, 900, 90)):
-        bank, gamma, seeded = (
-            bank_of(m, n, rank, with_levels=False),
-            torch.tensor([-0.7]),
-            torch.Generator().manual_seed(m),
-        )
-        base = torch.randn(m, n, generator=seeded).to(dtype)
+        bank, gamma = bank_of(m, n, rank, with_levels=False), torch.tensor([-0.7])
+        base = torch.randn(m, n, generator=torch.Generator().manual_seed(m)).to(dtype)
         tasks = native.Tasks(bank.packed, bank.table)
         nothing = torch.tensor([-0.7, 1.0])  # a second task, of scales that are 0
         bank.add(1, PackedFactors(bank.factors(1).u, bank.factors(1).v, torch.zeros(rank)))
