@@ -1,6 +1,8 @@
 """What modules hold beside their parameters and children, as it is at one moment: to compare with, and to go back to.
 
-Fields and buffers, what containers have in them, and fields of helper objects that a module keeps things in.
+Fields and buffers, what containers have in them, fields of helper objects that a module keeps things in, and where the
+numbers of its parameters lie.  Layers whose weight is codes are left out: what their library keeps beside these, and
+packs anew in a first call, is made of the codes alone, and one without the other is another weight.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dts.nn.layers.kept_values import FIELDS, is_container, snapshot, unchanged, written
+from dts.sites import is_quantised
 
 DEPTH = 3  # of containers and helper objects within each other
 STORES = 1 << 14  # dicts that are looked into at most
@@ -57,7 +60,12 @@ class ModuleState:
         self._stores: list[_Store] = []
         self._seen: set[int] = set()
         self._numbers: dict[int, tuple[Tensor, Tensor]] = {}
+        self._data: list[tuple[nn.Parameter, Tensor]] = []
         for name, module in modules:
+            if is_quantised(module):
+                continue
+            parameters = [p for p in module._parameters.values() if type(p) is nn.Parameter]
+            self._data += [(p, p.data) for p in parameters if not p.is_meta and p.layout is torch.strided]
             for store in (vars(module), module._buffers):
                 self._add(name, store, frozenset(FIELDS) if store is vars(module) else frozenset())
         if numbers:
@@ -98,6 +106,7 @@ class ModuleState:
 
     def lend(self) -> None:
         """Puts copies of all that there was where it was, which forwards may write into; then `put_back`."""
+        self._lie_as_they_did()
         made: dict[int, Any] = {}
         for one in self._stores:
             _filled(one, {key: self._copy(value, made, one.containers.get(key)) for key, value in one.had.items()})
@@ -109,10 +118,16 @@ class ModuleState:
             for key, before in one.containers.items():
                 if not unchanged(one.had[key], before):
                     written(one.had[key], before)
+        self._lie_as_they_did()
         with torch.no_grad():
             for tensor, before in self._numbers.values() if numbers else ():
                 if _written(tensor, before):
                     tensor.data = before.clone() if tensor.shape != before.shape else tensor.data.copy_(before)
+
+    def _lie_as_they_did(self) -> None:
+        for parameter, data in self._data:
+            if not parameter.data.is_set_to(data):
+                parameter.data = data
 
     def _copy(self, value: Any, made: dict[int, Any], had: Any = None, depth: int = DEPTH) -> Any:
         """had: what a container had in it, None: what it has.  made: what two places share stays shared."""

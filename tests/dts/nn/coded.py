@@ -30,6 +30,38 @@ class InBytes(nn.Module):
         return nn.functional.linear(x, weight * STEP, self.bias)
 
 
+class Where:
+    """What a library keeps of a layer in an object: the codes of bitsandbytes' 8-bit layers, how its 4-bit ones lie."""
+
+    codes, turned = None, False
+
+
+class MovedAtFirst(InBytes):
+    """As bitsandbytes' 8-bit layers: the first call takes the codes off the parameter, into an object of the layer."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__(linear)
+        self.state, self.weight.codes = Where(), self.weight.data
+
+    def forward(self, x):
+        if self.weight.codes is not None:
+            self.state.codes, self.weight.codes = self.weight.codes, None
+        return nn.functional.linear(x, self.state.codes.to(x.dtype) * STEP, self.bias)
+
+
+class PackedAtFirst(InBytes):
+    """As bitsandbytes' 4-bit layers on some processors: the first call packs the codes anew and notes it."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__(linear)
+        self.state = self.weight.state = Where()
+
+    def forward(self, x):
+        if not self.state.turned:
+            self.weight.data, self.state.turned = self.weight.data.flip(0).contiguous(), True
+        return nn.functional.linear(x, self.weight.flip(0).to(x.dtype) * STEP, self.bias)
+
+
 class InWords(nn.Module):
     """As GPTQ's and AWQ's layers: no ``weight``, but words of int32 with scales, and a bias that is a buffer."""
 

@@ -1,5 +1,6 @@
 """What a module above the layers made of a task's weights, or answers, is no other task's."""
 
+import copy
 import warnings
 
 import pytest
@@ -128,6 +129,19 @@ class OwnHelper(nn.Module):
         return x @ self.helper.table.T
 
 
+class LaidOut(nn.Module):
+    """Puts the rows of its weight into another order in its first call, as kernels want it."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.ready = nn.Parameter(torch.randn(18, 18)), False
+
+    def forward(self, x):
+        if not self.ready:
+            self.weight.data, self.ready = self.weight.data.roll(1, 0), True
+        return x @ self.weight.roll(-1, 0)
+
+
 class FirstInputs(nn.Module):
     """Centres its features by the first batch, as ActNorm does."""
 
@@ -235,6 +249,18 @@ def test_what_follows_the_tasks_or_is_of_none_is_kept(kind, maker, dense_twin):
             torch.testing.assert_close(model(x), expected, rtol=1e-9, atol=1e-9)
             torch.testing.assert_close(model.model.last, expected, rtol=1e-9, atol=1e-9)
     assert model.model.table is not None
+
+
+def test_a_parameter_that_a_first_call_lays_out_anew_is_laid_out_once(maker, dense_twin):
+    """Once, and as its flag says: what locates rows takes neither back without the other."""
+    base = torch.nn.Sequential(nn.Linear(18, 18), LaidOut(), nn.Linear(18, 18)).double().eval()
+    model, tasks = DTSModel(copy.deepcopy(base)), {"a": maker.entries(base, skip=0, only="0.")}
+    model.load_task("a", tasks["a"])
+    x = torch.randn(2, 18, dtype=torch.float64)
+    found = model(x, tasks=["a", None])
+    assert not model.status()["once_a_task"]
+    for i, task in enumerate(("a", None)):
+        torch.testing.assert_close(found[i : i + 1], dense_twin(base, weights(task, tasks))(x[i : i + 1]))
 
 
 def test_what_was_made_before_a_task_came_is_told(maker):

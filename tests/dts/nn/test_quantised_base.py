@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from coded import InBytes, InWords, in_class, rounded
+from coded import InBytes, InWords, MovedAtFirst, PackedAtFirst, in_class, rounded
 from safetensors.torch import save_file
 from torch import nn
 
@@ -57,6 +57,22 @@ def model_of(module: nn.Module, path="models/coded", original=None) -> DTSModel:
     model = DTSModel(module)
     model._base = found
     return model
+
+
+@pytest.mark.parametrize("layer", [MovedAtFirst, PackedAtFirst])
+def test_what_a_library_does_in_a_first_call_stays_done(layer):
+    """It is part of the codes, though it is found beside them: rows are located by first calls that leave no trace."""
+    base = net()
+    coded, plain = copy.deepcopy(base), rounded(base, "first", "last")
+    coded.first, coded.last = layer(base.first), layer(base.last)
+    tuned = moved(base)
+    models = [DTSModel(coded), DTSModel(plain)]
+    for model in models:
+        model.load_task("a", dts.compress(base, tuned, **FAST))
+    x = torch.randn(3, 16)
+    for tasks in (["a", None, "a"], "a", None, ["a", None, "a"]):
+        found, expected = (model(x, tasks=tasks) for model in models)
+        torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
