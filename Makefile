@@ -97,8 +97,9 @@ wheel-aarch64: $(VENV)/.wheel-installed ## a wheel for 64-bit Arm, by Debian's c
 test-aarch64: wheel-aarch64 $(VENV)/.test-installed ## that wheel in a bare Debian under qemu; needs Debian's tools, some minutes
 	$(RUN) -m tests.aarch64 "$$(ls -t dist/*aarch64.whl | head -n 1)"
 
+# each of the processes would else import and collect the whole suite while the card waits
 gpu: $(VENV)/.test-installed ## tests and benchmarks that need a CUDA device
-	$(RUN) -m pytest -m gpu -n 10 --dist worksteal tests $(ARGS)
+	$(RUN) -m pytest -m gpu -n 10 --dist worksteal $$(grep -rl 'mark\.gpu' tests --include='test_*.py') $(ARGS)
 	$(RUN) -m benchmarks.kernels.host
 	$(RUN) -m benchmarks.kernels.gpu
 	$(RUN) -m benchmarks.kernels.gpu_model

@@ -53,7 +53,7 @@ def product(
         and shape[-1] == in_features
         and dtype in FLOATS
         and (entries == 1 or in_features and x.numel() // in_features % entries == 0)
-        and (y is None or y.dtype is dtype and y.shape == shape[:-1] + (out_features,))
+        and (y is None or y.dtype is dtype and y.shape == shape[:-1] + (out_features,) and y.device == x.device)
         and (adds is None or adds.dtype is _float32 and adds.dim() == 2 and adds.shape[1] == out_features)
     ):  # nothing else to look at, and no strings made for nobody
         return x.is_cpu and (adds is None or adds.is_cpu and adds.is_contiguous())
@@ -66,12 +66,22 @@ def product(
         wrong.append(
             f"y {list(y.shape)} {y.dtype} must be {[*x.shape[:-1], out_features]} {x.dtype}, as x and the bank say"
         )
+    wrong += elsewhere(x, y=y)
     if adds is not None and (adds.dtype != torch.float32 or adds.dim() != 2 or adds.shape[1] != out_features):
         wrong.append(f"adds {list(adds.shape)} {adds.dtype} must be float32 [slots, {out_features}]")
     wrong += _routing(slots, weights, x.shape[:-1].numel() if x.dim() else 1, f"rows of x {list(x.shape)}")
     if wrong:
         raise ValueError("; ".join(wrong))
     return False
+
+
+def elsewhere(x: Tensor, **others: Tensor | None) -> list[str]:
+    """What is wrong with operands that are not on the device of x: kernels get their addresses."""
+    return [
+        f"{name} is on {other.device}, x on {x.device}"
+        for name, other in others.items()
+        if other is not None and other.device != x.device
+    ]
 
 
 def ids(of: Tensor, slots: Tensor, weights: Tensor, y: Tensor | None = None, columns: int | None = None) -> bool:

@@ -19,6 +19,7 @@ from .config import Device
 from .device import Beside, device_properties, on_device
 
 ALIGNMENT = 16  # bytes; what Triton tells pointers apart by
+MOST_PROGRAMS = 65_535  # along the second and third axis of a grid
 
 
 class Call(NamedTuple):
@@ -120,7 +121,13 @@ class Launcher:
         return device_properties(None if index < 0 else index)
 
     def launch(self, call: Call) -> Any:
-        """Triton's compiled kernel, None from the interpreter."""
+        """Triton's compiled kernel, None from the interpreter.  Raises ValueError for more programs than CUDA has."""
+        if any(size > MOST_PROGRAMS for size in call.grid[1:]):
+            name = getattr(call.kernel, "__name__", call.kernel)
+            raise ValueError(
+                f"{name} of so many rows has a grid of {call.grid}, and CUDA has one of at most "
+                f"{MOST_PROGRAMS} from its second number on: give fewer rows at once"
+            )
         return call.kernel[call.grid](*call.pointers, *call.sizes, **call.constants, **call.options)
 
     def prepare(self, call: Call) -> Any:

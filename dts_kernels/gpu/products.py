@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..contents import plain
 from ..layout import COLUMN_BLOCK, ceil_div, round_up
 from ..operands import DenseOperands, FactorOperands
 from . import config, launch, repeat
@@ -221,7 +222,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, operands: FactorOpera
         launch = Launch(_flat(x), operands)
         blocks = launch.entries * launch.places
         # a transposed weight (GPT-2's) would be copied for the one kernel; the library takes it as it is
-        fits = weight.is_contiguous() and (bias is None or bias.is_contiguous())
+        fits = all(t is None or t.is_contiguous() and plain(t) for t in (weight, bias))
         if fits and config.fused(launch.device, launch.dtype, launch.per_entry, blocks, operands.max_rank):
             out = launch.base_expand(weight, bias)
         else:

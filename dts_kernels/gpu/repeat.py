@@ -146,7 +146,9 @@ def linear(
     ):
         return None
     if form.fused:
-        if not weight.is_contiguous() or form.with_bias is (bias is None) or bias is not None and bias.stride(0) != 1:
+        if form.with_bias is (bias is None) or not _fuses(weight, form.device):
+            return None
+        if bias is not None and not _fuses(bias, form.device):
             return None
         y = x.new_empty(*x.shape[:-1], m)
         w = weight.data_ptr()
@@ -173,6 +175,11 @@ def delta_linear(
     return _run(form, stream, x, out if y is None else y, out, slots, weights, ())
 
 
+def _fuses(t: Tensor, device: int) -> bool:
+    """Whether the fused kernel may be given a pointer to a weight or bias."""
+    return t.is_contiguous() and not t.is_neg() and t.get_device() == device
+
+
 def _fits(adds: Tensor, form: Form) -> bool:
     return (
         adds.dtype is _float32
@@ -192,7 +199,7 @@ def _run(
     unaligned = at | to | before | rows | gammas
     for pointer in given:
         unaligned |= pointer
-    if unaligned % ALIGNMENT or not at:
+    if unaligned % ALIGNMENT or not at or not before:
         return None
     held = _rooms.held.get((form.device, stream))
     t = room(form.device, form.room, stream, x) if held is None or held[1] < form.room else held[2]

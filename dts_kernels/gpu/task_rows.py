@@ -22,10 +22,11 @@ def task_rows(
     """out [rows, width] = y (if ADD) + sum over p of weights[entry, p] stack[slots[entry, p]], rounded once.
 
     stack [tasks, width]; a slot beyond it adds nothing.  y: rows of it are ``stride`` apart, 0 where all are the same.
-    Row i is of the routing's entry i // per_entry.  Grid: (ceil(width / BLOCK), rows).
+    Row i is of the routing's entry i // per_entry.  Grid: (rows, ceil(width / BLOCK)): CUDA has no more than 65,535
+    programs along any axis but the first.
     """
-    row = tl.program_id(1).to(tl.int64)
-    n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    row = tl.program_id(0).to(tl.int64)
+    n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)
     if ADD:
         total += tl.load(y + row * stride + n, mask=n < width, other=0.0).to(tl.float32)

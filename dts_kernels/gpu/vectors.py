@@ -37,7 +37,7 @@ def task_rows(stack: Tensor, routing: Routing, y: Tensor | None, out: Tensor, ro
     launch.run(
         launch.Call(
             task_rows,
-            (ceil_div(width, BLOCK), rows),
+            (rows, ceil_div(width, BLOCK)),
             (stack, routing.slots, routing.weights, out if y is None else y, out),
             (tasks, rows // entries, places, width, stride),
             {"BLOCK": BLOCK, "ADD": y is not None},

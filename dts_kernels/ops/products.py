@@ -60,6 +60,8 @@ def linear(
         return _linear(x, weight, bias, bank.operands(routing), adds, bank.in_features)
     if weight.shape != bank.shape:
         raise ValueError(f"weight {list(weight.shape)} must be {list(bank.shape)}, as the bank's tasks are")
+    if wrong := check.elsewhere(x, weight=weight, bias=bias):  # one of the meta device would make all of it shapes only
+        raise ValueError("; ".join(wrong))
     check.product(x, None, routing.slots, routing.weights, adds, bank.in_features, bank.out_features)
     out = torch.ops.dts.linear(x, weight, bias, *bank.new_operands(routing))
     return out if adds is None else add_rows(out, adds, routing)
@@ -115,6 +117,8 @@ def _linear(
         raise ValueError(f"weight {list(weight.shape)} {weight.dtype} must be dense [{m}, {n}] {x.dtype}")
     if bias is not None and (bias.shape != (m,) or bias.dtype is not x.dtype):
         raise ValueError(f"bias {list(bias.shape)} {bias.dtype} must be [{m}] {x.dtype}")
+    if not (x.is_cpu and weight.is_cpu) and (wrong := check.elsewhere(x, weight=weight, bias=bias)):
+        raise ValueError("; ".join(wrong))
     fit(x, operands, m, n)
     if not plain or check.signed(x, weights, adds):
         x, operands, adds = readable(x, operands, adds)

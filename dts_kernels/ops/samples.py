@@ -31,6 +31,8 @@ def add_samples(x: Tensor, y: Tensor, bank: SampleBank, routing: Routing) -> Ten
         operands = bank.operands(routing)
         again = None if bank.arena is None else repeat_samples.add_samples(x, y, operands)
         return _add_samples(x, y, operands, bank.transposed) if again is None else again
+    if wrong := check.elsewhere(x, y=y):
+        raise ValueError("; ".join(wrong))
     return torch.ops.dts.add_samples(x, y, *bank.new_operands(routing), bank.transposed)
 
 

@@ -343,6 +343,22 @@ def test_zero_tensors_and_sparse_ones():
         assert not got.any()
 
 
+@pytest.mark.parametrize("grad", [False, True])
+def test_operands_of_another_device_are_refused(grad):
+    """One of the meta device made all of it shapes, of numbers that nobody had written."""
+    routing, x, away = routing_of(0), torch.randn(2, N), lambda *shape: torch.empty(*shape, device="meta")
+    with torch.set_grad_enabled(grad):
+        for call, name in (
+            (lambda: kernels.delta_linear(x, BANK, routing, away(2, M)), "y"),
+            (lambda: kernels.linear(x, away(M, N), None, BANK, routing), "weight"),
+            (lambda: kernels.linear(x, torch.randn(M, N), away(M), BANK, routing), "bias"),
+        ):
+            with pytest.raises(ValueError, match=f"{name} is on meta, x on cpu"):
+                call()
+        with pytest.raises(ValueError, match="y is on meta, x on cpu"):
+            kernels.add_samples(x, away(2, M), SAMPLED, routing)
+
+
 def test_int32_ids_are_ids():
     ids, routing = torch.tensor([[3, -1], [8, 0]]), routing_of(0, 2)
     parts = kernels.EmbeddingParts([(BANK, None)], M)

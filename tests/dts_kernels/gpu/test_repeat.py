@@ -161,6 +161,51 @@ def test_a_fused_launch_is_not_repeated_for_another_form_of_weight(launcher, mon
     assert launcher.pointers[-1][2] == other.data_ptr()
     assert not run(weight, None)
     assert not run(weight.T.contiguous().T, bias)
+    launched = lambda: [kernel.__name__ for kernel in launcher.first + launcher.again].count("base_expand")  # noqa: E731
+    for negated in ((torch._neg_view(-weight), bias), (weight, torch._neg_view(-bias))):
+        run(weight, bias)
+        count = launched()
+        run(*negated)
+        assert launched() == count  # the library reads what is to be negated, the kernel would not
+
+
+def test_operands_of_another_device_are_refused_before_a_launch(launcher, monkeypatch):
+    made, routing, (x, weight) = bank(), kernels.Routing.of([0]), operands()
+    away = lambda *shape: torch.empty(*shape, dtype=torch.float16, device="meta")  # noqa: E731
+    for fused in (False, True):
+        monkeypatch.setattr("dts_kernels.gpu.config.fused", lambda *case, fused=fused: fused)
+        for grad in (False, True):
+            for again in (False, True):
+                if again:
+                    kernels.linear(x, weight, None, made, routing)
+                count = len(launcher.first) + len(launcher.again)
+                with torch.set_grad_enabled(grad):
+                    with pytest.raises(ValueError, match="weight is on meta, x on cpu"):
+                        kernels.linear(x, away(OUT, IN), None, made, routing)
+                    with pytest.raises(ValueError, match="bias is on meta, x on cpu"):
+                        kernels.linear(x, weight, away(OUT), made, routing)
+                    with pytest.raises(ValueError, match="y is on meta, x on cpu"):
+                        kernels.delta_linear(x, made, routing, away(4, OUT))
+                assert len(launcher.first) + len(launcher.again) == count
+
+
+def test_zeros_that_were_never_written_have_no_address(launcher):
+    made, routing, (x, _) = bank(), kernels.Routing.of([0]), operands()
+    run = lambda y: repeats(launcher, lambda: kernels.delta_linear(x, made, routing, y))  # noqa: E731
+    assert [run(torch.zeros(4, OUT).half()) for _ in "12"] == [False, True]
+    assert not run(torch._efficientzerotensor((4, OUT), dtype=torch.float16))
+
+
+def test_vectors_of_more_rows_than_a_grid_is_wide(launcher):
+    routing, stack = kernels.Routing.of([0]), torch.randn(1, 2)
+    add_rows(torch.zeros(70_000, 2).half(), stack, routing)
+    assert len(launcher.first) == 1
+
+
+def test_more_programs_than_cuda_has_are_an_error_not_a_launch():
+    call = launch.Call(print, (1, 65_536), (torch.zeros(1),), (), {}, {})
+    with pytest.raises(ValueError, match="give fewer rows at once"):
+        launch.Launcher().launch(call)
 
 
 def test_launches_go_with_the_table_that_they_were_made_for(launcher):
