@@ -9,7 +9,6 @@ other weights push the packed factors out of the caches.  A line is printed only
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ import torch
 from torch.nn import functional
 
 from benchmarks.kernels import cpu_model
+from dts.cli.doctor import cpu_name
 from dts.files import write_text
 from dts_kernels import Bank, PackedFactors, Routing, delta_linear, dispatch, linear, reconstruct
 from dts_kernels.contents import factors_of
@@ -244,16 +244,6 @@ def plot(results: list[dict], path: Path) -> None:
     axes.axhline(1, color="grey", linewidth=0.8)
     axes.legend()
     figure.savefig(path, dpi=120, bbox_inches="tight")
-
-
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    names = (
-        [row.split(":", 1)[1].strip() for row in info.read_text().splitlines() if row.startswith("model name")]
-        if info.exists()
-        else []
-    )
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def crossover(seconds: float) -> None:

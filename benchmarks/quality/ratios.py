@@ -42,13 +42,13 @@ def ratios(rows: list[dict], cells: list[dict]) -> list[Ratio]:
             if kl is None or share > 1.05 * own[-1][0] or best is None or not best[1]:
                 continue
             peer, peer_kl = best
-            mine, theirs = (_by_fine_tune(rows, name, share) for name in (method, peer))
+            mine, theirs = (by_fine_tune(rows, name, share) for name in (method, peer))
             dots = {one: mine[one] / theirs[one] for one in mine if theirs.get(one)}
             found.append(Ratio(method, share, peer, kl / peer_kl, dots))
     return found
 
 
-def _by_fine_tune(rows: list[dict], method: str, share: float) -> dict[tuple[str, int], float]:
+def by_fine_tune(rows: list[dict], method: str, share: float) -> dict[tuple[str, int], float]:
     """KL of each (task, seed) at a share, means over draws."""
     sizes: dict[tuple[str, int], dict[float | None, list[dict]]] = {}
     for row in rows:

@@ -16,7 +16,8 @@ from statistics import mean, stdev
 from dts.files import write_text
 
 DROPPED = ("key", "identity")  # what only continues an interrupted run
-SAME = ("task", "seed", "draw", "method", "size")
+FINE_TUNE = ("task", "seed", "processor")  # training on another processor, which rounds otherwise, gives another one
+SAME = (*FINE_TUNE, "draw", "method", "size")
 FIRST = ("text", "text all", "images", "language", "language all")  # the order of the suites
 DIGITS = 5
 MEASURES = (
@@ -40,7 +41,19 @@ def pack(rows: list[dict]) -> dict:
     """{"columns": [...], "rows": [[...], ...]}, numbers to 5 digits: a tenth of the rows' own JSON."""
     rows = [_told(row) for row in rows]
     columns = list(dict.fromkeys(name for row in rows for name in row if name not in DROPPED))
-    return {"columns": columns, "rows": [[_short(row.get(name)) for name in columns] for row in rows]}
+    return {"columns": columns, "rows": [_packed(row, columns) for row in rows]}
+
+
+def _packed(row: dict, columns: list[str]) -> list:
+    """Without what is missing at the end: a column that comes later leaves older rows as they are."""
+    values = [_short(row.get(name)) for name in columns]
+    while values and values[-1] is None:
+        values.pop()
+    return values
+
+
+def fine_tune(row: dict) -> tuple:
+    return tuple(row.get(name) for name in FINE_TUNE)
 
 
 def unpack(content: dict) -> list[dict]:
@@ -72,8 +85,8 @@ def save(rows: list[dict], path: Path) -> None:
 def load(paths: Iterable[Path]) -> dict[str, list[dict]]:
     """{suite: rows} of compact files, of JSON lines, and of folders of them.
 
-    A file of JSON lines keeps all that was ever measured.  Of each task and seed only the last fine-tune counts, and of
-    that the number of samples with the most rows; of rows alike in method, size and draw the last."""
+    A file of JSON lines keeps all that was ever measured.  Of each task, seed and processor only the last fine-tune
+    counts, and of that the number of samples with the most rows; of rows alike in method, size and draw the last."""
     suites: dict[str, list[dict]] = {}
     for path in _files(paths):
         for row in _read(path):
@@ -85,14 +98,14 @@ def load(paths: Iterable[Path]) -> dict[str, list[dict]]:
 
 def _current(rows: list[dict]) -> list[dict]:
     """A row that does not say of which fine-tune it is, or on how many samples, is taken as it is."""
-    last = {(row["task"], row["seed"]): row["identity"] for row in rows if "identity" in row}
-    rows = [row for row in rows if row.get("identity") in (None, last.get((row["task"], row["seed"])))]
+    last = {fine_tune(row): row["identity"] for row in rows if "identity" in row}
+    rows = [row for row in rows if row.get("identity") in (None, last.get(fine_tune(row)))]
     counts: dict[tuple, Counter] = {}
     for row in rows:
         if "samples" in row:
-            counts.setdefault((row["task"], row["seed"]), Counter())[row["samples"]] += 1
+            counts.setdefault(fine_tune(row), Counter())[row["samples"]] += 1
     usual = {one: max(count, key=lambda samples: (count[samples], samples)) for one, count in counts.items()}
-    rows = [row for row in rows if row.get("samples") in (None, usual.get((row["task"], row["seed"])))]
+    rows = [row for row in rows if row.get("samples") in (None, usual.get(fine_tune(row)))]
     return list({tuple(row.get(name) for name in SAME): row for row in rows}.values())
 
 
@@ -117,15 +130,15 @@ def comparable(rows: list[dict]) -> tuple[list[dict], list[str]]:
     with sizes, that were not measured on all of them.  Means over other fine-tunes could not be compared."""
     seen: dict[tuple, set] = {}
     for row in rows:
-        seen.setdefault((row["method"], row["size"]), set()).add((row["task"], row["seed"]))
+        seen.setdefault((row["method"], row["size"]), set()).add(fine_tune(row))
 
     def compared(fine_tunes: frozenset) -> tuple[int, int]:
         covering = sum(measured >= fine_tunes for measured in seen.values())
-        return covering * len({task for task, _ in fine_tunes}), len(fine_tunes)
+        return covering * len({task for task, *_ in fine_tunes}), len(fine_tunes)
 
     usual = max(map(frozenset, seen.values()), key=compared)
     whole = {cell for cell, fine_tunes in seen.items() if fine_tunes >= usual}
-    kept = [r for r in rows if (r["method"], r["size"]) in whole and (r["task"], r["seed"]) in usual]
+    kept = [r for r in rows if (r["method"], r["size"]) in whole and fine_tune(r) in usual]
     left: dict[str, list[str]] = {}
     for method, size in seen.keys() - whole:
         left.setdefault(method, []).append(f"{100 * size:g} %" if size else "its own size")
@@ -134,14 +147,14 @@ def comparable(rows: list[dict]) -> tuple[list[dict], list[str]]:
 
 def cells(rows: list[dict]) -> list[dict]:
     """One a method and size, by size: means over tasks, seeds and draws of what all its rows have, the worst task's
-    drop and KL, ``runs``, ``fine_tunes`` (tasks x seeds), and ``kl_deviation`` of the mean over (seed, draw)."""
+    drop and KL, ``runs``, ``fine_tunes`` (how many), and ``kl_deviation`` of the mean over (seed, draw)."""
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
         groups.setdefault((row["method"], row["size"]), []).append(row)
     out = []
     for (method, size), cell in groups.items():
         one = {"method": method, "size": size, "runs": len(cell)}
-        one["fine_tunes"] = len({(row["task"], row["seed"]) for row in cell})
+        one["fine_tunes"] = len({fine_tune(row) for row in cell})
         for name in MEASURES:
             if all(row.get(name) is not None for row in cell):
                 one[name] = mean(row[name] for row in cell)

@@ -3,7 +3,8 @@
 A row holds: suite, task, seed (of the fine-tune), draw (of the method's randomness), method, size (asked, share of the
 matrices' fp32 bytes; null where the method has its own), share (got), published_share (as the method's paper counts),
 shared (share kept once for all tasks), accuracy, finetuned_accuracy, adr, agreement, kl (nats), squared_error,
-seconds (to encode); of a language model also loss, finetuned_loss and base_loss.
+seconds (to encode), processor (which trained the fine-tune too, as caches are not moved; older rows do not say); of a
+language model also loss, finetuned_loss and base_loss.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from dts import metrics, sums
 from dts.adapter.budget import Curve, allocate, levelled
 from dts.adapter.matrix import Matrix
 from dts.adapter.sizes import HEADER_BYTES
+from dts.cli.doctor import cpu_name
 from dts.codec.methods import method_of
 
 
@@ -202,7 +204,7 @@ def measure(
                         seconds = (time.perf_counter() - start) / len(group)
                         for key, subject, result in zip(keys, group, encoded):
                             known[key] = {"key": key, "suite": suite, "method": method, "size": size, "draw": draw}
-                            known[key] |= _row(subject, result) | {"seconds": seconds}
+                            known[key] |= _row(subject, result) | {"seconds": seconds, "processor": cpu_name()}
                             _append(path, known[key])
                     for key in keys:
                         rows.append(known[key])

@@ -40,11 +40,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.kernels.cpu import cpu_name
 from benchmarks.serving import stages as do
 from benchmarks.serving.made import SIZES, SMALL, Peft, Size, lengths, make, questions
 from benchmarks.serving.server import Server
 from benchmarks.serving.stages import Report
+from dts.cli.doctor import cpu_name
 from dts.files import write_text
 from dts_kernels.cpu import native
 

@@ -36,7 +36,7 @@ def examine() -> dict:
     import torch
 
     cpu = {
-        "name": _cpu_name(),
+        "name": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "features": _cpu_features(),
@@ -147,7 +147,7 @@ def _cpuinfo() -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in split}
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     return _cpuinfo().get("model name") or platform.processor() or platform.machine()
 
 

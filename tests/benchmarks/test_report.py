@@ -88,6 +88,19 @@ def test_more_seeds_of_some_methods_leave_no_method_out(measured):
     assert kept == measured and not left
 
 
+def test_a_fine_tune_of_another_processor_is_another_one(measured, tmp_path):
+    again = [row("residual", 0.01, 9.0, task, processor="another") for task in ("one", "two")]
+    rows.save(measured + again, tmp_path / "text.json")
+    text = (tmp_path / "text.json").read_text()
+    found = rows.load([tmp_path])["text"]
+    assert (
+        len(found) == len(measured + again) and sum("processor" in one for one in found) == text.count('"another"') == 2
+    )
+    assert text.count("null") == 2  # BitDelta's sizes: rows that do not name a processor stay as they were
+    kept, left = rows.comparable(found)
+    assert len(kept) == len(measured) and not left
+
+
 def test_a_loss_is_taken_where_every_row_has_one():
     one, other = row("residual", 0.01, 0.1, loss=2.0), row("residual", 0.01, 0.1, "two", loss=4.0)
     assert rows.cells([one, other])[0]["loss"] == 3 and "loss" not in rows.cells([one, row("residual", 0.01, 0.1)])[0]
