@@ -35,6 +35,7 @@ class LayerDeltas:
     inside: the layer's own forward is being traced, which reads the raw parameters (eager code reads `raw`)
     at_once: kinds of input -> whether the layer's forward takes all rows together (`norm.DTSNorm`)
     kept: what its module keeps from call to call, None: that was not looked at yet
+    prepared: kinds of input that a layer of codes was run with (`quantised`)
 
     Where the batch is in the input depends on the call (`Current`): the axis of the input whose size is a multiple of
     the batch's rows, row by row; or SHARED or UNROUTABLE; 0 where nobody looked.
@@ -50,6 +51,7 @@ class LayerDeltas:
         self.inside = False
         self.at_once: dict[tuple, bool] = {}
         self.kept: Kept | None = None
+        self.prepared: set[tuple] = set()
 
     @property
     def slots(self) -> set[int]:

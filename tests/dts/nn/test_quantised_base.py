@@ -1,7 +1,10 @@
 """Adapters over quantised forms of their base, and adapters made for them: which are taken, with which word."""
 
 import copy
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 import torch
@@ -73,6 +76,36 @@ def test_what_a_library_does_in_a_first_call_stays_done(layer):
     for tasks in (["a", None, "a"], "a", None, ["a", None, "a"]):
         found, expected = (model(x, tasks=tasks) for model in models)
         torch.testing.assert_close(found, expected)
+
+
+class PackedByTwo(PackedAtFirst):
+    """One that two threads would pack at once: who is about to waits for another to be, for a while."""
+
+    met = None
+
+    def forward(self, x):
+        if not self.state.turned:
+            with suppress(threading.BrokenBarrierError):
+                PackedByTwo.met.wait(0.2)
+            self.weight.data = self.weight.data.flip(0).contiguous()
+            self.state.turned = True
+        return super().forward(x)
+
+
+def test_threads_that_call_first_pack_the_codes_once(monkeypatch):
+    monkeypatch.setattr(PackedByTwo, "met", threading.Barrier(2))
+    base = net()
+    coded, plain = copy.deepcopy(base), rounded(base, "first")
+    coded.first = PackedByTwo(base.first)
+    models, adapter = [DTSModel(coded), DTSModel(plain)], dts.compress(base, moved(base), **FAST)
+    for model in models:
+        model.load_task("a", adapter)
+    x = torch.randn(3, 16)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda task: models[0](x, tasks=task), ("a", None)))
+    for task, answer in zip(("a", None), found):
+        torch.testing.assert_close(answer, models[1](x, tasks=task))
+        torch.testing.assert_close(models[0](x, tasks=task), answer)
 
 
 @pytest.mark.parametrize("kind", KINDS)
