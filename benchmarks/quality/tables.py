@@ -148,7 +148,7 @@ def cell(rows: list[dict], measures: tuple[str, ...]) -> str:
     seeds: dict[int, list[float]] = {}
     for row in rows:
         seeds.setdefault(row["seed"], []).append(row["kl"])
-    if len(seeds) > 1:
+    if len(seeds) > 1 and measures[0] == "kl":
         shown[0] += f" ± {stdev(map(mean, seeds.values())):.4f}".replace("0.", ".", 1)
     return "; ".join(shown)
 
