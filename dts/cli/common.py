@@ -26,6 +26,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from dts.checkpoint.errors import some
 from dts.files import expanded, in_words
 from dts.sizes import bytes_text as bytes_text  # verbs have them from here
 from dts.sizes import parse_bytes as parse_bytes
@@ -213,6 +214,8 @@ def list_of(text: str | None) -> list[str] | None:
     items = _lines(expanded(text[1:])) if text.startswith("@") else text.split(",")
     if not (found := [item.strip() for item in items if item.strip()]):
         raise ValueError(f"{text!r} names nothing: write 'a, b, c', or @file with a name a line")
+    if twice := sorted({name for name in found if found.count(name) > 1}):
+        raise ValueError(f"{some(twice)} is named more than once: give each name once")
     return found
 
 

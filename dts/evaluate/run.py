@@ -18,6 +18,7 @@ from dts.evaluate.inputs import Batch, Batches
 from dts.evaluate.scores import Reference, Score, score, stride_of
 from dts.files import real
 from dts.integrations.positions import positions
+from dts.unseen.names import is_opaque, readable
 
 MADE_UP = {models.TEXT: 256, models.IMAGES: 64, models.LANGUAGE: 64}
 BATCH_BYTES = 1 << 29  # of a language model's logits of one batch
@@ -73,7 +74,7 @@ def evaluate(
     model = models.finetuned_model(tuned, kind, dtype, setting.device, setting.trusted)
     names = _class_names(model.config, setting.classes, finetuned, kind)
     if kind is not models.LANGUAGE:
-        _refuse_others(loaded, len(names), finetuned)
+        _refuse_others(loaded, names, finetuned)
     examples = examples or inputs.made_up(
         model.config, kind is models.IMAGES, setting.made_up or MADE_UP[kind], setting.seed
     )
@@ -140,12 +141,24 @@ def _names(adapters: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _refuse_others(adapters: Mapping[str, dts.Adapter], classes: int, finetuned: str) -> None:
-    """Raises ValueError naming every adapter whose config names another number of classes than the fine-tune has."""
-    found = {name: len((adapter.model_config or {}).get("id2label") or ()) for name, adapter in adapters.items()}
-    wrong = [f"{name} has {n} classes" for name, n in found.items() if n and n != classes]
+def _refuse_others(adapters: Mapping[str, dts.Adapter], classes: Sequence[str], finetuned: str) -> None:
+    """Raises ValueError naming every adapter whose classes are not the fine-tune's, one by one: another number of them,
+    or names that stand at other places, or not one of them.  Single names may be spelled otherwise."""
+    wrong = []
+    for name, adapter in adapters.items():
+        labels = (adapter.model_config or {}).get("id2label") or {}
+        own = adapter.class_names or [str(labels[i]) for i in labels]
+        if own and len(own) != len(classes):
+            wrong.append(f"{name} has {len(own)} classes")
+        elif own and not any(map(is_opaque, (*own, *classes))):
+            mine, theirs = ([readable(one) for one in names] for names in (own, classes))
+            if any(a != b and a in theirs for a, b in zip(mine, theirs)):
+                wrong.append(f"{name} has its classes in another order ({', '.join(own)})")
+            elif not set(mine) & set(theirs):
+                wrong.append(f"{name} has other classes ({', '.join(own)})")
     if wrong:
-        raise ValueError(f"{', '.join(wrong)}, the fine-tune {classes}, {finetuned}: not of its task")
+        named = f" ({', '.join(classes)}; --classes says what they are, in its order)" if len(classes) <= 10 else ""
+        raise ValueError(f"{'; '.join(wrong)}; the fine-tune {finetuned} has {len(classes)}{named}: not of its task")
 
 
 def _class_names(config: Any, given: Sequence[str] | None, finetuned: str, kind: str) -> Sequence[str]:

@@ -97,6 +97,8 @@ def with_head(
         return _headed(mixture, members, donor, layer, given, names)
     if not names:
         raise ValueError("a zero-shot head is made of class names: give class_names= (--classes)")
+    if len(set(names)) < max(2, len(names)):
+        raise ValueError(f"a zero-shot head needs two or more class names, each once, not {names}")
     first = _headed(mixture, members, donor, layer, {"weight": torch.zeros(len(names), width)}, names)
     vectors = embed(first, layer, [readable(name) for name in names]).float().cpu()
     if vectors.shape != (len(names), width):

@@ -87,6 +87,8 @@ def test_lists_from_text_and_files(tmp_path):
     for nothing in (",", " , ,", "@/dev/null"):
         with pytest.raises(ValueError, match="names nothing"):
             list_of(nothing)
+    with pytest.raises(ValueError, match="^a, c is named more than once"):
+        list_of("c,a,b,a,c")
 
 
 def shown(width: int | None, *cells: str) -> list[str]:

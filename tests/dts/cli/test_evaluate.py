@@ -235,4 +235,28 @@ def test_an_adapter_of_another_task_is_told_by_its_classes(dts, folder, tmp_path
     package.compress(where / "base", where / "tuned", tmp_path / "three", rank_fraction=0.1)
     package.compress(where / "base", tmp_path / "other", tmp_path / "six", rank_fraction=0.1)
     wrong = dts("eval", where / "base", tmp_path / "other", "three")
-    assert wrong.exit_code == 2 and "3 classes, the fine-tune 6" in said(wrong)
+    assert wrong.exit_code == 2 and "three has 3 classes; the fine-tune" in said(wrong)
+    assert "has 6 (a, b, c, d, e, f; --classes" in said(wrong)
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["glad", "calm", "sad"], "named has its classes in another order (glad, calm, sad); the fine-tune"),
+        (["one", "two", "three"], "named has other classes (one, two, three); the fine-tune"),
+        (["Sad", "happy", "calm"], None),  # one of them in other words
+        (["LABEL_0", "LABEL_1", "LABEL_2"], None),
+    ],
+)
+def test_classes_are_compared_with_the_same_classes(dts, folder, tmp_path, names, says):
+    import dts as package
+
+    where = folder / "bert"
+    package.compress(where / "base", where / "tuned", tmp_path / "named", rank_fraction=0.1, class_names=names)
+    words = "eval", where / "base", where / "tuned", "named", "--made-up", "4"
+    if says is None:
+        assert dts(*words).exit_code == 0
+        return
+    wrong = dts(*words)
+    assert wrong.exit_code == 2 and says in said(wrong)
+    assert dts(*words, "--classes", ",".join(names)).exit_code == 0

@@ -129,6 +129,8 @@ def test_the_nearest_head_and_one_given(served, tmp_path):
         ({"head": {"other": torch.ones(3, 16)}}, "has no .*weight; it has other"),
         ({"head": "zero-shot", "class_names": None}, "class_names="),
         ({"head": "zero-shot", "base": None}, "give base="),
+        ({"head": "zero-shot", "class_names": ["a", "b", "a"]}, "two or more class names, each once"),
+        ({"head": "zero-shot", "class_names": ["a"]}, "two or more class names, each once"),
     ],
 )
 def test_heads_that_cannot_be(served, how, says):
