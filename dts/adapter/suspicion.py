@@ -6,6 +6,7 @@ from dts.adapter.accounting import Suspicious
 from dts.adapter.text import dtype_name
 from dts.checkpoint import Checkpoint
 from dts.checkpoint.errors import some
+from dts.sites.configs import OtherConfig, otherwise
 from dts.warn import warn
 
 HEAD = re.compile(r"(^|\.)(classifier|classification_head|score|qa_outputs)\.")  # of a task, not of pretraining
@@ -20,6 +21,8 @@ def unchanged(pairing) -> str:
         else (f" (but for the dtype: {dtype_name(finetuned.main_dtype)}, the base has {dtype_name(base.main_dtype)})")
     )
     left = f"; it lacks the base's {', '.join(pairing.base_only[:5])}" if pairing.base_only else ""
+    if how := otherwise(base.config, finetuned.config):
+        left += f"; its config alone is another one, which no adapter changes: {how}"
     return (
         f"{finetuned.source} changes nothing: all its {len(pairing.pairs)} tensors are those of {base.source}"
         f"{dtype}{left}.  Is it the right model?  "
@@ -64,8 +67,18 @@ def _percent(share: float) -> str:
 
 
 def look(pairing, moved: float) -> None:
-    """Warns of models that look unrelated or exchanged.  moved: ||finetuned - base|| / ||base|| over the matrices."""
+    """Warns of models that look unrelated or exchanged, or compute otherwise with their weights.
+
+    moved: ||finetuned - base|| / ||base|| over the matrices.
+    """
     base, finetuned = pairing.base, pairing.finetuned
+    if how := otherwise(base.config, finetuned.config):
+        warn(
+            f"{finetuned.source} does not compute as {base.source}: {how}.  An adapter changes weights alone: a model "
+            "that dts apply writes has the fine-tune's config, and what runs over the base (DTSModel, dts serve) the "
+            "base's, whose answers are others",
+            OtherConfig,
+        )
     if moved > 1:
         warn(
             f"{finetuned.source} moved by {_percent(moved)} of the norm of {base.source}, fine-tunes move by a few "

@@ -18,8 +18,10 @@ from dts.adapter.accounting import of_model
 from dts.checkpoint import Checkpoint, open_checkpoint
 from dts.files import Watch
 from dts.sites import Site, Target, Unchanged, resolve, sites
+from dts.sites.configs import OtherConfig, otherwise
 from dts.sites.diffusers import class_name, on_meta
 from dts.sites.transformers import renamer, with_numbers
+from dts.warn import warn
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,12 @@ def opened(
     if rank is not None and rank < 1:
         raise ValueError(f"a rank is 1 or more, not {rank}")
     watch, checkpoint = Watch(base, adapter.folder), open_checkpoint(base)
+    if how := otherwise(checkpoint.config, adapter.model_config):
+        warn(
+            f"{adapter.name!r} is of a model that does not compute as {checkpoint.source}: {how}.  A LoRA runs as the "
+            "base does, and its answers are not the fine-tune's: dts apply writes a model that is",
+            OtherConfig,
+        )
     fit = fitted(adapter, checkpoint, base if model is None and isinstance(base, nn.Module) else model)
     of_model(adapter, checkpoint, fit.finetuned)
     return fit, watch

@@ -6,6 +6,7 @@ from torch import Tensor
 from dts.adapter.accounting import Account, NoEffect
 from dts.checkpoint import Checkpoint
 from dts.checkpoint.errors import first
+from dts.sites.configs import OtherConfig, otherwise
 from dts.warn import warn
 
 from .sources import Sources
@@ -79,6 +80,12 @@ class Outcome:
         if left:
             which = f"{len(left)} tensors at the base in which models differ from it: {first(left)}"
             warn(f"{method} leaves {which}", LeftAtBase)
+        for model in self.sources.models:
+            if how := otherwise(self.sources.reference.config, model.config):
+                kept = self.sources.reference.source
+                warn(
+                    f"{model.source} does not compute as {kept}, whose config the merged model has: {how}", OtherConfig
+                )
 
     def _adds(self, model: int) -> bool:
         return any(model == i for members in self.sources.added.values() for i, _ in members)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from dts.adapter import Adapter, Entry
 from dts.nn.adapters import Given, checked, opened
@@ -22,6 +24,7 @@ from dts.nn.survey import Survey
 from dts.nn.training import guard
 from dts.nn.views import plain
 from dts.nn.wrapper.core import Core
+from dts.sites.configs import OtherConfig, otherwise
 
 
 class Tasks(Core):
@@ -87,6 +90,13 @@ class Tasks(Core):
         if self._base is not None and source is not None:
             self._base.check([source], self.model)
         config = (source.model_config if source is not None else None) or {}
+        if config and (how := otherwise(_config(plain(self.model)), config)):
+            warnings.warn(
+                f"task {name!r} is of a model that does not compute as this base: {how}.  It runs as the base does, "
+                "and its answers are not the fine-tune's: dts apply writes a model that is",
+                OtherConfig,
+                stacklevel=2,
+            )
         if config.get("tie_word_embeddings") is True:
             refuse_tied(plain(self.model), entries)
         survey = self._survey = Survey.of(self.model, self._survey)
@@ -127,6 +137,12 @@ class Tasks(Core):
             take_out(self._loaded[name].slot, self._layers.values())
             del self._loaded[name]
             self._changed()
+
+
+def _config(model: nn.Module) -> dict[str, Any] | None:
+    """As a ``config.json`` has it; None of models of no library that has one."""
+    to_dict = getattr(getattr(model, "config", None), "to_dict", None)
+    return to_dict() if callable(to_dict) else None
 
 
 def _opened(given: Given) -> tuple[Adapter, Mapping[str, Entry]]:
