@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from dts.nn.layers import Layer
 from dts.nn.layers.kept import PLAIN
 from dts.nn.routing import RoutingState
-from dts.nn.row_axes import COUPLED, MORE, Inputs, RowAxes, find_rows, shared
+from dts.nn.rows import COUPLED, MORE, Inputs, RowAxes, find_rows, shared
 
 REMEMBERED = 32  # kinds of calls
 

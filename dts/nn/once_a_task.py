@@ -14,7 +14,7 @@ from dts.nn.caches import refuse_caches
 from dts.nn.known_calls import rows_of
 from dts.nn.layers.owner import join_rows
 from dts.nn.routing import Mixture, groups
-from dts.nn.row_axes import RowAxes
+from dts.nn.rows import RowAxes
 from dts.nn.trees import closed, opened
 
 

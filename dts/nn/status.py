@@ -11,7 +11,7 @@ from torch import Tensor
 from dts.nn.layers import Layer, Owner
 from dts.nn.loaded import LoadedTasks
 from dts.nn.routing import Mixture
-from dts.nn.row_axes import RowAxes
+from dts.nn.rows import RowAxes
 from dts.sites import raw
 
 

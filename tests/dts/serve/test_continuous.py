@@ -241,7 +241,7 @@ KNOWN = {
 @pytest.mark.parametrize("coupled", [False, True])
 def test_rows_of_different_lengths_in_a_model_that_runs_once_a_task(decoder, start, monkeypatch, coupled):
     """Coupled: every task's run has all rows, and would leave its keys in all lines."""
-    from dts.nn.row_axes import COUPLED, RowAxes
+    from dts.nn.rows import COUPLED, RowAxes
 
     served = start(decoder, run=False)
     prompts = {"a": "xy", "b": "a longer one", "c": "z"}

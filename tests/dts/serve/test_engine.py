@@ -355,7 +355,7 @@ def test_an_error_in_the_model_fails_its_request_and_not_the_engine(decoder, sta
 
 
 def test_models_that_run_once_a_task_generate_once_a_task(decoder, start, monkeypatch):
-    from dts.nn.row_axes import RowAxes
+    from dts.nn.rows import RowAxes
 
     served = start(decoder, run=False)
     names = ["a", "b", "a"]
