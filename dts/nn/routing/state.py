@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch.nn.utils import parametrize
 
 from dts.nn.routing.current import Current, backward_here, call_here, calls, left, tracing
 from dts.nn.routing.gate import Gate
@@ -238,9 +239,12 @@ class RoutingState:
         calls.set(call)
         if traced:
             self._trace(call, True)
+        made = _put_by() if parametrize._cache_enabled else None
         try:
             yield
         finally:
+            if made is not None:
+                parametrize._cache = made if parametrize._cache_enabled else {}
             if traced:
                 self._trace(call, False)
             left(call)
@@ -274,6 +278,12 @@ class RoutingState:
         while call is not None and not (call.state is self and call.called):
             call = call.outer
         return call is not None
+
+
+def _put_by() -> dict[Any, Any]:
+    """What `parametrize.cached` has, which is of other tasks than those of a call that begins: that starts anew."""
+    made, parametrize._cache = parametrize._cache, {}
+    return made
 
 
 def _capturing(device: torch.device) -> bool:

@@ -263,6 +263,27 @@ def test_a_parameter_that_a_first_call_lays_out_anew_is_laid_out_once(maker, den
         torch.testing.assert_close(found[i : i + 1], dense_twin(base, weights(task, tasks))(x[i : i + 1]))
 
 
+def test_the_cache_of_parametrised_weights_is_of_one_call(maker, dense_twin):
+    """Of torch, which a user may hold open over many calls."""
+    base = torch.nn.Sequential(nn.Linear(18, 18), nn.Linear(18, 18)).double().eval()
+    nn.utils.parametrizations.weight_norm(base[0])
+    model, tasks = DTSModel(copy.deepcopy(base)), {t: maker.entries(base, skip=0) for t in "ab"}
+    for name, entries in tasks.items():
+        model.load_task(name, entries)
+    x = torch.randn(3, 18, dtype=torch.float64)
+    wanted = {task: dense_twin(base, weights(task, tasks))(x) for task in ("a", "b", None)}
+    with nn.utils.parametrize.cached():
+        for task in ("a", "b", None):
+            torch.testing.assert_close(model(x, tasks=task), wanted[task])
+        found = model(x, tasks=["a", None, "b"])
+        for i, task in enumerate(("a", None, "b")):
+            torch.testing.assert_close(found[i], wanted[task][i])
+        model.set_task("a")
+        torch.testing.assert_close(model(x), wanted["a"])
+        weight = model.model[0].weight
+        assert model.model[0].weight is weight  # which is the user's own cache, as ever
+
+
 def test_what_was_made_before_a_task_came_is_told(maker):
     torch.manual_seed(0)
     base = ReadsOnce().double()
