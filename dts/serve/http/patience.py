@@ -1,5 +1,7 @@
 """How long a connection may say nothing, say a part of a request's header, or not read: uvicorn waits for ever.
 
+What it is told then, and where it says what is no HTTP, has the shape of all other errors.
+
 A few hundred of them would take all that a process may have open.  What follows a header is the guard's business.
 """
 
@@ -7,11 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from dts.serve.http.errors import answer
+from dts.serve.http.headers import LONGEST as BYTES
+from dts.serve.http.headers import bounded
 from dts.serve.refused import Refused
 
 LONGEST = 20.0  # seconds that a header may take from the first moment on in which one could come
@@ -25,7 +30,7 @@ def patient(seconds: float, refused: Callable[[int], None] = lambda status: None
     refusal.
     """
     unread, seconds = seconds, min(seconds, LONGEST)
-    base: Any = AutoHTTPProtocol
+    base: Any = bounded(AutoHTTPProtocol)
 
     class Patient(base):  # one of two classes, whichever is there
         begun = False
@@ -78,10 +83,25 @@ def patient(seconds: float, refused: Callable[[int], None] = lambda status: None
             if self.transport.is_closing():
                 return
             if self.begun:
-                told = answer(Refused(f"no whole header came in {seconds:g} seconds", 408, "request_timeout"))
-                head = [b"HTTP/1.1 408 Request Timeout", *(name + b": " + value for name, value in told.raw_headers)]
+                self.end(Refused(f"no whole header came in {seconds:g} seconds", 408, "request_timeout"))
+            else:
+                self.transport.close()
+
+        def too_long(self) -> None:
+            self.end(Refused(f"a header has more than {BYTES} bytes", 431, "header_too_large"))
+
+        def send_400_response(self, msg: str) -> None:
+            self.end(Refused(msg, 400, "invalid_http"))
+
+        def end(self, error: Refused) -> None:
+            """The connection's last words, unless they would stand in an answer that has begun."""
+            refused(error.status)
+            cycle = self.cycle
+            if cycle is None or cycle.response_complete or not cycle.response_started:
+                told = answer(error)
+                head = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}".encode()]
+                head += [name + b": " + value for name, value in told.raw_headers]
                 self.transport.write(b"\r\n".join([*head, b"connection: close", b"", bytes(told.body)]))
-                refused(408)
             self.transport.close()
 
     return Patient

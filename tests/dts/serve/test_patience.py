@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import importlib
 import signal
 import socket
 import threading
@@ -13,7 +14,7 @@ import pytest
 pytest.importorskip("fastapi", reason="needs fastapi (pip install 'dts-merge[serve]')")
 uvicorn = pytest.importorskip("uvicorn", reason="needs uvicorn (pip install 'dts-merge[serve]')")
 
-from dts.serve.http import run  # noqa: E402
+from dts.serve.http import patience, run  # noqa: E402
 from dts.serve.http.patience import patient  # noqa: E402
 from dts.serve.http.run import Server  # noqa: E402
 
@@ -77,6 +78,40 @@ def test_half_a_header_is_told_408_and_its_connection_closed(served):
         answer = rest(client)
     assert answer.startswith(b"HTTP/1.1 408 ") and b'"code":"request_timeout"' in answer
     assert refused[408] == before + 1
+
+
+@pytest.fixture(params=["h11", "httptools"])
+def parser(request, monkeypatch):
+    """(port, statuses) of a server by each of uvicorn's two parsers."""
+    pytest.importorskip(request.param)
+    name = {"h11": "H11Protocol", "httptools": "HttpToolsProtocol"}[request.param]
+    module = importlib.import_module(f"uvicorn.protocols.http.{request.param}_impl")
+    monkeypatch.setattr(patience, "AutoHTTPProtocol", getattr(module, name))
+    refused = Counter()
+    with running(echo, refused=lambda status: refused.update([status])) as (port, _):
+        yield port, refused
+
+
+@pytest.mark.parametrize("endless", [b"y", b"a: b\r\n"])
+def test_a_header_without_an_end_is_not_kept(parser, endless):
+    port, refused = parser
+    with connected(port) as client:
+        with contextlib.suppress(OSError):  # it is closed meanwhile
+            client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nX: " + endless * (4_000_000 // len(endless)))
+            assert client.recv(4096)[9:12] in (b"400", b"431")
+    assert refused[400] + refused[431] == 1
+    with connected(port) as client:  # who has much to say where much may be said is heard
+        client.sendall(HEAD[:-3] + b"%d\r\n\r\n" % 200_000 + b"y" * 200_000)
+        assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
+
+
+def test_what_is_no_http_is_told_so_in_the_shape_of_other_errors(parser):
+    port, refused = parser
+    with connected(port) as client:
+        client.sendall(b"\x16\x03\x01 hello\r\n\r\n")
+        answer = rest(client)
+    assert answer.startswith(b"HTTP/1.1 400 ") and b'"code":"invalid_http"' in answer
+    assert refused[400] == 1
 
 
 def test_who_says_nothing_is_told_nothing(served):
