@@ -59,6 +59,12 @@ class Bank:
             self._store.reserve(tasks, rank)
             self._refresh()
 
+    def widen(self, tasks: int) -> None:
+        """The half of `reserve` that takes next to no memory: a table for slots below ``tasks``, of ranks as now."""
+        if isinstance(self._store, PlanarStore):
+            self._store.widen(tasks)
+            self._refresh()
+
     def remove(self, slot: int) -> None:
         """Empty a slot; rows routed to it get no delta."""
         self._store.remove(slot)

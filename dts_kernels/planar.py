@@ -122,6 +122,10 @@ class PlanarStore:
         self.words.reserve(tasks, sum(self._sizes(rank)))
         self._use(tasks, rank)
 
+    def widen(self, tasks: int) -> None:
+        """A table for slots below ``tasks``, of the ranks so far."""
+        self._use(tasks, 0)
+
     def remove(self, slot: int) -> None:
         """Its bytes are free for the next.  max_rank stays, so that nothing that was compiled or captured changes."""
         if self.tasks.pop(slot, None) is not None:

@@ -44,6 +44,14 @@ class SampleArena:
             self._tell()  # before its memory may be another's
             self.words.drop(slot)
 
+    def widen(self, tasks: int) -> None:
+        """Tables for so many tasks in slots from 0 on, of as many samples each as any so far."""
+        (room, fields), slots = self.tables[-1].table.shape, self.tables[-1].starts.shape[0] - 1
+        rows = tasks * max([1, *map(len, self.held.values())])
+        if rows > room or tasks > slots:
+            self.tables.append(Tables.empty(max(rows, room), max(tasks, slots), fields, self.words.tensor.device))
+            self._tell()
+
     def samples(self, slot: int) -> tuple[Samples, ...]:
         """In disk bytes again."""
         return tuple(
@@ -114,6 +122,12 @@ class SampleBank:
         else:
             self._samples[slot] = samples
         self._refresh()
+
+    def widen(self, tasks: int) -> None:
+        """Let an arena's tables have room for so many tasks, so that loading them makes no other ones."""
+        if self.arena:
+            self.arena.widen(tasks)
+            self._refresh()
 
     def remove(self, slot: int) -> None:
         if self.arena:

@@ -57,6 +57,12 @@ class ComponentBank(PartBank):
     def held(self) -> list[Tensor]:
         return self.bank.held()
 
+    def addresses(self) -> list[Any]:
+        return [] if self.bank.layout == "disk" else [*self.bank.packed, self.bank.table]
+
+    def reserve(self, tasks: int) -> None:
+        self.bank.widen(tasks)
+
     def to(self, device: torch.device | str) -> ComponentBank:
         moved = ComponentBank(self.bank.in_features, self.bank.out_features, device, self.transposed)
         moved.bank = self.bank.to(device)

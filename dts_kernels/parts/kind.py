@@ -57,6 +57,15 @@ class PartBank(ABC):
     def held(self) -> list[Tensor]:
         """Every tensor that takes memory."""
 
+    def addresses(self) -> list[Any]:
+        """All whose addresses kernels are given: a CUDA graph goes on as long as they are these."""
+        return list(self.held())
+
+    def reserve(self, tasks: int) -> None:
+        """Let tasks in slots below that, as large as those that are in, change no `addresses`; they get memory of their
+        own when they are added."""
+        return None
+
     @abstractmethod
     def to(self, device: torch.device | str) -> PartBank:
         """A bank of the same on another device."""

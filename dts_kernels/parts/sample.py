@@ -48,6 +48,13 @@ class SamplePartBank(PartBank):
     def held(self) -> list[Tensor]:
         return self.bank.held()
 
+    def addresses(self) -> list[Any]:
+        codes, *tables = self.bank.arguments
+        return [] if self.bank.arena is None else [*codes, *tables]
+
+    def reserve(self, tasks: int) -> None:
+        self.bank.widen(tasks)
+
     def to(self, device: torch.device | str) -> SamplePartBank:
         moved = SamplePartBank(self.bank.in_features, self.bank.out_features, device, self.bank.transposed)
         moved.bank = self.bank.to(device)

@@ -15,6 +15,8 @@ from dts.nn.routing import ConstantRouting, beside
 from dts_kernels import Routing
 from dts_kernels.ops import direct, task_rows
 
+ROOM = 8  # rows of a stack that stays where it is, at first
+SMALL = 1 << 16  # numbers of a row of such a stack, at most: unused ones would take more memory than tasks
 EAGER = 8  # tasks: beyond, a stack is made again when it is needed, not with every task that goes
 KEPT = 1 << 16  # numbers of a table that stay with a routing, at most
 
@@ -23,6 +25,8 @@ class Table(Held):
     """Raw tensors of the tasks that have one, stacked by slot; sizes of dim 0 may differ, shorter ones end in zeros.
 
     stays: it stays filled when its last tensor goes, all zeros then: a program that adds it needs not be another one.
+    On a GPU a CUDA graph may hold the stack's address, too: it has room for tasks to come, which are written into it,
+    and one that had to grow is kept up to date for those who hold it, without the tasks that it has no room for.
     filled: whether some task has one;  longest: the largest size of dim 0;  size: that of a row of the stack;  version:
     another one whenever a tensor came or went
     """
@@ -37,7 +41,23 @@ class Table(Held):
         self._length: Tensor | None = None
         self._wide: Tensor | None = None
         self._made = False  # stack and length are of now
+        self._older: list[tuple[Tensor, Tensor, Tensor | None]] = []  # stack, length and wide that a graph may hold
+        self._least = ROOM
         self._refresh()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """No graph holds what a copy has."""
+        return super().__getstate__() | {"_older": []}
+
+    @property
+    def _in_place(self) -> bool:
+        return self.stays and _holds_addresses(self.device) and torch.Size(self.size).numel() <= SMALL
+
+    def reserve(self, slots: int) -> None:
+        """Room for tasks in slots below that, in what is made from now on."""
+        self._least = max(self._least, slots)
+        if self._in_place and self._stack is not None and self._stack.shape[0] < self._least:
+            self._make()
 
     @property
     def slots(self) -> Mapping[int, object]:
@@ -59,7 +79,7 @@ class Table(Held):
 
     def add(self, slot: int, tensor: Tensor) -> None:
         own = tensor.detach().to(self.device)
-        if self._append(slot, own):
+        if self._write(slot, own) if self._in_place else self._append(slot, own):
             return
         before = dict(vars(self), _own=dict(self._own))
         try:
@@ -68,6 +88,26 @@ class Table(Held):
         except BaseException:  # no memory, or sizes that do not stack: as it was
             vars(self).update(before)
             raise
+
+    def _write(self, slot: int, tensor: Tensor | None) -> bool:
+        """Into the row that there is for it, zeros for None, and into those of older stacks."""
+        stack = self._stack
+        if not self._made or stack is None or slot >= stack.shape[0] or not self.size:
+            return False
+        if tensor is not None and (tensor.shape != stack.shape[1:] or tensor.dtype != stack.dtype):
+            return False
+        size = 0 if tensor is None else self.longest
+        assert self._length is not None
+        for rows, length, wide in (*self._older, (stack, self._length, self._wide)):
+            if slot < rows.shape[0] and rows.shape[1:] == stack.shape[1:]:
+                length[slot] = size
+                for row in (rows[slot],) if wide is None else (rows[slot], wide[slot]):
+                    row.zero_() if tensor is None else row.copy_(tensor)
+        self._own.pop(slot, None)
+        if tensor is not None:
+            self._own[slot] = size
+        self.version += 1
+        return True
 
     def _append(self, slot: int, tensor: Tensor) -> bool:
         """A row more behind the others, if it is one of their size: what is there is not gone through."""
@@ -83,18 +123,21 @@ class Table(Held):
         return True
 
     def remove(self, slot: int) -> None:
-        if self._own.pop(slot, None) is not None:
+        if slot in self._own and not (self._in_place and self._write(slot, None)):
+            del self._own[slot]
             self._refresh()
 
     def to(self, device: torch.device | str) -> None:
-        self.device = torch.device(device)
         self._own = {slot: tensor.to(device) for slot, tensor in self.tensors.items()}
+        self.device, self._stack, self._length, self._wide, self._older = torch.device(device), None, None, None, []
         self._refresh()
 
     def _refresh(self) -> None:
         """Make the stack again; beyond EAGER tasks on the CPU when first needed."""
-        self._wide, self._made = None, False
+        self._made = False
         self.version += 1
+        if not self._in_place:
+            self._wide = None
         self.filled = bool(self._own) or self.stays and self.filled
         self.longest = max(self._sizes(), default=0)
         first = next(iter(self._own.values()), None)
@@ -105,8 +148,8 @@ class Table(Held):
         elif not self.filled:
             self.size = ()
         if not self._own:
-            self._stack = self._length = None
-        elif self.device.type != "cpu" or len(self._own) <= EAGER:
+            self._stack = self._length = self._wide = None
+        elif self.device.type != "cpu" or self._in_place or len(self._own) <= EAGER:
             self._make()
 
     def _sizes(self) -> list[int]:
@@ -129,7 +172,10 @@ class Table(Held):
 
     def _make(self) -> tuple[Tensor, Tensor]:
         """The stack and the lengths."""
-        shape = (max(self._own, default=0) + 1, *self.size)
+        if self._in_place and self._stack is not None and self._length is not None:
+            self._older.append((self._stack, self._length, self._wide))
+        count = max(self._own, default=0) + 1
+        shape = (max(self._least, 1 << (count - 1).bit_length()) if self._in_place else count, *self.size)
         tensors = {slot: self.tensor(slot) for slot in self._own}
         dtypes = [t.dtype for t in tensors.values()]
         dtype = reduce(torch.promote_types, dtypes) if dtypes else torch.float32
@@ -143,14 +189,15 @@ class Table(Held):
                 row.copy_(tensor)
         own = {slot: t.shape[0] if t.dim() else 1 for slot, t in tensors.items()}
         length = torch.tensor([own.get(slot, 0) for slot in range(shape[0])], device=self.device)
-        self._own, self._stack, self._length, self._made = dict(own), stack, length, True
+        self._own, self._stack, self._length, self._wide, self._made = dict(own), stack, length, None, True
         return stack, length
 
     @property
     def wide(self) -> Tensor:
         """The stack in float32, as kernels add it."""
         if self._wide is None:
-            self._wide = self.stack.to(torch.float32)
+            with torch.inference_mode(False):  # the next task is written into it, wherever that is loaded
+                self._wide = self.stack.to(torch.float32)
         return self._wide
 
     def rows(self, routing: Routing, dtype: torch.dtype) -> Tensor:
@@ -236,6 +283,11 @@ class Table(Held):
         """Rows of the stack and their gammas; a slot without a tensor has a row of zeros or is beyond the stack."""
         index = routing.slots.clamp(0, self.stack.shape[0] - 1)
         return index, torch.where(index == routing.slots, routing.weights, 0.0)
+
+
+def _holds_addresses(device: torch.device) -> bool:
+    """Whether something may be captured there that reads the same memory whenever it is replayed."""
+    return device.type == "cuda"
 
 
 def looked_up(table: Any, ids: Tensor, routing: Routing, dtype: torch.dtype) -> Tensor:

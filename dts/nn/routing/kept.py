@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from dts.nn.routing.mixtures import Mixture, routing_of
@@ -12,16 +14,16 @@ class KeptRoutings:
     """Rows of a routing -> its tensors, written in place.  A graph follows what is set for as many rows as it was
     captured with, whatever is set for others meanwhile.
 
-    captured: numbers of rows whose tensors a graph has read.
+    captured: numbers of rows whose tensors a graph has read -> what is known of the last such graph, None: nothing.
     """
 
     def __init__(self) -> None:
         self._routings: dict[int, Routing] = {}
-        self.captured: set[int] = set()
+        self.captured: dict[int, Any] = {}
 
     def __getstate__(self) -> dict:
         """No graph follows a copy."""
-        return vars(self) | {"captured": set()}
+        return vars(self) | {"captured": {}}
 
     def set(self, mixtures: list[Mixture], places: int, device: torch.device) -> Routing:
         """The routing of so many rows, with these contents and at least ``places`` places for the tasks of a mixture.
@@ -49,4 +51,4 @@ class KeptRoutings:
 
     def to(self, device: torch.device | str) -> None:
         self._routings = {rows: routing.to(device) for rows, routing in self._routings.items()}
-        self.captured = set()
+        self.captured = {}

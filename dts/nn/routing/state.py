@@ -6,6 +6,7 @@ import copy
 import warnings
 import weakref
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -35,6 +36,7 @@ class RoutingState:
 
     A copy of a layer alone, as PEFT makes one of a head that it trains, follows the calls of the model that it is in.
 
+    graphs: the `dts.nn.graphs.Captured` that there are.
     owner: the `DTSModel`;  origin: the state of which this one was copied without its owner.
     compiled: some layer was traced;  watch: names of layers that acted, while somebody asks for them;  keeping: the
     routing of the last call with tasks of its own, and what layers made of it, stay for the next: for one thread that
@@ -52,12 +54,19 @@ class RoutingState:
         self._last: tuple[Any, ConstantRouting] | None = None  # and what it is of
         self._gate, self._history = Gate(), History()
         self.owner: weakref.ref[Any] | None = None
+        self.graphs: weakref.WeakSet[Any] = weakref.WeakSet()
         self.origin: RoutingState | None = None
         self._freeze()
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles have no calls under way."""
-        return vars(self) | {"_open": [], "traced": self.chosen, "_last": None, "owner": None}
+        return vars(self) | {
+            "_open": [],
+            "traced": self.chosen,
+            "_last": None,
+            "owner": None,
+            "graphs": weakref.WeakSet(),
+        }
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RoutingState:
         made = memo[id(self)] = object.__new__(type(self))
@@ -141,6 +150,19 @@ class RoutingState:
             self._freeze()
             self._history.switch()
 
+    @property
+    def capturing(self) -> bool:
+        return _capturing(self.device)
+
+    def graphs_here(self) -> list[Any]:
+        """What is known of each graph that follows what is set."""
+        return [*self.graphs, *[known for known in self._kept.captured.values() if known is not None]]
+
+    def beyond(self, rows: int) -> AbstractSet[int]:
+        """Slots of tasks that the last graph of so many rows does not know."""
+        known = self._kept.captured.get(rows)
+        return frozenset() if known is None else known.beyond
+
     def renumber(self, slot: int, other: int = -1) -> None:
         """The task in a slot is in another one now, or gone (-1): also in what graphs follow that is not chosen."""
         with self._gate.lock:
@@ -197,7 +219,8 @@ class RoutingState:
         if now is not self.chosen:
             return now
         if _capturing(self.device):
-            self._kept.captured.add(now.rows)
+            owner = None if self.owner is None else self.owner()
+            self._kept.captured[now.rows] = None if owner is None else owner.followed()
             return now
         return self.frozen
 

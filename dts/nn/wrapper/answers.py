@@ -14,10 +14,10 @@ from dts.nn.predictions import Prediction, predicted
 from dts.nn.routing import Mixture
 from dts.nn.selection import AUTO, BASE, Selection, Selections, names_in, one_a_row
 from dts.nn.views import plain
-from dts.nn.wrapper.calls import Calls
+from dts.nn.wrapper.graphs import Graphs
 
 
-class Answers(Calls):
+class Answers(Graphs):
     """Logits and classes by name."""
 
     def task_logits(self, logits: Any, tasks: Selections = None) -> list[Tensor]:

@@ -237,7 +237,14 @@ class Calls(Choosing):
         alone = set(where.unroutable)
         if compiler is not None or compiled(self.model):  # no program follows which rows have which parameters
             alone |= {name for name, layer in self._layers.items() if isinstance(layer, Owner | Patched)}
-        if where.coupled or any(self._layers[name].dts.slots & used for name in alone):
+        apart = sorted(name for name in alone if self._layers[name].dts.slots & used)
+        if where.coupled or apart:
+            if self._state.capturing:
+                raise RuntimeError(
+                    f"a CUDA graph cannot follow the tasks of a model that runs once a task, as this one does for "
+                    f"{first(apart, 4) or 'outputs that mix rows'}: capture it with one task for all rows (status() "
+                    "says why)"
+                )
             return run_once_a_task(as_program(run, compiler), method, args, kwargs, mixtures, where, self._uniform)
         try:
             with self._state.call(None if now else mixtures, self._missing(mixtures), now, **where.fields):

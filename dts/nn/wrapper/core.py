@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -12,6 +13,7 @@ from torch import nn
 
 from dts.checkpoint.errors import first
 from dts.nn.base import Base
+from dts.nn.graphs import Followed, read_by_calls
 from dts.nn.heads import missing_heads
 from dts.nn.known_calls import KnownCalls
 from dts.nn.layers import Layer, device_of
@@ -72,6 +74,22 @@ class Core(nn.Module):
         mixtures = [self._loaded.mixture(task) for task in tasks]
         self._state.set(mixtures, self._missing(mixtures))
         self._current, self._last = tasks, None
+        beyond = self._state.beyond(len(mixtures)) & {slot for mixture in mixtures for slot in mixture}
+        if beyond:
+            warnings.warn(
+                f"{', '.join(repr(self._loaded.names[slot]) for slot in sorted(beyond))}: loaded after a CUDA graph "
+                "was captured, and beyond the room that it knows: where it is replayed their rows are the base's.  "
+                "Call reserve(tasks) before a capture, or capture again",
+                stacklevel=4,
+            )
+
+    def read_by_calls(self) -> list[object]:
+        """Of what tasks change, all that a CUDA graph of a call would read as long as it is these."""
+        return read_by_calls(self._layers.values())
+
+    def followed(self) -> Followed:
+        """What is known of a graph that is captured now."""
+        return Followed(self.read_by_calls())
 
     def _changed(self) -> None:
         """The loaded tasks are others: what was derived from them is made again."""

@@ -122,6 +122,10 @@ class Tasks(Core):
             if old is not None:
                 self._state.renumber(old.slot, made.slot)
                 take_out(old.slot, self._layers.values())
+            if graphs := self._state.graphs_here():
+                reads = self.read_by_calls()
+                for graph in graphs:
+                    graph.loaded(made.slot, reads)
             if any(name in names_in(task) for task in self._current):  # the name was in use, and still is
                 self._choose(self._current)
             self._changed()
