@@ -134,7 +134,7 @@ def _compressed(base, finetuned, out: Path | None, options: Options, progress: P
         check_free(written)
     watch = Watch(base, finetuned)
     given = finetuned
-    base, finetuned = _base(base, options), open_checkpoint(finetuned)
+    base, finetuned = opened_base(base, options.base_is), open_checkpoint(finetuned)
     watch.also(base.folder, finetuned.folder)  # of a trainer's run, the checkpoint inside it
     pairing = pair(base, fitted(base, finetuned, options.only, options.vocabulary))
     if note := lost_note(pairing.base, pairing.finetuned, pairing.base_only):
@@ -176,8 +176,9 @@ def _compressed(base, finetuned, out: Path | None, options: Options, progress: P
     return adapter
 
 
-def _base(base, options: Options) -> Checkpoint:
-    if options.base_is == "plain":
+def opened_base(base, base_is: str) -> Checkpoint:
+    """base: as `compress` takes it;  base_is: one of `BASES`.  Raises ValueError where it is not what was said."""
+    if base_is == "plain":
         return open_checkpoint(base)
     opened = open_checkpoint(base, dequantise=True)
     if opened.quantised is None:

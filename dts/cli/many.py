@@ -48,10 +48,10 @@ def run(
     jobs: processes at a time;  overwrite: replace adapters that were made of something else;  say: takes warnings;
     cluster: make them there, instead of in processes of this machine.
     """
-    from dts.checkpoint import open_checkpoint
+    from dts.adapter.compress import opened_base
     from dts.checkpoint.fingerprint import fingerprint
 
-    base = fingerprint(open_checkpoint(recipe.base))  # before any work: without a base all of them would fail
+    base = fingerprint(opened_base(recipe.base, recipe.base_is))  # before any work: without a base all of them would fail
     notes = _Notes(recipe.out)
     rows: dict[str, dict] = {}
     left: list[Job] = []

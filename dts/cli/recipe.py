@@ -14,7 +14,8 @@ from dts.files import expanded
 SIZES = ("budget", "rank_fraction", "target_error")
 WORDS = ("device", "only", "vocabulary")
 OPTIONS = (*SIZES, "method", "vectors", "kind", "allow_empty", *WORDS)  # of all fine-tunes, or of one
-TOP = ("base", "revision", "out", "finetunes", *OPTIONS)
+BASE_IS = "base_is"  # of the one base, so of all fine-tunes alike
+TOP = ("base", BASE_IS, "revision", "out", "finetunes", *OPTIONS)
 EACH = ("path", "revision", "state", "name", "class_names", "description", *OPTIONS)
 EXAMPLE = """base: models/base
 out: adapters
@@ -42,6 +43,7 @@ class Recipe:
     base: str
     out: Path
     jobs: list[Job]
+    base_is: str = "plain"
 
 
 def read_recipe(file: Path, out: Path | None = None) -> Recipe:
@@ -60,7 +62,7 @@ def read_recipe(file: Path, out: Path | None = None) -> Recipe:
     if not isinstance(target, str | Path):
         wrong.append("out: missing, the folder that the adapters go to")
     jobs = []
-    defaults = {key: given[key] for key in OPTIONS if key in given}
+    defaults = {key: given[key] for key in (*OPTIONS, BASE_IS) if key in given}
     _keywords(defaults, "", wrong)  # once, rather than for every fine-tune
     for place, entry in entries:
         _unknown(entry, EACH, place, wrong)
@@ -92,7 +94,8 @@ def read_recipe(file: Path, out: Path | None = None) -> Recipe:
         raise ValueError(f"{file} cannot be followed:\n  " + "\n  ".join(dict.fromkeys(wrong)))
     folder = expanded(out) if out else file.parent / expanded(str(target))
     jobs = [Job(job.name, job.source, folder / job.name, job.how) for job in jobs]
-    return Recipe(_place(file, str(base), given.get("revision"), "", []), folder, jobs)
+    source = _place(file, str(base), given.get("revision"), "", [])
+    return Recipe(source, folder, jobs, given.get(BASE_IS, "plain"))
 
 
 def _parsed(file: Path) -> dict[str, Any]:
@@ -113,7 +116,9 @@ def _parsed(file: Path) -> dict[str, Any]:
 
 def _unknown(given: dict, known: tuple[str, ...], place: str, wrong: list[str]) -> None:
     for key in given:
-        if key not in known:
+        if key == BASE_IS and key not in known:
+            wrong.append(f"{place}{key}: of the base, so of all fine-tunes: say it beside base")
+        elif key not in known:
             near = difflib.get_close_matches(str(key), known, 1, 0.5)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
             wrong.append(f"{place}{key}: not known; {hint}")
@@ -152,7 +157,7 @@ def _entries(given: Any, wrong: list[str]) -> list[tuple[str, dict]]:
 
 def _keywords(given: dict, place: str, wrong: list[str]) -> dict[str, Any]:
     """Of `dts.compress`."""
-    from dts.adapter.options import ADAPTER_KINDS, VECTORS, Options
+    from dts.adapter.options import ADAPTER_KINDS, BASES, VECTORS, Options
     from dts.codec.methods import CHOICES
 
     how: dict[str, Any] = {}
@@ -164,8 +169,9 @@ def _keywords(given: dict, place: str, wrong: list[str]) -> dict[str, Any]:
             how |= parse_size(str(given[key])) if key == "budget" else {key: parse_fraction(str(given[key]))}
         except ValueError as error:
             wrong.append(f"{place}{key}: {error}")
-    for key, choices in (("method", CHOICES), ("vectors", VECTORS), ("kind", ADAPTER_KINDS)):
-        if key in given and given[key] not in choices:
+    chosen = {"method": CHOICES, "vectors": VECTORS, "kind": ADAPTER_KINDS, BASE_IS: BASES}
+    for key, choices in chosen.items():
+        if key in given and given[key] not in list(choices):  # which may be a list, and so no key
             near = difflib.get_close_matches(str(given[key]), list(choices), 1)
             hint = f"; did you mean {near[0]}?" if near else ""
             wrong.append(f"{place}{key}: one of {', '.join(choices)}, not {given[key]!r}{hint}")

@@ -22,10 +22,11 @@ def recipe_of(base: str, finetuned: dict[str, str], out: Path, how: dict[str, An
 
     Options(**how)  # what is wrong for all is said before anything is begun
     usual = Options()
+    base_is = how.get("base_is", usual.base_is)
     how = {key: value for key, value in how.items() if value != getattr(usual, key)}  # as a file leaves it out
     alone = len(finetuned) == 1  # its adapter is then ``out`` itself, and the notes lie beside it
     jobs = [Job(name, source, out if alone else out / name, how | {"name": name}) for name, source in finetuned.items()]
-    return Recipe(base, out.absolute().parent if alone else out, jobs)
+    return Recipe(base, out.absolute().parent if alone else out, jobs, base_is)
 
 
 def follow(

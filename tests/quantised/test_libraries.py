@@ -197,6 +197,17 @@ def test_from_the_command_line(llama, tmp_path):
     more = ("--rank-fraction", "0.4", "-m", "paper", "--base-is", "quantised")
     assert run("compress", folder, llama.tuned, "-o", out, *more)[0] == 0
     assert run("verify", out, folder, llama.tuned)[0] == 0
+    file = tmp_path / "many.yaml"
+    file.write_text(
+        f"base: {folder}\nbase_is: quantised\nout: several\nmethod: paper\nrank_fraction: 40%\n"
+        f"finetunes: [{{path: {llama.tuned}, name: one}}]"
+    )
+    assert run("compress", "--config", file)[0] == 0
+    made, alone = tmp_path / "several" / "one", out
+    assert (made / "dts_model.safetensors").read_bytes() == (alone / "dts_model.safetensors").read_bytes()
+    assert dts.Adapter.load(made).config["base"] == dts.Adapter.load(alone).config["base"]
+    code, words = run("compress", "--config", file)
+    assert code == 0 and "there already" in words
     assert run("verify", out, llama.base)[0] == 1
     assert run("apply", folder, out, "-o", tmp_path / "again")[0] == 0
     assert "quantization_config" not in (tmp_path / "again" / "config.json").read_text()

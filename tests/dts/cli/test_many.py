@@ -148,6 +148,21 @@ def test_where_it_is_computed_and_which_part_are_said_in_the_file(dts, recipe, m
         assert words in text, (words, text)
 
 
+def test_what_the_base_is_is_said_once_for_all(dts, recipe):
+    """tests/quantised follows a file that says so of a real one."""
+    plain = dts("compress", "--config", recipe("budget: 40%", "base_is: quantised"))
+    assert plain.exit_code == 2 and "is not quantised: leave base_is (--base-is) out" in said(plain)
+    assert dts("compress", "--config", recipe("budget: 40%", "base_is: plain", entries=("one",))).exit_code == 0
+    of_one = recipe("base_is: int4", "method: [auto]", entries=("{path: one, base_is: quantised}",))
+    text = said(dts("compress", "--config", of_one))
+    for words in (
+        "base_is: one of plain, quantised, not 'int4'",
+        "method: one of",
+        "finetunes, item 1: base_is: of the base, so of all fine-tunes: say it beside base",
+    ):
+        assert words in text, (words, text)
+
+
 def test_files_that_cannot_be_read_and_words_that_do_not_go_together(dts, recipe, tmp_path, monkeypatch):
     assert "there is no file none.yaml" in said(dts("compress", "--config", "none.yaml"))
     (tmp_path / "bad.yaml").write_text("a: [")
