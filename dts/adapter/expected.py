@@ -31,9 +31,10 @@ TASKS = {"text": 12, "images": 9, "language": 3}
 
 
 def expected_agreement(method: str, squared_error: float | None) -> dict[str, float] | None:
-    """{suite: share of answers}, between the errors that were measured; None beyond them and for other methods."""
+    """{suite: share of answers}, between the errors that were measured; None beyond them, for other methods, and where
+    nothing is missing, as of a mixture, which has no fine-tune."""
     suites = MEASURED.get(method)
-    if suites is None or squared_error is None:
+    if suites is None or not squared_error:
         return None
     found = {}
     for suite, points in suites.items():

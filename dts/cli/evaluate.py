@@ -22,6 +22,7 @@ from dts.cli.common import (
     output,
     percent,
     progress_bar,
+    said,
 )
 from dts.files import expanded
 
@@ -29,6 +30,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def evaluate(
+    context: typer.Context,
     base: Annotated[str, typer.Argument(help="Folder or hub id of the base model.", show_default=False)],
     finetuned: Annotated[str, typer.Argument(help="Folder or hub id of the full fine-tune.", show_default=False)],
     adapters: Annotated[list[str], typer.Argument(help="Folders of adapters of it.", show_default=False)],
@@ -101,6 +103,8 @@ def evaluate(
     of_data |= {"--max-length": max_length, "--tokenizer": tokenizer}
     if data is None and (given := [option for option, value in of_data.items() if value]):
         raise ValueError(f"{' and '.join(given)} {'is' if len(given) == 1 else 'are'} about --data: give that too")
+    if data is not None and limit is None and "seed" in said(context):
+        raise ValueError("--seed: nothing is drawn where all of --data is taken: it goes with --limit")
     if data is not None and made_up is not None:
         raise ValueError("--data and --made-up are two kinds of inputs: keep one")
     if plot is not None:  # before minutes of work

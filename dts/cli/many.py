@@ -51,7 +51,7 @@ def run(
     from dts.adapter.compress import opened_base
     from dts.checkpoint.fingerprint import fingerprint
 
-    base = fingerprint(opened_base(recipe.base, recipe.base_is))  # before any work: without a base all of them would fail
+    base = fingerprint(opened_base(recipe.base, recipe.base_is))  # before any work: without it all would fail
     notes = _Notes(recipe.out)
     rows: dict[str, dict] = {}
     left: list[Job] = []

@@ -8,11 +8,12 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from dts.cli.common import DryRun, Json, Revision, at, bytes_text, counts_text, emit, output, progress_bar
+from dts.cli.common import DryRun, Json, Revision, at, bytes_text, counts_text, emit, output, progress_bar, said
 from dts.files import expanded
 
 
 def merge(
+    context: typer.Context,
     finetuned: Annotated[
         list[str] | None,
         typer.Argument(help="Full fine-tunes of one base; id@revision for one of a hub id.", show_default=False),
@@ -36,13 +37,18 @@ def merge(
     as_json: Json = False,
 ):
     """Merge fine-tunes into one model that transformers loads, one tensor at a time."""
+    from dts.merge import METHODS
     from dts.merge import merge as merge_models
+    from dts.merge.registry import method as method_named
 
     if methods:
         return emit(_methods(), as_json, _show_methods)
     if not finetuned or out is None:
         raise ValueError("give the fine-tunes to merge and --out for the merged model, or --methods to see the methods")
     options, base = options_of(option), at(base, revision)
+    if "seed" in said(context) and not method_named(method).draws:
+        drawing = ", ".join(one.name for one in METHODS.values() if one.draws)
+        raise ValueError(f"--seed: {method} draws nothing at random; {drawing} do: leave it out")
     if own := sorted({*options} & {*signature(merge_models).parameters} - {"exclude", "options"}):
         raise ValueError(f"--option {', '.join(own)}: of no method; --base, --out, --seed and --dry-run say theirs")
     accounts: list = []

@@ -24,7 +24,8 @@ class Method:
     function(deltas, tensor, **options) -> merged delta: deltas is float [N, *shape], each fine-tune's difference to
     the base (to zero where ``needs_base`` is False and there is none); the result [*shape] is added to the base.
     prepare(stream, **options) -> dict, where a method needs a figure of the whole model first: ``stream()`` yields
-    (TensorInfo, deltas) afresh at every call, and the dict becomes each ``TensorInfo.prepared``.
+    (TensorInfo, deltas) afresh at every call, and the dict becomes each ``TensorInfo.prepared``.  draws: at random, so
+    that a seed says what comes out.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Method:
     options: dict[str, Option]
     needs_base: bool
     prepare: Callable | None
+    draws: bool = False
 
     @property
     def summary(self) -> str:
@@ -43,7 +45,9 @@ class Method:
 METHODS: dict[str, Method] = {}
 
 
-def register(name: str, paper: str, needs_base: bool = True, prepare: Callable | None = None, **texts: str):
+def register(
+    name: str, paper: str, needs_base: bool = True, prepare: Callable | None = None, draws: bool = False, **texts: str
+):
     """Add a function to `METHODS`; ``texts`` says what each of its keyword options means."""
 
     def add(function):
@@ -51,7 +55,7 @@ def register(name: str, paper: str, needs_base: bool = True, prepare: Callable |
         if {p.name for p in keywords} != set(texts):
             raise TypeError(f"merging method {name}: describe exactly its options {[p.name for p in keywords]}")
         options = {p.name: Option(p.default, texts[p.name]) for p in keywords}
-        METHODS[name] = Method(name, function, paper, options, needs_base, prepare)
+        METHODS[name] = Method(name, function, paper, options, needs_base, prepare, draws)
         return function
 
     return add

@@ -277,6 +277,10 @@ def _check(
         wrong.append(f"pin is a list of tasks, not {pin!r}")
     elif unknown := [name for name in pin if name not in adapters]:
         wrong.append(f"pinned {unknown} are no tasks; there are {list(adapters)}")
+    if limit is None and pin:
+        wrong.append("pin says what a limit does not send to disk, and without memory= (--memory) there is no limit")
+    if prefix is not None and not adapters:
+        wrong.append("prefix is of adapters, and there are none")
     if wrong:
         raise ValueError("; ".join(wrong))
 

@@ -18,6 +18,7 @@ def drop_and_rescale(deltas: Tensor, tensor, drop: float) -> Tensor:
 @register(
     "dare",
     "Yu et al. 2024, arXiv 2311.03099",
+    draws=True,
     drop="p, probability with which an entry is dropped",
     scale="lambda, the weight of the sum of deltas",
 )
@@ -29,6 +30,7 @@ def dare(deltas: Tensor, tensor, *, drop=0.9, scale=0.3) -> Tensor:
 @register(
     "dare_ties",
     "Yu et al. 2024, arXiv 2311.03099; Yadav et al. 2023, arXiv 2306.01708",
+    draws=True,
     drop="p, probability with which an entry is dropped",
     scale="lambda, the weight of the merged delta",
 )

@@ -181,6 +181,7 @@ def test_refusals_say_what_was_found_and_what_to_do(dts, folder, models, tmp_pat
         ((*good, "--made-up", "2", "--split", "x", "--max-length", "9"), "--split and --max-length are about --data"),
         ((*good, "--made-up", "9" * 30), "made-up"),
         ((*good, "--data", data, "--made-up", "3"), "keep one"),
+        ((*good, "--data", data, "--seed", "0"), "it goes with --limit"),
         ((*good, "--dtype", "int8"), "float32, bfloat16, float16"),
         ((*good, "--data", data, "--classes", "a,b"), "--classes names 2"),
         ((*good, "--data", data, "--max-length", "41"), "41 tokens is longer than the 40 that the model takes"),

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from tests.dts.cli.said import said
@@ -36,12 +37,25 @@ def test_the_methods_are_listed(dts):
         (["-o", "m", "--option", 'weights=["a"]'], "weights must be 1 numbers"),
         (["-o", "m", "--option", "exclude=leyer"], "'leyer' is in no tensor's name"),
         (["-o", "m", "--option", "exclude=*"], "'*' is no pattern"),
+        (["-o", "m", "--seed", "0"], "--seed: average draws nothing at random; dare, dare_ties do"),
         ([], "--out"),
     ],
 )
 def test_wrong_words_name_the_right_ones(dts, models, tmp_path, words, reason):
     wrong = dts("merge", models / "one", "--base", models / "base", *words)
     assert wrong.exit_code == 2 and reason in wrong.stderr and not (tmp_path / "m").exists()
+
+
+def test_a_seed_says_what_comes_out_where_a_method_draws_and_nowhere_else():
+    from dts.merge import METHODS, merge
+
+    torch.manual_seed(0)
+    base = {"layer.weight": torch.randn(16, 16)}
+    tuned = [{"layer.weight": base["layer.weight"] + torch.randn(16, 16)} for _ in range(2)]
+    for name, method in METHODS.items():
+        one, other = (merge(base, tuned, method=name, seed=seed)["layer.weight"] for seed in (0, 1))
+        assert torch.equal(one, other) != method.draws, name
+    assert [name for name, method in METHODS.items() if method.draws] == ["dare", "dare_ties"]
 
 
 def test_options_that_are_no_numbers(dts, models):

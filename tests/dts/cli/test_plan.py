@@ -43,6 +43,7 @@ def test_a_plan_is_shown_and_given_as_json(dts, bert):
         (["--memory", "1MB"], "the smallest limit that would do is"),
         (["--memory", "5%"], "in bytes"),
         (["--pin", "x"], "no tasks"),
+        (["--pin", "a"], "without memory= (--memory) there is no limit"),
         (["--prefix", "200%"], "between 0 and 1"),
         (["--batch", "0"], "at least"),
     ],
