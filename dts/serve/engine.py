@@ -24,7 +24,7 @@ from dts.serve.encode import Pooling, classify, embed
 from dts.serve.generate import OnceATask, generate
 from dts.serve.job import Job, Row
 from dts.serve.observer import Observer
-from dts.serve.refused import NoRoom, Refused
+from dts.serve.refused import INPUT, NoRoom, Refused
 from dts.serve.residents import Residents
 from dts.serve.route import candidates, choose
 from dts.serve.sharing import SAID, as_new, moving_positions, sharing
@@ -290,7 +290,7 @@ class Engine:
             raise Refused("a task was loaded again with another tokenizer: ask again", 409, "reloaded", "model")
         size = vocabulary(self.model, row.choice.tasks)
         if (largest := max(row.ids)) >= size:
-            raise Refused(f"the token {largest} is none of the {size} that {row.choice.name!r} has", param="prompt")
+            raise Refused(f"the token {largest} is none of the {size} that {row.choice.name!r} has", param=INPUT)
         row.adapters = [self.catalogue.get(name) for name in row.choice.tasks]
 
     def _routed(self, rows: list[Row]) -> list[Row]:

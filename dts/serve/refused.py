@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+INPUT = "input"  # ``param`` of what is wrong with a request's rows, which every route has its own name for
+
 
 class Refused(ValueError):
     """status: HTTP's;  code: a word for programs;  param: the field it is about;  retry_after: seconds."""

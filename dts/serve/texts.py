@@ -17,7 +17,7 @@ from dts.adapter import Adapter, AdapterError
 from dts.adapter.carried import copy_files
 from dts.serve.catalogue import Catalogue
 from dts.serve.choice import Choice
-from dts.serve.refused import Refused
+from dts.serve.refused import INPUT, Refused
 
 NOT_TEXT = ("generation_config.json", "processor_config.json", "preprocessor_config.json")
 REMEMBERED = 64  # tokenizers of tasks
@@ -59,13 +59,14 @@ class Text:
         found = None if self.tokenizer is None else self.tokenizer.model_max_length
         return None if found is None or found >= 1 << 30 else found
 
-    def _check(self, text: str) -> None:
+    def _check(self, text: str, instead: str = "send lists of token ids") -> None:
+        """instead: what does without a tokenizer."""
         if self.tokenizer is None:
-            raise Refused("this model has no tokenizer: send lists of token ids", code="no_tokenizer", param="input")
+            raise Refused(f"this model has no tokenizer: {instead}", code="no_tokenizer", param=INPUT)
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise Refused(f"a text has half a character at {error.start}", param="prompt") from None
+            raise Refused(f"a text has half a character at {error.start}", param=INPUT) from None
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         self._check(text)
@@ -74,8 +75,8 @@ class Text:
 
     def pair(self, first: str, second: str) -> tuple[list[int], list[int] | None]:
         """Token ids of two texts as one row, and which of the two each is of, where the tokenizer says so."""
-        self._check(first)
-        self._check(second)
+        for text in (first, second):
+            self._check(text, "it reads no pairs of texts")
         with self._lock:
             found = self.tokenizer(first, second, truncation=False, verbose=False)
         types = found.get("token_type_ids")
@@ -92,6 +93,7 @@ class Text:
 
     def chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
         """A conversation as the tokenizer's template writes it, up to where the answer begins."""
+        self._check("", "ask /v1/completions with lists of token ids")
         if not self.tokenizer.chat_template:
             raise Refused(
                 "the tokenizer of this model has no chat template: ask /v1/completions with the text as the model "

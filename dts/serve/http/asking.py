@@ -14,7 +14,7 @@ from fastapi import Request
 from dts.serve.choice import Choice, choice_of
 from dts.serve.job import Event, Job, Kind, Piece, Value
 from dts.serve.metrics import Metrics
-from dts.serve.refused import Refused
+from dts.serve.refused import INPUT, Refused
 from dts.serve.sampling import Sampling
 from dts.serve.start import Served
 from dts.serve.texts import Text
@@ -22,8 +22,19 @@ from dts.serve.texts import Text
 GRACE = 5.0  # seconds after its time that the engine may take to say that a request is late
 
 
+ROWS = {"/v1/completions": "prompt", "/v1/chat/completions": "messages"}  # what routes call them, others `INPUT`
+ROWS |= dict.fromkeys(("/rerank", "/v1/rerank", "/v2/rerank"), "documents")
+
+
 class Gone(Exception):
     """The client is."""
+
+
+def named(error: Refused, request: Request) -> Refused:
+    """Of what is wrong with a request's rows, wherever that was noticed: the field that they came in."""
+    if error.param == INPUT:
+        error.param = ROWS.get(getattr(request.scope.get("route"), "path", ""), INPUT)
+    return error
 
 
 @dataclass(frozen=True)
@@ -41,7 +52,7 @@ class Asking:
     async def prompts(self, text: Text, given: str | Sequence[Any]) -> list[list[int]]:
         """Token ids of each prompt: texts, or ids already; Refused for too many, too long, empty or unknown ones."""
         several: list[Any] = [given] if isinstance(given, str) or isinstance(given[0], int) else list(given)
-        self.refuse_rows(len(several), "input")
+        self.refuse_rows(len(several), INPUT)
         ids = [await asyncio.to_thread(text.encode, one) if isinstance(one, str) else list(one) for one in several]
         self.check(text, ids)
         return ids
@@ -58,11 +69,11 @@ class Asking:
         size = self.served.vocabulary if text is self.served.texts.base else max(self.served.vocabulary, text.size)
         for row in rows:
             if not row:
-                raise Refused("an empty prompt has no tokens", param="prompt")
+                raise Refused("an empty prompt has no tokens", param=INPUT)
             if len(row) > longest:
-                raise Refused(f"a prompt has {len(row)} tokens, and at most {longest} may be", param="prompt")
+                raise Refused(f"a prompt has {len(row)} tokens, and at most {longest} may be", param=INPUT)
             if max(row) >= size:
-                raise Refused(f"the token {max(row)} is none of the model's {size}", param="prompt")
+                raise Refused(f"the token {max(row)} is none of the model's {size}", param=INPUT)
 
     def new_tokens(self, asked: int | None, default: int | None, rows: Sequence[Sequence[int]]) -> int:
         """How many an answer may have; raises Refused for more than fit."""
@@ -130,7 +141,7 @@ class Watched:
                 if event is None:
                     return
                 if isinstance(event, Refused):
-                    raise event
+                    raise named(event, self._request)
                 yield event
         finally:
             self.job.cancel()  # of no effect where it is over

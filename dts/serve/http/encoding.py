@@ -54,10 +54,11 @@ def routes(asking: Asking) -> APIRouter:
         """Documents by how a cross-encoder's one class, a sigmoid, stands to each of them with the query."""
         _refuse_generators(asking)
         choice, text = await asking.choice(asked.model)
-        documents = [one if isinstance(one, str) else one.text for one in asked.documents]
+        documents = [one.text for one in asked.documents]
         asking.refuse_rows(len(documents), "documents")
         if not asked.query or not all(documents):
-            raise Refused("the query or a document is empty", param="documents")
+            empty = "documents" if asked.query else "query"
+            raise Refused("the query or a document is empty", param=empty)
         pairs = [await asyncio.to_thread(text.pair, asked.query, one) for one in documents]
         rows, types = [ids for ids, _ in pairs], [kinds for _, kinds in pairs]
         asking.check(text, rows)

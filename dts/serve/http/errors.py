@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from dts.serve.http.asking import Gone
+from dts.serve.http.asking import Gone, named
 from dts.serve.refused import Refused
 
 log = logging.getLogger("dts.serve")
@@ -58,12 +58,21 @@ def of_body(error: RequestValidationError) -> Refused:
     return Refused("; ".join(list(found.values())[:SHOWN]), param=next(iter(found), None) or None)
 
 
+def _unread(why: BaseException | None) -> str:
+    """Why a body was not read."""
+    if isinstance(why, RecursionError):
+        return "the body is nested too deeply: lists in lists, or objects in objects"
+    if isinstance(why, UnicodeError):
+        return "the body cannot be read: it is to be JSON in UTF-8, not compressed"
+    return "the body cannot be read: a number in it has thousands of digits"
+
+
 def handle(app: FastAPI) -> None:
     """Let the app answer every error so."""
 
     @app.exception_handler(Refused)
     async def _refused(request: Request, error: Refused) -> JSONResponse:
-        return answer(error)
+        return answer(named(error, request))
 
     @app.exception_handler(Gone)
     async def _gone(request: Request, error: Gone) -> Response:
@@ -79,10 +88,8 @@ def handle(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
-        if error.status_code == 400:  # of FastAPI alone: bytes that are no text, or a number of thousands of digits
-            return answer(
-                Refused("the body cannot be read: it is to be JSON in UTF-8, not compressed", code="invalid_json")
-            )
+        if error.status_code == 400:  # of FastAPI alone: of whatever keeps it from reading a body
+            return answer(Refused(_unread(error.__cause__), code="invalid_json"))
         found = answer(Refused(f"{request.method} {request.url.path[:200]}: {error.detail}", error.status_code))
         found.headers.update(error.headers or {})
         return found

@@ -86,12 +86,10 @@ def _submit(
 
 def _message(message: Message) -> dict[str, Any]:
     """As templates take it: its content in one text."""
-    content = message.content
-    if not isinstance(content, str):
-        wrong = [part.type for part in content if part.type != "text" or part.text is None]
-        if wrong:
-            raise Refused(f"messages hold text only, not {wrong[0][:50]!r}", param="messages")
-        content = "".join(part.text or "" for part in content)
+    wrong = [part.type for part in message.content if part.type != "text" or part.text is None]
+    if wrong:
+        raise Refused(f"messages hold text only, not {wrong[0][:50]!r}", param="messages")
+    content = "".join(part.text or "" for part in message.content)
     return {"role": message.role, "content": content} | ({"name": message.name} if message.name else {})
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WrapValidator, model_validator
+from pydantic_core import PydanticCustomError
 
 UNHEEDED = {
     "user",
@@ -43,7 +45,33 @@ FIELDS = 100  # of one object: more than any has, and few enough to be told what
 # of a list with a million wrong items one is told: an error for each would take as long as half a minute
 Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
 Words = Annotated[list[str], Field(min_length=1, fail_fast=True)]
-Texts = str | Words | Ids | Annotated[list[Ids], Field(min_length=1, fail_fast=True)]
+
+
+def _any_of_them(given: Any, read: Callable[[Any], Any]) -> Any:
+    """One mistake, of the field, instead of one of each kind that it might have been."""
+    try:
+        return read(given)
+    except ValidationError:
+        words = "it is to be a text, a list of texts, a list of token ids, or a list of such lists, and none empty"
+        raise PydanticCustomError("texts", words) from None
+
+
+Texts = Annotated[
+    str | Words | Ids | Annotated[list[Ids], Field(min_length=1, fail_fast=True)], WrapValidator(_any_of_them)
+]
+
+
+def _short_for(whole: Callable[[str], Any], words: str) -> BeforeValidator:
+    """A text may stand for something longer.  words: what else there may be."""
+
+    def lengthen(given: Any) -> Any:
+        if isinstance(given, str):
+            return whole(given)
+        if not isinstance(given, (list, dict, BaseModel)):
+            raise PydanticCustomError("short", f"it is to be a text or {words}")
+        return given
+
+    return BeforeValidator(lengthen)
 
 
 class Strict(BaseModel):
@@ -92,7 +120,12 @@ class Generation(Asked):
     n: Annotated[int, Field(ge=1)] = 1
     stream: bool = False
     stream_options: StreamOptions | None = None
-    stop: str | Annotated[list[str], Field(max_length=16, fail_fast=True)] | None = None
+    stop: (
+        Annotated[
+            list[str], Field(max_length=16, fail_fast=True), _short_for(lambda text: [text], "a list of at most 16")
+        ]
+        | None
+    ) = None
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
     temperature: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
@@ -105,7 +138,7 @@ class Generation(Asked):
 
     @property
     def stops(self) -> tuple[str, ...]:
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return tuple(self.stop or ())
 
 
 class Completion(Generation):
@@ -136,7 +169,11 @@ class Part(Strict):
 
 class Message(Strict):
     role: str
-    content: str | Annotated[list[Part], Field(fail_fast=True)]
+    content: Annotated[
+        list[Part],
+        Field(fail_fast=True),
+        _short_for(lambda text: [{"type": "text", "text": text}], "a list of parts of type text"),
+    ]
     name: str | None = None
 
 
@@ -178,7 +215,10 @@ class Document(BaseModel):
 
 class Reranking(Asked):
     query: str
-    documents: Annotated[list[str | Document], Field(min_length=1, fail_fast=True)]
+    documents: Annotated[
+        list[Annotated[Document, _short_for(lambda text: {"text": text}, "an object with a text")]],
+        Field(min_length=1, fail_fast=True),
+    ]
     top_n: Annotated[int, Field(ge=0)] | None = None
     return_documents: bool = True
 

@@ -278,7 +278,9 @@ def test_a_tokenizer_without_a_chat_template_says_so(bert, llm, monkeypatch):
     assert error.status_code == 400 and "encoder" in error.json()["error"]["message"]
 
 
+JSON = {"Content-Type": "application/json"}
 GOOD = {"model": "a", "prompt": "x", "max_tokens": 1}
+DIGITS = (b'{"model": "a", "prompt": "x", "seed": ' + b"9" * 5000 + b"}", 400)
 WRONG = {
     "no JSON": (b"{", 400),
     "no UTF-8": (b"\xff\xfe", 400),
@@ -322,7 +324,7 @@ WRONG = {
     "special tokens in the text": ({"skip_special_tokens": False}, 400),
     "true answers": ({"best_of": True}, 400),
     "thousands of fields": ({str(i): 1 for i in range(1000)}, 400),
-    "a number of thousands of digits": (b'{"model": "a", "prompt": "x", "seed": ' + b"9" * 5000 + b"}", 400),
+    "a number of thousands of digits": DIGITS,
     "usage without a stream": ({"stream_options": {"include_usage": True}}, 400),
     "a mixture of nobody": ({"model": "a:0.5,nobody:0.5"}, 404),
     "a mixture of NaN": ({"model": "a:nan,b:1"}, 400),
@@ -341,6 +343,56 @@ def test_what_is_wrong_is_told_in_openais_shape(llm, what):
     assert set(error) == {"message", "type", "param", "code"} and error["message"]
     assert "Traceback" not in found.text and 'File "' not in found.text
     assert llm.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize("prompt", [5, ["x", 5], [1, "x"], [[1], []], [], "", "\ud800", [1, 258], ["x"] * 5])
+def test_errors_name_the_field_that_was_sent(llm, bert, prompt):
+    """Of a request's rows, whichever of its fields they are and wherever a mistake is noticed."""
+    for asked, path, field in ((llm, "/v1/completions", "prompt"), (bert, "/classify", "input")):
+        given = ["x"] * 65 if prompt == ["x"] * 5 else [1, 10_000] if prompt == [1, 258] else prompt
+        found = asked.post(path, content=json.dumps({"model": "base", field: given}), headers=JSON)
+        assert found.status_code == 400 and found.json()["error"]["param"] == field, found.text
+        assert found.json()["error"]["message"].count(field) <= 1
+
+
+def test_errors_of_parts_name_the_part(llm, bert):
+    image = {"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}
+    for asked, path, body, field in (
+        (llm, "/v1/completions", {"prompt": "x", "stop": 5}, "stop"),
+        (llm, "/v1/completions", {"prompt": "x", "stop": ["a", 5]}, "stop.1"),
+        (llm, "/v1/chat/completions", {"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
+        (llm, "/v1/chat/completions", {"messages": [image]}, "messages.0.content.0.image_url"),
+        (llm, "/v1/embeddings", {"input": [[1, -1]]}, "input"),
+        (bert, "/rerank", {"query": "x", "documents": ["a", 5]}, "documents.1"),
+        (bert, "/rerank", {"query": "x", "documents": [""]}, "documents"),
+        (bert, "/rerank", {"query": "", "documents": ["a"]}, "query"),
+        (bert, "/rerank", {"query": "x", "documents": ["x" * 9_000]}, "documents"),
+    ):
+        found = asked.post(path, json={"model": "base"} | body)
+        assert found.status_code == 400 and found.json()["error"]["param"] == field, (body, found.text)
+
+
+def test_without_a_tokenizer_there_are_token_ids(llm, bert, monkeypatch):
+    message = {"role": "user", "content": "x"}
+    for asked, path, body, says in (
+        (llm, "/v1/completions", {"prompt": "x"}, "send lists of token ids"),
+        (llm, "/v1/chat/completions", {"messages": [message]}, "ask /v1/completions with lists of token ids"),
+        (bert, "/rerank", {"query": "x", "documents": ["y"]}, "it reads no pairs of texts"),
+    ):
+        monkeypatch.setattr(asked.served.texts.base, "tokenizer", None)
+        error = asked.post(path, json={"model": "base"} | body)
+        assert error.status_code == 400 and error.json()["error"]["code"] == "no_tokenizer", error.text
+        assert says in error.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "body, says",
+    [(b"[" * 9000, "nested too deeply"), (b'{"model": "\xff"}', "UTF-8"), (DIGITS[0], "thousands of digits")],
+)
+def test_a_body_that_is_not_read_is_told_why(llm, body, says):
+    error = llm.post("/v1/completions", content=body, headers=JSON).json()["error"]
+    assert says in error["message"] and error["code"] == "invalid_json"
+    assert says == "UTF-8" or "compressed" not in error["message"]
 
 
 def test_an_unknown_model_is_told_those_there_are(llm):
