@@ -21,7 +21,7 @@ from dts.nn.layers.kept import ABSENT, Kept, alone
 from dts.nn.layers.kept_values import FIELDS, Fields, copied, unchanged, written
 from dts.nn.layers.layer_deltas import LayerDeltas
 from dts.nn.layers.read import read
-from dts.nn.parallel.bind import bind
+from dts.nn.layers.wrapped import bind
 from dts.nn.parallel.split import local_shape, split_of
 from dts.nn.routing import RoutingState, tracing
 from dts.sites import is_distributed, parameter_shape, raw
@@ -358,7 +358,7 @@ def adopt(module: nn.Module, layer: type[L], deltas: LayerDeltas) -> L:
             f"class ({error}): load the base without what made it one, or leave these layers as they were"
         ) from error
     adopted.dts = deltas
-    bind(adopted)
+    bind(adopted, base)
     return adopted
 
 
@@ -366,8 +366,9 @@ def release(module: nn.Module) -> nn.Module:
     """Turn a DTS layer back into its base layer, in place."""
     if isinstance(module, Layer):
         released: Any = module
-        released.__class__ = base_class(module)
+        released.__class__ = base = base_class(module)
         del released.dts
+        bind(released, base)
     return module
 
 

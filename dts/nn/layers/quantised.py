@@ -33,10 +33,12 @@ class _Prepared(Layer):
     dts_splits = False
 
     def base_forward(self, *args: Any, **kwargs: Any) -> Any:
+        if tracing():
+            return super().base_forward(*args, **kwargs)
         given = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, Tensor)]
         # what is not done in training, or where gradients are wanted, is done later
         kind = self.training, torch.is_grad_enabled(), *((x.dtype, x.device, x.requires_grad) for x in given)
-        if tracing() or kind in self.dts.prepared:
+        if kind in self.dts.prepared:
             return super().base_forward(*args, **kwargs)
         with _preparing:
             result = super().base_forward(*args, **kwargs)

@@ -111,6 +111,7 @@ def test_offloaded_weights(setting, how, order, tmp_path):
     torch.testing.assert_close(one(IDS, tasks=["a", "b"]).logits, wanted, atol=2e-3, rtol=0)
     torch.testing.assert_close(one(IDS[:1], tasks="b").logits, twins["b"](IDS[:1]).logits, atol=2e-3, rtol=0)
     torch.testing.assert_close(one(IDS).logits, base(IDS).logits, atol=1e-5, rtol=0)
+    assert not one.status()["grouped"]  # hooks call the forward that the layer has now
     with pytest.raises(ValueError, match="offloaded.*dts apply"):
         one.merge_and_unload("a")
 
