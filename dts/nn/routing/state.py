@@ -60,17 +60,16 @@ class RoutingState:
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles have no calls under way."""
-        return vars(self) | {
-            "_open": [],
-            "traced": self.chosen,
-            "_last": None,
-            "owner": None,
-            "graphs": weakref.WeakSet(),
-        }
+        own = vars(self) | {"_open": [], "traced": self.chosen, "_last": None, "owner": None}
+        del own["graphs"]  # weak, which is not pickled
+        return own
+
+    def __setstate__(self, own: dict[str, Any]) -> None:
+        vars(self).update(own, graphs=weakref.WeakSet())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RoutingState:
         made = memo[id(self)] = object.__new__(type(self))
-        vars(made).update(copy.deepcopy(self.__getstate__() | {"origin": None}, memo))
+        made.__setstate__(copy.deepcopy(self.__getstate__() | {"origin": None}, memo))
         first = self.origin or self
         owner = None if first.owner is None else first.owner()
         if owner is not None and id(owner) not in memo:
