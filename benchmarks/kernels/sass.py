@@ -23,26 +23,30 @@ from pathlib import Path
 import torch
 
 from dts_kernels import sample_table
+from dts_kernels.gpu.library_products import NUMBERS
 from dts_kernels.gpu.products import ROWS, registers, tile_constants
 from dts_kernels.gpu.sample_matrices import DENSE_COLUMNS, ROW_COLUMNS
 from dts_kernels.gpu.sample_products import ADDED, LAID_COLUMNS, MOST_ROWS, RUNS, Shape
 from dts_kernels.gpu.vectors import BLOCK
 
-ARCHITECTURES = (80, 87, 89, 90, 120)
+ARCHITECTURES = (80, 87, 89, 90, 100, 120)
 DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
-KERNELS = ("shrink", "expand", "base_expand", "dequantise", "reconstruct", "delta_rows", "combine_parts", "task_rows")
+KERNELS = ("shrink", "expand", "base_expand", "dequantise", "reconstruct", "delta_rows")
+AROUND = ("combine_parts", "task_rows", "round_t", "add_product")  # what is done to products and vectors
 SAMPLED = ("sampled_product", "sampled_dense", "sampled_rows", "lay", "add_parts")  # without levels
 ENCODING = {"sweep_chunk": "sweep"}  # of the encoder, in float32 whatever the dtype; and their files
 MODULES = {  # of kernels that are in another one's file
     "combine_parts": "shrink",
+    "round_t": "dequantise",
+    "add_product": "dequantise",
     "delta_rows": "reconstruct",
     "sampled_rows": "sampled_dense",
     "lay": "sampled_product",
     "add_parts": "sampled_product",
 }
-PLAIN = (*SAMPLED, *ENCODING, "combine_parts", "task_rows")  # kernels that know no levels
+PLAIN = (*SAMPLED, *ENCODING, *AROUND)  # kernels that know no levels
 ASM = "+asm"  # of the name of a kernel that decodes by inline assembly
-ALL = (*KERNELS, *SAMPLED, *ENCODING, "shrink" + ASM, "expand" + ASM)
+ALL = (*KERNELS, *AROUND, *SAMPLED, *ENCODING, "shrink" + ASM, "expand" + ASM)
 CONFIG = {"BLOCK_T": 16, "BLOCK_N": 128, "SPLIT": 1, "GROUPED": True, "ENTRIES": 16}
 
 
@@ -113,6 +117,16 @@ def signature(kernel: str, dtype: str, levels: bool, **overrides) -> tuple[dict,
     elif kernel == "combine_parts":
         arguments = {"parts": "*fp32", "t": pointer, "size": "i32"}
         constants = {"PARTS": 4, "BLOCK": 1024}
+    elif kernel in ("round_t", "add_product"):
+        task = {"scalars": "*fp32", "table": "*i64", "slots": "*i32"}
+        if kernel == "round_t":
+            arguments = {"t": "*fp32", **task, "weights": "*fp32", "place": "i32", "out": pointer}
+            arguments |= {"tasks": "i32", "width": "i32"}
+            constants = {"SCALE": True, "BLOCK": NUMBERS}
+        else:
+            arguments = {"product": "*fp32", **task, "place": "i32", "y": pointer, "out": pointer}
+            arguments |= {"tasks": "i32", "size": "i32"}
+            constants = {"ADD": True, "BLOCK": NUMBERS}
     elif kernel == "task_rows":
         names = ("tasks", "per_entry", "places", "width", "stride")
         vectors = {"stack": pointer, "slots": "*i32", "weights": "*fp32", "y": pointer, "out": pointer}

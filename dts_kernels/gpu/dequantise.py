@@ -1,4 +1,5 @@
-"""dequantise: a task's factors as dense matrices of its codes' values, and its numbers, for products with many rows."""
+"""dequantise: a task's factors as dense matrices of its codes' values, for products of the library with many rows; and
+what is done to these products."""
 
 import triton
 import triton.language as tl
@@ -53,10 +54,30 @@ def dequantise(
 
 
 @triton.jit
-def task_numbers(scalars, table, slots, place, sigma, scale, tasks, ranks, BLOCK: tl.constexpr):
-    """sigma [ranks] = sigma 2^e of the task slots[place], zeros beyond its rank; scale [1] = 2^-e, or 0 without a task.
-    Grid: ceil(ranks / BLOCK)."""
+def round_t(t, scalars, table, slots, weights, place, out, tasks, width, SCALE: tl.constexpr, BLOCK: tl.constexpr):
+    """out [rows, width] = round(t o gamma sigma 2^e) of the task slots[place], times 2^-e if SCALE, which is exact.
+
+    t float32 [rows, width] = x V; what is beyond the task's rank is 0.  Grid: (rows, ceil(width / BLOCK)).
+    """
     _, _, scalar, rank = find_task(table, tasks, tl.load(slots + place))
-    k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(sigma + k, tl.load(scalars + scalar + HEADER + k, mask=k < rank, other=0.0), mask=k < ranks)
-    tl.store(scale, tl.load(scalars + scalar, mask=rank > 0, other=0.0), mask=tl.program_id(0) == 0)
+    k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    at = tl.program_id(0).to(tl.int64) * width + k
+    inside = k < width
+    sigma = tl.load(scalars + scalar + HEADER + k, mask=k < rank, other=0.0) * tl.load(weights + place)
+    rounded = (tl.load(t + at, mask=inside, other=0.0) * sigma).to(out.dtype.element_ty)
+    if SCALE:
+        scale = tl.load(scalars + scalar, mask=rank > 0, other=0.0)
+        rounded = (rounded.to(tl.float32) * scale).to(out.dtype.element_ty)
+    tl.store(out + at, rounded, mask=inside)
+
+
+@triton.jit
+def add_product(product, scalars, table, slots, place, y, out, tasks, size, ADD: tl.constexpr, BLOCK: tl.constexpr):
+    """out [size] = round(y (if ADD) + 2^-e product), of the task slots[place].  Grid: ceil(size / BLOCK)."""
+    _, _, scalar, rank = find_task(table, tasks, tl.load(slots + place))
+    scale = tl.load(scalars + scalar, mask=rank > 0, other=0.0)
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.load(product + at, mask=at < size, other=0.0) * scale
+    if ADD:
+        total += tl.load(y + at, mask=at < size, other=0.0).to(tl.float32)
+    tl.store(out + at, total.to(out.dtype.element_ty), mask=at < size)

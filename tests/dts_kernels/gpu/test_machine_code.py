@@ -29,8 +29,8 @@ SHARED_BUDGET = {1: 16.2, 8: SAMPLED_BUDGET[8]}  # the same in kernels of tables
 
 
 # their compilers differ little from those of 80 and 120: `make machine-code` has them
-BETWEEN = [pytest.param(arch, marks=pytest.mark.machine_code) for arch in (87, 89)]
-OTHERS = [arch for arch in sass.ARCHITECTURES if arch not in (87, 89)]
+BETWEEN = [pytest.param(arch, marks=pytest.mark.machine_code) for arch in (87, 89, 100)]
+OTHERS = [arch for arch in sass.ARCHITECTURES if arch not in (87, 89, 100)]
 
 
 @pytest.fixture(scope="module")

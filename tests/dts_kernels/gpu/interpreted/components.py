@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import dts_kernels as kernels
 from dts_kernels import dispatch, reference
@@ -68,6 +69,68 @@ def test_many_rows_in_bfloat16_are_rounded_once(entries, with_y, size):
     wanted = truth(x, made, routing, y)
     assert got.dtype == torch.bfloat16 and error(got, wanted) < 4e-3
     assert (got[:3].double() - wanted[:3]).norm() < 4e-3 * wanted[:3].norm()
+
+
+@pytest.mark.parametrize("slot", [2, 5, -1, 9, 2**31 - 1, -(2**31)])
+@pytest.mark.parametrize(
+    "dtype,scaled", [(torch.float32, False), (torch.float16, False), (torch.bfloat16, True)], ids=str
+)
+def test_t_is_rounded_once_and_nothing_without_a_task(slot, scaled, dtype):
+    """A power of two then leaves it exact; what lies beyond the task's rank is 0 whatever the product has there."""
+    made, routing = (
+        bank(),
+        kernels.Routing(torch.tensor([[0], [slot]], dtype=torch.int32), torch.tensor([[9.0], [0.7]])),
+    )
+    operands = made.operands(routing)
+    wide = torch.randn(5, made.max_rank)
+    slots, gammas = routing.slots.flatten(), routing.weights.flatten()
+    got = library_products.round_t(wide, operands, slots, gammas, 1, dtype, scaled)
+    wanted = torch.zeros(5, made.max_rank, dtype=dtype)
+    if slot == 2:
+        sigma = made.factors(2).sigma
+        exponent = reference.range_exponent(made.factors(2))
+        wanted[:, : len(sigma)] = (wide[:, : len(sigma)] * (sigma * 2.0**exponent * 0.7)).to(dtype)
+        wanted = (wanted.float() * 2.0**-exponent).to(dtype) if scaled else wanted
+    rtol = {torch.float32: 3e-7, torch.float16: 2**-10, torch.bfloat16: 2**-7}[dtype]  # a step, as products may differ
+    torch.testing.assert_close(got, wanted, rtol=rtol, atol=0)
+
+
+@pytest.mark.parametrize("with_y", [False, True])
+@pytest.mark.parametrize("entries", [[2], [2, None, 0], [{0: 0.5, 2: 2.0}], [9, 2, -1]], ids=str)
+def test_library_products_leave_what_they_were_given(entries, with_y, dtype):
+    """But for a base's product of their own, which they add to."""
+    made, routing = bank(), kernels.Routing.of(entries)
+    x, weight = torch.randn(3 * len(entries), IN).to(dtype), (torch.randn(OUT, IN) / 12).to(dtype)
+    y = torch.randn(len(x), OUT).to(dtype) if with_y else None
+    kept = None if y is None else y.clone()
+    got = library_products.delta_linear(x, y, made.operands(routing), False)
+    assert error(got, truth(x, made, routing, y)) < TOLERANCE[dtype]
+    assert y is None or torch.equal(y, kept)
+    whole = library_products.linear(x, weight, None, made.operands(routing))
+    assert error(whole, truth(x, made, routing, x.double() @ weight.double().T)) < TOLERANCE[dtype]
+
+
+def test_a_long_prompt_in_bfloat16_is_few_launches(monkeypatch):
+    """The base, two factors, x V, t, and one product that adds: none more, and no copy of y."""
+    found, made, routing = [], bank(), kernels.Routing.of([2])
+    for name in ("dequantise", "round_t", "wide_mm"):
+        real = getattr(library_products, name)
+        monkeypatch.setattr(library_products, name, lambda *a, name=name, real=real: found.append(name) or real(*a))
+    x, weight = torch.randn(4, IN).bfloat16(), torch.randn(OUT, IN).bfloat16()
+
+    class Ops(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            found.append(func.name())
+            return func(*args, **(kwargs or {}))
+
+    operands = made.operands(routing)
+    with Ops():
+        library_products.linear(x, weight, None, operands)
+    computing = [
+        name for name in found if not any(part in name for part in ("empty", "view", "slice", "alias", "::t", "fill"))
+    ]
+    assert computing.count("aten::addmm_") == 1 and "aten::clone" not in computing and "aten::mul" not in computing
+    assert [name for name in computing if "::" not in name] == ["dequantise", "dequantise", "wide_mm", "round_t"]
 
 
 @pytest.mark.parametrize("levels", [False, True], ids=["codes", "levels"])

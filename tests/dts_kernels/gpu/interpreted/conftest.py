@@ -1,12 +1,15 @@
 """Dtypes, memory that nobody has written, and the interpreter's own patches.
 
-bf16 is left out of `tl.dot`, which the interpreter has wrong in some versions: sampled elements have none.
+bf16 is left out of `tl.dot`, which the interpreter has wrong in some versions: sampled elements have none, and products
+of the library are not its.
 """
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+import triton.language as tl
 from triton.runtime import interpreter
 
 
@@ -49,6 +52,23 @@ def nothing_in_vain():
     interpreter._get_np_dtype = once
     yield
     builder.options, interpreter._get_np_dtype = options, dtype_of
+
+
+@pytest.fixture(scope="session", autouse=True)
+def bfloat16_is_rounded():
+    """To the nearest number, as a GPU does it: the interpreter cuts a float32's lower half off."""
+    convert = interpreter._convert_float
+
+    def rounding(numbers, before, after, mode):
+        if (before, after) != (tl.float32, tl.bfloat16):
+            return convert(numbers, before, after, mode)
+        bits = numbers.view(np.uint32).astype(np.uint64)
+        rounded = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+        return np.where(np.isnan(numbers), np.uint16(0x7FC0), rounded)
+
+    interpreter._convert_float = rounding
+    yield
+    interpreter._convert_float = convert
 
 
 @pytest.fixture(autouse=True)
