@@ -1,4 +1,4 @@
-"""Which device is meant by a name, and whether it is there: one rule, in one wording, for all that takes one."""
+"""Which device is meant by a name, whether it is there, and has room: one rule, in one wording, for all that asks."""
 
 from typing import Any
 
@@ -33,6 +33,13 @@ def device_named(name: Any, here: bool = True) -> torch.device:
     if found.type == "cuda" and (found.index or 0) >= _cuda():
         raise ValueError(f"device {str(name)!r}: CUDA devices here are numbered from 0 to {_cuda() - 1}")
     return found
+
+
+def no_memory(error: BaseException) -> bool:
+    """Whether an error says that a device, or this machine, had no room: of CPUs PyTorch has no class for it."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 def _cuda() -> int:

@@ -43,6 +43,7 @@ EPILOG = (
 )
 DEBUG = ("--debug", "--traceback")  # two words for one thing, the second of earlier versions
 PIPE_CLOSED, INTERRUPTED = 128 + 13, 130  # as a shell has them
+NO_MEMORY = "not enough memory ({}): end other programs, take a smaller model, or see what it needs with dts plan"
 _BAD_INPUT = (ValueError, LookupError, OSError, ImportError, NotImplementedError)
 
 
@@ -55,6 +56,13 @@ class Verbs(TyperGroup):
         self.json = "--json" in args
         self.empty = _empty(args)
         return super().main([word for word in args if word not in DEBUG], *more, **rest)
+
+    def make_context(self, *args, **extra):
+        try:
+            return super().make_context(*args, **extra)
+        except Exception as error:  # wrong usage before any verb
+            self._as_json(error)
+            raise
 
     def invoke(self, context):
         try:
@@ -73,11 +81,17 @@ class Verbs(TyperGroup):
             raise
         except Exception as error:
             if hasattr(error, "exit_code"):  # typer's own: Exit, wrong usage
-                if self.json and hasattr(error, "format_message"):
-                    print(json.dumps({"error": error.format_message(), "exit_code": error.exit_code}))
+                self._as_json(error)
                 raise
+            if _no_memory(error):
+                error = MemoryError(NO_MEMORY.format(next(iter(str(error).splitlines()), "") or "none was left"))
+                self._report(error, BAD_INPUT)
             code = BAD_INPUT if isinstance(error, _BAD_INPUT) else UNEXPECTED
             self._report(error, getattr(error, "cli_code", code))
+
+    def _as_json(self, error: Exception):
+        if self.json and hasattr(error, "format_message"):
+            print(json.dumps({"error": error.format_message(), "exit_code": getattr(error, "exit_code", BAD_INPUT)}))
 
     def _report(self, error: Exception, code: int):
         message = message_of(error)
@@ -89,6 +103,15 @@ class Verbs(TyperGroup):
             with suppress(OSError):  # of a full disk, perhaps the very error; stderr has it
                 print(json.dumps({"error": message, "exit_code": code}), flush=True)
         raise typer.Exit(code) from error
+
+
+def _no_memory(error: Exception) -> bool:
+    """Without importing PyTorch, where it is not what there was no room for."""
+    if "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from dts.devices import no_memory
+
+    return no_memory(error)
 
 
 def _here() -> None:
@@ -151,6 +174,7 @@ def main():
     # before torch is imported: threads that spin while they wait make compression several times slower as soon as
     # another program uses a core
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    _standard()
     signal.signal(signal.SIGTERM, _terminated)
     if sys.stdout is None:  # closed, as by >&-
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  for as long as the process lasts
@@ -164,6 +188,14 @@ def main():
         sys.exit(_flushed(PIPE_CLOSED))
     except KeyboardInterrupt:  # while a verb's own modules were being imported, or what it had begun was removed
         sys.exit(_flushed(INTERRUPTED))
+
+
+def _standard() -> None:
+    """No file gets the number of a standard stream that is closed (``2>&-``): what libraries write there would be in
+    it."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
 
 
 def _terminated(number, frame):

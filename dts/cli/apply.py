@@ -5,7 +5,20 @@ from typing import Annotated
 
 import typer
 
-from dts.cli.common import DryRun, Json, Overwrite, Revision, at, bytes_text, counts_text, emit, output, progress_bar
+from dts.cli.common import (
+    DryRun,
+    Json,
+    Overwrite,
+    Revision,
+    at,
+    bytes_text,
+    counts_text,
+    emit,
+    foretell,
+    output,
+    progress_bar,
+)
+from dts.files import expanded
 
 
 def apply(
@@ -21,7 +34,7 @@ def apply(
     import dts
     from dts.adapter import write_checkpoint
     from dts.adapter.accounting import of_model
-    from dts.adapter.apply import base_of
+    from dts.adapter.apply import base_of, check_target
     from dts.adapter.code import code_files
 
     base = at(base, revision)
@@ -29,6 +42,7 @@ def apply(
     opened = base_of(loaded, base)
     model = loaded.on(opened)
     account = of_model(loaded, opened, model)
+    foretell(dry_run, lambda: check_target(expanded(out), opened, loaded, overwrite))
     if not dry_run:
         with progress_bar(f"Writing {out}", in_bytes=True) as progress:
             write_checkpoint(opened, loaded, out, overwrite=overwrite, progress=progress)

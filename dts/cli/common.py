@@ -31,6 +31,7 @@ from dts.files import expanded, in_words
 from dts.sizes import bytes_text as bytes_text  # verbs have them from here
 from dts.sizes import parse_bytes as parse_bytes
 from dts.sizes import parse_size as parse_size
+from dts.warn import warn
 
 WIDE = 4096  # characters of a line that no terminal shows
 OK, CHECK_FAILED, BAD_INPUT, UNEXPECTED = 0, 1, 2, 3
@@ -252,6 +253,15 @@ def message_of(error: Exception) -> str:
     if isinstance(error, OSError):
         return in_words(error)
     return str(error) or type(error).__name__
+
+
+def foretell(dry_run: bool, check: Callable[[], None]) -> None:
+    """Of a dry run: what would keep it from being written is said. It stops nothing, as sizes may be asked of any."""
+    if dry_run:
+        try:
+            check()
+        except OSError as error:
+            warn(f"without --dry-run nothing would be written: {in_words(error)}")
 
 
 def counts_text(account: dict) -> str:

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,7 @@ from dts.cli.common import (
     Vocabulary,
     at,
     emit,
+    foretell,
     list_of,
     of_state,
     output,
@@ -34,6 +36,7 @@ from dts.cli.inspect import account_of, summary
 from dts.cli.names import named
 from dts.cli.route import statistics, tokenizer_of
 from dts.cli.several import follow, recipe_of
+from dts.files import expanded
 
 if TYPE_CHECKING:
     from dts.ray.cluster import Cluster
@@ -229,6 +232,7 @@ def compress(
             "--methods lists the methods"
         )
     import dts
+    from dts.adapter.folder import check_out
 
     base = at(base, revision)
     finetuned = [of_state(at(source, finetuned_revision), state) for source in finetuned]
@@ -270,6 +274,7 @@ def compress(
     results = []
     for task, source in named(finetuned).items():
         folder = out / task if len(finetuned) > 1 else out
+        foretell(dry_run, partial(check_out, expanded(folder), overwrite))
         with progress_bar(f"{'Predicting' if dry_run else 'Compressing'} {source}", in_bytes=True) as progress:
             adapter = dts.compress(
                 base,

@@ -8,7 +8,19 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from dts.cli.common import DryRun, Json, Revision, at, bytes_text, counts_text, emit, output, progress_bar, said
+from dts.cli.common import (
+    DryRun,
+    Json,
+    Revision,
+    at,
+    bytes_text,
+    counts_text,
+    emit,
+    foretell,
+    output,
+    progress_bar,
+    said,
+)
 from dts.files import expanded
 
 
@@ -39,6 +51,7 @@ def merge(
     """Merge fine-tunes into one model that transformers loads, one tensor at a time."""
     from dts.merge import METHODS
     from dts.merge import merge as merge_models
+    from dts.merge.folder import check_merged
     from dts.merge.registry import method as method_named
 
     if methods:
@@ -53,6 +66,7 @@ def merge(
         raise ValueError(f"--option {', '.join(own)}: of no method; --base, --out, --seed and --dry-run say theirs")
     accounts: list = []
     with progress_bar(f"Merging by {method}") as progress:
+        foretell(dry_run, lambda: check_merged(expanded(out)))
         merged = merge_models(
             base,
             finetuned,

@@ -14,6 +14,7 @@ from dts.cli.common import (
     Revision,
     at,
     emit,
+    foretell,
     list_of,
     listing,
     output,
@@ -22,6 +23,7 @@ from dts.cli.common import (
     said,
 )
 from dts.cli.inspect import account_of, summary, summary_table
+from dts.files import expanded
 
 OF_THE_ADAPTER = ("name", "size", "base", "head", "revision", "overwrite")  # which no weight depends on
 
@@ -90,6 +92,7 @@ def mix(
 ):
     """Mix adapters by the meaning of a new task's class names, and show why."""
     import dts
+    from dts.adapter.folder import check_out
     from dts.checkpoint import open_checkpoint
     from dts.evaluate.models import quiet
 
@@ -130,6 +133,7 @@ def mix(
         head = head_of(head, opened, weights, source, list_of(classes))
     result = {"weights": dict(weights), "similarities": rows, "written": out is not None and not dry_run}
     if out is not None:
+        foretell(dry_run, lambda: check_out(expanded(out), overwrite))
         with progress_bar("Mixing", in_bytes=True) as progress, quiet() if head else nullcontext():
             mixture = dts.unseen.mix(
                 opened,

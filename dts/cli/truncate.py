@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from dts.cli.common import DryRun, Json, Overwrite, bytes_text, emit, output, parse_size
+from dts.cli.common import DryRun, Json, Overwrite, bytes_text, emit, foretell, output, parse_size
 from dts.cli.inspect import summary, summary_table
+from dts.files import expanded
 
 
 def truncate(
@@ -24,12 +25,14 @@ def truncate(
 ):
     """Keep the leading components of every matrix, or a smaller sketch of it: any smaller size from one adapter."""
     import dts
+    from dts.adapter.folder import check_out
     from dts.warn import warn
 
     whole = dts.Adapter.load(adapter)
     smaller = whole.truncate(**parse_size(size))
     if smaller.nbytes >= whole.nbytes:
         warn(f"{adapter} has {bytes_text(whole.nbytes)} already: nothing is left out for {size}")
+    foretell(dry_run, lambda: check_out(expanded(out), overwrite))
     if not dry_run:
         smaller.save(out, overwrite=overwrite)
     result = summary(smaller) | {"folder": str(out), "from_bytes": whole.nbytes, "written": not dry_run}

@@ -37,7 +37,7 @@ def write_folder(
     A model in several modules (sentence-transformers) is written as one, each module's weights in its own folder.
     """
     reference = sources.reference
-    with building(out, lambda: check_place(out, False, "empty", lambda folder: False)) as place:
+    with building(out, lambda: check_merged(out)) as place:
         partial = place.fresh()
         write_modules(modules_of(reference), partial)
         for inner, names in by_part(reference, list(layout)).items():
@@ -64,6 +64,11 @@ def write_folder(
         watch.check()
         place.finish()
     return out
+
+
+def check_merged(out: Path) -> None:
+    """Raises FileExistsError for a folder that holds anything."""
+    check_place(out, False, "empty", lambda folder: False)
 
 
 def _copy(folder: Path, to: Path) -> None:

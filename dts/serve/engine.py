@@ -13,8 +13,7 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-import torch
-
+from dts.devices import no_memory
 from dts.nn import DTSModel
 from dts.nn.layers import Layer
 from dts.serve.answer import Answer
@@ -379,6 +378,6 @@ def in_words(error: Exception, request: str) -> Refused:
     if isinstance(error, ValueError):
         return Refused(str(error).partition("\n")[0])
     log.error("request %s failed", request, exc_info=error)
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    if no_memory(error):
         return Refused("not enough memory for this request now", 503, "out_of_memory", retry_after=5)
     return Refused(f"internal error: the server's log has it under {request}", 500, "internal_error")

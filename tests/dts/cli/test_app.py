@@ -153,3 +153,35 @@ def test_a_standard_output_that_is_closed_is_no_crash(monkeypatch):
     with pytest.raises(SystemExit) as done:
         main()
     assert not done.value.code
+
+
+@pytest.mark.parametrize("words", [("--nothing", "list", "."), ("nothing",), ("list", "--nothing"), ("export",)])
+def test_wrong_usage_of_any_word_is_json_too(dts, words):
+    wrong = dts(*words, "--json")
+    assert wrong.exit_code == 2 and json.loads(wrong.stdout)["exit_code"] == 2
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: 9 bytes"),
+    ],
+)
+def test_too_little_memory_is_told_with_a_way_on(dts, monkeypatch, error):
+    def examine():
+        raise error
+
+    monkeypatch.setattr("dts.cli.doctor.examine", examine)
+    wrong = dts("doctor", "--json")
+    assert wrong.exit_code == 2 and "not enough memory" in wrong.stderr and "Unexpected" not in wrong.stderr
+    assert "dts plan" in json.loads(wrong.stdout)["error"]
+
+
+def test_no_file_gets_the_number_of_a_closed_standard_stream(tmp_path):
+    """Libraries write to it, whatever it is."""
+    code = (
+        "import os\nfrom dts.cli.app import _standard\nfor n in range(3): os.close(n)\n_standard()\n"
+        f"os._exit(os.open({str(tmp_path / 'file')!r}, os.O_CREAT | os.O_WRONLY))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 3
