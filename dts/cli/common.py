@@ -26,7 +26,6 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from dts.checkpoint.errors import some
 from dts.files import expanded, in_words
 from dts.sizes import bytes_text as bytes_text  # verbs have them from here
 from dts.sizes import parse_bytes as parse_bytes
@@ -216,6 +215,8 @@ def list_of(text: str | None) -> list[str] | None:
     if not (found := [item.strip() for item in items if item.strip()]):
         raise ValueError(f"{text!r} names nothing: write 'a, b, c', or @file with a name a line")
     if twice := sorted({name for name in found if found.count(name) > 1}):
+        from dts.checkpoint.errors import some
+
         raise ValueError(f"{some(twice)} is named more than once: give each name once")
     return found
 
