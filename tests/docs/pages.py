@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = (".", "docs", "docs/reference", "examples", "benchmarks/quality", "benchmarks/results/*")
 PAGES = sorted({path for folder in FOLDERS for path in ROOT.glob(f"{folder}/*.md")})
 
-_FENCE = re.compile(r"(?:<!-- run: (?P<run>[\w ]+) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
+_FENCE = re.compile(r"(?:<!-- run: (?P<run>[\w. ]+) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
 _LINK = re.compile(r"\]\((?P<target>[^)\s]+)\)")
 
 

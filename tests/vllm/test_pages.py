@@ -16,15 +16,19 @@ SMALL = ("--dtype", "float32", "--max-model-len", "128", "--max-num-seqs", "8", 
 
 
 def lines() -> list[str]:
+    """Of the section on vLLM, and before them those that make its models."""
     page = [block.text for block in blocks(ROOT / "docs" / "deploy.md") if block.language == "bash"]
     page = [line for text in page if text not in on_ray() for line in text.splitlines()]
-    return [line for line in page if any(words in line for words in ("chat/", "chat.py", '"prompt": "Once"'))]
+    first = next(index for index, line in enumerate(page) if "VLLM" in line)
+    made = [line for line in page[:first] if line.startswith(("python examples/chat.py", "dts compress chat/"))]
+    return made + [line for line in page[first:] if "api_server" in line or '"prompt": "Once"' in line]
 
 
 def test_the_page_does_what_it_says(tmp_path):
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     commands = lines()
     assert sum("api_server" in line for line in commands) == 3 and sum("curl" in line for line in commands) == 2
+    assert len(commands) == 7
     port, server, log, answers = free_port(), None, tmp_path / "log", []
     try:
         for line in commands:

@@ -292,35 +292,48 @@ def test_the_page_does_what_it_says(tmp_path, monkeypatch):
         pytest.skip("needs curl")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    (tmp_path / "admin").write_text("an admin key, 1234\n")
-    lines = [line for block in blocks(ROOT / "docs" / "deploy.md") for line in block.text.splitlines()]
-    lines = list(takewhile(lambda line: "chat.py" not in line, lines))  # then vLLM, which tests/vllm runs
+    page = takewhile(
+        lambda block: "VLLM" not in block.text, blocks(ROOT / "docs" / "deploy.md")
+    )  # tests/vllm runs the rest
+    lines = [line for block in page for line in ([block.text] if block.run else block.text.splitlines())]
     run = lambda words: subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment)  # noqa: E731
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    port, server, answers = free_port(), None, []
+    port, server, answers, ran = free_port(), None, [], []
     try:
         for line in lines:
-            words = shlex.split(line.replace("8000", str(port)))
+            line = line.replace("8000", str(port))
+            words = shlex.split(line) if "\n" not in line else [line]
             if words[:2] == ["dts", "serve"]:
-                words = [sys.executable, "-m", "dts", *words[1:], "--admin-keys", "admin"]
+                stopped(server)
+                words = [sys.executable, "-m", "dts", *words[1:]]
                 server = subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL)
                 while run(["curl", "-sf", f"http://127.0.0.1:{port}/ready"]).returncode:
                     assert server.poll() is None
                     time.sleep(0.2)
-            elif words and words[0] == "python":
-                done = run([sys.executable, *words[1:]])
+            elif "import OpenAI" in words[0]:
+                done = run([sys.executable, "-c", line])
+                assert done.returncode == 0 and done.stdout == " there w", done
+                ran.append("OpenAI")
+            elif words[0] in ("python", "echo"):
+                done = run([sys.executable, *words[1:]] if words[0] == "python" else ["bash", "-c", line])
                 assert done.returncode == 0, done.stderr
-            elif words and words[0] == "dts":
+            elif words[0] == "dts":
                 done = CliRunner().invoke(app, words[1:], prog_name="dts")
                 assert done.exit_code == 0, done.output
-            elif words and words[0] == "curl":
+            elif words[0] == "curl":
                 answers.append(run(words).stdout)
-        assert len(answers) == 6 and not any('"error"' in answer for answer in answers), answers
-        found = [json.loads(answer) for answer in (*answers[:4], answers[5])]
+        assert len(answers) == 7 and ran == ["OpenAI"] and not any('"error"' in one for one in answers), answers
+        found = [json.loads(answer) for answer in (*answers[:4], answers[6])]
+        streamed = [json.loads(one) for one in re.findall(r"data: (\{.*)", answers[5])]
+        assert "".join(one["choices"][0]["text"] for one in streamed) == " a mouse"
         assert [one["id"] for one in found[0]["data"]] == ["base", "mood", "topic"]
         assert found[1]["data"][0]["label"] == "sad" and found[2]["data"][0]["label"] == "science"
         assert found[4]["pinned"] == ["mood"] and "dts:num_requests_running" in answers[4]
     finally:
-        if server is not None:
-            server.send_signal(signal.SIGTERM)
-            assert server.wait(60) == 0
+        stopped(server)
+
+
+def stopped(server: subprocess.Popen | None) -> None:
+    if server is not None:
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(60) == 0
