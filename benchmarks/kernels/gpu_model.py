@@ -5,7 +5,8 @@
 A Llama of 1.1 B parameters with random weights; decoding a token a row with 1, 8 and 32 rows of one task and of all
 tasks in turn, prefill of 512 and 2,048 tokens, eagerly and in CUDA graphs, for components and sketches of .5 and 1 % of
 the base in float32.  Then the time and memory of loading a task, and of switching.  Rows of a mixed batch are first
-compared with the same rows alone.  LoRA has the bytes of the components at .5 % (two bytes an element).  Writes
+compared with the same rows alone.  LoRA has the bytes of the components at .5 % (two bytes an element), or their rank;
+"grouped" is two batched products a layer in place of PEFT's loop, "dense models" the base once a task.  Writes
 model.json and model.png to OUT/<gpu>/ after every step.  Ratios are to the base in the same mode with as many rows.
 """
 
@@ -16,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -136,6 +138,7 @@ class Report:
         self.folder, self.gpu, self.deadline = folder, gpu, deadline
         self.rows: list[dict] = []
         self.left_out: list[str] = []
+        self.failed: list[str] = []
 
     def add(self, **row) -> None:
         self.rows.append(row)
@@ -151,6 +154,15 @@ class Report:
             row = {"what": what, "mode": mode, **about, "ms": found}
             self.add(**row, **({"failed": why} if why else {}), ratio=found / base if found and base else None)
 
+    def attempt(self, what: str, measure: Callable[[], None]) -> None:
+        """What is wrong, or does not fit, costs no other measurement."""
+        try:
+            measure()
+        except (AssertionError, RuntimeError, ValueError) as failure:
+            self.failed.append(f"{what}: {failure}"[:400])
+            print(self.failed[-1], file=sys.stderr)
+        self.write()
+
     def late(self, what: str) -> bool:
         """Is there no time for this any more?"""
         if time.monotonic() > self.deadline:
@@ -159,7 +171,8 @@ class Report:
 
     def write(self) -> None:
         if self.folder is not None:
-            found = {"gpu": self.gpu, "torch": torch.__version__, "not_measured": self.left_out, "rows": self.rows}
+            found = {"gpu": self.gpu, "torch": torch.__version__, "not_measured": [*self.failed, *self.left_out]}
+            found["rows"] = self.rows
             write_text(self.folder / "model.json", json.dumps(found, indent=1) + "\n")
 
 
@@ -182,8 +195,17 @@ def of_base(model: nn.Module, given: list[torch.Tensor], report: Report, clock: 
 
 def of_kind(model: nn.Module, kind: str, budget: float, given, report: Report, clock: Clock, device: str) -> None:
     """Loads tasks of one kind and size, checks them, times them, and gives the model back as it was."""
-    about = {"kind": kind, "budget": budget}
     ours, before = DTSModel(model), clock.memory()
+    try:
+        _of_tasks(ours, kind, budget, given, report, clock, device, before)
+    finally:
+        ours.merge_and_unload(None)  # the base as it was
+
+
+def _of_tasks(
+    ours: DTSModel, kind: str, budget: float, given, report: Report, clock: Clock, device: str, before: int
+) -> None:
+    about, model = {"kind": kind, "budget": budget}, ours.model
     made = [task(model, kind, budget, seed, device) for seed in range(TASKS)]
     made_memory, start = clock.memory(), time.perf_counter()
     for i, entries in enumerate(made):
@@ -210,17 +232,53 @@ def of_kind(model: nn.Module, kind: str, budget: float, given, report: Report, c
                 error = ((mixed[row : row + 1].float() - alone.float()).norm() / alone.float().norm()).item()
                 assert error <= TOLERANCE, f"row {row} of a mixed batch differs from itself alone by {error:.2e}"
             report.time("a task a row", run, clock, **about, **sizes)
-    ours.merge_and_unload(None)  # the base as it was
 
 
-def of_lora(model: nn.Module, given: list[torch.Tensor], report: Report, clock: Clock) -> None:
+def of_dense(model: nn.Module, given: list[torch.Tensor], report: Report, clock: Clock) -> None:
+    """A model a task, each with its rows: the base in the place of all, whose weights no cache keeps."""
+    for ids in given:
+        if ids.shape[0] > 1:
+            blocks = [ids[i::TASKS] for i in range(min(TASKS, ids.shape[0]))]
+            run = lambda blocks=blocks: [model(input_ids=block, use_cache=False).logits for block in blocks]  # noqa: E731
+            sizes = {"batch": ids.shape[0], "tokens": ids.shape[1]}
+            report.time("a task a row", run, clock, kind="dense models", **sizes)
+
+
+def in_groups(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """x a b of each row's task, tasks in turn: x [batch, tokens, n], a [tasks, n, rank], b [tasks, rank, m]."""
+    tasks = min(len(a), x.shape[0])
+    rows = x.unflatten(0, (-1, tasks)).transpose(0, 1)  # [tasks, rows of each, tokens, n]
+    out = torch.bmm(torch.bmm(rows.flatten(1, 2), a[:tasks]), b[:tasks])
+    return out.unflatten(1, rows.shape[1:3]).transpose(0, 1).flatten(0, 1)
+
+
+def of_grouped(model: nn.Module, given: list[torch.Tensor], report: Report, clock: Clock, rank: int) -> None:
+    """LoRA as two batched products over the tasks."""
+    hooks = []
+    for name, module in model.named_modules():
+        if f"{name}.weight" in matrices(model):
+            like = module.weight
+            a = 1e-3 * torch.randn(TASKS, module.in_features, rank, dtype=like.dtype, device=like.device)
+            b = 1e-3 * torch.randn(TASKS, rank, module.out_features, dtype=like.dtype, device=like.device)
+            hooks.append(module.register_forward_hook(lambda _, x, y, a=a, b=b: y + in_groups(x[0], a, b)))
+    try:
+        for ids in given:
+            if ids.shape[0] > 1:
+                run = lambda ids=ids: model(input_ids=ids, use_cache=False).logits  # noqa: E731
+                sizes = {"batch": ids.shape[0], "tokens": ids.shape[1], "kind": f"grouped LoRA of rank {rank}"}
+                report.time("a task a row", run, clock, **sizes)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def of_lora(model: nn.Module, given: list[torch.Tensor], report: Report, clock: Clock, rank: int) -> None:
     """PEFT's, which has a loop over the tasks for mixed rows."""
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
         report.left_out.append("LoRA: peft is not installed")
         return
-    rank = rank_of(model, KINDS[0][1], bits=16)
     config = LoraConfig(r=rank, target_modules=list(LORA), init_lora_weights=False)
     peft = get_peft_model(model, config, adapter_name="t0")
     for i in range(1, TASKS):
@@ -242,11 +300,18 @@ def run(size: Size, device: str, report: Report, clock: Clock) -> None:
         model, given = llama(size, device), inputs(size, device)
         report.add(what="model", parameters=sum(p.numel() for p in model.parameters()), tasks=TASKS)
         of_base(model, given, report, clock)
-        for i, (kind, budget) in enumerate(KINDS):
-            if not report.late(f"{kind} at {budget:.1%}"):
-                of_kind(model, kind, budget, given, report, clock, device)
-            if i == 0 and not report.late("LoRA"):
-                of_lora(model, given, report, clock)
+        kinds = [
+            (f"{kind} at {budget:.1%}", partial(of_kind, model, kind, budget, given, report, clock, device))
+            for kind, budget in KINDS
+        ]
+        equal_bytes, equal_rank = (rank_of(model, KINDS[0][1], bits) for bits in (16, 2))
+        others = [("dense models", partial(of_dense, model, given, report, clock))]
+        for rank in (equal_bytes, equal_rank):
+            others.append((f"grouped LoRA of rank {rank}", partial(of_grouped, model, given, report, clock, rank)))
+            others.append((f"LoRA of rank {rank}", partial(of_lora, model, given, report, clock, rank)))
+        for name, measure in [*kinds[:1], *others[:3], *kinds[1:], *others[3:]]:  # most telling first
+            if not report.late(name):
+                report.attempt(name, measure)
 
 
 def plot(rows: list[dict], path: Path) -> None:
@@ -278,23 +343,26 @@ def _name(row: dict) -> str:
     return row["kind"] + (f" {row['budget']:.1%}" if "budget" in row else "")
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(
+    arguments: list[str] | None = None, device: str = "cuda", clock: Clock | None = None, size: Size | None = None
+) -> int:
+    """device, clock, size: of a rehearsal, so that nothing is found out on a card that a test could have told."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=170, help="start nothing new after so long")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args(arguments)
-    if not torch.cuda.is_available():
+    if device == "cuda" and not torch.cuda.is_available():
         print("not measured: this needs a CUDA device", file=sys.stderr)
         return 1
-    name = torch.cuda.get_device_name()
+    name = torch.cuda.get_device_name() if device == "cuda" else f"rehearsal on {device}"
     folder = options.out / slug(name)
     folder.mkdir(parents=True, exist_ok=True)
     report = Report(folder, name, time.monotonic() + options.seconds)
-    run(Size(), "cuda", report, Clock())
+    run(size or Size(), device, report, clock or Clock())
     report.write()
     plot(report.rows, folder / "model.png")
     print(folder / "model.json")
-    return 0
+    return 1 if report.failed else 0
 
 
 if __name__ == "__main__":

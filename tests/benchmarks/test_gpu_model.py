@@ -1,5 +1,6 @@
 """The whole-model benchmark's plumbing, on the CPU: a tiny Llama, made-up times."""
 
+import json
 import time
 
 import pytest
@@ -25,6 +26,9 @@ def test_every_case_is_checked_and_timed(tmp_path, monkeypatch):
     report = Report(tmp_path, "a card", time.monotonic() + 600)
     gpu_model.run(TINY, "cpu", report, clock())
     timed = [row for row in report.rows if "ratio" in row and row["what"] != "base"]
+    mixed = {row["kind"] for row in timed if row["what"] == "a task a row"}
+    assert len(mixed) >= 5 and "dense models" in mixed and sum("grouped LoRA" in kind for kind in mixed) == 2
+    assert not report.failed
     for kind in ("components", "sketch"):
         own = [(r["what"], r["mode"], r["batch"], r["tokens"]) for r in timed if r.get("kind") == kind]
         one = [("one task", mode, *size) for size in ((1, 1), (3, 1), (1, 7)) for mode in ("eager", "captured")]
@@ -33,6 +37,39 @@ def test_every_case_is_checked_and_timed(tmp_path, monkeypatch):
     assert {row["what"] for row in report.rows} >= {"load", "switch"}
     gpu_model.plot(report.rows, tmp_path / "model.png")
     assert (tmp_path / "model.json").stat().st_size > 500 and (tmp_path / "model.png").stat().st_size > 1000
+
+
+def test_a_rehearsal_of_all_that_a_card_is_lent_for(tmp_path, capsys):
+    arguments = ["--seconds", "600", "--out", str(tmp_path)]
+    assert gpu_model.main(arguments, "cpu", clock(), TINY) == 0
+    found = json.loads((tmp_path / "rehearsal-on-cpu" / "model.json").read_text())
+    assert not [one for one in found["not_measured"] if "peft" not in one]
+    assert {(row["kind"], row["budget"]) for row in found["rows"] if row["what"] == "load"} == set(gpu_model.KINDS)
+    assert (tmp_path / "rehearsal-on-cpu" / "model.png").stat().st_size > 1000
+
+
+def test_one_that_fails_costs_no_other_measurement(monkeypatch, capsys):
+    real = gpu_model.of_kind
+
+    def wrong(model, kind, *rest):
+        if kind == "components":
+            raise AssertionError("row 0 differs")
+        real(model, kind, *rest)
+
+    monkeypatch.setattr(gpu_model, "of_kind", wrong)
+    monkeypatch.setattr(gpu_model, "KINDS", [("components", 0.05), ("sketch", 0.05)])
+    report = Report(None, "a card", time.monotonic() + 600)
+    gpu_model.run(TINY, "cpu", report, clock())
+    assert report.failed == ["components at 5.0%: row 0 differs"] and "row 0 differs" in capsys.readouterr().err
+    assert "sketch" in {row.get("kind") for row in report.rows}
+
+
+@pytest.mark.parametrize("batch", [3, 8, 32])
+def test_grouped_products_are_those_of_each_rows_task(batch):
+    a, b = torch.randn(8, 5, 2, dtype=torch.float64), torch.randn(8, 2, 7, dtype=torch.float64)
+    x = torch.randn(batch, 4, 5, dtype=torch.float64)
+    wanted = torch.stack([x[i] @ a[i % 8] @ b[i % 8] for i in range(batch)])
+    torch.testing.assert_close(gpu_model.in_groups(x, a, b), wanted)
 
 
 def test_what_cannot_be_captured_is_said():

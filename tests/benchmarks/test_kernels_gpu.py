@@ -1,5 +1,7 @@
 """The GPU benchmark's plumbing, on the CPU: tiny shapes through the reference, made-up times."""
 
+import json
+
 import pytest
 import torch
 
@@ -58,6 +60,19 @@ def test_plot_is_drawn(tmp_path):
     rows = [r | {"out_features": 4096, "in_features": 4096} for r in gpu.rows_of_table(results, 1e9)]
     gpu.plot(rows, tmp_path / "kernels.png")
     assert (tmp_path / "kernels.png").stat().st_size > 1000
+
+
+def test_a_rehearsal_of_all_that_a_card_is_lent_for(tmp_path, monkeypatch, capsys):
+    cases = [Case(4096, 32, 0.3, 1, "one"), Case(64, 48, 0.3, 8, "distinct"), Case(48, 64, 0.1, 64, "zipf")]
+    monkeypatch.setattr(gpu, "cases", lambda: cases)
+    monkeypatch.setattr(gpu, "COLD", 1 << 16)
+    assert gpu.main(["--seconds", "600", "--out", str(tmp_path)], "cpu", fake_timer) == 0
+    found = json.loads((tmp_path / "rehearsal-on-cpu" / "kernels.json").read_text())
+    assert not found["not_measured"] and {row["rows"] for row in found["rows"]} == {1, 8, 64}
+    assert (tmp_path / "rehearsal-on-cpu" / "kernels.png").stat().st_size > 1000
+    assert gpu.main(["--seconds", "-1", "--out", str(tmp_path)], "cpu", fake_timer) == 0
+    found = json.loads((tmp_path / "rehearsal-on-cpu" / "kernels.json").read_text())
+    assert len(found["not_measured"]) == 3 and not found["rows"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
