@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from dts.checkpoint.errors import first
+from dts.nn.layers.hook_state import hooks_as_they_were
 from dts.nn.layers.kept import alone, as_they_were
 from dts.nn.layers.kept_values import holds_numbers, same
 from dts.nn.layers.module_state import ModuleState, Place
@@ -50,7 +51,8 @@ class Before:
                 run(*own_args, **own_kwargs)
 
         try:
-            wrong = self._made_once(places, again, mixtures)
+            with hooks_as_they_were(self._model.modules()):
+                wrong = self._made_once(places, again, mixtures)
         except Exception:  # a call that cannot be made again, or is not for all of these tasks
             return
         if wrong:

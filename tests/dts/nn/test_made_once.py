@@ -284,6 +284,83 @@ def test_the_cache_of_parametrised_weights_is_of_one_call(maker, dense_twin):
         assert model.model[0].weight is weight  # which is the user's own cache, as ever
 
 
+class TellsAndGoesOn(nn.Module):
+    """Keeps its last answer, so that it is tried whether it follows the tasks."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.outer, self.table = nn.Linear(18, 18), nn.Linear(18, 18), None
+
+    def forward(self, x):
+        self.table = self.inner(x)
+        return self.outer(self.table)
+
+
+class Features:
+    def __init__(self):
+        self.last = None
+
+    def keep(self, module, args, output):
+        self.last = output
+
+
+SEEN = {}
+
+
+def global_hook(module, args, output):
+    SEEN["last"] = output
+
+
+def in_a_dict():
+    seen = {}
+    return lambda module, args, output: seen.update(last=output), lambda: seen["last"]
+
+
+def in_a_list():
+    seen = []
+    return lambda module, args, output: seen.append(output), lambda: seen[-1]
+
+
+def in_a_variable():
+    last = None
+
+    def keep(module, args, output):
+        nonlocal last
+        last = output
+
+    return keep, lambda: last
+
+
+def in_an_object():
+    features = Features()
+    return features.keep, lambda: features.last
+
+
+def in_an_object_of_a_variable():
+    features = Features()
+    return lambda module, args, output: setattr(features, "last", output), lambda: features.last
+
+
+def in_a_global():
+    return global_hook, lambda: SEEN["last"]
+
+
+@pytest.mark.parametrize(
+    "kept", [in_a_dict, in_a_list, in_a_variable, in_an_object, in_an_object_of_a_variable, in_a_global]
+)
+def test_what_a_hook_saw_last_is_of_the_call_that_was_made(kept, maker, dense_twin):
+    base = TellsAndGoesOn().double().eval()
+    model, tasks = DTSModel(copy.deepcopy(base)), {t: maker.entries(base, skip=0) for t in "ab"}
+    for name, entries in tasks.items():
+        model.load_task(name, entries)
+    hook, last = kept()
+    model.model.inner.register_forward_hook(hook)
+    x = torch.randn(3, 18, dtype=torch.float64)
+    for task in ("a", "b"):
+        model(x, tasks=task)
+        torch.testing.assert_close(last(), dense_twin(base, weights(task, tasks)).inner(x))
+
+
 def test_what_was_made_before_a_task_came_is_told(maker):
     torch.manual_seed(0)
     base = ReadsOnce().double()
