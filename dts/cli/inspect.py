@@ -33,7 +33,8 @@ def summary(adapter) -> dict:
     """What every verb that ends in an adapter says of it."""
     from dts.adapter.expected import expected_agreement
 
-    error = adapter.config.get("squared_error")
+    error, created = adapter.config.get("squared_error"), adapter.config.get("created") or {}
+    mixture = str(created.get("command")).startswith("mix ")  # which has no fine-tune to answer as
     return {
         "name": adapter.name,
         "description": adapter.description,
@@ -44,7 +45,7 @@ def summary(adapter) -> dict:
         "bytes": adapter.nbytes,
         "amr": adapter.amr,
         "squared_error": error,
-        "predicted_agreement": expected_agreement(adapter.method, error),
+        "predicted_agreement": None if mixture else expected_agreement(adapter.method, error),
         "dtype": adapter.config["finetuned"]["dtype"],
         "base": adapter.config["base"],
         "created": adapter.config.get("created"),
@@ -87,7 +88,7 @@ def summary_table(result: dict, title: str | None = None):
         "bytes": f"{result['bytes']:,} ({bytes_text(result['bytes'])})",
         "of the base": rate_text(result),
         "squared error": error and error_text(error) + note(result["method"]),
-        "answers": in_words(result["method"], error),
+        "answers": result["predicted_agreement"] and in_words(result["method"], error),
         "base": f"{base.get('name')}, {base['parameters']:,} parameters, {base.get('dtype')}"
         + ("" if result["dtype"] == base.get("dtype") else f"; the fine-tune is {result['dtype']}"),
         "fingerprint": base.get("fingerprint"),

@@ -85,7 +85,7 @@ def _whole() -> Iterator[None]:
 def connected(cluster: Cluster) -> Iterator[bool]:
     """While a Ray is there; yields whether it is one of our own, which ends with this.
 
-    Raises ConnectionError where none answers at the address.
+    Raises ConnectionError where none answers at the address, and where one of this machine's own does not start.
     """
     ray = ray_itself()
     if ray.is_initialized():  # whoever did that ends it too
@@ -104,7 +104,8 @@ def connected(cluster: Cluster) -> Iterator[bool]:
     except Exception as error:  # of many kinds, as there are many ways to connect
         why = str(error).partition("\n")[0] or type(error).__name__
         if ours:
-            raise RuntimeError(f"Ray did not start on this machine: {why}") from None
+            slow = "; on a busy machine it may come later: try again" if "timed out" in why else ""
+            raise ConnectionError(f"Ray did not start on this machine: {why}{slow}") from None
         token = "; one that wants a token wants RAY_AUTH_MODE=token here too"
         raise ConnectionError(f"no Ray answers at {address}: {why}{token}") from None
     try:

@@ -122,6 +122,7 @@ def mix(
             description=description,
             overwrite=overwrite,
             progress=progress,
+            command=mixture.config["created"]["command"],
         )
         encoded.account = mixture.account
         return encoded

@@ -40,6 +40,7 @@ def test_given_weights_make_an_exact_adapter(dts, models, adapters, tmp_path):
     assert not (tmp_path / "mixed").exists()
     made = json.loads(dts(*words).stdout)
     assert made["adapter"]["bytes"] == predicted["adapter"]["bytes"]
+    assert made["adapter"]["predicted_agreement"] is None  # there is no fine-tune to answer as
     state = lambda folder: dict(package.Adapter.load(folder).apply(models / "base"))  # noqa: E731
     mixed, one, two = state("mixed"), state("one"), state("two")
     expected = 0.25 * one["layer.0.weight"] + 0.75 * two["layer.0.weight"]
@@ -61,6 +62,15 @@ def test_given_weights_make_an_exact_adapter(dts, models, adapters, tmp_path):
 def test_wrong_words_are_refused(dts, adapters, tmp_path, words, reason):
     wrong = dts("mix", *adapters, *words)
     assert wrong.exit_code == 2 and reason in wrong.stderr and not (tmp_path / "m").exists()
+
+
+def test_what_was_mixed_is_noted_where_it_is_encoded_again_too(dts, adapters, models):
+    words = ("mix", *adapters, "--weight", "one=0.25", "--weight", "two=0.75", "--base", models / "base")
+    made = dts(*words, "-o", "small", "--budget", "60%")
+    assert made.exit_code == 0 and "answers" not in made.stdout, made.output
+    about = json.loads(dts("inspect", "small", "--json").stdout)
+    assert about["config"]["created"]["command"] == "mix 0.25 one + 0.75 two"
+    assert about["squared_error"] > 0 and about["predicted_agreement"] is None
 
 
 def test_weights_are_looked_at_where_they_are_only_shown(dts, models):
