@@ -97,13 +97,14 @@ wheel-aarch64: $(VENV)/.wheel-installed ## a wheel for 64-bit Arm, by Debian's c
 test-aarch64: wheel-aarch64 $(VENV)/.test-installed ## that wheel in a bare Debian under qemu; needs Debian's tools, some minutes
 	$(RUN) -m tests.aarch64 "$$(ls -t dist/*aarch64.whl | head -n 1)"
 
-# each of the processes would else import and collect the whole suite while the card waits
+# each of the processes would else import and collect the whole suite while the card waits; and one that fails costs
+# none of the others, as a card is lent for minutes
 gpu: $(VENV)/.test-installed ## tests and benchmarks that need a CUDA device
-	$(RUN) -m pytest -m gpu -n 10 --dist worksteal $$(grep -rl 'mark\.gpu' tests --include='test_*.py') $(ARGS)
-	$(RUN) -m benchmarks.kernels.host
-	$(RUN) -m benchmarks.kernels.gpu
-	$(RUN) -m benchmarks.kernels.gpu_model
-	$(RUN) -m benchmarks.compress --seconds 150
+	$(RUN) -m pytest -m gpu -n 10 --dist worksteal $$(grep -rl 'mark\.gpu' tests --include='test_*.py') $(ARGS); \
+	failed=$$?; \
+	for benchmark in kernels.host kernels.gpu kernels.gpu_model "compress --seconds 150"; do \
+		$(RUN) -m benchmarks.$$benchmark || failed=1; \
+	done; exit $$failed
 
 bench: $(VENV)/.test-installed ## codec, packing, products, load and switch
 	$(RUN) -m pytest benchmarks --benchmark-enable --benchmark-only $(ARGS)

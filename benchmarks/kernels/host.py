@@ -3,7 +3,8 @@
     python -m benchmarks.kernels.host [--out benchmarks/results] [--calls 5] [--repeats 1000]
 
 Microseconds of host time a call, the best of REPEATS runs of CALLS calls (others disturb a host), in inference mode;
-the device is waited for between the runs only.  With a CUDA device it is that: the same layers, Triton's own launcher
+the device is waited for between the runs only.  Without a device it is processor time of the thread.
+With a CUDA device it is that: the same layers, Triton's own launcher
 and the real base product.  Without one, tensors on the CPU go the way that those on a GPU go, with a launcher that
 launches nothing: all Python and all dispatch that a launch needs, Triton's look at the arguments included where there
 is one, none of the driver's part.  The base product is then that of a small layer on the CPU, in the plain layer and in
@@ -148,23 +149,30 @@ def kinds() -> dict[str, tuple[nn.Module, type[Layer], Callable[[int], dict[str,
     }
 
 
-def microseconds(call: Callable[[], object], calls: int, repeats: int, wait: Callable[[], object]) -> float:
-    """Host time of one call."""
+def microseconds(
+    call: Callable[[], object],
+    calls: int,
+    repeats: int,
+    wait: Callable[[], object],
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """Host time of one call; clock: in seconds."""
     for _ in range(20):
         call()
     times = []
     for _ in range(repeats):
         wait()
-        start = time.perf_counter()
+        start = clock()
         for _ in range(calls):
             call()
-        times.append(1e6 * (time.perf_counter() - start) / calls)
+        times.append(1e6 * (clock() - start) / calls)
     return min(times)
 
 
 def measure(device: str, calls: int, repeats: int) -> Iterator[dict[str, Any]]:
     """A row for each kind of layer and batch."""
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    clock = time.perf_counter if device == "cuda" else time.thread_time  # other programs count in none of the latter
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     for name, (plain, layer_class, pieces) in kinds().items():
         plain = plain.to(device, dtype).requires_grad_(False)
@@ -177,7 +185,7 @@ def measure(device: str, calls: int, repeats: int) -> Iterator[dict[str, Any]]:
             x = torch.randn(rows, SIZE, device=device, dtype=dtype)
             given = torch.randint(SIZE, (rows, 1), device=device) if isinstance(plain, nn.Embedding) else x
             with torch.inference_mode():
-                base, own = (microseconds(partial(m, given), calls, repeats, wait) for m in (plain, layer))
+                base, own = (microseconds(partial(m, given), calls, repeats, wait, clock) for m in (plain, layer))
             yield {"layer": name, "rows": rows, "tasks": rows, "plain_us": base, "dts_us": own, "added_us": own - base}
 
 

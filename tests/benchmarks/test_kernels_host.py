@@ -33,3 +33,8 @@ def test_every_kind_of_layer_is_timed_and_all_is_as_before(monkeypatch):
     assert 0 < counting.looked < 60  # of hundreds of launches
     assert launch.launcher is before and Bank(8, 8).layout == "disk"
     assert not torch.is_inference_mode_enabled()
+
+
+def test_a_calls_time_is_the_best_by_the_clock_that_is_given():
+    ticks = iter([0.0, 6.0, 10.0, 12.0, 20.0, 29.0])
+    assert host.microseconds(lambda: None, 2, 3, lambda: None, lambda: next(ticks)) == 1e6
