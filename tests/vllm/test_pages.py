@@ -12,7 +12,7 @@ from tests.docs.pages import ROOT, blocks
 from tests.vllm.conftest import START, checked, end, environment, free_port, on_ray
 
 pytestmark = pytest.mark.vllm
-SMALL = ("--dtype", "float32", "--max-model-len", "128", "--max-num-seqs", "8", "--enforce-eager")
+SMALL = ("--max-model-len", "128", "--max-num-seqs", "8", "--enforce-eager")
 
 
 def lines() -> list[str]:
