@@ -42,8 +42,10 @@ def forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 def _taken(value: Any, module: nn.Module, base: type[nn.Module]) -> bool:
     """Whether it is the forward of a class that the module has or had, and not one that somebody gave it."""
-    if not isinstance(value, MethodType) or value.__self__ is not module or value.__func__.__name__ != "forward":
+    if not isinstance(value, MethodType) or value.__self__ is not module:
         return False
+    if not isinstance(value.__func__, FunctionType) or value.__func__.__name__ != "forward":
+        return False  # any object that can be called may be bound to a module, as torchao binds partial functions
     return value.__func__ is base.forward or value.__func__.__module__.startswith(_LAYERS)
 
 
