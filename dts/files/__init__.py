@@ -3,6 +3,7 @@
 from dts.files.errors import in_words
 from dts.files.folder import OVERTAKEN, Building, Leftover, building, check_free, check_place, set_aside
 from dts.files.lock import Busy, Lock
+from dts.files.mapped import Mapped, mapped_files
 from dts.files.one_file import one_file
 from dts.files.place import expanded, real, sync_tree, write_text
 from dts.files.watch import Changed, Watch
@@ -14,12 +15,14 @@ __all__ = [
     "Changed",
     "Leftover",
     "Lock",
+    "Mapped",
     "Watch",
     "building",
     "check_free",
     "check_place",
     "expanded",
     "in_words",
+    "mapped_files",
     "one_file",
     "real",
     "set_aside",

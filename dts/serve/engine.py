@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from dts.devices import no_memory
+from dts.files import Mapped
 from dts.nn import DTSModel
 from dts.nn.layers import Layer
 from dts.serve.answer import Answer
@@ -32,6 +33,7 @@ from dts.serve.waiting import Batching, Waiting
 log = logging.getLogger("dts.serve")
 TRIED = 3  # tasks of which one prepares the model
 LOOK = 0.2  # seconds between two looks at whether what a command waits for can still come
+ALTERED = "the base's file was written to, so that its weights are others: the server has to be started again"
 PATIENCE = 1.0  # seconds that others may overtake a row whose tasks have no room beside those that run
 
 
@@ -39,7 +41,7 @@ class Engine:
     """Runs jobs.  ``submit`` and ``do`` may be called by any thread, all else of the model only by its own.
 
     pad: the token that fills shorter rows of a batch;  memory, pinned: see `Residents`;  pooling: of embeddings;
-    eligible: whether an input may choose a task of this name.
+    eligible: whether an input may choose a task of this name;  mapped: files that the model's weights are pages of.
     """
 
     def __init__(
@@ -53,10 +55,11 @@ class Engine:
         pooling: Pooling = "mean",
         observer: Observer | None = None,
         eligible: Callable[[str], bool] = lambda name: True,
+        mapped: Mapped | None = None,
     ):
         self.model, self.catalogue, self.pooling = model, catalogue, pooling
         self.pad, self.ends = pad, end_tokens(model)
-        self.observer, self.eligible = observer or Observer(), eligible
+        self.observer, self.eligible, self._mapped = observer or Observer(), eligible, mapped or Mapped()
         self.waiting = Waiting(batching or Batching())
         self.residents = Residents(model, catalogue, memory, pinned, self.observer.loaded)
         self.answer = Answer(self.ends, self._token)
@@ -217,12 +220,16 @@ class Engine:
                 if not isinstance(work, list):
                     work()
                     continue
+                if altered := self._mapped.altered():
+                    raise RuntimeError(f"{ALTERED}: {', '.join(altered)}")
                 if work:
                     self._run(work)
                 if running and running.rows:
                     self._step(running)
-        except BaseException:
+        except BaseException as error:
             log.exception("the engine has stopped")
+            if str(error).startswith(ALTERED):
+                self.waiting.fail_all(Refused(ALTERED, 503, "base_altered"))
             raise
         finally:
             self.waiting.fail_all(Refused("the engine has stopped", 503, "stopped"))

@@ -6,7 +6,10 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from dts.adapter import Adapter, AdapterError
+from dts.files import Mapped, mapped_files
 from dts.integrations.positions import positions
 from dts.nn import DTSModel
 from dts.nn.base import Base
@@ -71,12 +74,19 @@ def serve(options: Options, observer: Observer | None = None) -> Served:
         pinned=options.pinned,
         pooling=options.pooling,
         observer=observer,
+        mapped=Mapped(mapped_files(addresses(base))),
         eligible=lambda name: not texts.own(name),  # tokens are made before a task is chosen
     )
     longest = [positions(base), texts.base.longest]
     context = min([one for one in longest if one], default=1 << 20)
     tokens = base.get_input_embeddings().num_embeddings
     return Served(options, engine, catalogue, texts, context, tokens, config.is_encoder_decoder)
+
+
+def addresses(model: torch.nn.Module) -> list[int]:
+    """Where in this machine's memory its weights are."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return [tensor.data_ptr() for tensor in tensors if tensor.device.type == "cpu" and tensor.layout == torch.strided]
 
 
 def _catalogue(options: Options) -> Catalogue:

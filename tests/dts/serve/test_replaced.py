@@ -8,6 +8,7 @@ import transformers
 TestClient = pytest.importorskip("tests.dts.serve.client").TestClient
 
 import dts  # noqa: E402
+from dts.files.mapped import MAPS  # noqa: E402
 from dts.serve.http.app import application  # noqa: E402
 from dts.serve.metrics import Metrics  # noqa: E402
 from dts.serve.options import Options  # noqa: E402
@@ -40,6 +41,37 @@ def replaced(encoder, place, tmp_path, classes, tokens=None):
         tokens.save_pretrained(tmp_path / "tuned")
     shutil.rmtree(place, ignore_errors=True)
     dts.compress(encoder.base, tmp_path / "tuned", out=place, rank_fraction=0.5)
+
+
+@pytest.mark.skipif(not MAPS.exists(), reason="which files are mapped is known on Linux alone")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_base_that_is_written_to_is_answered_with_no_more(encoder, tmp_path):
+    """Its weights are pages of the file; of one that another file takes the place of they stay."""
+    shutil.copytree(encoder.base, tmp_path / "base")
+    served = serve(Options(str(tmp_path / "base"), encoder.adapters, device="cpu", batching=Batching(wait=0)))
+    served.engine.start()
+    client = TestClient(application(served, Metrics()), raise_server_exceptions=False)
+    file, body = tmp_path / "base" / "model.safetensors", {"model": "mood", "input": "hello"}
+    before = client.post("/classify", json=body).json()["data"]
+    shutil.copy(file, tmp_path / "new")
+    (tmp_path / "new").replace(file)
+    assert client.post("/classify", json=body).json()["data"] == before
+    assert served.engine.drain(30)
+
+    shutil.copytree(encoder.base, tmp_path / "again")
+    file = tmp_path / "again" / "model.safetensors"
+    served = serve(Options(str(tmp_path / "again"), encoder.adapters, device="cpu", batching=Batching(wait=0)))
+    served.engine.start()
+    client = TestClient(application(served, Metrics()), raise_server_exceptions=False)
+    assert client.post("/classify", json=body).json()["data"] == before
+    with open(file, "r+b") as opened:
+        opened.seek(-4096, 2)
+        opened.write(bytes(4096))
+    told = client.post("/classify", json=body)
+    assert told.status_code == 503 and told.json()["error"]["code"] == "base_altered", told.text
+    served.engine._thread.join(10)
+    assert client.get("/health").status_code == 503
+    assert client.post("/classify", json=body).status_code == 503
 
 
 def test_labels_are_those_of_the_task_that_answered(encoder, copied, tmp_path):
