@@ -1,6 +1,7 @@
 """What binds the CPU passes of `benchmarks.kernels.cpu_model`: what the machine allows, beside what they take.
 
     python -m benchmarks.kernels.roofline [--seconds S] [--out FOLDER]
+    python -m benchmarks.kernels.roofline --table FOLDER    (what `--out` wrote there, as docs/performance.md has it)
 
 One thread, its own processor time, on x86.  `roofline.c`, compiled with the flags of the instruction set in use, says
 how many multiplications a core does at most: of the library's floats, of digits (components), and of digits behind a
@@ -127,11 +128,33 @@ def run(seconds: float) -> list[dict]:
     return results
 
 
+SETS = {"avx512vbmi": "AVX-512 VNNI", "avx2": "AVX2"}
+KINDS = {"residual": "components", "sketch": "sketches"}
+
+
+def markdown(folder: Path) -> str:
+    """The page's table of a machine's results with both instruction sets."""
+    found = [json.loads((folder / f"roofline-{variant}.json").read_text())[1:] for variant in SETS]
+    lines = ["| | wanted | " + " | ".join(f"{name}: measured | least | and calls" for name in SETS.values()) + " |"]
+    lines.append("| --- " * (2 + 3 * len(SETS)) + "|")
+    for cases in zip(*found):
+        rows, name = cases[0]["rows"], cases[0]["forward"]
+        how = "one task" if name == "set_task" else "by `tasks=`" if rows == 1 else "another task in each row"
+        numbers = [cases[0]["wanted"], *(case[key] for case in cases for key in ("measured", "least", "calls"))]
+        texts = [f"{KINDS[cases[0]['method']]}, batch {rows}, {how}", *(f"{number:.2f}" for number in numbers)]
+        lines.append(f"| {' | '.join(texts)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=4.0, help="for each batch size and kind")
     parser.add_argument("--out", type=Path, help="folder for roofline-INSTRUCTIONSET.json")
+    parser.add_argument("--table", type=Path, help="print the table of the results in this folder, measure nothing")
     options = parser.parse_args()
+    if options.table is not None:
+        print(markdown(options.table))
+        return
     torch.set_num_threads(1)
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)

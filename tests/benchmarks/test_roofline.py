@@ -1,8 +1,9 @@
-"""What the roofline counts, against a count of every product by hand."""
+"""What the roofline counts, against a count of every product by hand; the page has what was measured."""
 
 import pytest
 
-from benchmarks.kernels.roofline import counts, least
+from benchmarks.kernels.roofline import counts, least, markdown
+from tests.docs.pages import ROOT
 
 
 def test_products_and_bytes_of_a_layer():
@@ -21,3 +22,8 @@ def test_each_resource_has_its_own_time():
     assert least({"digits": 60.0, "bytes": 8.0}, {"digits": 30.0, "bytes": 16.0}) == pytest.approx(
         {"digits": 2.0, "bytes": 0.5}
     )
+
+
+@pytest.mark.parametrize("machine", ["amd-epyc", "intel-xeon"])
+def test_the_page_has_what_was_measured(machine):
+    assert markdown(ROOT / "benchmarks" / "results" / machine) in (ROOT / "docs" / "performance.md").read_text("utf-8")
