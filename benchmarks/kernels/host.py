@@ -3,12 +3,12 @@
     python -m benchmarks.kernels.host [--out benchmarks/results] [--calls 5] [--repeats 1000]
 
 Microseconds of host time a call, the best of REPEATS runs of CALLS calls (others disturb a host), in inference mode;
-the device is waited for between the runs only.  Without a device it is processor time of the thread.
-With a CUDA device it is that: the same layers, Triton's own launcher
-and the real base product.  Without one, tensors on the CPU go the way that those on a GPU go, with a launcher that
-launches nothing: all Python and all dispatch that a launch needs, Triton's look at the arguments included where there
-is one, none of the driver's part.  The base product is then that of a small layer on the CPU, in the plain layer and in
-ours, and stands for the library's.  `added` is what the tasks cost beside the plain layer.
+the device is waited for between the runs only.  With a CUDA device it is that: the same layers, Triton's own launcher
+and the real base product.  Without one it is processor time of the thread, and tensors on the CPU go the way that those
+on a GPU go, with a launcher that launches nothing: all Python and all dispatch that a launch needs, Triton's look at
+the arguments included where there is one, none of the driver's part.  The base product is then that of a small layer on
+the CPU, in the plain layer and in ours, and stands for the library's.  `added` is what the tasks cost beside the plain
+layer.
 
 Writes host.json to OUT/<gpu or host>/.  Host time only: it says nothing of how long a device takes.
 """

@@ -146,8 +146,8 @@ def _refuse_others(adapters: Mapping[str, dts.Adapter], classes: Sequence[str], 
     or names that stand at other places, or not one of them.  Single names may be spelled otherwise."""
     wrong = []
     for name, adapter in adapters.items():
-        labels = (adapter.model_config or {}).get("id2label") or {}
-        own = adapter.class_names or [str(labels[i]) for i in labels]
+        # without names a config has numbers of classes, of which only how many there are can be compared
+        own = adapter.class_names or list(map(str, (adapter.model_config or {}).get("id2label") or ()))
         if own and len(own) != len(classes):
             wrong.append(f"{name} has {len(own)} classes")
         elif own and not any(map(is_opaque, (*own, *classes))):

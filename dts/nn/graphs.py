@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_flatten
 from dts.nn.deltas import ParameterDelta
 from dts.nn.deltas.packed import Packed
 from dts.nn.layers import Layer
+from dts.nn.layers.kept_values import unchanged
 
 Run = Callable[[], Any]
 Record = Callable[[Run], tuple[Callable[[], None], Any]]  # a call -> (what repeats it, the outputs it writes into)
@@ -32,14 +33,10 @@ class Followed:
 
     def loaded(self, slot: int, reads: list[object]) -> None:
         """A task is in a slot now, with which calls would read these."""
-        if same(self.reads, reads):
+        if unchanged(self.reads, reads):
             self.beyond.discard(slot)
         else:
             self.beyond.add(slot)
-
-
-def same(one: list[object], other: list[object]) -> bool:
-    return len(one) == len(other) and all(a is b for a, b in zip(one, other))
 
 
 def read_by_calls(layers: Iterable[Layer]) -> list[object]:

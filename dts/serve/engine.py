@@ -37,6 +37,10 @@ ALTERED = "the base's file was written to, so that its weights are others: the s
 PATIENCE = 1.0  # seconds that others may overtake a row whose tasks have no room beside those that run
 
 
+class BaseAltered(RuntimeError):
+    """What the model's weights are pages of was written to."""
+
+
 class Engine:
     """Runs jobs.  ``submit`` and ``do`` may be called by any thread, all else of the model only by its own.
 
@@ -221,14 +225,14 @@ class Engine:
                     work()
                     continue
                 if altered := self._mapped.altered():
-                    raise RuntimeError(f"{ALTERED}: {', '.join(altered)}")
+                    raise BaseAltered(f"{ALTERED}: {', '.join(altered)}")
                 if work:
                     self._run(work)
                 if running and running.rows:
                     self._step(running)
         except BaseException as error:
             log.exception("the engine has stopped")
-            if str(error).startswith(ALTERED):
+            if isinstance(error, BaseAltered):
                 self.waiting.fail_all(Refused(ALTERED, 503, "base_altered"))
             raise
         finally:

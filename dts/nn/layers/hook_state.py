@@ -6,7 +6,7 @@ is.  Who reads it after a call means that call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import FunctionType, MethodType
@@ -14,11 +14,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dts.nn.layers.closures import MOST, Place, closed_over
 from dts.nn.layers.kept_values import fields_of, is_container, snapshot, unchanged, written
 from dts.nn.layers.module_state import is_helper
-
-MOST = 256  # functions and objects that are looked into
-Place = tuple[Any, Callable[[Any], None]]  # what is there, and what puts something there
 
 
 @contextmanager
@@ -50,11 +48,7 @@ def _places(held: Any, seen: set[int]) -> Iterator[Place]:
 
 def _own(held: Any) -> Iterator[Place]:
     if isinstance(held, FunctionType):
-        for cell in held.__closure__ or ():
-            try:
-                yield cell.cell_contents, partial(setattr, cell, "cell_contents")
-            except ValueError:  # it is empty
-                continue
+        yield from closed_over(held)
         names = held.__globals__.keys() & set(held.__code__.co_names)
         found = ((name, held.__globals__[name]) for name in names)
         kept = (item for item in found if is_container(item[1]) or isinstance(item[1], Tensor | int | float | None))

@@ -8,17 +8,17 @@ dense and for all rows at once.  So what was taken is told to look for the modul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
 
-MOST = 256  # functions and objects that a wrapper's own are looked for in
+from dts.nn.layers.closures import MOST, Place, closed_over
+
 _LAYERS = __name__.rpartition(".")[0]
 _OTHERS = (nn.Module, Tensor, type, ModuleType, MethodType)
-Place = tuple[Any, Callable[[Any], None]]  # what is there, and what puts something else there
 
 
 def bind(module: nn.Module, base: type[nn.Module]) -> None:
@@ -63,11 +63,7 @@ def _bind_in(wrapper: Any, module: nn.Module, base: type[nn.Module], late: Metho
 def _held(wrapper: Any) -> Iterator[Place]:
     """What a function, a partial one, or an object that holds some has to call."""
     if isinstance(wrapper, FunctionType):
-        for cell in wrapper.__closure__ or ():
-            try:
-                yield cell.cell_contents, partial(setattr, cell, "cell_contents")
-            except ValueError:  # it is empty
-                continue
+        yield from closed_over(wrapper)
         for i, value in enumerate(wrapper.__defaults__ or ()):
             yield value, partial(_default, wrapper, i)
     elif isinstance(wrapper, partial):

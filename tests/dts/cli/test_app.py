@@ -8,6 +8,7 @@ import pytest
 
 import dts as package
 from dts.cli.app import app, main
+from tests.dts.cli.writing import WRITERS, writing
 
 
 def test_every_verb_has_help_and_json(dts):
@@ -128,17 +129,11 @@ def test_interrupted_is_one_word_and_a_code(dts, monkeypatch):
     assert done.exit_code == 130 and done.stderr.strip() == "Interrupted" and not done.stdout
 
 
-@pytest.mark.parametrize("verb", ["compress", "apply", "truncate", "merge", "mix"])
+@pytest.mark.parametrize("verb", WRITERS)
 def test_every_verb_names_the_place_it_cannot_write(dts, models, tmp_path, verb):
     assert dts("compress", models / "base", models / "one", "-o", "a", "--rank-fraction", "50%").exit_code == 0
     (tmp_path / "file").touch()
-    words = {
-        "compress": (models / "base", models / "one", "-s", "40%"),
-        "apply": (models / "base", "a"),
-        "truncate": ("a", "-s", "30%"),
-        "merge": (models / "one", models / "two"),
-        "mix": ("a", "--weight", "one=1"),
-    }[verb]
+    words = writing(models)[verb]
     wrong = dts(verb, *words, "--out", "file/out", "--json")
     assert wrong.exit_code == 2 and "Errno" not in wrong.stderr
     error = json.loads(wrong.stdout)["error"]
