@@ -16,6 +16,7 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parents[2]
 METHODS = (FunctionType, property, classmethod)
+PARTS = ("dts.nn.wrapper.", "dts.adapter.data")  # where public classes are made that stand in several files
 ELSEWHERE = {  # place in the site -> file of the repository
     "index.md": "README.md",
     "contributing.md": "CONTRIBUTING.md",
@@ -71,7 +72,7 @@ def reference(modules: tuple[str, ...], seen: set[str]) -> str:
 
 def members(thing) -> list[str]:
     """Options of the directive for a class that is made in several files: its own methods, then those of each file."""
-    files = [one for one in getattr(thing, "__mro__", ())[1:] if one.__module__.startswith("dts.nn.wrapper.")]
+    files = [one for one in getattr(thing, "__mro__", ())[1:] if one.__module__.startswith(PARTS)]
     own = [item for one in [thing, *reversed(files)] for item in vars(one).items()]
     names = [name for name, value in own if name[0] != "_" and isinstance(value, METHODS) and value.__doc__]
     return ["    options:", "      inherited_members: true", f"      members: {names}"] if files else []

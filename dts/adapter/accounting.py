@@ -1,112 +1,19 @@
-"""What became of every tensor of every file: nothing is left out without a word.
-
-A row a tensor: changed, equal, new, absent, tied, dropped or skipped, with the reason where it is not plain, and the
-name it goes by where that is another one.
-"""
+"""The account of a pair of models, and of what an adapter makes of its base."""
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
+from dts.adapter.account import Account
+from dts.adapter.errors import Unaccounted
 from dts.adapter.rows import base_name_of
-from dts.adapter.whole import is_rounded_copy
 from dts.checkpoint.prefixes import swap_prefix
-from dts.warn import warn
 
 if TYPE_CHECKING:
-    from dts.adapter.adapter import Adapter
-    from dts.adapter.entries import Entry
+    from dts.adapter.data import AdapterData
     from dts.checkpoint import Checkpoint, Pairing
 
-WHAT = ("changed", "equal", "new", "absent", "tied", "dropped", "skipped")
 REPLACED = "the fine-tune has its own, of another size"  # a head
-
-
-class NothingChanged(ValueError):
-    """A fine-tune whose tensors are all the base's: there is nothing to store."""
-
-    cli_code = 1  # a check that failed, rather than input that cannot be read
-
-
-class NoEffect(ValueError):
-    """What was written is the base, or a part of it is, although it should not be."""
-
-
-class Unaccounted(ValueError):
-    """A tensor of which nobody knows what became."""
-
-
-class Suspicious(UserWarning):
-    """Two models that may not be what was meant: unrelated, or exchanged."""
-
-
-@dataclass(frozen=True)
-class Fate:
-    """One tensor of one model.
-
-    name: in its file;  model: which one, "base", "finetuned" or a source;  what: one of ``WHAT``;
-    stored: how an adapter has it;  written_as: its other name where it has one;  why: in words, if there is a reason.
-    """
-
-    name: str
-    model: str
-    what: str
-    stored: str | None = None
-    written_as: str | None = None
-    why: str | None = None
-
-    def __post_init__(self):
-        if self.what not in WHAT:
-            raise ValueError(f"what must be one of {', '.join(WHAT)}, not {self.what!r}")
-
-
-@dataclass
-class Account:
-    """Every tensor of every model."""
-
-    fates: list[Fate] = field(default_factory=list)
-
-    def add(self, *fields, **more) -> None:
-        self.fates.append(Fate(*fields, **more))
-
-    @property
-    def counts(self) -> dict[str, dict[str, int]]:
-        """model -> what -> how many; ``renamed`` counts those that go by another name."""
-        found: dict[str, Counter] = {}
-        for fate in self.fates:
-            count = found.setdefault(fate.model, Counter())
-            count[fate.what] += 1
-            count["renamed"] += fate.written_as is not None
-        order = (*WHAT, "renamed")
-        return {model: {what: count[what] for what in order if count[what]} for model, count in found.items()}
-
-    def of(self, model: str, what: str | None = None) -> list[Fate]:
-        return [f for f in self.fates if f.model == model and what in (None, f.what)]
-
-    def as_dict(self) -> dict:
-        """Plain data for JSON: the counts, and a row a tensor without what is not said of it."""
-        rows = [{key: value for key, value in asdict(fate).items() if value is not None} for fate in self.fates]
-        return {"counts": self.counts, "tensors": rows}
-
-    def text(self) -> str:
-        """The counts in a line a model: "base: 12 changed, 3 equal"."""
-        return "; ".join(
-            f"{model}: {', '.join(f'{n} {what}' for what, n in counts.items())}"
-            for model, counts in self.counts.items()
-        )
-
-    def complete(self, model: str, names) -> None:
-        """Raises Unaccounted for tensors of a model without exactly one row."""
-        rows = Counter(fate.name for fate in self.of(model))
-        wrong = [name for name in names if rows[name] != 1] + [name for name in rows if name not in set(names)]
-        if wrong:
-            raise Unaccounted(
-                f"nothing is known of what became of {len(wrong)} tensors of the {model}: {', '.join(wrong[:20])}"
-            )
 
 
 def of_pairing(pairing: Pairing, entries: dict | None = None, dropped=(), equal=()) -> Account:
@@ -166,7 +73,7 @@ def _of_base(account: Account, pairing: Pairing) -> None:
     account.complete("base", pairing.base.names)
 
 
-def of_model(adapter: Adapter, base: Checkpoint, model: Checkpoint) -> Account:
+def of_model(adapter: AdapterData, base: Checkpoint, model: Checkpoint) -> Account:
     """Of a base, an adapter and the model they give."""
     section, account, used = adapter.config["finetuned"], Account(), {}
     for name in model.names:
@@ -201,49 +108,3 @@ def of_model(adapter: Adapter, base: Checkpoint, model: Checkpoint) -> Account:
     if unused:
         raise Unaccounted(f"the adapter's tensors {', '.join(unused[:20])} are not in the model it gives")
     return account
-
-
-class Effects:
-    """Does what is written differ from the base where the adapter says so?  Fed tensor by tensor while it is."""
-
-    def __init__(self, adapter: Adapter, base: Checkpoint):
-        self.adapter, self.base = adapter, base
-        self.changed = self.expected = 0
-        self.rounded: list[str] = []
-        self.wrong: list[str] = []
-
-    def see(self, name: str, value: Tensor) -> Tensor:
-        """Looks at the reconstructed tensor, which it returns."""
-        entry = self.adapter.entries.get(name)
-        if entry is None or entry.kind == "tied" or entry.base_name is None:
-            return value
-        return self.compare(entry, self.base.load(entry.base_name), value)
-
-    def compare(self, entry: Entry, base: Tensor, value: Tensor) -> Tensor:
-        """The same, given the base's tensor, or the part of a larger one that it is in a model in memory."""
-        if entry.kind == "exact" or entry.added_rows is not None or not is_rounded_copy(value, base):
-            self.expected, self.changed = self.expected + 1, self.changed + 1
-        elif entry.kind != "value" and entry.delta().any():
-            self.expected += 1
-            wide = base.double() + entry.delta().double()
-            (self.rounded if _same(wide.to(value.dtype), value) else self.wrong).append(entry.name)
-        return value
-
-    def check(self) -> None:
-        """Raises NoEffect if a tensor that the adapter changes is the base's, or all of them are."""
-        entries = self.adapter.entries.values()
-        if self.wrong or self.expected and not self.changed and not any(e.task_only for e in entries):
-            names = self.wrong or self.rounded
-            raise NoEffect(
-                f"{len(names)} of the {self.expected} tensors that the adapter {self.adapter.name!r} "
-                f"changes came out equal to the base: {', '.join(names[:20])}.  Nothing was written"
-            )
-        if self.rounded:
-            warn(
-                f"the change of {len(self.rounded)} tensors is too small for their dtype and is rounded "
-                f"away: {', '.join(self.rounded[:20])}"
-            )
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and bool((a == b).all())

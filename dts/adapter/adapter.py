@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from dts.adapter.accounting import Account, Effects
 from dts.adapter.apply import base_of, check_base, reconstructed
 from dts.adapter.carried import check_files
-from dts.adapter.digests import identity
-from dts.adapter.entries import AdapterError, Entry
+from dts.adapter.data import AdapterData
+from dts.adapter.effects import Effects
+from dts.adapter.errors import AdapterError
 from dts.adapter.folder import Described, complete, read_folder, write_folder
 from dts.adapter.in_memory import applied_in_memory
 from dts.adapter.options import is_size
-from dts.adapter.predict import Prediction
 from dts.adapter.route import InputStatistics, read_route
 from dts.adapter.truncate import truncated
 from dts.adapter.verify import Report, verify
@@ -36,8 +35,7 @@ def alone(adapter: Adapter) -> Adapter:
     return adapter
 
 
-@dataclass
-class Adapter:
+class Adapter(AdapterData):
     """All that turns the base into one fine-tune.
 
     config: the content of ``dts_config.json``;  model_config: the fine-tune's ``config.json`` if it had one;
@@ -46,63 +44,6 @@ class Adapter:
     account: what became of every tensor of the two models, only where it was just made;
     inputs: what a router knows of the task's inputs, where it was told (`tell`).
     """
-
-    name: str
-    class_names: list[str] | None
-    description: str | None
-    kind: str  # task | difference
-    method: str
-    config: dict = field(repr=False)
-    entries: dict[str, Entry] = field(repr=False)
-    model_config: dict | None = field(default=None, repr=False)
-    folder: Path | None = None
-    files: dict[str, Path] = field(default_factory=dict, repr=False)
-    prediction: Prediction | None = field(default=None, repr=False)
-    account: Account | None = field(default=None, repr=False)
-    inputs: InputStatistics | None = field(default=None, repr=False)
-
-    @property
-    def digest(self) -> str:
-        """16 hex digits over all that it is: another adapter in its folder has others, see `load_same`."""
-        return identity(self.config)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all files of the adapter's folder."""
-        return self.config["bytes"]
-
-    @property
-    def beside(self) -> int:
-        """Bytes of ``nbytes`` that are what a router knows."""
-        return 0 if self.inputs is None else self.inputs.nbytes
-
-    @property
-    def amr(self) -> float:
-        """``nbytes`` / bytes of the base in fp32."""
-        return self.config["amr"]
-
-    @property
-    def brings_own(self) -> bool:
-        """Whether it has tensors that only the fine-tune has, heads among them; its configuration is enough to know."""
-        if self.entries:
-            return any(entry.task_only for entry in self.entries.values())
-        return any(row.get("task_only") for row in self.config.get("tensors", {}).values())
-
-    @classmethod
-    def of(cls, config: dict, entries: dict[str, Entry], folder: Path | None = None, files=None) -> Adapter:
-        task = config["task"]
-        return cls(
-            task["name"],
-            task["class_names"],
-            task["description"],
-            config["kind"],
-            config["method"],
-            config,
-            entries,
-            config["model_config"],
-            folder,
-            files or {},
-        )
 
     @classmethod
     @torch.inference_mode(False)  # gradients never pass tensors that are made in it

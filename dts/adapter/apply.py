@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dts.adapter.accounting import Effects, of_model
+from dts.adapter.accounting import of_model
 from dts.adapter.carried import check_files, copy_files
 from dts.adapter.code import copy_code, with_code_of
+from dts.adapter.effects import Effects
 from dts.adapter.entries import Entry, rounded
 from dts.adapter.folder import CONFIG
 from dts.adapter.modules import by_part, modules_of, write_modules
@@ -26,17 +27,17 @@ from dts.checkpoint.sentence import MODULES
 from dts.files import Watch, building, check_place, expanded, real
 
 if TYPE_CHECKING:
-    from dts.adapter.adapter import Adapter
+    from dts.adapter.data import AdapterData
 
 SHARD_BYTES = 5 * 10**9
 
 
-def base_of(adapter: Adapter, base) -> Checkpoint:
+def base_of(adapter: AdapterData, base) -> Checkpoint:
     """`open_checkpoint`, of a quantised base as numbers for an adapter that was made for those."""
     return open_checkpoint(base, dequantise="quantised" in adapter.config["base"])
 
 
-def check_base(adapter: Adapter, base: Checkpoint) -> None:
+def check_base(adapter: AdapterData, base: Checkpoint) -> None:
     """Raises Mismatch listing every difference between this base and the one the adapter was made for."""
     wrong = base_mismatches(adapter, base)
     if wrong:
@@ -45,7 +46,7 @@ def check_base(adapter: Adapter, base: Checkpoint) -> None:
         raise Mismatch(f"{base.source} is not the base of the adapter {adapter.name!r}", wrong, way)
 
 
-def base_mismatches(adapter: Adapter, base: Checkpoint) -> list[str]:
+def base_mismatches(adapter: AdapterData, base: Checkpoint) -> list[str]:
     """A line for each difference; empty for the right base."""
     config = adapter.config
     theirs = fingerprint(base)
@@ -77,7 +78,7 @@ def _lacking(entry, base: Checkpoint) -> str | None:
     return None
 
 
-def misfits(adapter: Adapter, base: Checkpoint) -> list[str]:
+def misfits(adapter: AdapterData, base: Checkpoint) -> list[str]:
     """A line for all that the adapter says of tensors that cannot be, even if this is its base."""
     section, wrong = adapter.config["finetuned"], []
     for entry in adapter.entries.values():
@@ -118,7 +119,7 @@ def misfits(adapter: Adapter, base: Checkpoint) -> list[str]:
     return wrong
 
 
-def _unchanged(adapter: Adapter, base: Checkpoint) -> list[tuple[str, str]]:
+def _unchanged(adapter: AdapterData, base: Checkpoint) -> list[tuple[str, str]]:
     """(fine-tune's name, base's) of every tensor without an entry."""
     section = adapter.config["finetuned"]
     by_base: dict[str, list[str]] = {}
@@ -134,7 +135,7 @@ def _unchanged(adapter: Adapter, base: Checkpoint) -> list[tuple[str, str]]:
     ]
 
 
-def reconstructed(adapter: Adapter, base: Checkpoint) -> Checkpoint:
+def reconstructed(adapter: AdapterData, base: Checkpoint) -> Checkpoint:
     """The fine-tune as a checkpoint of tensors that are made when they are loaded."""
     section = adapter.config["finetuned"]
     main, base_main = getattr(torch, section["dtype"]), base.main_dtype
@@ -184,7 +185,7 @@ def _loaded(base: Checkpoint, base_name: str, dtype: torch.dtype, name: str) -> 
 
 
 def write_checkpoint(
-    base, adapter: Adapter, out: str | Path, overwrite: bool = False, shard_bytes: int = SHARD_BYTES, progress=None
+    base, adapter: AdapterData, out: str | Path, overwrite: bool = False, shard_bytes: int = SHARD_BYTES, progress=None
 ) -> Path:
     """Writes the reconstructed fine-tune as a Hugging Face folder that transformers loads.
 
@@ -198,7 +199,8 @@ def write_checkpoint(
     watch, out = Watch(base, adapter.folder), expanded(out)
     base = base_of(adapter, base)
     check_files(adapter)
-    model = adapter.on(base)
+    check_base(adapter, base)
+    model = reconstructed(adapter, base)
     of_model(adapter, base, model)
     modules = adapter.config.get("modules")
     modules = modules_of(base) if modules is None else modules
@@ -220,7 +222,7 @@ def write_checkpoint(
     return out
 
 
-def check_target(out: Path, base: Checkpoint, adapter: Adapter, overwrite: bool) -> None:
+def check_target(out: Path, base: Checkpoint, adapter: AdapterData, overwrite: bool) -> None:
     """Raises FileExistsError unless ``out`` may become the model's folder, whatever it holds being deleted then."""
     target, file = real(out), Path(base.source)
     sources = {"base": base.folder or (file if file.is_file() else None), "adapter": adapter.folder}

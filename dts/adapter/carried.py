@@ -7,13 +7,13 @@ from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING
 
 from dts.adapter.digests import file_digest
-from dts.adapter.entries import AdapterError
+from dts.adapter.errors import AdapterError
 from dts.adapter.tokenizer import SUFFIXES, TEXT_FILES
-from dts.files import real
+from dts.files import within
 from dts.values import line
 
 if TYPE_CHECKING:
-    from dts.adapter.adapter import Adapter
+    from dts.adapter.data import AdapterData
 
 
 def plain_name(name) -> bool:
@@ -39,7 +39,7 @@ def about_file(path: Path) -> dict:
     return {"bytes": len(content), "sha256": file_digest(content)}
 
 
-def file_problems(adapter: Adapter) -> list[str]:
+def file_problems(adapter: AdapterData) -> list[str]:
     """A line for each tokenizer file that is missing, altered, a link, or would be copied elsewhere."""
     wrong = []
     for name in adapter.files:
@@ -50,7 +50,7 @@ def file_problems(adapter: Adapter) -> list[str]:
     return wrong
 
 
-def checked_file(adapter: Adapter, name: str) -> bytes:
+def checked_file(adapter: AdapterData, name: str) -> bytes:
     """The content of one of the adapter's tokenizer files; raises AdapterError unless it is as it was recorded."""
     path, about = adapter.files[name], adapter.config["files"].get(name)
     if not plain_name(name):
@@ -69,21 +69,14 @@ def checked_file(adapter: Adapter, name: str) -> bytes:
     return content
 
 
-def check_files(adapter: Adapter) -> None:
+def check_files(adapter: AdapterData) -> None:
     """Raises AdapterError unless every tokenizer file can be copied as it was recorded."""
     wrong = file_problems(adapter)
     if wrong:
         raise AdapterError(f"the adapter {adapter.name!r} is damaged:\n  " + "\n  ".join(wrong))
 
 
-def copy_files(adapter: Adapter, folder: Path) -> None:
+def copy_files(adapter: AdapterData, folder: Path) -> None:
     """Writes the tokenizer files into a folder: the very bytes that were checked."""
     for name in adapter.files:
         (folder / name).write_bytes(checked_file(adapter, name))
-
-
-def within(folder: Path, path: Path) -> bool:
-    """Does a file lie in the folder, links followed?  Those of a hub's cache lead to its own store."""
-    folder, path = real(folder), real(path)
-    stores = [folder] + [folder.parent.parent / "blobs"] * (folder.parent.name == "snapshots")
-    return path.parent in stores

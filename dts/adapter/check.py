@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from dts.adapter import modules
+import dts.adapter.modules as modules
 from dts.adapter.carried import carried, plain_name
 from dts.adapter.entries import ENTRY_KINDS
 from dts.adapter.grid import BITS

@@ -3,11 +3,12 @@
 from contextlib import nullcontext
 from pathlib import Path
 
-from dts.adapter.accounting import NothingChanged, Suspicious, of_pairing
+from dts.adapter.accounting import of_pairing
 from dts.adapter.adapter import Adapter
 from dts.adapter.budget import BudgetError
 from dts.adapter.code import OtherCode, other_code
 from dts.adapter.config import config_of
+from dts.adapter.errors import NothingChanged, Suspicious
 from dts.adapter.exact import ExactRun
 from dts.adapter.folder import check_out, check_writable, write_folder
 from dts.adapter.options import Options

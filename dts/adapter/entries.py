@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dts.adapter.errors import AdapterError
 from dts.adapter.text import dtype_name
 from dts.codec.errors import Undecodable
 from dts.codec.exact import Patch, decode, digest
@@ -21,10 +22,6 @@ from dts.sums import BLOCK
 if TYPE_CHECKING:
     from dts.adapter.grid import Grid
     from dts.codec.factors import Factors
-
-
-class AdapterError(ValueError):
-    """A folder that is not a whole adapter, or not one for this base."""
 
 
 ENTRY_KINDS = ("factors", "experts", "delta", "value", "exact", "tied")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from dts import sums
-from dts.adapter.accounting import NothingChanged
-from dts.adapter.entries import AdapterError, Entry, rounded
+from dts.adapter.entries import Entry, rounded
+from dts.adapter.errors import AdapterError, NothingChanged
 from dts.adapter.in_order import in_order
 from dts.adapter.options import Options
 from dts.adapter.run import Progress

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+import dts.adapter.check as check
 from dts import __version__
-from dts.adapter import check
-from dts.adapter.carried import about_file, check_files, copy_files, within
+from dts.adapter.carried import about_file, check_files, copy_files
 from dts.adapter.digests import READABLE, Contents, config_digest, content_digest, digest_of, shown
-from dts.adapter.entries import AdapterError, Entry
+from dts.adapter.entries import Entry
+from dts.adapter.errors import AdapterError
 from dts.adapter.packed import FACTORS, ROWS, TABLE, Blobs, blobs_of, unpacked_file
 from dts.adapter.rows import Load, entry_from, entry_tensors
 from dts.adapter.sizes import Texts, describe, total_bytes
@@ -28,11 +29,11 @@ from dts.checkpoint import Damaged, SafetensorsFile, write_safetensors
 from dts.checkpoint.errors import first
 from dts.checkpoint.safetensors_file import Layout, tensor_bytes
 from dts.checkpoint.strict_json import NotStrict, parse
-from dts.files import Building, building, check_place, set_aside
+from dts.files import Building, building, check_place, set_aside, within
 from dts_kernels.layout import PackedFactors
 
 if TYPE_CHECKING:
-    from dts.adapter.adapter import Adapter
+    from dts.adapter.data import AdapterData
 
 LARGEST_TEXT = 1 << 25  # bytes of a configuration and of a header: some hundred thousand matrices
 Stored = SafetensorsFile | Blobs  # both give tensors by name
@@ -232,7 +233,7 @@ def _finite(config: dict) -> bool:
     return True
 
 
-def write_folder(adapter: Adapter, out: Path, overwrite: bool = False, place: Building | None = None) -> Path:
+def write_folder(adapter: AdapterData, out: Path, overwrite: bool = False, place: Building | None = None) -> Path:
     """Writes the folder beside ``out`` and renames it, so that ``out`` is a whole adapter or what it was before.
 
     place: of a run that is building there already.  Raises FileExistsError if there is something else.
@@ -259,7 +260,7 @@ def check_out(out: Path, overwrite: bool) -> None:
     check_place(out, overwrite, "an adapter", lambda folder: (folder / CONFIG).is_file())
 
 
-def write_model(adapter: Adapter, table: bytes, sizes: dict[str, Layout], path: Path) -> None:
+def write_model(adapter: AdapterData, table: bytes, sizes: dict[str, Layout], path: Path) -> None:
     """``dts_model.safetensors``: the table of rows, and each blob's tensors one after another.
 
     sizes: layouts of the entries' tensors, by the entries' names.
@@ -277,7 +278,7 @@ def write_model(adapter: Adapter, table: bytes, sizes: dict[str, Layout], path: 
     write_safetensors(path, blobs, load)
 
 
-def complete(adapter: Adapter) -> tuple[Texts, dict[str, Layout]]:
+def complete(adapter: AdapterData) -> tuple[Texts, dict[str, Layout]]:
     """The texts, and the layouts of the entries' tensors; brings the adapter's config up to date with its entries.
 
     Raises AdapterError if the result could not be read again (names with control characters, ...).

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dts.adapter.entries import AdapterError
+from dts.adapter.errors import AdapterError
 from dts.values import LARGEST
 
 GROUP = 64  # numbers: a scale costs a quarter of a bit a number

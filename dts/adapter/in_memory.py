@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 
-from dts.adapter.accounting import Effects
 from dts.adapter.apply import base_mismatches, base_of
+from dts.adapter.effects import Effects
 from dts.adapter.rows import base_name_of
 from dts.adapter.text import dtype_name
 from dts.checkpoint import Mismatch, sampled_digest

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dts.adapter.entries import AdapterError
+from dts.adapter.errors import AdapterError
 from dts.adapter.table import Unpackable, pack, unpack
 from dts.checkpoint import Damaged, SafetensorsFile
 from dts.checkpoint.safetensors_file import DTYPES, NAMES, Layout, tensor_bytes

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dts.adapter import on_device
+import dts.adapter.on_device as on_device
 from dts.adapter.entries import Entry
 from dts.adapter.in_order import in_order
 from dts.adapter.matrix import Matrix

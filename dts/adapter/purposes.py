@@ -14,14 +14,14 @@ from dts.adapter.sizes import total_bytes
 from dts.checkpoint.safetensors_file import header_bytes, layout_of
 
 if TYPE_CHECKING:
-    from dts.adapter.adapter import Adapter
+    from dts.adapter.data import AdapterData
 
 CONTENT = ("weights", "vectors", "heads", "other values")  # the tensors themselves; everything else says what they are
 TABLED = ("names", "rows")  # of a configuration on disk: what the table's numbers are of
 DIGEST_BYTES = {"sha256": 4, "base": 4}  # of a row, in the table
 
 
-def purposes(adapter: Adapter) -> dict[str, int]:
+def purposes(adapter: AdapterData) -> dict[str, int]:
     """Purpose -> bytes, which add up to `Adapter.nbytes`: tensors by what they are, then what is said of them.
 
     "weights" are matrices' parts and rows beyond the base's vocabulary, "vectors" differences of biases and norms,
@@ -49,7 +49,7 @@ def _purpose(entry: Entry) -> str:
     return "vectors" if entry.kind == "delta" else "other values"
 
 
-def _of_texts(adapter: Adapter, layouts: dict) -> dict[str, int]:
+def _of_texts(adapter: AdapterData, layouts: dict) -> dict[str, int]:
     config = dict(adapter.config)
     content, table = packed(config, layouts)
     rows = sum(len(json.dumps(content[key], ensure_ascii=False, separators=(",", ":")).encode()) for key in TABLED)
@@ -64,7 +64,7 @@ def _of_texts(adapter: Adapter, layouts: dict) -> dict[str, int]:
     }
 
 
-def _of_files(adapter: Adapter, content: int) -> dict[str, int]:
+def _of_files(adapter: AdapterData, content: int) -> dict[str, int]:
     """Of a folder from before version 5, whose rows stand in the configuration's text."""
     if adapter.folder is None:
         return {"description": adapter.nbytes - content}

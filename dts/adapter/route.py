@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dts.adapter.carried import within
 from dts.adapter.digests import canonical
-from dts.adapter.entries import AdapterError
+from dts.adapter.errors import AdapterError
 from dts.checkpoint import Damaged, SafetensorsFile, write_safetensors
 from dts.checkpoint.safetensors_file import NAMES, header_bytes, layout_of, tensor_bytes
+from dts.files import within
 from dts.values import line
 from dts.warn import warn
 

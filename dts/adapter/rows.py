@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dts.adapter.entries import AdapterError, Entry
+from dts.adapter.entries import Entry
+from dts.adapter.errors import AdapterError
 from dts.adapter.grid import grid_from
 from dts.adapter.text import dtype_name, measure
 from dts.checkpoint.prefixes import swap_prefix

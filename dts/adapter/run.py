@@ -11,11 +11,11 @@ from itertools import count
 
 import torch
 
+import dts.adapter.on_device as on_device
 from dts import sums
-from dts.adapter import on_device
-from dts.adapter.accounting import NothingChanged
 from dts.adapter.budget import BudgetError, allocate, allocate_exactly, levelled, too_little
 from dts.adapter.entries import Entry
+from dts.adapter.errors import NothingChanged
 from dts.adapter.in_order import in_order
 from dts.adapter.options import Options
 from dts.adapter.plan import Compressible, compressible, is_difference, plan_job

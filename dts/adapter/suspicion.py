@@ -2,7 +2,7 @@
 
 import re
 
-from dts.adapter.accounting import Suspicious
+from dts.adapter.errors import Suspicious
 from dts.adapter.text import dtype_name
 from dts.checkpoint import Checkpoint
 from dts.checkpoint.errors import some

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
 from dts.adapter.budget import allocate_exactly, levelled
-from dts.adapter.entries import AdapterError, Entry
+from dts.adapter.entries import Entry
+from dts.adapter.errors import AdapterError
 from dts.adapter.prefixes import Prefixes
 from dts.adapter.sizes import measured, whole_error
 from dts.adapter.text import measure
@@ -19,7 +20,10 @@ from dts.codec.methods import method_of
 from dts.values import LARGEST
 
 if TYPE_CHECKING:
-    from dts.adapter.adapter import Adapter
+    from dts.adapter.data import AdapterData
+
+
+Of = TypeVar("Of", bound="AdapterData")
 
 
 def cut(entry: Entry, found: list[Prefixes | None], ranks: list[int], planned: bool) -> Entry | None:
@@ -52,7 +56,7 @@ def shortened(entries: dict[str, Entry], method: str, nbytes: int) -> dict[str, 
     }
 
 
-def truncated(adapter: Adapter, nbytes: int, again: bool) -> Adapter:
+def truncated(adapter: Of, nbytes: int, again: bool) -> Of:
     """The adapter cut to at most ``nbytes``; changes the adapter given, not its entries.
 
     again: a sketch's components made anew (`dts.codec.shorter`).

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from dts import sums
-from dts.adapter.apply import base_mismatches
+from dts.adapter.apply import base_mismatches, reconstructed
 from dts.adapter.carried import file_problems
 from dts.adapter.digests import config_digest, content_digest, row_digest, shown
-from dts.adapter.entries import AdapterError
+from dts.adapter.errors import AdapterError
 from dts.adapter.folder import CONFIG
 from dts.adapter.rows import entry_tensors
 from dts.checkpoint import Checkpoint
@@ -21,7 +21,7 @@ from dts.codec.exact import same_bits
 from dts.codec.methods import LOSSLESS
 
 if TYPE_CHECKING:
-    from dts.adapter.adapter import Adapter
+    from dts.adapter.data import AdapterData
 
 TOLERANCE = 1e-3  # of a squared relative error, or that share of one above 1: float32 sums in another order
 
@@ -41,7 +41,7 @@ class Report:
         return not self.problems
 
 
-def verify(adapter: Adapter, base: Checkpoint, finetuned: Checkpoint | None = None) -> Report:
+def verify(adapter: AdapterData, base: Checkpoint, finetuned: Checkpoint | None = None) -> Report:
     """Digests of stored tensors, sizes of files, the base's fingerprint, what patches give and, with the fine-tune, the
     errors anew."""
     report = Report([f"base: {line}" for line in base_mismatches(adapter, base)])
@@ -58,7 +58,7 @@ def verify(adapter: Adapter, base: Checkpoint, finetuned: Checkpoint | None = No
     report.problems += file_problems(adapter)
     if report.problems:
         return report
-    model = adapter.on(base, check=False)
+    model = reconstructed(adapter, base)
     if finetuned is None:
         for name, entry in adapter.entries.items():
             if entry.kind == "exact":
@@ -91,7 +91,7 @@ def _compare_bits(model: Checkpoint, name: str, ours: Tensor | None, report: Rep
 
 
 def _compare(
-    adapter: Adapter, base: Checkpoint, finetuned: Checkpoint, model: Checkpoint, name: str, report: Report
+    adapter: AdapterData, base: Checkpoint, finetuned: Checkpoint, model: Checkpoint, name: str, report: Report
 ) -> None:
     if name not in finetuned.tensors or finetuned.shape(name) != model.shape(name):
         report.problems.append(f"{name}: not in the fine-tune with shape {list(model.shape(name))}")

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from dts.adapter import Adapter, Entry
-from dts.adapter.accounting import NothingChanged, of_pairing
+from dts.adapter.accounting import of_pairing
 from dts.adapter.config import config_of
+from dts.adapter.errors import NothingChanged
 from dts.adapter.exact import patched
 from dts.adapter.folder import check_out
 from dts.adapter.options import Options

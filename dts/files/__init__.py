@@ -5,7 +5,7 @@ from dts.files.folder import OVERTAKEN, Building, Leftover, building, check_free
 from dts.files.lock import Busy, Lock
 from dts.files.mapped import Mapped, mapped_files
 from dts.files.one_file import one_file
-from dts.files.place import expanded, real, sync_tree, write_text
+from dts.files.place import expanded, real, sync_tree, within, write_text
 from dts.files.watch import Changed, Watch
 
 __all__ = [
@@ -27,5 +27,6 @@ __all__ = [
     "real",
     "set_aside",
     "sync_tree",
+    "within",
     "write_text",
 ]

@@ -42,6 +42,13 @@ def real(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.realpath(path))
 
 
+def within(folder: Path, path: Path) -> bool:
+    """Does a file lie in the folder, links followed?  Those of a hub's cache lead to its own store."""
+    folder, path = real(folder), real(path)
+    stores = [folder] + [folder.parent.parent / "blobs"] * (folder.parent.name == "snapshots")
+    return path.parent in stores
+
+
 def sync(path: Path) -> None:
     """What was written to a file, or which names a folder has, is on the disk when this returns."""
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dts.adapter.accounting import Account
+from dts.adapter.account import Account
 from dts.files import Watch, check_free, expanded
 from dts.values import shown
 

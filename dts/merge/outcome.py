@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from dts.adapter.accounting import Account, NoEffect
+from dts.adapter.account import Account
+from dts.adapter.errors import NoEffect
 from dts.checkpoint import Checkpoint
 from dts.checkpoint.errors import first
 from dts.sites.configs import OtherConfig, otherwise

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dts.adapter.entries import AdapterError, Entry
+from dts.adapter.entries import Entry
+from dts.adapter.errors import AdapterError
 from dts.adapter.text import dtype_name
 from dts.codec import parts
 from dts.codec.factors import Factors

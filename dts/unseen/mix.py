@@ -7,8 +7,9 @@ import torch
 
 from dts import __version__, sums
 from dts.adapter import Adapter, Entry, compress
-from dts.adapter.accounting import Account, NoEffect
+from dts.adapter.account import Account
 from dts.adapter.apply import check_base
+from dts.adapter.errors import NoEffect
 from dts.adapter.folder import complete
 from dts.adapter.text import dtype_name
 from dts.checkpoint import open_checkpoint

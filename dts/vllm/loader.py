@@ -15,7 +15,7 @@ from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
 from dts.adapter import Adapter
-from dts.adapter.accounting import Effects
+from dts.adapter.effects import Effects
 from dts.checkpoint import open_checkpoint
 from dts.vllm.configs import refuse_differences
 

@@ -7,7 +7,8 @@ import torch
 
 import dts
 from dts.adapter import NoEffect, NothingChanged, Suspicious, Unaccounted, compress, write_checkpoint
-from dts.adapter.accounting import Account, of_model, of_pairing
+from dts.adapter.account import Account
+from dts.adapter.accounting import of_model, of_pairing
 from dts.checkpoint import open_checkpoint, pair
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import dts
 from dts.adapter import AdapterError, write_checkpoint
-from dts.adapter.accounting import NothingChanged
+from dts.adapter.errors import NothingChanged
 from dts.checkpoint import Mismatch
 from dts.codec.exact import same_bits
 from tests.dts.adapter import tiny

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 import dts
-from dts.adapter.accounting import Suspicious
+from dts.adapter.errors import Suspicious
 from dts.checkpoint import open_checkpoint
 from dts.codec import Unencodable
 

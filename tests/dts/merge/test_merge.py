@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import dts
-from dts.adapter.accounting import NoEffect
+from dts.adapter.errors import NoEffect
 from dts.checkpoint import Checkpoint, Lazy, Mismatch, open_checkpoint
 from dts.merge.outcome import LeftAtBase, NotMerged
 from dts.merge.tensor import TensorInfo
