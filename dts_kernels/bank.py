@@ -27,7 +27,7 @@ class Bank:
         self.device = torch.device(device)
         self.layout = layout or bank_layout(self.device)
         self._made: tuple[Routing, FactorOperands] | None = None  # for the routing that was used last
-        self._ready: Derived | None = None
+        self.ready: Derived | None = None
         self._store: DiskStore | PlanarStore
         if self.layout == "disk":
             self._store = DiskStore(in_features, out_features, self.device)
@@ -143,15 +143,15 @@ class Bank:
 
     def derived(self) -> Derived:
         """(packed, table, max_rank), the same tuple until a task comes or goes."""
-        if self.layout == "disk" and torch.compiler.is_compiling() or self._ready is None:
+        if self.layout == "disk" and torch.compiler.is_compiling() or self.ready is None:
             self._prepare()
-        assert self._ready is not None
-        return self._ready
+        assert self.ready is not None
+        return self.ready
 
     def _prepare(self) -> bool:
         """Derived if it is not, also while a program is being made."""
-        if self._ready is None:
-            self._ready = self._store.derived()
+        if self.ready is None:
+            self.ready = self._store.derived()
         return True
 
     # what `torch.compiler.assume_constant_result` does, which imports for seconds: it runs while the program is made
@@ -159,7 +159,7 @@ class Bank:
 
     def __getstate__(self) -> dict:
         """A copy's memory is elsewhere."""
-        return self.__dict__ | {"_ready": None, "_made": None}
+        return self.__dict__ | {"ready": None, "_made": None}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
@@ -167,8 +167,8 @@ class Bank:
 
     def _refresh(self) -> None:
         """What the ops take is made again: of kernel words now, as they lie, else when it is first needed."""
-        self._made, self._ready, store = None, None, self._store
+        self._made, self.ready, store = None, None, self._store
         if isinstance(store, PlanarStore):
-            self.layout, self._ready = store.layout, store.derived()
+            self.layout, self.ready = store.layout, store.derived()
             shape = self.out_features, self.in_features
             contents.trust(store.packed, store.table, self.layout, shape, store.max_rank, store.words)

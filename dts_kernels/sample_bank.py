@@ -98,7 +98,7 @@ class SampleBank:
         self.transposed = transposed
         self.arena = SampleArena(self.device) if (self.device.type != "cpu" if arena is None else arena) else None
         self._samples: dict[int, tuple[Samples, ...]] = {}
-        self._ready: StoredSamples | None = None
+        self.ready: StoredSamples | None = None
         self._array: SampleArray | None = None
         self._made: tuple[Routing, SampleOperands] | None = None  # for the routing that was used last
         self._refresh()
@@ -164,15 +164,15 @@ class SampleBank:
     @property
     def arguments(self) -> StoredSamples:
         """What the ops take of the bank."""
-        if self.arena is None and torch.compiler.is_compiling() or self._ready is None:
+        if self.arena is None and torch.compiler.is_compiling() or self.ready is None:
             self._prepare()
-        assert self._ready is not None
-        return self._ready
+        assert self.ready is not None
+        return self.ready
 
     def _prepare(self) -> bool:
         """Derived if it is not, also while a program is being made."""
-        if self._ready is None:
-            self._ready = self._derive()
+        if self.ready is None:
+            self.ready = self._derive()
         return True
 
     _prepare._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as of `Bank`
@@ -201,10 +201,10 @@ class SampleBank:
 
     def _refresh(self) -> None:
         """What the ops take is made again: of an arena now, else when it is first needed, see `Bank`."""
-        self._ready = self._array = self._made = None
+        self.ready = self._array = self._made = None
         if self.arena:
-            self._ready = self.arena.arguments
-            sample_contents.trust(self._ready, self.shape, self.arena.memory())
+            self.ready = self.arena.arguments
+            sample_contents.trust(self.ready, self.shape, self.arena.memory())
 
     def _derive(self) -> StoredSamples:
         with _disable_current_modes(), torch.inference_mode(False):  # see `DiskStore.derived`

@@ -69,20 +69,29 @@ _bound: dict[tuple[Any, ...], Bound] = {}  # by all that Triton picks a kernel b
 MOST_BOUND = 4096
 
 
+def _key(call: Call, index: int) -> tuple[Any, ...]:
+    kernel, grid, pointers, sizes, constants, options = call
+    return kernel, index, grid, sizes, *[t.dtype for t in pointers], *constants.items(), *options.items()
+
+
+def bound_before(call: Call) -> Bound | None:
+    """What repeats such a launch, if `run` has made one with whatever pointers."""
+    return _bound.get(_key(call, launcher.index(call.pointers[0])))
+
+
 def run(call: Call) -> Bound | None:
     """A launch, without Triton's look where the same one was made before with other pointers.
 
     Returns what repeats it, None where that cannot be.
     """
-    kernel, grid, pointers, sizes, constants, options = call
+    pointers = call.pointers
     index = launcher.index(pointers[0])
     stream = launcher.stream(index)
     if stream is None:
         with on_device(pointers[0]):
             launcher.launch(call)
         return None
-    at, dtypes = [t.data_ptr() for t in pointers], [t.dtype for t in pointers]
-    key = (kernel, index, grid, sizes, *dtypes, *constants.items(), *options.items())
+    at, key = [t.data_ptr() for t in pointers], _key(call, index)
     bound = _bound.get(key)
     unaligned = 0
     for pointer in at:

@@ -75,7 +75,7 @@ def keep(op: str, launched: Any, operands: FactorOperands) -> None:
     )
 
 
-def _form(op: str, x: Tensor, table: Tensor, slots: Tensor, weights: Tensor) -> Form | None:
+def form_of(op: str, x: Tensor, table: Tensor, slots: Tensor, weights: Tensor) -> Form | None:
     """What was kept for such a call, if x and the routing lie as the kernels read them."""
     held, shape = getattr(table, contents.HELD, None), slots.shape
     form = None if held is None else held.launches.get((op, x.dtype, x.numel(), shape))
@@ -132,24 +132,13 @@ def linear(
     adds: what the caller adds to it, looked at here, as nothing is computed in vain.
     """
     slots, weights = routing.slots, routing.weights
-    form = _form("linear", x, table, slots, weights)
+    form = form_of("linear", x, table, slots, weights)
     if form is None or adds is not None and not _fits(adds, form):
         return None
     m, stream = form.out_features, launch.launcher.stream(form.card)
-    if (
-        stream is None
-        or weight.shape != (m, form.in_features)
-        or weight.dtype is not x.dtype
-        or weight.layout is not _strided
-        or bias is not None
-        and (bias.shape != (m,) or bias.dtype is not x.dtype)
-    ):
+    if stream is None or not takes(form, x, weight, bias):
         return None
     if form.fused:
-        if form.with_bias is (bias is None) or not _fuses(weight, form.device):
-            return None
-        if bias is not None and not _fuses(bias, form.device):
-            return None
         y = x.new_empty(*x.shape[:-1], m)
         w = weight.data_ptr()
         given: tuple[int, ...] = w, w if bias is None else bias.data_ptr()
@@ -165,7 +154,7 @@ def delta_linear(
 ) -> Tensor | None:
     """y (None: zeros) + the delta of each row's tasks in new memory, or None; adds: as in `linear`."""
     slots, weights = routing.slots, routing.weights
-    form = _form("delta_linear" if y is None else "delta_linear+", x, table, slots, weights)
+    form = form_of("delta_linear" if y is None else "delta_linear+", x, table, slots, weights)
     if form is None or adds is not None and not _fits(adds, form):
         return None
     stream = launch.launcher.stream(form.card)
@@ -173,6 +162,26 @@ def delta_linear(
         return None
     out = x.new_empty(*x.shape[:-1], form.out_features)
     return _run(form, stream, x, out if y is None else y, out, slots, weights, ())
+
+
+def takes(form: Form, x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether the base's product of these is one that the launches of the form may be beside, or make."""
+    m = form.out_features
+    if (
+        weight.shape != (m, form.in_features)
+        or weight.dtype is not x.dtype
+        or weight.layout is not _strided
+        or bias is not None
+        and (bias.shape != (m,) or bias.dtype is not x.dtype)
+    ):
+        return False
+    if not form.fused:
+        return True
+    return (
+        form.with_bias is (bias is not None)
+        and _fuses(weight, form.device)
+        and (bias is None or _fuses(bias, form.device))
+    )
 
 
 def _fuses(t: Tensor, device: int) -> bool:
@@ -201,7 +210,7 @@ def _run(
         unaligned |= pointer
     if unaligned % ALIGNMENT or not at or not before:
         return None
-    held = _rooms.held.get((form.device, stream))
+    held = rooms.held.get((form.device, stream))
     t = room(form.device, form.room, stream, x) if held is None or held[1] < form.room else held[2]
     run, grid, function, metadata, rest, _ = shrink
     run(*grid, stream, function, metadata, None, None, None, at, words, scalars, table, rows, gammas, t, *rest)
@@ -227,14 +236,14 @@ class _Rooms(threading.local):
         self.held: dict[tuple[int, int], tuple[Tensor, int, int]] = {}  # (device, stream) -> memory, bytes, pointer
 
 
-_rooms = _Rooms()
+rooms = _Rooms()
 
 
 def room(device: int, size: int, stream: int, like: Tensor) -> int:
     """Pointer to so many bytes, made on the stream that is current."""
-    held = _rooms.held.get((device, stream))
+    held = rooms.held.get((device, stream))
     if held is None or held[1] < size:
         size = max(ROOM, size)
         memory = torch.empty(size, dtype=torch.uint8, device=like.device)
-        held = _rooms.held[device, stream] = memory, size, memory.data_ptr()
+        held = rooms.held[device, stream] = memory, size, memory.data_ptr()
     return held[2]

@@ -84,17 +84,22 @@ def keep(launched: Launch, y: Tensor, out: Tensor, parts: Tensor | None) -> None
     )
 
 
+def form_of(x: Tensor, table: Tensor, slots: Tensor, weights: Tensor) -> Form | None:
+    """What was kept for such a call, if x and the routing lie as the kernels read them."""
+    seen = _seen(table)
+    form = None if seen is None else seen.launches.get((x.dtype, x.numel(), slots.shape))
+    if form is None or not repeat.lies_as_read(x, slots, weights, form.in_features, form.device):
+        return None
+    return form
+
+
 def add_samples(x: Tensor, y: Tensor, operands: SampleOperands) -> Tensor | None:
     """y + the samples' product of each row's tasks in new memory, or None; all plain tensors without gradients."""
     slots, weights = operands.slots, operands.weights
-    seen = _seen(operands.table)
-    form = None if seen is None else seen.launches.get((x.dtype, x.numel(), slots.shape))
+    form = form_of(x, operands.table, slots, weights)
     if form is None:
         return None
-    device = form.device
-    if not repeat.lies_as_read(x, slots, weights, form.in_features, device):
-        return None
-    stream = launch.launcher.stream(form.card)
+    device, stream = form.device, launch.launcher.stream(form.card)
     if stream is None or not repeat.may_be_added_to(y, x, form.out_features, device):
         return None
     out = x.new_empty(y.shape)

@@ -30,18 +30,28 @@ def readable(stack: Tensor, routing: Routing, dtype: torch.dtype, y: Tensor | No
 
 def task_rows(stack: Tensor, routing: Routing, y: Tensor | None, out: Tensor, rows: int, stride: int) -> Tensor:
     """Into out; the arguments are the kernel's."""
+    launch.run(_call(stack, routing, out if y is None else y, out, rows, stride, y is not None))
+    return out
+
+
+def repeated(stack: Tensor, routing: Routing, dtype: torch.dtype, rows: int) -> launch.Bound | None:
+    """What adds a row's tasks to each of so many rows of y [rows, width], if that was launched before."""
+    if not readable(stack, routing, dtype, None) or stack.data_ptr() % launch.ALIGNMENT:
+        return None
+    like = stack.new_empty(0, dtype=dtype)
+    return launch.bound_before(_call(stack, routing, like, like, rows, stack.shape[1], True))
+
+
+def _call(stack: Tensor, routing: Routing, y: Tensor, out: Tensor, rows: int, stride: int, adds: bool) -> launch.Call:
     from .task_rows import task_rows
 
     (entries, places), tasks = routing.slots.shape, stack.shape[0]
     width = stack.numel() // tasks
-    launch.run(
-        launch.Call(
-            task_rows,
-            (rows, ceil_div(width, BLOCK)),
-            (stack, routing.slots, routing.weights, out if y is None else y, out),
-            (tasks, rows // entries, places, width, stride),
-            {"BLOCK": BLOCK, "ADD": y is not None},
-            {"num_warps": 4},
-        )
+    return launch.Call(
+        task_rows,
+        (rows, ceil_div(width, BLOCK)),
+        (stack, routing.slots, routing.weights, y, out),
+        (tasks, rows // entries, places, width, stride),
+        {"BLOCK": BLOCK, "ADD": adds},
+        {"num_warps": 4},
     )
-    return out

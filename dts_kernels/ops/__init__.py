@@ -11,12 +11,14 @@ from .. import backends as _backends  # noqa: F401  registers the paths
 from .dense import reconstruct
 from .library import direct
 from .products import delta_linear, linear
+from .replay import Replay
 from .rows import add_embedding, delta_embedding
 from .samples import add_dense_samples, add_sampled_rows, add_samples, start_samples
 from .together import Together
 from .vectors import add_rows, task_rows, vectors_here
 
 __all__ = [
+    "Replay",
     "Together",
     "add_dense_samples",
     "add_embedding",

@@ -9,7 +9,7 @@ from .components import COMPONENTS
 from .kind import KINDS, Joined, Kind, PartBank, base_product, kind_of, register, whole_pays
 from .plain import PlainBank
 from .sample import SAMPLE
-from .together import together
+from .together import replay, together
 
 register(COMPONENTS)
 register(SAMPLE)
@@ -23,6 +23,7 @@ __all__ = [
     "base_product",
     "kind_of",
     "register",
+    "replay",
     "together",
     "whole_pays",
 ]

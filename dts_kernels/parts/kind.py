@@ -13,9 +13,9 @@ from torch import Tensor
 from .. import dispatch
 from ..cpu import native
 from ..embedding_parts import row_in
-from ..ops import direct
+from ..ops import add_rows, direct
 from ..paths import Finish
-from ..routing import Routing, add_rows
+from ..routing import Routing
 
 
 class PartBank(ABC):

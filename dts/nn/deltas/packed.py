@@ -13,8 +13,8 @@ from dts.nn.routing import gammas
 from dts_kernels import Routing
 from dts_kernels.cpu.rules import whole_from
 from dts_kernels.embedding_parts import row_in
-from dts_kernels.ops import Together, task_rows
-from dts_kernels.parts import KINDS, PartBank, base_product, kind_of, together, whole_pays
+from dts_kernels.ops import Replay, Together, task_rows
+from dts_kernels.parts import KINDS, PartBank, base_product, kind_of, replay, together, whole_pays
 
 _compiling = torch.compiler.is_compiling
 
@@ -25,6 +25,7 @@ class Packed:
     transposed: what is stored is of the [n, m] matrix.
     filled: the banks that hold something, in the order of `KINDS`;  first, rest: these, first is None without any
     start: whether one of them may start before the base's product;  together: all of them in one call, None: in turn
+    replay: the same on a GPU, of calls like those before
     whole: numbers of an input of one mixture from which its deltas are added to a copy of the weight (on a CPU)
     """
 
@@ -36,6 +37,7 @@ class Packed:
         self.rest: tuple[PartBank, ...] = ()
         self.start = False
         self.together: Together | None = None
+        self.replay: Replay | None = None
         self.whole = float("inf")
 
     def add(self, slot: int, stored: Sequence[Any]) -> None:
@@ -60,6 +62,8 @@ class Packed:
         banks = [self.banks[name] for name in KINDS if name in self.banks and self.banks[name].filled]
         if banks and banks == self.filled and self.device.type == "cpu":
             return  # whatever they hold, they are multiplied with as before
+        if self.replay is None or banks != self.filled:
+            self.replay = replay(banks)
         self.filled, self.first, self.rest = banks, (banks[0] if banks else None), tuple(banks[1:])
         self.start = any(bank.starts for bank in banks)
         self.together = together(banks)
@@ -87,6 +91,10 @@ class Packed:
         """x W^T + b + x Delta^T + gamma adds[task] of each row's tasks, the first kind's together with the base."""
         if self.first is None:
             return base_product(x, weight, bias, routing, adds)
+        if self.replay is not None and not _compiling():
+            made = self.replay.linear(x, weight, bias, routing, adds)
+            if made is not None:
+                return made
         if self.start:
             return self._linear_beside(x, weight, bias, routing, adds)
         if not _compiling():

@@ -168,17 +168,36 @@ class DTSLinear(LinearForward, nn.Linear):
         if now.state is not state or now.graph != backward_here():
             now = state.now()
         routing, delta = now.routing, dts.parameters.get("weight")
-        slots = routing.slots
-        rows = slots.shape[0]
         if now.seen is not None:
             now.seen.add(dts.name)
+        plain, adds = None if delta is None else delta.matrices.get(None), None
+        bias = dts.parameters.get("bias")
         if (
             delta is None
+            or plain is None
             or now.missing
             or weight is None
+            or "bias" not in self._parameters
             or delta.raw.filled
             or delta.values.filled
             or delta.added.filled
+            or plain.blocks
+            or plain.fronts
+            or bias is not None
+            and bias.values.filled
+        ):
+            return super().forward(x)
+        main, own = plain.main, self._parameters["bias"]
+        if bias is not None and bias.raw.filled:
+            adds = bias.raw.wide
+        if main.replay is not None and (now.axis is None or dts.axis(now) == 0):  # all else is seen there
+            made = main.replay.linear(x, weight, own, routing, adds)
+            if made is not None:
+                return made
+        slots = routing.slots
+        rows = slots.shape[0]
+        if (
+            main.first is None
             or type(weight) not in _NUMBERS
             or weight.dtype != x.dtype
             or not (x.is_cpu and slots.is_cpu or x.is_cuda and slots.device == x.device)
@@ -188,13 +207,6 @@ class DTSLinear(LinearForward, nn.Linear):
             or x.dtype == torch.float64
         ):
             return super().forward(x)
-        plain, bias = delta.matrices.get(None), dts.parameters.get("bias")
-        if plain is None or plain.blocks or plain.fronts or plain.main.first is None:
-            return super().forward(x)
-        if bias is not None and bias.values.filled:
-            return super().forward(x)
-        adds = bias.raw.wide if bias is not None and bias.raw.filled else None
-        main, own = plain.main, self._parameters["bias"]
         if main.together is not None and x.numel() < main.whole and not torch.is_grad_enabled():
             made = main.together.linear(x, weight, own, routing, adds)
             if made is not None:

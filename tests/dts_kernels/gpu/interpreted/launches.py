@@ -12,6 +12,7 @@ from dts.nn.deltas.packed import Packed
 from dts_kernels import dispatch
 from dts_kernels.gpu import launch, products, rules, sample_products
 from dts_kernels.gpu.config import Config
+from dts_kernels.ops import Replay, add_rows
 from dts_kernels.parts.components import ComponentBank
 from dts_kernels.parts.sample import SamplePartBank
 from dts_kernels.paths import PATHS
@@ -111,6 +112,64 @@ def test_the_fused_kernel_again_has_the_same_bits(repeating, monkeypatch, dtype)
         assert len(repeating.first) == 2 and len(repeating.again) == 4
         kernels.linear(x, weight, None, made, routing)
         assert len(repeating.first) == 4  # without a bias it is another kernel
+
+
+class OnACard(Repeating):
+    """The same, which adds what tasks change of a bias by a kernel, as on a card."""
+
+    def index(self, tensor):
+        return 0
+
+    def properties(self, index):
+        return super().properties(-1)
+
+    def captures(self, index):
+        return False
+
+    def prepare(self, call):
+        return None
+
+
+@pytest.mark.parametrize(
+    "entries,rows,kinds,fused",
+    [
+        ([2, None, 0], 3, "components and sample", False),
+        ([{0: 0.5, 2: -0.25}], 2, "sample", False),
+        ([2], 2, "components and sample", True),
+    ],
+    ids=["rows", "mixture", "fused"],
+)
+def test_a_layers_products_in_a_row_have_the_same_bits(monkeypatch, entries, rows, kinds, fused, dtype):
+    monkeypatch.setattr(launch, "launcher", OnACard())
+    monkeypatch.setattr(launch, "_bound", {})
+    monkeypatch.setattr(dispatch, "has_triton", lambda: True)
+    if fused:
+        monkeypatch.setattr(products.config, "fused", lambda *case: True)
+        monkeypatch.setattr(products.config, "choose", lambda *case: Config(block_n=32, block_k=32, stages=2))
+    routing, weight, bias = (
+        kernels.Routing.of(entries),
+        (torch.randn(OUT, IN) / 12).to(dtype),
+        torch.randn(OUT).to(dtype),
+    )
+    adds, inputs = torch.randn(4, OUT), [torch.randn(rows, IN).to(dtype) for _ in range(2)]
+    components, samples = bank() if "components" in kinds else None, sample_bank((OUT, IN))
+
+    def one_by_one(x):
+        if components is None:
+            y = add_rows(torch.nn.functional.linear(x, weight, bias), adds, routing)
+        else:
+            y = kernels.linear(x, weight, bias, components, routing, adds)
+        return kernels.add_samples(x, y, samples, routing)
+
+    in_a_row = Replay(components, samples)
+    with torch.no_grad():
+        assert in_a_row.linear(inputs[0], weight, bias, routing, adds) is None
+        wanted = [one_by_one(x) for x in inputs]
+        count, kept = len(launch.launcher.first), [x.clone() for x in inputs]
+        found = [in_a_row.linear(x, weight, bias, routing, adds) for x in (*inputs, inputs[0])]
+    assert len(launch.launcher.first) == count
+    assert all(torch.equal(one, other) for one, other in zip(found, (*wanted, wanted[0])))
+    assert all(torch.equal(one, other) for one, other in zip(inputs, kept))
 
 
 # ---- launches beside the base's product --------------------------------------------------------------------------
