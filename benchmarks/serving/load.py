@@ -1,7 +1,7 @@
 """`dts serve` under rising load: right answers, latencies, tokens a second, and what a full queue and a signal do.
 
     python -m benchmarks.serving.load [--size small|100m|135m] [--tasks 16] [--stages ...] [--seconds 240]
-        [--work folder] [--out benchmarks/results/<machine>]
+        [--vllm python] [--work folder] [--out benchmarks/results/<machine>]
 
 A server process on loopback, a random Llama in float32 and full fine-tunes of it as adapters of rank 16: of 4 layers of
 256, of 12 layers of 768, or in the sizes of SmolLM2-135M (of the larger ones all tasks but one are that one's adapter
@@ -20,6 +20,9 @@ Stages:
 - steps: a step of as many rows of eight tasks as the server's batches have, the base's alone and PEFT's, without a
   server: what no server could be faster than.
 - processes: four tasks beside a server process for each of them, that is tokens a second and memory.
+- vllm: eight tasks beside vLLM's own server of the same base and adapters, with this package's plugin, packed and then
+  as LoRAs (which leave out norms: their answers are not compared); only with --vllm, the python of an environment that
+  has both.  vLLM takes float32 too, and threads by the same OMP_NUM_THREADS.
 - crowd: 1,000 clients at once, most of which are told 429.
 - signal: SIGTERM while requests run.
 
@@ -49,7 +52,7 @@ from dts.files import write_text
 from dts_kernels.cpu import native
 
 TOKENS = 24  # of an answer
-STAGES = ("tasks", "rising", "ratios", "lengths", "steps", "processes", "crowd", "signal")
+STAGES = ("tasks", "rising", "ratios", "lengths", "steps", "processes", "vllm", "crowd", "signal")
 
 
 def wrongs(report: Report) -> list[str]:
@@ -58,7 +61,7 @@ def wrongs(report: Report) -> list[str]:
     return [*found, *(json.dumps(row) for row in report.rows if row.get("healthy") is False)]
 
 
-def measured(folder: Path, size: Size, count: int, stages: Sequence[str], report: Report) -> None:
+def measured(folder: Path, size: Size, count: int, stages: Sequence[str], report: Report, vllm: Path | None) -> None:
     tasks = make(folder, count, size)
     mixed = questions(folder, tasks, 2, [TOKENS])
     many = questions(folder, tasks[:8], 4, lengths(32, 6, 96)) if "lengths" in stages else []
@@ -76,6 +79,7 @@ def measured(folder: Path, size: Size, count: int, stages: Sequence[str], report
             "lengths": lambda: do.of_many_lengths(server, peft, many, report),
             "steps": lambda: do.stepped(folder, peft, tasks, report),
             "processes": lambda: do.processes(server, folder, tasks, mixed, report),
+            "vllm": lambda: do.beside_vllm(server, vllm, folder, size, tasks, mixed, report) if vllm else None,
             "crowd": lambda: do.crowd(server, mixed, report),
         }
         for name in stages:
@@ -92,6 +96,7 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--tasks", type=int, default=16)
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    parser.add_argument("--vllm", type=Path, default=None, help="python of an environment with vLLM and this package")
     parser.add_argument("--seconds", type=float, default=240, help="no stage begins later")
     parser.add_argument(
         "--work", type=Path, default=None, help="folder for the models, kept (default: one for a while)"
@@ -103,7 +108,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = args.work or Path(place)
         folder.mkdir(parents=True, exist_ok=True)
-        measured(folder, size, args.tasks, args.stages, report)
+        measured(folder, size, args.tasks, args.stages, report, args.vllm)
     about = {
         "what": __doc__.partition("\n")[0],
         "model": f"a random Llama of {size}, float32; adapters of rank {size.rank}",

@@ -9,12 +9,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.serving.client import Load, run
+import transformers
+
+from benchmarks.serving.client import Load, Text, run
 from benchmarks.serving.made import SMALL, Peft, Question, Size, base_model
-from benchmarks.serving.server import Server
+from benchmarks.serving.server import VLLM, Server
 from benchmarks.serving.steps import steps
 from dts.adapter.folder import read_config
 
@@ -91,10 +94,14 @@ def take_turns(stage: str, what: Mapping[str, Run], report: Report) -> dict[str,
     return medians
 
 
-def served(port: int | Mapping[str, int], asked: Sequence[Question], count: int) -> Run:
+def served(
+    port: int | Mapping[str, int], asked: Sequence[Question], count: int, text: Text | None = None, exact: bool = True
+) -> Run:
+    """text: as for `run`;  exact: False where answers may differ from the dense models', so that they are no errors."""
+
     def once() -> tuple[float, Load]:
-        load = run(port, cycle(asked, count), ROWS)
-        return load.tokens_a_second, load
+        load = run(port, cycle(asked, count), ROWS, text)
+        return load.tokens_a_second, load if exact else replace(load, wrong=0)
 
     return once
 
@@ -142,6 +149,24 @@ def processes(server: Server, folder: Path, tasks: list[str], mixed: list[Questi
         ratio = found["4 tasks, a server"] / found["4 tasks, a process each"]
         memory = {"server_bytes": server.nbytes, "processes_bytes": sum(one.nbytes for one in each.values())}
     report.add("4 tasks in a server / in a process each", ratio=round(ratio, 3), **memory)
+
+
+def beside_vllm(
+    server: Server, python: Path, folder: Path, size: Size, tasks: list[str], mixed: list[Question], report: Report
+) -> None:
+    """vLLM's two servers are there one after the other, each beside ours: of its memory each takes some GiB."""
+    words = transformers.AutoTokenizer.from_pretrained(folder / "base")
+    text = partial(words.decode, skip_special_tokens=True)
+    eight, count = [question for question in mixed if question.task in tasks[:8]], 2 * ROWS if size is SMALL else ROWS
+    for mode, exact in (("packed", True), ("lora", False)):
+        with VLLM(python, folder, mode, ROWS, len(tasks[:8]), size.rank) as vllm:
+            run(vllm.port, eight, ROWS, text)  # loads the tasks
+            run(server.port, eight, ROWS)
+            what = {"8 tasks": served(server.port, eight, count)}
+            what[f"vLLM, {mode}, 8 tasks"] = served(vllm.port, eight, count, text, exact)
+            found = take_turns("vllm", what, report)
+        ratio = found["8 tasks"] / found[f"vLLM, {mode}, 8 tasks"]
+        report.add(f"8 tasks / vLLM's server, {mode}", ratio=round(ratio, 3))
 
 
 def stepped(folder: Path, peft: Peft | None, tasks: list[str], report: Report) -> None:

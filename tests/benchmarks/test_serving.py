@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,8 +12,9 @@ import torch
 import dts
 from benchmarks.serving.client import Load, run
 from benchmarks.serving.load import wrongs
-from benchmarks.serving.made import Question, lengths, reordered
-from benchmarks.serving.stages import Report, cycle, take_turns
+from benchmarks.serving.made import SIZES, Question, lengths, reordered
+from benchmarks.serving.server import Process
+from benchmarks.serving.stages import Report, beside_vllm, cycle, take_turns
 
 
 @pytest.fixture
@@ -110,3 +113,67 @@ def adapters(tmp_path):
     tuned = torch.nn.Linear(256, 192)
     dts.compress(base, tuned, out=tmp_path / "t0", rank_fraction=0.5)
     return tmp_path
+
+
+FAKE_VLLM = '''#!{python}
+"""Stands for vLLM's server: says which options and variables it got, answers with tokens, and with text of its own."""
+import json, os, sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+words = sys.argv[1:]
+with open("{seen}", "a") as file:
+    print(json.dumps([words, os.environ["DTS_VLLM_MODE"], os.environ["DTS_VLLM_ADAPTERS"]]), file=file)
+right = os.environ["DTS_VLLM_MODE"] == "packed"
+class Answers(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if self.path == "/health" else 404)
+        self.end_headers()
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        assert asked["return_token_ids"] is True and self.path == "/v1/completions"
+        choice = {{"text": "half a letter, right", "token_ids": [7] if right else [8]}}
+        body = json.dumps({{"usage": {{"completion_tokens": 5}}, "choices": [choice]}}).encode()
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *_):
+        pass
+HTTPServer(("127.0.0.1", int(words[words.index("--port") + 1])), Answers).serve_forever()
+'''
+
+
+class Words:
+    """Stands for the tokenizer."""
+
+    @staticmethod
+    def decode(tokens, skip_special_tokens):
+        assert skip_special_tokens
+        return {7: "right", 8: "another"}[tokens[0]]
+
+
+def test_vllm_runs_packed_and_as_loras_and_its_tokens_are_compared_where_nothing_was_left_out(
+    server, tmp_path, monkeypatch
+):
+    python, seen = tmp_path / "python", tmp_path / "seen"
+    python.write_text(FAKE_VLLM.format(python=sys.executable, seen=seen))
+    python.chmod(0o700)
+    monkeypatch.setattr("benchmarks.serving.stages.TURNS", 1)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda folder: Words)
+    report, ours = Report(float("inf")), SimpleNamespace(port=server)
+    beside_vllm(ours, python, tmp_path, SIZES["small"], ["t0"], [question(1)], report)
+    (packed, mode, adapters), (lora, other, _) = map(json.loads, seen.read_text().splitlines())
+    assert (mode, other, adapters) == ("packed", "lora", str(tmp_path / "adapters"))
+    assert "--enforce-eager" in packed and "--enforce-eager" not in lora  # packed tasks want it
+    assert packed[packed.index("--max-lora-rank") + 1] == "16" and packed[packed.index("--max-loras") + 1] == "1"
+    assert wrongs(report) == []  # the LoRAs' answers are others: their norms are the base's
+    assert [row["of"] for row in report.rows if "of" in row] == [
+        "8 tasks",
+        "vLLM, packed, 8 tasks",
+        "8 tasks",
+        "vLLM, lora, 8 tasks",
+    ]
+    assert all(row["ratio"] > 0 for row in report.rows if "ratio" in row)
+
+
+def test_a_server_that_does_not_start_is_told_with_the_end_of_its_log(tmp_path):
+    with pytest.raises(RuntimeError, match="did not start: why, at last"):
+        Process([sys.executable, "-c", "import sys; sys.exit('why, at last')"], tmp_path / "log", "/")
