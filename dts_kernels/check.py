@@ -110,6 +110,12 @@ def ids(of: Tensor, slots: Tensor, weights: Tensor, y: Tensor | None = None, col
     return False
 
 
+def launched(*tensors: Tensor) -> bool:
+    """Whether a kernel can be given the addresses of all of them, flat as they lie, on one device."""
+    device = tensors[0].device
+    return all(t.is_contiguous() and not t.is_neg() and t.device == device for t in tensors)
+
+
 def _routing(slots: Tensor, weights: Tensor, rows: int, what: str) -> list[str]:
     wrong = []
     if slots.dtype != torch.int32 or weights.dtype != torch.float32:

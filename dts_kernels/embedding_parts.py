@@ -14,6 +14,7 @@ class EmbeddingParts:
 
     banks: each with int32 [rows], the bank's row of every row of the matrix (-1: none), or None where it has all.
     columns: n, -1 without banks;  joined: whether one call of C can read them all: disk bytes on the CPU, no levels
+    packed: whether they are banks of kernel words, all of them
     tasks: what `backends.cpu` makes of them when it first needs it;  chosen: `ops.run.choice` for each dtype of y
     """
 
@@ -27,6 +28,7 @@ class EmbeddingParts:
         self.joined = 0 < len(slots) == len(set(slots)) and all(
             bank.layout == "disk" and bank.device.type == "cpu" and not bank.has_levels for bank, _ in banks
         )
+        self.packed = bool(banks) and all(bank.layout != "disk" for bank, _ in banks)
         self.tasks: Any = None
         self.chosen: dict[torch.dtype, tuple[tuple[str, str], Callable[..., Tensor]]] = {}
 

@@ -153,9 +153,9 @@ def signature(kernel: str, dtype: str, levels: bool, **overrides) -> tuple[dict,
         arguments, constants, own = _sampled(kernel, pointer, overrides)
         options |= own
     elif kernel == "delta_rows":
-        arguments = {"ids": "*i64", **operands, "weights": "*fp32", "out": pointer, **integers}
+        arguments = {"ids": "*i64", **operands, "weights": "*fp32", "y": pointer, "out": pointer, **integers}
         arguments |= dict.fromkeys(("in_features", "out_features", "out_columns"), "i32")
-        constants = {"BLOCK_T": ROWS, "GROUPED": True, "ENTRIES": 16, "LEVELS": levels}
+        constants = {"BLOCK_T": ROWS, "GROUPED": True, "ENTRIES": 16, "LEVELS": levels, "ADD": True}
         constants |= tile_constants(levels, getattr(torch, dtype))
         options |= {"num_warps": 8, "num_stages": 1}
     else:

@@ -265,32 +265,42 @@ def reconstruct(operands: DenseOperands, dtype: torch.dtype) -> Tensor:
 
 
 def rows(ids: Tensor, operands: FactorOperands, in_features: int, dtype: torch.dtype) -> Tensor:
+    out = torch.empty(*ids.shape, in_features, dtype=dtype, device=ids.device)
+    launch.run(rows_call(ids, operands, out, adds=False))
+    return out
+
+
+def add_rows(ids: Tensor, y: Tensor, operands: FactorOperands) -> Tensor:
+    """y [*ids, in_features], contiguous, + `rows`, rounded once, in place."""
+    launch.run(rows_call(ids, operands, y, adds=True))
+    return y
+
+
+def rows_call(ids: Tensor, operands: FactorOperands, out: Tensor, adds: bool) -> Call:
+    """Into out, or adds: to it."""
     from .reconstruct import delta_rows
 
     packed, table, slots, weights, out_features, _, layout = operands
     levels, entries, places = layout == "planar_levels", *slots.shape
-    count = ids.numel()
+    count, in_features = ids.numel(), out.shape[-1]
     per_entry = count // entries
     grouped = groups(entries, per_entry, places)
-    out = torch.empty(*ids.shape, in_features, dtype=dtype, device=ids.device)
-    launch.run(
-        Call(
-            delta_rows,
-            (ceil_div(in_features, 128), row_blocks(entries, per_entry, grouped, ROWS)),
-            (ids, *packed, table, slots, weights, out),
-            (table.shape[0], count, entries, per_entry, places)
-            + (in_features, out_features, round_up(out_features, COLUMN_BLOCK)),
-            {
-                "BLOCK_T": ROWS,
-                "GROUPED": grouped,
-                "ENTRIES": padded_entries(entries) if grouped else 1,
-                "LEVELS": levels,
-                **tile_constants(levels, dtype),
-            },
-            {"num_warps": 8, "num_stages": 1},
-        )
+    return Call(
+        delta_rows,
+        (ceil_div(in_features, 128), row_blocks(entries, per_entry, grouped, ROWS)),
+        (ids, *packed, table, slots, weights, out, out),
+        (table.shape[0], count, entries, per_entry, places)
+        + (in_features, out_features, round_up(out_features, COLUMN_BLOCK)),
+        {
+            "BLOCK_T": ROWS,
+            "GROUPED": grouped,
+            "ENTRIES": padded_entries(entries) if grouped else 1,
+            "LEVELS": levels,
+            "ADD": adds,
+            **tile_constants(levels, out.dtype),
+        },
+        {"num_warps": 8, "num_stages": 1},
     )
-    return out
 
 
 def tile_constants(levels: bool, dtype: torch.dtype) -> dict[str, Any]:

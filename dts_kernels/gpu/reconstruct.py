@@ -113,6 +113,7 @@ def delta_rows(
     table,
     slots,
     weights,
+    y,
     out,
     tasks,
     rows,
@@ -126,11 +127,12 @@ def delta_rows(
     GROUPED: tl.constexpr,
     ENTRIES: tl.constexpr,
     LEVELS: tl.constexpr,
+    ADD: tl.constexpr,
     D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """out [rows, in_features] = rows ``ids`` of the deltas of each row's tasks, gamma times each, summed: zeros for
-    negative ids, NaN for those that no row has.
+    """out [rows, in_features] = y (if ADD) + rows ``ids`` of the deltas of each row's tasks, gamma times each, summed
+    and rounded once: zeros for negative ids, NaN for those that no row has.  out may be y.
 
     Grid: (ceil(in_features / 128), row blocks).
     """
@@ -162,4 +164,7 @@ def delta_rows(
     # a row that is not there has the values of code 0, which are not zeros
     total = tl.where(there[None, :], total, tl.where(wanted < 0, 0.0, float("nan"))[None, :])
     at = row[None, :] * in_features + n[:, None]
-    tl.store(out + at, total.to(out.dtype.element_ty), mask=real[None, :] & (n < in_features)[:, None])
+    mask = real[None, :] & (n < in_features)[:, None]
+    if ADD:
+        total += tl.load(y + at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + at, total.to(out.dtype.element_ty), mask=mask)

@@ -62,6 +62,8 @@ def choose(p: Problem) -> str | None:
         return "dense" if p.transposed or p.entries == 1 and p.rows >= DENSE_ROWS else "triton"
     if p.empty:
         return None
+    if p.op == "add_embedding":  # each bank's layout says whether it has levels
+        return "triton"
     levels = "_levels" if p.layout == "planar_levels" else ""
     if p.op in ("reconstruct", "delta_embedding"):
         return "triton" + levels

@@ -12,6 +12,7 @@ from .dense import reconstruct
 from .library import direct
 from .products import delta_linear, linear
 from .replay import Replay
+from .replay_rows import ReplayRows
 from .rows import add_embedding, delta_embedding
 from .samples import add_dense_samples, add_sampled_rows, add_samples, start_samples
 from .together import Together
@@ -19,6 +20,7 @@ from .vectors import add_rows, task_rows, vectors_here
 
 __all__ = [
     "Replay",
+    "ReplayRows",
     "Together",
     "add_dense_samples",
     "add_embedding",

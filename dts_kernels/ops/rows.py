@@ -39,7 +39,25 @@ def add_embedding(ids: Tensor, y: Tensor, parts: EmbeddingParts, routing: Routin
         key, path = found
         dispatch.ran[key] += 1
         return path(ids, y, parts, routing)
+    if parts.packed and direct(ids, y) and check.launched(ids, y, slots, weights):
+        return _add_packed(ids, y, parts, routing)
     return PATHS["add_embedding"]["reference"](ids, y, parts, routing)
+
+
+def _add_packed(ids: Tensor, y: Tensor, parts: EmbeddingParts, routing: Routing) -> Tensor:
+    """`add_embedding` of banks of kernel words, where nothing is between ids and y and a kernel."""
+    for bank, _ in parts.banks:
+        fit(ids, bank.operands(routing), bank.out_features, bank.in_features)
+    _refuse_unknown(ids, parts.rows)
+    empty = all(bank.max_rank == 0 for bank, _ in parts.banks)
+    path = chosen("add_embedding", ids, y.dtype, ids.numel(), routing.slots.shape, "planar", empty=empty)
+    return path(ids, y, parts, routing)
+
+
+def _refuse_unknown(ids: Tensor, rows: int) -> None:
+    """Raise IndexError for ids that no row has; not on a GPU, where to look would be to wait."""
+    if not ids.is_cuda and ids.numel() and (largest := int(ids.max())) >= rows:
+        raise IndexError(f"an id of {largest} is beyond the matrix's {rows} rows")
 
 
 @op(f"delta_embedding(Tensor ids, {schema(FactorOperands)}, int in_features, ScalarType dtype) -> Tensor")
@@ -52,8 +70,7 @@ def _delta_embedding_op(ids, *rest):
     fit(ids, operands, operands.out_features, in_features)
     ids, slots, weights = (check.flat(t, ids.device) for t in (ids.to(torch.int64), operands.slots, operands.weights))
     operands = operands._replace(slots=slots, weights=weights)
-    if not ids.is_cuda and ids.numel() and (largest := int(ids.max())) >= operands.out_features:
-        raise IndexError(f"an id of {largest} is beyond the matrix's {operands.out_features} rows")
+    _refuse_unknown(ids, operands.out_features)
     empty = operands.max_rank == 0
     path = chosen("delta_embedding", ids, dtype, ids.numel(), slots.shape, operands.layout, empty=empty)
     return path(ids, operands, in_features, dtype)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..bank import Bank
 from ..embedding_parts import EmbeddingParts
 from ..layout import PackedFactors
-from ..ops import add_embedding, delta_embedding, delta_linear, linear, reconstruct
+from ..ops import ReplayRows, add_embedding, delta_embedding, delta_linear, linear, reconstruct
 from ..routing import Routing
 from .kind import Joined, Kind, PartBank
 
@@ -84,13 +84,16 @@ class ComponentBank(PartBank):
 
 
 class JoinedComponents(Joined):
-    """Rows from the banks of a matrix's pieces in one call of C."""
+    """Rows from the banks of a matrix's pieces in one call of C, or by a launch each."""
 
     def __init__(self, banks: list[tuple[ComponentBank, Tensor | None]], rows: int):
         self.parts = EmbeddingParts([(one.bank, lookup) for one, lookup in banks], rows)
+        (bank, lookup), *others = self.parts.banks
+        self.replay = None if others or lookup is not None or not self.parts.packed else ReplayRows(bank)
 
     def add(self, ids: Tensor, y: Tensor, routing: Routing) -> Tensor:
-        return add_embedding(ids, y, self.parts, routing)
+        made = None if self.replay is None else self.replay.add(ids, y, routing)
+        return add_embedding(ids, y, self.parts, routing) if made is None else made
 
 
 COMPONENTS = Kind("components", PackedFactors, ComponentBank, JoinedComponents)

@@ -13,7 +13,7 @@ from dts_kernels.gpu import products, sample_products
 from dts_kernels.gpu.config import Config
 from dts_kernels.gpu.tune import random_factors
 from dts_kernels.layout import rank_order
-from dts_kernels.parts.components import ComponentBank
+from dts_kernels.parts.components import COMPONENTS, ComponentBank
 from dts_kernels.parts.sample import SamplePartBank
 from dts_kernels.paths import PATHS
 
@@ -351,6 +351,45 @@ def test_rows_of_components_in_a_cuda_graph_follow_the_ids():
     wanted = kernels.delta_embedding(ids.clamp(max=511), made, routing, torch.float64)
     assert out[1, 1].isnan().all()
     torch.testing.assert_close(out.flatten(0, 1)[:3].double(), wanted.flatten(0, 1)[:3], rtol=2e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("entries,rows", [([0], 1), ([0], 16), ([0, 1, None, {1: 0.5}], 4)], ids=str)
+def test_a_layers_products_in_a_row_have_the_bits_of_each_by_itself(entries, rows):
+    """Launched again by one function (`ops.replay`), on the current stream and on another one."""
+    packed, routing, adds = Packed((512, 768), "cuda"), kernels.Routing.of(entries, "cuda"), torch.randn(8, 512).cuda()
+    for slot in range(2):
+        codes = kernels.pack(torch.randint(4, (512, 192), dtype=torch.uint8))
+        packed.add(
+            slot, [random_factors(512, 768, 200, slot, "cuda"), kernels.Samples(codes, 0.01, 4, slot, (512, 768))]
+        )
+    x, weight = torch.randn(rows, 768, device="cuda").bfloat16(), torch.randn(512, 768, device="cuda").bfloat16()
+    bias = torch.randn(512, device="cuda").bfloat16()
+    with torch.inference_mode():
+        in_a_row, packed.replay = packed.replay, None
+        wanted = [packed.linear(one, weight, bias, routing, adds) for one in (x, -x)]
+        for stream in (torch.cuda.current_stream(), torch.cuda.Stream()):
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                found = [in_a_row.linear(one, weight, bias, routing, adds) for one in (x, -x)]
+            torch.cuda.synchronize()
+            assert all(torch.equal(one, other) for one, other in zip(found, wanted))
+        with torch.autocast("cuda", torch.float16):
+            assert in_a_row.linear(x, weight, bias, routing, adds) is None
+    assert in_a_row.linear(x.requires_grad_(), weight, bias, routing, adds) is None
+
+
+@pytest.mark.parametrize("entries", [[0], [0, 1]], ids=str)
+def test_rows_of_components_are_added_in_place_as_they_are_by_themselves(entries):
+    made, routing = bank(512, 768, (40, 200)), kernels.Routing.of(entries, "cuda")
+    ids, y = torch.tensor([[3, -1], [511, 0]], device="cuda"), torch.randn(2, 2, 768, device="cuda").bfloat16()
+    wanted = y.double() + kernels.delta_embedding(ids, made, routing, torch.float64)
+    joined = ComponentBank(768, 512, "cuda")
+    joined.bank = made
+    rows = COMPONENTS.join([(joined, None)], 512)
+    with torch.inference_mode():
+        found = [rows.add(ids, y.clone(), routing) for _ in "123"]
+    torch.testing.assert_close(found[0].double(), wanted, rtol=1e-2, atol=1e-3)
+    assert all(torch.equal(one, found[0]) for one in found)
 
 
 def test_the_words_of_samples_give_their_bytes_back():

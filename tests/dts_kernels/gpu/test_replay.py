@@ -17,7 +17,8 @@ from dts.nn.deltas.packed import Packed  # noqa: E402
 from dts_kernels import dispatch  # noqa: E402
 from dts_kernels.gpu import alike, repeat  # noqa: E402
 from dts_kernels.gpu.tune import random_factors  # noqa: E402
-from dts_kernels.ops import Replay, replay  # noqa: E402
+from dts_kernels.ops import Replay, ReplayRows, replay  # noqa: E402
+from dts_kernels.parts.components import COMPONENTS  # noqa: E402
 from tests.dts_kernels.gpu.watching import Watching, repeats  # noqa: E402
 
 IN, OUT = 96, 80
@@ -284,6 +285,50 @@ def test_threads_and_streams_share_no_scratch(launcher, replayed):
     thread.start()
     thread.join()
     assert len({own, beside, found[0][0]}) == 3 and scratch() == own
+
+
+# ---- rows of embeddings ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rows_replayed(monkeypatch):
+    real, found = ReplayRows.add, []
+    monkeypatch.setattr(ReplayRows, "add", lambda *given: found.append(real(*given)) or found[-1])
+    return lambda: bool(found.pop() is not None or found.clear())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("entries", [[0], [0, 1, None, 1], [{0: 0.5, 1: 2.0}]], ids=["one", "rows", "mixture"])
+def test_rows_are_added_again_by_one_launch(launcher, rows_replayed, entries, dtype):
+    bank, routing = packed(("factors",)).banks["components"], kernels.Routing.of(entries)
+    joined = COMPONENTS.join([(bank, None)], OUT)
+    ids, y = torch.randint(OUT, (4, 3)), torch.randn(4, 3, IN).to(dtype)
+
+    def run(ids=ids, y=y, routing=routing) -> bool:
+        assert joined.add(ids, y, routing) is y
+        return rows_replayed()
+
+    assert [run(), run()] == [False, True]
+    other = torch.randint(OUT, (4, 3)), torch.randn(4, 3, IN).to(dtype), kernels.Routing.of(entries)
+    assert run(*other) and [kernel.__name__ for kernel in launcher.first + launcher.again] == ["delta_rows"] * 3
+    given = [other[0], other[1], other[1], other[2].slots, other[2].weights]
+    assert {t.data_ptr() for t in given} <= {*launcher.pointers[-1]}
+    joined.add(torch.randint(OUT, (3, 4)).T, y, routing)
+    assert not rows_replayed()
+    assert not run(y=torch.randn(12 * IN + 1).to(dtype)[1:].view(4, 3, IN))
+    with torch.autocast("cpu"):
+        joined.add(ids, y, routing)
+    assert not rows_replayed()
+    launcher.now = None
+    assert not run()
+    launcher.now = 0
+    bank.bank.remove(1)
+    assert run()
+    bank.bank.add(1, part("factors", 1, 300))
+    assert run() and bank.bank.table.data_ptr() in launcher.pointers[-1]  # of another table the same launch
+    bank.bank.table[0, 0] += 1 << 40
+    with pytest.raises(ValueError, match="table"):
+        run()
 
 
 # ---- whole layers ------------------------------------------------------------------------------------------------

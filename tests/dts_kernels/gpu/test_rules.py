@@ -52,6 +52,7 @@ def problem(**changes):
         ({"rows": 0}, "reference"),
         ({"empty": True}, "reference"),
         ({"op": "delta_embedding"}, "triton"),
+        ({"op": "add_embedding"}, "triton"),
         ({"op": "delta_embedding", "layout": "planar_levels"}, "triton_levels"),
     ],
 )

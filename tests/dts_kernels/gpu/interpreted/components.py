@@ -151,8 +151,19 @@ def test_rows_of_an_embedding(entries, each, levels, dtype):
     assert out.shape == (*ids.shape, IN) and out.dtype == dtype
     assert error(out.flatten(0, 1), wanted) < 2 * TOLERANCE[dtype] if wanted.any() else not out.any()
     assert torch.equal(out.flatten(0, 1)[wanted.sum(1) == 0], torch.zeros_like(out.flatten(0, 1)[wanted.sum(1) == 0]))
-    with pytest.raises(IndexError, match=f"{OUT}"):
-        kernels.delta_embedding(torch.full_like(ids, OUT), made, routing, dtype)
+    y, parts = torch.randn(*ids.shape, IN).to(dtype), kernels.EmbeddingParts([(made, None)], OUT)
+    dispatch.ran.clear()
+    with torch.no_grad():
+        added = kernels.add_embedding(ids, y.clone(), parts, routing)
+    assert dispatch.ran == Counter({("add_embedding", "triton"): 1})
+    assert error(added.flatten(0, 1), y.flatten(0, 1).double() + wanted) < TOLERANCE[dtype]  # rounded once
+    assert torch.equal(added.flatten(0, 1)[wanted.sum(1) == 0], y.flatten(0, 1)[wanted.sum(1) == 0])
+    for call in (
+        lambda: kernels.delta_embedding(torch.full_like(ids, OUT), made, routing, dtype),
+        lambda: kernels.add_embedding(torch.full_like(ids, OUT), y, parts, routing),
+    ):
+        with pytest.raises(IndexError, match=f"{OUT}"):
+            call()
 
 
 def test_ids_that_no_row_has_are_nan_where_nobody_waits_to_know():
