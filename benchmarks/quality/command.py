@@ -66,7 +66,8 @@ def run(suite: Suite, description: str, arguments: list[str] | None = None) -> i
         return 2
     if options.finetune:
         return 0
-    subjects = [suite.subject(*one, suite.quick_samples if quick else suite.samples) for one in trained]
+    samples = options.samples or (suite.quick_samples if quick else suite.samples)
+    subjects = [suite.subject(*one, samples) for one in trained]
     if checking:
         return 0 if suite.check(subjects) else 1
     methods = options.methods or (suite.quick_methods if quick else suite.methods)
@@ -112,8 +113,15 @@ def _parser(suite: Suite, description: str) -> argparse.ArgumentParser:
     parser.add_argument("--sizes", type=list_of(float), default=[], help="shares of fp32, by commas")
     parser.add_argument("--seeds", type=list_of(int), default=[0], help="of the fine-tunes, by commas")
     parser.add_argument("--draws", type=list_of(int), default=[0], help="of the methods' randomness, by commas")
+    parser.add_argument("--samples", type=number_of_samples, help="of a task's test set, at most; evenly over it")
     parser.add_argument("--out", type=Path, default=CACHE / "report")
     return parser
+
+
+def number_of_samples(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is too few: 1 or more")
+    return int(text)
 
 
 def list_of(of: type) -> Callable[[str], list]:

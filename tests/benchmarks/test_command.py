@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import importlib
+import json
 
 import pytest
 import torch
@@ -73,6 +74,16 @@ def test_options_go_where_they_belong(suite, reported):
     assert suite.finetunes.asked == [(["b", "c"], [1, 2])]
     rows = reported[0][2]
     assert len(rows) == 2 * 2 * 2 * 2 and {r["size"] for r in rows} == {0.1, 0.3}
+
+
+def test_samples_are_as_many_as_asked_for(suite, reported, capsys):
+    for arguments, count in (["--samples", "50"], 50), (["--quick"], 20), (["--quick", "--samples", "50"], 50):
+        assert command.run(suite, "", [*arguments, "--methods", "bitdelta"]) == 0
+        assert {json.loads(row["key"])[5] for row in reported[-1][2]} == {count}
+    for wrong in "0", "-5", "many":
+        with pytest.raises(SystemExit) as stopped:
+            command.run(suite, "", [f"--samples={wrong}"])
+        assert stopped.value.code == 2 and "argument --samples: " in capsys.readouterr().err
 
 
 def test_exit_codes(suite, capsys):
