@@ -9,10 +9,14 @@ import typer
 
 from dts.cli.common import Json, TrustRemoteCode, bytes_text, emit, errors, output, parse_bytes
 from dts.files import expanded
+from dts.serve.signals import ending
+
+log = logging.getLogger("dts.serve")
 
 LIMITS, OPERATIONS = "Limits", "Operations"
 
 
+@ending()
 def serve(
     model: Annotated[str, typer.Argument(help="The base: folder or hub id, with its tokenizer.", show_default=False)],
     adapters: Annotated[
@@ -84,6 +88,8 @@ def serve(
     Rows of any tasks share a batch, and join and leave it at any token.  Adapters are loaded when they are first asked
     for.  SIGTERM ends the server when what it took in is answered.
     """
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    log.info("starting: %s with the adapters in %s; it listens when the base is loaded", model, adapters)
     from dts.serve.options import Limits, Options, missing
     from dts.serve.waiting import Batching
 
@@ -114,7 +120,6 @@ def serve(
         batching=Batching(batch, batch_tokens, wait / 1000, queue),
         limits=Limits(sizes["--max-body"] or 0, max_prompt, max_tokens, max_rows, timeout),
     )
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
 
     def ready(tasks):
         result = {
@@ -124,7 +129,8 @@ def serve(
             "memory": options.memory,
         }
         bound = "" if options.memory is None else f", at most {bytes_text(options.memory)} of them in memory"
-        text = f"{options.base_name} and {len(tasks)} adapters in {adapters}{bound}: {result['address']}"
+        many = f"{len(tasks)} adapter{'' if len(tasks) == 1 else 's'}" if tasks else "no adapters yet"
+        text = f"{options.base_name} and {many} in {adapters}{bound}: {result['address']}"
         emit(result, as_json, lambda: output.print(text, soft_wrap=True))
         sys.stdout.flush()  # who waits for it may read a pipe
 

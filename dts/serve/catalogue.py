@@ -78,12 +78,15 @@ class Catalogue:
             given = set(self._given)
         try:
             with os.scandir(self.root) as found:
-                there = {one.name for one in found if NAME.fullmatch(one.name) and self._holds(one.name)}
+                there = {one.name for one in found if NAME.fullmatch(one.name) and self._holds(one.name, one)}
         except OSError:
             there = set()
         return sorted((there | given) - {self.base_name})
 
-    def _holds(self, name: str) -> bool:
+    def _holds(self, name: str, entry: os.DirEntry[str] | None = None) -> bool:
+        """entry: of the root, where it is there: what is no link leads nowhere, and need not be followed."""
+        if entry is not None and not entry.is_symlink():
+            return os.path.isfile(os.path.join(entry.path, CONFIG))
         folder = real(self.root / name)
         return folder.is_relative_to(self.root) and (folder / CONFIG).is_file()
 

@@ -57,10 +57,12 @@ def choice_of(model: str, base_name: str) -> Choice:
         if not name or not abs(weight) <= HEAVIEST:
             raise Refused(
                 f"a mixture is task:weight,task:weight, its weights finite numbers up to {HEAVIEST:g}; not "
-                f"{member[:100]!r}"
+                f"{member[:100]!r}",
+                param="model",
             )
         if name == base_name:
-            raise Refused(f"{name!r} is the base, of which every task is a difference: a mixture has only tasks")
+            words = f"{name!r} is the base, of which every task is a difference: a mixture has only tasks"
+            raise Refused(words, param="model")
         if name in weights:
             raise Refused(f"{name!r} is in the mixture twice", param="model")
         weights[name] = weight

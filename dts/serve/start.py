@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from dts.serve.observer import Observer
 from dts.serve.options import Options
 from dts.serve.refused import Refused
 from dts.serve.texts import Texts
+from dts.sizes import bytes_text
 
 log = logging.getLogger("dts.serve")
 
@@ -42,6 +44,7 @@ def serve(options: Options, observer: Observer | None = None) -> Served:
 
     Raises ValueError for a model that cannot be served; adapters that cannot be are named in the log.
     """
+    begun = time.monotonic()
     tokenizer = _tokenizer(options.model, options.trusted)
     catalogue = _catalogue(options)
     device, more = options.place, dict[str, Any]()
@@ -60,6 +63,9 @@ def serve(options: Options, observer: Observer | None = None) -> Served:
         _ = model._base.fingerprint  # read now, not while the first task is loaded
     base: Any = model.model
     config = base.config
+    many, size, took = base.num_parameters(), bytes_text(_bytes(base)), time.monotonic() - begun
+    name = options.base_name
+    log.info("%s: %s parameters, %s as %s on %s, in %.1f s", name, f"{many:,}", size, _dtype(base), device, took)
     if tokenizer is None and base.can_generate():
         raise ValueError(f"{options.model} has no tokenizer, and what it generates is to be text")
     pads = [getattr(tokenizer, "pad_token_id", None), getattr(config.get_text_config(), "pad_token_id", None)]
@@ -81,6 +87,15 @@ def serve(options: Options, observer: Observer | None = None) -> Served:
     context = min([one for one in longest if one], default=1 << 20)
     tokens = base.get_input_embeddings().num_embeddings
     return Served(options, engine, catalogue, texts, context, tokens, config.is_encoder_decoder)
+
+
+def _bytes(model: torch.nn.Module) -> int:
+    """Of its weights, each once."""
+    return sum(tensor.nbytes for tensor in {id(one): one for one in (*model.parameters(), *model.buffers())}.values())
+
+
+def _dtype(model: Any) -> str:
+    return str(model.dtype).removeprefix("torch.")
 
 
 def addresses(model: torch.nn.Module) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -54,7 +55,8 @@ def of_body(error: RequestValidationError) -> Refused:
         if one["type"] == "extra_forbidden":
             found[place] = f"{place}: not supported here"
         else:
-            found.setdefault(place, f"{place}: {one['msg']}" if place else one["msg"])
+            words = one["msg"].removeprefix("Value error, ")
+            found.setdefault(place, f"{place}: {words}" if place else words)
     return Refused("; ".join(list(found.values())[:SHOWN]), param=next(iter(found), None) or None)
 
 
@@ -67,8 +69,8 @@ def _unread(why: BaseException | None) -> str:
     return "the body cannot be read: a number in it has thousands of digits"
 
 
-def handle(app: FastAPI) -> None:
-    """Let the app answer every error so."""
+def handle(app: FastAPI, paths: Sequence[str]) -> None:
+    """Let the app answer every error so.  paths: of its routes."""
 
     @app.exception_handler(Refused)
     async def _refused(request: Request, error: Refused) -> JSONResponse:
@@ -90,6 +92,9 @@ def handle(app: FastAPI) -> None:
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
         if error.status_code == 400:  # of FastAPI alone: of whatever keeps it from reading a body
             return answer(Refused(_unread(error.__cause__), code="invalid_json"))
-        found = answer(Refused(f"{request.method} {request.url.path[:200]}: {error.detail}", error.status_code))
+        words = f"{request.method} {request.url.path[:200]}: {error.detail}"
+        if error.status_code == 404:
+            words += f"; there are {', '.join(dict.fromkeys(paths))}"
+        found = answer(Refused(words, error.status_code))
         found.headers.update(error.headers or {})
         return found

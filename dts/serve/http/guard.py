@@ -23,6 +23,8 @@ log = logging.getLogger("dts.serve.access")
 OPEN = {"/health", "/ready", "/"}  # for whoever watches that the server is there; a page that says nothing of it
 ADMIN = {"/v1/load_lora_adapter", "/v1/unload_lora_adapter"}  # beside all below /admin/
 LOOK = 0.5  # seconds between two looks at whether the server stops, for who waits for a body
+BODIES = 64  # of the largest size, that may be on their way: a thousand slow ones would take a gigabyte
+SMALL = 1 << 16  # bytes of a body that always has room
 REQUEST_ID = re.compile(rb"[\w.-]{1,64}", re.ASCII)
 
 
@@ -78,6 +80,7 @@ class Guard:
     ):
         self.app, self.keys, self.largest, self.seconds = app, keys, largest, seconds
         self.refused, self.stopping = refused, stopping
+        self.held = 0  # bytes of bodies of which a part has come
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -98,10 +101,15 @@ class Guard:
 
         try:
             try:
+                if b"content-length" in headers and b"transfer-encoding" in headers:
+                    raise Refused("a body has a length or comes in chunks, not both", 400, "invalid_http")
                 self.keys.check(scope["path"], headers.get(b"authorization", b""))
                 body = await self._body(headers, receive)
             except Refused as error:
-                await answer(error)(scope, receive, send_on)
+                told = answer(error)
+                if error.code == "invalid_http":  # where the next request begins is not certain
+                    told.headers["Connection"] = "close"
+                await told(scope, receive, send_on)
             else:
                 await self.app(scope, _again(body, receive), send_on)
         except Exception as error:
@@ -125,17 +133,22 @@ class Guard:
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length[:20]) > self.largest:
             raise too_large
-        parts, size, more, deadline = [], 0, True, time.monotonic() + self.seconds
-        while more:
-            message = await self._next(receive, deadline)
-            if message["type"] == "http.disconnect":
-                break
-            part, more = message.get("body", b""), message.get("more_body", False)
-            parts.append(part)
-            size += len(part)
-            if size > self.largest:
-                raise too_large
-        return b"".join(parts)
+        body, more, deadline = bytearray(), True, time.monotonic() + self.seconds
+        try:
+            while more:
+                message = await self._next(receive, deadline)
+                if message["type"] == "http.disconnect":
+                    break
+                part, more = message.get("body", b""), message.get("more_body", False)
+                body += part
+                self.held += len(part)
+                if len(body) > self.largest:
+                    raise too_large
+                if len(body) > SMALL and self.held > BODIES * self.largest:
+                    raise Refused("too many bodies are on their way: ask again later", 503, "busy", retry_after=1)
+        finally:
+            self.held -= len(body)
+        return bytes(body)
 
     async def _next(self, receive: Receive, deadline: float) -> Message:
         """A client that sends half of a request and waits would keep the server from stopping."""

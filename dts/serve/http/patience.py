@@ -8,6 +8,7 @@ A few hundred of them would take all that a process may have open.  What follows
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
@@ -22,12 +23,14 @@ from dts.serve.refused import Refused
 LONGEST = 20.0  # seconds that a header may take from the first moment on in which one could come
 
 
-def patient(seconds: float, refused: Callable[[int], None] = lambda status: None) -> type[asyncio.Protocol]:
+def patient(
+    seconds: float, refused: Callable[[int], None] = lambda status: None, most: float = math.inf
+) -> type[asyncio.Protocol]:
     """uvicorn's protocol, which closes connections whose header does not come whole in time, told 408 if it has begun,
-    and those that take nothing of what is said to them.
+    and those that take nothing of what is said to them, and tells 503 to those that are too many.
 
     seconds: of a header, `LONGEST` at most, and that an answer may lie unread;  refused: told the status of each
-    refusal.
+    refusal;  most: connections that may be open.
     """
     unread, seconds = seconds, min(seconds, LONGEST)
     base: Any = bounded(AutoHTTPProtocol)
@@ -39,7 +42,11 @@ def patient(seconds: float, refused: Callable[[int], None] = lambda status: None
 
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)
-            self.look()
+            if len(self.connections) > most:
+                words = f"{most:g} connections are open, and no more may be: ask again later"
+                self.end(Refused(words, 503, "too_many_connections", retry_after=1))
+            else:
+                self.look()
 
         def data_received(self, data: bytes) -> None:
             self.begun = True

@@ -14,9 +14,11 @@ import uvicorn
 
 from dts.serve.http.app import application
 from dts.serve.http.guard import Guard
+from dts.serve.http.open_files import room
 from dts.serve.http.patience import patient
 from dts.serve.metrics import Metrics
 from dts.serve.options import Options, keys_of, problems
+from dts.serve.signals import HANGUP, handled
 from dts.serve.start import Served, serve
 
 log = logging.getLogger("dts.serve")
@@ -100,8 +102,8 @@ def prepared(options: Options) -> tuple[Served, Metrics, Guard]:
 
 
 def run(options: Options, ready: Callable[[list[str]], None] = lambda tasks: None) -> int:
-    """Serves until SIGTERM or SIGINT; how many requests were broken off, as they took longer than ``options.drain`` or
-    a second signal came.
+    """Serves until SIGTERM, SIGINT or SIGHUP; how many requests were broken off, as they took longer than
+    ``options.drain`` or a second signal came.
 
     Raises ValueError with everything that keeps it from starting.  ready: called with the names of the
     tasks when the server listens.
@@ -111,11 +113,13 @@ def run(options: Options, ready: Callable[[list[str]], None] = lambda tasks: Non
     served, metrics, app = prepared(options)
     gc.collect()
     gc.freeze()  # a base and its libraries are half a million objects: to go through them holds every row up for 0.2 s
+    files = room()
     config = uvicorn.Config(
         app,
         options.host,
         options.port,
-        http=patient(options.limits.seconds, metrics.refused),
+        http=patient(options.limits.seconds, metrics.refused, files.connections),
+        backlog=files.backlog,
         ws="none",  # no route is one
         log_level="warning",
         access_log=False,  # the guard writes one
@@ -126,7 +130,8 @@ def run(options: Options, ready: Callable[[list[str]], None] = lambda tasks: Non
     server.drain, server.too_late = options.drain, served.engine.give_up
     server.stopping = lambda: setattr(served.engine, "draining", True)
     try:
-        server.run()
+        with handled(HANGUP, server.handle_exit):
+            server.run()
     finally:
         served.engine.drain(GRACE)
         gc.unfreeze()  # libraries count what is left at the end as lost

@@ -250,6 +250,68 @@ def test_half_a_body_is_not_waited_for_for_ever(stopping, status):
     assert sent[0]["status"] == status and json.loads(sent[1]["body"])["error"]["code"]
 
 
+def guarded(guard, headers, *messages):
+    """(status, headers, body) that a guard alone answers what comes so with."""
+    sent, coming = [], list(messages)
+
+    async def receive():
+        return coming.pop(0) if coming else await asyncio.sleep(60)
+
+    async def send(message):
+        sent.append(message)
+
+    async def ask():
+        await guard({"type": "http", "method": "POST", "path": "/", "headers": headers}, receive, send)
+        return sent[0]["status"], dict(sent[0]["headers"]), json.loads(sent[1]["body"])
+
+    return ask()
+
+
+def test_a_body_whose_end_is_said_in_two_ways_is_refused_and_its_connection_closed():
+    """A proxy may take the other of the two, and what is left of the body for a request of somebody else."""
+    headers = [(b"content-length", b"4"), (b"transfer-encoding", b"chunked")]
+    guard = Guard(None, Keys((), ()), 100, seconds=5)
+    status, told, body = asyncio.run(guarded(guard, headers, {"type": "http.request", "body": b"{}"}))
+    assert status == 400 and told[b"connection"] == b"close" and body["error"]["code"] == "invalid_http"
+
+
+def test_bodies_on_their_way_take_no_more_memory_than_is_allowed(monkeypatch):
+    monkeypatch.setattr("dts.serve.http.guard.BODIES", 1)
+    monkeypatch.setattr("dts.serve.http.guard.SMALL", 10)
+    part = lambda size: {"type": "http.request", "body": b"x" * size, "more_body": True}  # noqa: E731
+    whole = {"type": "http.request", "body": b"{}", "more_body": False}
+
+    async def well(scope, receive, send):
+        body = (await receive())["body"]
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": json.dumps(len(body)).encode()})
+
+    async def ask():
+        guard = Guard(well, Keys((), ()), 100, seconds=5)
+        slow = asyncio.ensure_future(guarded(guard, [], part(90)))
+        await asyncio.sleep(0)
+        second = await guarded(guard, [], part(50), whole)
+        small = await guarded(guard, [], part(5), whole)
+        slow.cancel()
+        await asyncio.gather(slow, return_exceptions=True)
+        return second, small, await guarded(guard, [], part(50), whole), guard.held
+
+    second, small, after, held = asyncio.run(ask())
+    assert second[0] == 503 and second[2]["error"]["code"] == "busy" and second[1][b"retry-after"] == b"1"
+    assert (small[0], small[2]) == (200, 7) and (after[0], after[2]) == (200, 52) and held == 0
+
+
+def test_who_watches_may_ask_for_no_body_and_a_wrong_route_is_told_the_right_ones(llm):
+    for path in ("/health", "/ready"):
+        found = llm.head(path)
+        assert found.status_code == 200 and found.headers["x-request-id"]
+    for path in ("/completions", "/v1/completions/"):  # no redirect to a host that a client names
+        found = llm.post(path, json=GOOD, follow_redirects=False)
+        message = found.json()["error"]["message"]
+        assert found.status_code == 404 and message.startswith(f"POST {path}: Not Found; there are ")
+        assert "/v1/completions, " in message and "/openapi.json" not in message
+
+
 def test_embeddings_and_classes(encoder, bert):
     found = bert.post("/v1/embeddings", json={"model": "topic", "input": ["one", "another"]}).json()
     vectors = [one["embedding"] for one in found["data"]]

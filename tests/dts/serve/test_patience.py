@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import importlib
+import math
 import signal
 import socket
 import threading
@@ -14,7 +15,8 @@ import pytest
 pytest.importorskip("fastapi", reason="needs fastapi (pip install 'dts-merge[serve]')")
 uvicorn = pytest.importorskip("uvicorn", reason="needs uvicorn (pip install 'dts-merge[serve]')")
 
-from dts.serve.http import patience, run  # noqa: E402
+from dts.serve.http import open_files, patience, run  # noqa: E402
+from dts.serve.http.open_files import Room  # noqa: E402
 from dts.serve.http.patience import patient  # noqa: E402
 from dts.serve.http.run import Server  # noqa: E402
 
@@ -32,21 +34,23 @@ async def echo(scope, receive, send):
 
 
 @contextlib.contextmanager
-def running(app, drain=30.0, too_late=lambda: 0, refused=lambda status: None):
+def running(app, drain=30.0, too_late=lambda: 0, refused=lambda status: None, most=math.inf):
     """(port, server) of a server in a thread."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    http = patient(SECONDS, refused)
+    http = patient(SECONDS, refused, most)
     server = Server(uvicorn.Config(app, "127.0.0.1", port, http=http, ws="none", lifespan="off", log_level="error"))
     server.drain, server.too_late = drain, too_late
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    yield port, server
-    server.should_exit = True
-    thread.join(20)
+    try:
+        yield port, server
+    finally:  # where a test fails its thread would keep all of them from ending
+        server.should_exit = True
+        thread.join(20)
     assert not thread.is_alive()
 
 
@@ -156,6 +160,47 @@ def test_two_hundred_of_them_stop_no_other_request(served):
             other.sendall(HEAD + b"\r\nsaid")
             assert echoed(other, b"said")
         assert all(rest(client).startswith(b"HTTP/1.1 408 ") for client in slow)
+
+
+def test_connections_for_which_there_is_no_room_are_told_so():
+    """Where all files are open no more connections are taken in, each with a traceback, and no adapter can be read."""
+    refused = Counter()
+    with running(echo, refused=lambda status: refused.update([status]), most=2) as (port, _):
+        with contextlib.ExitStack() as stack:
+            one, two = (stack.enter_context(connected(port)) for _ in range(2))
+            for client in (one, two):
+                client.sendall(HEAD + b"\r\nsaid")
+                assert echoed(client, b"said")
+            told = rest(stack.enter_context(connected(port)))
+            assert told.startswith(b"HTTP/1.1 503 ") and b"retry-after: 1" in told.lower()
+            assert b"2 connections are open" in told and b"too_many_connections" in told and refused[503] == 1
+        with connected(port) as client:  # there is room again
+            client.sendall(HEAD + b"\r\nmore")
+            assert echoed(client, b"more")
+
+
+@pytest.mark.skipif(open_files.resource is None, reason="sockets are no files here")
+@pytest.mark.parametrize(
+    "soft, hard, may, files",
+    [(1024, 4096, True, 4096), (1024, 4096, False, 1024), (1024, -1, True, 65536), (1 << 20, 1 << 20, True, 65536)],
+)
+def test_as_many_files_as_there_may_be_are_asked_for(monkeypatch, soft, hard, may, files):
+    class System:
+        RLIMIT_NOFILE, RLIM_INFINITY, limits = 7, -1, (soft, hard)
+
+        def getrlimit(self, which):
+            return self.limits
+
+        def setrlimit(self, which, limits):
+            if not may:
+                raise ValueError("not allowed to raise maximum limit")
+            self.limits = limits
+
+    system = System()
+    monkeypatch.setattr(open_files, "resource", system)
+    assert open_files.room() == Room.of(files) and system.limits[1] == hard
+    found = Room.of(files)
+    assert found.connections + found.backlog < files
 
 
 def test_an_answer_that_nobody_reads_is_not_kept_for_ever():

@@ -275,7 +275,15 @@ def test_the_address_that_it_tells_is_one(decoder, monkeypatch, host, address):
     done = CliRunner().invoke(
         app, ["serve", str(decoder.base), "--adapters", str(decoder.adapters), "--host", host, "--json"]
     )
-    assert json.loads(done.output)["address"] == address
+    assert json.loads(done.stdout)["address"] == address
+
+
+def test_a_folder_without_adapters_is_said_to_be_one(decoder, monkeypatch, tmp_path):
+    from dts.serve.http import run
+
+    monkeypatch.setattr(run, "run", lambda options, ready: ready([]))
+    done = CliRunner().invoke(app, ["serve", str(decoder.base), "--adapters", str(tmp_path)])
+    assert "base and no adapters yet in" in " ".join(done.stdout.split())
 
 
 def test_help_says_the_limits():
