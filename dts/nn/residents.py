@@ -120,6 +120,16 @@ class Residents:
         with self.using([*names, *there], store):
             pass
 
+    def check(self, names: Collection[str], store: Store) -> None:
+        """Raises NoRoom where these cannot be in memory together, whatever else that may go went."""
+        wanted = list(dict.fromkeys(names))
+        with self._changed:
+            absent = [name for name in wanted if name not in self.loaded]
+        sizes = {name: store.size_of(name) for name in absent}
+        with self._changed:
+            missing = {name: size for name, size in sizes.items() if name not in self.loaded}
+            self._refuse_more(wanted, missing, self._staying(wanted))
+
     def reload(self, name: str, store: Store, beside: Collection[str] = ()) -> None:
         """Load, or load again what is in memory: its new bytes must fit beside what stays, and those of ``beside``."""
         with self._changed:
@@ -182,12 +192,8 @@ class Residents:
         if self.limit is None:
             return []
         own = self._users.get(threading.get_ident(), ())
-        stay = {name for name in self.loaded if name in (self.pinned | self._chosen) or name in wanted or name in own}
-        least = sum(missing.values()) + sum(self.loaded[name] for name in stay)
-        if least > self.limit:
-            raise NoRoom(
-                self._words(wanted, missing, stay) + f": that takes {least} bytes, and {self.limit} are allowed"
-            )
+        stay = self._staying([*wanted, *own])
+        self._refuse_more(wanted, missing, stay)
         used = {name for counts in self._users.values() for name in counts}
         free = self.limit - sum(self.loaded.values()) - sum(self._moving.values()) - sum(missing.values())
         going: list[str] = []
@@ -205,6 +211,18 @@ class Residents:
                 "by other threads; a thread that is using a task already does not wait for them"
             )
         return None
+
+    def _staying(self, names: Collection[str]) -> set[str]:
+        """Those in memory that do not go, with those of ``names`` that are there."""
+        stay = {*self.pinned, *self._chosen, *names}
+        return {name for name in self.loaded if name in stay}
+
+    def _refuse_more(self, wanted: list[str], missing: dict[str, int], stay: set[str]) -> None:
+        """Raises NoRoom where what is to be loaded and what stays take more than is allowed."""
+        least = sum(missing.values()) + sum(self.loaded[name] for name in stay)
+        if self.limit is not None and least > self.limit:
+            words = self._words(wanted, missing, stay)
+            raise NoRoom(f"{words}: that takes {least} bytes, and {self.limit} are allowed")
 
     def _words(self, wanted: list[str], missing: dict[str, int], stay: set[str]) -> str:
         beside = sorted(stay - set(wanted))

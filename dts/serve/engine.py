@@ -281,11 +281,11 @@ class Engine:
                 self.residents.have(row.choice.tasks, keep)
                 self._admit(row)
             except NoRoom as error:
-                if ready or keep:
+                if never := error if not (ready or keep) else self._never_fits(row):
+                    row.job.fail(never)
+                else:
                     row.blocked = row.blocked or now
                     later.append(row)
-                else:
-                    row.job.fail(error)
                 continue
             except Exception as error:
                 self._failed(row, error)
@@ -293,6 +293,14 @@ class Engine:
             keep.update(row.choice.tasks)
             ready.append(row)
         return ready, later
+
+    def _never_fits(self, row: Row) -> Refused | None:
+        """Why a row's tasks have no room even when nothing else runs: others would wait for it in vain."""
+        try:
+            self.residents.fit(row.choice.tasks)
+        except Refused as error:
+            return error
+        return None
 
     def _admit(self, row: Row) -> None:
         """A row whose tasks are in memory runs; raises Refused for tokens that are not theirs."""

@@ -51,6 +51,13 @@ class Residents(nn_residents.Residents):
         except nn_residents.NoRoom as error:
             raise NoRoom(str(error)) from None
 
+    def fit(self, names: Collection[str]) -> None:
+        """Raises NoRoom where memory allows these at no time, whatever runs."""
+        try:
+            self.check(names, self)
+        except nn_residents.NoRoom as error:
+            raise NoRoom(str(error)) from None
+
     def load(self, name: str, keep: Collection[str] = ()) -> None:
         """Load, or load again what is on disk now."""
         try:

@@ -368,3 +368,24 @@ def test_a_blocked_row_is_overtaken_for_a_while_only(decoder, start, monkeypatch
     served.engine.submit(long)
     assert texts(long) and texts(blocked) == [alone(decoder, served, "b", "y", 1)] and texts(behind[0])
     assert ended == ["blocked", "behind"] and sorted(read) == ["a", "b", "c"]  # whatever was asked for at each token
+
+
+def test_a_mixture_that_never_has_room_is_told_so_and_nobody_waits_for_it(decoder, start, monkeypatch):
+    """Who asked for it again and again kept others from running beside those that ran."""
+    from dts.serve import engine
+
+    monkeypatch.setattr(engine, "PATIENCE", 0.0)
+    served = start(decoder, memory=int(1.5 * bytes_at(decoder.adapters / "a")))
+    long = ask(served, "generate", "a", "x", submit=False, max_tokens=50, **GREEDY)
+    never = ask(served, "generate", "a:0.5,b:0.5", "y", submit=False, max_tokens=1, **GREEDY)
+    behind = ask(served, "generate", "a", "z", submit=False, max_tokens=3, **GREEDY)
+    ended = []
+    at_token(long, 2, lambda: (served.engine.submit(never), served.engine.submit(behind)))
+    at_token(long, 8, lambda: ended.append(never.over))
+    at_token(behind, 3, lambda: ended.append("behind"))
+    at_token(long, 50, lambda: ended.append("long"))
+    served.engine.submit(long)
+    assert texts(long) and texts(behind) == [alone(decoder, served, "a", "z", 3)]
+    with pytest.raises(Refused, match=r"the adapters \['a', 'b'\] .* do not fit beside nothing"):
+        texts(never)
+    assert ended == ["behind", True, "long"]
