@@ -92,12 +92,15 @@ def signature(kernel: str, dtype: str, levels: bool, **overrides) -> tuple[dict,
             **operands,
             "y": pointer,
             "out": pointer,
+            "adds": "*fp32",
+            "weights": "*fp32",
             **integers,
             "width": "i32",
             "out_features": "i32",
             "out_columns": "i32",
+            "known": "i32",
         }
-        constants |= {"ADD": True}
+        constants |= {"ADD": True, "ADDS": True}
     elif kernel == "base_expand":
         arguments = {
             "x": pointer,

@@ -14,9 +14,9 @@ from ..routing import Routing
 dispatch.chooser(rules.choose)
 
 for _levels in ("", "_levels"):
-    register("delta_linear", "triton" + _levels)(products.delta_linear)
+    register("delta_linear", "triton" + _levels, adds=True)(products.delta_linear)
     register("delta_linear", "dequantise" + _levels)(library_products.delta_linear)
-    register("linear", "triton" + _levels)(products.linear)
+    register("linear", "triton" + _levels, adds=True)(products.linear)
     register("linear", "dequantise" + _levels)(library_products.linear)
     register("reconstruct", "triton" + _levels)(products.reconstruct)
     register("delta_embedding", "triton" + _levels)(products.rows)

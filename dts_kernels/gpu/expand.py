@@ -75,6 +75,8 @@ def expand(
     slots,
     y,
     out,
+    adds,
+    weights,
     tasks,
     rows,
     entries,
@@ -83,6 +85,7 @@ def expand(
     width,
     out_features,
     out_columns,
+    known,
     BLOCK_T: tl.constexpr,
     BLOCK_N: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -90,9 +93,11 @@ def expand(
     ENTRIES: tl.constexpr,
     LEVELS: tl.constexpr,
     ADD: tl.constexpr,
+    ADDS: tl.constexpr,
     ASM: tl.constexpr,
 ):
-    """t [SPLIT, places, rows, width] of `shrink`; out [rows, out_features] = y (if ADD) + the product, in out's dtype.
+    """t [SPLIT, places, rows, width] of `shrink`; out [rows, out_features] = y (if ADD) + the product, in out's dtype,
+    and (if ADDS) + weights times adds [known, out_features] of each row's tasks, rounded again, as `task_rows` does it.
 
     out_columns: out_features rounded up to 16, the row length of U's words.
     Grid: (ceil(out_features / BLOCK_N), row blocks).
@@ -125,4 +130,12 @@ def expand(
     mask = real[:, None] & (n < out_features)[None, :]
     if ADD:
         total += tl.load(y + at, mask=mask, other=0.0).to(tl.float32)
+    if ADDS:
+        total = total.to(out.dtype.element_ty).to(tl.float32)
+        for place in range(places):
+            slot = tl.load(slots + entry.to(tl.int64) * places + place).to(tl.int64)
+            there = (slot >= 0) & (slot < known)
+            own = tl.load(adds + slot * out_features + n, mask=n < tl.where(there, out_features, 0), other=0.0)
+            gamma = tl.load(weights + row // per_entry * places + place, mask=real, other=0.0)
+            total += own.to(tl.float32)[None, :] * gamma[:, None]
     tl.store(out + at, total.to(out.dtype.element_ty), mask=mask)

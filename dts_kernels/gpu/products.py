@@ -11,7 +11,8 @@ from torch import Tensor
 from ..contents import plain
 from ..layout import COLUMN_BLOCK, ceil_div, round_up
 from ..operands import DenseOperands, FactorOperands
-from . import config, launch, repeat
+from ..routing import Routing
+from . import config, launch, repeat, vectors
 from .config import Config
 from .device import on_device
 from .launch import Call
@@ -40,9 +41,16 @@ class Launch:
     """One op's operands and row layout, and the launches of its kernels.
 
     x: [rows, in_features], contiguous, fp16, bf16 or fp32.  configs: kernel name -> Config, else they are chosen.
+    adds: float32 [slots, out_features], what tasks add to the product, or None
     """
 
-    def __init__(self, x: Tensor, operands: FactorOperands, configs: dict[str, Config] | None = None):
+    def __init__(
+        self,
+        x: Tensor,
+        operands: FactorOperands,
+        configs: dict[str, Config] | None = None,
+        adds: Tensor | None = None,
+    ):
         packed, table, slots, weights, out_features, max_rank, layout = operands
         self.x, (self.words, self.scalars), self.table = x, packed, table
         self.slots, self.weights, self.levels = slots.contiguous(), weights.contiguous(), layout == "planar_levels"
@@ -53,7 +61,7 @@ class Launch:
         self.grouped = groups(self.entries, self.per_entry, self.places)
         self.index = launch.launcher.index(x)
         self.device = launch.launcher.properties(self.index)
-        self.given = configs or {}
+        self.given, self.adds = configs or {}, adds
         self.launched: dict[str, tuple[Call, Any]] = {}  # kernel -> its last launch here, and what was compiled for it
 
     @property
@@ -134,9 +142,11 @@ class Launch:
         return Call(
             expand,
             (ceil_div(self.out_features, c.block_n), self.row_blocks(c.block_t)),
-            (t, self.words, self.scalars, self.table, self.slots, out if y is None else y, out),
-            (*self.sizes, self.width, self.out_features, round_up(self.out_features, COLUMN_BLOCK)),
-            self.blocks(c) | {"SPLIT": parts, "ADD": y is not None},
+            (t, self.words, self.scalars, self.table, self.slots, out if y is None else y, out)
+            + (self.scalars if self.adds is None else self.adds, self.weights),
+            (*self.sizes, self.width, self.out_features, round_up(self.out_features, COLUMN_BLOCK))
+            + (0 if self.adds is None else self.adds.shape[0],),
+            self.blocks(c) | {"SPLIT": parts, "ADD": y is not None, "ADDS": self.adds is not None},
             {"num_warps": c.warps, "num_stages": c.stages} | registers(self.x.dtype, self.levels, c.warps),
         )
 
@@ -171,7 +181,7 @@ class Launch:
             whole = self.scratch(1)
             return self.combine_call(t, whole), self.expand_call(whole, 1, y, y)
 
-        sizes = self.in_features, self.out_features, self.width, self.levels, *self.sizes
+        sizes = self.in_features, self.out_features, self.width, self.levels, *self.sizes, _count(self.adds)
         launch.prepare(("linear", self.index, self.x.dtype, *sizes, *self.given.items()), calls)
 
     def base_expand(self, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -208,23 +218,33 @@ def _flat(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1]).contiguous()
 
 
-def delta_linear(x: Tensor, y: Tensor | None, operands: FactorOperands, transposed: bool) -> Tensor:
+def _count(adds: Tensor | None) -> int | None:
+    return None if adds is None else adds.shape[0]
+
+
+def delta_linear(
+    x: Tensor, y: Tensor | None, operands: FactorOperands, transposed: bool, adds: Tensor | None = None
+) -> Tensor:
     """Not transposed."""
     with on_device(x):
-        launch = Launch(_flat(x), operands)
+        launch = Launch(_flat(x), operands, adds=adds)
         out = launch.expand(*launch.shrink(), None if y is None else _flat(y))
         repeat.keep("delta_linear" if y is None else "delta_linear+", launch, operands)
     return out.view(*x.shape[:-1], operands.out_features)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, operands: FactorOperands) -> Tensor:
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, operands: FactorOperands, adds: Tensor | None = None
+) -> Tensor:
     with on_device(x):
-        launch = Launch(_flat(x), operands)
+        launch = Launch(_flat(x), operands, adds=adds)
         blocks = launch.entries * launch.places
         # a transposed weight (GPT-2's) would be copied for the one kernel; the library takes it as it is
         fits = all(t is None or t.is_contiguous() and plain(t) for t in (weight, bias))
         if fits and config.fused(launch.device, launch.dtype, launch.per_entry, blocks, operands.max_rank):
             out = launch.base_expand(weight, bias)
+            if adds is not None:
+                vectors.task_rows(adds, Routing(launch.slots, launch.weights), out, out, *out.shape)
         else:
             out = launch.linear(weight, bias)
         repeat.keep("linear", launch, operands)

@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import contents, dispatch
 from ..operands import FactorOperands
 from ..routing import Routing
-from . import launch
+from . import launch, vectors
 from .launch import ALIGNMENT, Bound, bind
 
 FORMS = 16  # of one bank's products that are kept: prompts have all lengths
@@ -27,6 +27,7 @@ class Form(NamedTuple):
     device: as `Tensor.get_device` has it;  card: as `launch.Launcher.index` has it
     room: bytes of t;  ran: what `dispatch.ran` counts
     words, scalars, table: pointers;  second: expand, or base_expand if fused;  with_bias: of base_expand
+    folds: whether what tasks add is added by the second, too
     """
 
     in_features: int
@@ -42,6 +43,7 @@ class Form(NamedTuple):
     second: Bound
     fused: bool
     with_bias: bool
+    folds: bool
 
 
 def keep(op: str, launched: Any, operands: FactorOperands) -> None:
@@ -58,7 +60,8 @@ def keep(op: str, launched: Any, operands: FactorOperands) -> None:
         return
     if len(held.launches) >= FORMS:
         held.launches.clear()
-    held.launches[op, x.dtype, x.numel(), slots.shape] = Form(
+    count = None if launched.adds is None else launched.adds.shape[0]
+    held.launches[op, x.dtype, x.numel(), slots.shape, count] = Form(
         launched.in_features,
         launched.out_features,
         x.get_device(),
@@ -72,14 +75,19 @@ def keep(op: str, launched: Any, operands: FactorOperands) -> None:
         then,
         fused,
         second[0].constants.get("BIAS", False),
+        second[0].constants.get("ADDS", False),
     )
 
 
-def form_of(op: str, x: Tensor, table: Tensor, slots: Tensor, weights: Tensor) -> Form | None:
-    """What was kept for such a call, if x and the routing lie as the kernels read them."""
-    held, shape = getattr(table, contents.HELD, None), slots.shape
-    form = None if held is None else held.launches.get((op, x.dtype, x.numel(), shape))
-    if held is None or form is None:
+def form_of(op: str, x: Tensor, table: Tensor, slots: Tensor, weights: Tensor, adds: Tensor | None) -> Form | None:
+    """What was kept for such a call, if x, the routing and what is added lie as the kernels read them."""
+    held, shape, count = getattr(table, contents.HELD, None), slots.shape, None
+    if adds is not None:
+        if adds.dim() != 2:
+            return None
+        count = adds.shape[0]
+    form = None if held is None else held.launches.get((op, x.dtype, x.numel(), shape, count))
+    if held is None or form is None or adds is not None and not _fits(adds, form):
         return None
     if held.version == contents.version_of(table) and lies_as_read(x, slots, weights, form.in_features, form.device):
         return form
@@ -127,13 +135,10 @@ _linear = torch.nn.functional.linear
 def linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, table: Tensor, routing: Routing, adds: Tensor | None = None
 ) -> Tensor | None:
-    """x W^T + b + the delta of each row's tasks, or None; all plain tensors without gradients.
-
-    adds: what the caller adds to it, looked at here, as nothing is computed in vain.
-    """
+    """x W^T + b + the delta (and ``adds``) of each row's tasks, or None; all plain tensors without gradients."""
     slots, weights = routing.slots, routing.weights
-    form = form_of("linear", x, table, slots, weights)
-    if form is None or adds is not None and not _fits(adds, form):
+    form = form_of("linear", x, table, slots, weights, adds)
+    if form is None:
         return None
     m, stream = form.out_features, launch.launcher.stream(form.card)
     if stream is None or not takes(form, x, weight, bias):
@@ -146,22 +151,25 @@ def linear(
         y, given = _linear(x, weight, bias), ()
         if not y.is_contiguous():
             return None
-    return _run(form, stream, x, y, y, slots, weights, given)
+    made = _run(form, stream, x, y, y, slots, weights, given, adds)
+    if made is None or adds is None or form.folds:
+        return made
+    return vectors.task_rows(adds, routing, made, made, made.numel() // m, m)
 
 
 def delta_linear(
     x: Tensor, y: Tensor | None, table: Tensor, routing: Routing, adds: Tensor | None = None
 ) -> Tensor | None:
-    """y (None: zeros) + the delta of each row's tasks in new memory, or None; adds: as in `linear`."""
+    """y (None: zeros) + the delta (and ``adds``) of each row's tasks in new memory, or None."""
     slots, weights = routing.slots, routing.weights
-    form = form_of("delta_linear" if y is None else "delta_linear+", x, table, slots, weights)
-    if form is None or adds is not None and not _fits(adds, form):
+    form = form_of("delta_linear" if y is None else "delta_linear+", x, table, slots, weights, adds)
+    if form is None:
         return None
     stream = launch.launcher.stream(form.card)
     if stream is None or y is not None and not may_be_added_to(y, x, form.out_features, form.device):
         return None
     out = x.new_empty(*x.shape[:-1], form.out_features)
-    return _run(form, stream, x, out if y is None else y, out, slots, weights, ())
+    return _run(form, stream, x, out if y is None else y, out, slots, weights, (), adds)
 
 
 def takes(form: Form, x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -195,17 +203,27 @@ def _fits(adds: Tensor, form: Form) -> bool:
         and adds.dim() == 2
         and adds.shape[1] == form.out_features
         and adds.get_device() == form.device
+        and adds.is_contiguous()
+        and not adds.is_neg()
     )
 
 
 def _run(
-    form: Form, stream: int, x: Tensor, y: Tensor, out: Tensor, slots: Tensor, weights: Tensor, given: tuple[int, ...]
+    form: Form,
+    stream: int,
+    x: Tensor,
+    y: Tensor,
+    out: Tensor,
+    slots: Tensor,
+    weights: Tensor,
+    given: tuple[int, ...],
+    adds: Tensor | None,
 ) -> Tensor | None:
     """Launch; given: pointers of weight and bias for the fused kernel.  None where a pointer is not aligned."""
-    _, _, _, _, _, ran, words, scalars, table, shrink, second, fused, _ = form
+    _, _, _, _, _, ran, words, scalars, table, shrink, second, fused, *_ = form
     at, to, rows, gammas = x.data_ptr(), out.data_ptr(), slots.data_ptr(), weights.data_ptr()
-    before = to if y is out else y.data_ptr()
-    unaligned = at | to | before | rows | gammas
+    before, added = to if y is out else y.data_ptr(), scalars if adds is None else adds.data_ptr()
+    unaligned = at | to | before | rows | gammas | added
     for pointer in given:
         unaligned |= pointer
     if unaligned % ALIGNMENT or not at or not before:
@@ -218,7 +236,7 @@ def _run(
     if fused:
         pointers = at, *given, t, words, scalars, table, rows, to
     else:
-        pointers = t, words, scalars, table, rows, before, to
+        pointers = t, words, scalars, table, rows, before, to, added, gammas
     run(*grid, stream, function, metadata, None, None, None, *pointers, *rest)
     dispatch.ran[ran] += 1
     return out

@@ -35,7 +35,7 @@ def delta_linear(
     if direct(x, y, adds):
         again = None if bank.layout == "disk" else repeat.delta_linear(x, y, bank.table, routing, adds)
         if again is not None:
-            return again if adds is None else add_rows(again, adds, routing)
+            return again
         return _delta_linear(x, y, bank.operands(routing), False, adds, bank.in_features)
     same = y if _same_autocast(x, y) else None
     check.product(x, same, routing.slots, routing.weights, adds, bank.in_features, bank.out_features)
@@ -56,7 +56,7 @@ def linear(
     if direct(x, weight, bias, adds):
         again = None if bank.layout == "disk" else repeat.linear(x, weight, bias, bank.table, routing, adds)
         if again is not None:
-            return again if adds is None else add_rows(again, adds, routing)
+            return again
         return _linear(x, weight, bias, bank.operands(routing), adds, bank.in_features)
     if weight.shape != bank.shape:
         raise ValueError(f"weight {list(weight.shape)} must be {list(bank.shape)}, as the bank's tasks are")

@@ -137,7 +137,7 @@ class Replay:
             return None
         if self.components is not None:
             table = self.components.table
-            components = repeat.form_of("linear", x, table, slots, weights)
+            components = repeat.form_of("linear", x, table, slots, weights, adds)
             if components is None or not repeat.takes(components, x, weight, bias):
                 return None
             version, size = contents.version_of(table), components.room
@@ -147,7 +147,10 @@ class Replay:
             if components.fused:
                 steps.append((components.second, ("x", "weight", "bias", "scratch", *own, "slots", "y")))
             else:
-                steps.append((components.second, ("scratch", *own, "slots", "y", "y")))
+                added = components.scalars if adds is None else adds.data_ptr()
+                if added % ALIGNMENT:
+                    return None
+                steps.append((components.second, ("scratch", *own, "slots", "y", "y", added, "weights")))
             ran.append(components.ran)
         form: repeat.Form | repeat_samples.Form | None = components
         if self.samples is not None:
@@ -159,7 +162,7 @@ class Replay:
         m, n = form.out_features, form.in_features
         if weight.shape != (m, n) or bias is not None and bias.shape != (m,) or weight.get_device() != form.device:
             return None
-        if adds is not None:
+        if adds is not None and not (components is not None and components.folds):
             bound = None
             if adds.dim() == 2 and adds.shape[1] == m and adds.get_device() == form.device:
                 bound = vectors.repeated(adds, routing, x.dtype, x.numel() // n)
