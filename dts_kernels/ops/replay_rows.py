@@ -18,7 +18,7 @@ from ..gpu.flat import flat
 from ..gpu.launch import ALIGNMENT
 from ..routing import Routing
 from .library import direct
-from .run import fit
+from .run import choice, fit
 
 KINDS = 16  # of calls that are kept
 RAN = "add_embedding", "triton"
@@ -94,6 +94,9 @@ class ReplayRows:
             and not ids.numel() % max(1, slots.shape[0])
             and checks.launched(ids, y, slots, weights)
         ):
+            return None
+        kind = dispatch.device_kind(ids.device.type), y.dtype, ids.numel(), *slots.shape
+        if choice("add_embedding", *kind, "planar", False, bank.max_rank == 0, dispatch.exact())[0] != RAN:
             return None
         operands = bank.operands(routing)
         fit(ids, operands, bank.out_features, bank.in_features)

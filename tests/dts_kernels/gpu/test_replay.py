@@ -318,8 +318,9 @@ def test_rows_are_added_again_by_one_launch(launcher, rows_replayed, entries, dt
     assert run(*other) and [kernel.__name__ for kernel in launcher.first + launcher.again] == ["delta_rows"] * 3
     given = [other[0], other[1], other[1], other[2].slots, other[2].weights]
     assert {t.data_ptr() for t in given} <= {*launcher.pointers[-1]}
-    joined.add(torch.randint(OUT, (3, 4)).T, y, routing)
-    assert not rows_replayed()
+    for other in ((torch.randint(OUT, (3, 4)).T, y), (ids, y.double())):
+        joined.add(*other, routing)
+        assert not rows_replayed()
     assert not run(y=torch.randn(12 * IN + 1).to(dtype)[1:].view(4, 3, IN))
     with torch.autocast("cpu"):
         joined.add(ids, y, routing)
