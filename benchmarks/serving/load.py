@@ -66,7 +66,7 @@ def measured(folder: Path, size: Size, count: int, stages: Sequence[str], report
     mixed = questions(folder, tasks, 2, [TOKENS])
     many = questions(folder, tasks[:8], 4, lengths(32, 6, 96)) if "lengths" in stages else []
     peft = None
-    if {"ratios", "lengths", "steps"} & set(stages):
+    if {"ratios", "lengths", "steps"} & set(stages) or vllm and "vllm" in stages:
         try:
             peft = Peft(tasks[:8], size)
         except ImportError:
@@ -79,7 +79,7 @@ def measured(folder: Path, size: Size, count: int, stages: Sequence[str], report
             "lengths": lambda: do.of_many_lengths(server, peft, many, report),
             "steps": lambda: do.stepped(folder, peft, tasks, report),
             "processes": lambda: do.processes(server, folder, tasks, mixed, report),
-            "vllm": lambda: do.beside_vllm(server, vllm, folder, size, tasks, mixed, report) if vllm else None,
+            "vllm": lambda: do.beside_vllm(server, vllm, folder, size, peft, tasks, mixed, report) if vllm else None,
             "crowd": lambda: do.crowd(server, mixed, report),
         }
         for name in stages:

@@ -152,9 +152,16 @@ def processes(server: Server, folder: Path, tasks: list[str], mixed: list[Questi
 
 
 def beside_vllm(
-    server: Server, python: Path, folder: Path, size: Size, tasks: list[str], mixed: list[Question], report: Report
+    server: Server,
+    python: Path,
+    folder: Path,
+    size: Size,
+    peft: Peft | None,
+    tasks: list[str],
+    mixed: list[Question],
+    report: Report,
 ) -> None:
-    """vLLM's two servers are there one after the other, each beside ours: of its memory each takes some GiB."""
+    """vLLM's two servers are there one after the other, each beside ours and PEFT: each takes some GiB of memory."""
     words = transformers.AutoTokenizer.from_pretrained(folder / "base")
     text = partial(words.decode, skip_special_tokens=True)
     eight, count = [question for question in mixed if question.task in tasks[:8]], 2 * ROWS if size is SMALL else ROWS
@@ -163,10 +170,14 @@ def beside_vllm(
             run(vllm.port, eight, ROWS, text)  # loads the tasks
             run(server.port, eight, ROWS)
             what = {"8 tasks": served(server.port, eight, count)}
-            what[f"vLLM, {mode}, 8 tasks"] = served(vllm.port, eight, count, text, exact)
-            found = take_turns("vllm", what, report)
-        ratio = found["8 tasks"] / found[f"vLLM, {mode}, 8 tasks"]
-        report.add(f"8 tasks / vLLM's server, {mode}", ratio=round(ratio, 3))
+            what["vLLM, 8 tasks"] = served(vllm.port, eight, count, text, exact)
+            if peft is not None:
+                what["PEFT, 8 tasks"] = called(peft, eight, count)
+            found = take_turns(f"vllm {mode}", what, report)
+        for other in ("8 tasks", "PEFT, 8 tasks"):
+            if other in found:
+                ratio = found["vLLM, 8 tasks"] / found[other]
+                report.add(f"vLLM's server, {mode}, 8 tasks / {other}", ratio=round(ratio, 3))
 
 
 def stepped(folder: Path, peft: Peft | None, tasks: list[str], report: Report) -> None:
