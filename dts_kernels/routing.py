@@ -1,6 +1,7 @@
 """Which tasks each row of a batch uses, and the one product that is nothing but a choice: a task's addend."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,10 +47,10 @@ class Routing:
         return Routing(self.slots.to(device), self.weights.to(device))
 
 
-def add_rows(y: Tensor, adds: Tensor, routing: Routing) -> Tensor:
+def add_rows(y: Tensor, adds: Any, routing: Routing) -> Tensor:
     """y + each row's sum of gamma adds[slot]; a slot beyond the table adds nothing.
 
-    y: [..., m]; adds: [slots, m].
+    y: [..., m]; adds: [slots, m], see `rounded.Addends`.
     """
     if not adds.shape[0]:
         return y.clone()
@@ -60,8 +61,9 @@ def add_rows(y: Tensor, adds: Tensor, routing: Routing) -> Tensor:
     return (y.reshape(rows.shape[0], each, rows.shape[1]) + rows[:, None]).view(y.shape)
 
 
-def task_rows(stack: Tensor, routing: Routing, dtype: torch.dtype) -> Tensor:
-    """Each entry's sum of gamma stack[slot], [R, ...] in ``dtype``; stack: [slots, ...]."""
+def task_rows(stack: Any, routing: Routing, dtype: torch.dtype) -> Tensor:
+    """Each entry's sum of gamma stack[slot], [R, ...] in ``dtype``; stack: [slots, ...], see `rounded.Addends`."""
     index = routing.slots.clamp(0, stack.shape[0] - 1)
     gamma = torch.where(index == routing.slots, routing.weights, 0.0)
-    return (stack[index].to(dtype) * gamma.to(dtype).view(*index.shape, *[1] * (stack.dim() - 1))).sum(1)
+    chosen: Tensor = stack[index]
+    return (chosen.to(dtype) * gamma.to(dtype).view(*index.shape, *[1] * (stack.dim() - 1))).sum(1)

@@ -5,6 +5,9 @@ of ``bits`` bits, from -(2^(bits - 1) - 1) to 2^(bits - 1) - 1.  On disk a bfloa
 ``bits`` bits each (two's complement), one after another from the lowest bit of the first byte on.
 """
 
+from __future__ import annotations
+
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,6 +17,7 @@ from torch import Tensor
 
 from dts.adapter.errors import AdapterError
 from dts.values import LARGEST
+from dts_kernels.rounded import RoundedVector
 
 GROUP = 64  # numbers: a scale costs a quarter of a bit a number
 BITS = (3, 4, 8)
@@ -23,25 +27,43 @@ AT_ONCE = 1 << 16  # groups that are rounded at a time
 
 @dataclass(frozen=True)
 class Grid:
-    """codes: int8, the shape of what was rounded;  scales: bfloat16 [ceil(n / GROUP)]."""
+    """stored: uint8 [ceil(bits n / 8)], the codes as they lie on disk;  scales: bfloat16 [ceil(n / GROUP)];  shape: of
+    what was rounded."""
 
-    codes: Tensor
+    stored: Tensor
     scales: Tensor
     bits: int
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, codes: Tensor, scales: Tensor, bits: int) -> Grid:
+        """codes: int8, the shape of what was rounded."""
+        numbers = codes.reshape(-1).numpy().view(np.uint8)
+        if bits == 8:
+            stored = numbers
+        else:
+            each = numbers[:, None] >> np.arange(bits, dtype=np.uint8) & 1
+            stored = np.packbits(each.reshape(-1), bitorder="little")
+        return cls(torch.from_numpy(stored), scales, bits, tuple(codes.shape))
+
+    @cached_property
+    def codes(self) -> Tensor:
+        """int8, the shape of what was rounded."""
+        if self.bits == 8:
+            return self.stored.view(torch.int8).view(self.shape)
+        count, bits = math.prod(self.shape), self.bits
+        each = np.unpackbits(self.stored.numpy(), count=count * bits, bitorder="little").reshape(count, bits)
+        codes = (each << np.arange(bits, dtype=np.uint8)).sum(1, dtype=np.uint8) << (8 - bits)
+        return torch.from_numpy(codes.view(np.int8) >> (8 - bits)).view(self.shape)
+
+    def vector(self) -> RoundedVector:
+        """As models compute with it, in the same memory."""
+        return RoundedVector.of(self.stored, self.scales, self.bits, math.prod(self.shape))
 
     def values(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """What the codes stand for, of their shape."""
         wide = self.scales.to(dtype).repeat_interleave(GROUP)[: self.codes.numel()]
         return self.codes.to(dtype) * wide.view(self.codes.shape)
-
-    @cached_property
-    def stored(self) -> Tensor:
-        """The codes as they lie on disk: uint8 [ceil(bits n / 8)]."""
-        if self.bits == 8:
-            return self.codes.reshape(-1).view(torch.uint8)
-        numbers = self.codes.reshape(-1).numpy().view(np.uint8)
-        each = numbers[:, None] >> np.arange(self.bits, dtype=np.uint8) & 1
-        return torch.from_numpy(np.packbits(each.reshape(-1), bitorder="little"))
 
 
 def rounded_to(values: Tensor, bits: int) -> Grid | None:
@@ -52,7 +74,7 @@ def rounded_to(values: Tensor, bits: int) -> Grid | None:
     groups = torch.nn.functional.pad(flat, (0, -len(flat) % GROUP)).view(-1, GROUP)
     parts = [_rounded(part, 2 ** (bits - 1) - 1) for part in groups.split(AT_ONCE)]
     codes, scales = (torch.cat(part) for part in zip(*parts))
-    return Grid(codes.view(-1)[: len(flat)].view(values.shape), scales, bits)
+    return Grid.of(codes.view(-1)[: len(flat)].view(values.shape), scales, bits)
 
 
 def _rounded(groups: Tensor, most: int) -> tuple[Tensor, Tensor]:
@@ -93,11 +115,6 @@ def grid_from(name: str, shape: tuple[int, ...], bits: int, stored: Tensor | Non
         )
     if not ((scales >= 0) & (scales <= LARGEST)).all():
         raise AdapterError(f"{name}: its scales are no numbers, or too large")
-    if bits == 8:
-        return Grid(stored.view(torch.int8).view(shape), scales, bits)
-    each = np.unpackbits(stored.numpy(), bitorder="little")
-    if each[count * bits :].any():
+    if (over := bits * count % 8) and int(stored[-1]) >> over:
         raise AdapterError(f"{name}: bits beyond its {count} numbers are set")
-    numbers = each[: count * bits].reshape(count, bits) << np.arange(bits, dtype=np.uint8)
-    codes = numbers.sum(1, dtype=np.uint8) << (8 - bits)
-    return Grid(torch.from_numpy(codes.view(np.int8) >> (8 - bits)).view(shape), scales, bits)
+    return Grid(stored, scales, bits, tuple(shape))

@@ -25,7 +25,8 @@ TABLE = "table"
 ALIGN = 16  # bytes at which each factor begins in memory, as where malloc gives it one of its own
 AT_ONCE = 1 << 26  # bytes of a blob that is read whole
 FACTORS = (".u", ".v", ".sigma")  # ends of the names of a matrix's components
-AS_THEY_ARE = (*FACTORS, ".samples")  # of tensors that a model computes with as they are
+AS_THEY_ARE = (*FACTORS, ".samples", ".scales")  # of tensors that a model computes with as they are
+CODES = ".delta"  # of others, where it is of bytes
 EMPTY = {"base_prefix": str, "prefix": str, "renamed": dict, "base_only": list, "dtypes": dict}  # left out where empty
 PLACES = {str(place): place for place in range(100)}
 ROWS = ("tensors", "dropped")  # of a configuration, in the table
@@ -95,9 +96,9 @@ class Slice(NamedTuple):
 class Blobs:
     """The tensors in a file of blobs; like the file itself, but for whole tensors.
 
-    A blob that is not too large is read once, and factors and samples share one memory: an adapter has hundreds of
-    them, and they stay as they are.  Other tensors have memory of their own, which goes when a model has made something
-    else of them.
+    A blob that is not too large is read once, and factors, samples and vectors in few bits share one memory: an adapter
+    has hundreds of them, and they stay as they are.  Other tensors have memory of their own, which goes when a model
+    has made something else of them.
     """
 
     def __init__(self, file: SafetensorsFile, tensors: dict[str, Slice]):
@@ -162,7 +163,8 @@ class Blobs:
         whole = self.file.load(NAMES[dtype])
         blob = tensor_bytes(whole)
         grain, at, places, moved = ALIGN // dtype.itemsize, 0, dict[str, int](), False
-        own = [(key, one) for key, one in self.tensors.items() if one.dtype == dtype and key.endswith(AS_THEY_ARE)]
+        ends = (*AS_THEY_ARE, CODES) if dtype == torch.uint8 else AS_THEY_ARE
+        own = [(key, one) for key, one in self.tensors.items() if one.dtype == dtype and key.endswith(ends)]
         for key, (_, _, first, stop) in own:
             moved |= at != first
             places[key], at = at, at + stop - first

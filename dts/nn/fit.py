@@ -199,7 +199,9 @@ def _pieces(entry: Entry, target: Target, site: Site, wrong: list[str]) -> list[
     elif entry.kind == "exact":
         pieces += _exact(entry, target, site, row, wrong)
     elif entry.kind == "delta":
-        pieces.append(Piece("raw", entry.delta() if entry.is_rounded else entry.whole, target.expert, row))
+        alone = entry.grid is not None and len(entry.shape) == 1 and target.expert is row is None
+        few = entry.grid.vector() if alone and entry.grid is not None else None
+        pieces.append(Piece("raw", few or (entry.delta() if entry.is_rounded else entry.whole), target.expert, row))
     elif entry.kind == "value":
         if target.expert is not None or row is not None:
             wrong.append(f"{entry.name}: a whole value cannot be a part of the fused {target.name}")

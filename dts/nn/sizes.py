@@ -15,6 +15,7 @@ from dts.adapter.rows import entry_tensors
 from dts.checkpoint.safetensors_file import Layout, layout_of
 from dts.nn.deltas.exact import INDEX as INDEX_EXACT
 from dts.nn.deltas.exact import is_sparse
+from dts_kernels.rounded import readable
 
 # Python's and PyTorch's objects, and what malloc rounds up, of one tensor of an adapter.  *Measured* by
 # `python -m benchmarks.resident --objects`: 510 bytes of MiniLM's sketches, 180 of a model of components
@@ -27,21 +28,23 @@ def task_bytes(config: Mapping[str, Any], stored: Layout) -> int:
     """Bytes of memory of a loaded task on a CPU.
 
     config: of the adapter;  stored: dtype and shape of its tensors, by their names in the file.
-    Factors and samples lie there as they do on disk, vectors and heads in the stack that rows choose from, rounded ones
-    as 32-bit numbers.  The adapter itself is forgotten (`DTSModel.forget_adapter`).
+    Factors, samples and, where there is C to read them, vectors in few bits lie there as they do on disk, other vectors
+    and heads in the stack that rows choose from, rounded heads as 32-bit numbers.  The adapter itself is forgotten
+    (`DTSModel.forget_adapter`).
     """
     total = 0
     for key, (dtype, shape) in stored.items():
         name, _, kind = key.rpartition(".")
         row = config["tensors"].get(name, {})
         nbytes = math.prod(shape) * dtype.itemsize
+        few = row.get("kind") == "delta" and len(row["shape"]) == 1 and readable()
         if kind in ("rows", "columns"):
             total += _index(kind, nbytes, key, stored, row)
-        elif kind in ("delta", "value") and "bits" in row:
+        elif kind in ("delta", "value") and "bits" in row and not few:
             total += math.prod(row["shape"]) * WIDE
         elif kind == "delta" and row.get("scale") is not None:
             total += math.prod(shape) * WIDE
-        elif kind != "scales":
+        elif kind != "scales" or few:
             total += nbytes
     return total + OBJECTS * len(config["tensors"]) + sum(_exact(row, config) for row in config["tensors"].values())
 

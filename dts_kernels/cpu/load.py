@@ -43,6 +43,7 @@ def _bind(path: Path) -> ctypes.CDLL:
     ]
     matrix: list = [pointer, i64, i64]  # numbers there are, and from row to row
     library.dts_round_components.argtypes = [text, *matrix, *matrix, *matrix, pointer, i64, i64, i64]
+    library.dts_rounded_rows.argtypes = [pointer, pointer, i64, pointer, i64, i64, pointer, i64]
     library.dts_unpack.argtypes = [text, i32, pointer, i64, i64, i64, pointer, pointer, i64, i64, i32]
     return library
 

@@ -26,7 +26,7 @@ SIZES = {torch.float32: 4, torch.bfloat16: 2, torch.float16: 2}
 MOST_PLACES = 256  # tasks a row may mix
 
 # the records of dts.h: ctypes takes as long for 28 arguments as C for a small product
-delta_linear_record = struct.Struct("@P3qP5qP2qP3qPqPqP3qP2qPqP2q").pack
+delta_linear_record = struct.Struct("@P3qP5qP2qP3qPqPqP3qPqPqPqP2q").pack
 NO_SAMPLES = (0,) * 4  # in place of `native_samples.SampleArray.addresses`
 _embedding_record = struct.Struct("@PqP2qPP3qPqPPq").pack
 
@@ -107,6 +107,7 @@ def delta_linear(
             places,
             add,
             adds_have,
+            0,
             add_count,
             *NO_SAMPLES,
             False,

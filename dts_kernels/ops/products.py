@@ -8,6 +8,7 @@ from ..bank import Bank
 from ..gpu import repeat
 from ..operands import FactorOperands, schema
 from ..paths import TAKES_ADDS
+from ..rounded import Addends, as_tensor, if_tensor
 from ..routing import Routing
 from .library import direct, op
 from .run import chosen, fit, readable
@@ -15,12 +16,12 @@ from .vectors import add_rows
 
 
 def delta_linear(
-    x: Tensor, bank: Bank, routing: Routing, y: Tensor | None = None, adds: Tensor | None = None
+    x: Tensor, bank: Bank, routing: Routing, y: Tensor | None = None, adds: Addends | None = None
 ) -> Tensor:
     """y + sum over a row's tasks of gamma (((x V^T) o sigma) U^T + adds[task]).
 
     x: [..., in_features] fp16, bf16, fp32 or fp64; y: [..., out_features] or None for zeros;
-    adds: float32 [slots, out_features] or None (biases that differ from task to task).
+    adds: float32 [slots, out_features], perhaps in few bits, or None (biases that differ from task to task).
     Returns [..., out_features] in x's dtype; sums run in float32 (float64 for float64).
     Raises ValueError with all sizes if they do not fit.
 
@@ -32,19 +33,20 @@ def delta_linear(
     bits (2^-16 of the largest of each, through |V| and |U|; float32's own in `exact_products`), and for bf16 that of
     the library's (3 2^-9 of |t| |U^T|).
     """
-    if direct(x, y, adds):
+    if direct(x, y, if_tensor(adds)):
+        adds = as_tensor(adds, routing.slots)
         again = None if bank.layout == "disk" else repeat.delta_linear(x, y, bank.table, routing, adds)
         if again is not None:
             return again
         return _delta_linear(x, y, bank.operands(routing), False, adds, bank.in_features)
     same = y if _same_autocast(x, y) else None
-    check.product(x, same, routing.slots, routing.weights, adds, bank.in_features, bank.out_features)
+    check.product(x, same, routing.slots, routing.weights, if_tensor(adds), bank.in_features, bank.out_features)
     out = torch.ops.dts.delta_linear(x, y, *bank.new_operands(routing), False)
     return out if adds is None else add_rows(out, adds, routing)
 
 
 def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, bank: Bank, routing: Routing, adds: Tensor | None = None
+    x: Tensor, weight: Tensor, bias: Tensor | None, bank: Bank, routing: Routing, adds: Addends | None = None
 ) -> Tensor:
     """x W^T + b + the delta (and ``adds``, as in `delta_linear`) of each row's tasks, in one call.
 
@@ -53,7 +55,8 @@ def linear(
     Under autocast it does what `torch.nn.Linear` does there: x, weight and bias are taken in autocast's dtype, which
     the result has; float64 stays.  The base product is the library's, of all rows at once: a plain model's bits.
     """
-    if direct(x, weight, bias, adds):
+    if direct(x, weight, bias, if_tensor(adds)):
+        adds = as_tensor(adds, routing.slots)
         again = None if bank.layout == "disk" else repeat.linear(x, weight, bias, bank.table, routing, adds)
         if again is not None:
             return again
@@ -62,7 +65,7 @@ def linear(
         raise ValueError(f"weight {list(weight.shape)} must be {list(bank.shape)}, as the bank's tasks are")
     if wrong := check.elsewhere(x, weight=weight, bias=bias):  # one of the meta device would make all of it shapes only
         raise ValueError("; ".join(wrong))
-    check.product(x, None, routing.slots, routing.weights, adds, bank.in_features, bank.out_features)
+    check.product(x, None, routing.slots, routing.weights, if_tensor(adds), bank.in_features, bank.out_features)
     out = torch.ops.dts.linear(x, weight, bias, *bank.new_operands(routing))
     return out if adds is None else add_rows(out, adds, routing)
 

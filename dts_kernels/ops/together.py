@@ -25,6 +25,7 @@ from ..bank import Bank
 from ..cpu import native, native_samples
 from ..cpu.native_samples import SampleArray
 from ..cpu.tasks import Tasks
+from ..rounded import Addends, RoundedVectors
 from ..routing import Routing
 from ..sample_bank import SampleBank
 from .library import PLAIN, direct, unwatched
@@ -62,7 +63,7 @@ class Together:
         )
 
     def linear(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routing, adds: Tensor | None
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routing, adds: Addends | None
     ) -> Tensor | None:
         """`ops.linear`, then `ops.add_samples`; None, with nothing done, where those are to be asked.
 
@@ -102,8 +103,12 @@ class Together:
         rows = count // n if n else 0
         if not rows or rows % entries:
             return None
-        add = adds_have = add_count = 0
-        if adds is not None:
+        add = adds_have = few = add_count = 0
+        if isinstance(adds, RoundedVectors):
+            if components is None or adds.n != m:
+                return None
+            few, add_count = adds.pointer, adds.count
+        elif adds is not None:
             if (
                 components is None
                 or adds.dtype is not torch.float32
@@ -150,7 +155,7 @@ class Together:
                 onto, onto_have, onto_stride, to, have, m * size, m,
                 banks.tasks.pointer, banks.tasks.count,
                 slot, pairs, weigh, pairs, entries, places,
-                add, adds_have, add_count, *sampled, turned,
+                add, adds_have, few, add_count, *sampled, turned,
             )  # fmt: skip
             if code := native.loaded().dts_delta_linear(record):
                 native.check(code, "delta_linear")

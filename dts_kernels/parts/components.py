@@ -11,6 +11,7 @@ from ..bank import Bank
 from ..embedding_parts import EmbeddingParts
 from ..layout import PackedFactors
 from ..ops import ReplayRows, add_embedding, delta_embedding, delta_linear, linear, reconstruct
+from ..rounded import Addends
 from ..routing import Routing
 from .kind import Joined, Kind, PartBank
 
@@ -69,7 +70,7 @@ class ComponentBank(PartBank):
         return moved
 
     def linear(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routing, adds: Tensor | None = None
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routing, adds: Addends | None = None
     ) -> Tensor:
         return linear(x, weight, bias, self.bank, routing, adds)
 

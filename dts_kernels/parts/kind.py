@@ -15,6 +15,7 @@ from ..cpu import native
 from ..embedding_parts import row_in
 from ..ops import add_rows, direct
 from ..paths import Finish
+from ..rounded import Addends, if_tensor
 from ..routing import Routing
 
 
@@ -97,23 +98,23 @@ class PartBank(ABC):
         """
 
     def linear(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routing, adds: Tensor | None = None
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routing, adds: Addends | None = None
     ) -> Tensor:
         """x W^T + b + x D^T + gamma adds[task], all in x's dtype; a kind that has this in one call says so here.
 
-        adds: float32 [slots, out_features] or None.
+        adds: float32 [slots, out_features], perhaps in few bits, or None.
         """
         y = base_product(x, weight, bias, routing, adds)
         return self.product(x, y, routing)
 
 
-def base_product(x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routing, adds: Tensor | None) -> Tensor:
+def base_product(x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routing, adds: Addends | None) -> Tensor:
     """x W^T + b + gamma adds[task], without any part."""
     y = torch.nn.functional.linear(x, weight, bias)
     return y if adds is None else add_rows(y, adds, routing)
 
 
-def whole_pays(x: Tensor, weight: Tensor, bias: Tensor | None, adds: Tensor | None, routing: Routing) -> bool:
+def whole_pays(x: Tensor, weight: Tensor, bias: Tensor | None, adds: Addends | None, routing: Routing) -> bool:
     """Whether x W^T + b of enough rows (`cpu.rules.whole_from`) may be taken with all deltas in a copy of W: of one
     mixture, in float32 on a CPU with the compiled library, without gradients, and not in `exact_products`."""
     return (
@@ -122,7 +123,7 @@ def whole_pays(x: Tensor, weight: Tensor, bias: Tensor | None, adds: Tensor | No
         and x.dtype is weight.dtype is torch.float32
         and bool(native.variant())
         and not dispatch.exact()
-        and direct(x, weight, bias, adds)
+        and direct(x, weight, bias, if_tensor(adds))
     )
 
 

@@ -18,6 +18,7 @@ from dts.nn.routing import beside
 from dts_kernels import PackedFactors, Routing
 from dts_kernels.layout import packed_width
 from dts_kernels.parts import PartBank
+from dts_kernels.rounded import Addends, as_tensor
 
 
 class Shaped(nn.Module, PartBank):
@@ -39,10 +40,10 @@ class Shaped(nn.Module, PartBank):
         raise RuntimeError("a program's banks are as they were when it was made")
 
     def linear(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routing, adds: Tensor | None = None
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routing, adds: Addends | None = None
     ) -> Tensor:
         y = nn.functional.linear(x, weight, bias)
-        if adds is not None:
+        if (adds := as_tensor(adds, routing.slots)) is not None:
             y = (y.to(adds.dtype) + beside(y, self.shared.gamma(routing)[:, : adds.shape[0]] @ adds)).to(y.dtype)
         return self.product(x, y, routing)
 

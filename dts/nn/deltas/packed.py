@@ -15,6 +15,7 @@ from dts_kernels.cpu.rules import whole_from
 from dts_kernels.embedding_parts import row_in
 from dts_kernels.ops import Replay, Together, task_rows
 from dts_kernels.parts import KINDS, PartBank, base_product, kind_of, replay, together, whole_pays
+from dts_kernels.rounded import Addends
 
 _compiling = torch.compiler.is_compiling
 
@@ -87,7 +88,7 @@ class Packed:
     def held(self) -> list[Tensor]:
         return [t for bank in self.banks.values() for t in bank.held()]
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routing, adds: Tensor | None) -> Tensor:
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routing, adds: Addends | None) -> Tensor:
         """x W^T + b + x Delta^T + gamma adds[task] of each row's tasks, the first kind's together with the base."""
         if self.first is None:
             return base_product(x, weight, bias, routing, adds)
@@ -109,7 +110,7 @@ class Packed:
         return y
 
     def _linear_beside(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routing, adds: Tensor | None
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routing, adds: Addends | None
     ) -> Tensor:
         """The same, in the same order, with what banks start before the base's product."""
         banks = self.filled
@@ -123,7 +124,7 @@ class Packed:
         return y
 
     def _linear_whole(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routing, adds: Tensor | None
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routing, adds: Addends | None
     ) -> Tensor:
         """The same of many rows of one mixture: its deltas in a copy of the weight, and of the bias."""
         gamma = gammas(routing, self.room)[0]

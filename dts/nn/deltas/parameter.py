@@ -13,6 +13,7 @@ from dts.nn.deltas.table import Table
 from dts.nn.routing import tracing
 from dts.sites import has_codes, numbers
 from dts_kernels import Routing
+from dts_kernels.rounded import RoundedVector
 
 
 def _mixture(routing: Routing) -> list[tuple[int, float]]:
@@ -64,7 +65,7 @@ class ParameterDelta(Held):
 
     def held(self) -> list[Tensor]:
         """Everything it holds in memory."""
-        stacks = [t.stack for t in (self.raw, self.values, self.added) if t.slots]
+        stacks = [t for table in (self.raw, self.values, self.added) for t in table.held()]
         stacks += [t for own in self.exact.values() for one in own for t in one.held()]
         return stacks + [t for matrix in self.matrices.values() for t in matrix.held()]
 
@@ -80,9 +81,11 @@ class ParameterDelta(Held):
         else:
             (self.values if piece.kind == "value" else self.added).add(slot, piece.tensor)
 
-    def _whole(self, slot: int, piece: Piece) -> Tensor:
+    def _whole(self, slot: int, piece: Piece) -> Tensor | RoundedVector:
         """A raw delta of the parameter's shape; parts of a fused parameter add up."""
         if piece.expert is None and piece.row is None:
+            if isinstance(piece.data, RoundedVector) and self.shape == (piece.data.count,):
+                return piece.data
             return piece.tensor.reshape(self.shape)
         before = self.raw.tensors.get(slot)
         whole = torch.zeros(self.shape, dtype=piece.tensor.dtype) if before is None else before.clone()

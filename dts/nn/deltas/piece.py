@@ -10,6 +10,7 @@ from torch import Tensor
 from dts.codec.factors import Factors
 from dts.codec.shards import Shard
 from dts.nn.deltas.exact import Exact
+from dts_kernels.rounded import RoundedVector
 
 
 @dataclass
@@ -17,13 +18,14 @@ class Piece:
     """What one entry of an adapter changes of one parameter.
 
     kind: "factors" (data: `Factors`), "shard" (data: `Shard`, what one process has of factors), "raw" (a delta),
-        "value" (a whole tensor), "added" (rows beyond the base's), "exact" (data: `Exact`)
+        "value" (a whole tensor), "added" (rows beyond the base's), "exact" (data: `Exact`);  a raw vector may be one in
+        few bits
     expert: index into a parameter [E, m, n];  row: where it starts, for a part of a fused matrix
     cuts: what was cut of it so far, for modules that share a parameter
     """
 
     kind: Literal["factors", "shard", "raw", "value", "added", "exact"]
-    data: Factors | Shard | Tensor | Exact
+    data: Factors | Shard | Tensor | RoundedVector | Exact
     expert: int | None = None
     row: int | None = None
     cuts: dict[Any, Piece | None] = field(default_factory=dict, repr=False, compare=False)
@@ -46,4 +48,4 @@ class Piece:
     @property
     def tensor(self) -> Tensor:
         """The data of any other piece."""
-        return cast(Tensor, self.data)
+        return self.data.values() if isinstance(self.data, RoundedVector) else cast(Tensor, self.data)

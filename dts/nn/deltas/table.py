@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from dts.nn.deltas.held import Held, as_op, in_program
 from dts.nn.deltas.per_task import per_task_product
-from dts.nn.routing import ConstantRouting, beside
+from dts.nn.routing import ConstantRouting, beside, tracing
 from dts_kernels import Routing
 from dts_kernels.ops import direct, task_rows
+from dts_kernels.rounded import Addends, RoundedVector, RoundedVectors, if_tensor, readable
 
 ROOM = 8  # rows of a stack that stays where it is, at first
 SMALL = 1 << 16  # numbers of a row of such a stack, at most: unused ones would take more memory than tasks
@@ -23,6 +25,9 @@ KEPT = 1 << 16  # numbers of a table that stay with a routing, at most
 
 class Table(Held):
     """Raw tensors of the tasks that have one, stacked by slot; sizes of dim 0 may differ, shorter ones end in zeros.
+
+    Vectors that came in few bits stay so on a CPU, where C reads them, among others of their size in float32.  Programs
+    that are traced with their tensors have a stack from then on.
 
     stays: it stays filled when its last tensor goes, all zeros then: a program that adds it needs not be another one.
     On a GPU a CUDA graph may hold the stack's address, too: it has room for tasks to come, which are written into it,
@@ -43,6 +48,8 @@ class Table(Held):
         self._made = False  # stack and length are of now
         self._older: list[tuple[Tensor, Tensor, Tensor | None]] = []  # stack, length and wide that a graph may hold
         self._least = ROOM
+        self._few: RoundedVectors | None = None  # in place of a stack
+        self._spread = False  # there is one, whatever comes
         self._refresh()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -71,18 +78,23 @@ class Table(Held):
 
     def tensor(self, slot: int) -> Tensor:
         own = self._own[slot]
+        if self._few is not None:
+            return self._few.vector(slot)
         if isinstance(own, Tensor):
             return own
         assert self._stack is not None
         row = self._stack[slot]
         return row[:own] if row.dim() else row
 
-    def add(self, slot: int, tensor: Tensor) -> None:
-        own = tensor.detach().to(self.device)
+    def add(self, slot: int, tensor: Tensor | RoundedVector) -> None:
+        if self._keep(slot, tensor):
+            return
+        own = (tensor.values() if isinstance(tensor, RoundedVector) else tensor.detach()).to(self.device)
         if self._write(slot, own) if self._in_place else self._append(slot, own):
             return
         before = dict(vars(self), _own=dict(self._own))
         try:
+            self._to_stack()
             self._own[slot] = own
             self._refresh()
         except BaseException:  # no memory, or sizes that do not stack: as it was
@@ -122,13 +134,58 @@ class Table(Held):
         self.version += 1
         return True
 
+    def _keep(self, slot: int, given: Tensor | RoundedVector) -> bool:
+        """Take it as it is, beside others in few bits or as the first that is; False: nothing was done."""
+        few = self._few
+        if few is None and not isinstance(given, RoundedVector):
+            return False
+        if self._spread or self.device.type != "cpu" or _holds_addresses(self.device):
+            return False
+        if not isinstance(given, RoundedVector):
+            if given.dtype is not torch.float32 or given.dim() != 1 or not given.is_cpu:
+                return False
+            given = RoundedVector.floats(given.detach().clone())
+        if few is None:
+            others = dict(self.tensors)
+            if not readable() or any(
+                t.dtype is not torch.float32 or t.shape != (given.count,) for t in others.values()
+            ):
+                return False
+            few = RoundedVectors.none(given.count)
+            for other, tensor in others.items():
+                few = few.changed(other, RoundedVector.floats(tensor.clone()))
+        elif few.n != given.count:
+            return False
+        self._few = few.changed(slot, given)
+        self._own = dict.fromkeys([*self._own, slot], given.count)
+        self.size = (given.count,)
+        self._refresh()
+        return True
+
+    def _to_stack(self) -> bool:
+        """Everything as numbers, in the stack that others have."""
+        if self._few is not None:
+            with _disable_current_modes(), torch.inference_mode(False):  # whoever traces sees none of it
+                tensors: dict[int, Tensor | int] = dict(self.tensors)
+                self._own, self._few = tensors, None
+                self._refresh()
+        return True
+
+    def _stay_stacked(self) -> bool:
+        self._spread = True
+        return self._to_stack()
+
+    _stay_stacked._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as of `Bank`
+
     def remove(self, slot: int) -> None:
         if slot in self._own and not (self._in_place and self._write(slot, None)):
             del self._own[slot]
+            if self._few is not None:
+                self._few = self._few.changed(slot, None) if self._own else None
             self._refresh()
 
     def to(self, device: torch.device | str) -> None:
-        self._own = {slot: tensor.to(device) for slot, tensor in self.tensors.items()}
+        self._own, self._few = {slot: tensor.to(device) for slot, tensor in self.tensors.items()}, None
         self.device, self._stack, self._length, self._wide, self._older = torch.device(device), None, None, None, []
         self._refresh()
 
@@ -147,7 +204,7 @@ class Table(Held):
             self.size = (self.longest, *self.size[1:]) if self.size else ()
         elif not self.filled:
             self.size = ()
-        if not self._own:
+        if not self._own or self._few is not None:
             self._stack = self._length = self._wide = None
         elif self.device.type != "cpu" or self._in_place or len(self._own) <= EAGER:
             self._make()
@@ -162,12 +219,16 @@ class Table(Held):
 
     @property
     def stack(self) -> Tensor:
-        """[slots, longest, ...]; it must be filled."""
+        """[slots, longest, ...]; it must be filled.  Of vectors in few bits made for whoever asks."""
+        if isinstance(few := self.source, RoundedVectors):
+            return few.dense()
         return self._stack if self._made and self._stack is not None else self._make()[0]
 
     @property
     def length(self) -> Tensor:
         """int64 [slots], 0 = this slot has none; it must be filled."""
+        if isinstance(few := self.source, RoundedVectors):
+            return torch.tensor([self.longest if slot in self._own else 0 for slot in range(few.count)])
         return self._length if self._made and self._length is not None else self._make()[1]
 
     def _make(self) -> tuple[Tensor, Tensor]:
@@ -193,8 +254,21 @@ class Table(Held):
         return stack, length
 
     @property
-    def wide(self) -> Tensor:
-        """The stack in float32, as kernels add it."""
+    def source(self) -> Addends:
+        """What rows choose from: the stack, or vectors in few bits."""
+        if self._few is not None and not (tracing() and self._stay_stacked()):
+            return self._few
+        return self._stack if self._made and self._stack is not None else self._make()[0]
+
+    def held(self) -> list[Tensor]:
+        """Everything it holds in memory."""
+        return [] if not self._own else [self.stack] if self._few is None else self._few.held()
+
+    @property
+    def wide(self) -> Addends:
+        """The stack in float32, or in few bits, as kernels add it."""
+        if isinstance(few := self.source, RoundedVectors):
+            return few
         if self._wide is None:
             with torch.inference_mode(False):  # the next task is written into it, wherever that is loaded
                 self._wide = self.stack.to(torch.float32)
@@ -207,7 +281,7 @@ class Table(Held):
         """
         if in_program(routing.slots):
             return as_op(self, "_rows_in_program", [], routing, (routing.slots.shape[0], *self.size), dtype)
-        return self._rows_here(routing, dtype) if self._here(routing) else task_rows(self.stack, routing, dtype)
+        return self._rows_here(routing, dtype) if self._here(routing) else task_rows(self.source, routing, dtype)
 
     def _rows_here(self, routing: Routing, dtype: torch.dtype) -> Tensor:
         """On a CPU, where a norm takes less time than what `task_rows` does: once for a routing that is constant."""
@@ -224,13 +298,13 @@ class Table(Held):
     def _gathered(self, routing: Routing, dtype: torch.dtype) -> Tensor:
         """The row of one task as it lies there, else `task_rows`."""
         if routing.slots.shape[0] > 1:
-            return task_rows(self.stack, routing, dtype)
+            return task_rows(self.source, routing, dtype)
         slots, weights = routing.slots[0].tolist(), routing.weights[0].tolist()
         used = [(s, w) for s, w in zip(slots, weights) if s in self._own]
         if len(used) != 1:
-            return task_rows(self.stack, routing, dtype)
+            return task_rows(self.source, routing, dtype)
         slot, weight = used[0]
-        row = self.stack[slot : slot + 1].to(dtype)
+        row = (self.stack[slot : slot + 1] if self._few is None else self._few.vector(slot)[None]).to(dtype)
         return row if weight == 1 else row * weight
 
     def _rows_in_program(self, routing: Routing, dtype: torch.dtype) -> Tensor:
@@ -241,9 +315,9 @@ class Table(Held):
         if in_program(routing.slots):
             return as_op(self, "_added_in_program", [base], routing, (routing.slots.shape[0], *base.shape), base.dtype)
         if self._here(routing):
-            wide = torch.promote_types(base.dtype, self.stack.dtype)
+            wide = torch.promote_types(base.dtype, self.source.dtype)
             return (base.to(wide) + self._rows_here(routing, wide)).to(base.dtype)
-        return task_rows(self.stack, routing, base.dtype, base)
+        return task_rows(self.source, routing, base.dtype, base)
 
     def _added_in_program(self, base: Tensor, routing: Routing, dtype: torch.dtype) -> Tensor:
         return self.added_to(base, routing)
@@ -252,7 +326,7 @@ class Table(Held):
         """Whether a routing of one row, or one that is constant, may be read on the host."""
         slots = routing.slots
         once = slots.shape[0] == 1 or isinstance(routing, ConstantRouting)
-        return once and slots.is_cpu and direct(slots, routing.weights, self.stack)
+        return once and slots.is_cpu and direct(slots, routing.weights, if_tensor(self.source))
 
     def lengths(self, routing: Routing) -> Tensor:
         """int64 [R]: rows of the tensor for each row of the routing, 0 where its tasks have none."""
@@ -281,7 +355,7 @@ class Table(Held):
 
     def index(self, routing: Routing) -> tuple[Tensor, Tensor]:
         """Rows of the stack and their gammas; a slot without a tensor has a row of zeros or is beyond the stack."""
-        index = routing.slots.clamp(0, self.stack.shape[0] - 1)
+        index = routing.slots.clamp(0, self.source.shape[0] - 1)
         return index, torch.where(index == routing.slots, routing.weights, 0.0)
 
 

@@ -64,7 +64,7 @@ class DTSLayerNorm(Layer, nn.LayerNorm):
                 continue
             if delta is None or not delta.raw.filled:
                 return None
-            pairs.append((base, delta.raw.stack))
+            pairs.append((base, delta.raw.source))
         return vectors_here(pairs, routing) if own.get("weight") is not None else None
 
     def _of_any(self, input: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ static int in_blocks(Call *call, const DeltaLinear *a) {
         for (int64_t at = entry * call->places; at < (entry + 1) * call->places; at++) {
             int32_t slot = call->slots[at];
             int factors = slot >= 0 && slot < task_count && tasks[slot].rank;
-            if (!factors && !(call->adds && slot >= 0 && slot < call->add_count)) continue;
+            if (!factors && !addend(&call->adds, slot)) continue;
             if (one.slot >= 0 || (factors && tasks[slot].levels)) return 0;
             one.slot = slot, one.gamma = call->weights[at];
         }
@@ -55,8 +55,7 @@ static int in_blocks(Call *call, const DeltaLinear *a) {
                       .out_stride = call->out_stride,
                       .tasks = tasks,
                       .task_count = task_count,
-                      .adds = call->adds,
-                      .add_count = call->add_count};
+                      .adds = call->adds};
     int done = 0;
     if (in_one(a, call->k)) { /* not so few rows that a sample's turns take longer than its products */
         work.samples = a->samples, work.starts = a->starts, work.slot_count = a->slot_count;
@@ -69,12 +68,12 @@ static int in_blocks(Call *call, const DeltaLinear *a) {
 }
 
 /* All but the samples, unless row blocks took those, too (sampled). */
-static int components(const DeltaLinear *a, int *sampled) {
+static int components(const DeltaLinear *a, const Kernels *k, const Addends *adds, int *sampled) {
     int transposed = (int)a->transposed;
     int64_t rows = a->rows, n = a->n, m = a->m, places = a->places, task_count = a->task_count;
     const Task *tasks = a->tasks;
     const int32_t *slots = a->slots;
-    Call call = {.k = dts_find(a->variant),
+    Call call = {.k = k,
                  .exact = (int)a->exact,
                  .type = (int)a->type,
                  .n = n,
@@ -87,11 +86,9 @@ static int components(const DeltaLinear *a, int *sampled) {
                  .out_stride = a->out_stride,
                  .slots = slots,
                  .weights = a->weights,
-                 .adds = a->adds,
-                 .add_count = a->add_count,
+                 .adds = *adds,
                  .places = places,
                  .each = a->entries ? rows / a->entries : 1};
-    if (!call.k) return NO_VARIANT;
     if (!known_type(call.type)) return NO_FIT;
     int64_t size = size_of(call.type);
     if (!holds(a->x, a->x_have, rows, n, a->x_stride / size) ||
@@ -127,8 +124,7 @@ static int components(const DeltaLinear *a, int *sampled) {
             for (int64_t i = 0; i < call.rows * places; i++) {
                 int64_t slot = slots[(first + i / places) / each * places + i % places];
                 if (slot >= 0 && slot < task_count) counts[slot]++;
-                call.used[i / places] |=
-                    slot >= 0 && ((slot < task_count && tasks[slot].rank) || (a->adds && slot < a->add_count));
+                call.used[i / places] |= (slot >= 0 && slot < task_count && tasks[slot].rank) || addend(adds, slot);
             }
             call.pair_count = call.segment_count = 0;
             for (int64_t slot = 0; slot < task_count; slot++) {
@@ -154,7 +150,17 @@ static int components(const DeltaLinear *a, int *sampled) {
 }
 
 int dts_delta_linear(const DeltaLinear *a) {
-    int sampled = 0, code = components(a, &sampled);
+    const Kernels *k = dts_find(a->variant);
+    if (!k) return NO_VARIANT;
+    Addends adds = {.stack = a->adds, .count = a->adds ? a->add_count : 0, .m = a->m};
+    if (a->rounded) {
+        if (!holds(a->slots, a->slots_have, a->entries, a->places, a->places) ||
+            !all_rounded_fit(a->rounded, a->add_count, a->slots, a->entries * a->places, a->m))
+            return NO_FIT;
+        if (!dts_addends(k, a->rounded, a->add_count, a->slots, a->entries * a->places, a->m, &adds)) return NO_MEMORY;
+    }
+    int sampled = 0, code = components(a, k, &adds, &sampled);
+    dts_addends_back(&adds);
     if (code != DONE || !a->samples || sampled) return code;
     AddSamples rest = {.variant = a->variant,
                        .threads = a->threads,

@@ -6,6 +6,7 @@
  */
 #ifndef DTS_H
 #define DTS_H
+#include "rounded.h"
 #include "samples.h"
 #include "task.h"
 
@@ -16,8 +17,8 @@ const char *dts_variant(int i);
  *
  * x [rows, n], y and out [rows, m] (y NULL: zeros; y may be out), of one dtype of sizes.h.  Row i uses entry
  * i / (rows / entries) of slots and weights [entries, places]; a slot outside the tasks, or a task of rank 0, adds
- * nothing.  adds [add_count, m] or NULL: gamma times its row of the slot is added too.  exact: float32 products instead
- * of digits.  transposed: x U and V^T instead of x V and U^T.  samples: NULL, or those of AddSamples, whose sum is added
+ * nothing.  adds [add_count, m] or NULL: gamma times its row of the slot is added too; or rounded [add_count], a vector
+ * of m in few bits a slot, where adds is NULL.  exact: float32 products instead of digits.  transposed: x U and V^T instead of x V and U^T.  samples: NULL, or those of AddSamples, whose sum is added
  * behind all that; turned: they are of [n, m] matrices.
  */
 typedef struct {
@@ -36,7 +37,9 @@ typedef struct {
     const float *weights;
     int64_t weights_have, entries, places;
     const float *adds;
-    int64_t adds_have, add_count;
+    int64_t adds_have;
+    const Rounded *rounded;
+    int64_t add_count;
     const Sample *samples;
     int64_t sample_count;
     const int64_t *starts;
@@ -132,19 +135,23 @@ typedef struct {
 int dts_add_sampled_rows(const AddSampledRows *a);
 
 /* out [entries, n] = base [n] + the sum of gamma stack [tasks, n] of each entry's slots, rounded after each addition, of
- * `count` vectors; float32, nothing overlaps.  The routing is that of DeltaLinear.
+ * `count` vectors; float32, nothing overlaps.  The routing is that of DeltaLinear.  rounded [tasks], where stack is NULL:
+ * the same in few bits.
  */
 enum { MOST_VECTORS = 2 };
 typedef struct {
     const float *base;
     int64_t base_have;
     const float *stack;
-    int64_t stack_have, tasks;
+    int64_t stack_have;
+    const Rounded *rounded;
+    int64_t tasks;
     float *out;
     int64_t out_have;
 } Vector;
 
 typedef struct {
+    const char *variant;
     const int32_t *slots;
     int64_t slots_have;
     const float *weights;
@@ -153,6 +160,10 @@ typedef struct {
 } AddVectors;
 
 int dts_add_vectors(const AddVectors *a);
+
+/* out [count, n] = the numbers of each slot's vector, zeros where a slot is outside of given [have]. */
+int dts_rounded_rows(const char *variant, const Rounded *given, int64_t have, const int32_t *slots, int64_t count,
+                     int64_t n, float *out, int64_t out_have);
 
 /* For k = 0, 1, ... below count: factor[k] becomes the nearest of +1, +4, -1, -4 to factor[k] + step[k] misfit[k], and
  * what it changes by, times weights[j][k], is added to misfit[j] of every later j.  misfit is lost.

@@ -57,12 +57,12 @@ static void expand_tile(const Call *call, const Segment *s, int64_t o0, int64_t 
 /* y = the addends of each row's tasks, times their gammas. */
 static void start_tile(const Call *call, int64_t o0, int64_t columns, float *y, int64_t tile) {
     memset(y, 0, (size_t)(call->rows * tile) * sizeof *y);
-    for (int64_t i = 0; call->adds && i < call->rows * call->places; i++) {
+    for (int64_t i = 0; call->adds.count && i < call->rows * call->places; i++) {
         int64_t at = (call->first_row + i / call->places) / call->each * call->places + i % call->places;
-        if (call->slots[at] < 0 || call->slots[at] >= call->add_count) continue;
-        const float *add = call->adds + call->slots[at] * call->m + o0;
+        const float *add = addend(&call->adds, call->slots[at]);
+        if (!add) continue;
         float *to = y + i / call->places * tile;
-        for (int64_t c = 0; c < columns; c++) to[c] += call->weights[at] * add[c];
+        for (int64_t c = 0; c < columns; c++) to[c] += call->weights[at] * add[o0 + c];
     }
 }
 

@@ -68,6 +68,8 @@ typedef struct {
                            const float *const *y, float *const *out);
     /* row [n] += factor * elements [first, last) of row `id` of D, at most MOST_GROUPS, from the first of a window on */
     void (*samples_row)(const Sample *s, int64_t id, int64_t first, int64_t last, float factor, int64_t n, float *row);
+    /* out [n]: codes of 3, 4 or 8 bits times their scales, see rounded.h */
+    void (*numbers)(const uint8_t *codes, const uint16_t *scales, int bits, int64_t n, float *out);
     /* see dts_round_components */
     void (*round_components)(float *factor, int64_t factor_stride, float *misfit, int64_t misfit_stride,
                              const float *weights, int64_t weights_stride, const float *step, int64_t count,

@@ -246,7 +246,7 @@ int dts_row_blocks(const RowBlocks *call, int threads, const TaskRow *list, int6
         int64_t here = first[slot], share = used ? ceil_div(useful, used) : 1;
         first[slot] = at;
         int64_t step = here ? block_rows(call->k, share, here, call->n, call->tasks[slot].rank) : 1;
-        const float *add = call->adds && slot < call->add_count ? call->adds + slot * call->m : NULL;
+        const float *add = addend(&call->adds, slot);
         for (int64_t r = 0; r < here; r += step)
             blocks[count++] =
                 (RowBlock){&call->tasks[slot], sample_of(call, slot), sorted + at + r, add, least(step, here - r)};
@@ -255,9 +255,7 @@ int dts_row_blocks(const RowBlocks *call, int threads, const TaskRow *list, int6
     for (int64_t i = 0; done == 1 && i < rows; i++) {
         int32_t slot = list[i].slot;
         if (slot >= 0 && slot < call->task_count && call->tasks[slot].rank) sorted[first[slot]++] = list[i];
-        else
-            plain_row(call, &list[i],
-                      call->adds && slot >= 0 && slot < call->add_count ? call->adds + slot * call->m : NULL);
+        else plain_row(call, &list[i], addend(&call->adds, slot));
     }
     if (done == 1 && count) done = run_blocks(call, blocks, count, useful);
     free(blocks), free(sorted), free(first);

@@ -2,6 +2,7 @@
 #ifndef DTS_ROWBLOCKS_H
 #define DTS_ROWBLOCKS_H
 #include "kernels.h"
+#include "rounded.h"
 #include "samples.h"
 #include "task.h"
 
@@ -21,8 +22,7 @@ typedef struct {
     int64_t x_stride, y_stride, out_stride;
     const Task *tasks; /* without levels where a row uses them */
     int64_t task_count;
-    const float *adds; /* [add_count, m] or NULL: gamma times the slot's row is added */
-    int64_t add_count;
+    Addends adds;          /* gamma times the slot's is added */
     const Sample *samples; /* NULL, or those of a bank whose slots have at most one each, of digits (in_digits), */
     const int64_t *starts; /* in float32: their products with x are added last */
     int64_t slot_count;

@@ -6,6 +6,7 @@
 #ifndef DTS_SWEEP_H
 #define DTS_SWEEP_H
 #include "kernels.h"
+#include "rounded.h"
 #include "task.h"
 
 enum {
@@ -43,8 +44,9 @@ typedef struct {
     char *out;
     int64_t x_stride, y_stride, out_stride; /* bytes */
     const int32_t *slots;                   /* [entries, places], `each` rows an entry; NULL: reconstruct */
-    const float *weights, *adds;
-    int64_t each, places, add_count;
+    const float *weights;
+    Addends adds;
+    int64_t each, places;
     Segment *segments;
     int64_t segment_count;
     Pair *pairs;

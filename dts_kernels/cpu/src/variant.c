@@ -323,15 +323,17 @@ static float expand_float(const uint8_t *u, int64_t bytes, const float *values, 
 #include "variant_samples.h"
 #include "variant_turns.h"
 #include "variant_rounding.h"
+#include "variant_vectors.h"
 
 #define NAME2(v) dts_##v
 #define NAME(v) NAME2(v)
 #define TEXT2(v) #v
 #define TEXT(v) TEXT2(v)
 const Kernels NAME(VARIANT) = {
-    TEXT(VARIANT),  LANES,         DIRECT_ROWS,    BLOCK_DIGIT,     widen,         narrow,
-    quantise,       shrink,        expand4,        decode_columns,  decode_v,      multiply,
-    quantise_block, decode_ranks,  multiply_ranks, scale_ranks,     decode_block,  expand_block,
-    shrink_float,   expand_float,  samples_gather, samples_scatter, samples_panel, TURNS,
-    TURN_PITCH,     samples_whole, samples_lay,    samples_turned,  samples_row,   round_components,
+    TEXT(VARIANT),    LANES,         DIRECT_ROWS,    BLOCK_DIGIT,     widen,         narrow,
+    quantise,         shrink,        expand4,        decode_columns,  decode_v,      multiply,
+    quantise_block,   decode_ranks,  multiply_ranks, scale_ranks,     decode_block,  expand_block,
+    shrink_float,     expand_float,  samples_gather, samples_scatter, samples_panel, TURNS,
+    TURN_PITCH,       samples_whole, samples_lay,    samples_turned,  samples_row,   numbers,
+    round_components,
 };
