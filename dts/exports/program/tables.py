@@ -33,6 +33,11 @@ class PlainTable(nn.Module):
         return self.tensors
 
     @property
+    def source(self) -> Tensor:
+        """As a `Table`'s: what rows choose from."""
+        return self.stack
+
+    @property
     def wide(self) -> Tensor:
         return self.stack.to(torch.float32)
 
