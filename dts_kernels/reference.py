@@ -120,3 +120,14 @@ def delta_embedding(
                 chosen = ((slots[:, place] == slot) & (ids >= 0)).nonzero()[:, 0]
                 out[chosen] += weights[chosen, place, None].to(dtype) * embedding(ids[chosen], factors[slot], dtype)
     return out
+
+
+def rounded_numbers(codes: Tensor, scales: Tensor, bits: int, count: int) -> Tensor:
+    """float32 [count]: number i is a code times scale i // 64; bit j of its code is bit ``bits`` i + j of the bytes.
+
+    codes: uint8 [ceil(bits count / 8)], two's complement;  scales: [ceil(count / 64)].
+    """
+    each = codes.int()[:, None] >> torch.arange(8, device=codes.device) & 1
+    each = each.flatten()[: bits * count].view(count, bits)
+    whole = (each << torch.arange(bits, device=codes.device)).sum(1) - (each[:, -1] << bits)
+    return whole.float() * scales.float().repeat_interleave(64)[:count]

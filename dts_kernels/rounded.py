@@ -5,20 +5,25 @@ As float32 numbers they would take as much memory as a tenth of all else that a 
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from array import array
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from . import reference
 from .borrowed import tensor_at
 from .cpu.load import loaded, name_of, variants
+from .layout import alone
 
 SHARED = 64  # numbers of a scale
 BITS = (3, 4, 8)
 FLOATS = 32  # in place of codes' bits: float32 numbers
+ALL = 8  # slots: of so many it takes less time to have all than to find out which are used
 _record = struct.Struct("@PP2q").pack  # as in rounded.h
 _WORDS = 4
 
@@ -26,6 +31,31 @@ _WORDS = 4
 def readable() -> bool:
     """Whether there is C to read them."""
     return bool(variants())
+
+
+def recorded() -> bool:
+    """Whether somebody takes note of what tensors are made of, or has tensors without memory."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state():
+        return True
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+@contextlib.contextmanager
+def _unrecorded() -> Iterator[None]:
+    """What is made here is a constant to them, which they may keep: C that writes numbers is nothing they see."""
+    before = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)
+    try:
+        with contextlib.ExitStack() as left:
+            if torch._C._functorch.peek_interpreter_stack() is not None:  # what is made within has no memory either
+                from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+                left.enter_context(temporarily_clear_interpreter_stack())
+            left.enter_context(_disable_current_modes())
+            left.enter_context(torch.inference_mode(False))
+            yield
+    finally:
+        torch._C._set_tracing_state(before)
 
 
 class RoundedVector:
@@ -77,9 +107,9 @@ class RoundedVector:
         return RoundedVectors.none(self.count).changed(0, self).vector(0)
 
     def __reduce__(self) -> Any:
-        if self.bits == FLOATS:
-            return RoundedVector.floats, (*self.tensors(),)
-        return RoundedVector.of, (*self.tensors(), self.bits, self.count)
+        """Without what else is in their memory, as of `PackedFactors`."""
+        own = tuple(alone(tensor) for tensor in self.tensors())
+        return (RoundedVector.floats, own) if self.bits == FLOATS else (RoundedVector.of, (*own, self.bits, self.count))
 
 
 class RoundedVectors:
@@ -127,37 +157,52 @@ class RoundedVectors:
 
     def vector(self, slot: int) -> Tensor:
         """Its numbers: float32 [n]."""
-        return self._rows(torch.tensor([slot], dtype=torch.int32))[0]
+        return self._rows([slot])[0]
 
     def dense(self) -> Tensor:
-        """All of them: float32 [count, n]; whoever traces or leaves gradients out sees none of it."""
-        with _disable_current_modes(), torch.inference_mode(False):
-            return self._rows(torch.arange(self.count, dtype=torch.int32))
+        """All of them: float32 [count, n], a constant for whoever traces."""
+        with _unrecorded():
+            return self._filled(range(self.count))
 
     def __getitem__(self, slots: Tensor) -> Tensor:
         """float32 [*slots.shape, n]."""
-        return self._rows(slots.to(torch.int32).contiguous())
+        if recorded() or type(slots) is not Tensor or not slots.is_cpu:
+            return self.dense()[slots]
+        return self._rows(slots.flatten().tolist()).view(*slots.shape, self.n)
 
     def used(self, slots: Tensor) -> Tensor:
         """`dense`, but that only these slots have numbers, others anything finite."""
-        made = torch.zeros(self.shape)
-        own = slots.unique().clamp(0, self.count - 1)
-        made[own.long()] = self[own]
+        if self.count <= ALL or recorded():
+            return self.dense()
+        made = torch.zeros(self.shape, dtype=torch.float32, device="cpu")
+        for slot in set(slots.flatten().tolist()) & self.kept.keys():
+            made[slot] = self.vector(slot)
         return made
 
     def held(self) -> list[Tensor]:
         """All memory of them."""
         return [t for slot in self.kept for t in self.of(slot).tensors()]
 
-    def _rows(self, slots: Tensor) -> Tensor:
-        """slots: int32, without gaps."""
-        out = torch.empty(*slots.shape, self.n)
+    def _rows(self, slots: Sequence[int]) -> Tensor:
+        """float32 [slots, n], zeros where a slot has none."""
+        if recorded():
+            with _unrecorded():
+                return self._filled(slots)
+        return self._filled(slots)
+
+    def _filled(self, slots: Sequence[int]) -> Tensor:
+        out = torch.empty(len(slots), self.n, dtype=torch.float32, device="cpu")
+        if not readable():
+            for row, slot in zip(out, slots):
+                row.copy_(_plain(self.of(slot)) if slot in self.kept else torch.zeros_like(row))
+            return out
+        given = array("i", slots)
         code = loaded().dts_rounded_rows(
             name_of(None),
             self.pointer,
             self.count,
-            slots.data_ptr(),
-            slots.numel(),
+            given.buffer_info()[0],
+            len(given),
             self.n,
             out.data_ptr(),
             out.numel(),
@@ -169,6 +214,12 @@ class RoundedVectors:
     def __reduce__(self) -> Any:
         """A copy has its memory elsewhere."""
         return _restored, (self.n, {slot: self.of(slot) for slot in self.kept})
+
+
+def _plain(one: RoundedVector) -> Tensor:
+    """What C gives, where there is none: of a copy from a machine that has it."""
+    first, *scales = one.tensors()
+    return reference.rounded_numbers(first, *scales, one.bits, one.count) if scales else first
 
 
 def _restored(n: int, vectors: dict[int, RoundedVector]) -> RoundedVectors:

@@ -51,7 +51,7 @@ def read_by_calls(layers: Iterable[Layer]) -> list[object]:
 
 def _of_parameter(parameter: ParameterDelta) -> list[object]:
     found: list[object] = [parameter]
-    found += [table.stack for table in (parameter.raw, parameter.values, parameter.added) if table.filled]
+    found += [table.source for table in (parameter.raw, parameter.values, parameter.added) if table.filled]
     found += [one for own in parameter.exact.values() for one in own]
     for matrix in parameter.matrices.values():
         found += _of_packed(matrix.main)

@@ -137,7 +137,7 @@ def embedding(
     """
     entries, places = slots.shape
     if not places:
-        return torch.zeros(*ids.shape, n, dtype=dtype) if y is None else y if in_place else y.clone()
+        return torch.zeros(*ids.shape, n, dtype=dtype, device="cpu") if y is None else y if in_place else y.clone()
     if places > 1:  # a place at a time, rounded once
         total = None
         for place in range(places):
@@ -149,7 +149,7 @@ def embedding(
         ids = ids.to(torch.int64).contiguous()
     if y is not None and not y.is_contiguous():
         y, in_place = y.contiguous(), True
-    out = y if in_place and y is not None else torch.empty(*ids.shape, n, dtype=dtype)
+    out = y if in_place and y is not None else torch.empty(*ids.shape, n, dtype=dtype, device="cpu")
     to = out.data_ptr()
     given = 0 if y is None else to if y is out else y.data_ptr()
     code = loaded().dts_embedding(
@@ -189,7 +189,7 @@ def reconstruct(
     out: Tensor | None = None,
 ) -> Tensor:
     """base + sum of gamma U diag(sigma) V^T, dense [m, n] in fp32, bf16 or fp16;  out: takes it, without gaps."""
-    out = torch.empty(shape, dtype=dtype) if out is None else out
+    out = torch.empty(shape, dtype=dtype, device="cpu") if out is None else out
     if base is not None:
         if tuple(base.shape) != tuple(shape):
             raise ValueError(f"base {list(base.shape)} must be {list(shape)}")
@@ -221,7 +221,7 @@ def reconstruct(
 def unpack(packed: Tensor, levels: Tensor | None, dtype: torch.dtype, name: str | None = None) -> Tensor:
     """Values of disk bytes [rows, width]: dtype [rows, 4 * width], the last byte's pad ranks included."""
     packed = packed if packed.stride(1) == 1 else packed.contiguous()
-    out = torch.empty(packed.shape[0], 4 * packed.shape[1], dtype=dtype)
+    out = torch.empty(packed.shape[0], 4 * packed.shape[1], dtype=dtype, device="cpu")
     levels = None if levels is None else levels.contiguous()
     check(
         loaded().dts_unpack(

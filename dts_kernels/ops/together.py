@@ -192,7 +192,7 @@ class Together:
         memory = getattr(_kept, "memory", None)
         if memory is None or memory.numel() < m * n:
             with torch.inference_mode(False):
-                memory = _kept.memory = torch.empty(m * n)
+                memory = _kept.memory = torch.empty(m * n, dtype=torch.float32, device="cpu")
         out, full = memory[: m * n].view(m, n), weight
         if banks.tasks is not None:
             full = native.reconstruct(banks.tasks, gamma, full, (m, n), torch.float32, False, out=out)

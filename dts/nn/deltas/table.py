@@ -185,6 +185,8 @@ class Table(Held):
             self._refresh()
 
     def to(self, device: torch.device | str) -> None:
+        if torch.device(device) == self.device:
+            return
         self._own, self._few = {slot: tensor.to(device) for slot, tensor in self.tensors.items()}, None
         self.device, self._stack, self._length, self._wide, self._older = torch.device(device), None, None, None, []
         self._refresh()
@@ -228,7 +230,8 @@ class Table(Held):
     def length(self) -> Tensor:
         """int64 [slots], 0 = this slot has none; it must be filled."""
         if isinstance(few := self.source, RoundedVectors):
-            return torch.tensor([self.longest if slot in self._own else 0 for slot in range(few.count)])
+            own = [self.longest if slot in self._own else 0 for slot in range(few.count)]
+            return torch.tensor(own, device=self.device)
         return self._length if self._made and self._length is not None else self._make()[1]
 
     def _make(self) -> tuple[Tensor, Tensor]:

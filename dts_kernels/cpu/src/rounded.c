@@ -14,24 +14,39 @@ void dts_numbers(const Kernels *k, const Rounded *one, int64_t n, float *out) {
 
 int dts_addends(const Kernels *k, const Rounded *given, int64_t have, const int32_t *slots, int64_t count, int64_t m,
                 Addends *out) {
-    size_t pointers = (size_t)round_up(have * (int64_t)sizeof *out->rows, 64);
-    char *memory = dts_scratch(pointers + (size_t)(least(count, have) * m) * sizeof(float));
-    if (!memory) return 0;
-    float *at = (float *)(memory + pointers);
-    *out = (Addends){.rows = (const float **)memory, .count = have, .m = m};
-    memset(memory, 0, pointers);
+    int64_t decoded = 0;
+    size_t size = (size_t)have * sizeof *out->rows;
+    const float **rows = dts_scratch(size);
+    *out = (Addends){.rows = rows, .count = have, .m = m};
+    if (!rows) return 0;
+    memset(rows, 0, size);
+    for (int64_t i = 0; i < count;
+         i++) { /* those in float32 as they lie; what is written over below marks the others */
+        int64_t slot = slots[i];
+        if (slot < 0 || slot >= have || rows[slot] || !given[slot].bits) continue;
+        rows[slot] = given[slot].codes;
+        decoded += given[slot].bits != FLOATS;
+    }
+    if (!decoded) return 1;
+    float *at = out->numbers = dts_scratch((size_t)(decoded * m) * sizeof *at);
+    if (!at) {
+        dts_addends_back(out);
+        return 0;
+    }
     for (int64_t i = 0; i < count; i++) {
         int64_t slot = slots[i];
-        if (slot < 0 || slot >= have || out->rows[slot]) continue;
+        if (slot < 0 || slot >= have || rows[slot] != given[slot].codes || given[slot].bits == FLOATS) continue;
+        if (!given[slot].bits) continue;
         dts_numbers(k, &given[slot], m, at);
-        out->rows[slot] = at, at += m;
+        rows[slot] = at, at += m;
     }
     return 1;
 }
 
 void dts_addends_back(Addends *addends) {
+    if (addends->numbers) dts_scratch_back(addends->numbers);
     if (addends->rows) dts_scratch_back(addends->rows);
-    addends->rows = NULL;
+    addends->rows = NULL, addends->numbers = NULL;
 }
 
 int dts_rounded_rows(const char *variant, const Rounded *given, int64_t have, const int32_t *slots, int64_t count,

@@ -17,6 +17,7 @@ typedef struct {
 typedef struct {
     const float *stack; /* [count, m], or where that is NULL */
     const float **rows; /* [count], of the slots that are used */
+    float *numbers;     /* what of them is in few bits, decoded */
     int64_t count, m;
 } Addends;
 

@@ -48,14 +48,14 @@ static int refuses(const char *variant, const float *x, float *out, const float 
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
         failed |= DELTA_LINEAR(variant, 2, 0, 0, x, bad[i].x, bad[i].type, n * 4, rows, bad[i].n, NULL, 0, 0, out,
                                bad[i].out, m * 4, bad[i].m, task, 1, slots, bad[i].slots, gammas, bad[i].weights,
-                               bad[i].entries, bad[i].places, add, bad[i].adds, 1) != 4;
+                               bad[i].entries, bad[i].places, add, bad[i].adds, NULL, 1) != 4;
     Task wrong[] = {*task, *task, *task, *task, *task};
     wrong[0].u_rows--, wrong[1].v_rows++, wrong[2].u_bytes--, wrong[3].sigma_count--, wrong[4].sigma = NULL;
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
         failed |= DELTA_LINEAR(variant, 2, 0, 0, x, rows * n, FLOAT32, n * 4, rows, n, NULL, 0, 0, out, rows * m, m * 4,
-                               m, &wrong[i], 1, slots, 1, gammas, 1, 1, 1, NULL, 0, 0) != 4;
+                               m, &wrong[i], 1, slots, 1, gammas, 1, 1, 1, NULL, 0, NULL, 0) != 4;
     failed |= DELTA_LINEAR(variant, 2, 0, 0, NULL, rows * n, FLOAT32, n * 4, rows, n, NULL, 0, 0, out, rows * m, m * 4,
-                           m, task, 1, slots, 1, gammas, 1, 1, 1, NULL, 0, 0) != 4;
+                           m, task, 1, slots, 1, gammas, 1, 1, 1, NULL, 0, NULL, 0) != 4;
     if (failed) printf("FAILED %s: what does not fit was taken\n", variant);
     return failed;
 }
@@ -77,7 +77,7 @@ static int check(const char *variant, int64_t m, int64_t n, int64_t rank, int64_
     int32_t slot = 0;
     float gamma = 0.5f;
     int failed = DELTA_LINEAR(variant, 2, exact, 0, x, rows * n, FLOAT32, n * 4, rows, n, NULL, 0, 0, out, rows * m,
-                              m * 4, m, &task, 1, &slot, 1, &gamma, 1, 1, 1, add, m, 1);
+                              m * 4, m, &task, 1, &slot, 1, &gamma, 1, 1, 1, add, m, NULL, 1);
     failed |= dts_reconstruct(variant, 2, exact, &task, 1, &gamma, 1, NULL, 0, dense, m * n, n * 4, FLOAT32, m, n);
     failed |= refuses(variant, x, out, add, &task, m, n, rows);
     double wrong = 0, all = 0, dense_wrong = 0, dense_all = 0;
@@ -177,7 +177,7 @@ static int check_together(const char *variant, const Sample *samples, int transp
             for (int64_t i = 0; i < rows * columns; i++) once[i] = NAN;
             failed |= DELTA_LINEAR(variant, threads, 0, 0, x, rows * in, FLOAT32, in * 4, rows, in, y, rows * columns,
                                    columns * 4, once, rows * columns, columns * 4, columns, tasks, 3, slots, entries,
-                                   gammas, entries, entries, 1, NULL, 0, 0, of, 3, starts, 3, transposed);
+                                   gammas, entries, entries, 1, NULL, 0, NULL, 0, of, 3, starts, 3, transposed);
             failed |= DELTA_LINEAR(variant, threads, 0, 0, x, rows * in, FLOAT32, in * 4, rows, in, y, rows * columns,
                                    columns * 4, then, rows * columns, columns * 4, columns, tasks, 3, slots, entries,
                                    gammas, entries, entries, 1);
@@ -190,7 +190,7 @@ static int check_together(const char *variant, const Sample *samples, int transp
         failed |=
             DELTA_LINEAR(variant, 1, 0, 0, x, rows * in, FLOAT32, in * 4, rows, in, y, rows * columns, columns * 4,
                          once, rows * columns, columns * 4, columns, tasks, 3, slots, entries, gammas, entries, entries,
-                         1, NULL, 0, 0, of, 2, starts, 3, transposed) != (kind == 2 ? 4 : 0);
+                         1, NULL, 0, NULL, 0, of, 2, starts, 3, transposed) != (kind == 2 ? 4 : 0);
         for (int64_t i = 0; kind == 2 && i < rows * columns; i++) failed |= once[i] != 7;
         free(slots), free(gammas);
     }
@@ -268,6 +268,90 @@ static int check_samples(const char *variant, int64_t m, int64_t n, int64_t stri
     return failed;
 }
 
+/* Number i of a vector in few bits: bit j of it is bit `bits` i + j of the bytes. */
+static float rounded_at(const uint8_t *codes, const uint16_t *scales, int bits, int64_t i) {
+    int code = 0;
+    float scale;
+    for (int j = 0; j < bits; j++) code |= (codes[(i * bits + j) / 8] >> (i * bits + j) % 8 & 1) << j;
+    if (code >> (bits - 1)) code -= 1 << bits;
+    uint32_t word = (uint32_t)scales[i / 64] << 16;
+    memcpy(&scale, &word, sizeof scale);
+    return scale * (float)code;
+}
+
+/* Vectors of 3, 4 and 8 bits, in float32 and none, whose products and sums have the bits of the same in float32. */
+static int check_vectors(const char *variant, int64_t m, int64_t n, int64_t rows) {
+    enum { SLOTS = 5 };
+    static const int bits[SLOTS] = {3, 0, 4, 8, 32};
+    uint8_t *codes[SLOTS], u[9 * 3], v[9 * 3];
+    uint16_t *scales[SLOTS];
+    Rounded given[SLOTS];
+    float *stack = exactly(SLOTS * m * 4), *made = exactly((SLOTS + 2) * m * 4), sigma[9];
+    for (int s = 0; s < SLOTS; s++) {
+        int64_t size = (bits[s] * m + 7) / 8, groups = (m + 63) / 64;
+        codes[s] = exactly(size), scales[s] = exactly(groups * 2);
+        for (int64_t i = 0; i < size; i++) codes[s][i] = (uint8_t)any();
+        for (int64_t i = 0; i < groups; i++) scales[s][i] = (uint16_t)(0x3c00 + any() % 512);
+        for (int64_t i = 0; i < m; i++) {
+            stack[s * m + i] = bits[s] == 32 ? number() : bits[s] ? rounded_at(codes[s], scales[s], bits[s], i) : 0;
+            if (bits[s] == 32) memcpy(codes[s] + 4 * i, &stack[s * m + i], 4);
+        }
+        given[s] = (Rounded){codes[s], bits[s] == 32 ? NULL : scales[s], bits[s], m};
+    }
+    int32_t every[SLOTS + 2] = {4, 3, -1, 2, 1, SLOTS, 0};
+    int failed = dts_rounded_rows(variant, given, SLOTS, every, SLOTS + 2, m, made, (SLOTS + 2) * m);
+    for (int i = 0; i < SLOTS + 2; i++)
+        for (int64_t c = 0; c < m; c++)
+            failed |= made[i * m + c] != (every[i] < 0 || every[i] >= SLOTS ? 0 : stack[every[i] * m + c]);
+    failed |= dts_rounded_rows(variant, given, SLOTS, every, SLOTS + 2, m, made, (SLOTS + 2) * m - 1) != 4;
+    for (size_t i = 0; i < sizeof sigma / sizeof *sigma; i++) sigma[i] = 0.5f + (float)i;
+    for (size_t i = 0; i < sizeof u; i++) u[i] = (uint8_t)any(), v[i] = (uint8_t)any();
+    int64_t outputs = least(m, 9), inputs = least(n, 9);
+    Task task = {u, v, sigma, NULL, 3, 3, 9, NULL, outputs, inputs, 3, 3, 9, 0};
+    Task tasks[] = {task, task, task, task}; /* slot 4 has a vector alone */
+    int32_t *slots = exactly(2 * rows * 4);
+    float *gammas = exactly(2 * rows * 4), *x = exactly(rows * inputs * 4), *base = exactly(m * 4);
+    for (int64_t i = 0; i < 2 * rows; i++) slots[i] = (int32_t)(any() % (SLOTS + 2)) - 1, gammas[i] = number();
+    for (int64_t i = 0; i < rows * inputs; i++) x[i] = number();
+    for (int64_t i = 0; i < m; i++) base[i] = number();
+    float *few = exactly(rows * m * 4), *wide = exactly(rows * m * 4), *narrow = exactly(SLOTS * outputs * 4);
+    for (int which = 0; which < 2; which++) {
+        AddVectors sum = {variant, slots, 2 * rows, gammas, 2 * rows, rows, 2, m, 1, {{0}}};
+        sum.of[0] = which ? (Vector){base, m, stack, SLOTS * m, NULL, SLOTS, wide, rows * m}
+                          : (Vector){base, m, NULL, 0, given, SLOTS, few, rows * m};
+        failed |= dts_add_vectors(&sum);
+    }
+    failed |= memcmp(few, wide, (size_t)(rows * m) * 4) != 0;
+    Rounded cut[SLOTS];
+    for (int s = 0; s < SLOTS; s++) {
+        cut[s] = given[s], cut[s].count = outputs;
+        memcpy(narrow + s * outputs, stack + s * m, (size_t)outputs * 4);
+    }
+    for (int64_t places = 1; places < 3; places++) /* in row blocks, and in the sweep */
+        for (int which = 0; which < 2; which++)
+            failed |= DELTA_LINEAR(variant, 2, 0, 0, x, rows * inputs, FLOAT32, inputs * 4, rows, inputs, NULL, 0, 0,
+                                   which ? wide : few, rows * outputs, outputs * 4, outputs, tasks, 4, slots,
+                                   places * rows, gammas, places * rows, rows, places, which ? narrow : NULL,
+                                   which ? SLOTS * outputs : 0, which ? NULL : cut, SLOTS);
+    for (int64_t i = 0; i < rows * outputs; i++) failed |= few[i] != wide[i];
+    for (int wrong = 0; wrong < 4;
+         wrong++) { /* vectors of other sizes, bits that there are not, nothing where they are */
+        cut[3] = (Rounded){wrong == 1 ? NULL : codes[3], wrong == 3 ? NULL : scales[3], wrong == 2 ? 5 : 8,
+                           outputs + (wrong == 0)};
+        slots[0] = 3;
+        failed |= DELTA_LINEAR(variant, 2, 0, 0, x, rows * inputs, FLOAT32, inputs * 4, rows, inputs, NULL, 0, 0, few,
+                               rows * outputs, outputs * 4, outputs, tasks, 4, slots, rows, gammas, rows, rows, 1, NULL,
+                               0, cut, SLOTS) != 4;
+        AddVectors sum = {variant, slots, rows, gammas, rows, rows, 1, outputs, 1, {{0}}};
+        sum.of[0] = (Vector){base, outputs, NULL, 0, cut, SLOTS, few, rows * outputs};
+        failed |= dts_add_vectors(&sum) != 4;
+    }
+    if (failed) printf("FAILED %s vectors m=%ld n=%ld rows=%ld\n", variant, (long)m, (long)n, (long)rows);
+    for (int s = 0; s < SLOTS; s++) free(codes[s]), free(scales[s]);
+    free(stack), free(made), free(slots), free(gammas), free(x), free(base), free(few), free(wide), free(narrow);
+    return failed;
+}
+
 int main(void) {
     static const int64_t sizes[][3] = {{1, 1, 1},      {3, 5, 2},      {33, 40, 64}, {100, 77, 7},
                                        {65, 257, 130}, {130, 66, 261}, {9, 2053, 5}};
@@ -287,6 +371,11 @@ int main(void) {
                     for (int many = 0; many < 2; many++)
                         failed |= check_samples(variant, sampled[s][0], sampled[s][1], sampled[s][2],
                                                 rows[r] + 60 * many, transposed);
+        static const int64_t lengths[] = {1, 7, 8, 63, 64, 65, 129, 200};
+        for (size_t s = 0; s < sizeof lengths / sizeof *lengths; s++)
+            for (size_t r = 0; r < sizeof rows / sizeof *rows; r++)
+                for (int many = 0; many < 2; many++)
+                    failed |= check_vectors(variant, lengths[s], lengths[s] + 3, rows[r] + 60 * many);
         printf("%s done\n", variant);
     }
     return failed;
