@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from . import reference
 from .borrowed import tensor_at
 from .cpu.load import loaded, name_of, variants
+from .cpu.native import check
 from .layout import alone
 
 SHARED = 64  # numbers of a scale
@@ -25,6 +26,8 @@ BITS = (3, 4, 8)
 FLOATS = 32  # in place of codes' bits: float32 numbers
 ALL = 8  # slots: of so many it takes less time to have all than to find out which are used
 _record = struct.Struct("@PP2q").pack  # as in rounded.h
+_rows_record = struct.Struct("@PPqP2qPq").pack  # as in dts.h
+_cpu = torch.device("cpu")
 _WORDS = 4
 
 
@@ -159,6 +162,10 @@ class RoundedVectors:
         """Its numbers: float32 [n]."""
         return self._rows([slot])[0]
 
+    def row(self, slot: int) -> Tensor:
+        """The same, [1, n], where nobody records what is done."""
+        return self._filled((slot,))
+
     def dense(self) -> Tensor:
         """All of them: float32 [count, n], a constant for whoever traces."""
         with _unrecorded():
@@ -191,24 +198,21 @@ class RoundedVectors:
         return self._filled(slots)
 
     def _filled(self, slots: Sequence[int]) -> Tensor:
-        out = torch.empty(len(slots), self.n, dtype=torch.float32, device="cpu")
+        out = torch.empty(len(slots), self.n, dtype=torch.float32, device=_cpu)
         if not readable():
             for row, slot in zip(out, slots):
                 row.copy_(_plain(self.of(slot)) if slot in self.kept else torch.zeros_like(row))
             return out
         given = array("i", slots)
-        code = loaded().dts_rounded_rows(
-            name_of(None),
-            self.pointer,
-            self.count,
-            given.buffer_info()[0],
-            len(given),
-            self.n,
-            out.data_ptr(),
-            out.numel(),
+        where = given.buffer_info()
+        check(
+            loaded().dts_rounded_rows(
+                _rows_record(
+                    name_of(None), self.pointer, self.count, *where, self.n, out.data_ptr(), len(slots) * self.n
+                )
+            ),
+            "rounded_rows",
         )
-        if code:
-            raise MemoryError("no vectors of these sizes")
         return out
 
     def __reduce__(self) -> Any:

@@ -22,7 +22,7 @@ def _bind(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     pointer, i32, i64, text = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_char_p
     library.dts_variant.argtypes, library.dts_variant.restype = [i32], text
-    for record in ("delta_linear", "embedding", "add_samples", "add_sampled_rows", "add_vectors"):
+    for record in ("delta_linear", "embedding", "add_samples", "add_sampled_rows", "add_vectors", "rounded_rows"):
         getattr(library, f"dts_{record}").argtypes = [text]
     library.dts_reconstruct.argtypes = [
         text,
@@ -43,7 +43,6 @@ def _bind(path: Path) -> ctypes.CDLL:
     ]
     matrix: list = [pointer, i64, i64]  # numbers there are, and from row to row
     library.dts_round_components.argtypes = [text, *matrix, *matrix, *matrix, pointer, i64, i64, i64]
-    library.dts_rounded_rows.argtypes = [pointer, pointer, i64, pointer, i64, i64, pointer, i64]
     library.dts_unpack.argtypes = [text, i32, pointer, i64, i64, i64, pointer, pointer, i64, i64, i32]
     return library
 

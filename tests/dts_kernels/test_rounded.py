@@ -5,11 +5,12 @@ import pickle
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from dts_kernels import Bank, PackedFactors, Routing, add_rows, linear, pack
+from dts_kernels import Bank, PackedFactors, Routing, add_rows, linear, pack, rounded
 from dts_kernels.cpu import native, native_vectors
 from dts_kernels.ops import Together, task_rows, vectors_here
-from dts_kernels.rounded import BITS, SHARED, RoundedVector, RoundedVectors
+from dts_kernels.rounded import ALL, BITS, SHARED, RoundedVector, RoundedVectors
 
 pytestmark = pytest.mark.skipif(not native.variants(), reason="needs a C compiler")
 
@@ -103,3 +104,58 @@ def test_sizes_that_do_not_fit_are_refused_in_c():
     vectors, routing = bank(70)[0], Routing.of([0])
     with pytest.raises(ValueError, match="add_vectors"):
         native_vectors.add_vectors([(torch.randn(71), vectors)], routing.slots, routing.weights)
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16], ids=str)
+def test_they_are_float32_on_the_cpu_whatever_is_the_default(default):
+    vectors, stack = bank(70)
+    base, routing = torch.randn(70), Routing.of([{0: 0.5, 3: -0.7}, {4: 1.0, 2: 2.0}])
+    wanted = vectors_here([(base, stack)], routing)[0]
+    torch.set_default_dtype(default)
+    try:
+        with torch.device("meta"):
+            made = vectors.dense(), vectors[routing.slots], vectors.of(0).values(), vectors.used(routing.slots)
+            sums = vectors_here([(base, vectors)], routing)[0]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for found, right in zip(made, (stack, stack[routing.slots], stack[0], stack)):
+        assert found.dtype == torch.float32 and torch.equal(found, right)
+    assert torch.equal(sums, wanted)
+
+
+def test_of_many_only_those_that_are_used_are_made():
+    vectors, stack = bank(70)
+    for slot in range(5, 3 * ALL):
+        vectors = vectors.changed(slot, drawn(70, 4, slot)[0])
+    assert vectors.shape[0] > ALL
+    made = vectors.used(torch.tensor([[4, 0], [99, -1], [0, 3]], dtype=torch.int32))
+    for slot in range(3 * ALL):
+        assert torch.equal(made[slot], stack[slot] if slot in (0, 3, 4) else torch.zeros(70))
+
+
+def test_a_pickle_has_what_is_theirs_alone():
+    memory = torch.zeros(1 << 20, dtype=torch.uint8)
+    one = RoundedVector.of(memory[77:107], torch.ones(2, dtype=torch.bfloat16), 3, 80)
+    assert len(pickle.dumps(RoundedVectors.none(80).changed(0, one))) < 1 << 13
+
+
+def test_without_c_they_are_what_they_are_by_definition(monkeypatch):
+    vectors, stack = bank(70)
+    monkeypatch.setattr(rounded, "readable", lambda: False)
+    monkeypatch.setattr(rounded, "loaded", None)
+    index = torch.tensor([[3], [1]])
+    assert torch.equal(vectors.dense(), stack) and torch.equal(vectors[index], stack[index])
+    assert torch.equal(vectors.of(2).values(), stack[2])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_who_records_or_differentiates_sees_constants():
+    (vectors, stack), routing = bank(70), Routing.of([{0: 0.5, 3: -0.7}, 4])
+    x = torch.randn(2, 70)
+    add = lambda adds: lambda y: add_rows(y, adds, routing)  # noqa: E731
+    assert torch.equal(torch.func.jvp(add(vectors), (x,), (x,))[0], add(stack)(x))
+    assert torch.equal(torch.func.vmap(add(vectors))(x[None])[0], add(stack)(x))
+    other = torch.randn(2, 70)
+    traced = torch.jit.trace(add(vectors), (x,), check_trace=False)
+    assert torch.equal(traced(other), add(stack)(other))
+    assert torch.equal(make_fx(add(vectors))(x)(other), add(stack)(other))

@@ -21,6 +21,7 @@ from dts_kernels import (
 )
 from dts_kernels.cpu import native
 from dts_kernels.ops import Together
+from dts_kernels.ops import together as together_ops
 from dts_kernels.samples import groups_of
 
 pytestmark = pytest.mark.skipif(not native.variants(), reason="needs a C compiler")
@@ -188,3 +189,20 @@ def test_a_bias_that_lies_otherwise():
         assert torch.equal(linear(x, weight, other, bank, routing), linear(x, weight, plain, bank, routing))
         base = linear(x, weight, other, bank, Routing.of([None]))
         assert torch.equal(base, functional.linear(x, weight, other))
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16], ids=str)
+def test_a_copy_of_a_weight_is_float32_on_the_cpu_whatever_is_the_default(default):
+    """Memory that C writes float32 numbers into: in bfloat16 it would be half as large."""
+    m, n = 64, 96
+    together, routing = Together(components(m, n, 9), None), Routing.of([2])
+    weight, gamma = torch.randn(m, n), torch.tensor([0.0, 0.0, 1.0])
+    wanted = together.whole(weight, routing, gamma).clone()
+    together_ops._kept.memory = None
+    torch.set_default_dtype(default)
+    try:
+        with torch.device("meta"):
+            made = together.whole(weight, routing, gamma)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert made.dtype == torch.float32 and made.untyped_storage().nbytes() >= 4 * m * n and torch.equal(made, wanted)

@@ -14,7 +14,7 @@ from dts.nn.deltas.held import Held, as_op, in_program
 from dts.nn.deltas.per_task import per_task_product
 from dts.nn.routing import ConstantRouting, beside, tracing
 from dts_kernels import Routing
-from dts_kernels.ops import direct, task_rows
+from dts_kernels.ops import direct, task_rows, vectors_here
 from dts_kernels.rounded import Addends, RoundedVector, RoundedVectors, if_tensor, readable
 
 ROOM = 8  # rows of a stack that stays where it is, at first
@@ -307,7 +307,7 @@ class Table(Held):
         if len(used) != 1:
             return task_rows(self.source, routing, dtype)
         slot, weight = used[0]
-        row = (self.stack[slot : slot + 1] if self._few is None else self._few.vector(slot)[None]).to(dtype)
+        row = (self.stack[slot : slot + 1] if self._few is None else self._few.row(slot)).to(dtype)
         return row if weight == 1 else row * weight
 
     def _rows_in_program(self, routing: Routing, dtype: torch.dtype) -> Tensor:
@@ -317,10 +317,22 @@ class Table(Held):
         """base [longest, ...] + `rows`, rounded once: [R, longest, ...] in base's dtype."""
         if in_program(routing.slots):
             return as_op(self, "_added_in_program", [base], routing, (routing.slots.shape[0], *base.shape), base.dtype)
+        if (made := self._added_in_c(base, routing)) is not None:
+            return made
         if self._here(routing):
             wide = torch.promote_types(base.dtype, self.source.dtype)
             return (base.to(wide) + self._rows_here(routing, wide)).to(base.dtype)
         return task_rows(self.source, routing, base.dtype, base)
+
+    def _added_in_c(self, base: Tensor, routing: Routing) -> Tensor | None:
+        """The same of vectors in few bits, of one task a row, decoded where they are added; None for all else."""
+        few = self.source
+        if isinstance(few, Tensor) or routing.slots.shape[1] != 1 or isinstance(routing, ConstantRouting):
+            return None
+        if base.dtype == torch.float64:
+            return None
+        made = vectors_here([(base.to(torch.float32), few)], routing)
+        return None if made is None else made[0].to(base.dtype)
 
     def _added_in_program(self, base: Tensor, routing: Routing, dtype: torch.dtype) -> Tensor:
         return self.added_to(base, routing)

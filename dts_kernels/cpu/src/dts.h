@@ -162,8 +162,17 @@ typedef struct {
 int dts_add_vectors(const AddVectors *a);
 
 /* out [count, n] = the numbers of each slot's vector, zeros where a slot is outside of given [have]. */
-int dts_rounded_rows(const char *variant, const Rounded *given, int64_t have, const int32_t *slots, int64_t count,
-                     int64_t n, float *out, int64_t out_have);
+typedef struct {
+    const char *variant;
+    const Rounded *given;
+    int64_t have;
+    const int32_t *slots;
+    int64_t count, n;
+    float *out;
+    int64_t out_have;
+} RoundedRows;
+
+int dts_rounded_rows(const RoundedRows *a);
 
 /* For k = 0, 1, ... below count: factor[k] becomes the nearest of +1, +4, -1, -4 to factor[k] + step[k] misfit[k], and
  * what it changes by, times weights[j][k], is added to misfit[j] of every later j.  misfit is lost.

@@ -49,15 +49,15 @@ void dts_addends_back(Addends *addends) {
     addends->rows = NULL, addends->numbers = NULL;
 }
 
-int dts_rounded_rows(const char *variant, const Rounded *given, int64_t have, const int32_t *slots, int64_t count,
-                     int64_t n, float *out, int64_t out_have) {
-    const Kernels *k = dts_find(variant);
+int dts_rounded_rows(const RoundedRows *a) {
+    const Kernels *k = dts_find(a->variant);
+    int64_t n = a->n;
     if (!k) return NO_VARIANT;
-    if (count < 0 || n < 0 || !holds(slots, count, 1, count, 0) || !holds(out, out_have, count, n, n) ||
-        !all_rounded_fit(given, have, slots, count, n))
+    if (a->count < 0 || n < 0 || !holds(a->slots, a->count, 1, a->count, 0) ||
+        !holds(a->out, a->out_have, a->count, n, n) || !all_rounded_fit(a->given, a->have, a->slots, a->count, n))
         return NO_FIT;
-    for (int64_t i = 0; i < count; i++)
-        if (slots[i] >= 0 && slots[i] < have) dts_numbers(k, &given[slots[i]], n, out + i * n);
-        else memset(out + i * n, 0, (size_t)n * sizeof *out);
+    for (int64_t i = 0; i < a->count; i++)
+        if (a->slots[i] >= 0 && a->slots[i] < a->have) dts_numbers(k, &a->given[a->slots[i]], n, a->out + i * n);
+        else memset(a->out + i * n, 0, (size_t)n * sizeof *a->out);
     return DONE;
 }

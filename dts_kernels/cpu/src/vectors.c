@@ -1,13 +1,23 @@
 /* What tasks add to vectors: the weight and the bias of a norm. */
 #include "dts.h"
-#include "scratch.h"
 
-/* The numbers of a slot; decoded: memory for n of them, where they are in few bits. */
-static const float *vector_of(const Kernels *k, const Vector *one, int64_t slot, int64_t n, float *decoded) {
-    if (!one->rounded) return one->stack + slot * n;
-    if (one->rounded[slot].bits == FLOATS) return one->rounded[slot].codes;
-    dts_numbers(k, &one->rounded[slot], n, decoded);
-    return decoded;
+/* out [entries, n] = base + each entry's sum. */
+static void add_vectors(const AddVectors *a, const Vector *one, const Addends *adds) {
+    int64_t places = a->places, n = a->n;
+    for (int64_t e = 0; e < a->entries; e++) {
+        float *to = one->out + e * n;
+        int64_t used = 0;
+        for (int64_t at = e * places; at < (e + 1) * places; at++) {
+            const float *add = addend(adds, a->slots[at]);
+            float gamma = a->weights[at];
+            if (!add) continue;
+            if (!used++)
+                for (int64_t c = 0; c < n; c++) to[c] = gamma * add[c];
+            else
+                for (int64_t c = 0; c < n; c++) to[c] += gamma * add[c];
+        }
+        for (int64_t c = 0; c < n; c++) to[c] = used ? one->base[c] + to[c] : one->base[c];
+    }
 }
 
 int dts_add_vectors(const AddVectors *a) {
@@ -26,27 +36,13 @@ int dts_add_vectors(const AddVectors *a) {
         rounded |= one->rounded != NULL;
     }
     const Kernels *k = rounded ? dts_find(a->variant) : NULL;
-    float *decoded = rounded ? dts_scratch((size_t)n * sizeof *decoded) : NULL;
-    if (rounded && (!k || !decoded)) {
-        dts_scratch_back(decoded);
-        return k ? NO_MEMORY : NO_VARIANT;
+    if (rounded && !k) return NO_VARIANT;
+    for (int64_t v = 0; v < a->count; v++) {
+        const Vector *one = &a->of[v];
+        Addends adds = {.stack = one->stack, .count = one->tasks, .m = n};
+        if (one->rounded && !dts_addends(k, one->rounded, one->tasks, a->slots, pairs, n, &adds)) return NO_MEMORY;
+        add_vectors(a, one, &adds);
+        dts_addends_back(&adds);
     }
-    for (int64_t v = 0; v < a->count; v++)
-        for (int64_t e = 0; e < entries; e++) {
-            const Vector *one = &a->of[v];
-            float *to = one->out + e * n;
-            int64_t used = 0;
-            for (int64_t at = e * places; at < (e + 1) * places; at++) {
-                if (a->slots[at] < 0 || a->slots[at] >= one->tasks) continue;
-                const float *add = vector_of(k, one, a->slots[at], n, decoded);
-                float gamma = a->weights[at];
-                if (!used++)
-                    for (int64_t c = 0; c < n; c++) to[c] = gamma * add[c];
-                else
-                    for (int64_t c = 0; c < n; c++) to[c] += gamma * add[c];
-            }
-            for (int64_t c = 0; c < n; c++) to[c] = used ? one->base[c] + to[c] : one->base[c];
-        }
-    dts_scratch_back(decoded);
     return DONE;
 }

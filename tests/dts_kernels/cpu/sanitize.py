@@ -21,6 +21,8 @@ HERE = Path(__file__).parent
 TESTS = [
     HERE / "test_native.py",
     HERE / "test_native_samples.py",
+    HERE / "test_native_vectors.py",
+    HERE.parent / "test_rounded.py",
     HERE.parent / "test_samples.py",
     HERE.parent / "test_ops.py",
     HERE.parent / "test_neighbours.py",

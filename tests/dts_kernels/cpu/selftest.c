@@ -11,6 +11,7 @@
 #define DELTA_LINEAR(...) dts_delta_linear(&(DeltaLinear){__VA_ARGS__})
 #define EMBEDDING(...) dts_embedding(&(Embedding){__VA_ARGS__})
 #define ADD_SAMPLES(...) dts_add_samples(&(AddSamples){__VA_ARGS__})
+#define ROUNDED_ROWS(...) dts_rounded_rows(&(RoundedRows){__VA_ARGS__})
 #define ADD_SAMPLED_ROWS(...) dts_add_sampled_rows(&(AddSampledRows){__VA_ARGS__})
 
 static uint64_t state = 88172645463325252ull;
@@ -299,11 +300,11 @@ static int check_vectors(const char *variant, int64_t m, int64_t n, int64_t rows
         given[s] = (Rounded){codes[s], bits[s] == 32 ? NULL : scales[s], bits[s], m};
     }
     int32_t every[SLOTS + 2] = {4, 3, -1, 2, 1, SLOTS, 0};
-    int failed = dts_rounded_rows(variant, given, SLOTS, every, SLOTS + 2, m, made, (SLOTS + 2) * m);
+    int failed = ROUNDED_ROWS(variant, given, SLOTS, every, SLOTS + 2, m, made, (SLOTS + 2) * m);
     for (int i = 0; i < SLOTS + 2; i++)
         for (int64_t c = 0; c < m; c++)
             failed |= made[i * m + c] != (every[i] < 0 || every[i] >= SLOTS ? 0 : stack[every[i] * m + c]);
-    failed |= dts_rounded_rows(variant, given, SLOTS, every, SLOTS + 2, m, made, (SLOTS + 2) * m - 1) != 4;
+    failed |= ROUNDED_ROWS(variant, given, SLOTS, every, SLOTS + 2, m, made, (SLOTS + 2) * m - 1) != 4;
     for (size_t i = 0; i < sizeof sigma / sizeof *sigma; i++) sigma[i] = 0.5f + (float)i;
     for (size_t i = 0; i < sizeof u; i++) u[i] = (uint8_t)any(), v[i] = (uint8_t)any();
     int64_t outputs = least(m, 9), inputs = least(n, 9);

@@ -6,6 +6,7 @@ from torch import nn
 
 import dts
 from dts.adapter.entries import Entry
+from dts.adapter.grid import rounded_to
 from dts.exports import Manifest, torch_program
 from tests.dts.exports.program.toy import CLASSES, MIXED, TIGHT, WIDTH, expected, ids, toy
 
@@ -40,6 +41,18 @@ def test_one_routing_for_all_rows_and_further_axes():
     for task in ("a", None, {"a": 0.3, "b": 0.7}):
         wanted = expected(base, made, other["ids"], [task] * 5, scale=other["scale"])
         torch.testing.assert_close(run(program, task, other), wanted, **TIGHT)
+
+
+@torch.no_grad()
+def test_vectors_in_few_bits_are_numbers_in_it():
+    base, model, made = toy()
+    for task, own in made.items():
+        for name, entry in own.items():
+            if entry.kind == "delta":
+                own[name] = Entry(name, name, entry.shape, "delta", grid=rounded_to(entry.tensor, 4))
+        model.load_task(task, own)
+    program = torch_program(model, {"ids": ids(3)}, places=2)
+    torch.testing.assert_close(run(program, MIXED, {"ids": ids(5)}), expected(base, made, ids(5), MIXED), **TIGHT)
 
 
 @torch.no_grad()

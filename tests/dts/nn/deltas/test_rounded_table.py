@@ -9,7 +9,8 @@ from torch import nn
 from dts.adapter import Entry
 from dts.adapter.grid import rounded_to
 from dts.nn import DTSModel
-from dts.nn.deltas import Table
+from dts.nn.deltas import ParameterDelta, Table
+from dts.nn.deltas.piece import Piece
 from dts_kernels import Routing
 from dts_kernels.cpu import native
 from dts_kernels.rounded import RoundedVectors
@@ -81,6 +82,25 @@ def test_what_cannot_makes_a_stack_of_all(other):
         same(few, wide)
 
 
+def test_where_it_is_already_it_stays_as_it_is():
+    few, wide = tables({0: grid(70), 2: grid(70, 1, 8)})
+    source = few.source
+    few.to("cpu")
+    assert few.source is source
+    few.to("meta")
+    assert few.source.is_meta and few.source.shape == wide.source.shape
+
+
+def test_parts_of_a_fused_parameter_and_other_shapes_add_up_as_numbers():
+    one, two = grid(32), grid(32, 1, 4)
+    fused, shaped = ParameterDelta((64,)), ParameterDelta((1, 32))
+    for row, part in ((0, one), (32, two)):
+        fused.add(0, Piece("raw", part.vector(), row=row))
+    shaped.add(0, Piece("raw", one.vector()))
+    assert torch.equal(fused.raw.tensors[0], torch.cat([one.values(), two.values()]))
+    assert torch.equal(shaped.raw.tensors[0], one.values()[None])
+
+
 class Small(nn.Module):
     def __init__(self):
         super().__init__()
@@ -130,3 +150,27 @@ def test_programs_answer_as_with_numbers(grad):
         for tasks in (["task1"] * 6, ["task2", "task1", None, "task2", {"task0": 0.5, "task2": 0.7}, "task1"]):
             few.set_tasks(tasks), wide.set_tasks(tasks)
             assert torch.allclose(program(x), wide(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("grad", [False, True], ids=["no grad", "grad"])
+def test_a_program_is_not_made_twice(grad):
+    made = []
+    torch._dynamo.reset()
+    program = torch.compile(model(True), backend=lambda graph, _: made.append(graph) or graph.forward)
+    with torch.set_grad_enabled(grad):
+        for task in ("task1", "task0"):
+            program(torch.randn(6, 5, 32), tasks=[task] * 6)
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_models_of_other_dtypes_and_their_copies(dtype):
+    few, wide, x = model(True).to(dtype), model(False).to(dtype), torch.randn(6, 5, 32, dtype=dtype)
+    few = copy.deepcopy(few)
+    assert isinstance(few.model.norm.dts.parameters["bias"].raw.source, RoundedVectors)
+    with torch.no_grad():
+        for tasks in ("task2", ["task0", "task1", None, "task2", {"task0": 0.5, "task2": 0.7}, "task1"]):
+            for _ in range(2):
+                assert torch.equal(few(x, tasks=tasks), wide(x, tasks=tasks))
+        few.delete_task("task0"), wide.delete_task("task0")
+        assert torch.equal(few(x, tasks=["task1", "task2", None] * 2), wide(x, tasks=["task1", "task2", None] * 2))
