@@ -28,6 +28,7 @@ ALL = 8  # slots: of so many it takes less time to have all than to find out whi
 _record = struct.Struct("@PP2q").pack  # as in rounded.h
 _rows_record = struct.Struct("@PPqP2qPq").pack  # as in dts.h
 _cpu = torch.device("cpu")
+_c: Any = torch._C
 _WORDS = 4
 
 
@@ -47,7 +48,7 @@ def recorded() -> bool:
 def _unrecorded() -> Iterator[None]:
     """What is made here is a constant to them, which they may keep: C that writes numbers is nothing they see."""
     before = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)
+    _c._set_tracing_state(None)
     try:
         with contextlib.ExitStack() as left:
             if torch._C._functorch.peek_interpreter_stack() is not None:  # what is made within has no memory either
@@ -58,7 +59,7 @@ def _unrecorded() -> Iterator[None]:
             left.enter_context(torch.inference_mode(False))
             yield
     finally:
-        torch._C._set_tracing_state(before)
+        _c._set_tracing_state(before)
 
 
 class RoundedVector:
@@ -222,8 +223,8 @@ class RoundedVectors:
 
 def _plain(one: RoundedVector) -> Tensor:
     """What C gives, where there is none: of a copy from a machine that has it."""
-    first, *scales = one.tensors()
-    return reference.rounded_numbers(first, *scales, one.bits, one.count) if scales else first
+    found = one.tensors()
+    return found[0] if one.bits == FLOATS else reference.rounded_numbers(found[0], found[1], one.bits, one.count)
 
 
 def _restored(n: int, vectors: dict[int, RoundedVector]) -> RoundedVectors:

@@ -24,6 +24,7 @@ from ..gpu import launch, repeat, repeat_samples, vectors
 from ..gpu.alike import Check, alike
 from ..gpu.flat import Step, flat
 from ..gpu.launch import ALIGNMENT
+from ..rounded import Addends, RoundedVectors
 from ..routing import Routing
 from ..sample_bank import SampleBank
 from .library import direct
@@ -80,7 +81,7 @@ class Replay:
         return vars(self) | {"_recorded": []}
 
     def linear(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routing, adds: Tensor | None
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routing, adds: Addends | None
     ) -> Tensor | None:
         """`ops.linear`, then `ops.add_samples`, bit for bit; None, with nothing added, where those are to be asked."""
         slots, weights, components, samples = routing.slots, routing.weights, self.components, self.samples
@@ -127,9 +128,11 @@ class Replay:
         return y
 
     def _record(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routing, adds: Tensor | None
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routing, adds: Addends | None
     ) -> Recorded | None:
         """What repeats such calls, kept; None unless each of their products could be repeated now."""
+        if isinstance(adds, RoundedVectors):  # on a CPU
+            return None
         slots, weights, steps, ran = routing.slots, routing.weights, list[Step](), list[tuple[str, str]]()
         size = parts = width = 0
         table = version = components = samples = None
