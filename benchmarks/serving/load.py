@@ -24,6 +24,8 @@ Stages:
   as LoRAs (which leave out norms: their answers are not compared); only with --vllm, the python of an environment that
   has both.  vLLM takes float32 too, and threads by the same OMP_NUM_THREADS.
 - crowd: 1,000 clients at once, most of which are told 429.
+- many: what the server has of memory and files after 1,000, 3,000 and 5,000 requests for answers of 4 tokens; only
+  where it is named.
 - signal: SIGTERM while requests run.
 
 Ends with 1 if an answer was wrong or lost.
@@ -53,6 +55,7 @@ from dts_kernels.cpu import native
 
 TOKENS = 24  # of an answer
 STAGES = ("tasks", "rising", "ratios", "lengths", "steps", "processes", "vllm", "crowd", "signal")
+NAMED = ("many",)  # which take minutes
 
 
 def wrongs(report: Report) -> list[str]:
@@ -80,6 +83,7 @@ def measured(folder: Path, size: Size, count: int, stages: Sequence[str], report
             "steps": lambda: do.stepped(folder, peft, tasks, report),
             "processes": lambda: do.processes(server, folder, tasks, mixed, report),
             "vllm": lambda: do.beside_vllm(server, vllm, folder, size, peft, tasks, mixed, report) if vllm else None,
+            "many": lambda: do.many(server, questions(folder, tasks, 2, [4]), report),
             "crowd": lambda: do.crowd(server, mixed, report),
         }
         for name in stages:
@@ -95,7 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--tasks", type=int, default=16)
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    parser.add_argument("--stages", nargs="+", choices=(*STAGES, *NAMED), default=STAGES)
     parser.add_argument("--vllm", type=Path, default=None, help="python of an environment with vLLM and this package")
     parser.add_argument("--seconds", type=float, default=240, help="no stage begins later")
     parser.add_argument(

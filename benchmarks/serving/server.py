@@ -86,6 +86,11 @@ class Server(Process):
         lines = Path(f"/proc/{self.process.pid}/smaps_rollup").read_text().splitlines()
         return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
+    @property
+    def files(self) -> int:
+        """That it has open (Linux)."""
+        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+
 
 class VLLM(Process):
     """vLLM's own server of them, in float32 on a CPU, with the plugin of this package.

@@ -22,6 +22,7 @@ from benchmarks.serving.steps import steps
 from dts.adapter.folder import read_config
 
 ROWS, QUEUE, TURNS = 32, 256, 5
+MANY = (1000, 3000, 5000)  # requests
 CLIENTS = (1, 4, 16, 32, 64)
 OPTIONS = ("--batch", str(ROWS), "--queue", str(QUEUE))
 Run = Callable[[], tuple[float, Load | None]]  # tokens a second, and what became of requests where there were some
@@ -194,6 +195,16 @@ def stepped(folder: Path, peft: Peft | None, tasks: list[str], report: Report) -
 def crowd(server: Server, mixed: list[Question], report: Report) -> None:
     load = run(server.port, cycle(mixed, 1000), 1000)
     report.add("1,000 clients at once", **load.row(), lost=load.statuses[0], healthy=bool(server.get("/health")))
+
+
+def many(server: Server, asked: list[Question], report: Report) -> None:
+    """What a server that goes on holds of those that it has answered: memory, files."""
+    answered = 0
+    for until in MANY:
+        load = run(server.port, cycle(asked, until - answered), ROWS)
+        answered, lost = until, sum(load.statuses.values()) - load.statuses[200]
+        held = {"server_bytes": server.nbytes, "files": server.files}
+        report.add("after requests", requests=answered, **held, wrong=load.wrong, lost=lost)
 
 
 def signalled(folder: Path, mixed: list[Question], report: Report) -> None:

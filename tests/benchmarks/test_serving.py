@@ -14,7 +14,7 @@ from benchmarks.serving.client import Load, run
 from benchmarks.serving.load import wrongs
 from benchmarks.serving.made import SIZES, Question, lengths, reordered
 from benchmarks.serving.server import Process
-from benchmarks.serving.stages import Report, beside_vllm, cycle, take_turns
+from benchmarks.serving.stages import Report, beside_vllm, cycle, many, take_turns
 
 
 @pytest.fixture
@@ -90,6 +90,23 @@ def test_turns_are_told_by_their_medians_and_what_was_wrong_in_any_of_them(monke
     assert medians == {"a": 4.0, "b": 2.0} and len(wrongs(report)) == 1
     assert report.rows[0] == {"what": "wrong", "of": "a", "wrong": 1, "lost": 1}
     assert [row["turns"] for row in report.rows[1:]] == [[3.0, 9.0, 4.0], [2.0] * 3]
+
+
+def test_what_a_server_holds_is_told_after_so_many_requests_in_all(monkeypatch):
+    asked = []
+
+    def ran(port, questions, clients):
+        asked.append(len(questions))
+        load = Load(took=1.0)
+        load.statuses.update({200: len(questions) - len(asked), 503: len(asked)})
+        return load
+
+    monkeypatch.setattr("benchmarks.serving.stages.run", ran)
+    report = Report(float("inf"))
+    many(SimpleNamespace(port=1, nbytes=7, files=9), [question(1)], report)
+    assert asked == [1000, 2000, 2000] and len(wrongs(report)) == 3
+    assert [(row["requests"], row["lost"]) for row in report.rows] == [(1000, 1), (3000, 2), (5000, 3)]
+    assert all(row["server_bytes"] == 7 and row["files"] == 9 for row in report.rows)
 
 
 def test_lengths_are_spread_evenly_by_their_logarithm():

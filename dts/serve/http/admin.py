@@ -8,13 +8,14 @@ from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse
 
 from dts.serve.http.asking import Asking
+from dts.serve.http.bodies import Reading
 from dts.serve.http.shapes import Load, LoadLora, Unload, UnloadLora
 from dts.serve.refused import Refused
 
 
 def routes(asking: Asking) -> APIRouter:
     """Functions without async: they wait for the engine in threads of their own."""
-    router, engine = APIRouter(), asking.served.engine
+    router, engine = APIRouter(route_class=Reading), asking.served.engine
 
     def state() -> dict[str, Any]:
         residents = engine.residents

@@ -15,6 +15,7 @@ from dts.adapter import Adapter
 from dts.serve.choice import Choice
 from dts.serve.http.answers import answered_by, head, task_of, usage
 from dts.serve.http.asking import Asking
+from dts.serve.http.bodies import Reading
 from dts.serve.http.shapes import Asked, Classification, Embedding, Reranking
 from dts.serve.job import Job, Row, Value
 from dts.serve.refused import Refused
@@ -22,7 +23,7 @@ from dts.serve.texts import Text
 
 
 def routes(asking: Asking) -> APIRouter:
-    router = APIRouter()
+    router = APIRouter(route_class=Reading)
 
     @router.post("/v1/embeddings")
     async def embeddings(asked: Embedding, request: Request) -> Any:

@@ -90,6 +90,8 @@ def handle(app: FastAPI, paths: Sequence[str]) -> None:
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
+        if isinstance(error.__cause__, Refused):  # while the body was read
+            return answer(error.__cause__)
         if error.status_code == 400:  # of FastAPI alone: of whatever keeps it from reading a body
             return answer(Refused(_unread(error.__cause__), code="invalid_json"))
         words = f"{request.method} {request.url.path[:200]}: {error.detail}"

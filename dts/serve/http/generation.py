@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request
 from dts.serve.choice import Choice
 from dts.serve.http.answers import answered_by, head, joined, stream, task_of, usage
 from dts.serve.http.asking import Asking, Watched
+from dts.serve.http.bodies import Reading
 from dts.serve.http.scores import OfChat, OfCompletions
 from dts.serve.http.shapes import Chat, Completion, Generation, Message
 from dts.serve.job import Piece
@@ -26,7 +27,7 @@ OfPiece = Callable[[Piece, bool], dict[str, Any]]  # a choice; and whether it is
 
 
 def routes(asking: Asking) -> APIRouter:
-    router = APIRouter()
+    router = APIRouter(route_class=Reading)
 
     @router.post("/v1/completions")
     async def completions(asked: Completion, request: Request) -> Any:

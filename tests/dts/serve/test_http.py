@@ -301,6 +301,22 @@ def test_bodies_on_their_way_take_no_more_memory_than_is_allowed(monkeypatch):
     assert (small[0], small[2]) == (200, 7) and (after[0], after[2]) == (200, 52) and held == 0
 
 
+@pytest.mark.parametrize(
+    "path, body, name",
+    [
+        ("/v1/completions", '{"model": "a", "prompt": "x", "model": "b"}', "model"),
+        ("/v1/completions", '{"model": "a", "prompt": "x", "max_tokens": 1, "max_\\u0074okens": 1}', "max_tokens"),
+        ("/v1/chat/completions", '{"model": "a", "messages": [{"role": "user", "content": "", "role": "x"}]}', "role"),
+        ("/v1/embeddings", '{"model": "a", "model": "a", "input": "x"}', "model"),
+    ],
+)
+def test_a_body_that_says_something_twice_is_refused(llm, path, body, name):
+    found = llm.post(path, content=body, headers={"Content-Type": "application/json"})
+    error = found.json()["error"]
+    assert found.status_code == 400 and error["param"] == name and error["code"] == "invalid_json"
+    assert error["message"] == f"the body says {name!r} twice in one object"
+
+
 def test_who_watches_may_ask_for_no_body_and_a_wrong_route_is_told_the_right_ones(llm):
     for path in ("/health", "/ready"):
         found = llm.head(path)
