@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any
+
+from dts.sites.configs import OtherConfig, otherwise
+from dts.warn import warn
+
+log = logging.getLogger("vllm.dts")  # which vLLM prints
 
 # what a config says about a file, a program or a training, and not about the model
 HARMLESS = {
@@ -51,7 +57,10 @@ def differences(finetuned: Mapping[str, Any] | None, base: Mapping[str, Any] | N
 def refuse_differences(
     name: str, finetuned: Mapping[str, Any] | None, base: Mapping[str, Any] | None, used: Any
 ) -> None:
-    """Raises ValueError, with the option that makes vLLM use the fine-tune's values."""
+    """Raises ValueError, with the option that makes vLLM use the fine-tune's values.
+
+    Warns as `warn_otherwise` of what is seen only with the values that transformers has for what a config leaves out.
+    """
     others = differences(finetuned, base, used)
     if others:
         was = ", ".join(f"{key} {json.dumps(value)}, not {getattr(used, key, None)!r}" for key, value in others.items())
@@ -59,3 +68,19 @@ def refuse_differences(
             f"the fine-tune of {name!r} has another config than vLLM runs its base with: {was}; start vLLM with "
             f"--hf-overrides '{json.dumps(others)}'"
         )
+    if finetuned and base and otherwise(base, finetuned):  # by what one leaves out, as a default is
+        warn_otherwise(name, finetuned, {key: getattr(used, key, base.get(key)) for key in {**base, **finetuned}})
+
+
+def warn_otherwise(name: str, finetuned: Mapping[str, Any] | None, used: Mapping[str, Any] | None) -> None:
+    """Warns (`OtherConfig`), also where vLLM prints, of a task that runs as its base computes and not as its fine-tune.
+
+    used: the config that vLLM runs the base with.
+    """
+    if how := otherwise(used, finetuned):
+        message = (
+            f"task {name!r} is of a model that does not compute as this base: {how}.  vLLM runs it as the base, and "
+            "its answers are not the fine-tune's: dts apply writes a model that is"
+        )
+        log.warning(message)
+        warn(message, OtherConfig)

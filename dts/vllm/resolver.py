@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 from pathlib import Path
 
@@ -16,12 +15,11 @@ from dts.checkpoint.fingerprint import fingerprint
 from dts.exports import NotExact
 from dts.serve.catalogue import Catalogue
 from dts.serve.refused import Refused
-from dts.vllm.configs import differences
+from dts.vllm.configs import log, warn_otherwise
 from dts.vllm.lora import cached
 from dts.vllm.options import Options
 from dts.vllm.places import place_of
 
-log = logging.getLogger("vllm.dts")  # which vLLM prints
 NAME = "dts"
 
 
@@ -58,9 +56,7 @@ class Resolver(LoRAResolver):
         if self.options.mode == "packed":
             return place_of(folder, digest)
         assert self.options.cache is not None
-        others = differences(about.model_config, checkpoint.config, None)
-        if others:
-            log.warning("the fine-tune of %s has another config than the base, and vLLM one for all: %s", name, others)
+        warn_otherwise(name, about.model_config, checkpoint.config)
         try:
             return str(cached(folder, digest, base, self.options.cache, self.options.rank, self.options.samples))
         except (NotExact, Mismatch, ValueError) as error:

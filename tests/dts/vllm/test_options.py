@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from dts.vllm.configs import differences, refuse_differences
+from dts.sites.configs import OtherConfig
+from dts.vllm.configs import differences, refuse_differences, warn_otherwise
 from dts.vllm.options import CACHE, Options
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -67,3 +69,20 @@ def test_a_config_that_computes_something_else_is_refused_with_the_option():
     with pytest.raises(ValueError, match="""--hf-overrides '{"rope_theta": 1000000.0}'"""):
         refuse_differences("a", other, BASE, used)
     refuse_differences("a", other, BASE, SimpleNamespace(**other))  # vLLM was told
+
+
+def test_what_computes_otherwise_is_warned_of_and_logged(caplog):
+    """A constant that the fine-tune leaves out is transformers' own, and no less another one."""
+    pytest.importorskip("transformers")
+    llama = {"model_type": "llama", "vocab_size": 60, "rms_norm_eps": 1e-5, "hidden_act": "silu"}
+    less = {key: value for key, value in llama.items() if key != "rms_norm_eps"}
+    with pytest.warns(OtherConfig, match="'a' .* rms_norm_eps is 1e-06, the base's 1e-05"):
+        refuse_differences("a", less, llama, SimpleNamespace(**llama))
+    with pytest.warns(OtherConfig, match="hidden_act is 'gelu', the base's 'silu'.  vLLM runs it as the base"):
+        warn_otherwise("b", llama | {"hidden_act": "gelu"}, llama)
+    assert len(caplog.records) == 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        refuse_differences("a", less, llama, SimpleNamespace(**llama | {"rms_norm_eps": 1e-6}))  # vLLM was told
+        warn_otherwise("a", llama | {"torch_dtype": "float16"}, llama)
+        warn_otherwise("a", None, llama)
