@@ -49,6 +49,6 @@ def all_opened(adapters: Mapping[str, Given]) -> dict[str, Adapter]:
 
 
 def refuse(wrong: Mapping[str, Exception]) -> NoReturn:
-    """One error for all tasks that cannot be loaded."""
+    """One error for all tasks that cannot be loaded, caused by the first one's."""
     first = next(iter(wrong.values()))
     raise ValueError("; ".join(f"task {name!r}: {error}" for name, error in wrong.items())) from first

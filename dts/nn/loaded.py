@@ -51,6 +51,8 @@ def _read_again(folder: Path, digest: str) -> Adapter:
     try:
         return load_same(folder, digest, "load the task again")
     except (OSError, ValueError) as error:  # whose words have the whole path, and a server's clients read these
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise OSError(error.errno, f"{folder.name} cannot be read again now: {error.strerror}") from error
         raise ValueError(f"{folder.name} is not there any more as it was loaded: load it again") from error
 
 

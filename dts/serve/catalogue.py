@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
 import threading
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from dts.serve.refused import Refused
 # of a task: no separators, no dots in front, no ":" or ",", and not what asks for one to be chosen
 NAME = re.compile(rf"(?!{AUTO}$)[A-Za-z0-9][\w.-]{{0,127}}", re.ASCII)
 WRITTEN = 50  # names that an error lists
+OF_THE_FOLDER = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # what is there is no adapter
 READ = 4  # adapters that were just read about, as a rule because they are about to be loaded
 
 
@@ -73,22 +76,29 @@ class Catalogue:
         self._lock = threading.Lock()
 
     def names(self) -> list[str]:
-        """Every name there is now, whether or not its adapter is whole."""
+        """Every name there is now, whether or not its adapter is whole.  Raises Refused (503) if it cannot be seen."""
         with self._lock:
             given = set(self._given)
         try:
             with os.scandir(self.root) as found:
                 there = {one.name for one in found if NAME.fullmatch(one.name) and self._holds(one.name, one)}
-        except OSError:
+        except FileNotFoundError:
             there = set()
+        except OSError as error:
+            raise _unreadable(f"the folder of adapters cannot be read now: {error.strerror or error}") from None
         return sorted((there | given) - {self.base_name})
 
     def _holds(self, name: str, entry: os.DirEntry[str] | None = None) -> bool:
         """entry: of the root, where it is there: what is no link leads nowhere, and need not be followed."""
-        if entry is not None and not entry.is_symlink():
-            return os.path.isfile(os.path.join(entry.path, CONFIG))
-        folder = real(self.root / name)
-        return folder.is_relative_to(self.root) and (folder / CONFIG).is_file()
+        try:
+            if entry is not None and not entry.is_symlink():
+                return stat.S_ISREG(os.stat(os.path.join(entry.path, CONFIG)).st_mode)
+            folder = real(self.root / name)
+            return folder.is_relative_to(self.root) and stat.S_ISREG(os.stat(folder / CONFIG).st_mode)
+        except OF_THE_FOLDER:
+            return False
+        except OSError as error:  # of a folder that lost its permission nobody knows: who asks for it is told why
+            return error.errno not in (errno.ELOOP, errno.ENAMETOOLONG)
 
     def give(self, name: str, path: str | None = None) -> None:
         """Let a name mean the adapter at ``path``, which lies in the root (relative to it, or absolute)."""
@@ -159,7 +169,7 @@ class Catalogue:
 
     def get(self, name: str) -> Adapter:
         """The adapter of a name, without its tensors and their rows but of those that only it has: what is in memory,
-        else what is on disk.  Raises Refused: 404 unknown, 409 damaged, 400 another base."""
+        else what is on disk.  Raises Refused: 404 unknown, 409 damaged, 400 another base, 503 not to be read now."""
         with self._lock:
             held = self._held.get(name)
         if held is None:
@@ -229,6 +239,14 @@ class Catalogue:
         return Refused(f"the adapter {name!r} is of another base: {why}", 400, "other_base", "model")
 
     def damaged(self, name: str, error: Exception) -> Refused:
-        """What a client is told of an adapter that cannot be read: without the places of this machine."""
+        """What a client is told of an adapter that cannot be read: without the places of this machine.
+
+        503 where the machine does not give what may be whole: no file handle is left, a permission is lacking."""
         words = in_words(error).replace(f"{self.root}{os.sep}", "")
+        if isinstance(error, OSError) and not isinstance(error, OF_THE_FOLDER):
+            return _unreadable(f"the adapter {name!r} cannot be read now: {words}")
         return Refused(f"the adapter {name!r} cannot be used: {words}", 409, "damaged_adapter", "model")
+
+
+def _unreadable(message: str) -> Refused:
+    return Refused(message, 503, "adapter_unreadable", "model", retry_after=5)
