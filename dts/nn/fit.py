@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from dts.adapter.entries import Entry
 from dts.adapter.errors import AdapterError
 from dts.adapter.text import dtype_name
+from dts.checkpoint.errors import first
 from dts.codec import parts
 from dts.codec.factors import Factors
 from dts.codec.shards import shard
 from dts.nn.deltas import Exact, Piece
-from dts.nn.layers import kind_of
+from dts.nn.layers import base_class, kind_of
 from dts.nn.survey import Survey
 from dts.sites import Site, Target, is_quantised, resolve
 
@@ -47,10 +48,10 @@ def fit(survey: Survey, entries: Mapping[str, Entry], untied: bool = False) -> l
             wrong.append(f"{name}: the model has no {target.name}, which is a part of it")
             continue
         site, entry = known[target.name], own[name]
-        first = taken.setdefault((id(site.module), site.parameter, target.expert, target.part), (name, target.name))
-        if first[1] != target.name:  # one module in two places
-            if not _same(own[first[0]], entry):
-                wrong.append(f"{name}: it and {first[0]} are one parameter of the model, and change in two ways")
+        before = taken.setdefault((id(site.module), site.parameter, target.expert, target.part), (name, target.name))
+        if before[1] != target.name:  # one module in two places
+            if not _same(own[before[0]], entry):
+                wrong.append(f"{name}: it and {before[0]} are one parameter of the model, and change in two ways")
             continue
         place = id(site.module), site.parameter
         if place not in changes:
@@ -61,7 +62,7 @@ def fit(survey: Survey, entries: Mapping[str, Entry], untied: bool = False) -> l
         _share(known if apart else survey.shared, changes, apart)
     _check_tied(entries, targets, known, wrong, rename, apart)
     if wrong:
-        raise ValueError("the adapter does not fit the model:\n  " + "\n  ".join([*wrong, *_way(known)]))
+        raise ValueError("the adapter does not fit the model:\n  " + "\n  ".join([*wrong, *_way(survey)]))
     return list(changes.values())
 
 
@@ -93,8 +94,21 @@ def _same(one: Entry, other: Entry) -> bool:
     return torch.equal(_value(one), _value(other)) if one.kind == "value" else torch.equal(one.delta(), other.delta())
 
 
-def _way(known: Mapping[str, Site]) -> list[str]:
-    """How to go on with a model whose parameters were taken apart or wrapped."""
+def _way(survey: Survey) -> list[str]:
+    """How to go on with a model whose parameters were taken apart, packed or wrapped."""
+    known = survey.sites
+    packed = [name for name, module in survey.modules if _is_packed(module)]
+    if packed:
+        return [
+            f"{first(packed, 3)} are packed by torch.ao.quantization (quantize_dynamic, convert), as what no task can "
+            "run beside: load tasks over the model as it was before, or over one that bitsandbytes or torchao's "
+            "quantize_ has quantised"
+        ]
+    if any(name.endswith(".adaption_prompt") for name in known):
+        return [
+            "The model has adaption prompts of PEFT in it, whose wrappers give its parameters other names: load tasks "
+            "before, get_peft_model(DTSModel) goes over them; or unload() PEFT's first"
+        ]
     if any(".base_layer." in name for name in known):
         return [
             "The model has adapters of PEFT in it: load tasks before, get_peft_model(DTSModel) goes over them; or "
@@ -106,6 +120,11 @@ def _way(known: Mapping[str, Site]) -> list[str]:
             "torch.nn.utils.parametrize.remove_parametrizations(module, name) or remove_weight_norm(module)"
         ]
     return []
+
+
+def _is_packed(module: nn.Module) -> bool:
+    """Is it a layer of torch's own quantisation, with weights in no tensor of the module?"""
+    return base_class(module).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized"))
 
 
 def refuse_tied(model: nn.Module, entries: Mapping[str, Entry]) -> None:

@@ -135,6 +135,20 @@ def test_a_base_whose_parameters_are_wrapped(maker):
     wrapped.body = nn.ModuleDict({"base_layer": wrapped.body, "lora_A": nn.Linear(8, 2)})
     with pytest.raises(ValueError, match="The model has adapters of PEFT in it"):
         dts.DTSModel(wrapped).load_task("a", entries)
+    prompted = Small()
+    prompted.body = nn.ModuleDict({"model": prompted.body})
+    prompted.body.register_parameter("adaption_prompt", nn.Parameter(torch.randn(2)))
+    with pytest.raises(ValueError, match="The model has adaption prompts of PEFT in it"):
+        dts.DTSModel(prompted).load_task("a", entries)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_a_base_that_torch_has_packed(maker):
+    entries = maker.entries(Small(), skip=0)
+    packed = torch.ao.quantization.quantize_dynamic(Small(), {nn.Linear}, dtype=torch.qint8)
+    with pytest.raises(ValueError, match="no such parameter\n  .*body.* are packed by torch.ao.quantization") as error:
+        dts.DTSModel(packed).load_task("a", entries)
+    assert "load tasks over the model as it was before" in str(error.value)
 
 
 @pytest.mark.parametrize("adapters", [["a"], "a"])
