@@ -16,6 +16,7 @@ from typing import Any
 from dts.devices import no_memory
 from dts.files import Mapped
 from dts.nn import DTSModel
+from dts.nn.altered import BaseAltered
 from dts.nn.layers import Layer
 from dts.serve.answer import Answer
 from dts.serve.catalogue import Catalogue
@@ -35,10 +36,6 @@ TRIED = 3  # tasks of which one prepares the model
 LOOK = 0.2  # seconds between two looks at whether what a command waits for can still come
 ALTERED = "the base's file was written to, so that its weights are others: the server has to be started again"
 PATIENCE = 1.0  # seconds that others may overtake a row whose tasks have no room beside those that run
-
-
-class BaseAltered(RuntimeError):
-    """What the model's weights are pages of was written to."""
 
 
 class Engine:

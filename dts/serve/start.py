@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from dts.adapter import Adapter, AdapterError
-from dts.files import Mapped, mapped_files
 from dts.integrations.positions import positions
 from dts.nn import DTSModel
 from dts.nn.base import Base
@@ -80,7 +79,7 @@ def serve(options: Options, observer: Observer | None = None) -> Served:
         pinned=options.pinned,
         pooling=options.pooling,
         observer=observer,
-        mapped=Mapped(mapped_files(addresses(base))),
+        mapped=model.watched_alone(),
         eligible=lambda name: not texts.own(name),  # tokens are made before a task is chosen
     )
     longest = [positions(base), texts.base.longest]
@@ -96,12 +95,6 @@ def _bytes(model: torch.nn.Module) -> int:
 
 def _dtype(model: Any) -> str:
     return str(model.dtype).removeprefix("torch.")
-
-
-def addresses(model: torch.nn.Module) -> list[int]:
-    """Where in this machine's memory its weights are."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return [tensor.data_ptr() for tensor in tensors if tensor.device.type == "cpu" and tensor.layout == torch.strided]
 
 
 def _catalogue(options: Options) -> Catalogue:

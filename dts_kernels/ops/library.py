@@ -1,6 +1,8 @@
 """The namespace ``dts`` of torch.library: how an op is defined, what autocast does to it, and when it is passed by."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -59,9 +61,28 @@ def direct(*tensors: Tensor | None) -> bool:
 
 def unwatched() -> bool:
     """The same but for the tensors and their gradients."""
-    if _is_compiling() or _dispatch_modes() or _tracing():
+    if _is_compiling() or (_dispatch_modes() and _dispatch_modes() != _onlookers.count) or _tracing():
         return False
     return _functorch_level() is None and not _any_autocast() and forward_ad._current_level < 0
+
+
+class _Onlookers(threading.local):
+    """count: dispatch modes around this thread that look at operations of others, and need see none of ours."""
+
+    count = 0
+
+
+_onlookers = _Onlookers()
+
+
+@contextmanager
+def onlooker() -> Iterator[None]:
+    """Around a dispatch mode that changes nothing: a product has the same bits, and takes the same way, as without."""
+    _onlookers.count += 1
+    try:
+        yield
+    finally:
+        _onlookers.count -= 1
 
 
 PLAIN, _is_compiling = (Tensor, torch.nn.Parameter), torch.compiler.is_compiling

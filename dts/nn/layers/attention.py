@@ -48,8 +48,8 @@ class DTSMultiheadAttention(Layer, nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        if not self.dts.routed():
-            return self.base_forward(
+        if not self.dts.routed() or self.dts_swapped():
+            return self.unrouted(
                 query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
             )
         single = query.dim() == 2

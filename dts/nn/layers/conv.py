@@ -32,8 +32,8 @@ class DTSConv2d(Layer, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         x, dts = input, self.dts
-        if not dts.routed():
-            return self.base_forward(x)
+        if not dts.routed() or self.dts_swapped():
+            return self.unrouted(x)
         if x.dim() == 3:
             if dts.state.rows != 1:
                 raise RuntimeError(

@@ -40,8 +40,8 @@ class DTSEmbedding(Layer, nn.Embedding):
             return run_local(self, DTSEmbedding.forward, input)
         ids = input
         dts, delta = self.dts, self.dts.get("weight")
-        if not dts.routed() or delta is None:
-            return self.base_forward(ids)
+        if not dts.routed() or delta is None or self.dts_swapped():
+            return self.unrouted(ids)
         if ids.dtype in (torch.int32, torch.int16, torch.int8, torch.uint8):
             ids = ids.long()  # what kernels read
         if self.num_embeddings != delta.shape[0]:

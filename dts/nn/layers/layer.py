@@ -20,7 +20,7 @@ from dts.nn.deltas import ParameterDelta, Piece
 from dts.nn.layers.kept import ABSENT, Kept, alone
 from dts.nn.layers.kept_values import FIELDS, Fields, copied, unchanged, written
 from dts.nn.layers.layer_deltas import LayerDeltas
-from dts.nn.layers.read import read
+from dts.nn.layers.read import Lazy, dense_parameter, read
 from dts.nn.layers.wrapped import bind
 from dts.nn.parallel.split import local_shape, split_of
 from dts.nn.routing import RoutingState, tracing
@@ -70,6 +70,7 @@ class Layer(nn.Module):
         self.dts.kept = None  # other parameters may be changed now, of which something else was made
         split = self.dts.split = None if self.dts.gathered else split_of(self)
         for name, parts in pieces.items():
+            self.dts.own[name] = self._parameters.get(name)
             if name not in self.dts.parameters:
                 transposed = type(self).transposed and name == "weight"  # convolutions have one of their own
                 device = device_of(self, raw(self, name))
@@ -125,6 +126,7 @@ class Layer(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
+        self.dts.own = {name: self._parameters.get(name) for name in self.dts.own}
         tensor = next((t for t in (*self._parameters.values(), *self._buffers.values()) if t is not None), None)
         if tensor is not None:
             if tensor.is_meta and self.dts.slots:
@@ -138,14 +140,17 @@ class Layer(nn.Module):
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Raises RuntimeError where a layer with tasks is split over processes: they are whole in each."""
-        if is_distributed(param):
-            if self.dts.slots:
+        dts = self.__dict__.get("dts")  # a part of a list of parameters, which has the list's class, has none
+        if is_distributed(param) and dts is not None:
+            if dts.slots:
                 raise RuntimeError(
-                    f"{self.dts.name or 'a layer'} is split over processes under its tasks: delete_task() them, "
+                    f"{dts.name or 'a layer'} is split over processes under its tasks: delete_task() them, "
                     f"parallelise the model, and load_task() them again"
                 )
-            self.dts.parameters.pop(name, None)  # an empty one, of the size that it had
+            dts.parameters.pop(name, None)  # an empty one, of the size that it had
         super().register_parameter(name, param)
+        if dts is not None and name in dts.own:
+            dts.own[name] = param
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name in self.dts.parameters:
@@ -166,9 +171,38 @@ class Layer(nn.Module):
         dts = self.__dict__.get("dts")
         return read(dts, name, value) if dts is not None and name in dts.parameters else value
 
+    def dts_swapped(self) -> list[str]:
+        """Names of parameters that tasks change in whose place a call has other tensors, as
+        `torch.func.functional_call` puts them there: these are what the caller wants computed with, and nothing is to
+        be added to them.
+
+        Another `nn.Parameter` is another base's, and a view of the layer's own is that; so are, where a library moves
+        parameters about, the parts and wholes that it puts there.
+        """
+        dts, found = self.dts, []
+        for name in dts.parameters:
+            tensor = self._parameters.get(name)
+            if tensor is None:
+                if type(self._buffers.get(name)) is Lazy:
+                    found.append(name)
+            elif type(tensor) is nn.Parameter or type(tensor) is not Lazy and isinstance(tensor, nn.Parameter):
+                continue
+            elif dts.split is None and not dts.gathered and not _same_memory(tensor, dts.own.get(name)):
+                found.append(name)
+        return found
+
     def base_forward(self, *args: Any, **kwargs: Any) -> Any:
         """The base layer's own forward with its raw parameters."""
         return self.forward_with({}, *args, **kwargs)
+
+    def unrouted(self, *args: Any, **kwargs: Any) -> Any:
+        """What there is to run where deltas do not apply, or not to what lies in the parameters' places."""
+        swapped = self.dts_swapped()
+        if not swapped:
+            return self.base_forward(*args, **kwargs)
+        tensors = {name: raw(self, name) for name in self.dts.parameters}
+        made = {n: t if n in swapped else dense_parameter(self.dts, n, t) for n, t in tensors.items()}
+        return self.forward_with(made, *args, **kwargs)
 
     def forward_with(self, tensors: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         """The base layer's own forward with other tensors in place of these parameters and buffers.
@@ -289,6 +323,26 @@ def _same(given: Tensor, own: Tensor) -> bool:
     if type(own).dequantize is not Tensor.dequantize:  # such classes cannot be compared
         given, own = given.dequantize(), own.dequantize()
     return torch.equal(given.to(own.device, own.dtype), own)
+
+
+def _same_memory(tensor: Tensor, own: Tensor | None) -> bool:
+    """Whether a tensor, or what a transform of torch.func wraps in it, is the layer's own or a view of it.
+
+    Raises NotImplementedError in a program, which cannot tell.
+    """
+    if tracing():
+        raise NotImplementedError(
+            "torch.func.functional_call of a layer that tasks change, within a compiled program: leave it out of the "
+            "program (torch.compiler.disable)"
+        )
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    if own is None or type(tensor) is Lazy:
+        return False
+    try:
+        return tensor.untyped_storage()._cdata == own.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):  # a class without a storage
+        return tensor is own
 
 
 def by_name(layer: Layer, x: Tensor | None, named: dict[str, Any]) -> Tensor:

@@ -36,6 +36,7 @@ class LayerDeltas:
     at_once: kinds of input -> whether the layer's forward takes all rows together (`norm.DTSNorm`)
     kept: what its module keeps from call to call, None: that was not looked at yet
     prepared: kinds of input that a layer of codes was run with (`quantised`)
+    own: the module's parameters that tasks change, to tell what a call puts in their place
 
     Where the batch is in the input depends on the call (`Current`): the axis of the input whose size is a multiple of
     the batch's rows, row by row; or SHARED or UNROUTABLE; 0 where nobody looked.
@@ -52,6 +53,7 @@ class LayerDeltas:
         self.at_once: dict[tuple, bool] = {}
         self.kept: Kept | None = None
         self.prepared: set[tuple] = set()
+        self.own: dict[str, Tensor | None] = {}
 
     @property
     def slots(self) -> set[int]:

@@ -35,8 +35,8 @@ class LinearForward(Layer):
         if is_distributed(x):
             return run_local(self, type(self).forward, x)
         dts = self.dts
-        if not dts.routed():
-            return self.base_forward(x)
+        if not dts.routed() or self.dts_swapped():
+            return self.unrouted(x)
         missing = dts.state.missing
         if missing and dts.name in missing:
             raise ValueError(missing[dts.name])
@@ -177,6 +177,8 @@ class DTSLinear(LinearForward, nn.Linear):
             or plain is None
             or now.missing
             or weight is None
+            or type(weight) is not nn.Parameter
+            and dts.split is None
             or "bias" not in self._parameters
             or delta.raw.filled
             or delta.values.filled
@@ -184,7 +186,7 @@ class DTSLinear(LinearForward, nn.Linear):
             or plain.blocks
             or plain.fronts
             or bias is not None
-            and bias.values.filled
+            and (bias.values.filled or type(self._parameters["bias"]) is not nn.Parameter and dts.split is None)
         ):
             return super().forward(x)
         main, own = plain.main, self._parameters["bias"]

@@ -62,7 +62,7 @@ class DTSLayerNorm(Layer, nn.LayerNorm):
             base, delta = own.get(name), self.dts.parameters.get(name)
             if base is None:
                 continue
-            if delta is None or not delta.raw.filled:
+            if delta is None or not delta.raw.filled or type(base) is not nn.Parameter and self.dts.split is None:
                 return None
             pairs.append((base, delta.raw.source))
         return vectors_here(pairs, routing) if own.get("weight") is not None else None
@@ -70,8 +70,8 @@ class DTSLayerNorm(Layer, nn.LayerNorm):
     def _of_any(self, input: Tensor) -> Tensor:
         if is_distributed(input):
             return run_local(self, DTSLayerNorm._of_any, input)
-        if not self.dts.routed():
-            return self.base_forward(input)
+        if not self.dts.routed() or self.dts_swapped():
+            return self.unrouted(input)
         x, routing = self.dts.enter(input)
         made = None if tracing() else self._in_one_call(routing)
         if made is None:
@@ -161,8 +161,8 @@ class DTSNorm(Layer):
             x = by_name(self, x, named)
         if is_distributed(x):
             return run_local(self, DTSNorm.forward, x)
-        if not self.dts.routed():
-            return self.base_forward(x)
+        if not self.dts.routed() or self.dts_swapped():
+            return self.unrouted(x)
         x, routing = self.dts.enter(x)
         rows = routing.slots.shape[0]
         values = self._values(routing)

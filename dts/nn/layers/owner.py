@@ -44,8 +44,8 @@ class Owner(Layer):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         dts = self.dts
-        if not dts.routed():
-            return self.base_forward(*args, **kwargs)
+        if not dts.routed() or self.dts_swapped():
+            return self.unrouted(*args, **kwargs)
         now = dts.state.now()
         if now.rows == 1:
             return self._run(args, kwargs)

@@ -25,7 +25,7 @@ class Patched(Layer):
         dts = self.dts
         slots = {slot for parameter in dts.parameters.values() for slot in parameter.exact}
         now = dts.state.now()
-        if not slots or not tracing() and not now.uses(slots) or not dts.routed():
+        if not slots or not tracing() and not now.uses(slots) or not dts.routed() or self.dts_swapped():
             return super().forward(*args, **kwargs)
         if dts.name in now.missing:
             raise ValueError(now.missing[dts.name])

@@ -4,8 +4,9 @@ Some modules take a child's weight and use it themselves, ``F.linear(x, self.l.w
 torch.  A DTS layer's own forward takes its raw parameters from ``_parameters``; what anybody else gets who reads the
 attribute while a task changes it is a `Lazy` tensor.  Sizes, dtype and device are the raw parameter's and cost nothing,
 writes go to it, any other operation gets the dense tensor of the present mixture.  Nothing has to be found out about
-a model beforehand, and no dense tensor outlives the operation that asked for it.  ``parameters()``, ``state_dict``,
-optimizers, ``to`` and copies do not come this way: they see the raw parameter.
+a model beforehand, and no dense tensor outlives the operation that asked for it, but for one whose address was asked
+for, as Triton does.  ``parameters()``, ``state_dict``, optimizers, ``to`` and copies of modules do not come this way:
+they see the raw parameter, see `dts.nn.past`.
 
 Why lazy: models look at ``weight.dtype`` in every forward, which must not cost a reconstruction.  Why no storage: C++
 that reads a pointer past Python would compute with the base; it fails instead.
@@ -17,7 +18,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from dts.nn.layers.layer_deltas import LayerDeltas, RowsApart
@@ -43,33 +44,46 @@ _RAW = {
     "is_same_size",
     "storage_offset",
     "get_device",
-    "data_ptr",
-    "storage",
-    "untyped_storage",
-    "type",
     "__len__",
     "__hash__",
-    "__repr__",
-    "__str__",
-    "__format__",
-    "__deepcopy__",
-    "__reduce_ex__",
     "register_hook",
     "retain_grad",
-    "requires_grad_",
     "dim_order",
 }
+_PLACES = {"data_ptr", "storage", "untyped_storage"}  # where the numbers lie
+_PRINTED = {"__repr__", "__str__", "__format__"}
 
 
 class Lazy(Tensor):
-    """Stands for one parameter of one layer; see the module's docstring."""
+    """Stands for one parameter of one layer; see the module's docstring.
+
+    One that was read in a call of the model is a parameter to those who ask, as what it stands for is, and is never
+    written into: outside of calls an assignment to ``weight.data`` is the base's.
+    """
 
     @staticmethod
     def __new__(cls, raw: Tensor, dts: LayerDeltas, name: str) -> Lazy:
         lazy = Tensor._make_wrapper_subclass(
             cls, raw.shape, raw.stride(), raw.storage_offset(), dtype=raw.dtype, device=raw.device
         )
-        lazy.__dict__.update(raw=raw, dts=dts, name=name)
+        now = dts.state.now()
+        called = now.called or now.bypassed is not None
+        lazy.__dict__.update(raw=raw, dts=dts, name=name, called=called, kept=(None, None))
+        if called and isinstance(raw, nn.Parameter):
+            lazy.__dict__["_is_param"] = True
+        return lazy
+
+    @staticmethod
+    def detached(first: Lazy, raw: Tensor) -> Lazy:
+        """What ``data`` and ``detach()`` are.  One of a call has the task's numbers in memory of its own, which what
+        takes it for its own, ``other.data = weight.data``, goes on to read without a word to anybody."""
+        own = vars(first)
+        if not own["called"]:
+            return Lazy(raw, own["dts"], own["name"])
+        dense = _dense(first).detach()
+        lazy = Tensor._make_subclass(Lazy, dense)
+        lazy.__dict__.update({**own, "raw": raw, "kept": (own["dts"].state.now(), dense)})
+        lazy.__dict__.pop("_is_param", None)
         return lazy
 
     @classmethod
@@ -79,14 +93,26 @@ class Lazy(Tensor):
         if name in ("__get__", "__set__"):
             attribute = getattr(getattr(function, "__self__", None), "__name__", "")
             if name == "__get__" and attribute == "data":
-                first = vars(args[0])
-                return Lazy(first["raw"].data, first["dts"], first["name"])
+                return Lazy.detached(args[0], _raw(args[0]).data)
             take = _dense if name == "__get__" and attribute in _DENSE else _raw if name == "__get__" else _written
+            if name == "__set__" and type(args[1]) is Lazy:
+                args = args[0], _dense(args[1]).detach()
         elif name == "detach":
-            first = vars(args[0])
-            return Lazy(first["raw"].detach(), first["dts"], first["name"])
-        elif name in _RAW:
+            return Lazy.detached(args[0], _raw(args[0]).detach())
+        elif name in _RAW or name == "type" and len(args) == 1 and not kwargs:
             take = _raw
+        elif name in _PLACES:
+            take = _kept
+        elif name in _PRINTED:
+            try:
+                args, take = (_dense(args[0]), *args[1:]), _dense
+            except (RuntimeError, ValueError) as error:  # who prints is never stopped by it
+                return f"<{error}>"
+        elif name == "requires_grad_":
+            _raw(args[0]).requires_grad_(*args[1:], **kwargs)
+            return args[0]
+        elif name == "__deepcopy__":
+            return _copied(args[0])
         elif name == "to" and _to_meta(args, kwargs):
             take = _raw  # accelerate puts an offloaded layer's parameters away again
         else:
@@ -134,14 +160,33 @@ def _raw(lazy: Lazy) -> Tensor:
 
 def _dense(lazy: Lazy) -> Tensor:
     own = vars(lazy)
+    call, kept = own["kept"]
+    if call is own["dts"].state.now():
+        return kept
     return dense_parameter(own["dts"], own["name"], own["raw"])
+
+
+def _kept(lazy: Lazy) -> Tensor:
+    """What is asked where its numbers lie: in a call it is the task's, which stays as long as this does."""
+    own = vars(lazy)
+    if not own["called"]:
+        return own["raw"]
+    own["kept"] = own["dts"].state.now(), _dense(lazy)
+    return own["kept"][1]
+
+
+def _copied(lazy: Lazy) -> Tensor:
+    """By `copy.deepcopy`."""
+    dense = _dense(lazy).detach().clone()
+    raw = _raw(lazy)
+    return nn.Parameter(dense, raw.requires_grad) if isinstance(raw, nn.Parameter) else dense
 
 
 def _written(lazy: Lazy) -> Tensor:
     """The base's tensor, to be written into; not by a model's forward, whose writes are meant for the task's."""
     own = vars(lazy)
     dts = own["dts"]
-    if dts.state.now().called:
+    if own["called"] or dts.state.now().called:
         raise RuntimeError(
             f"a forward writes into {dts.name}.{own['name']}, which is another tensor for each task: "
             f"an option of the model may keep it from that"

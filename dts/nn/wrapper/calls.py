@@ -147,6 +147,7 @@ class Calls(Choosing):
                 follow(args, kwargs, result, [self._loaded.mixture(task) for task in asked], self._loaded.names)
             if self._state.watch is not None:
                 self._look_back(before, method, args, kwargs)
+            self._refuse_altered()
             return result
 
     def _run_chosen(
@@ -158,7 +159,8 @@ class Calls(Choosing):
             before = None if self._state.watch is None else self._before(method, compiler)
             if not self._places.hold():
                 self._refuse_replaced(now.mixtures)
-            with self._showing(now.mixtures, now.rows > 1 or compiler is not None, args, kwargs) as model:
+            watching = self._watching(method, args, kwargs, now.mixtures, compiler)
+            with watching, self._showing(now.mixtures, now.rows > 1 or compiler is not None, args, kwargs) as model:
                 run = getattr(model, method)
                 if now.rows > 1:
                     check_rows(now.rows, args, kwargs)
@@ -170,6 +172,7 @@ class Calls(Choosing):
                 follow(args, kwargs, result, now.mixtures, self._loaded.names)
             if self._state.watch is not None:
                 self._look_back(before, method, args, kwargs)
+            self._refuse_altered()
             return result
 
     def _run_routed(
@@ -187,7 +190,8 @@ class Calls(Choosing):
         if not self._places.hold():
             self._refuse_replaced(mixtures)
         self._last = threading.get_ident(), asked
-        with self._showing(mixtures, listed or compiler is not None, args, kwargs) as model:
+        watching = self._watching(method, args, kwargs, mixtures, compiler)
+        with watching, self._showing(mixtures, listed or compiler is not None, args, kwargs) as model:
             run = getattr(model, method)
             if not mixtures:  # a batch without rows
                 with self._state.call([{}], padded=True):
@@ -260,6 +264,19 @@ class Calls(Choosing):
     def _uniform(self, mixture: Mixture) -> Iterator[None]:
         with self._state.call([mixture], self._missing([mixture]), padded=True):
             yield
+
+    def _watching(
+        self,
+        method: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        mixtures: list[Mixture],
+        compiler: Compiler,
+    ) -> AbstractContextManager[None]:
+        """Looks for what the call reads past the layers, see `dts.nn.past`; not in a program, which is as it is."""
+        if compiler is not None or self._state.capturing or compiled(self.model):
+            return nullcontext()
+        return self._watched.watching(self._layers, (method, len(args), *kwargs, self.model.training), mixtures)
 
     def _before(self, method: str, compiler: Compiler) -> Before | None:
         """What modules have before the first call after a load, of a call that can be made again."""

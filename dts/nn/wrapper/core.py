@@ -12,12 +12,15 @@ import torch
 from torch import nn
 
 from dts.checkpoint.errors import first
+from dts.files import Mapped
+from dts.nn.altered import mapped_of, refuse_altered
 from dts.nn.base import Base
 from dts.nn.graphs import Followed, read_by_calls
 from dts.nn.heads import missing_heads
 from dts.nn.known_calls import KnownCalls
 from dts.nn.layers import Layer, device_of
 from dts.nn.loaded import LoadedTasks
+from dts.nn.past import Watched
 from dts.nn.replaced import Places, refuse_replaced
 from dts.nn.router import Choice, Router
 from dts.nn.routing import Mixture, RoutingState
@@ -53,6 +56,7 @@ class Core(nn.Module):
         devices = (device_of(module, p) for module in model.modules() for p in module.parameters(recurse=False))
         self._state = RoutingState(next(devices, torch.device("cpu")))
         self._state.owner = weakref.ref(self)
+        self._mapped = mapped_of(model)
         self._base: Base | None = None  # the checkpoint it was made from, if that is known
         self._loaded = LoadedTasks()
         self._shelf: Shelf | None = None  # tasks within a limit, of `keep_within`
@@ -62,6 +66,7 @@ class Core(nn.Module):
         self._survey: Survey | None = None  # of the last load
         self._unused: list[str] = []  # layers that the first call after a load did not reach
         self._known_calls = KnownCalls()
+        self._watched = Watched()
         self._views = Views()
         self._other_labels = False
         self._current: list[Selection] = [None]  # of calls that name no tasks: one for all rows, or one a row
@@ -131,6 +136,15 @@ class Core(nn.Module):
         """Raises ValueError where something needs all tasks in memory and they are not."""
         if self._shelf is not None and (absent := self._shelf.on_disk):
             raise ValueError(f"{what} needs every task in memory, and {absent} are on disk: memory= leaves no room")
+
+    def watched_alone(self) -> Mapped:
+        """The files that the base's weights are pages of, for one who looks at them in the place of every call."""
+        found, self._mapped = self._mapped, Mapped()
+        return found
+
+    def _refuse_altered(self) -> None:
+        """Raises BaseAltered; some microseconds a file."""
+        self._mapped = refuse_altered(self._mapped, self.model)
 
     def _missing(self, mixtures: list[Mixture]) -> dict[str, str]:
         return missing_heads(self._layers, mixtures, self._loaded.names)

@@ -43,6 +43,7 @@ class Leaving(Answers):
 
     def _merge_and_unload(self, task: Selection, dequantise: bool) -> nn.Module:
         refuse_parallel(self.model, "merge_and_unload()")
+        self._refuse_altered()
         mixture = self._loaded.mixture(task)
         configs = [self._loaded[name].model_config for name in names_in(task)]
         config = configs[0] if len(configs) == 1 else None
@@ -74,6 +75,8 @@ class Leaving(Answers):
         """
         if what == "adapters":
             self._refuse_on_disk('what="adapters"')
+        else:
+            self._refuse_altered()
         return save_pretrained(self.model, self._loaded, self._state.mixtures, self._merged_copy, folder, what, options)
 
     def _merged_copy(self, mixture: dict[str, float]) -> nn.Module:

@@ -82,6 +82,7 @@ class Tasks(Core):
     def _load(self, name: str, adapter: Given | Mapping[str, Entry], heads: bool = True) -> None:
         """`load_task`, whatever memory there is."""
         self._check_name(name)
+        self._refuse_altered()
         source, entries = (None, checked(adapter)) if isinstance(adapter, Mapping) else _opened(adapter)
         skipped = without_effect(entries, heads)
         entries = {key: entry for key, entry in entries.items() if heads or not entry.task_only}
@@ -119,6 +120,7 @@ class Tasks(Core):
                     layer.dts.name = layer_name
                 self._places = Places(self, [f"model.{key}" if key else "model" for key in layers])
             self._state.watch = set()
+            self._watched.forget(made.slot)
             if old is not None:
                 self._state.renumber(old.slot, made.slot)
                 take_out(old.slot, self._layers.values())
