@@ -42,6 +42,9 @@ class Group:
     def which(self) -> str:
         tasks, seeds, processors = ({row.get(key) for row in self.rows} for key in ("task", "seed", "processor"))
         words = f"{len(tasks)}, seed{'s' * (len(seeds) > 1)} {' and '.join(map(str, sorted(seeds)))}"
+        number = len(set(map(fine_tune, self.rows)))
+        if number != len(tasks) * len(seeds):
+            words += f" ({number} fine-tunes)"
         return words + ", Xeon" * (processors == {XEON})
 
     @cached_property

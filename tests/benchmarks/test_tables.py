@@ -80,6 +80,9 @@ def test_what_was_trained_again_is_a_group_of_its_own():
         ("2, seed 1, Xeon", 6),
         ("2, seeds 1 and 2", 8),
     ]
+    some = [one for one in measured if (one["task"], one["seed"]) != ("two", 2) and "processor" not in one]
+    found = groups.groups(dict.fromkeys(groups.SUITES, []) | {"text": some})
+    assert [group.which for group in found] == ["2, seed 0", "2, seeds 1 and 2 (3 fine-tunes)"]
 
 
 def test_a_target_is_met_or_not():
