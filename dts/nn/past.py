@@ -33,17 +33,20 @@ from dts_kernels.ops.library import onlooker
 _OURS = str(Path(__file__).parents[1]), str(Path(dts_kernels.__file__).parent)
 _THEIRS = str(Path(torch.__file__).parent), contextlib.__file__
 _COPIES = {"__deepcopy__", "_apply"}  # of a module, which then is another, or elsewhere
+Place = tuple[str, str]  # a layer's name, a parameter's
 _UNUSED = ("empty_", "zeros_", "ones_", "full_", "rand_", "randn_", "randint_", "new_")  # of a tensor's kind, no number
 
 
 class Watched:
-    """The kinds of calls that were looked at, and the tasks that they were of.
+    """The kinds of calls that were looked at, and the parameters that tasks changed in them.
 
-    A kind is a method with the names of its arguments, in training or not, with gradients or without.
+    A kind is a method with the names of its arguments, in training or not, with gradients or without.  Which task
+    changed a parameter does not matter to who reads it, so the first calls of later tasks are not looked at.
     """
 
     def __init__(self) -> None:
-        self._slots: dict[tuple[Any, ...], set[int]] = {}
+        self._slots: dict[tuple[Any, ...], set[int]] = {}  # of tasks that change no others than those
+        self._places: dict[tuple[Any, ...], frozenset[Place]] = {}
 
     def forget(self, slot: int) -> None:
         """Another task is in it, or none."""
@@ -67,18 +70,27 @@ class Watched:
             return nullcontext()
         if torch._C._functorch.peek_interpreter_stack() is not None:  # of a transform, which may see other tensors
             return nullcontext()
-        return _looking(layers, seen, used - seen)
+        return self._looking(layers, kind, seen, used - seen)
 
-
-@contextmanager
-def _looking(layers: Mapping[str, Layer], seen: set[int], now: set[int]) -> Iterator[None]:
-    seen |= now
-    try:
-        with onlooker(), _Watch(layers):
+    @contextmanager
+    def _looking(
+        self, layers: Mapping[str, Layer], kind: tuple[Any, ...], seen: set[int], now: set[int]
+    ) -> Iterator[None]:
+        places, known = _changed(layers, now), self._places.get(kind, frozenset())
+        if not places <= known:
+            with onlooker(), _Watch(layers):  # what ends in an error will be looked at again
+                yield
+            self._places[kind] = places | self._places.get(kind, frozenset())
+            seen |= now
+        else:
+            seen |= now
             yield
-    except BaseException:  # and so will the next call be looked at
-        seen -= now
-        raise
+
+
+def _changed(layers: Mapping[str, Layer], slots: set[int]) -> frozenset[Place]:
+    """What these tasks change."""
+    parameters = ((place, name, delta) for place, one in layers.items() for name, delta in one.dts.parameters.items())
+    return frozenset((place, name) for place, name, delta in parameters if not slots.isdisjoint(delta.slots))
 
 
 class _Watch(TorchDispatchMode):
