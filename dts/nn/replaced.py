@@ -37,6 +37,8 @@ class Places:
         found = {id(module): module for _, _, module in steps.values() if isinstance(module, Layer)}
         named = [(store, key) for one in found.values() for store in (one._parameters, one._buffers) for key in store]
         self._stores, self._names = [store for store, _ in named], [key for _, key in named]
+        own = [(one._parameters, key) for one in found.values() for key in one.dts.parameters if key in one._parameters]
+        self._own, self._own_names = [store for store, _ in own], [key for _, key in own]
         self._holders = [holder for holder, _, _ in steps.values()]
         self._keys = [key for _, key, _ in steps.values()]
         self._children = [child for _, _, child in steps.values()]
@@ -46,6 +48,11 @@ class Places:
         return all(map(is_, map(dict.get, self._holders, self._keys), self._children)) and all(
             map(contains, self._stores, self._names)
         )
+
+    def given(self) -> bool:
+        """Whether tensors that are no parameters are in the places of some that tasks change, as
+        `torch.func.functional_call` of the whole model puts them there."""
+        return Tensor in set(map(type, map(dict.get, self._own, self._own_names)))
 
 
 def replaced_layers(model: nn.Module, layers: dict[str, Layer]) -> list[str]:

@@ -176,10 +176,17 @@ class Layer(nn.Module):
         `torch.func.functional_call` puts them there: these are what the caller wants computed with, and nothing is to
         be added to them.
 
-        Another `nn.Parameter` is another base's, and a view of the layer's own is that; so are, where a library moves
-        parameters about, the parts and wholes that it puts there.
+        What was there before the call of the model began is another base's, as another `nn.Parameter` is, and a view of
+        the layer's own is that; so are, where a library moves parameters, the parts and wholes that it puts there.
         """
-        dts, found = self.dts, []
+        dts = self.dts
+        found: list[str] = []
+        if dts.state.given:
+            return found
+        if not tracing():
+            now = dts.state.now()
+            if not now.called and now.bypassed is None:
+                return found
         for name in dts.parameters:
             tensor = self._parameters.get(name)
             if tensor is None:

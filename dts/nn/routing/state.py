@@ -38,6 +38,7 @@ class RoutingState:
 
     graphs: the `dts.nn.graphs.Captured` that there are.
     owner: the `DTSModel`;  origin: the state of which this one was copied without its owner.
+    given: tensors were in the places of parameters before the last call began, as another base's.
     compiled: some layer was traced;  watch: names of layers that acted, while somebody asks for them;  keeping: the
     routing of the last call with tasks of its own, and what layers made of it, stay for the next: for one thread that
     calls again and again with the same.
@@ -53,6 +54,7 @@ class RoutingState:
         self.keeping = False
         self._last: tuple[Any, ConstantRouting] | None = None  # and what it is of
         self._gate, self._history = Gate(), History()
+        self.given = False
         self.owner: weakref.ref[Any] | None = None
         self.graphs: weakref.WeakSet[Any] = weakref.WeakSet()
         self.origin: RoutingState | None = None

@@ -159,6 +159,7 @@ class Calls(Choosing):
             before = None if self._state.watch is None else self._before(method, compiler)
             if not self._places.hold():
                 self._refuse_replaced(now.mixtures)
+            self._state.given = self._places.given()
             watching = self._watching(method, args, kwargs, now.mixtures, compiler)
             with watching, self._showing(now.mixtures, now.rows > 1 or compiler is not None, args, kwargs) as model:
                 run = getattr(model, method)
@@ -189,6 +190,7 @@ class Calls(Choosing):
         mixtures = [self._loaded.mixture(task) for task in asked]
         if not self._places.hold():
             self._refuse_replaced(mixtures)
+        self._state.given = self._places.given()
         self._last = threading.get_ident(), asked
         watching = self._watching(method, args, kwargs, mixtures, compiler)
         with watching, self._showing(mixtures, listed or compiler is not None, args, kwargs) as model:

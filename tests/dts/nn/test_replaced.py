@@ -279,6 +279,8 @@ def test_functional_calls(maker, dense_twin):
     found = torch.func.functional_call(model, {f"model.{name}": p for name, p in shifted.items()}, (IDS,))
     close(found, dense_twin(moved, [(tasks["a"], 1.0)])(IDS))
     close(model(IDS), dense_twin(base, [(tasks["a"], 1.0)])(IDS))
+    found = torch.func.functional_call(model, {f"model.{name}": p for name, p in shifted.items()}, (IDS,))
+    close(found, dense_twin(moved, [(tasks["a"], 1.0)])(IDS))
 
 
 def test_data_parallel_copies_are_refused(maker):
