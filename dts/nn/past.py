@@ -10,7 +10,9 @@ its layer.
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -34,6 +36,7 @@ _OURS = str(Path(__file__).parents[1]), str(Path(dts_kernels.__file__).parent)
 _THEIRS = str(Path(torch.__file__).parent), contextlib.__file__
 _COPIES = {"__deepcopy__", "_apply"}  # of a module, which then is another, or elsewhere
 Place = tuple[str, str]  # a layer's name, a parameter's
+STEPS = 12  # uses of one tensor in `generate`: a prompt and some tokens, or a prompt where one layer runs many times
 _UNUSED = ("empty_", "zeros_", "ones_", "full_", "rand_", "randn_", "randint_", "new_")  # of a tensor's kind, no number
 
 
@@ -70,15 +73,16 @@ class Watched:
             return nullcontext()
         if torch._C._functorch.peek_interpreter_stack() is not None:  # of a transform, which may see other tensors
             return nullcontext()
-        return self._looking(layers, kind, seen, used - seen)
+        most = STEPS if kind[0] == "generate" else math.inf
+        return self._looking(layers, kind, seen, used - seen, most)
 
     @contextmanager
     def _looking(
-        self, layers: Mapping[str, Layer], kind: tuple[Any, ...], seen: set[int], now: set[int]
+        self, layers: Mapping[str, Layer], kind: tuple[Any, ...], seen: set[int], now: set[int], most: float
     ) -> Iterator[None]:
         places, known = _changed(layers, now), self._places.get(kind, frozenset())
         if not places <= known:
-            with onlooker(), _Watch(layers):  # what ends in an error will be looked at again
+            with onlooker(), _Watch(layers, most):  # what ends in an error will be looked at again
                 yield
             self._places[kind] = places | self._places.get(kind, frozenset())
             seen |= now
@@ -96,7 +100,8 @@ def _changed(layers: Mapping[str, Layer], slots: set[int]) -> frozenset[Place]:
 class _Watch(TorchDispatchMode):
     """Looks at every operation of one thread.
 
-    owners: the memory of each tensor that tasks change -> the layers it is of, and what it is called there.
+    owners: the memory of each tensor that tasks change -> the layers it is of, and what it is called there;
+    uses: how often each was computed with;  most: of these, after which nothing is looked at.
     """
 
     @classmethod
@@ -104,8 +109,9 @@ class _Watch(TorchDispatchMode):
         """Parts of the model that are compiled are so under this mode, too."""
         return True
 
-    def __init__(self, layers: Mapping[str, Layer]):
+    def __init__(self, layers: Mapping[str, Layer], most: float):
         super().__init__()
+        self.uses, self.most, self.done = Counter[int](), most, False
         self.owners: dict[int, list[tuple[LayerDeltas, str]]] = {}
         for layer in layers.values():
             for name in layer.dts.parameters:
@@ -116,7 +122,7 @@ class _Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not function.is_view and not function._schema.name.partition("::")[2].startswith(_UNUSED):
+        if not self.done and not function.is_view and not function._schema.name.partition("::")[2].startswith(_UNUSED):
             tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
             if not _moves(function, tensors, kwargs):
                 for tensor in tensors:
@@ -125,7 +131,10 @@ class _Watch(TorchDispatchMode):
 
     def _look(self, tensor: Tensor) -> None:
         memory = _memory(tensor)
-        owners = () if memory is None else self.owners.get(memory, ())
+        owners = self.owners.get(memory, ()) if memory is not None else ()
+        if owners and memory is not None:
+            self.uses[memory] += 1
+            self.done |= self.uses[memory] >= self.most
         wrong = [(own, name) for own, name in owners if _acts(own, name)]
         if not wrong:
             return

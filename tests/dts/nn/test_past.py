@@ -175,7 +175,9 @@ def test_each_kind_of_call_is_looked_at_and_only_once(maker, monkeypatch):
 
     looked = []
     before = past._Watch.__init__
-    monkeypatch.setattr(past._Watch, "__init__", lambda self, layers: (looked.append(1), before(self, layers))[1])
+    monkeypatch.setattr(
+        past._Watch, "__init__", lambda self, layers, most: (looked.append(1), before(self, layers, most))[1]
+    )
     torch.manual_seed(0)
 
     class Regularised(Reads):
@@ -253,3 +255,37 @@ def test_a_call_that_is_looked_at_has_the_bits_of_later_ones(dtype, maker):
             assert torch.equal(first, second)
             model._watched.forget(0)
             model._watched.forget(1)
+
+
+def test_a_generation_is_looked_at_for_some_tokens(maker, monkeypatch):
+    """And not for thousands, each of which would take several times its time."""
+    from dts.nn import past
+
+    looked = []
+    before = past._Watch._look
+    monkeypatch.setattr(past._Watch, "_look", lambda self, tensor: (looked.append(1), before(self, tensor))[1])
+
+    class Generates(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, x):
+            return self.first(x)
+
+        def generate(self, x, tokens, late=False):
+            for _ in range(tokens):
+                x = self(x)
+            return x + self.first._parameters["weight"][0] if late else x
+
+    base, x, counts = Generates().double().eval(), maker.randn(3, WIDTH), []
+    for tokens in (100, 400):
+        model, _ = loaded(base, maker)
+        with pytest.raises(RuntimeError, match="first.weight is read past its layer"):
+            model.generate(x, tokens=2, late=True, tasks="a")
+        looked.clear()
+        model.generate(x, tokens=tokens, tasks="a")
+        counts.append(len(looked))
+        model.generate(x, tokens=tokens, tasks="a")
+        assert len(looked) == counts[-1]
+    assert counts[0] == counts[1] > 0
