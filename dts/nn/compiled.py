@@ -8,7 +8,7 @@ names, and gives the compiler back for the base's forward, one whole program.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -74,3 +74,14 @@ def refused(compiler: Compiler, what: str) -> None:
         broken(what)
     finally:
         set_eval_frame(None)
+
+
+def compiles_itself(model: Any, method: str, kwargs: Mapping[str, Any]) -> bool:
+    """Whether transformers' ``generate`` may compile its steps, as by itself on a GPU where a cache allows it."""
+    if method != "generate":
+        return False
+    configs = kwargs.get("generation_config"), getattr(model, "generation_config", None)
+    asked = [kwargs, *(vars(config) for config in configs if hasattr(config, "__dict__"))]
+    if any(one.get("cache_implementation") or one.get("compile_config") for one in asked):
+        return True
+    return bool(getattr(kwargs.get("past_key_values"), "is_compileable", False))

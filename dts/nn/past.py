@@ -34,6 +34,10 @@ from dts_kernels.ops.library import onlooker
 
 _OURS = str(Path(__file__).parents[1]), str(Path(dts_kernels.__file__).parent)
 _THEIRS = str(Path(torch.__file__).parent), contextlib.__file__
+_PROGRAMS = (
+    "<eval_with_key>",
+    *(str(Path(torch.__file__).parent / one) for one in ("_functorch/_aot_autograd", "_inductor")),
+)
 _COPIES = {"__deepcopy__", "_apply"}  # of a module, which then is another, or elsewhere
 Place = tuple[str, str]  # a layer's name, a parameter's
 STEPS = 12  # uses of one tensor in `generate`: a prompt and some tokens, or a prompt where one layer runs many times
@@ -173,12 +177,12 @@ def _moves(function: Any, tensors: list[Tensor], kwargs: Mapping[str, Any]) -> b
 
 def _reader(owners: list[LayerDeltas]) -> str | None:
     """ "in forward (file.py:12)", where something that is none of these layers computes with what is theirs; None where
-    one of them does, or what copies a module or moves one about."""
+    one of them does, what copies a module or moves one about, or a program, of which its layers are a part."""
     first: FrameType | None = None
     ours = False
     for frame in _frames():
         path, module = frame.f_code.co_filename, frame.f_locals.get("self")
-        if frame.f_code is dense_parameter.__code__:  # what reads it there has the task's
+        if frame.f_code is dense_parameter.__code__ or path.startswith(_PROGRAMS):  # what reads it there has the task's
             return None
         if path.startswith(_OURS):
             if isinstance(module, Layer):

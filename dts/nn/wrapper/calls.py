@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from dts.checkpoint.errors import first
 from dts.nn.caches import follow
-from dts.nn.compiled import Compiler, as_program, broken, given_back, put_aside, refused, uncompiled
+from dts.nn.compiled import Compiler, as_program, broken, compiles_itself, given_back, put_aside, refused, uncompiled
 from dts.nn.face import Forward
 from dts.nn.known_calls import check_rows, shapes_of, shortest, with_first_labels
 from dts.nn.layers import Owner
@@ -276,7 +276,8 @@ class Calls(Choosing):
         compiler: Compiler,
     ) -> AbstractContextManager[None]:
         """Looks for what the call reads past the layers, see `dts.nn.past`; not in a program, which is as it is."""
-        if compiler is not None or self._state.capturing or compiled(self.model):
+        program = compiler is not None or compiled(self.model) or compiles_itself(self.model, method, kwargs)
+        if program or self._state.capturing:
             return nullcontext()
         return self._watched.watching(self._layers, (method, len(args), *kwargs, self.model.training), mixtures)
 

@@ -1,6 +1,7 @@
 """What a forward takes of the base past the layers is refused, in the first call of each kind; what is right runs."""
 
 import copy
+import types
 import warnings
 
 import pytest
@@ -233,6 +234,43 @@ def test_parts_that_are_compiled_stay_so(maker, dense_twin):
         for task in ("a", "b", "a"):
             torch.testing.assert_close(model(x, tasks=task), dense_twin(base, weights(task, tasks))(x))
     assert len(programs) == 1
+
+
+def test_a_program_may_have_what_its_layers_have(maker, dense_twin):
+    """Of a compiled part the frames of its layers are gone; an embedding's weight goes into it as it is."""
+    torch._dynamo.reset()
+
+    class Worded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.part = nn.Sequential(nn.Embedding(40, WIDTH), nn.Linear(WIDTH, WIDTH))
+
+        def words(self, ids):
+            return self.part(ids)
+
+        def forward(self, ids):
+            return torch.compile(self.words, backend="eager", fullgraph=True)(ids)
+
+    base = Worded().double().eval()
+    model, tasks = loaded(base, maker)
+    ids = torch.arange(6).view(2, 3)
+    with torch.no_grad():
+        for task in ("a", "b", "a"):
+            torch.testing.assert_close(model(ids, tasks=task), dense_twin(base, weights(task, tasks))(ids))
+    torch._dynamo.reset()
+
+
+def test_a_generation_that_compiles_itself_is_left_alone():
+    """Its programs would be of a call that is looked at, and be made again for the next."""
+    from dts.nn.compiled import compiles_itself
+
+    static, cache = types.SimpleNamespace(cache_implementation="static"), types.SimpleNamespace(is_compileable=True)
+    plain = types.SimpleNamespace(generation_config=types.SimpleNamespace(cache_implementation=None))
+    for asked in ({"cache_implementation": "static"}, {"generation_config": static}, {"past_key_values": cache}):
+        assert compiles_itself(plain, "generate", asked)
+    assert compiles_itself(types.SimpleNamespace(generation_config=static), "generate", {})
+    assert not compiles_itself(plain, "generate", {}) and not compiles_itself(nn.Linear(1, 1), "generate", {})
+    assert not compiles_itself(plain, "__call__", {"past_key_values": cache})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
