@@ -20,6 +20,7 @@ from .borrowed import tensor_at
 from .cpu.load import loaded, name_of, variants
 from .cpu.native import check
 from .layout import alone
+from .recorded import recorded
 
 SHARED = 64  # numbers of a scale
 BITS = (3, 4, 8)
@@ -35,13 +36,6 @@ _WORDS = 4
 def readable() -> bool:
     """Whether there is C to read them."""
     return bool(variants())
-
-
-def recorded() -> bool:
-    """Whether somebody takes note of what tensors are made of, or has tensors without memory."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state():
-        return True
-    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 @contextlib.contextmanager

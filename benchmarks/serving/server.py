@@ -35,18 +35,19 @@ class Process:
             start_new_session=True,  # Ctrl-C is this process's, which ends the server itself
         )
         end = time.monotonic() + self.START
-        while not self.answers(ready):
+        while self.get(ready) is None:
             if self.process.poll() is not None or time.monotonic() > end:
                 self.process.kill()
                 self.log.close()
                 raise RuntimeError(f"the server did not start: {log.read_text('utf-8', 'replace')[-2000:]}")
             time.sleep(0.2)
 
-    def answers(self, path: str) -> bool:
+    def get(self, path: str) -> str | None:
+        """What it says there; None where it says nothing, or an error."""
         try:
-            return urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10).status == 200
+            return urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10).read().decode()
         except OSError:
-            return False
+            return None
 
     def end(self) -> int:
         self.process.send_signal(signal.SIGTERM)
@@ -69,15 +70,9 @@ class Server(Process):
         words += ["--device", "cpu", "--drain", "120", "--port"]
         super().__init__([sys.executable, "-m", "dts", *words], folder / name, "/ready")
 
-    def get(self, path: str) -> str:
-        try:
-            return urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10).read().decode()
-        except OSError:
-            return ""
-
     def figure(self, name: str) -> float:
         """The sum of one of /metrics' figures."""
-        lines = [line for line in self.get("/metrics").splitlines() if line.startswith(f"dts:{name}")]
+        lines = [line for line in (self.get("/metrics") or "").splitlines() if line.startswith(f"dts:{name}")]
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.partition(name)[2][:1] in ("{", " "))
 
     @property

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 import dts.adapter.modules as modules
 from dts.adapter.carried import carried, plain_name
 from dts.adapter.entries import ENTRY_KINDS
-from dts.adapter.grid import BITS
 from dts.adapter.text import dtype_name
 from dts.checkpoint.safetensors_file import NAMES
 from dts.codec.methods import is_stored
@@ -32,6 +31,7 @@ from dts.values import (
     text,
     words,
 )
+from dts_kernels.rounded import BITS
 
 DTYPES = {dtype_name(dtype): dtype for dtype in NAMES}
 

@@ -17,10 +17,9 @@ from torch import Tensor
 
 from dts.adapter.errors import AdapterError
 from dts.values import LARGEST
-from dts_kernels.rounded import RoundedVector
+from dts_kernels.rounded import SHARED, RoundedVector
 
-GROUP = 64  # numbers: a scale costs a quarter of a bit a number
-BITS = (3, 4, 8)
+GROUP = SHARED  # numbers: a scale costs a quarter of a bit a number
 NARROWER = 12  # scales that are tried: from the one that holds the largest number, each 4 % below the one before
 AT_ONCE = 1 << 16  # groups that are rounded at a time
 

@@ -26,11 +26,12 @@ from torch.utils._pytree import tree_leaves
 
 import dts_kernels
 from dts.nn.layers import Layer
+from dts.nn.layers.layer import memory_of
 from dts.nn.layers.layer_deltas import LayerDeltas
 from dts.nn.layers.read import dense_parameter
 from dts.nn.routing import Mixture
 from dts.sites import is_distributed, is_quantised, raw_or_none
-from dts_kernels.ops.library import onlooker
+from dts_kernels.recorded import onlooker
 
 _OURS = str(Path(__file__).parents[1]), str(Path(dts_kernels.__file__).parent)
 _THEIRS = str(Path(torch.__file__).parent), contextlib.__file__
@@ -39,9 +40,9 @@ _PROGRAMS = (
     *(str(Path(torch.__file__).parent / one) for one in ("_functorch/_aot_autograd", "_inductor")),
 )
 _COPIES = {"__deepcopy__", "_apply"}  # of a module, which then is another, or elsewhere
-Place = tuple[str, str]  # a layer's name, a parameter's
-STEPS = 12  # uses of one tensor in `generate`: a prompt and some tokens, or a prompt where one layer runs many times
 _UNUSED = ("empty_", "zeros_", "ones_", "full_", "rand_", "randn_", "randint_", "new_")  # of a tensor's kind, no number
+STEPS = 12  # uses of one tensor in `generate`: a prompt and some tokens, or a prompt where one layer runs many times
+Place = tuple[str, str]  # a layer's name, a parameter's
 
 
 class Watched:
@@ -77,22 +78,17 @@ class Watched:
             return nullcontext()
         if torch._C._functorch.peek_interpreter_stack() is not None:  # of a transform, which may see other tensors
             return nullcontext()
-        most = STEPS if kind[0] == "generate" else math.inf
-        return self._looking(layers, kind, seen, used - seen, most)
+        places = _changed(layers, used - seen)
+        if places <= self._places.get(kind, frozenset()):
+            seen |= used
+            return nullcontext()
+        return self._looking(layers, kind, places)
 
     @contextmanager
-    def _looking(
-        self, layers: Mapping[str, Layer], kind: tuple[Any, ...], seen: set[int], now: set[int], most: float
-    ) -> Iterator[None]:
-        places, known = _changed(layers, now), self._places.get(kind, frozenset())
-        if not places <= known:
-            with onlooker(), _Watch(layers, most):  # what ends in an error will be looked at again
-                yield
-            self._places[kind] = places | self._places.get(kind, frozenset())
-            seen |= now
-        else:
-            seen |= now
-            yield
+    def _looking(self, layers: Mapping[str, Layer], kind: tuple[Any, ...], places: frozenset[Place]) -> Iterator[None]:
+        with onlooker(), _Watch(layers, STEPS if kind[0] == "generate" else math.inf):
+            yield  # what ends in an error will be looked at again
+        self._places[kind] = places | self._places.get(kind, frozenset())
 
 
 def _changed(layers: Mapping[str, Layer], slots: set[int]) -> frozenset[Place]:
@@ -135,10 +131,11 @@ class _Watch(TorchDispatchMode):
 
     def _look(self, tensor: Tensor) -> None:
         memory = _memory(tensor)
-        owners = self.owners.get(memory, ()) if memory is not None else ()
-        if owners and memory is not None:
-            self.uses[memory] += 1
-            self.done |= self.uses[memory] >= self.most
+        if memory is None or memory not in self.owners:
+            return
+        self.uses[memory] += 1
+        self.done |= self.uses[memory] >= self.most
+        owners = self.owners[memory]
         wrong = [(own, name) for own, name in owners if _acts(own, name)]
         if not wrong:
             return
@@ -159,13 +156,8 @@ def _acts(own: LayerDeltas, name: str) -> bool:
 
 
 def _memory(tensor: Tensor) -> int | None:
-    """What tells the memory of a tensor, and of all its views, from others; None where it has none of its own."""
-    if tensor.is_meta or is_distributed(tensor):
-        return None
-    try:
-        return tensor.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):
-        return None
+    """`memory_of` a tensor that has some of its own here."""
+    return None if tensor.is_meta or is_distributed(tensor) else memory_of(tensor)
 
 
 def _moves(function: Any, tensors: list[Tensor], kwargs: Mapping[str, Any]) -> bool:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 
 from dts.nn import DTSModel
 from dts.nn import residents as nn_residents
@@ -17,6 +18,15 @@ from dts.serve.catalogue import Catalogue
 from dts.serve.refused import NoRoom, Refused
 
 log = logging.getLogger("dts.serve")
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What memory does not allow is a client's error."""
+    try:
+        yield
+    except nn_residents.NoRoom as error:
+        raise NoRoom(str(error)) from None
 
 
 class Residents(nn_residents.Residents):
@@ -46,24 +56,18 @@ class Residents(nn_residents.Residents):
 
         Raises Refused (404 unknown, 409 damaged, 400 another base or no fit), NoRoom where memory does not allow it.
         """
-        try:
+        with _told():
             self.ensure(names, self, keep)
-        except nn_residents.NoRoom as error:
-            raise NoRoom(str(error)) from None
 
     def fit(self, names: Collection[str]) -> None:
         """Raises NoRoom where memory allows these at no time, whatever runs."""
-        try:
+        with _told():
             self.check(names, self)
-        except nn_residents.NoRoom as error:
-            raise NoRoom(str(error)) from None
 
     def load(self, name: str, keep: Collection[str] = ()) -> None:
         """Load, or load again what is on disk now."""
-        try:
+        with _told():
             self.reload(name, self, keep)
-        except nn_residents.NoRoom as error:
-            raise NoRoom(str(error)) from None
 
     def drop(self, name: str) -> bool:
         """Take a task out of memory; False where it was not in it."""

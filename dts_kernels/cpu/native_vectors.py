@@ -24,9 +24,8 @@ def add_vectors(given: Sequence[tuple[Tensor, Addends]], slots: Tensor, weights:
     entries, places = slots.shape
     n, vectors = given[0][0].numel(), list[int]()
     size = entries * n
-    made = torch.empty(
-        (len(given), entries, n), dtype=torch.float32, device="cpu"
-    )  # one: each tensor costs as much as its sums
+    # one: each tensor costs as much as its sums
+    made = torch.empty((len(given), entries, n), dtype=torch.float32, device="cpu")
     out = made.data_ptr()
     for base, stack in given:
         place = (0, 0, stack.pointer) if isinstance(stack, RoundedVectors) else (stack.data_ptr(), stack.numel(), 0)

@@ -1,12 +1,12 @@
 """The namespace ``dts`` of torch.library: how an op is defined, what autocast does to it, and when it is passed by."""
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+from ..recorded import recorded
 
 _LIBRARY = torch.library.Library("dts", "DEF")
 _AUTOCAST = ("AutocastCPU", "AutocastCUDA")
@@ -61,30 +61,7 @@ def direct(*tensors: Tensor | None) -> bool:
 
 def unwatched() -> bool:
     """The same but for the tensors and their gradients."""
-    if _is_compiling() or (_dispatch_modes() and _dispatch_modes() != _onlookers.count) or _tracing():
-        return False
-    return _functorch_level() is None and not _any_autocast() and forward_ad._current_level < 0
+    return not recorded() and not _any_autocast() and forward_ad._current_level < 0
 
 
-class _Onlookers(threading.local):
-    """count: dispatch modes around this thread that look at operations of others, and need see none of ours."""
-
-    count = 0
-
-
-_onlookers = _Onlookers()
-
-
-@contextmanager
-def onlooker() -> Iterator[None]:
-    """Around a dispatch mode that changes nothing: a product has the same bits, and takes the same way, as without."""
-    _onlookers.count += 1
-    try:
-        yield
-    finally:
-        _onlookers.count -= 1
-
-
-PLAIN, _is_compiling = (Tensor, torch.nn.Parameter), torch.compiler.is_compiling
-_dispatch_modes, _tracing = torch._C._len_torch_dispatch_stack, torch._C._get_tracing_state
-_functorch_level, _any_autocast = torch._C._functorch.peek_interpreter_stack, torch._C._is_any_autocast_enabled
+PLAIN, _any_autocast = (Tensor, torch.nn.Parameter), torch._C._is_any_autocast_enabled

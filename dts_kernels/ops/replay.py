@@ -16,23 +16,22 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from .. import contents, dispatch
 from ..bank import Bank
-from ..gpu import launch, repeat, repeat_samples, vectors
+from ..gpu import repeat, repeat_samples, vectors
 from ..gpu.alike import Check, alike
 from ..gpu.flat import Step, flat
 from ..gpu.launch import ALIGNMENT
 from ..rounded import Addends, RoundedVectors
 from ..routing import Routing
 from ..sample_bank import SampleBank
+from .kinds import remembered, stream_of
 from .library import direct
 
-KINDS = 16  # of calls that are kept
 OF_SAMPLES = "x", "y", "y", "slots", "weights", "scratch", "parts"  # of `flat.GIVEN`, in the order of a sample's places
 
-_linear, _any_autocast = torch.nn.functional.linear, torch._C._is_any_autocast_enabled
+_linear = torch.nn.functional.linear
 
 
 class Recorded(NamedTuple):
@@ -99,14 +98,8 @@ class Replay:
                 return None
             recorded = found
         _, _, _, _, _, table, version, device, card, width, size, parts, launches, ran = recorded
-        stream = launch.launcher.stream(card)
-        if (
-            stream is None
-            or version is not None
-            and table._version != version  # type: ignore[union-attr]  # there is one of every version
-            or _any_autocast()
-            or forward_ad._current_level >= 0
-        ):
+        stream = stream_of(card, table, version)
+        if stream is None:
             return None
         own_weight = own_bias = 0
         if width:
@@ -185,6 +178,6 @@ class Replay:
         arguments = None if self.samples is None else self.samples.ready
         of_banks = check, len(given), adds, derived, arguments, table, version
         made = Recorded(*of_banks, form.device, form.card, width, size, parts, flat(steps), tuple(ran))
-        kept = [r for r in self._recorded if r.derived is derived and r.arguments is arguments and r.adds is adds]
-        self._recorded = [*kept, made] if len(kept) < KINDS else [made]  # at once: others may be reading
+        lasts = lambda r: r.derived is derived and r.arguments is arguments and r.adds is adds  # noqa: E731
+        self._recorded = remembered(self._recorded, made, lasts)
         return made

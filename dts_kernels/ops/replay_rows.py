@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from .. import check as checks
 from .. import contents, dispatch
@@ -17,12 +16,11 @@ from ..gpu.alike import Check, alike
 from ..gpu.flat import flat
 from ..gpu.launch import ALIGNMENT
 from ..routing import Routing
+from .kinds import remembered, stream_of
 from .library import direct
 from .run import choice, fit
 
-KINDS = 16  # of calls that are kept
 RAN = "add_embedding", "triton"
-_any_autocast = torch._C._is_any_autocast_enabled
 
 
 class Recorded(NamedTuple):
@@ -64,14 +62,8 @@ class ReplayRows:
                 return None
             recorded = found
         _, _, table, version, card, launches = recorded
-        stream = launch.launcher.stream(card)
-        if (
-            stream is None
-            or version is not None
-            and table._version != version
-            or _any_autocast()
-            or forward_ad._current_level >= 0
-        ):
+        stream = stream_of(card, table, version)
+        if stream is None:
             return None
         at, to, rows, gammas = ids.data_ptr(), y.data_ptr(), slots.data_ptr(), weights.data_ptr()
         if (at | to | rows | gammas) % ALIGNMENT or not at or not to:
@@ -110,6 +102,5 @@ class ReplayRows:
         launches = flat([(bound, ("x", *constant, "slots", "weights", "y", "y"))])
         version, card = contents.version_of(operands.table), launch.launcher.index(ids)
         made = Recorded(check, bank.ready, operands.table, version, card, launches)
-        kept = [one for one in self._recorded if one.derived is bank.ready]
-        self._recorded = [*kept, made] if len(kept) < KINDS else [made]  # at once: others may be reading
+        self._recorded = remembered(self._recorded, made, lambda one: one.derived is bank.ready)
         return made

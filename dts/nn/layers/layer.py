@@ -346,10 +346,16 @@ def _same_memory(tensor: Tensor, own: Tensor | None) -> bool:
         tensor = torch._C._functorch.get_unwrapped(tensor)
     if own is None or type(tensor) is Lazy:
         return False
+    memory = memory_of(tensor)
+    return tensor is own if memory is None else memory == memory_of(own)
+
+
+def memory_of(tensor: Tensor) -> int | None:
+    """What tells the memory of a tensor, and of all its views, from others; None where its class has no storage."""
     try:
-        return tensor.untyped_storage()._cdata == own.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):  # a class without a storage
-        return tensor is own
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):
+        return None
 
 
 def by_name(layer: Layer, x: Tensor | None, named: dict[str, Any]) -> Tensor:

@@ -18,8 +18,9 @@ const char *dts_variant(int i);
  * x [rows, n], y and out [rows, m] (y NULL: zeros; y may be out), of one dtype of sizes.h.  Row i uses entry
  * i / (rows / entries) of slots and weights [entries, places]; a slot outside the tasks, or a task of rank 0, adds
  * nothing.  adds [add_count, m] or NULL: gamma times its row of the slot is added too; or rounded [add_count], a vector
- * of m in few bits a slot, where adds is NULL.  exact: float32 products instead of digits.  transposed: x U and V^T instead of x V and U^T.  samples: NULL, or those of AddSamples, whose sum is added
- * behind all that; turned: they are of [n, m] matrices.
+ * of m in few bits a slot, where adds is NULL.  exact: float32 products instead of digits.  transposed: x U and V^T
+ * instead of x V and U^T.  samples: NULL, or those of AddSamples, whose sum is added behind all that; turned: they are of
+ * [n, m] matrices.
  */
 typedef struct {
     const char *variant;

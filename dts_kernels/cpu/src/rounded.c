@@ -20,8 +20,8 @@ int dts_addends(const Kernels *k, const Rounded *given, int64_t have, const int3
     *out = (Addends){.rows = rows, .count = have, .m = m};
     if (!rows) return 0;
     memset(rows, 0, size);
-    for (int64_t i = 0; i < count;
-         i++) { /* those in float32 as they lie; what is written over below marks the others */
+    /* those in float32 as they lie; what is written over below marks the others */
+    for (int64_t i = 0; i < count; i++) {
         int64_t slot = slots[i];
         if (slot < 0 || slot >= have || rows[slot] || !given[slot].bits) continue;
         rows[slot] = given[slot].codes;
@@ -35,8 +35,8 @@ int dts_addends(const Kernels *k, const Rounded *given, int64_t have, const int3
     }
     for (int64_t i = 0; i < count; i++) {
         int64_t slot = slots[i];
-        if (slot < 0 || slot >= have || rows[slot] != given[slot].codes || given[slot].bits == FLOATS) continue;
-        if (!given[slot].bits) continue;
+        if (slot < 0 || slot >= have || !given[slot].bits || given[slot].bits == FLOATS) continue;
+        if (rows[slot] != given[slot].codes) continue; /* decoded already */
         dts_numbers(k, &given[slot], m, at);
         rows[slot] = at, at += m;
     }

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from dts.adapter import AdapterError
-from dts.adapter.grid import BITS, GROUP, Grid, grid_from, rounded_to, stored_bytes
+from dts.adapter.grid import GROUP, Grid, grid_from, rounded_to, stored_bytes
+from dts_kernels.rounded import BITS
 
 
 def draw(*shape) -> torch.Tensor:

@@ -17,7 +17,7 @@ from dts.nn.deltas.packed import Packed  # noqa: E402
 from dts_kernels import dispatch  # noqa: E402
 from dts_kernels.gpu import alike, repeat  # noqa: E402
 from dts_kernels.gpu.tune import random_factors  # noqa: E402
-from dts_kernels.ops import Replay, ReplayRows, replay  # noqa: E402
+from dts_kernels.ops import Replay, ReplayRows, kinds  # noqa: E402
 from dts_kernels.parts.components import COMPONENTS  # noqa: E402
 from tests.dts_kernels.gpu.watching import Watching, repeats  # noqa: E402
 
@@ -248,10 +248,10 @@ def test_components_alone_go_on_at_once_where_no_address_changed(launcher, repla
 
 def test_few_calls_are_kept_and_none_of_banks_that_are_no_more(replayed):
     made, routing, (_, weight, _) = packed(("factors",)), kernels.Routing.of([0]), operands()
-    for rows in range(1, 2 * replay.KINDS):
+    for rows in range(1, 2 * kinds.KINDS):
         for _ in "12":
             made.linear(torch.randn(rows, IN).half(), weight, None, routing, None)
-    assert 0 < len(made.replay._recorded) <= replay.KINDS
+    assert 0 < len(made.replay._recorded) <= kinds.KINDS
     made.remove(1)
     for _ in "12":
         made.linear(torch.randn(1, IN).half(), weight, None, routing, None)
