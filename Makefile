@@ -24,6 +24,12 @@ $(VENV)/.%-installed: pyproject.toml setup.py constraints.txt | $(VENV)/bin/pyth
 	$(PIP_INSTALL) -e '.[$*]'
 	@touch $@
 
+# pip looks through all that is there each time it is asked: EXTRAS="test dev" takes the time of one
+.PHONY: installed
+installed: | $(VENV)/bin/python
+	$(PIP_INSTALL) -e ".[$$(echo $(EXTRAS) | tr ' ' ,)]"
+	@touch $(foreach extra,$(EXTRAS),$(VENV)/.$(extra)-installed)
+
 demo: $(VENV)/.demo-installed ## fine-tune, compress, load and answer on real data; some minutes, then seconds
 	@$(RUN) -m dts demo $(ARGS)
 

@@ -19,13 +19,20 @@ def _compile_module():
 
 
 class BuildWithKernels(build_py):
-    """Compile the CPU kernels where there is a compiler; without one the package runs on PyTorch operations."""
+    """Compile the CPU kernels where there is a compiler; without one the package runs on PyTorch operations.
+
+    A checkout that has the library of these sources keeps it: each extra that is installed later, and each further
+    environment, would else compile the same file.  `python -m dts_kernels.cpu.build` does so whenever it is asked.
+    """
 
     def run(self):
         super().run()
-        folder = HERE if self.editable_mode else Path(self.build_lib)
+        module, folder = _compile_module(), HERE if self.editable_mode else Path(self.build_lib)
+        place = folder / "dts_kernels" / "cpu"
+        if self.editable_mode and (place / module.library_name()).exists():
+            return
         try:
-            _compile_module().build(folder / "dts_kernels" / "cpu")
+            module.build(place)
         except (RuntimeError, OSError) as error:
             print(f"CPU kernels not compiled, products will run as slower PyTorch operations: {error}")
 

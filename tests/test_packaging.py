@@ -59,27 +59,32 @@ def test_import_alone_does_not_even_bring_torch():
     assert python("import sys, dts; print('torch' in sys.modules)", cwd=ROOT) == "False\n"
 
 
-@pytest.fixture(scope="module")
-def distributions(tmp_path_factory):
-    """(wheel, sdist): the wheel is built from the sdist, so the sdist is complete."""
+def source(folder: Path) -> Path:
+    """A copy of what packages are built from, without a library.  Skips where nothing can build them."""
     if importlib.util.find_spec("build") is None:
         pytest.skip("needs the package `build`")
     import setuptools
 
     if int(setuptools.__version__.partition(".")[0]) < 77:
         pytest.skip(f"needs setuptools 77 or newer to build without a network, here is {setuptools.__version__}")
-    source = tmp_path_factory.mktemp("source") / "dts"
-    for folder in ("dts", "dts_kernels"):
-        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    for name in ("dts", "dts_kernels"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "constraints.txt"):
-        shutil.copy(ROOT / name, source / name)
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory):
+    """(wheel, sdist): the wheel is built from the sdist, so the sdist is complete."""
+    place = source(tmp_path_factory.mktemp("source") / "dts")
     out = tmp_path_factory.mktemp("dist")
     done = subprocess.run(
-        [sys.executable, "-m", "build", "--no-isolation", "--outdir", out, source],
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", out, place],
         capture_output=True,
         text=True,
         timeout=300,
-        env=os.environ | unoptimised(source.parent),
+        env=os.environ | unoptimised(place.parent),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return next(out.glob("*.whl")), next(out.glob("*.tar.gz"))
@@ -110,6 +115,22 @@ def test_the_wheel_holds_both_packages_and_nothing_else(distributions):
 def test_the_sdist_can_be_built_and_read(distributions):
     names = {name.partition("/")[2] for name in tarfile.open(distributions[1]).getnames()}
     assert {"setup.py", "pyproject.toml", "LICENSE", "README.md", "dts/__init__.py"} <= names
+
+
+def test_an_installed_checkout_is_compiled_once(tmp_path):
+    """And not again for each extra that is installed later."""
+    place, asked = source(tmp_path / "dts"), tmp_path / "asked"
+    (tmp_path / "cc").write_text(f"#!/bin/sh\necho >> {asked}\nexit 1\n")
+    (tmp_path / "cc").chmod(0o755)
+    code = "import sys; from setuptools import build_meta; build_meta.build_editable(sys.argv[1])"
+    install = [sys.executable, "-c", code, str(tmp_path)]
+    own = {"cwd": place, "env": os.environ | {"CC": str(tmp_path / "cc")}, "capture_output": True, "text": True}
+    done = subprocess.run(install, **own)
+    assert done.returncode == 0 and "CPU kernels not compiled" in done.stdout and asked.exists(), done.stderr
+    asked.unlink()
+    (place / "dts_kernels" / "cpu" / library_name()).touch()
+    done = subprocess.run(install, **own)
+    assert done.returncode == 0 and not asked.exists(), done.stdout + done.stderr
 
 
 @pytest.mark.slow
