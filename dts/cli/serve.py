@@ -40,7 +40,7 @@ def serve(
         typer.Option(
             help="Bytes that adapters take in memory, as 500MB; the least recently used go.",
             rich_help_panel=LIMITS,
-            show_default="all that are asked for",
+            show_default="half of what is free beside the base",
         ),
     ] = None,
     pin: Annotated[
@@ -121,14 +121,14 @@ def serve(
         limits=Limits(sizes["--max-body"] or 0, max_prompt, max_tokens, max_rows, timeout),
     )
 
-    def ready(tasks):
+    def ready(tasks, most):
         result = {
             "base": options.base_name,
             "tasks": tasks,
             "address": f"http://{f'[{host}]' if ':' in host else host}:{port}",
-            "memory": options.memory,
+            "memory": most,
         }
-        bound = "" if options.memory is None else f", at most {bytes_text(options.memory)} of them in memory"
+        bound = "" if most is None else f", at most {bytes_text(most)} of them in memory"
         many = f"{len(tasks)} adapter{'' if len(tasks) == 1 else 's'}" if tasks else "no adapters yet"
         text = f"{options.base_name} and {many} in {adapters}{bound}: {result['address']}"
         emit(result, as_json, lambda: output.print(text, soft_wrap=True))

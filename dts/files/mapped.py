@@ -30,6 +30,10 @@ class Mapped:
     def __init__(self, files: Iterable[File] = ()):
         self._seen = {file: state for file in files if (state := _state(file)) is not None}
 
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self._seen)
+
     def altered(self) -> list[str]:
         """Those that were written to, or cut off."""
         now = {file: _state(file) for file in self._seen}

@@ -42,10 +42,10 @@ class Limits:
 @dataclass(frozen=True)
 class Options:
     """model: folder, file or hub id of the base;  adapters: the folder that holds theirs;  name: of the base, for
-    callers;  memory, pinned: see `Residents`;  api_keys, admin_keys: files with a key a line;  drain: seconds that
-    answers may take after SIGTERM;  device: auto, or as PyTorch writes it;  dtype: of the base;  quantised_from: the
-    checkpoint that a quantised base is the quantised form of;  trusted: code of the base's own may run
-    (``trust_remote_code``)."""
+    callers;  memory, pinned: see `Residents`, None: `dts.serve.memory.default_limit`;  api_keys, admin_keys: files with
+    a key a line;  drain: seconds that answers may take after SIGTERM;  device: auto, or as PyTorch writes it;  dtype:
+    of the base;  quantised_from: the checkpoint that a quantised base is the quantised form of;  trusted: code of the
+    base's own may run (``trust_remote_code``)."""
 
     model: str
     adapters: Path

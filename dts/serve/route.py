@@ -11,7 +11,7 @@ from dts.nn import DTSModel
 from dts.serve.choice import Choice
 from dts.serve.encode import padded
 from dts.serve.job import Row
-from dts.serve.refused import Refused
+from dts.serve.refused import NoRoom, Refused
 from dts.serve.residents import Residents
 
 log = logging.getLogger("dts.serve")
@@ -20,13 +20,18 @@ log = logging.getLogger("dts.serve")
 def candidates(residents: Residents, allowed: Collection[str], keep: Collection[str]) -> list[str]:
     """Loads those of the allowed tasks that can be, as long as there is room beside ``keep``; those that are loaded."""
     found: list[str] = []
+    beyond = 0
     for name in sorted(allowed, key=lambda one: one not in residents.loaded):
         try:
             residents.have([name], {*keep, *found})
-        except Refused as error:  # no room, damaged, of another base: it is not among those to choose from
+        except NoRoom:  # as thousands may have none
+            beyond += 1
+        except Refused as error:  # damaged, of another base: it is not among those to choose from
             log.info("auto does not choose %s: %s", name, error)
         else:
             found.append(name)
+    if beyond:
+        log.info("auto does not choose among %d more, for which there is no room in memory", beyond)
     return found
 
 

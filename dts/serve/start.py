@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from dts.nn import DTSModel
 from dts.nn.base import Base
 from dts.serve.catalogue import Catalogue
 from dts.serve.engine import Engine
+from dts.serve.memory import default_limit
 from dts.serve.observer import Observer
 from dts.serve.options import Options
 from dts.serve.refused import Refused
@@ -26,8 +27,9 @@ log = logging.getLogger("dts.serve")
 
 @dataclass(frozen=True)
 class Served:
-    """All that answers requests.  context: tokens that a sequence may have in all, of an encoder-decoder each of two;
-    vocabulary: tokens that the base knows;  two_sequences: an answer is a sequence of its own."""
+    """All that answers requests.  options: with what was chosen where they left it open;  context: tokens that a
+    sequence may have in all, of an encoder-decoder each of two;  vocabulary: tokens that the base knows;
+    two_sequences: an answer is a sequence of its own."""
 
     options: Options
     engine: Engine
@@ -70,6 +72,10 @@ def serve(options: Options, observer: Observer | None = None) -> Served:
     pads = [getattr(tokenizer, "pad_token_id", None), getattr(config.get_text_config(), "pad_token_id", None)]
     pad = next((one for one in pads if one is not None), 0)
     texts = Texts(tokenizer, catalogue)
+    mapped = model.watched_alone()
+    if options.memory is None:
+        to_come = _bytes(base) if mapped and device.type == "cpu" else 0
+        options = replace(options, memory=default_limit(catalogue, options.pinned, device, to_come))
     engine = Engine(
         model,
         catalogue,
@@ -79,7 +85,7 @@ def serve(options: Options, observer: Observer | None = None) -> Served:
         pinned=options.pinned,
         pooling=options.pooling,
         observer=observer,
-        mapped=model.watched_alone(),
+        mapped=mapped,
         eligible=lambda name: not texts.own(name),  # tokens are made before a task is chosen
     )
     longest = [positions(base), texts.base.longest]

@@ -101,12 +101,12 @@ def prepared(options: Options) -> tuple[Served, Metrics, Guard]:
     return served, metrics, app
 
 
-def run(options: Options, ready: Callable[[list[str]], None] = lambda tasks: None) -> int:
+def run(options: Options, ready: Callable[[list[str], int | None], None] = lambda tasks, memory: None) -> int:
     """Serves until SIGTERM, SIGINT or SIGHUP; how many requests were broken off, as they took longer than
     ``options.drain`` or a second signal came.
 
     Raises ValueError with everything that keeps it from starting.  ready: called with the names of the
-    tasks when the server listens.
+    tasks, and the bytes that they may take in memory at once, when the server listens.
     """
     if wrong := problems(options):
         raise ValueError("the server cannot start:\n  " + "\n  ".join(wrong))
@@ -126,7 +126,7 @@ def run(options: Options, ready: Callable[[list[str]], None] = lambda tasks: Non
         server_header=False,
     )
     server = Server(config)
-    server.ready = lambda: ready(served.catalogue.names())
+    server.ready = lambda: ready(served.catalogue.names(), served.options.memory)
     server.drain, server.too_late = options.drain, served.engine.give_up
     server.stopping = lambda: setattr(served.engine, "draining", True)
     try:

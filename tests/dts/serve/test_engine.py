@@ -1,5 +1,6 @@
 """The engine, without HTTP: every answer is the single-task model's, and no request harms another."""
 
+import logging
 import threading
 import time
 
@@ -8,12 +9,14 @@ import torch
 import transformers
 
 import dts
+from dts.nn.altered import mapped_of
 from dts.nn.sizes import bytes_at
+from dts.serve import memory
 from dts.serve.catalogue import Catalogue
 from dts.serve.choice import choice_of
 from dts.serve.options import Options
 from dts.serve.refused import Refused
-from dts.serve.start import serve
+from dts.serve.start import _bytes, serve
 from dts.serve.texts import Text
 from dts.serve.waiting import Batching
 from tests.dts.serve.asking import alone, ask, texts
@@ -217,6 +220,24 @@ def test_memory_keeps_the_pinned_and_the_last_used(decoder, start):
     with pytest.raises(Refused, match="do not fit beside") as error:
         ask(served, "generate", "b:0.5,c:0.5", "x", max_tokens=2).collected.events()
     assert error.value.status == 507
+
+
+def test_memory_that_nobody_says_is_half_of_what_is_free(decoder, start, monkeypatch, caplog):
+    size, free = bytes_at(decoder.adapters / "a"), dict[str, int | None](now=None)
+    monkeypatch.setattr(memory, "available", lambda device: free["now"])
+    caplog.set_level(logging.INFO, "dts.serve")
+    model = start(decoder).engine.model.model
+    assert "adapters stay in memory" in caplog.text and "--memory" in caplog.text
+    mapped = _bytes(model) if mapped_of(model) else 0  # pages that count as free, and are the base's
+    free["now"] = mapped + 5 * size
+    served = start(decoder)
+    assert served.options.memory == served.engine.residents.memory == 5 * size // 2
+    assert "at most" in caplog.text and "--memory says otherwise" in caplog.text
+    for name in "abcabc":
+        texts(ask(served, "generate", name, "one", max_tokens=1))
+        assert served.engine.residents.nbytes <= served.options.memory and len(served.engine.residents.loaded) <= 2
+    free["now"] = 0  # what is asked for alone, and what is pinned, has room
+    assert start(decoder, pinned=("b",)).options.memory == size + bytes_at(decoder.adapters / "b")
 
 
 def test_tasks_that_do_not_fit_together_come_one_batch_after_the_other(decoder, start):

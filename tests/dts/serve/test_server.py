@@ -271,7 +271,7 @@ def test_it_says_how_many_were_broken_off(decoder, monkeypatch):
 def test_the_address_that_it_tells_is_one(decoder, monkeypatch, host, address):
     from dts.serve.http import run
 
-    monkeypatch.setattr(run, "run", lambda options, ready: ready([]))
+    monkeypatch.setattr(run, "run", lambda options, ready: ready([], None))
     done = CliRunner().invoke(
         app, ["serve", str(decoder.base), "--adapters", str(decoder.adapters), "--host", host, "--json"]
     )
@@ -281,7 +281,7 @@ def test_the_address_that_it_tells_is_one(decoder, monkeypatch, host, address):
 def test_a_folder_without_adapters_is_said_to_be_one(decoder, monkeypatch, tmp_path):
     from dts.serve.http import run
 
-    monkeypatch.setattr(run, "run", lambda options, ready: ready([]))
+    monkeypatch.setattr(run, "run", lambda options, ready: ready([], None))
     done = CliRunner().invoke(app, ["serve", str(decoder.base), "--adapters", str(tmp_path)])
     assert "base and no adapters yet in" in " ".join(done.stdout.split())
 
