@@ -1,8 +1,8 @@
 """Numbers of the base that a forward takes past the layers, where a task changes them.
 
 A layer's own forward adds its tasks' deltas, and an attribute that is read, ``layer.weight``, is the task's
-(`dts.nn.layers.read`).  What comes by ``parameters()``, ``state_dict()`` or ``_parameters`` is the base's itself, for
-optimizers and whoever saves: a forward that computes with it would answer as neither model, without a word.  So in the
+(`dts.nn.layers.read`), as is ``state_dict()`` of a forward.  What comes by ``parameters()`` or ``_parameters`` is the
+base's itself, for optimizers: a forward that computes with it would answer as neither model, without a word.  So in the
 first call of each kind it is looked at every operation, whether one of these tensors goes into it from elsewhere than
 its layer.
 """
@@ -136,23 +136,17 @@ class _Watch(TorchDispatchMode):
         self.uses[memory] += 1
         self.done |= self.uses[memory] >= self.most
         owners = self.owners[memory]
-        wrong = [(own, name) for own, name in owners if _acts(own, name)]
+        wrong = [(own, name) for own, name in owners if own.acts(name)]
         if not wrong:
             return
         place = _reader([own for own, _ in owners])
         if place is not None:
             own, name = wrong[0]
             raise RuntimeError(
-                f"{own.name}.{name} is read past its layer, {place}: parameters(), state_dict() and _parameters give "
+                f"{own.name}.{name} is read past its layer, {place}: parameters() and _parameters give "
                 "the base's tensor, whatever the task.  Read the attribute there, module.weight, or call the module; "
                 "or take a model of one task, merge_and_unload(task)"
             )
-
-
-def _acts(own: LayerDeltas, name: str) -> bool:
-    """Whether a task of the present call changes it."""
-    now, delta = own.state.now(), own.parameters.get(name)
-    return delta is not None and now.called and now.bypassed is None and now.uses(delta.slots)
 
 
 def _memory(tensor: Tensor) -> int | None:

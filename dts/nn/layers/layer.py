@@ -159,6 +159,14 @@ class Layer(nn.Module):
                 self.dts.state.rebased(self.dts.name or prefix.rstrip("."))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """Within a forward it is the task's, as attributes are: what saves it there tells nobody whose it is."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name in self.dts.parameters:
+            if prefix + name in destination and self.dts.acts(name) and not tracing():
+                tensor = getattr(self, name)
+                destination[prefix + name] = tensor if keep_vars else tensor.detach()
+
     def _replicate_for_data_parallel(self) -> NoReturn:
         raise RuntimeError(
             "nn.DataParallel copies a model to other devices and calls it in other threads, where its "

@@ -62,17 +62,27 @@ class LayerDeltas:
     def get(self, name: str) -> ParameterDelta | None:
         return self.parameters.get(name)
 
+    def acts(self, name: str) -> bool:
+        """Whether a task of the present call changes this parameter."""
+        now, delta = self.state.now(), self.parameters.get(name)
+        return delta is not None and now.called and now.bypassed is None and now.uses(delta.slots)
+
     def axis(self, now: Current) -> int:
         return 0 if now.axis is None else now.axis.get(self.name, UNROUTABLE)
 
     def routed(self) -> bool:
         """Whether deltas apply at all in the present call.  Raises RowsApart in a layer that was not reached when the
-        rows were located."""
+        rows were located, RuntimeError where nobody locates them."""
         now = self.state.now()
         if not tracing() and now.seen is not None:
             now.seen.add(self.name)
         if now.rows == 1:
             return True
+        if now is self.state.chosen and self.state.owner is not None and not tracing():
+            raise RuntimeError(
+                f"{self.name or 'a layer'} is called past its DTSModel, which alone finds where in its input the "
+                f"{now.rows} rows are that set_tasks() has tasks for: call the DTSModel, or set_task() one for all rows"
+            )
         if now.axis is not None and self.name not in now.axis and (tracing() or now.uses(self.slots)):
             raise RowsApart(f"{self.name} is reached by some inputs only", self.name, "only some inputs reach it")
         return self.axis(now) != UNROUTABLE

@@ -5,11 +5,13 @@ torch.  A DTS layer's own forward takes its raw parameters from ``_parameters``;
 attribute while a task changes it is a `Lazy` tensor.  Sizes, dtype and device are the raw parameter's and cost nothing,
 writes go to it, any other operation gets the dense tensor of the present mixture.  Nothing has to be found out about
 a model beforehand, and no dense tensor outlives the operation that asked for it, but for one whose address was asked
-for, as Triton does.  ``parameters()``, ``state_dict``, optimizers, ``to`` and copies of modules do not come this way:
-they see the raw parameter, see `dts.nn.past`.
+for, as Triton does.  ``parameters()``, optimizers, ``to`` and copies of modules do not come this way: they see the raw
+parameter, see `dts.nn.past`; nor does ``state_dict()``, but within a forward.
 
 Why lazy: models look at ``weight.dtype`` in every forward, which must not cost a reconstruction.  Why no storage: C++
-that reads a pointer past Python would compute with the base; it fails instead.
+that reads a pointer past Python would compute with the base; it fails instead.  Why sparse to C++: an assignment to
+``other.data`` asks nobody in Python, and would leave ``other`` without numbers, which many operations read from address
+zero.  Of a sparse tensor it is refused.
 """
 
 from __future__ import annotations
@@ -64,7 +66,13 @@ class Lazy(Tensor):
     @staticmethod
     def __new__(cls, raw: Tensor, dts: LayerDeltas, name: str) -> Lazy:
         lazy = Tensor._make_wrapper_subclass(
-            cls, raw.shape, raw.stride(), raw.storage_offset(), dtype=raw.dtype, device=raw.device
+            cls,
+            raw.shape,
+            raw.stride(),
+            raw.storage_offset(),
+            dtype=raw.dtype,
+            layout=torch.sparse_coo,  # ``lazy.layout`` is the raw one's
+            device=raw.device,
         )
         now = dts.state.now()
         called = now.called or now.bypassed is not None

@@ -20,6 +20,7 @@ from dts.nn.routing import RoutingState
 from dts.nn.saving import What, save_pretrained
 from dts.nn.selection import Selection, names_in
 from dts.nn.views import plain
+from dts.nn.within import unwatch
 from dts.nn.wrapper.answers import Answers
 
 
@@ -52,6 +53,7 @@ class Leaving(Answers):
         routing = RoutingState(self._state.device)
         routing.set([mixture])
         resized = merge(self.model, self._layers, routing, dequantise)
+        unwatch(plain(self.model))
         for module in self.model.modules():
             release(module)
         library().update_config(self.model, resized, config or {})

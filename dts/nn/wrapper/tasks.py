@@ -23,6 +23,7 @@ from dts.nn.shelf import Source
 from dts.nn.survey import Survey
 from dts.nn.training import guard
 from dts.nn.views import plain
+from dts.nn.within import watch
 from dts.nn.wrapper.core import Core
 from dts.sites.configs import OtherConfig, otherwise
 
@@ -133,6 +134,7 @@ class Tasks(Core):
             self._changed()
             no_fast_path(survey.modules)
             guard(self)
+            watch(plain(self.model))
 
     def _delete(self, name: str) -> None:
         with self._state.alone():

@@ -1,6 +1,7 @@
 """What a forward takes of the base past the layers is refused, in the first call of each kind; what is right runs."""
 
 import copy
+import io
 import types
 import warnings
 
@@ -42,12 +43,10 @@ def of_ensemble(module, x):
 PAST = {
     "named_parameters": lambda m, x: F.linear(x, dict(m.named_parameters())["inner.weight"]),
     "parameters": lambda m, x: m.inner(x) * sum(p.square().sum() for p in m.inner.parameters()),
-    "state_dict": lambda m, x: F.linear(x, m.state_dict()["inner.weight"]),
     "_parameters": lambda m, x: F.linear(x, m.inner._parameters["weight"].T),
     "to_vector": lambda m, x: m.inner(x) * nn.utils.parameters_to_vector(m.inner.parameters()).norm(),
     "scaled": lambda m, x: functional_call(m.inner, {n: p * 0.5 for n, p in m.inner.named_parameters()}, x),
     "another's": lambda m, x: functional_call(m.inner, dict(m.first.named_parameters()), x),
-    "state": of_state,
     "ensemble": of_ensemble,
 }
 
@@ -75,7 +74,19 @@ def of_memory(m, x):
     return F.linear(x, torch.frombuffer(bytearray(bytes(weight.untyped_storage())), dtype=x.dtype).view(weight.shape))
 
 
+def of_file(m, x):
+    file = io.BytesIO()
+    torch.save(m.inner.state_dict(), file)
+    made = nn.Linear(WIDTH, WIDTH, dtype=x.dtype)
+    made.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    return made(x)
+
+
 RIGHT = {
+    "state_dict": lambda m, x: F.linear(x, m.state_dict()["inner.weight"]),
+    "state's own": lambda m, x: F.linear(x, m.inner.state_dict(keep_vars=True)["weight"], m.inner.bias),
+    "state": of_state,
+    "saved": of_file,
     "kind": like_parameters,
     "copy": lambda m, x: copy.deepcopy(m.inner)(x),
     "get_parameter": lambda m, x: F.linear(x, m.get_parameter("inner.weight")),
@@ -115,6 +126,24 @@ def test_it_is_refused(how, maker):
             warnings.simplefilter("ignore")
             model(x, tasks=tasks)
     torch.testing.assert_close(model(x, tasks=dts.BASE), base)  # which the base's numbers are right for
+
+
+def test_numbers_that_are_not_there_yet_are_given_to_nobody(maker):
+    _, model, _ = made(lambda m, x: taken(m)(x), maker)
+    x = maker.randn(3, WIDTH)
+    for task in ("a", "a", "b"):
+        with pytest.raises(RuntimeError, match="incompatible tensor type"):  # of torch, which asks nobody in Python
+            model(x, tasks=task)
+    model.set_task("a")
+    with pytest.raises(RuntimeError, match="incompatible tensor type"):
+        taken(model.model)
+
+
+def taken(m):
+    made = nn.Linear(WIDTH, WIDTH, dtype=m.inner.weight.dtype)
+    assert m.inner.weight.layout is torch.strided and not m.inner.weight.is_sparse
+    made.weight.data = m.inner.weight
+    return made
 
 
 @pytest.mark.filterwarnings("ignore:tasks change")

@@ -64,6 +64,57 @@ def test_each_row_has_its_task_until_others_are_set(setting):
 
 
 @torch.no_grad()
+def test_the_model_within_answers_as_what_is_set_or_says_why_not(setting):
+    model, _, ids, wanted = setting
+    inner = model.model
+    for task in ("a", None, "b"):
+        model.set_task(task)
+        close(inner(ids), wanted[task])
+    close(inner.out(inner.norm(inner.dense(inner.embed(ids)))), wanted["b"])
+    with pytest.raises(TypeError, match="tasks= is the DTSModel's"):
+        inner(ids, tasks="a")
+    model.set_tasks(["a", "b", None, "a"])
+    for part, given in (
+        (inner, ids),
+        (inner.dense, torch.zeros(4, 8).double()),
+        (inner.norm, torch.ones(4, 8).double()),
+    ):
+        with pytest.raises(RuntimeError, match="past its DTSModel.*set_task"):
+            part(given)
+    close(model(ids), rows(wanted, ["a", "b", None, "a"]))
+    merged = copy.deepcopy(model).merge_and_unload("a")
+    assert not merged._forward_pre_hooks and not merged._forward_pre_hooks_with_kwargs
+    close(merged(ids), wanted["a"])
+
+
+class Swallows(Net):
+    def forward(self, ids, **others):
+        return super().forward(ids)
+
+
+class Takes(Net):
+    def forward(self, ids, tasks=None):
+        return super().forward(ids) * (1 if tasks is None else 2)
+
+
+@torch.no_grad()
+def test_tasks_that_the_model_within_would_swallow_are_refused(maker):
+    for kind in (Swallows, Takes):
+        model = DTSModel(kind().double())
+        ids = torch.arange(4)[:, None]
+        model.load_task("a", maker.entries(model.model, skip=0))
+        model.load_task("a", maker.entries(model.model, skip=0))
+        plain = model(ids)
+        if kind is Takes:
+            close(model.model(ids, tasks=["a"] * 4), 2 * plain)
+            continue
+        for one in (model, copy.deepcopy(model)):
+            with pytest.raises(TypeError, match="call the DTSModel"):
+                one.model(ids, tasks=["a"] * 4)
+            close(one.model(ids, others=1), plain)
+
+
+@torch.no_grad()
 def test_mixtures_a_row(setting, dense_twin):
     model, tasks, ids, _ = setting
     base = model.merge_and_unload(None)
