@@ -23,6 +23,7 @@ from tests.docs.pages import ROOT, blocks
 from tests.dts.serve.conftest import tokenizer
 
 HERE = Path(__file__).resolve().parent
+ONE_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}  # of three, each of which imports for as long as all else takes
 START = 420  # seconds that a start may take where other programs run too
 PROMPTS = [[10, 20, 30], [40, 50, 60, 70, 80], [5, 6], [90, 91, 92, 93, 94, 95, 96]]
 TOKENS = 8

@@ -8,6 +8,7 @@ import torch
 import dts
 from benchmarks.quality.smollm2 import base_folder
 from dts.demo.tasks import MissingData
+from tests.vllm.conftest import ONE_PROCESS
 
 pytestmark = pytest.mark.vllm
 TEXTS = ["The capital of France is", "def add(a, b):", "Once upon a time there was a small"]
@@ -48,7 +49,9 @@ def test_tasks_of_a_real_language_model_answer_as_the_single_task_models(place, 
     ]
     options = dict(model=str(base), dtype="float32", max_model_len=128, max_num_seqs=16, enforce_eager=True)
     options |= dict(enable_lora=True, max_loras=2)
-    (answers,), log = engine({"options": options, "tokens": TOKENS, "batches": [batch]}, DTS_VLLM_MODE="packed")
+    (answers,), log = engine(
+        {"options": options, "tokens": TOKENS, "batches": [batch]}, **ONE_PROCESS, DTS_VLLM_MODE="packed"
+    )
     assert log.count("runs packed") == 2
     model = dts.DTSModel.from_pretrained(base, adapters={task: adapters / task for task in tasks if task})
     own = []

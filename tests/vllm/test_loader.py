@@ -4,14 +4,14 @@ import weakref
 
 import pytest
 
-from tests.vllm.conftest import PROMPTS, TOKENS
+from tests.vllm.conftest import ONE_PROCESS, PROMPTS, TOKENS
 
 pytestmark = pytest.mark.vllm
 OPTIONS = dict(dtype="float32", max_model_len=128, max_num_seqs=8, enforce_eager=True, skip_tokenizer_init=True)
 
 
-@pytest.mark.parametrize("task", ["a", "sketch"])
-def test_a_merged_task_answers_as_the_single_task_model(models, engine, task):
+@pytest.mark.parametrize("task, processes", [("a", {}), ("sketch", ONE_PROCESS)], ids=["a", "sketch"])
+def test_a_merged_task_answers_as_the_single_task_model(models, engine, task, processes):
     job = {
         "options": OPTIONS
         | {
@@ -23,7 +23,7 @@ def test_a_merged_task_answers_as_the_single_task_model(models, engine, task):
         "prompt_logprobs": 0,
         "batches": [[{"prompt": prompt, "task": None} for prompt in PROMPTS]],
     }
-    (answers,), _ = engine(job)
+    (answers,), _ = engine(job, **processes)
     for prompt, found in zip(PROMPTS, answers):
         models.equal(found, task, prompt, within=1e-4)
 
