@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -12,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SUITES = set("test test-vllm test-ray sanitize faults models exports quantised distributed machine-code fuzz".split())
 MAKE = """#!/bin/sh
 echo "asked: $*"
+[ ! -r /proc/self/status ] || grep SigIgn /proc/self/status
 case " $* " in *" $BROKEN "*) echo "1 failed, 3 passed in 3.21s"; exit 2;; esac
 case " $* " in *" $EMPTY "*) echo "3 deselected in 3.21s"; exit 0;; esac
 echo "== 3 passed, 1 skipped in 3.21s (0:00:03) =="
@@ -51,6 +53,14 @@ def test_every_suite_is_asked_for_once(ci):
     code, output = ci()
     assert code == 0 and "failed" not in output, output
     assert SUITES | {"lint"} <= set(asked(output)) and len(asked(output)) == len(set(asked(output))) + 1  # `installed`
+
+
+def test_no_suite_ignores_the_signal_that_its_tests_send(ci):
+    """As what a shell has in its background does."""
+    ignored = [int(mask, 16) for mask in re.findall(r"SigIgn:\s*(\w+)", ci()[1])]
+    if not ignored:
+        pytest.skip("signals that a process ignores are known on Linux alone")
+    assert len(ignored) > len(SUITES) and not any(mask >> signal.SIGINT - 1 & 1 for mask in ignored)
 
 
 @pytest.mark.parametrize("target", ["types", "test", "test-vllm", "fuzz"])
