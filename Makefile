@@ -81,8 +81,10 @@ $(VENV)/.models-installed: $(VENV)/.test-installed
 models: $(VENV)/.models-installed ## every family of docs/models.md against its dense models; some minutes
 	$(RUN) -m pytest -q -n auto --maxprocesses 4 -m "models or not models" tests/models $(ARGS)
 
+# of these files alone: collecting all of tests/dts takes as long as some of them
 exports: $(VENV)/.exports-installed ## programs for other run-times and heavy clients, with the real libraries; some minutes
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --maxprocesses 4 --dist loadfile -m exports tests/dts $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --maxprocesses 4 --dist loadfile -m exports \
+		$$(grep -rl 'mark\.exports' tests --include='test_*.py') $(ARGS)
 
 distributed: $(VENV)/.test-installed ## tensor parallel in four processes on the CPU
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -m distributed tests/dts/nn/parallel $(ARGS)

@@ -38,7 +38,15 @@ def ci(tmp_path):
     def run(broken="none", empty="none"):
         own = {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "BROKEN": broken, "EMPTY": empty}
         words, both = [bash, str(tmp_path / ".ci" / "run")], {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        done = subprocess.run(words, **both, text=True, timeout=60, env=os.environ | own | {"TMPDIR": str(tmp_path)})
+        done = subprocess.run(
+            words,
+            **both,
+            text=True,
+            timeout=60,
+            env=os.environ | own | {"TMPDIR": str(tmp_path)},
+            # these tests may run in a shell's background, and no shell gives back a signal that it was told to ignore
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
         assert not list(tmp_path.glob("tmp*")), "environments were left"
         return done.returncode, done.stdout
 
