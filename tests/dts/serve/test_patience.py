@@ -275,3 +275,29 @@ def test_a_second_signal_leaves_time_for_last_words_and_no_more(monkeypatch):
             with contextlib.suppress(ConnectionResetError):
                 assert rest(client)[:13] == told
         assert server.broken == 1 + (app is deaf)
+
+
+def test_a_thousand_connections_at_once_while_the_clock_jumps(monkeypatch):
+    """Nobody is told to wait, and no deadline is of a clock that somebody sets."""
+    many, clock = min(1000, open_files.room().connections // 2), time.time
+    monkeypatch.setitem(globals(), "SECONDS", 60)
+    with running(echo) as (port, server), contextlib.ExitStack() as open_:
+        clients = []
+        for i in range(many):
+            clients.append(open_.enter_context(socket.create_connection(("127.0.0.1", port), 60)))
+            if i == many // 2:
+                monkeypatch.setattr(time, "time", lambda: clock() + 5 * 3600)
+        for client in clients:
+            client.sendall(HEAD + b"\r\n")
+        while len(server.server_state.connections) < many:
+            time.sleep(0.01)
+        monkeypatch.setattr(time, "time", lambda: clock() - 7 * 3600)
+        for client in clients:
+            client.sendall(b"body")
+        for client in clients:
+            told = b""
+            while not told.endswith(b"\r\n\r\nbody"):
+                piece = client.recv(1024)
+                assert piece, told
+                told += piece
+            assert told.startswith(b"HTTP/1.1 200")
