@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import torch
 from torch import Tensor, nn
 
 from dts.nn.deltas.held import as_op, in_program
+from dts.nn.deltas.stack import Stack
 from dts.nn.routing import beside, gammas
 from dts_kernels import Routing
 from dts_kernels.ops import direct
 
-if TYPE_CHECKING:
-    from dts.nn.deltas.table import Table
 
-
-def per_task_product(x: Tensor, weights: Table, routing: Routing, transposed: bool = False) -> Tensor:
+def per_task_product(x: Tensor, weights: Stack, routing: Routing, transposed: bool = False) -> Tensor:
     """x W_t^T weighted by each row's gammas, for a small dense W_t a task (heads, raw deltas).
 
     weights: [tasks, out, in] ([tasks, in, out] if transposed).  On a CPU only the products of tasks that some row uses
@@ -27,47 +22,33 @@ def per_task_product(x: Tensor, weights: Table, routing: Routing, transposed: bo
         width = weights.size[1 if transposed else 0]
         name = "_transposed_product_in_program" if transposed else "_product_in_program"
         return as_op(weights, name, [x], routing, (*x.shape[:-1], width), x.dtype)
-    stack = weights.stack.transpose(1, 2) if transposed else weights.stack
     used = _used(x, weights, routing)
     if used is not None:
-        return _of_used(x, stack, routing, used)
+        return _of_used(x, weights, routing, used, transposed)
+    stack = weights.stack.transpose(1, 2) if transposed else weights.stack
     tasks, width = stack.shape[:2]
     products = nn.functional.linear(x, stack.flatten(0, 1).to(x.dtype)).unflatten(-1, (tasks, width))
     gamma = gammas(routing, tasks).to(x.dtype) * (weights.length > 0)
     return (products * beside(products, gamma[:, :, None])).sum(-2)
 
 
-def _used(x: Tensor, weights: Table, routing: Routing) -> list[int] | None:
+def _used(x: Tensor, weights: Stack, routing: Routing) -> list[int] | None:
     """Slots that some row uses and that have a matrix; None where the host cannot know, or should not."""
     slots = routing.slots
-    if not slots.is_cpu or not direct(x, slots, routing.weights, weights.stack):
+    if not slots.is_cpu or not direct(x, slots, routing.weights):
         return None
     return sorted({slot for row in slots.tolist() for slot in row if slot in weights.slots})
 
 
-def _of_used(x: Tensor, stack: Tensor, routing: Routing, used: list[int]) -> Tensor:
-    """The same product from these slots' matrices; stack: [tasks, out, in]."""
-    tasks, width = stack.shape[:2]
-    gamma, y = gammas(routing, tasks).to(x.dtype), None
+def _of_used(x: Tensor, weights: Stack, routing: Routing, used: list[int], transposed: bool) -> Tensor:
+    """The same product from these slots' matrices, without a stack: of heads of several sizes that is mostly zeros."""
+    width = weights.size[1 if transposed else 0]
+    gamma, y = gammas(routing, weights.count).to(x.dtype), None
     for slot in used:
-        product = nn.functional.linear(x, stack[slot].to(x.dtype))
+        own = weights.stack[slot].T if transposed else weights.tensor(slot)
+        product = nn.functional.linear(x, own.to(x.dtype))
+        if own.shape[0] < width:
+            product = nn.functional.pad(product, (0, width - own.shape[0]))
         product = product * beside(product, gamma[:, slot : slot + 1])
         y = product if y is None else y + product
     return x.new_zeros(*x.shape[:-1], width) if y is None else y
-
-
-def head(
-    x: Tensor,
-    weights: Table,
-    biases: Table | None,
-    routing: Routing,
-    dtype: torch.dtype,
-    padding: bool = False,
-    transposed: bool = False,
-) -> Tensor:
-    """x W_t^T + b_t of each row's task; outputs beyond the task's own number are -inf."""
-    y = per_task_product(x, weights, routing, transposed).to(dtype)
-    if biases is not None and biases.filled:
-        y = y + beside(y, biases.rows(routing, dtype))
-    own = torch.arange(y.shape[-1], device=y.device) < weights.lengths(routing)[:, None]
-    return y.masked_fill(~beside(y, own), -torch.inf) if padding else y

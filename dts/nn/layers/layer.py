@@ -24,7 +24,7 @@ from dts.nn.layers.read import Lazy, dense_parameter, read
 from dts.nn.layers.wrapped import bind
 from dts.nn.parallel.split import local_shape, split_of
 from dts.nn.routing import RoutingState, tracing
-from dts.sites import is_distributed, parameter_shape, raw
+from dts.sites import is_distributed, is_quantised, parameter_shape, raw
 from dts_kernels import Routing
 
 L = TypeVar("L", bound="Layer")
@@ -163,7 +163,7 @@ class Layer(nn.Module):
         """Within a forward it is the task's, as attributes are: what saves it there tells nobody whose it is."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for name in self.dts.parameters:
-            if prefix + name in destination and self.dts.acts(name) and not tracing():
+            if prefix + name in destination and self.dts.acts(name) and not tracing() and not is_quantised(self, name):
                 tensor = getattr(self, name)
                 destination[prefix + name] = tensor if keep_vars else tensor.detach()
 

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from dts.codec.factors import Factors
 from dts.nn.deltas import ParameterDelta, Piece
-from dts.nn.deltas.per_task import head, per_task_product
+from dts.nn.deltas.head import head
+from dts.nn.deltas.per_task import per_task_product
 from dts.nn.layers.layer import Layer, base_class, by_name, standalone
 from dts.nn.layers.registry import register
 from dts.nn.parallel.local import run_local

@@ -174,3 +174,24 @@ def test_models_of_other_dtypes_and_their_copies(dtype):
                 assert torch.equal(few(x, tasks=tasks), wide(x, tasks=tasks))
         few.delete_task("task0"), wide.delete_task("task0")
         assert torch.equal(few(x, tasks=["task1", "task2", None] * 2), wide(x, tasks=["task1", "task2", None] * 2))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_call_of_the_same_task_decodes_nothing_again(dtype, monkeypatch):
+    few, wide = tables({0: grid(70), 1: grid(70, 1, 4)})
+    decoded, row = [], RoundedVectors.row
+    monkeypatch.setattr(RoundedVectors, "row", lambda self, slot: decoded.append(slot) or row(self, slot))
+    base, one = torch.linspace(-1, 1, 70).to(dtype), lambda slot: Routing.of([{slot: 1.0}])
+    for slot in (0, 0, 1, 1, 0, 5):
+        assert torch.equal(few.added_to(base, one(slot)), wide.added_to(base, one(slot)))
+    assert decoded == [0, 1, 0]
+    for table in (few, wide):
+        table.add(0, grid(70, 2).vector() if table is few else grid(70, 2).values())
+    assert torch.equal(few.added_to(base, one(0)), wide.added_to(base, one(0))) and len(decoded) == 4
+    assert few.added_to(base, one(0)).data_ptr() != few.added_to(base, one(0)).data_ptr()  # whoever writes into it
+    assert torch.equal(copy.deepcopy(few).added_to(base, one(0)), wide.added_to(base, one(0)))
+    with torch.enable_grad():  # what was made without is no hindrance
+        wanted = base.clone().requires_grad_()
+        few.added_to(wanted, one(0)).sum().backward()
+        assert torch.equal(wanted.grad, torch.ones_like(wanted))
