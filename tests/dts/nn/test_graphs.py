@@ -14,7 +14,7 @@ import dts_kernels.parts.sample
 from dts.adapter.entries import Entry
 from dts.codec.factors import Factors
 from dts.nn import DTSModel
-from dts.nn.deltas import Table, table
+from dts.nn.deltas import Table, stack
 from dts.nn.routing import state as states
 from dts_kernels import PackedFactors, Routing, SampleBank, Samples, pack
 from dts_kernels.samples import groups_of
@@ -79,7 +79,7 @@ def graph(monkeypatch):
     """Kernel words and tables in place, as on a GPU; products are PyTorch's."""
     monkeypatch.setattr(dts_kernels.bank, "bank_layout", lambda device: "planar")
     monkeypatch.setattr(dts_kernels.parts.sample, "SampleBank", partial(SampleBank, arena=True))
-    monkeypatch.setattr(table, "_holds_addresses", lambda device: True)
+    monkeypatch.setattr(stack, "_holds_addresses", lambda device: True)
     return Graph(monkeypatch)
 
 
