@@ -38,6 +38,15 @@ class PlainTable(nn.Module):
         return self.stack
 
     @property
+    def count(self) -> int:
+        """As a `Table`'s: slots that the stack has a row for."""
+        return self.stack.shape[0]
+
+    def tensor(self, slot: int) -> Tensor:
+        """As a `Table`'s: the slot's own, without the rows that longer ones have."""
+        return self.stack[slot, : self.tensors[slot].shape[0]]
+
+    @property
     def wide(self) -> Tensor:
         return self.stack.to(torch.float32)
 
