@@ -1,5 +1,7 @@
 """What the shape of a weight says of its use."""
 
+FEWEST = 256  # rows of a table
+TALL = 6  # times as many rows as columns
 SMALL = 16  # rows or columns: up to here a low rank saves little, and a convolution's kernel is as long
 
 
@@ -15,3 +17,14 @@ def is_stack(name: str, shape: tuple[int, ...]) -> bool:
         return False
     smaller = min(shape[1:])
     return shape[0] <= smaller or smaller > SMALL and "expert" in name.lower()
+
+
+def is_of_tokens(name: str, shape: tuple[int, ...]) -> bool:
+    """Is it a table with a row for each token, embeddings or an output layer?
+
+    Those are outside of the blocks, whose names have a number, and much taller than wide: the tables of transformers'
+    language models have 6 (Llama 2 of 13 B) to more than 100 times as many rows as columns.
+    """
+    m, n = (*shape, 0, 0)[:2]
+    outside = not any(part.isdigit() for part in name.split("."))
+    return len(shape) == 2 and outside and m >= FEWEST and m >= TALL * n

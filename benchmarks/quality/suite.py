@@ -116,29 +116,31 @@ def _encoded(deltas: Deltas, ranks: dict[str, int], seed: int, method: str = "re
     for name, delta in deltas.items():
         result[name] = torch.zeros_like(delta)
         if ranks[name]:
-            rows = _measured(delta).kept(ranks[name], method_of(method)).rows
+            matrix = _measured(delta, name)
+            own, rows = matrix.method(method_of(method)).name, matrix.kept(ranks[name], method_of(method)).rows
             kept = slice(None) if rows is None else rows
-            factors = dts.codec.compress_tensor(delta[kept], method, rank=ranks[name], name=name, seed=seed)
+            factors = dts.codec.compress_tensor(delta[kept], own, rank=ranks[name], name=name, seed=seed)
             result[name][kept] = factors.reconstruct()
             bits += 8 * (factors if rows is None else factors.of_rows(rows, len(delta))).nbytes
     return Encoded(result, bits, bits)
 
 
 def _budgeted_ranks(deltas: Deltas, fraction: float, level: bool = True, method: str = "residual") -> dict[str, int]:
-    curves = [_curve(delta, method) for delta in deltas.values()]
+    curves = [_curve(delta, name, method) for name, delta in deltas.items()]
     if level:
-        curves = levelled(curves, [_measured(delta).elements for delta in deltas.values()])
+        matrices = [_measured(delta, name) for name, delta in deltas.items()]
+        curves = levelled(curves, [m.elements for m in matrices], [m.counts for m in matrices])
     return dict(zip(deltas, allocate(curves, fraction * fp32_bits(deltas) / 8)))
 
 
 @lru_cache(maxsize=512)
-def _measured(delta: Tensor) -> Matrix:  # tensors hash by identity
-    return Matrix.of(delta, "", spectrum=True)
+def _measured(delta: Tensor, name: str) -> Matrix:  # tensors hash by identity
+    return Matrix.of(delta, name, spectrum=True)
 
 
-def _curve(delta: Tensor, method: str) -> Curve:
+def _curve(delta: Tensor, name: str, method: str) -> Curve:
     """Bytes without headers, which no method's bytes hold."""
-    curve = _measured(delta).curve(method_of(method))
+    curve = _measured(delta, name).curve(method_of(method))
     return replace(curve, bytes=curve.bytes - np.where(curve.ranks > 0, HEADER_BYTES, 0))
 
 

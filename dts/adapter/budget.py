@@ -45,11 +45,12 @@ class Curve:
     errors: np.ndarray
 
 
-def levelled(curves: list[Curve], elements: list[int]) -> list[Curve]:
+def levelled(curves: list[Curve], elements: list[int], counts: list[int] | None = None) -> list[Curve]:
     """The curves with each error over its matrix's mean square, so that it is relative error times elements; a
     matrix that moved much farther than the others counts for more.
 
-    elements: of each matrix, without zero rows and columns.  With a = mean square / (``KNEE`` times the median of all
+    elements: of each matrix, without zero rows and columns;  counts: those that it counts for, its own where they are
+    not given (`dts.adapter.matrix.Matrix.counts`).  With a = mean square / (``KNEE`` times the median of all
     mean squares), a whole matrix counts for its elements times max(1, a)^(3/2).  A patch projection that moved a
     little is needed as much as an MLP that moved more; in tasks of many classes a pooler moves nearly three times as
     far as the rest, and counting that helps.  *Measured* (benchmarks/quality/FINDINGS.md): plain squared errors are
@@ -62,7 +63,11 @@ def levelled(curves: list[Curve], elements: list[int]) -> list[Curve]:
     if not means.any():
         return curves
     knee = KNEE * np.median(means[squares > 0])
-    return [replace(c, errors=c.errors * max(1.0, mean / knee) ** 1.5 / mean) for c, mean in zip(curves, means)]
+    shares = [1.0] * len(curves) if counts is None else [c / max(1, e) for c, e in zip(counts, elements)]
+    return [
+        replace(curve, errors=curve.errors * (share * max(1.0, mean / knee) ** 1.5 / mean))
+        for curve, mean, share in zip(curves, means, shares)
+    ]
 
 
 def hull(curve: Curve) -> list[int]:

@@ -14,8 +14,10 @@ from dts.adapter.uneven import Leading, Uneven, best_choices, uneven, uneven_amo
 from dts.codec import Factors, many, singular_values
 from dts.codec.compress import checked, compacted, look_at
 from dts.codec.method import Method
+from dts.shapes import is_of_tokens
 
 NO_SPECTRUM = "this matrix was measured without its singular values"
+COUNTS = 16  # rows for each column that a table of tokens counts as
 UNKNOWN = 0.5  # stands for an error that is not predicted, where only bytes are planned
 
 
@@ -37,7 +39,7 @@ class Matrix:
 
     measured: how many of those are; the others are estimated, and no rank above is planned.  None: all are.
     A *rank* is what a method is asked for, see `dts.codec.method`.  uneven: of a table whose rows moved unevenly, of
-    which each rank keeps some (`kept`); only where singular values are asked for.
+    which each rank keeps some (`kept`); only where singular values are asked for.  tokens: it is a table of tokens.
     """
 
     shape: tuple[int, int]
@@ -47,6 +49,7 @@ class Matrix:
     singular: Tensor | None = None
     measured: int | None = None
     uneven: Uneven | None = None
+    tokens: bool = False
     known: dict = field(default_factory=dict, repr=False, compare=False)  # curves and predicted errors made before
 
     @classmethod
@@ -55,11 +58,12 @@ class Matrix:
         m, n = delta.shape
         rows, columns, compact = compacted(checked(delta, name, device))
         norm = sums.norm(compact)
+        tokens = is_of_tokens(name, (m, n))
         if not spectrum or not norm:
-            return cls((m, n), rows, columns, norm)
+            return cls((m, n), rows, columns, norm, tokens=tokens)
         table = uneven(compact, m, singular_values)
         values = singular_values(compact).cpu() if table is None else table.choices[-1].singular
-        return cls((m, n), rows, columns, norm, values, uneven=table)
+        return cls((m, n), rows, columns, norm, values, uneven=table, tokens=tokens)
 
     @classmethod
     def of_many(cls, deltas: Tensor, names: list[str], spectrum: bool, count: int | None = None) -> list["Matrix"]:
@@ -79,7 +83,7 @@ class Matrix:
             size = None if found.shape[1] == min(shape) else found.shape[1]
             values = {i: with_tail(one, looks[i].norm, min(shape)) for i, one in zip(full, found)}
         return [
-            cls(shape, None, None, look.norm, values.get(i), measured=size)
+            cls(shape, None, None, look.norm, values.get(i), measured=size, tokens=is_of_tokens(names[i], shape))
             if i in full
             else cls.of(deltas[i], names[i], spectrum)
             for i, look in enumerate(looks)
@@ -105,8 +109,25 @@ class Matrix:
             raise ValueError(NO_SPECTRUM)
         return self.singular
 
+    @property
+    def table(self) -> bool:
+        """Has it a row for each token, all of which moved: is it an output layer, or embeddings that are one too?
+        (Embeddings alone move where their tokens occur.)"""
+        return self.tokens and self.singular is not None and self.uneven is None
+
+    @property
+    def counts(self) -> int:
+        """Elements that a budget counts (`dts.adapter.budget.levelled`): of a table no more than of a layer of its
+        width, as few of its rows are likely answers anywhere."""
+        return counted(self.elements, self.shape) if self.table else self.elements
+
+    def method(self, asked: Method) -> Method:
+        """The one that makes its parts."""
+        return asked.for_tables() if self.table else asked
+
     def kept(self, rank: int, method: Method) -> Kept:
         """What is compressed at this rank."""
+        method = self.method(method)
         choice = self._choice(rank, method)
         rows = None if self.uneven is None or choice is None else self.uneven.rows(choice.count)
         if choice is None or rows is None:
@@ -118,12 +139,13 @@ class Matrix:
         """Factors of this rank without content: right in every shape, with the predicted error."""
         if not rank or not self.norm:
             return None
-        kept = self.kept(rank, method)
+        method, kept = self.method(method), self.kept(rank, method)
         error = UNKNOWN if self.singular is None else self.predicted(rank, method)
         return Factors(method.planned(rank, kept.shape), self.shape, kept.rows, kept.columns, kept.norm, error)
 
     def predicted(self, rank: int, method: Method) -> float:
         """Predicted squared relative error, of what is kept."""
+        method = self.method(method)
         if (rank, method.name) not in self.known:
             kept = self.kept(rank, method)
             if kept.singular is None:
@@ -134,11 +156,13 @@ class Matrix:
 
     def most(self, method: Method) -> int:
         """The largest rank."""
+        method = self.method(method)
         limit = method.rank_limit * min(self.compact_shape) if self.norm else 0
         return limit if self.measured is None else min(limit, self.measured)
 
     def curve(self, method: Method, limit: int | None = None) -> Curve:
         """Bytes and error left at every rank worth having, at most ``limit``."""
+        method = self.method(method)
         if ("curve", method.name, limit) not in self.known:
             self.known["curve", method.name, limit] = self._curve(method, limit)
         return self.known["curve", method.name, limit]
@@ -197,6 +221,11 @@ class Matrix:
             return errors
 
         return ranks, best_choices(table, ranks, lambda count: self._bytes(method, ranks, count), left)
+
+
+def counted(elements: int, shape: tuple[int, ...]) -> int:
+    """As how many elements a `Matrix.table` of this shape counts."""
+    return min(elements, COUNTS * shape[1] ** 2)
 
 
 def with_tail(values: Tensor, norm: float, size: int) -> Tensor:

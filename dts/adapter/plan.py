@@ -66,9 +66,10 @@ class Compressible:
 
     def saw(self, ranks: list[int], factors: Sequence[Factors | None], method: Method) -> None:
         """Notes where the codec made fewer components of a matrix than these ``ranks`` had asked for."""
-        for i, (made, rank) in enumerate(zip(factors, ranks)):
-            if made is not None and made.rank < method.components(rank, self.matrices[i].compact_shape):
-                self.limits[i] = method.limit(rank, made.rank)
+        for i, (made, rank, matrix) in enumerate(zip(factors, ranks, self.matrices)):
+            own = matrix.method(method)
+            if made is not None and made.rank < own.components(rank, matrix.compact_shape):
+                self.limits[i] = own.limit(rank, made.rank)
 
 
 def plan_job(

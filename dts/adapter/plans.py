@@ -98,7 +98,7 @@ class Plans:
         changed = [(plan, own) for plan, own in chosen if self.ranks_before.get(plan.name) != own]
         self.ranks_before = {plan.name: own for plan, own in chosen}
         kept = {plan.name for plan, own in chosen if work.entry(plan.name, own) is not None}
-        tables = [plan.name for plan in self.compressed if any(matrix.uneven for matrix in plan.matrices)]
+        tables = [plan.name for plan in self.compressed if any(m.uneven or m.table for m in plan.matrices)]
         wanted = [(pairing.pairs[plan.name], own) for plan, own in changed if any(own) and plan.name not in tables]
         by_name = {plan.name: (plan, own) for plan, own in chosen}
         with Behind[None]() as writer:
@@ -149,10 +149,10 @@ def _job(plan: Compressible, ranks: list[int], method: Method, pairing: Pairing,
         how: dict[str, Any] = {"name": plan.name, "device": options.place, "seed": options.seed, "overwrite": True}
         if not rank:
             return None
-        rows = matrix.kept(rank, method).rows
+        own, rows = matrix.method(method).name, matrix.kept(rank, method).rows
         if rows is None or matrix.uneven is None:
-            return compress_tensor(delta, method.name, rank=rank, **how)
-        return compress_tensor(delta[rows], method.name, rank=rank, **how).of_rows(rows, len(delta))
+            return compress_tensor(delta, own, rank=rank, **how)
+        return compress_tensor(delta[rows], own, rank=rank, **how).of_rows(rows, len(delta))
 
     elements = sum(delta.numel() for delta in deltas)
     return elements, lambda: [encode(*one) for one in zip(deltas, plan.matrices, ranks)]

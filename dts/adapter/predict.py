@@ -60,7 +60,7 @@ def prediction(plans: dict[str, Entry | Compressible], ranks: list[int], method:
 def _matrix(matrix: Matrix, rank: int, method: Method) -> Errors:
     if not rank or not matrix.norm:
         return 1.0, 1.0, 1.0
-    kept = matrix.kept(rank, method)
+    method, kept = matrix.method(method), matrix.kept(rank, method)
     if kept.singular is None:
         raise ValueError(NO_SPECTRUM)
     error = method.predicted_error(kept.singular, [rank], kept.shape)

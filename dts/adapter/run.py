@@ -239,7 +239,8 @@ class Run:
             return [rank for plan in plans for rank in plan.fraction_ranks(asked, method)]
         curves = [m.curve(method, limit) for plan in plans for m, limit in zip(plan.matrices, plan.limits)]
         if self.goal == "nbytes":
-            curves = levelled(curves, [m.elements for plan in plans for m in plan.matrices])
+            matrices = [matrix for plan in plans for matrix in plan.matrices]
+            curves = levelled(curves, [m.elements for m in matrices], [m.counts for m in matrices])
             return allocate_exactly(curves, asked, lambda ranks: self.plans.planned_bytes(ranks, method))
         target = asked * sum(plan.norm**2 for plan in self.plans.by_name.values())
         return allocate(curves, target=target * method.error_left(asked))

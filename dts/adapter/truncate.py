@@ -12,11 +12,14 @@ import torch
 from dts.adapter.budget import allocate_exactly, levelled
 from dts.adapter.entries import Entry
 from dts.adapter.errors import AdapterError
+from dts.adapter.matrix import counted
 from dts.adapter.prefixes import Prefixes
 from dts.adapter.sizes import measured, whole_error
 from dts.adapter.text import measure
 from dts.adapter.vectors import elements, in_few_bits, rounding_for
+from dts.codec import Factors
 from dts.codec.methods import method_of
+from dts.shapes import is_of_tokens
 from dts.values import LARGEST
 
 if TYPE_CHECKING:
@@ -56,6 +59,12 @@ def shortened(entries: dict[str, Entry], method: str, nbytes: int) -> dict[str, 
     }
 
 
+def _counts(name: str, factors: Factors, elements: int) -> int:
+    """As `dts.adapter.matrix.Matrix.counts`: of a table whose rows moved unevenly only some rows are stored."""
+    table = factors.rows is None and is_of_tokens(name, factors.shape)
+    return counted(elements, factors.shape) if table else elements
+
+
 def truncated(adapter: Of, nbytes: int, again: bool) -> Of:
     """The adapter cut to at most ``nbytes``; changes the adapter given, not its entries.
 
@@ -67,8 +76,10 @@ def truncated(adapter: Of, nbytes: int, again: bool) -> Of:
     found = {
         name: [None if f is None else Prefixes.of(f, again) for f in entry.matrices] for name, entry in whole.items()
     }
-    every = [one for of_entry in found.values() for one in of_entry if one is not None]
-    curves = levelled([one.curve for one in every], [math.prod(one.factors.compact_shape) for one in every])
+    every = [(name, one) for name, of_entry in found.items() for one in of_entry if one is not None]
+    sizes = [math.prod(one.factors.compact_shape) for _, one in every]
+    counts = [_counts(name, one.factors, count) for (name, one), count in zip(every, sizes)]
+    curves = levelled([one.curve for _, one in every], sizes, counts)
     base_digests = {name: row.get("base") for name, row in config["tensors"].items()}
     dropped = dict(config["dropped"])
 

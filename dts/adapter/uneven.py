@@ -14,8 +14,8 @@ from torch import Tensor
 
 from dts import sums
 from dts.adapter.budget import Curve, hull
+from dts.shapes import FEWEST
 
-FEWEST = 256  # rows of a table that is looked at
 UNEVEN = 0.5  # share of its rows that would hold the energy, if all of them held as much; above it all are kept
 SHARES = (0.3, 0.5, 0.7, 0.9, 0.97)  # of the energy, in the rows that may be kept
 

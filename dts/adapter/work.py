@@ -16,6 +16,7 @@ from dts.adapter.uneven import Leading, Uneven
 from dts.checkpoint import Damaged, SafetensorsFile, write_safetensors
 from dts.checkpoint.safetensors_file import layout_of
 from dts.files import OVERTAKEN, Building, write_text
+from dts.shapes import is_of_tokens
 
 OPTIONS = "options.json"
 AFRESH = "start again without resume, or with what it had"
@@ -90,6 +91,7 @@ class KeptWork(Work):
                 load(f"{i}.singular"),
                 measured,
                 _uneven(i, table, load),
+                is_of_tokens(name, (m, n)),
             )
             for i, ((m, n), norm, measured, table) in enumerate(json.loads(found.metadata["matrices"]))
         ]

@@ -52,6 +52,10 @@ class Method(Choice):
     def for_distance(self, moved: float) -> "Method":
         return self
 
+    def for_tables(self) -> "Method":
+        """The one that makes parts of this method's tables that have a row for each token, all of which moved."""
+        return self
+
     @abstractmethod
     def encode(self, delta: Tensor, rank: int, seed: int = 0) -> tuple[Parts, float]:
         """(parts, squared relative error) at the bytes of ``rank`` components.

@@ -79,6 +79,11 @@ class Sketch(Method):
     )
     note = ", mostly the sketch's noise"
 
+    def for_tables(self) -> Method:
+        """Components alone: what an output layer's rows have in common changes no answer, so that a sample's noise is
+        many times what matters of such a table, and nothing that follows evens it out."""
+        return residual.METHOD
+
     def encode(self, delta: Tensor, rank: int, seed: int = 0) -> tuple[Parts, float]:
         return encode(delta, rank, seed)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dts.shapes import is_stack
+from dts.shapes import is_of_tokens, is_stack
 
 transformers = pytest.importorskip("transformers")
 
@@ -154,3 +154,21 @@ def test_an_adapter_that_took_a_stack_for_one_matrix_still_loads(tmp_path, monke
     assert old.entries["input_linear.weight"].kind == "factors"
     assert old.verify(base, tuned).ok
     assert dict(old.apply(base))["input_linear.weight"].shape == (20, 24, 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "tokens"),
+    [
+        ("model.embed_tokens.weight", (49152, 576), True),
+        ("lm_head.weight", (32000, 5120), True),  # Llama 2, 13 B
+        ("transformer.wte.weight", (50257, 768), True),
+        ("wte.weight", (250, 8), False),  # too small to tell
+        ("model.layers.0.self_attn.kv_b_proj.weight", (32768, 512), False),  # DeepSeek: in a block
+        ("model.layers.3.mlp.gate_up_proj.weight", (27392, 4096), False),
+        ("embeddings.position_embeddings.weight", (512, 384), False),
+        ("patch_embed.proj.weight", (768, 3, 16, 16), False),
+        ("norm.weight", (4096,), False),
+    ],
+)
+def test_a_table_of_tokens_is_tall_and_in_no_block(name, shape, tokens):
+    assert is_of_tokens(name, shape) is tokens
