@@ -162,7 +162,7 @@ def tokenizer_of(*places: Any, trusted: bool = False) -> Any:
         try:
             return AutoTokenizer.from_pretrained(place, trust_remote_code=_may_run(place, trusted))
         except (OSError, ValueError, KeyError, ImportError) as error:
-            reasons.append(f"{place}: {str(error).splitlines()[0]}")
+            reasons.append(f"{place}: {str(error).strip().partition(chr(10))[0]}")
     raise ValueError(
         f"there is no tokenizer for the texts ({'; '.join(reasons)}): say which by --tokenizer, or give token ids in a "
         "column input_ids of a .jsonl file"

@@ -20,7 +20,7 @@ from dts.files import Watch
 from dts.sites import Site, Target, Unchanged, resolve, sites
 from dts.sites.configs import OtherConfig, otherwise
 from dts.sites.diffusers import class_name, on_meta
-from dts.sites.transformers import renamer, with_numbers
+from dts.sites.transformers import renamer, with_numbers, without_weights
 from dts.warn import warn
 
 
@@ -152,5 +152,4 @@ def model_of(config: dict | None, whose: str) -> nn.Module:
             f"which modules the model of {whose!r} has is not known: its config {what}.  Give the model itself: "
             "model= in Python"
         )
-    with torch.device("meta"):
-        return kind(kind.config_class.from_dict(with_numbers(config)))
+    return without_weights(lambda: kind(kind.config_class.from_dict(with_numbers(config))))

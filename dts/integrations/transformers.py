@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from dts.adapter import Adapter
@@ -18,6 +17,7 @@ from dts.files import expanded
 from dts.integrations import diffusers
 from dts.nn.base import Base
 from dts.nn.dequantise import quantised_weights
+from dts.sites.transformers import without_weights
 
 HUB = ("revision", "subfolder", *OPTIONS)  # options that say which checkpoint is loaded, and from where
 
@@ -61,9 +61,8 @@ def empty_base(path: str | Path, adapters: Sequence[Adapter], **options: Any) ->
     auto = getattr(cls, "from_config", None)  # which asks about code; a class itself would be given that as its own
     make = auto or cls._from_config
     kept = ("dtype", "attn_implementation", *(("trust_remote_code",) if auto else ()))
-    with torch.device("meta"):
-        model = make(config, **{key: options[key] for key in kept if options.get(key) not in (None, "auto")})
-    return model.eval(), base
+    given = {key: options[key] for key in kept if options.get(key) not in (None, "auto")}
+    return without_weights(lambda: make(config, **given)).eval(), base
 
 
 def _which(path: str | Path, options: dict[str, Any]) -> tuple[str | Path, Base, dict[str, Any]]:

@@ -46,7 +46,8 @@ def as_new(rotary: Sequence[nn.Module]) -> None:
 
 @torch.no_grad()
 def sharing(model: DTSModel, pad: int, generates: bool) -> Sharing:
-    """Tried on the base, with rows of 9 and 4 tokens, then of 9 and 9, beside each alone.
+    """Tried on the base, with rows of 9 tokens and of one, which is shorter than any convolution, then of 9
+    and 9, beside each alone.
 
     generates: answers are whole calls of ``generate``; else one pass is tried.
     """
@@ -57,7 +58,7 @@ def sharing(model: DTSModel, pad: int, generates: bool) -> Sharing:
     draw = torch.Generator().manual_seed(0)
     try:
         tokens = base.get_input_embeddings().num_embeddings
-        long, short, other = (torch.randint(tokens, (n,), generator=draw).tolist() for n in (9, 4, 9))
+        long, short, other = (torch.randint(tokens, (n,), generator=draw).tolist() for n in (9, 1, 9))
         alone = [say(base, [row], pad)[0] for row in (long, short)]
     except Exception:  # a model that takes something else: whoever asks it is told
         return "any"

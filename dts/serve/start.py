@@ -118,8 +118,8 @@ def _tokenizer(model: str, trusted: bool) -> Any:
 
     try:
         found = AutoTokenizer.from_pretrained(model, trust_remote_code=trusted)
-    except (OSError, ValueError) as error:
-        why = str(error).partition("\n")[0]
+    except (OSError, ValueError, ImportError) as error:  # the last, of a package that would read another kind of files
+        why = str(error).strip().partition("\n")[0]
     else:
         if len(found) > len(set(found.all_special_ids)):
             return found

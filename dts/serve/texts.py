@@ -163,10 +163,10 @@ class Texts:
             return AutoTokenizer.from_pretrained(place, trust_remote_code=False, local_files_only=True)
         except AdapterError as error:
             raise self._catalogue.damaged(adapter.name, error) from None
-        except (ValueError, OSError, KeyError, TypeError) as error:
+        except (ValueError, OSError, KeyError, TypeError, ImportError) as error:
             if isinstance(error, OSError) and error.errno is not None:  # transformers has OSErrors of its own
                 raise self._catalogue.damaged(adapter.name, error) from None
-            why = str(error).replace(str(place), "").partition("\n")[0]
+            why = str(error).replace(str(place), "").strip().partition("\n")[0]
             raise Refused(f"the tokenizer of {adapter.name!r} cannot be read: {why}", 409, "damaged_adapter") from None
         finally:
             shutil.rmtree(place, ignore_errors=True)

@@ -162,8 +162,17 @@ def _built(text: str) -> nn.Module | None:
     cls = getattr(transformers, config["architectures"][0], None)
     if cls is None:
         return None
+    return without_weights(lambda: cls(cls.config_class.from_dict(with_numbers(config))))
+
+
+def without_weights(make: Callable[[], nn.Module]) -> nn.Module:
+    """The model that ``make`` builds, on the meta device: shapes, names and shared tensors, no weights."""
     with torch.device("meta"):
-        return cls(cls.config_class.from_dict(with_numbers(config)))
+        model = make()
+    # transformers 5.0 shares no tensor of a model that has no weights to set first; once more changes nothing
+    if tie := getattr(model, "tie_weights", None):
+        tie()
+    return model
 
 
 def with_numbers(config: Mapping[str, Any]) -> dict[str, Any]:

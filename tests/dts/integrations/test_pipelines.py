@@ -123,7 +123,8 @@ def alike(found, expected):
         for key in expected:
             alike(found[key], expected[key])
     elif isinstance(expected, (list, tuple)) and expected and isinstance(expected[0], float):
-        assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)
+        # a product's error is of the size of the largest of a vector's numbers, not of each
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-4 * max(1.0, *map(abs, expected)))
     elif isinstance(expected, (list, tuple)):
         assert len(found) == len(expected)
         for a, b in zip(found, expected):
@@ -202,8 +203,8 @@ def test_tasks_that_do_not_fit_are_refused(texts):
     pipe = pipeline("text-classification", model=texts.model(), tokenizer=tokenizer(), device="cpu")
     with pytest.raises(ValueError, match="tasks has 1 items, one an input, but there are 4 inputs"):
         pipe(TEXTS, tasks=["mood"])
-    with pytest.raises(ValueError, match="tasks has 1 items, one an input, but there are more"):
-        list(pipe((text for text in TEXTS), tasks=["mood"]))
+    with pytest.raises(ValueError, match="tasks has 1 items, one an input, but there are (more|4 inputs)"):
+        list(pipe((text for text in TEXTS), tasks=["mood"]))  # transformers 5.0 makes a list of them first
     with pytest.raises(ValueError, match="no task 'none'"):
         pipe(TEXTS, tasks="none")
     with pytest.raises(ValueError, match='"auto" is for'):

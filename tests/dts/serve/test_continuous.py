@@ -1,5 +1,6 @@
 """Rows join and leave at any token, and each is answered as by its single-task model."""
 
+import re
 import threading
 import time
 from types import SimpleNamespace
@@ -233,7 +234,7 @@ KNOWN = {
         | dict(window_size=4),
         "other logits",
     ),
-    "Mamba": (dict(vocab_size=99, hidden_size=32, num_hidden_layers=2), "linear_attention"),
+    "Mamba": (dict(vocab_size=99, hidden_size=32, num_hidden_layers=2), "linear_attention|takes no cache"),
     "Bloom": (dict(vocab_size=99, hidden_size=32, n_layer=2, n_head=4), " "),
 }
 
@@ -267,7 +268,7 @@ def test_models_that_it_is_for_say_what_they_say_alone_and_others_are_not_taken(
         for parameter in model.parameters():
             parameter += 0.2 * torch.randn_like(parameter)
     found = why_not(SimpleNamespace(model=model))
-    assert (why in found and found) if why else found == ""
+    assert re.search(why, found) if why else found == ""
     if why:
         return
     prompts = [[5, 6, 7], list(range(2, 22)), [1]]  # longer and shorter than the window

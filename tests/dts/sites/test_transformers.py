@@ -10,7 +10,7 @@ transformers = pytest.importorskip("transformers")
 from dts.nn.layers import LayerDeltas, Owner, adopt  # noqa: E402
 from dts.nn.routing import RoutingState  # noqa: E402
 from dts.sites.resolve import Target  # noqa: E402
-from dts.sites.transformers import built, renamer, with_numbers  # noqa: E402
+from dts.sites.transformers import built, renamer, with_numbers, without_weights  # noqa: E402
 
 
 @pytest.mark.skipif(not hasattr(transformers, "KimiLinearConfig"), reason="this transformers has no Kimi Linear")
@@ -42,6 +42,22 @@ def test_a_configuration_with_an_infinite_number_builds_its_class(tmp_path):
     assert with_numbers(config)["time_step_limit"] == [0.0, float("inf")]
     model = built(config)
     assert type(model) is transformers.Mamba2ForCausalLM and model.config.time_step_limit[1] == float("inf")
+
+
+def test_tensors_are_shared_without_weights_where_the_library_shares_none_then():
+    """As transformers 5.0 does: exports took a tied embedding for two tensors."""
+
+    class Untied(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inputs, self.outputs = torch.nn.Embedding(9, 4), torch.nn.Linear(4, 9, bias=False)
+
+        def tie_weights(self):
+            self.outputs.weight = self.inputs.weight
+
+    made = without_weights(Untied)
+    assert made.outputs.weight is made.inputs.weight and made.outputs.weight.is_meta
+    assert len(list(without_weights(lambda: torch.nn.Linear(2, 3)).parameters())) == 2  # of a library that ties nothing
 
 
 def test_names_are_followed_when_tasks_are_loaded_too():
