@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from dts.serve import options
+import pytest
+
+from dts.serve import options, start
 from dts.serve.options import Options, problems
 
 
@@ -27,3 +29,15 @@ def test_several_processes_are_refused_with_what_to_do(monkeypatch, tmp_path):
     assert "DTS_VLLM_MODE=packed, --tensor-parallel-size 2" in wrong[0] and "dts.ray.app:app" in wrong[0]
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert len(problems(Options("/nowhere", Path("/nowhere")), listens=False)) == 2
+
+
+def test_a_base_without_a_tokenizer_serves_token_ids(monkeypatch, caplog):
+    """Of such a one transformers 5.0 says that another package is missing, after an empty line; the server ended."""
+    transformers = pytest.importorskip("transformers")
+
+    def missing(*args, **kwargs):
+        raise ImportError("\n it needs protobuf\n")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", missing)
+    assert start._tokenizer("/nowhere", False) is None
+    assert "must send token ids: it needs protobuf" in caplog.text
