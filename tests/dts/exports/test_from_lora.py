@@ -219,7 +219,8 @@ def test_tensors_that_are_no_lora_are_refused_by_name(made, tmp_path, more, reas
     """They ended in errors of products, or one of two was taken without a word."""
     _, where, _ = saved(made, "plain", tmp_path / "lora")
     file = tmp_path / "lora/adapter_model.safetensors"
-    tensors = load_file(file) | more  # safetensors 0.5 writes no complex numbers
+    tensors = {name: tensor.clone() for name, tensor in (load_file(file) | more).items()}  # of a file written over
+    # safetensors 0.5 writes no complex numbers
     write_safetensors(file, {name: (t.dtype, t.shape) for name, t in tensors.items()}, tensors.get)
     with pytest.raises(CheckpointError, match=reason):
         import_lora(tmp_path / "lora", where / "base")
