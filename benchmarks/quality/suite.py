@@ -129,7 +129,8 @@ def _budgeted_ranks(deltas: Deltas, fraction: float, level: bool = True, method:
     curves = [_curve(delta, name, method) for name, delta in deltas.items()]
     if level:
         matrices = [_measured(delta, name) for name, delta in deltas.items()]
-        curves = levelled(curves, [m.elements for m in matrices], [m.counts for m in matrices])
+        counts = [m.counts(fraction) for m in matrices]
+        curves = levelled(curves, [m.elements for m in matrices], counts)
     return dict(zip(deltas, allocate(curves, fraction * fp32_bits(deltas) / 8)))
 
 

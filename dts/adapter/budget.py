@@ -45,12 +45,17 @@ class Curve:
     errors: np.ndarray
 
 
-def levelled(curves: list[Curve], elements: list[int], counts: list[int] | None = None) -> list[Curve]:
+def share_of(nbytes: float, shapes: list[tuple[int, int]]) -> float:
+    """Bytes, of those that matrices of these shapes have in fp32."""
+    return nbytes / max(1, 4 * sum(m * n for m, n in shapes))
+
+
+def levelled(curves: list[Curve], elements: list[int], counts: list[float] | None = None) -> list[Curve]:
     """The curves with each error over its matrix's mean square, so that it is relative error times elements; a
     matrix that moved much farther than the others counts for more.
 
     elements: of each matrix, without zero rows and columns;  counts: those that it counts for, its own where they are
-    not given (`dts.adapter.matrix.Matrix.counts`).  With a = mean square / (``KNEE`` times the median of all
+    not given (`dts.adapter.matrix.counted`).  With a = mean square / (``KNEE`` times the median of all
     mean squares), a whole matrix counts for its elements times max(1, a)^(3/2).  A patch projection that moved a
     little is needed as much as an MLP that moved more; in tasks of many classes a pooler moves nearly three times as
     far as the rest, and counting that helps.  *Measured* (benchmarks/quality/FINDINGS.md): plain squared errors are

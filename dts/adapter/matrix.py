@@ -17,7 +17,7 @@ from dts.codec.method import Method
 from dts.shapes import is_of_tokens
 
 NO_SPECTRUM = "this matrix was measured without its singular values"
-COUNTS = 16  # rows for each column that a table of tokens counts as
+COUNTS = 32  # rows for each column that a table of tokens counts as, where bytes are 1 % of fp32
 UNKNOWN = 0.5  # stands for an error that is not predicted, where only bytes are planned
 
 
@@ -115,11 +115,9 @@ class Matrix:
         (Embeddings alone move where their tokens occur.)"""
         return self.tokens and self.singular is not None and self.uneven is None
 
-    @property
-    def counts(self) -> int:
-        """Elements that a budget counts (`dts.adapter.budget.levelled`): of a table no more than of a layer of its
-        width, as few of its rows are likely answers anywhere."""
-        return counted(self.elements, self.shape) if self.table else self.elements
+    def counts(self, share: float) -> float:
+        """Elements that a budget counts, where it is that share of the model in fp32: see `counted`."""
+        return counted(self.elements, self.shape, share) if self.table else self.elements
 
     def method(self, asked: Method) -> Method:
         """The one that makes its parts."""
@@ -223,9 +221,14 @@ class Matrix:
         return ranks, best_choices(table, ranks, lambda count: self._bytes(method, ranks, count), left)
 
 
-def counted(elements: int, shape: tuple[int, ...]) -> int:
-    """As how many elements a `Matrix.table` of this shape counts."""
-    return min(elements, COUNTS * shape[1] ** 2)
+def counted(elements: int, shape: tuple[int, ...], share: float) -> float:
+    """As how many elements a `Matrix.table` of this shape counts (`dts.adapter.budget.levelled`).
+
+    Few of its rows are likely answers anywhere, and what the blocks lack as a whole matters most where bytes are few:
+    of n columns ``COUNTS`` n rows at 1 %, and by the root of the share more or fewer.  *Measured*
+    (benchmarks/quality/FINDINGS.md).
+    """
+    return min(elements, COUNTS * (share / 0.01) ** 0.5 * shape[1] ** 2)
 
 
 def with_tail(values: Tensor, norm: float, size: int) -> Tensor:

@@ -65,7 +65,7 @@ def _sketched(factors: Factors) -> tuple[dict[int, Kept], list[int]]:
     taken = []
     for rank in range(BLOCK, most, BLOCK):
         kept, nbytes = _split(factors, rank, have)
-        if nbytes < size:
+        if 0 < nbytes < size:
             found[rank] = kept
             taken.append(nbytes)
     return found | {most: (have, whole.share)}, [*taken, size]
@@ -92,8 +92,8 @@ def _left(factors: Factors, ranks: np.ndarray, again: bool) -> np.ndarray:
     packed, norm, shape = factors.packed, factors.norm, factors.compact_shape
     shares = factors.runs[0][0].prefix_left(packed, norm)
     have, size = packed.rank, min(shape)
-    found = shorter.singular_values(packed, norm)[:size]
-    found = found[found > SMALLEST * found[0]]
+    found = shorter.singular_values(packed, norm)[:size] if have else torch.zeros(0)
+    found = found[found > SMALLEST * found[:1]]
     values = with_tail(found, norm, size) if len(found) else torch.full((size,), norm / size**0.5).double()
     predicted = residual.METHOD.left(values, np.append(ranks, have), shape)
     if again:

@@ -13,7 +13,7 @@ import torch
 
 import dts.adapter.on_device as on_device
 from dts import sums
-from dts.adapter.budget import BudgetError, allocate, allocate_exactly, levelled, too_little
+from dts.adapter.budget import BudgetError, allocate, allocate_exactly, levelled, share_of, too_little
 from dts.adapter.entries import Entry
 from dts.adapter.errors import NothingChanged
 from dts.adapter.in_order import in_order
@@ -240,7 +240,8 @@ class Run:
         curves = [m.curve(method, limit) for plan in plans for m, limit in zip(plan.matrices, plan.limits)]
         if self.goal == "nbytes":
             matrices = [matrix for plan in plans for matrix in plan.matrices]
-            curves = levelled(curves, [m.elements for m in matrices], [m.counts for m in matrices])
+            share = share_of(self.wanted, [m.shape for m in matrices])
+            curves = levelled(curves, [m.elements for m in matrices], [m.counts(share) for m in matrices])
             return allocate_exactly(curves, asked, lambda ranks: self.plans.planned_bytes(ranks, method))
         target = asked * sum(plan.norm**2 for plan in self.plans.by_name.values())
         return allocate(curves, target=target * method.error_left(asked))

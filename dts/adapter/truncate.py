@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from dts.adapter.budget import allocate_exactly, levelled
+from dts.adapter.budget import allocate_exactly, levelled, share_of
 from dts.adapter.entries import Entry
 from dts.adapter.errors import AdapterError
 from dts.adapter.matrix import counted
@@ -59,10 +59,10 @@ def shortened(entries: dict[str, Entry], method: str, nbytes: int) -> dict[str, 
     }
 
 
-def _counts(name: str, factors: Factors, elements: int) -> int:
+def _counts(name: str, factors: Factors, elements: int, share: float) -> float:
     """As `dts.adapter.matrix.Matrix.counts`: of a table whose rows moved unevenly only some rows are stored."""
     table = factors.rows is None and is_of_tokens(name, factors.shape)
-    return counted(elements, factors.shape) if table else elements
+    return counted(elements, factors.shape, share) if table else elements
 
 
 def truncated(adapter: Of, nbytes: int, again: bool) -> Of:
@@ -78,7 +78,8 @@ def truncated(adapter: Of, nbytes: int, again: bool) -> Of:
     }
     every = [(name, one) for name, of_entry in found.items() for one in of_entry if one is not None]
     sizes = [math.prod(one.factors.compact_shape) for _, one in every]
-    counts = [_counts(name, one.factors, count) for (name, one), count in zip(every, sizes)]
+    share = share_of(nbytes, [one.factors.shape for _, one in every])
+    counts = [_counts(name, one.factors, count, share) for (name, one), count in zip(every, sizes)]
     curves = levelled([one.curve for _, one in every], sizes, counts)
     base_digests = {name: row.get("base") for name, row in config["tensors"].items()}
     dropped = dict(config["dropped"])

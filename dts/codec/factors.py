@@ -16,7 +16,7 @@ from dts_kernels.layout import PackedFactors
 from dts_kernels.samples import Samples
 
 from .index import index_to_disk
-from .parts import PartKind, kind_of, with_tensors
+from .parts import PartKind, components, kind_of, with_tensors
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,7 @@ class Factors:
         for data in self.stored:
             if isinstance(data, PackedFactors):
                 return data
-        u, v = (torch.zeros(size, 0, dtype=torch.uint8) for size in self.compact_shape)
-        return PackedFactors(u, v, torch.zeros(0))
+        return components.none(self.compact_shape)
 
     @property
     def samples(self) -> tuple[Samples, ...]:

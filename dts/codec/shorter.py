@@ -21,15 +21,16 @@ from .compress import THREADED, one_thread
 from .factors import Factors
 from .parts import components, sample
 
-Kept = tuple[int, tuple[int, int] | None]  # components, at least one, and the share of the sample, None for none of it
+Kept = tuple[int, tuple[int, int] | None]  # components and the share of the sample, None for none of it; not nothing
 
 
 def is_sketch(factors: Factors) -> bool:
-    """Is it components that know their prefixes, of a norm that can be theirs, and one sample of what they leave?"""
+    """Is it components that know their prefixes, of a norm that can be theirs, or none, and one sample of what they
+    leave?"""
     packed = factors.packed
-    if len(factors.stored) != 2 or len(factors.samples) != 1 or not packed.rank or packed.levels is not None:
+    if len(factors.stored) != 2 or len(factors.samples) != 1 or packed.levels is not None:
         return False
-    return factors.norm > 0 and 0 < explained(packed, factors.norm) <= 1  # NaN is neither
+    return factors.norm > 0 and (not packed.rank or 0 < explained(packed, factors.norm) <= 1)  # NaN is neither
 
 
 def shortened(factors: Factors, kept: Kept, again: bool) -> Factors:
@@ -43,14 +44,15 @@ def shortened(factors: Factors, kept: Kept, again: bool) -> Factors:
     if not is_sketch(factors):
         raise ValueError("only components without levels and one sample of what they leave can be cut to a share of it")
     packed, (whole,) = factors.packed, factors.samples
-    if not 0 < rank <= packed.rank or share is not None and SHARES.index(share) < SHARES.index(whole.share):
+    too_many = share is not None and SHARES.index(share) < SHARES.index(whole.share)
+    if not 0 <= rank <= packed.rank or too_many or kept == (0, None):
         raise ValueError(f"{packed.rank} components and a share of {whole.share} have no {rank} and {share}")
     if kept == (packed.rank, whole.share):
         return factors
     if share is None and (rank == packed.rank or not again):
         return factors.low_rank().prefix(rank)
-    now = packed
-    if rank < packed.rank:
+    now = packed if rank else components.none(factors.compact_shape)
+    if 0 < rank < packed.rank:
         now = made_again(packed, rank, factors.norm) if again else scale.refitted(packed, rank, factors.norm)[0]
     rest = () if share is None else (sample.thinned(whole, share, packed, now),)
     return replace(factors, stored=(now, *rest), squared_error=None)

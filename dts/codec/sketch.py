@@ -22,22 +22,24 @@ from .method import Method, Parts
 from .parts import components, sample
 
 SHARE = 4  # the components have one in so many of the bytes
+LONE = 32  # the least stride of a sample that takes all bytes of one block: of fewer elements a block explains more
 BLOCK = 4  # components that share a byte
 
 
 def split(rank: int, shape: tuple[int, int]) -> tuple[int, int | None]:
     """(residual components, stride of the sample) that take no more bytes than ``rank`` residual components.
 
-    shape: (m, n) without zero rows and columns.  Stride None where there is no room for a sample.
+    shape: (m, n) without zero rows and columns.  Stride None where there is no room for a sample.  What would be one
+    block of components of a large matrix is a sample alone.
     """
     m, n = shape
     component = sum(shape) / BLOCK + 4  # bytes
-    first = min(rank, max(1, round(rank / (SHARE * BLOCK))) * BLOCK)
+    first = 0 if rank <= BLOCK else min(rank, max(1, round(rank / (SHARE * BLOCK))) * BLOCK)
     room = (rank - first) * component
     if room < m:
         return rank, None
     stride = -(-n // (BLOCK * int(room // m)))
-    if stride not in STRIDES:
+    if stride not in STRIDES or not first and stride < LONE:
         return rank, None
     room -= m * packed_width(groups_of(n, stride))  # strides have gaps where they are small
     return first + int(room // (BLOCK * component)) * BLOCK, stride
@@ -52,6 +54,8 @@ def encode(delta: Tensor, rank: int, seed: int = 0) -> tuple[Parts, float]:
     if many.suits(delta.device):
         return encode_many(delta[None], [rank], seed)[0]
     first, stride = split(rank, (delta.shape[0], delta.shape[1]))
+    if stride is not None and not first:
+        return lone(delta, stride, seed)
     packed, error = residual.encode(delta, first, seed)
     if packed.rank < first or stride is None:
         return (packed,), error
@@ -59,14 +63,28 @@ def encode(delta: Tensor, rank: int, seed: int = 0) -> tuple[Parts, float]:
     return (packed, rest), error
 
 
+def lone(delta: Tensor, stride: int, seed: int = 0) -> tuple[Parts, float]:
+    """The same of a sample of the delta itself, beside components of rank 0."""
+    nothing = components.none((delta.shape[0], delta.shape[1]), delta.device)
+    rest, error = sample.encode(delta, nothing, stride, seed)
+    return (nothing, rest), error
+
+
 def encode_many(deltas: Tensor, ranks: list[int], seed: int = 0) -> list[tuple[Parts, float]]:
-    """The same of each of several deltas [B, m, n], at once (`dts.codec.many`)."""
+    """The same of each of several deltas [B, m, n], at once (`dts.codec.many`); samples alone one by one."""
     shape = deltas.shape[1], deltas.shape[2]
     splits = [split(rank, shape) for rank in ranks]
+    alone = {i: stride for i, (first, stride) in enumerate(splits) if stride is not None and not first}
+    if alone:
+        found = {i: lone(deltas[i], stride, seed) for i, stride in alone.items()}
+        others = [i for i in range(len(ranks)) if i not in alone]
+        if others:
+            found |= zip(others, encode_many(deltas[others], [ranks[i] for i in others], seed))
+        return [found[i] for i in range(len(ranks))]
     made = many.encoded(deltas, [first for first, _ in splits], seed)
     strides = [stride if have == first else None for have, (first, stride) in zip(made.ranks, splits)]
-    found = many.encode_samples(deltas, made, strides, seed)
-    return [((packed,) if rest is None else (packed, rest), error) for packed, rest, error in found]
+    sampled = many.encode_samples(deltas, made, strides, seed)
+    return [((packed,) if rest is None else (packed, rest), error) for packed, rest, error in sampled]
 
 
 class Sketch(Method):

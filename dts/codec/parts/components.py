@@ -137,4 +137,10 @@ def planned(rank: int, shape: tuple[int, int], levels: bool = False) -> PackedFa
     return PackedFactors(u, v, torch.zeros(()).expand(rank), torch.zeros(2, 4) if levels else None)
 
 
+def none(shape: tuple[int, int], device: torch.device | None = None) -> PackedFactors:
+    """Components of rank 0: nothing."""
+    u, v = (torch.zeros(size, 0, dtype=torch.uint8, device=device) for size in shape)
+    return PackedFactors(u, v, torch.zeros(0, device=device))
+
+
 KIND = Components()

@@ -99,7 +99,7 @@ def encode(delta: Tensor, packed: PackedFactors, stride: int, seed: int) -> tupl
     delta: float32 [m, n], not zero, elements of order 1;  stride: one element of how many is kept.
     """
     m, n = delta.shape
-    own = seed_of(packed, seed)
+    own = seed_of(packed, seed) if packed.rank else seed_of_values(delta, seed)
     at = columns((m, n), stride, own, delta.device)
     real = at < n
     kept, lost = missing(delta, packed, at.clamp_(max=n - 1))
@@ -138,7 +138,16 @@ def nbytes_at(shape: tuple[int, int], stride: int, share: tuple[int, int]) -> in
 
 def seed_of(packed: PackedFactors, seed: int) -> int:
     """Where the sample beside these components is taken: equal places in two layers would make their noise alike."""
-    content = f"{seed}".encode() + packed.sigma.cpu().numpy().tobytes()
+    return _seed(packed.sigma.cpu(), seed)
+
+
+def seed_of_values(delta: Tensor, seed: int) -> int:
+    """The same where there are no components: from the matrix's first row and column."""
+    return _seed(torch.cat([delta[0], delta[:, 0]]).cpu(), seed)
+
+
+def _seed(values: Tensor, seed: int) -> int:
+    content = f"{seed}".encode() + values.contiguous().numpy().tobytes()
     return int.from_bytes(hashlib.sha256(content).digest()[:4], "little")
 
 

@@ -12,8 +12,8 @@ from dts.codec import many
 from dts.codec.methods import METHODS
 from dts.codec.shorter import is_sketch
 
-ROWS, COLUMNS, LAYERS = 1600, 48, 6
-HOW = {"nbytes": 24_000, "method": "sketch"}
+ROWS, COLUMNS, LAYERS = 6000, 48, 6
+HOW = {"nbytes": 40_000, "method": "sketch"}
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +64,12 @@ def test_a_dry_run_and_a_run_that_goes_on_give_the_same(pair, tmp_path, monkeypa
     assert resumed.config["sha256"] == made.config["sha256"]
 
 
-def test_they_count_as_a_layer_of_their_width():
+def test_they_count_for_fewer_elements_where_bytes_are_few():
     delta = torch.randn(ROWS, COLUMNS)
     table, layer = (Matrix.of(delta, name, spectrum=True) for name in ("lm_head.weight", "layers.0.weight"))
-    assert table.elements == layer.elements == layer.counts == ROWS * COLUMNS
-    assert table.counts == COUNTS * COLUMNS**2 < table.elements
+    assert table.elements == layer.elements == layer.counts(0.001) == ROWS * COLUMNS
+    assert table.counts(0.01) == COUNTS * COLUMNS**2 < table.elements == table.counts(0.5)
+    assert table.counts(0.0025) == table.counts(0.01) / 2
     assert table.method(METHODS["sketch"]) is METHODS["residual"] and layer.method(METHODS["sketch"]).name == "sketch"
     assert table.method(METHODS["paper"]) is METHODS["paper"]
 
@@ -77,21 +78,21 @@ def test_embeddings_that_moved_where_their_tokens_occur_are_none():
     delta = torch.randn(ROWS, COLUMNS)
     delta[200:] *= 1e-3
     matrix = Matrix.of(delta, "embeddings.weight", spectrum=True)
-    assert matrix.tokens and not matrix.table and matrix.counts == matrix.elements
+    assert matrix.tokens and not matrix.table and matrix.counts(0.001) == matrix.elements
     assert matrix.method(METHODS["sketch"]).name == "sketch"
 
 
 def test_layers_are_kept_where_bytes_are_few(pair):
     """By all their elements the table would take all bytes before any layer got some."""
-    made = compress(*pair, nbytes=8000, method="residual").entries
+    made = compress(*pair, nbytes=20_000, method="residual").entries
     assert sum(bool(entry.matrices[0]) for name, entry in made.items() if "layers" in name) == LAYERS
 
 
 def test_cut_adapters_count_them_so_too(pair, monkeypatch):
     def cut():
-        entries = compress(*pair, nbytes=16_000, method="residual").truncate(nbytes=9000).entries
+        entries = compress(*pair, nbytes=40_000, method="residual").truncate(nbytes=20_000).entries
         return sum(bool(entry.matrices[0]) for name, entry in entries.items() if "layers" in name)
 
     as_layers = cut()
-    monkeypatch.setattr(truncate, "counted", lambda elements, shape: elements)
+    monkeypatch.setattr(truncate, "counted", lambda elements, *about: elements)
     assert cut() < as_layers

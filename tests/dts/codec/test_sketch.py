@@ -23,7 +23,7 @@ def test_takes_the_bytes_of_residual_components_and_no_more(shape, rank):
     assert ours.nbytes <= plain.nbytes
     first, stride = sketch.split(rank, shape)
     assert ours.rank == first and [s.stride for s in ours.samples] == ([] if stride is None else [stride])
-    assert [part.kind for part in ours.parts] == ["residual"] + ["sample"] * (stride is not None)
+    assert [part.kind for part in ours.parts] == ["residual"] * (first > 0) + ["sample"] * (stride is not None)
     if rank >= 20:  # what whole bytes a row leave over
         assert ours.nbytes > plain.nbytes - shape[0] - sum(shape) - 20
 
@@ -83,12 +83,38 @@ def test_what_cannot_be_thinned_is_refused():
     half = shortened(factors, (8, (1, 2)), False)
     for wrong, rank, share, match in (
         (factors.low_rank(), 4, (1, 2), "one sample of what"),
-        (factors, 0, (1, 2), "have no"),
+        (factors, 0, None, "have no"),
         (factors, factors.rank + 1, (1, 2), "have no"),
         (half, 8, (3, 4), r"have no 8 and \(3, 4\)"),
     ):
         with pytest.raises(ValueError, match=match):
             shortened(wrong, (rank, share), False)
+
+
+@pytest.mark.parametrize("shape", [(192, 576), (384, 384), (384, 1536), (1536, 384)])
+def test_a_block_of_a_large_matrix_is_a_sample_alone(shape):
+    matrix = delta(*shape)
+    factors = compress_tensor(matrix, "sketch", rank=4)
+    (sample,) = factors.samples
+    assert factors.rank == 0 and sample.stride >= sketch.LONE and sketch.split(8, shape)[0] == 4
+    error = ((factors.reconstruct().double() - matrix) ** 2).sum() / (matrix.double() ** 2).sum()
+    assert factors.squared_error == pytest.approx(error.item(), rel=1e-5)
+    assert predicted_error(singular_values(matrix), [4], "sketch", shape).item() == pytest.approx(error.item(), rel=0.1)
+    thin = shortened(factors, (0, (1, 2)), False)
+    assert thin.rank == 0 and thin.samples[0].share == (1, 2) and thin.nbytes <= factors.nbytes
+    torch.testing.assert_close(
+        dense(thin.samples[0])[dense(thin.samples[0]) != 0], 2 * dense(sample)[dense(thin.samples[0]) != 0]
+    )
+
+
+def test_samples_alone_of_two_layers_are_at_other_places():
+    """Else their noise would be alike, and add up."""
+    first, again, other = (compress_tensor(delta(384, 384, seed), "sketch", rank=4).samples[0] for seed in (0, 0, 1))
+    assert first.seed == again.seed != other.seed
+
+
+def test_all_of_a_block_small_matrices_keep_are_components():
+    assert sketch.split(4, (64, 64)) == (4, None)
 
 
 def test_on_average_it_adds_the_rest():
