@@ -38,7 +38,7 @@ class Subspaces:
     """One layer's subspaces of all tasks.
 
     table: float32 [tasks, rank, n], rows s_k v_k scaled so that the mean energy of a random direction is 1 (zero for a
-    task that leaves the layer alone); for a lookup [tasks, ids], the energy of every id. absent: bool [tasks].
+    task that leaves the layer alone, or has no components in it); for a lookup [tasks, ids], the energy of every id. absent: bool [tasks].
     """
 
     table: Tensor
@@ -114,7 +114,13 @@ class EnergyRouter:
             raise ValueError(f"no compressed matrix of the adapters is in the first {blocks} blocks of the model")
         names = list(adapters)
         subspaces = {name: _subspaces(module, found[name], names, rank) for name, module in modules.items()}
-        return cls(names, subspaces, modules, sharpness=sharpness)
+        told = {name: layer for name, layer in subspaces.items() if not layer.absent.all()}
+        if not told:
+            raise ValueError(
+                f"the adapters have samples alone in the first {blocks} blocks of the model and no components to know "
+                "them by: compress them with more bytes or with --method residual, or name the task of each row"
+            )
+        return cls(names, told, {name: modules[name] for name in told}, sharpness=sharpness)
 
     @property
     def absent(self) -> Tensor:
@@ -198,7 +204,9 @@ def scrambled(batch: Mapping[str, Tensor], vocabulary: int, seed: int = 0) -> di
 def _subspaces(module: nn.Module, factors: Mapping[str, Factors], names: list[str], rank: int) -> Subspaces:
     lookup = isinstance(module, nn.Embedding)
     transposed = kind_of(module).transposed
-    tables = {task: _table(f, rank, lookup, transposed) for task, f in factors.items()}
+    tables = {task: _table(f, rank, lookup, transposed) for task, f in factors.items() if f.rank}
+    if not tables:  # samples alone, which have no subspace
+        return Subspaces(torch.zeros(0), lookup, torch.ones(len(names), dtype=torch.bool))
     shape = next(iter(tables.values())).shape
     width = max(t.shape[0] for t in tables.values()) if not lookup else 0
     rows = []

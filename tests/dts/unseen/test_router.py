@@ -1,5 +1,6 @@
 """Routing by energy: its formula, whole models, fallbacks, and the two baselines."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 
 from dts.codec import compress_tensor
+from dts.codec.parts import components, sample
 from dts.unseen import EnergyRouter, NameRouter, ProbeRouter, choose, scrambled
 from dts.unseen.passes import layer_inputs
 from dts.unseen.router import TINY, Subspaces
@@ -210,3 +212,34 @@ def test_probe_equals_scikit_learn(tasks):
 def test_choose():
     choice = choose(torch.tensor([[2.0, 0.0], [0.0, 0.1]]), ["a", "b"], floor=0.6)
     assert choice.tasks == ["a", None]
+
+
+def with_samples_alone(factors):
+    shape = factors.compact_shape
+    return replace(factors, stored=(components.none(shape), sample.planned(32, shape)))
+
+
+def test_a_task_without_components_in_a_layer_is_absent_there_and_is_never_nan(routed):
+    model, adapters, halves = routed
+    entry = adapters["low"].entries["blocks.0.weight"]
+    entry.factors = with_samples_alone(entry.factors)
+    router = EnergyRouter.of(model, adapters)
+    assert router.absent.tolist() == [True, False]
+    ids = halves["high"][None]
+    scores = router.scores(layer_inputs(model, router.modules, {"input_ids": ids}))
+    assert scores.isfinite().all() and scores[0, 0] == 0
+    lookups = {task: adapter(embed__weight=torch.randn(50, 12)) for task in adapters}
+    found = lookups["low"].entries["embed.weight"]
+    found.factors = with_samples_alone(found.factors)
+    router = EnergyRouter.of(model, lookups, layers=lambda name: True)
+    assert router.absent.tolist() == [True, False]
+    assert router.scores({"embed.weight": ids}).isfinite().all()
+
+
+def test_samples_alone_in_every_layer_are_refused(routed):
+    model, adapters, _ = routed
+    for one in adapters.values():
+        entry = one.entries["blocks.0.weight"]
+        entry.factors = with_samples_alone(entry.factors)
+    with pytest.raises(ValueError, match="samples alone .* no components to know them by"):
+        EnergyRouter.of(model, adapters)
