@@ -114,6 +114,8 @@ def _curve(factors: Factors) -> Curve:
     """
     low_rank = factors.low_rank()
     if low_rank is not factors:
+        if not factors.rank and factors.samples and factors.norm > 0:
+            return _of_samples(factors)
         curve = _curve(low_rank)
         left = curve.errors[-1] ** 2 / factors.norm**2
         if not low_rank.stored:
@@ -137,3 +139,14 @@ def _curve(factors: Factors) -> Curve:
     errors = kind.prefix_left(data, factors.norm).numpy()[ranks]
     nbytes = kind.prefix_bytes(data, ranks) + np.where(ranks > 0, factors.index_nbytes + HEADER_BYTES, 0)
     return Curve(ranks, nbytes, errors * factors.norm**2)
+
+
+def _of_samples(factors: Factors) -> Curve:
+    """Samples without components, of a mixture: all or nothing, worth what components of as many bytes would be."""
+    shape, size = factors.compact_shape, min(factors.compact_shape)
+    values = torch.full((size,), factors.norm / size**0.5).double()
+    rank = max(1, int((factors.nbytes - factors.index_nbytes) / (sum(shape) / BLOCK + 4)))
+    left = residual.METHOD.left(values, np.array([rank]), shape)[0].item()
+    return Curve(
+        np.array([0, 1]), np.array([0, factors.nbytes + HEADER_BYTES]), np.array([1.0, left]) * factors.norm**2
+    )

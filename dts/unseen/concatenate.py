@@ -12,7 +12,8 @@ Members = list[tuple[float, Factors]]  # (gamma, factors)
 def concatenated(members: Members) -> Factors:
     """The exact mixture of factors of equal shape; components in order of their size.
 
-    ``norm`` is the mixture's own (of the components, not the samples) and ``squared_error`` 0, so that its prefixes are
+    ``norm`` is the mixture's own (of the components, not the samples; without components as of members that have
+    nothing in common) and ``squared_error`` 0, so that its prefixes are
     refitted to the mixture.
     Raises ValueError where they do not fit `side_by_side`.
     """
@@ -22,13 +23,15 @@ def concatenated(members: Members) -> Factors:
     return mixture
 
 
-def mixed_factors(members: Members, name: str | None = None) -> tuple[Factors, bool]:
+def mixed_factors(members: Members, name: str | None = None) -> tuple[Factors | None, bool]:
     """(factors of the mixture, whether they are exact); where they cannot be, encoded anew at the sum of the ranks,
-    of components alone: the noise of samples would be all there is to encode."""
+    of components alone: the noise of samples would be all there is to encode.  None where that leaves nothing."""
     mixture = side_by_side(members)
     if mixture is not None:
         return mixture, True
-    members = [(gamma, f.low_rank()) for gamma, f in members]
+    members = [(gamma, f.low_rank()) for gamma, f in members if f.rank]
+    if not members:
+        return None, False
     dense = sum((gamma * f.reconstruct() for gamma, f in members), torch.zeros(()))
     return compress_tensor(dense, rank=sum(f.rank for _, f in members), name=name), False
 
@@ -52,6 +55,8 @@ def side_by_side(members: Members) -> Factors | None:
         stored += sums
     ranked = [data for data in stored if kind_of(data).ranked]
     norm = sum(kind_of(data).energy(data) for data in ranked) ** 0.5
+    if not any(kind_of(data).rank(data) for data in ranked):
+        norm = sum((gamma * f.norm) ** 2 for gamma, f in members) ** 0.5
     return Factors(tuple(stored), first.shape, first.rows, first.columns, norm, 0.0)
 
 

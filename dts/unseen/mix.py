@@ -13,6 +13,7 @@ from dts.adapter.errors import NoEffect
 from dts.adapter.folder import complete
 from dts.adapter.text import dtype_name
 from dts.checkpoint import open_checkpoint
+from dts.checkpoint.errors import some
 from dts.codec import Factors, residual
 from dts.codec.parts import kind_of
 from dts.nn.model import DTSModel
@@ -24,6 +25,7 @@ from .concatenate import mixed_factors
 from .encoders import Source, tokenizer_in
 from .heads import embedder, is_zero_shot, own_heads, with_head
 
+LEFT = " (samples alone, of other rows or columns: left at the base)"
 CANCELLED = 1e-6  # of a component's size: a norm that float64 takes for zero after components cancel
 
 
@@ -91,8 +93,9 @@ def mix(
             continue
         entries[base_name] = mixed
         digests[base_name] = {"base": found[0][1].config["tensors"][found[0][2].name].get("base")}
-    if inexact and budget is None and nbytes is None:
-        warn(f"encoded anew, not exact: {', '.join(inexact)}", NotExact)
+    lost = inexact if budget is None and nbytes is None else [name for name in inexact if name.endswith(LEFT)]
+    if lost:
+        warn(f"encoded anew, not exact: {', '.join(lost)}", NotExact)
     mixture = Adapter.of(_config(members, weights, name, class_names, description, digests), entries)
     complete(mixture)
     account = mixture.account = _account(members, mixture)
@@ -110,6 +113,12 @@ def mix(
             account.add(tensor, "mixture", "new", entry.kind, why="the mixture's head")
     sized = budget is not None or nbytes is not None
     if sized and base is not None:
+        alone = [name for name, entry in mixture.entries.items() if _samples_alone(entry)]
+        if alone:
+            raise ValueError(
+                f"the mixture has samples alone, without components, in {some(alone, 3)}, whose noise is all that would "
+                "be encoded anew: leave out the base (--base), so that what is stored is cut, or the size"
+            )
         mixture.entries = {name: _low_rank(entry) for name, entry in mixture.entries.items()}
         encoded = compress(
             base,
@@ -195,7 +204,8 @@ def _account(members, mixture: Adapter) -> Account:
             elif entry.base_name in changed:
                 what, why = "changed", None
             else:
-                what, why = "equal", "the weights cancel it"
+                other_rows = "it has samples alone, of other rows or columns, which are not mixed"
+                what, why = "equal", other_rows if _samples_alone(entry) else "the weights cancel it"
             account.add(name, label, what, entry.kind, other, why)
         account.complete(label, adapter.entries)
     for name, entry in mixture.entries.items():
@@ -224,6 +234,11 @@ def _mixable(entry: Entry) -> bool:
     return entry.base_name is not None and entry.kind != "tied" and entry.dtype.is_floating_point
 
 
+def _samples_alone(entry: Entry) -> bool:
+    """Has one of its matrices samples, and no components?"""
+    return any(factors is not None and factors.samples and not factors.rank for factors in entry.matrices)
+
+
 def _low_rank(entry: Entry) -> Entry:
     """Without samples: their noise, a few times the difference, would be what an encoder spends its bytes on."""
     if not entry.factorised:
@@ -232,7 +247,8 @@ def _low_rank(entry: Entry) -> Entry:
 
 
 def _entry(name: str, members: list[tuple[float, Entry]], base, inexact: list[str]) -> Entry | None:
-    """The weighted sum of one tensor's differences; None where they are added rows alone, which are not mixed."""
+    """The weighted sum of one tensor's differences; None where they are added rows alone, which are not mixed, and
+    where nothing of them can be (`mixed_factors`)."""
     shape, dtype = members[0][1].base_shape, members[0][1].dtype
     kinds = {entry.kind for _, entry in members}
     if kinds == {"factors"}:
@@ -240,7 +256,9 @@ def _entry(name: str, members: list[tuple[float, Entry]], base, inexact: list[st
         if not known:
             return None
         factors, exact = mixed_factors(known, name)
-        inexact += [] if exact else [name]
+        inexact += [] if exact else [name if factors is not None else name + LEFT]
+        if factors is None:
+            return None
         return Entry(
             name, name, shape, "factors", dtype, factors, norm=factors.norm, squared_error=factors.squared_error
         )
@@ -258,16 +276,17 @@ def _entry(name: str, members: list[tuple[float, Entry]], base, inexact: list[st
 
 def _experts(name: str, shape, dtype, members: list[tuple[float, Entry]], inexact: list[str]) -> Entry:
     stack: list[Factors | None] = []
-    lost, energy, exact = 0.0, 0.0, True
+    lost, energy, exact, left = 0.0, 0.0, True, False
     for experts in zip(*(e.matrices for _, e in members), strict=True):
         known = [(gamma, f) for (gamma, _), f in zip(members, experts) if f is not None]
         mixed, kept = mixed_factors(known, name) if known else (None, True)
         stack.append(mixed)
         exact &= kept
+        left |= bool(known) and mixed is None
         if mixed is not None:
             energy += mixed.norm**2
             lost += (mixed.squared_error or 0.0) * mixed.norm**2
-    inexact += [] if exact else [name]
+    inexact += [] if exact else [name + LEFT * left]
     error = lost / energy if energy else 0.0
     return Entry(name, name, shape, "experts", dtype, stack, norm=energy**0.5, squared_error=error)
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import dts
+from dts.adapter.prefixes import Prefixes
 from dts.codec import compress_tensor
 from dts.unseen.concatenate import concatenated, mixed_factors
 from dts.unseen.mix import NotExact, mix
@@ -179,3 +180,62 @@ def test_rows_that_are_added_alone_leave_the_tensor_at_the_base(tmp_path):
     assert torch.equal(dict(dts.Adapter.load(tmp_path / "m").apply(base))["table.weight"], table)
     fates = [fate for fate in mixed.account.fates if fate.name == "table.weight"]
     assert [(fate.model, fate.what) for fate in fates] == [("t0", "skipped"), ("t1", "skipped")]
+
+
+def alone(seed: int, rows: int = 384, gap: bool = False):
+    """A sample alone of a [384, 384] matrix."""
+    delta = randn(rows, 384, seed=seed) / 100
+    if gap:
+        delta = torch.cat([torch.zeros(384, 384), delta])
+    factors = compress_tensor(delta, "sketch", rank=4)
+    assert not factors.rank and factors.samples
+    return factors
+
+
+def test_samples_alone_are_mixed_exactly_and_are_worth_something_where_the_mixture_is_cut():
+    members = [(0.5, alone(0)), (-2.0, alone(1))]
+    factors = concatenated(members)
+    expected = sum(g * f.reconstruct(dtype=torch.float64) for g, f in members)
+    torch.testing.assert_close(factors.reconstruct(dtype=torch.float64), expected, rtol=0, atol=1e-5)
+    assert factors.norm == pytest.approx(sum((g * f.norm) ** 2 for g, f in members) ** 0.5)
+    found = Prefixes.of(factors, False)
+    assert 0 < found.curve.errors[1] < found.curve.errors[0] == factors.norm**2
+    assert found.at(found.curve.ranks[1]) is factors and found.at(0) is None
+
+
+def test_samples_alone_of_other_rows_leave_nothing_that_could_be_encoded_anew():
+    first, second = alone(0, 768), alone(1, gap=True)
+    assert mixed_factors([(0.5, first), (0.5, second)]) == (None, False)
+    with_components = compress_tensor(first.reconstruct(), rank=4)
+    mixed, exact = mixed_factors([(0.5, with_components), (0.5, second)])
+    assert not exact and mixed is not None and mixed.rank <= 4
+
+
+def sampled(gap: bool = False):
+    base = {"a.weight": randn(768, 384), "b.weight": randn(20, 12)}
+    deltas = [randn(768, 384, seed=seed) / 100 for seed in (1, 2)]
+    if gap:
+        deltas[1][:384] = 0
+    made = {}
+    for seed, delta in enumerate(deltas):
+        tuned = {"a.weight": base["a.weight"] + delta, "b.weight": base["b.weight"] + randn(20, 12, seed=5 + seed)}
+        made[f"t{seed}"] = adapter = dts.compress(base, tuned, method="sketch", rank_fraction=0.0104, name=f"t{seed}")
+        factors = adapter.entries["a.weight"].factors
+        assert not factors.rank and factors.samples
+    return base, made
+
+
+def test_a_mixture_with_samples_alone_is_cut_without_its_base_alone():
+    base, adapters = sampled()
+    weights = {"t0": 0.5, "t1": 0.5}
+    assert_same_model(mix(adapters, weights), base, dense(base, adapters, weights), 1e-5)
+    with pytest.raises(ValueError, match="samples alone, without components, in a.weight"):
+        mix(adapters, weights, base=base, nbytes=20_000)
+
+
+def test_samples_alone_that_do_not_fit_side_by_side_are_named():
+    _, adapters = sampled(gap=True)
+    with pytest.warns(NotExact, match=r"a.weight \(samples alone, of other rows or columns: left at the base\)"):
+        mixture = mix(adapters, {"t0": 0.5, "t1": 0.5})
+    assert "a.weight" not in mixture.entries and "b.weight" in mixture.entries
+    assert "samples alone" in str(mixture.account.as_dict())
