@@ -133,9 +133,14 @@ def _show(result: dict, all_tensors: bool):
             str(row["rank"] or ""),
             f"{row['bytes']:,}" if row["bytes"] is not None else "",
             f"{row['norm']:.3g}" if row["norm"] else "",
-            f"{row['squared_error']:.3f}" if row["rank"] and row["squared_error"] is not None else "",
+            f"{row['squared_error']:.3f}" if _has_error(row) else "",
         )
     output.print(table)
+
+
+def _has_error(row: dict) -> bool:
+    """Is it of matrices, which lose something, and known what: a sample alone has no rank."""
+    return bool(row["rank"] or row["kind"] in ("factors", "experts")) and row["squared_error"] is not None
 
 
 def _by_purpose(found: dict[str, int]) -> Table:
@@ -150,7 +155,7 @@ def _by_kind(tensors: list[dict]) -> Table:
     for kind in dict.fromkeys(row["kind"] for row in tensors):
         rows = [row for row in tensors if row["kind"] == kind]
         ranks = [row["rank"] for row in rows if row["rank"]]
-        known = [row for row in rows if row["rank"] and row["squared_error"] is not None]
+        known = [row for row in rows if _has_error(row)]
         energy = sum(row["norm"] ** 2 for row in known)
         error = sum(row["squared_error"] * row["norm"] ** 2 for row in known) / energy if energy else None
         table.add_row(
