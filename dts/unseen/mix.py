@@ -116,8 +116,8 @@ def mix(
         alone = [name for name, entry in mixture.entries.items() if _samples_alone(entry)]
         if alone:
             raise ValueError(
-                f"the mixture has samples alone, without components, in {some(alone, 3)}, whose noise is all that would "
-                "be encoded anew: leave out the base (--base), so that what is stored is cut, or the size"
+                f"the mixture has samples alone, without components, in {some(alone, 3)}, whose noise is all that "
+                "would be encoded anew: leave out the base (--base), so that what is stored is cut, or the size"
             )
         mixture.entries = {name: _low_rank(entry) for name, entry in mixture.entries.items()}
         encoded = compress(

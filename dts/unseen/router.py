@@ -38,7 +38,8 @@ class Subspaces:
     """One layer's subspaces of all tasks.
 
     table: float32 [tasks, rank, n], rows s_k v_k scaled so that the mean energy of a random direction is 1 (zero for a
-    task that leaves the layer alone, or has no components in it); for a lookup [tasks, ids], the energy of every id. absent: bool [tasks].
+    task that leaves the layer alone, or has no components in it); for a lookup [tasks, ids], the energy of every id.
+    absent: bool [tasks], those tasks.
     """
 
     table: Tensor
