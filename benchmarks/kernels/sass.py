@@ -31,12 +31,14 @@ from dts_kernels.gpu.vectors import BLOCK
 
 ARCHITECTURES = (80, 87, 89, 90, 100, 120)
 DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
-KERNELS = ("shrink", "expand", "base_expand", "dequantise", "reconstruct", "delta_rows")
+KERNELS = ("shrink", "shrink_together", "expand", "base_expand", "dequantise", "reconstruct", "delta_rows")
+PACKED = ("shrink", "shrink_together", "expand")  # whose loop is the packed product alone
 AROUND = ("combine_parts", "task_rows", "round_t", "add_product")  # what is done to products and vectors
 SAMPLED = ("sampled_product", "sampled_dense", "sampled_rows", "lay", "add_parts")  # without levels
 ENCODING = {"sweep_chunk": "sweep"}  # of the encoder, in float32 whatever the dtype; and their files
 MODULES = {  # of kernels that are in another one's file
     "combine_parts": "shrink",
+    "shrink_together": "shrink",
     "round_t": "dequantise",
     "add_product": "dequantise",
     "delta_rows": "reconstruct",
@@ -46,7 +48,7 @@ MODULES = {  # of kernels that are in another one's file
 }
 PLAIN = (*SAMPLED, *ENCODING, *AROUND)  # kernels that know no levels
 ASM = "+asm"  # of the name of a kernel that decodes by inline assembly
-ALL = (*KERNELS, *AROUND, *SAMPLED, *ENCODING, "shrink" + ASM, "expand" + ASM)
+ALL = (*KERNELS, *AROUND, *SAMPLED, *ENCODING, "shrink" + ASM, "shrink_together" + ASM, "expand" + ASM)
 CONFIG = {"BLOCK_T": 16, "BLOCK_N": 128, "SPLIT": 1, "GROUPED": True, "ENTRIES": 16}
 
 
@@ -86,6 +88,11 @@ def signature(kernel: str, dtype: str, levels: bool, **overrides) -> tuple[dict,
             "width": "i32",
         }
         constants |= {"PDL": False}
+    elif kernel == "shrink_together":
+        of_each = {name: kind for name, kind in operands.items() if name != "slots"} | {"tasks": "i32", "width": "i32"}
+        arguments = {f"{name}{nth}": kind for name, kind in of_each.items() for nth in ("", "_1", "_2")}
+        arguments |= {"x": pointer, "slots": "*i32", "weights": "*fp32", "t": t, **integers, "in_features": "i32"}
+        constants |= {"MATRICES": 3}
     elif kernel == "expand":
         arguments = {
             "t": t,
@@ -176,7 +183,7 @@ def signature(kernel: str, dtype: str, levels: bool, **overrides) -> tuple[dict,
         constants = {"BLOCK_M": 64, "LEVELS": levels, "ADD": True, **tile_constants(levels, getattr(torch, dtype))}
         options |= {"num_warps": 8, "num_stages": 1}
     options |= {k: overrides.pop(k) for k in ("num_warps", "num_stages") if k in overrides}
-    if kernel in ("shrink", "expand"):
+    if kernel in PACKED:
         options |= registers(getattr(torch, dtype), levels, options["num_warps"])
     return arguments, constants | overrides, options
 
@@ -240,7 +247,8 @@ def compile_kernel(kernel: str, arch: int, dtype: str, levels: bool, **overrides
         if n not in constants
         and (
             arguments[n][0] == "*"
-            or n in ("in_features", "out_features", "out_columns", "width", "contracted", "columns", "room")
+            or n in ("in_features", "out_features", "out_columns", "contracted", "columns", "room")
+            or n.startswith("width")
         )
     ]
     attributes = {(names.index(n),): [["tt.divisibility", 16]] for n in aligned}
@@ -313,7 +321,7 @@ def report(name: str, arch: int, dtype: str, levels: bool, counted: bool = True,
     usage = shown(cubin, "cuobjdump", "-res-usage")
     registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+).*LOCAL:(\d+)", usage).groups())
     each = None
-    if counted and dtype != "float32" and kernel in ("shrink", "expand", "sampled_product"):
+    if counted and dtype != "float32" and kernel in (*PACKED, "sampled_product"):
         sass, block_t = shown(cubin, "nvdisasm", "-c"), constants["BLOCK_T"]
         if kernel == "sampled_product":
             each = instructions_per_sample(sass, block_t)

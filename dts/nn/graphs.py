@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,9 +16,9 @@ from dts.nn.deltas import ParameterDelta
 from dts.nn.deltas.packed import Packed
 from dts.nn.layers import Layer
 from dts.nn.layers.kept_values import unchanged
+from dts.nn.sharing import Recorded, Run, record_sharing
 
-Run = Callable[[], Any]
-Record = Callable[[Run], tuple[Callable[[], None], Any]]  # a call -> (what repeats it, the outputs it writes into)
+Record = Callable[[Run], Recorded]
 WARM = 3  # calls before a capture: kernels are compiled and loaded, and rows are located, while nothing is captured
 
 
@@ -74,12 +75,12 @@ def reserve(layers: Iterable[Layer], tasks: int) -> None:
                     bank.reserve(tasks)
 
 
-def cuda_graph(run: Run) -> tuple[Callable[[], None], Any]:
-    """A call captured on the current CUDA device, after some that were not."""
+def cuda_graph(run: Run, warm: int = WARM) -> Recorded:
+    """A call captured on the current CUDA device, after so many that were not."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        for _ in range(WARM):
+        for _ in range(warm):
             run()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
@@ -95,13 +96,22 @@ class Captured:
     One thread at a time: calls of several take turns, and share the outputs.
     """
 
-    def __init__(self, model: Any, inputs: Mapping[str, Any], record: Record):
+    def __init__(self, model: Any, inputs: Mapping[str, Any], record: Record, share_inputs: bool = False):
         self._model, self._turn = model, threading.Lock()
         self._given = {name: value.clone() if isinstance(value, Tensor) else value for name, value in inputs.items()}
         with torch.no_grad():
-            self._replay, self.outputs = record(lambda: model(**self._given))
+            self._replay, self.outputs = self._record_sharing(record) if share_inputs else record(self._run)
         self._rows, self._follows = model._state.rows, Followed(model.read_by_calls())
         model._state.graphs.add(self)
+
+    def _run(self) -> Any:
+        return self._model(**self._given)
+
+    def _record_sharing(self, record: Record) -> Recorded:
+        state, again = self._model._state, partial(cuda_graph, warm=0) if record is cuda_graph else record
+        given = [value for value in self._given.values() if isinstance(value, Tensor)]
+        with state.held():  # the two have to be of the same tasks
+            return record_sharing(self._run, record, again, lambda: state.capturing, given)
 
     @torch.no_grad()
     def __call__(self, **inputs: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,6 +46,20 @@ class Beside:
     def join(self) -> None:
         """What the current stream gets from here on runs after them."""
         self.here.wait_stream(self.side)
+
+
+class Started(NamedTuple):
+    """t of `shrink`, which may still be on its way; parts: what it is added up from, beside: None where it is made."""
+
+    t: Tensor
+    parts: Tensor | None = None
+    beside: Beside | None = None
+
+    def join(self) -> Tensor:
+        """t, for launches on the current stream."""
+        if self.beside is not None:
+            self.beside.join()
+        return self.t
 
 
 def on_device(tensor: Tensor) -> AbstractContextManager:

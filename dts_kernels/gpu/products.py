@@ -3,6 +3,7 @@
 levels: whether any task of the bank has levels (its layout is "planar_levels"), which the kernels then assume of all.
 """
 
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,9 +13,9 @@ from ..contents import plain
 from ..layout import COLUMN_BLOCK, ceil_div, round_up
 from ..operands import DenseOperands, FactorOperands
 from ..routing import Routing
-from . import config, launch, repeat, vectors
+from . import config, launch, repeat, same_input, vectors
 from .config import Config
-from .device import on_device
+from .device import Started, on_device
 from .launch import Call
 
 COMBINED = 1024  # elements of t that a program adds up
@@ -51,7 +52,7 @@ class Launch:
         configs: dict[str, Config] | None = None,
         adds: Tensor | None = None,
     ):
-        packed, table, slots, weights, out_features, max_rank, layout = operands
+        packed, table, slots, weights, out_features, max_rank, layout = self.operands = operands
         self.x, (self.words, self.scalars), self.table = x, packed, table
         self.slots, self.weights, self.levels = slots.contiguous(), weights.contiguous(), layout == "planar_levels"
         self.rows, self.in_features = x.shape
@@ -162,17 +163,45 @@ class Launch:
             if parts > 1:
                 self.prepare(t, y)
             return self.expand(t, parts, y, in_place=True)
-        split = self.config("shrink", self.width, self.in_features).split
-        t, whole = self.scratch(split), self.scratch(1) if split > 1 else None
+        shared = same_input.here()
+        started = None if shared is None else shared.start(self)
+        if started is None:
+            split = self.config("shrink", self.width, self.in_features).split
+            t = self.scratch(split)
+            started = self.beside(t, self.scratch(1) if split > 1 else t, lambda: self.shrink(t=t))
+        y = torch.nn.functional.linear(self.x, weight, bias)
+        return self.expand(started.join(), 1, y, in_place=True)
+
+    def beside(self, parts: Tensor, whole: Tensor, shrink: Callable[[], object]) -> Started:
+        """Launch what writes parts, and add them up, beside what is launched from now on."""
         beside = launch.launcher.beside(self.index, "shrink")
         with beside:
-            self.shrink(t=t)
-            if whole is not None:
-                launch.launcher.launch(self.combine_call(t, whole))
-                t = whole
-        y = torch.nn.functional.linear(self.x, weight, bias)
-        beside.join()
-        return self.expand(t, 1, y, in_place=True)
+            shrink()
+            if whole is not parts:
+                launch.launcher.launch(self.combine_call(parts, whole))
+        return Started(whole, parts, beside)
+
+    def shrink_together(self, matrices: Sequence[same_input.Matrix], parts: Tensor) -> None:
+        """t of two or three matrices, this one's first, into parts (`same_input.rooms`)."""
+        launch.launcher.launch(self.shrink_together_call(matrices, parts))
+
+    def shrink_together_call(self, matrices: Sequence[same_input.Matrix], parts: Tensor) -> Call:
+        from .shrink import shrink_together
+
+        c = max(matrices, key=lambda m: m.width).config
+        each = [*matrices, matrices[-1]][:3]
+        words, scalars = zip(*[m.operands.packed for m in each])
+        tables, widths = [m.operands.table for m in each], [m.width for m in each]
+        columns = sum(ceil_div(m.width, c.block_n) for m in matrices)
+        tasks, *sizes = self.sizes
+        return Call(
+            shrink_together,
+            (columns, self.row_blocks(c.block_t), self.places * c.split),
+            (self.x, *words, *scalars, *tables, self.slots, self.weights, parts),
+            (*[table.shape[0] for table in tables], *widths, *sizes, self.in_features),
+            self.blocks(c) | {"SPLIT": c.split, "MATRICES": len(matrices)},
+            {"num_warps": c.warps, "num_stages": c.stages} | registers(self.x.dtype, self.levels, c.warps),
+        )
 
     def prepare(self, t: Tensor, y: Tensor) -> None:
         """Load what `linear` launches in a graph only; t in parts."""
@@ -207,6 +236,18 @@ class Launch:
             {"num_warps": c.warps, "num_stages": c.stages} | ({"launch_pdl": True} if c.pdl else {}),
         )
         return out
+
+
+def prepare(groups: Iterable[same_input.Group]) -> None:
+    """Load what captures with these groups launch, and no call has launched before."""
+    for matrices, rows, in_features, dtype, device in groups:
+        made = Launch(torch.empty(rows, in_features, dtype=dtype, device=device), matrices[0].operands)
+        parts, whole = same_input.rooms(made, matrices)
+        calls = [made.shrink_together_call(matrices, parts)]
+        if whole is not parts:
+            calls.append(made.combine_call(parts, whole))
+        for call in calls:
+            launch.launcher.prepare(call)
 
 
 def registers(dtype: torch.dtype, levels: bool, warps: int) -> dict:

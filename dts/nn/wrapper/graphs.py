@@ -25,7 +25,7 @@ class Graphs(Calls):
         with self._state.alone():
             reserve(self._layers.values(), tasks)
 
-    def capture(self, record: Record | None = None, /, **inputs: Any) -> Captured:
+    def capture(self, record: Record | None = None, /, *, share_inputs: bool = False, **inputs: Any) -> Captured:
         """A call with these inputs in a CUDA graph, of the tasks that are set now for as many rows as it has:
 
             model.set_tasks(names)
@@ -39,14 +39,18 @@ class Graphs(Calls):
         `reserve` made room for, or change what no task changed before, raise RuntimeError when they are asked for.
 
         record: makes the graph, for other devices than CUDA's.
+        share_inputs: layers that follow one another with the same input (q, k, v) take one launch for what they make of
+        it, not one each; not measured yet.  It is captured twice then, with and without, and both are replayed: unless
+        all bits of outputs and of what the call writes into (caches) are the same, the one without is kept, with a
+        UserWarning.  That is on these inputs, and others in the place of those of floating point.
         Raises ValueError for inputs without a tensor, RuntimeError where rows of several tasks cannot be captured.
         """
         device = self._state.device
         if not any(isinstance(value, Tensor) for value in inputs.values()):
             raise ValueError("capture takes a call's inputs by name, tensors among them: capture(input_ids=...)")
         if record is not None:
-            return Captured(self, inputs, record)
+            return Captured(self, inputs, record, share_inputs)
         if device.type != "cuda":
             raise ValueError(f"CUDA graphs are of models on a CUDA device, and this one is on {device}")
         with torch.cuda.device(device):
-            return Captured(self, inputs, cuda_graph)
+            return Captured(self, inputs, cuda_graph, share_inputs)

@@ -1,7 +1,6 @@
 """Launches that are repeated, and those beside the base's product."""
 
 import ctypes
-import weakref
 from collections import Counter
 
 import pytest
@@ -16,6 +15,7 @@ from dts_kernels.ops import Replay, add_rows
 from dts_kernels.parts.components import ComponentBank
 from dts_kernels.parts.sample import SamplePartBank
 from dts_kernels.paths import PATHS
+from tests.dts_kernels.gpu.interpreted.capturing import Capturing
 from tests.dts_kernels.gpu.interpreted.common import EIGHT, IN, LAID, OUT, SPLIT_DIRECT, bank, error, sample_bank, truth
 
 # ---- launches that are repeated ----------------------------------------------------------------------------------
@@ -176,50 +176,6 @@ def test_a_layers_products_in_a_row_have_the_same_bits(monkeypatch, entries, row
 
 
 # ---- launches beside the base's product --------------------------------------------------------------------------
-
-
-class Aside:
-    """What runs beside: as late as a card may run it, when it is joined, from memory that somebody still holds."""
-
-    def __init__(self, launcher, name):
-        self.launcher, self.name, self.calls = launcher, name, []
-        launcher.order.append(f"fork {name}")
-
-    def __enter__(self):
-        assert self.launcher.inside is None
-        self.launcher.inside = self
-
-    def __exit__(self, *raised):
-        self.launcher.inside = None
-
-    def join(self):
-        self.launcher.order.append(f"join {self.name}")
-        for call, pointers in self.calls:
-            held = tuple(pointer() for pointer in pointers)
-            assert all(tensor is not None for tensor in held), "freed while it is used beside"
-            self.launcher.now(call._replace(pointers=held))
-
-
-class Capturing(launch.Launcher):
-    """The interpreter as if a CUDA graph were captured.  order: what was forked, launched and joined."""
-
-    def __init__(self):
-        self.order, self.inside, self.captured = [], None, True
-
-    def captures(self, index):
-        return self.captured
-
-    def beside(self, index, name):
-        return Aside(self, name)
-
-    def launch(self, call):
-        if self.inside is None:
-            return self.now(call)
-        self.inside.calls.append((call._replace(pointers=()), [weakref.ref(t) for t in call.pointers]))
-
-    def now(self, call):
-        self.order.append(call.kernel.fn.__name__)
-        return super().launch(call)
 
 
 @pytest.fixture

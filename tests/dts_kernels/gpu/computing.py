@@ -1,0 +1,113 @@
+"""A launcher on the CPU that computes with PyTorch what the kernels of components compute, as on a card."""
+
+import weakref
+
+import torch
+
+from benchmarks.kernels import host
+from dts_kernels import contents, reference
+
+
+class Aside:
+    """What runs beside: as late as a card may run it, when it is joined, from memory that somebody still holds."""
+
+    def __init__(self, launcher):
+        self.launcher, self.calls = launcher, []
+
+    def __enter__(self):
+        self.launcher.inside = self
+
+    def __exit__(self, *raised):
+        self.launcher.inside = None
+
+    def join(self):
+        for call, pointers in self.calls:
+            held = tuple(pointer() for pointer in pointers)
+            assert all(tensor is not None for tensor in held), "freed while it is used beside"
+            self.launcher.compute(call._replace(pointers=held))
+
+
+class Computing(host.Nothing):
+    """order: kernels in their order;  captured: as if a graph were captured, which launches only what is loaded."""
+
+    def __init__(self):
+        self.order, self.loaded, self.inside, self.captured = [], set(), None, False
+
+    def captures(self, index):
+        return self.captured
+
+    def stream(self, index):
+        return None
+
+    def beside(self, index, name):
+        return Aside(self)
+
+    def prepare(self, call):
+        self.loaded.add(self._kernel(call))
+
+    def launch(self, call):
+        assert not self.captured or self._kernel(call) in self.loaded, f"{call.kernel.fn.__name__} is not loaded"
+        self.loaded.add(self._kernel(call))
+        if self.inside is None:
+            self.compute(call)
+        else:
+            self.inside.calls.append((call._replace(pointers=()), [weakref.ref(t) for t in call.pointers]))
+
+    @staticmethod
+    def _kernel(call):
+        return call.kernel.fn.__name__, *sorted(call.constants.items()), *sorted(call.options.items())
+
+    def compute(self, call):
+        self.order.append(call.kernel.fn.__name__)
+        getattr(self, call.kernel.fn.__name__)(
+            dict(zip(call.kernel.arg_names, (*call.pointers, *call.sizes))) | call.constants
+        )
+
+    def shrink(self, given):
+        parts = given["t"]
+        parts.zero_()[0] = _shrunk(given, "")
+
+    def shrink_together(self, given):
+        each = [_shrunk(given, end) for end in ("", "_1", "_2")[: given["MATRICES"]]]
+        given["t"].zero_()[0] = torch.cat([t.flatten() for t in each])
+
+    def combine_parts(self, given):
+        given["t"].view(-1).copy_(given["parts"].flatten(1).sum(0))
+
+    def expand(self, given):
+        t, out = given["t"].sum(0).double(), given["out"]
+        assert given["y"] is out and not given["ADDS"]
+        delta = torch.zeros(out.shape, dtype=torch.float64)
+        for row, place, slot in _rows(given):
+            u = _factors(given, "", given["out_features"], 1, slot)[0]
+            if u is not None:
+                delta[row] += t[place, row, : u.shape[1]] @ u.T
+        out += delta.to(out.dtype)
+
+
+def _rows(given):
+    """(row, place, slot)"""
+    for row in range(given["rows"]):
+        for place, slot in enumerate(given["slots"][row // given["per_entry"]].tolist()):
+            yield row, place, slot
+
+
+def _factors(given, end, m, n, slot):
+    """(u, v, sigma) of a slot, float64; None where nothing is."""
+    packed, table = [given["words" + end], given["scalars" + end]], given["table" + end]
+    known = contents.factors_of(packed, table, n, m)[0]
+    if slot not in known:
+        return None, None, None
+    one = known[slot]
+    return *reference.factor_values(one, torch.float64), one.sigma.double()
+
+
+def _shrunk(given, end):
+    """[places, rows, width]"""
+    t = torch.zeros(given["places"], given["rows"], given["width" + end], dtype=torch.float64)
+    for row, place, slot in _rows(given):
+        _, v, sigma = _factors(given, end, 1, given["in_features"], slot)
+        if v is not None:
+            gamma = given["weights"][row // given["per_entry"], place].item()
+            t[place, row, : v.shape[1]] = given["x"][row].double() @ v * sigma * gamma
+    return t
