@@ -4,7 +4,8 @@
 
 A Llama of 1.1 B parameters with random weights; decoding a token a row with 1, 8 and 32 rows of one task and of all
 tasks in turn, prefill of 512 and 2,048 tokens, eagerly and in CUDA graphs, for components and sketches of .5 and 1 % of
-the base in float32.  Then the time and memory of loading a task, and of switching.  Rows of a mixed batch are first
+the base in float32; decoding in graphs of `DTSModel.capture`, with and without one launch for layers that share an
+input.  Then the time and memory of loading a task, and of switching.  Rows of a mixed batch are first
 compared with the same rows alone.  LoRA has the bytes of the components at .5 % (two bytes an element), or their rank;
 "grouped" is two batched products a layer in place of PEFT's loop, "dense models" the base once a task.  Writes
 model.json and model.png to OUT/<gpu>/ after every step.  Ratios are to the base in the same mode with as many rows.
@@ -15,6 +16,7 @@ import json
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,6 +30,7 @@ from dts.codec import Factors
 from dts.codec.sketch import split
 from dts.files import write_text
 from dts.nn import DTSModel
+from dts.nn.graphs import Record
 from dts_kernels import Samples, pack
 from dts_kernels.gpu.config import slug
 from dts_kernels.gpu.tune import random_factors, rotated_milliseconds
@@ -114,12 +117,28 @@ def eager_milliseconds(run: Callable[[], object], repeats: int = 10) -> list[flo
     return times
 
 
+def replay_milliseconds(step: Callable[[], object], repeats: int = 20) -> list[float]:
+    """Times on the device of a graph that is replayed, each behind one that is not timed."""
+    times = []
+    for _ in range(repeats):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        step()
+        start.record()
+        step()
+        stop.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(stop))
+    return times
+
+
 @dataclass
 class Clock:
-    """How the two modes are timed; tests put others in their place."""
+    """How the modes are timed, and what records graphs of `DTSModel.capture`; tests put others in their place."""
 
     eager: Callable[[Callable], list[float]] = eager_milliseconds
     captured: Callable[[list], list[float]] = rotated_milliseconds
+    replayed: Callable[[Callable], list[float]] = replay_milliseconds
+    record: Record | None = None
     memory: Callable[[], int] = field(default=lambda: torch.cuda.memory_allocated())
 
     def both(self, run: Callable[[], object]) -> Iterator[tuple[str, float | None, str | None]]:
@@ -232,6 +251,28 @@ def _of_tasks(
                 error = ((mixed[row : row + 1].float() - alone.float()).norm() / alone.float().norm()).item()
                 assert error <= TOLERANCE, f"row {row} of a mixed batch differs from itself alone by {error:.2e}"
             report.time("a task a row", run, clock, **about, **sizes)
+        if ids.shape[1] == 1:
+            of_shared(ours, ids, report, clock, **about, **sizes)
+
+
+def of_shared(ours: DTSModel, ids: torch.Tensor, report: Report, clock: Clock, **about) -> None:
+    """A step in graphs of `DTSModel.capture`, of the tasks that are set: as it is, and with share_inputs."""
+    with torch.inference_mode(False), torch.no_grad():  # which counts what is written
+        given = {"input_ids": ids.clone(), "use_cache": False}
+        for what, share in (("captured step", False), ("shared inputs", True)):
+            row: dict = {"what": what, "mode": "captured", **about, "ms": None, "ratio": None}
+            try:
+                with warnings.catch_warnings(record=True) as said:
+                    warnings.simplefilter("always")
+                    step = ours.capture(clock.record, share_inputs=share, **given)
+                row["ms"] = statistics.median(clock.replayed(lambda step=step: step(**given)))
+                row |= {"said": [str(one.message)[:300] for one in said]} if said else {}
+            except RuntimeError as error:
+                row["failed"] = str(error)[:300]
+            base = next(
+                (r["ms"] for r in report.rows if r["what"] == "base" and r["mode"] == "captured" and same(r, about)), 0
+            )
+            report.add(**row | ({"ratio": row["ms"] / base} if row["ms"] and base else {}))
 
 
 def of_dense(model: nn.Module, given: list[torch.Tensor], report: Report, clock: Clock) -> None:

@@ -1,10 +1,13 @@
 """Graphs in which layers that share an input take one launch of `shrink`, and the proof that they compute the same.
 
-Two graphs of the call are recorded.  In the first nothing is shared, and it is looked at every operation: which
+Three graphs of the call are recorded.  In the first nothing is shared, and it is looked at every operation: which
 products follow one another with the same input, and what is written into it meanwhile (`dts_kernels.gpu.same_input`).
-The second shares what the first has shown, with the same look.  What no operation shows, a kernel that is given a
-pointer, shows in the numbers: both graphs are replayed from the same state, and unless all bits are the same the first
-one stays.
+What no operation shows, a kernel that is given a pointer, shows in the numbers: the second graph makes what would be
+shared in both ways and is replayed, for all rows with tasks that change these layers, with the given inputs and others.
+The third shares what has the same bits in both ways, and showed some in all rows.  It is compared with the first as a
+whole, which stays where anything differs.
+
+Not seen: a kernel that is given a pointer and writes into such an input for some numbers only, none of those.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dts_kernels.gpu import products, same_input
-from dts_kernels.gpu.same_input import Group, Recording
+from dts_kernels.gpu.same_input import Group, Proof, Recording
 from dts_kernels.recorded import onlooker
 
 Run = Callable[[], Any]
@@ -51,13 +55,15 @@ class _Writes(TorchDispatchMode):
         kwargs, schema = kwargs or {}, getattr(function, "_schema", None)
         if schema is None:  # an operation of operations, which may write anything
             self.recording.forget()
-            return function(*args, **kwargs)
+            with same_input.apart():
+                return function(*args, **kwargs)
         for i, argument in enumerate(schema.arguments):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 for tensor in _tensors(args[i] if i < len(args) else kwargs.get(argument.name)):
                     self.recording.written(tensor)
                     self._keep(self.written, tensor)
-        result = function(*args, **kwargs)
+        with same_input.apart():  # neither are operations within seen, nor do all of them count what they write
+            result = function(*args, **kwargs)
         given = {storage._cdata for storage in map(_storage, _tensors((args, kwargs))) if storage is not None}
         for tensor in _tensors(result):
             self._keep(self.made, tensor, given)
@@ -70,16 +76,19 @@ class _Writes(TorchDispatchMode):
 
 
 class _Looked:
-    """A call that is looked at where it is captured, sharing what an earlier one has shown."""
+    """A call that is looked at where it is captured.
 
-    def __init__(self, run: Run, captured: Callable[[], bool], groups: dict[int, Group] | None = None):
-        self._run, self._captured, self._groups = run, captured, groups
-        self.last, self.memory = Recording(), dict[int, StorageWeakRef]()
+    last: the recording of its last run, of those that made gives;  memory: what was written and there before
+    """
+
+    def __init__(self, run: Run, captured: Callable[[], bool], made: Callable[[], Recording] = Recording):
+        self._run, self._captured, self._made = run, captured, made
+        self.last, self.memory = made(), dict[int, StorageWeakRef]()
 
     def __call__(self) -> Any:
         if not self._captured():
             return self._run()
-        self.last = Recording(self._groups)
+        self.last = self._made()
         with same_input.recording(self.last), onlooker(), _Writes(self.last) as writes:
             out = self._run()
         self.memory |= writes.written
@@ -102,36 +111,104 @@ def record_sharing(
 
     again: records it once more, all of it compiled and loaded;  captured: whether a run is recorded now
     inputs: what run reads;  those of floating point are other numbers in a second comparison
-    Where nothing is shared it is ``record(run)``.  Where bits differ, it is that too, with a UserWarning.
+    Where nothing is shared it is ``record(run)``, with a UserWarning unless no layers share an input.
     """
     first = _Looked(run, captured)
     alone = record(first)
     groups = first.last.found
+    if first.last.uncounted:
+        _warn(
+            "under torch.inference_mode() nothing counts what is written into a tensor, so nothing is shared: capture "
+            "under torch.no_grad() instead, with a model that was made outside"
+        )
     if not groups:
         return alone
     products.prepare(groups.values())
-    written = first.written()
-    with _restored(written) as restore:
-        second = _Looked(run, captured, groups)
-        shared = again(second)
-        if not second.last.taken:
+    with _restored(first.written()) as restore:
+        proved = _proved(groups, run, again, captured, inputs, restore)
+        if len(proved) < len(groups):
+            _warn(
+                f"{len(groups) - len(proved)} of {len(groups)} groups of layers that share an input keep a launch "
+                "each: with one for all there were other bits, as something writes into the input where no operation "
+                "shows it; or zeros or no numbers in a row, which prove nothing: capture with other inputs"
+            )
+        if not proved:
             return alone
-        equal = _equal(alone, shared, written, restore)
-        given = [t for t in inputs if t.is_floating_point()]
-        if equal and given:
-            with _restored(given):
-                for one in given:
-                    one.copy_(-one.flip(tuple(range(one.dim()))))
-                equal = _equal(alone, shared, written, restore)
-    if equal:
-        return shared
-    warnings.warn(
-        "capture(share_inputs=True): with one launch for layers that share an input the graph gave other bits than "
-        "without, or nothing that can be compared, so the one that is kept shares nothing.  Something writes into such "
-        "an input where no operation shows it, or the model's bits differ from call to call",
-        stacklevel=4,
+        second = _Looked(run, captured, partial(Recording, proved))
+        shared = again(second)
+        if second.last.taken and _equal(alone, shared, first.written(), restore):
+            return shared
+    _warn(
+        "with one launch for layers that share an input the graph gave other bits than without, or nothing that can be "
+        "compared, so the one that is kept shares nothing.  Does the model give other bits from call to call?"
     )
     return alone
+
+
+def _warn(what: str) -> None:
+    warnings.warn(f"capture(share_inputs=True): {what}", stacklevel=6)
+
+
+def _proved(
+    groups: dict[int, Group],
+    run: Run,
+    again: Callable[[Run], Recorded],
+    captured: Callable[[], bool],
+    inputs: Sequence[Tensor],
+    restore: Callable[[], None],
+) -> dict[int, Group]:
+    """Those whose t's all have the same bits in one launch as each by itself, and show them in all rows."""
+    looked = _Looked(run, captured, partial(Proof, groups))
+    replay, _ = again(looked)
+    slots, left = _slots(groups)
+    proved = dict(groups)
+    routings = {one.data_ptr(): one for group in groups.values() for one in group.routing}
+    given = [one for one in inputs if one.is_floating_point()]
+    with _restored([*routings.values(), *given]):
+        for others in (False, True)[: 1 + bool(given)]:
+            if others:
+                _other_numbers(given)
+            for slot in slots:
+                restore()
+                for group in groups.values():
+                    group.routing[0].fill_(slot)
+                    group.routing[1].fill_(1)
+                replay()
+                for number in [n for n, group in proved.items() if not _shows(looked.last, n, group, slot, left[n])]:
+                    del proved[number]
+    restore()
+    return {number: group for number, group in proved.items() if not left[number]}
+
+
+def _shows(proof: Recording, number: int, group: Group, slot: int, left: set[int]) -> bool:
+    """Whether the replay speaks for a group, whose matrices that it has shown are left no more."""
+    assert isinstance(proof, Proof)
+    if not bool((group.routing[0] == slot).all()):  # another routing was written by the call
+        return False
+    shown = proof.proved(number, slot)
+    left -= shown or set()
+    return shown is not None
+
+
+def _slots(groups: dict[int, Group]) -> tuple[list[int], dict[int, set[int]]]:
+    """(few slots that together have a task for each matrix that has one, group -> its matrices that are to be shown)"""
+    of = {
+        (number, nth): {slot for slot in range(matrix.operands.table.shape[0]) if matrix.rank(slot)}
+        for number, group in groups.items()
+        for nth, matrix in enumerate(group.matrices)
+    }
+    left = {number: set(range(len(group.matrices))) for number, group in groups.items()}
+    chosen, missing = list[int](), [own for own in of.values() if own]
+    while missing:
+        chosen.append(max(set().union(*missing), key=lambda slot: sum(slot in own for own in missing)))
+        missing = [own for own in missing if chosen[-1] not in own]
+    return chosen, left
+
+
+def _other_numbers(tensors: Sequence[Tensor]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for one in tensors:
+        one.copy_(torch.randn(one.shape, generator=generator))
 
 
 @contextmanager

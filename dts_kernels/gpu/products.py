@@ -166,11 +166,15 @@ class Launch:
         shared = same_input.here()
         started = None if shared is None else shared.start(self)
         if started is None:
-            split = self.config("shrink", self.width, self.in_features).split
-            t = self.scratch(split)
-            started = self.beside(t, self.scratch(1) if split > 1 else t, lambda: self.shrink(t=t))
+            started = self.start_shrink()
         y = torch.nn.functional.linear(self.x, weight, bias)
         return self.expand(started.join(), 1, y, in_place=True)
+
+    def start_shrink(self) -> Started:
+        """Beside what is launched from now on."""
+        split = self.config("shrink", self.width, self.in_features).split
+        t = self.scratch(split)
+        return self.beside(t, self.scratch(1) if split > 1 else t, lambda: self.shrink(t=t))
 
     def beside(self, parts: Tensor, whole: Tensor, shrink: Callable[[], object]) -> Started:
         """Launch what writes parts, and add them up, beside what is launched from now on."""
@@ -240,7 +244,7 @@ class Launch:
 
 def prepare(groups: Iterable[same_input.Group]) -> None:
     """Load what captures with these groups launch, and no call has launched before."""
-    for matrices, rows, in_features, dtype, device in groups:
+    for matrices, _, rows, in_features, dtype, device in groups:
         made = Launch(torch.empty(rows, in_features, dtype=dtype, device=device), matrices[0].operands)
         parts, whole = same_input.rooms(made, matrices)
         calls = [made.shrink_together_call(matrices, parts)]

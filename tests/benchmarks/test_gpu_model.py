@@ -2,6 +2,7 @@
 
 import json
 import time
+import warnings
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ def clock():
         run()
         return [2.0]
 
-    return Clock(once, lambda runs: once(runs[0]), lambda: 0)
+    return Clock(once, lambda runs: once(runs[0]), once, lambda run: (run, run()), lambda: 0)
 
 
 def test_every_case_is_checked_and_timed(tmp_path, monkeypatch):
@@ -32,7 +33,9 @@ def test_every_case_is_checked_and_timed(tmp_path, monkeypatch):
     for kind in ("components", "sketch"):
         own = [(r["what"], r["mode"], r["batch"], r["tokens"]) for r in timed if r.get("kind") == kind]
         one = [("one task", mode, *size) for size in ((1, 1), (3, 1), (1, 7)) for mode in ("eager", "captured")]
-        assert set(own) == {*one, ("a task a row", "eager", 3, 1), ("a task a row", "captured", 3, 1)}
+        rows = [("a task a row", mode, 3, 1) for mode in ("eager", "captured")]
+        steps = [(what, "captured", n, 1) for what in ("captured step", "shared inputs") for n in (1, 3)]
+        assert len(own) == len(set(own)) and set(own) == {*one, *rows, *steps}
     assert all(row["ratio"] == 1 for row in timed)
     assert {row["what"] for row in report.rows} >= {"load", "switch"}
     gpu_model.plot(report.rows, tmp_path / "model.png")
@@ -77,9 +80,25 @@ def test_what_cannot_be_captured_is_said():
         raise RuntimeError("operation not permitted when stream is capturing")
 
     report = Report(None, "a card", 0)
-    report.time("base", lambda: None, Clock(lambda run: [1.0], refuse, lambda: 0), batch=1, tokens=1)
+    report.time("base", lambda: None, Clock(lambda run: [1.0], refuse), batch=1, tokens=1)
     assert [row["ms"] for row in report.rows] == [1.0, None] and "capturing" in report.rows[1]["failed"]
     assert report.late("more") and report.left_out == ["more"]
+
+
+def test_a_graph_that_cannot_be_captured_or_shares_less_is_said():
+    class Model:
+        def capture(self, record, share_inputs, **given):
+            if not share_inputs:
+                raise RuntimeError("no room")
+            warnings.warn("1 of 2 groups keep a launch each", stacklevel=2)
+            return lambda **given: None
+
+    report = Report(None, "a card", 0)
+    ids = torch.zeros(2, 1, dtype=torch.int64)
+    gpu_model.of_shared(Model(), ids, report, clock(), batch=2, tokens=1)
+    alone, shared = report.rows
+    assert alone["failed"] == "no room" and alone["ms"] is None
+    assert shared["said"] == ["1 of 2 groups keep a launch each"] and shared["ms"] == 2
 
 
 def test_ranks_take_the_bytes_asked_for():

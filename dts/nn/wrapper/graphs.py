@@ -40,9 +40,11 @@ class Graphs(Calls):
 
         record: makes the graph, for other devices than CUDA's.
         share_inputs: layers that follow one another with the same input (q, k, v) take one launch for what they make of
-        it, not one each; not measured yet.  It is captured twice then, with and without, and both are replayed: unless
-        all bits of outputs and of what the call writes into (caches) are the same, the one without is kept, with a
-        UserWarning.  That is on these inputs, and others in the place of those of floating point.
+        it, not one each; not measured yet.  It is captured three times then, and both ways are replayed, with tasks
+        that change these layers, on these inputs and others in the place of those of floating point.  Layers whose bits
+        differ, or show nothing (a row of zeros), keep a launch each, with a UserWarning; so do all under
+        torch.inference_mode(), where nothing counts writes.  Not for models with a kernel past PyTorch's operators that
+        writes into a layer's input depending on its numbers, which nothing sees.
         Raises ValueError for inputs without a tensor, RuntimeError where rows of several tasks cannot be captured.
         """
         device = self._state.device

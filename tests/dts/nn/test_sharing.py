@@ -15,8 +15,11 @@ from dts.adapter.entries import Entry  # noqa: E402
 from dts.codec.factors import Factors  # noqa: E402
 from dts.nn import DTSModel  # noqa: E402
 from dts.nn.deltas import stack  # noqa: E402
+from dts.nn.layers.linear import DTSLinear, LinearForward  # noqa: E402
 from dts.nn.routing import state as states  # noqa: E402
 from dts_kernels import PackedFactors, pack  # noqa: E402
+from dts_kernels.gpu import products  # noqa: E402
+from dts_kernels.ops import products as dispatched  # noqa: E402
 from tests.dts_kernels.gpu.computing import Computing  # noqa: E402
 
 HIDDEN = 32
@@ -137,20 +140,41 @@ def test_tasks_come_and_go_and_rows_change_theirs(graph, model, quiet):
     model.reserve(tasks=8)
     step = model.capture(graph.record, share_inputs=True, x=X)
     model.set_tasks(["b", None, "b", "a"])
-    assert torch.equal(step(x=X), model(x=X)) and graph.shrinks == SHARED
+    assert torch.equal(model(x=X), step(x=X)) and graph.shrinks == SHARED
     model.load_task("c", task(3, leave_out=("q", "gate"), rank=2))
     model.set_tasks(["c", "a", {"c": 0.5}, None])
-    assert torch.equal(step(x=X), model(x=X)) and graph.shrinks == SHARED
+    assert torch.equal(model(x=X), step(x=X)) and graph.shrinks == SHARED
     model.delete_task("b")
     model.load_task("a", task(4, rank=1))
     model.set_tasks(["a", "c", None, "c"])
-    assert torch.equal(step(x=X), model(x=X)) and graph.shrinks == SHARED
+    assert torch.equal(model(x=X), step(x=X)) and graph.shrinks == SHARED
     again = model.capture(graph.record, share_inputs=True, x=X)
     assert torch.equal(again(x=X), step(x=X)) and graph.shrinks == SHARED
 
 
 def in_place(x):
     x[:, 1:] *= 2
+    return x
+
+
+def foreach(x):
+    torch._foreach_mul_([x], 2)
+    return x
+
+
+def part(x):
+    x.view(-1)[:4].zero_()
+    return x
+
+
+def uncounted(x):
+    """In place, past the version counter."""
+    x.data.mul_(2)
+    return x
+
+
+def elsewhere(x):
+    torch.empty(3).zero_()
     return x
 
 
@@ -161,26 +185,37 @@ def hidden(x, scale=2.0):
     return x
 
 
+ONE_LESS = {"shrink": 3, "shrink_together": 2}  # k and v still share
+SECOND = {"shrink": 5, "shrink_together": 1}  # gate and up alone
+
+
 @pytest.mark.parametrize(
     "between,shrinks",
     [
-        (in_place, {"shrink": 3, "shrink_together": 2}),  # k and v still share
-        (lambda x: x + 1, {"shrink": 3, "shrink_together": 2}),
-        (lambda x: torch.sigmoid(x, out=x), {"shrink": 3, "shrink_together": 2}),
-        (lambda x: torch._foreach_mul_([x], 2) or x, {"shrink": 3, "shrink_together": 2}),
-        (lambda x: x.view(-1)[:4].zero_() is None or x, {"shrink": 3, "shrink_together": 2}),
-        (lambda x: torch.empty(3).zero_() is None or x, SHARED),  # into other memory
+        (in_place, ONE_LESS),
+        (lambda x: x + 1, ONE_LESS),
+        (lambda x: x.clone(), ONE_LESS),
+        (lambda x: torch.sigmoid(x, out=x), ONE_LESS),
+        (lambda x: nn.functional.dropout(x, 1.0, training=True, inplace=True), SECOND),  # zeros prove nothing
+        (foreach, ONE_LESS),
+        (part, ONE_LESS),
+        (uncounted, ONE_LESS),
+        (elsewhere, SHARED),
         (lambda x: x.view(x.shape), SHARED),
     ],
-    ids=["in place", "another", "out=", "foreach", "part", "elsewhere", "view"],
+    ids=["in place", "another", "copy", "out=", "dropout", "foreach", "part", ".data", "elsewhere", "view"],
 )
-@pytest.mark.parametrize("inference", [False, True])
-def test_an_input_that_is_written_or_swapped_is_not_shared(graph, model, quiet, between, shrinks, inference):
+def test_an_input_that_is_written_or_swapped_is_not_shared(graph, model, recwarn, between, shrinks):
     model.model.between = between
-    with torch.inference_mode(inference):
-        wanted = model(x=X)
+    wanted = model(x=X)
+    step = model.capture(graph.record, share_inputs=True, x=X)
+    assert torch.equal(step(x=X), wanted) and graph.shrinks == shrinks
+
+
+def test_an_input_that_counts_no_writes_is_not_shared(graph, model):
+    with torch.inference_mode(), pytest.warns(UserWarning, match="torch.no_grad"):
         step = model.capture(graph.record, share_inputs=True, x=X)
-        assert torch.equal(step(x=X), wanted) and graph.shrinks == shrinks
+        assert torch.equal(step(x=X), model.capture(graph.record, x=X)(x=X)) and graph.shrinks == ALONE
 
 
 def test_a_hook_that_swaps_an_input_is_heeded(graph, model, quiet):
@@ -193,27 +228,68 @@ def test_a_hook_that_swaps_an_input_is_heeded(graph, model, quiet):
 def test_what_no_operation_shows_is_seen_in_the_bits(graph, model):
     model.model.between = hidden
     wanted = model(x=X)
-    with pytest.warns(UserWarning, match="gave other bits than without"):
+    with pytest.warns(UserWarning, match="1 of 2 groups.* keep a launch each"):
         step = model.capture(graph.record, share_inputs=True, x=X)
-    assert torch.equal(step(x=X), wanted) and graph.shrinks == ALONE
+    assert torch.equal(step(x=X), wanted) and graph.shrinks == SECOND
 
 
-def test_what_changes_nothing_on_the_inputs_of_the_capture_is_seen_on_others(graph, model):
-    """An input of floating point has other numbers in the second comparison."""
-    model.model.between = lambda x: hidden(x) if X.flatten()[0] > 0 else x
-    first = X.flatten()[0].item()
-    seen = []
-
-    def forward_pre(module, args, kwargs):
-        seen.append(kwargs["x"].flatten()[0].item() != first)
-        module.between = (lambda x: hidden(x)) if seen[-1] else (lambda x: x)
-
-    model.model.register_forward_pre_hook(forward_pre, with_kwargs=True)
-    with pytest.warns(UserWarning, match="gave other bits than without"):
+def test_what_no_row_of_the_capture_shows_is_seen_with_tasks_that_do(graph, model):
+    """Rows of the base add nothing, whatever they are multiplied with."""
+    model.model.between = hidden
+    model.set_tasks([None] * 4)
+    with pytest.warns(UserWarning, match="1 of 2 groups"):
         step = model.capture(graph.record, share_inputs=True, x=X)
-    assert torch.equal(step._given["x"], X) and any(seen)
+    assert torch.equal(step(x=X), model.capture(graph.record, x=X)(x=X))
+    model.set_tasks(TASKS)
+    assert torch.equal(step(x=X), model(x=X))
+
+
+@pytest.mark.parametrize("between", [lambda x: x, lambda x: hidden(x) if x.any() else x], ids=["nothing", "hidden"])
+def test_inputs_of_zeros_prove_by_others(graph, model, recwarn, between):
+    model.model.between = between
+    step = model.capture(graph.record, share_inputs=True, x=0 * X)
+    assert torch.equal(step(x=X), model(x=X))
+
+
+def zeros(module, given):
+    return torch.cat([0 * given[0][:1], given[0][1:]])
+
+
+def test_a_row_of_zeros_proves_nothing(graph, model):
+    """As those of padding, whatever is written into it."""
+    model.model.norm.register_forward_hook(lambda module, given, out: zeros(module, [out]))
+    with pytest.warns(UserWarning, match="2 of 2 groups"):
+        step = model.capture(graph.record, share_inputs=True, x=X)
+    assert torch.equal(step(x=X), model(x=X))
     step(x=X)
     assert graph.shrinks == ALONE
+
+
+def test_a_layer_that_no_loaded_task_changes_takes_no_part(graph, model, quiet):
+    model.delete_task("a")
+    model.set_tasks(["b", None, "b", "b"])  # which has no k and no up
+    step = model.capture(graph.record, share_inputs=True, x=X)
+    assert torch.equal(step(x=X), model(x=X))
+    step(x=X)
+    assert graph.shrinks == {"shrink_together": 1, "shrink": 3}  # q with v; o, gate, down
+
+
+def test_products_within_an_operation_are_not_shared(graph, model, monkeypatch, quiet):
+    """As those of compiled programs, whose buffers have other contents without a word."""
+    seen = []
+    with monkeypatch.context() as patch:
+        patch.setattr(dispatched, "direct", lambda *given: seen.append(1))
+        patch.setattr(DTSLinear, "forward", LinearForward.forward)
+        step = model.capture(graph.record, share_inputs=True, x=X)
+        assert seen and torch.equal(step(x=X), model.capture(graph.record, x=X)(x=X)) and graph.shrinks == ALONE
+
+
+def test_routing_is_as_before(graph, model, quiet):
+    """The proof sets other tasks for its replays."""
+    model.set_tasks(["b", {"a": 0.25, "b": 2.0}, None, "a"])
+    wanted = model(x=X)
+    step = model.capture(graph.record, share_inputs=True, x=X)
+    assert torch.equal(model(x=X), wanted) and torch.equal(step(x=X), wanted) and graph.shrinks == SHARED
 
 
 def test_what_a_call_counts_is_as_after_a_capture_without(graph, model, quiet):
@@ -227,7 +303,7 @@ def test_what_a_call_counts_is_as_after_a_capture_without(graph, model, quiet):
 def test_bits_that_differ_from_call_to_call_prove_nothing(graph, model):
     model.model.between = lambda x: x + 1e-3 * torch.randn(())
     model.model.o.register_forward_hook(lambda module, given, out: out + torch.randn(()))
-    with pytest.warns(UserWarning, match="differ from call to call"):
+    with pytest.warns(UserWarning, match="other bits from call to call"):
         model.capture(graph.record, share_inputs=True, x=X)
 
 
@@ -242,3 +318,27 @@ def test_nothing_to_share_is_one_capture(graph, quiet):
     made.set_task("a")
     step = made.capture(lambda run: count.append(1) or graph.record(run), share_inputs=True, input=torch.randn(2, 8))
     assert count == [1] and step is not None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_graphs_of_a_card_share_with_the_same_bits(dtype, monkeypatch, quiet):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    torch.manual_seed(0)
+    made = DTSModel(Block().eval().to("cuda", dtype))
+    for name, seed in ("a", 1), ("b", 2):
+        made.load_task(name, task(seed, rank=9))
+    made.set_tasks(TASKS)
+    x, launched, real = X.to("cuda", dtype), [], products.Launch.shrink_together
+    monkeypatch.setattr(products.Launch, "shrink_together", lambda *given: launched.append(1) or real(*given))
+    with torch.no_grad():
+        alone = made.capture(x=x)
+        assert not launched
+        shared = made.capture(share_inputs=True, x=x)
+        assert len(launched) == 4  # two groups, to prove and to keep
+        for tasks in (TASKS, ["b", None, "b", "a"], ["a", {"a": 0.5, "b": 1.5}, None, "b"]):
+            made.set_tasks(tasks)
+            for given in (x, -3 * x):
+                wanted = alone(x=given).clone()
+                assert torch.equal(shared(x=given), wanted) and torch.equal(shared(x=given), wanted)

@@ -3,9 +3,11 @@
 import weakref
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from benchmarks.kernels import host
 from dts_kernels import contents, reference
+from dts_kernels.arena import pieces
 
 
 class Aside:
@@ -59,9 +61,9 @@ class Computing(host.Nothing):
 
     def compute(self, call):
         self.order.append(call.kernel.fn.__name__)
-        getattr(self, call.kernel.fn.__name__)(
-            dict(zip(call.kernel.arg_names, (*call.pointers, *call.sizes))) | call.constants
-        )
+        given = dict(zip(call.kernel.arg_names, (*call.pointers, *call.sizes))) | call.constants
+        with _disable_current_modes():  # nobody sees what a kernel does
+            getattr(self, call.kernel.fn.__name__)(given)
 
     def shrink(self, given):
         parts = given["t"]
@@ -77,10 +79,10 @@ class Computing(host.Nothing):
     def expand(self, given):
         t, out = given["t"].sum(0).double(), given["out"]
         assert given["y"] is out and not given["ADDS"]
-        delta = torch.zeros(out.shape, dtype=torch.float64)
+        delta, known = torch.zeros(out.shape, dtype=torch.float64), _factors(given, "", given["out_features"], 1)
         for row, place, slot in _rows(given):
-            u = _factors(given, "", given["out_features"], 1, slot)[0]
-            if u is not None:
+            if slot in known:
+                u = known[slot][0]
                 delta[row] += t[place, row, : u.shape[1]] @ u.T
         out += delta.to(out.dtype)
 
@@ -92,22 +94,30 @@ def _rows(given):
             yield row, place, slot
 
 
-def _factors(given, end, m, n, slot):
-    """(u, v, sigma) of a slot, float64; None where nothing is."""
+_decoded = {}  # table, shape -> (what was read, the factors)
+
+
+def _factors(given, end, m, n):
+    """slot -> (u, v, sigma), float64, as the memory is now; decoded again where it is another than before."""
     packed, table = [given["words" + end], given["scalars" + end]], given["table" + end]
-    known = contents.factors_of(packed, table, n, m)[0]
-    if slot not in known:
-        return None, None, None
-    one = known[slot]
-    return *reference.factor_values(one, torch.float64), one.sigma.double()
+    read = [table, *[piece for anchor in packed for _, piece in pieces(anchor)]]
+    before, found = _decoded.get((table.data_ptr(), m, n), ([], {}))
+    if len(before) != len(read) or not all(map(torch.equal, before, read)):
+        known = contents.factors_of(packed, table, n, m)[0]
+        found = {
+            slot: (*reference.factor_values(one, torch.float64), one.sigma.double()) for slot, one in known.items()
+        }
+        _decoded[table.data_ptr(), m, n] = [one.clone() for one in read], found
+    return found
 
 
 def _shrunk(given, end):
     """[places, rows, width]"""
     t = torch.zeros(given["places"], given["rows"], given["width" + end], dtype=torch.float64)
+    known = _factors(given, end, 1, given["in_features"])
     for row, place, slot in _rows(given):
-        _, v, sigma = _factors(given, end, 1, given["in_features"], slot)
-        if v is not None:
+        if slot in known:
+            _, v, sigma = known[slot]
             gamma = given["weights"][row // given["per_entry"], place].item()
             t[place, row, : v.shape[1]] = given["x"][row].double() @ v * sigma * gamma
     return t
