@@ -192,11 +192,7 @@ def _shows(proof: Recording, number: int, group: Group, slot: int, left: set[int
 
 def _slots(groups: dict[int, Group]) -> tuple[list[int], dict[int, set[int]]]:
     """(few slots that together have a task for each matrix that has one, group -> its matrices that are to be shown)"""
-    of = {
-        (number, nth): {slot for slot in range(matrix.operands.table.shape[0]) if matrix.rank(slot)}
-        for number, group in groups.items()
-        for nth, matrix in enumerate(group.matrices)
-    }
+    of = {(number, nth): matrix.slots for number, group in groups.items() for nth, matrix in enumerate(group.matrices)}
     left = {number: set(range(len(group.matrices))) for number, group in groups.items()}
     chosen, missing = list[int](), [own for own in of.values() if own]
     while missing:

@@ -50,6 +50,11 @@ class Matrix(NamedTuple):
         packed, table = self.operands.packed, self.operands.table
         return *[t.data_ptr() for t in (*packed, table)], table.shape[0], self.width
 
+    @property
+    def slots(self) -> set[int]:
+        """Of the tasks that change it.  Reads device memory."""
+        return set(self.operands.table[:, -1].nonzero().flatten().tolist())
+
     def rank(self, slot: int) -> int:
         """Of the task in a slot, 0 where there is none.  Reads device memory."""
         table = self.operands.table
