@@ -22,7 +22,7 @@ from .method import Method, Parts
 from .parts import components, sample
 
 SHARE = 4  # the components have one in so many of the bytes
-LONE = 32  # the least stride of a sample that takes all bytes of one block: of fewer elements a block explains more
+LONE = 40  # the least stride of a sample that takes all bytes of one block: of fewer elements a block explains more
 BLOCK = 4  # components that share a byte
 
 

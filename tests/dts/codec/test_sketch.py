@@ -91,7 +91,7 @@ def test_what_cannot_be_thinned_is_refused():
             shortened(wrong, (rank, share), False)
 
 
-@pytest.mark.parametrize("shape", [(192, 576), (384, 384), (384, 1536), (1536, 384)])
+@pytest.mark.parametrize("shape", [(384, 384), (384, 1536), (1536, 384)])
 def test_a_block_of_a_large_matrix_is_a_sample_alone(shape):
     matrix = delta(*shape)
     factors = compress_tensor(matrix, "sketch", rank=4)
@@ -114,7 +114,7 @@ def test_samples_alone_of_two_layers_are_at_other_places():
 
 
 def test_all_of_a_block_small_matrices_keep_are_components():
-    assert sketch.split(4, (64, 64)) == (4, None)
+    assert sketch.split(4, (64, 64)) == sketch.split(4, (192, 576)) == (4, None)
 
 
 def test_on_average_it_adds_the_rest():
