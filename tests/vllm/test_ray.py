@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
 from pathlib import Path
 
 import pytest
@@ -95,10 +96,10 @@ def answered(server: Server, models) -> None:
 
 
 def tried(server: Server, name: str) -> tuple[int, dict | str]:
-    """(0, why) of a connection that was broken off."""
+    """(0, why) of a connection that was broken off, or of an answer that was."""
     try:
         return server.complete(name, PROMPTS[0])
-    except OSError as error:
+    except (OSError, HTTPException) as error:
         return 0, str(error)
 
 
