@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ class Serving:
                 status, text = answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             status, text = error.code, error.read().decode()
-        except OSError as error:
+        except (OSError, HTTPException) as error:  # the latter where a body breaks off
             return 0, str(error)
         try:
             return status, json.loads(text)
