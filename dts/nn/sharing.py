@@ -12,7 +12,6 @@ Not seen: a kernel that is given a pointer and writes into such an input for som
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
@@ -23,8 +22,10 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from dts.nn.layers.layer import memory_of
+from dts.nn.rows.seen import tensors_in
+from dts.warn import warn
 from dts_kernels.gpu import products, same_input
 from dts_kernels.gpu.same_input import Group, Proof, Recording
 from dts_kernels.recorded import onlooker
@@ -59,20 +60,22 @@ class _Writes(TorchDispatchMode):
                 return function(*args, **kwargs)
         for i, argument in enumerate(schema.arguments):
             if argument.alias_info is not None and argument.alias_info.is_write:
-                for tensor in _tensors(args[i] if i < len(args) else kwargs.get(argument.name)):
+                for tensor in tensors_in(args[i] if i < len(args) else kwargs.get(argument.name)):
                     self.recording.written(tensor)
                     self._keep(self.written, tensor)
         with same_input.apart():  # neither are operations within seen, nor do all of them count what they write
             result = function(*args, **kwargs)
-        given = {storage._cdata for storage in map(_storage, _tensors((args, kwargs))) if storage is not None}
-        for tensor in _tensors(result):
+        given = {memory_of(tensor) for tensor in tensors_in((args, kwargs))}
+        for tensor in tensors_in(result):
             self._keep(self.made, tensor, given)
         return result
 
-    def _keep(self, memory: dict[int, StorageWeakRef], tensor: Tensor, known: AbstractSet[int] = frozenset()) -> None:
-        storage = _storage(tensor)
-        if storage is not None and storage._cdata not in known and storage._cdata not in self.made:
-            memory.setdefault(storage._cdata, StorageWeakRef(storage))
+    def _keep(
+        self, memory: dict[int, StorageWeakRef], tensor: Tensor, known: AbstractSet[int | None] = frozenset()
+    ) -> None:
+        own = memory_of(tensor)
+        if own is not None and own not in known and own not in self.made:
+            memory.setdefault(own, StorageWeakRef(tensor.untyped_storage()))
 
 
 class _Looked:
@@ -146,7 +149,7 @@ def record_sharing(
 
 
 def _warn(what: str) -> None:
-    warnings.warn(f"capture(share_inputs=True): {what}", stacklevel=6)
+    warn(f"capture(share_inputs=True): {what}")
 
 
 def _proved(
@@ -228,21 +231,10 @@ def _equal(one: Recorded, other: Recorded, written: Sequence[Tensor], restore: C
     for replay, outputs in (one, other):
         restore()
         replay()
-        bits.append([_bits(t).clone() for t in (*_tensors(outputs), *written)])
+        bits.append([_bits(t).clone() for t in (*tensors_in(outputs), *written)])
     restore()
     (first, second) = bits
     return bool(first) and len(first) == len(second) and all(map(torch.equal, first, second))
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
-def _storage(tensor: Tensor) -> torch.UntypedStorage | None:
-    try:
-        return tensor.untyped_storage()
-    except (RuntimeError, NotImplementedError):  # of a class whose memory is elsewhere
-        return None
 
 
 def _bits(tensor: Tensor) -> Tensor:

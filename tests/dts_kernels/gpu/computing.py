@@ -1,48 +1,22 @@
 """A launcher on the CPU that computes with PyTorch what the kernels of components compute, as on a card."""
 
-import weakref
-
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from benchmarks.kernels import host
 from dts_kernels import contents, reference
 from dts_kernels.arena import pieces
+from tests.dts_kernels.gpu.beside import Late
 
 
-class Aside:
-    """What runs beside: as late as a card may run it, when it is joined, from memory that somebody still holds."""
-
-    def __init__(self, launcher):
-        self.launcher, self.calls = launcher, []
-
-    def __enter__(self):
-        self.launcher.inside = self
-
-    def __exit__(self, *raised):
-        self.launcher.inside = None
-
-    def join(self):
-        for call, pointers in self.calls:
-            held = tuple(pointer() for pointer in pointers)
-            assert all(tensor is not None for tensor in held), "freed while it is used beside"
-            self.launcher.compute(call._replace(pointers=held))
-
-
-class Computing(host.Nothing):
+class Computing(Late, host.Nothing):
     """order: kernels in their order;  captured: as if a graph were captured, which launches only what is loaded."""
 
     def __init__(self):
-        self.order, self.loaded, self.inside, self.captured = [], set(), None, False
-
-    def captures(self, index):
-        return self.captured
+        self.order, self.loaded = [], set()
 
     def stream(self, index):
         return None
-
-    def beside(self, index, name):
-        return Aside(self)
 
     def prepare(self, call):
         self.loaded.add(self._kernel(call))
@@ -50,16 +24,13 @@ class Computing(host.Nothing):
     def launch(self, call):
         assert not self.captured or self._kernel(call) in self.loaded, f"{call.kernel.fn.__name__} is not loaded"
         self.loaded.add(self._kernel(call))
-        if self.inside is None:
-            self.compute(call)
-        else:
-            self.inside.calls.append((call._replace(pointers=()), [weakref.ref(t) for t in call.pointers]))
+        super().launch(call)
 
     @staticmethod
     def _kernel(call):
         return call.kernel.fn.__name__, *sorted(call.constants.items()), *sorted(call.options.items())
 
-    def compute(self, call):
+    def now(self, call):
         self.order.append(call.kernel.fn.__name__)
         given = dict(zip(call.kernel.arg_names, (*call.pointers, *call.sizes))) | call.constants
         with _disable_current_modes():  # nobody sees what a kernel does
