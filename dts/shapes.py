@@ -25,6 +25,5 @@ def is_of_tokens(name: str, shape: tuple[int, ...]) -> bool:
     Those are outside of the blocks, whose names have a number, and much taller than wide: the tables of transformers'
     language models have 6 (Llama 2 of 13 B) to more than 100 times as many rows as columns.
     """
-    m, n = (*shape, 0, 0)[:2]
-    outside = not any(part.isdigit() for part in name.split("."))
-    return len(shape) == 2 and outside and m >= FEWEST and m >= TALL * n
+    in_block = any(part.isdigit() for part in name.split("."))
+    return len(shape) == 2 and not in_block and shape[0] >= max(FEWEST, TALL * shape[1])

@@ -125,7 +125,6 @@ class Matrix:
 
     def kept(self, rank: int, method: Method) -> Kept:
         """What is compressed at this rank."""
-        method = self.method(method)
         choice = self._choice(rank, method)
         rows = None if self.uneven is None or choice is None else self.uneven.rows(choice.count)
         if choice is None or rows is None:
@@ -233,7 +232,10 @@ def counted(elements: int, shape: tuple[int, ...], share: float) -> float:
 
 def with_tail(values: Tensor, norm: float, size: int) -> Tensor:
     """All ``size`` singular values of a matrix of this ``norm`` whose largest ``values``, float64 and descending, are
-    known: the squares of the others fall by one factor, from the last known one, to what is left of norm^2."""
+    known: the squares of the others fall by one factor, from the last known one, to what is left of norm^2.  All alike
+    where none is known."""
+    if not len(values):
+        return torch.full((size,), norm / size**0.5, dtype=torch.float64)
     missing = size - len(values)
     if not missing:
         return values

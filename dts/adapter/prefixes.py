@@ -94,7 +94,7 @@ def _left(factors: Factors, ranks: np.ndarray, again: bool) -> np.ndarray:
     have, size = packed.rank, min(shape)
     found = shorter.singular_values(packed, norm)[:size] if have else torch.zeros(0)
     found = found[found > SMALLEST * found[:1]]
-    values = with_tail(found, norm, size) if len(found) else torch.full((size,), norm / size**0.5).double()
+    values = with_tail(found, norm, size)
     predicted = residual.METHOD.left(values, np.append(ranks, have), shape)
     if again:
         errors = predicted[:-1]
@@ -143,8 +143,8 @@ def _curve(factors: Factors) -> Curve:
 
 def _of_samples(factors: Factors) -> Curve:
     """Samples without components, of a mixture: all or nothing, worth what components of as many bytes would be."""
-    shape, size = factors.compact_shape, min(factors.compact_shape)
-    values = torch.full((size,), factors.norm / size**0.5).double()
+    shape = factors.compact_shape
+    values = with_tail(torch.zeros(0), factors.norm, min(shape))
     rank = max(1, int((factors.nbytes - factors.index_nbytes) / (sum(shape) / BLOCK + 4)))
     left = residual.METHOD.left(values, np.array([rank]), shape)[0].item()
     return Curve(

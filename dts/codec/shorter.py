@@ -44,8 +44,8 @@ def shortened(factors: Factors, kept: Kept, again: bool) -> Factors:
     if not is_sketch(factors):
         raise ValueError("only components without levels and one sample of what they leave can be cut to a share of it")
     packed, (whole,) = factors.packed, factors.samples
-    too_many = share is not None and SHARES.index(share) < SHARES.index(whole.share)
-    if not 0 <= rank <= packed.rank or too_many or kept == (0, None):
+    larger = share is not None and SHARES.index(share) < SHARES.index(whole.share)
+    if not 0 <= rank <= packed.rank or larger or kept == (0, None):
         raise ValueError(f"{packed.rank} components and a share of {whole.share} have no {rank} and {share}")
     if kept == (packed.rank, whole.share):
         return factors

@@ -13,8 +13,7 @@ def concatenated(members: Members) -> Factors:
     """The exact mixture of factors of equal shape; components in order of their size.
 
     ``norm`` is the mixture's own (of the components, not the samples; without components as of members that have
-    nothing in common) and ``squared_error`` 0, so that its prefixes are
-    refitted to the mixture.
+    nothing in common) and ``squared_error`` 0, so that its prefixes are refitted to the mixture.
     Raises ValueError where they do not fit `side_by_side`.
     """
     mixture = side_by_side(members)

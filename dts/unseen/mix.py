@@ -59,7 +59,8 @@ def mix(
 
     Without a size the mixture is exact and as large as its parts together: factors stand side by side, raw deltas are
     summed. Exceptions, each encoded anew at the sum of its ranks and named in a `NotExact` warning: matrices of which
-    the adapters have other zero rows or columns, and method "paper", whose levels differ from adapter to adapter.
+    the adapters have other zero rows or columns (samples alone are left at the base there), and method "paper", whose
+    levels differ from adapter to adapter.
     What only a fine-tune has (heads, added vocabulary) and whole integer values are left out, but for a head where one
     is asked for, of classifiers (`dts.unseen.heads`):
         head: "zero-shot", made of class_names by the mixture itself, which takes the base in a folder or on the hub
@@ -79,7 +80,7 @@ def mix(
         check_base(members[0][1], base)
     entries: dict[str, Entry] = {}
     digests: dict[str, dict] = {}
-    inexact: list[str] = []
+    inexact: dict[str, bool] = {}
     mixable = [e for _, a in members for e in a.entries.values() if _mixable(e)]
     for base_name in sorted({e.base_name for e in mixable if e.base_name is not None}):
         found = [
@@ -93,7 +94,8 @@ def mix(
             continue
         entries[base_name] = mixed
         digests[base_name] = {"base": found[0][1].config["tensors"][found[0][2].name].get("base")}
-    lost = inexact if budget is None and nbytes is None else [name for name in inexact if name.endswith(LEFT)]
+    sized = budget is not None or nbytes is not None
+    lost = [name + LEFT * left for name, left in inexact.items() if left or not sized]
     if lost:
         warn(f"encoded anew, not exact: {', '.join(lost)}", NotExact)
     mixture = Adapter.of(_config(members, weights, name, class_names, description, digests), entries)
@@ -111,7 +113,6 @@ def mix(
         class_names = mixture.class_names
         for tensor, entry in own_heads(mixture).items():
             account.add(tensor, "mixture", "new", entry.kind, why="the mixture's head")
-    sized = budget is not None or nbytes is not None
     if sized and base is not None:
         alone = [name for name, entry in mixture.entries.items() if _samples_alone(entry)]
         if alone:
@@ -246,9 +247,12 @@ def _low_rank(entry: Entry) -> Entry:
     return entry.with_matrices([None if factors is None else factors.low_rank() for factors in entry.matrices])
 
 
-def _entry(name: str, members: list[tuple[float, Entry]], base, inexact: list[str]) -> Entry | None:
+def _entry(name: str, members: list[tuple[float, Entry]], base, inexact: dict[str, bool]) -> Entry | None:
     """The weighted sum of one tensor's differences; None where they are added rows alone, which are not mixed, and
-    where nothing of them can be (`mixed_factors`)."""
+    where nothing of them can be (`mixed_factors`).
+
+    inexact: gets tensors whose mixture is not exact -> whether some of it is left at the base
+    """
     shape, dtype = members[0][1].base_shape, members[0][1].dtype
     kinds = {entry.kind for _, entry in members}
     if kinds == {"factors"}:
@@ -256,7 +260,8 @@ def _entry(name: str, members: list[tuple[float, Entry]], base, inexact: list[st
         if not known:
             return None
         factors, exact = mixed_factors(known, name)
-        inexact += [] if exact else [name if factors is not None else name + LEFT]
+        if not exact:
+            inexact[name] = factors is None
         if factors is None:
             return None
         return Entry(
@@ -274,7 +279,7 @@ def _entry(name: str, members: list[tuple[float, Entry]], base, inexact: list[st
     return Entry(name, name, shape, "delta", dtype, tensor=delta, norm=sums.norm(delta))
 
 
-def _experts(name: str, shape, dtype, members: list[tuple[float, Entry]], inexact: list[str]) -> Entry:
+def _experts(name: str, shape, dtype, members: list[tuple[float, Entry]], inexact: dict[str, bool]) -> Entry:
     stack: list[Factors | None] = []
     lost, energy, exact, left = 0.0, 0.0, True, False
     for experts in zip(*(e.matrices for _, e in members), strict=True):
@@ -286,7 +291,8 @@ def _experts(name: str, shape, dtype, members: list[tuple[float, Entry]], inexac
         if mixed is not None:
             energy += mixed.norm**2
             lost += (mixed.squared_error or 0.0) * mixed.norm**2
-    inexact += [] if exact else [name + LEFT * left]
+    if not exact:
+        inexact[name] = left
     error = lost / energy if energy else 0.0
     return Entry(name, name, shape, "experts", dtype, stack, norm=energy**0.5, squared_error=error)
 
