@@ -1,6 +1,5 @@
 """Rows join and leave at any token, and each is answered as by its single-task model."""
 
-import re
 import threading
 import time
 from types import SimpleNamespace
@@ -21,6 +20,7 @@ from dts.serve.sampling import Sampling, Scored
 from dts.serve.start import serve
 from dts.serve.waiting import Batching
 from tests.dts.serve.asking import alone, ask, texts, whole
+from tests.versions import TRANSFORMERS_5_0
 
 GREEDY = dict(temperature=0)
 
@@ -234,7 +234,10 @@ KNOWN = {
         | dict(window_size=4),
         "other logits",
     ),
-    "Mamba": (dict(vocab_size=99, hidden_size=32, num_hidden_layers=2), "linear_attention|takes no cache"),
+    "Mamba": (
+        dict(vocab_size=99, hidden_size=32, num_hidden_layers=2),
+        "takes no cache" if TRANSFORMERS_5_0 else "linear_attention",
+    ),
     "Bloom": (dict(vocab_size=99, hidden_size=32, n_layer=2, n_head=4), " "),
 }
 
@@ -268,7 +271,7 @@ def test_models_that_it_is_for_say_what_they_say_alone_and_others_are_not_taken(
         for parameter in model.parameters():
             parameter += 0.2 * torch.randn_like(parameter)
     found = why_not(SimpleNamespace(model=model))
-    assert re.search(why, found) if why else found == ""
+    assert (why in found and found) if why else found == ""
     if why:
         return
     prompts = [[5, 6, 7], list(range(2, 22)), [1]]  # longer and shorter than the window

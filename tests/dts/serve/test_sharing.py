@@ -15,6 +15,7 @@ from dts.serve.engine import Engine  # noqa: E402
 from dts.serve.job import Collected, Job  # noqa: E402
 from dts.serve.sampling import Sampling  # noqa: E402
 from tests.dts.serve.asking import whole  # noqa: E402
+from tests.versions import TRANSFORMERS_5_0  # noqa: E402
 
 SIZES = dict(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
 THETA = dict(rope_theta=10000.0)
@@ -27,7 +28,8 @@ GENERATE = {
     "RecurrentGemma": (SIZES | dict(lru_width=32, attention_window_size=16, num_hidden_layers=3), "length"),
     "XLNet": (dict(vocab_size=99, d_model=32, n_layer=2, n_head=4, d_inner=64), "length"),
     "Rwkv": (PLAIN | dict(attention_hidden_size=32, context_length=128), "none"),
-    "Mamba": (PLAIN, "any|length"),  # the latter in transformers 5.0: one token after padding is not as alone
+    # in transformers 5.0 one token after padding is not as alone
+    "Mamba": (PLAIN, "length" if TRANSFORMERS_5_0 else "any"),
 }
 EMBED = {
     "ConvBert": (SIZES | dict(embedding_size=32, max_position_embeddings=64), "length"),
@@ -64,11 +66,10 @@ def test_answers_are_those_of_a_row_alone(kind, tmp_path):
     options, shares = GENERATE[kind]
     model = made(kind, options, transformers.AutoModelForCausalLM)
     prompts = [[5, 6, 7], list(range(2, 42)), [9, 8, 7], [1], list(range(30, 60))]  # short, and beyond what was trained
-    used = copy.deepcopy(model)
-    if [whole(used, prompt, 10) for prompt in ([1], [5, 6, 7], [1])][::2] != [whole(copy.deepcopy(model), [1], 10)] * 2:
-        prompts.remove([1])  # RecurrentGemma of transformers 5.0 goes on from the call before where a prompt is a token
+    if TRANSFORMERS_5_0 and kind == "RecurrentGemma":
+        prompts.remove([1])  # it goes on from the call before where a prompt is a token
     engine, found = answered(model, "generate", prompts, tmp_path, tokens=10)
-    assert engine.sharing in shares.split("|") and engine.continuous is None
+    assert engine.sharing == shares and engine.continuous is None
     for prompt, events in zip(prompts, found):
         expected = whole(copy.deepcopy(model), prompt, 10)
         assert "".join(e.text for e in events).split() == [str(i) for i in expected]
