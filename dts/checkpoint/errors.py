@@ -23,6 +23,11 @@ class OtherDtype(UserWarning):
     """A base and a fine-tune that are stored in other dtypes."""
 
 
+def first_line(error: object) -> str:
+    """Of what an error says, the kind of it where it says nothing; some libraries begin with an empty line."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def some(names, count: int = 10) -> str:
     """The first names, and how many more there are: one cause is one line, however many tensors it has."""
     return first(sorted(map(str, names)), count)

@@ -14,6 +14,7 @@ import dts
 from dts.adapter.folder import CONFIG
 from dts.adapter.tokenizer import VOCABULARY, has_tokenizer
 from dts.checkpoint import Checkpoint, open_checkpoint
+from dts.checkpoint.errors import first_line
 from dts.checkpoint.part import only_part
 from dts.integrations.transformers import class_and_config, config_of
 from dts.sites.diffusers import class_name
@@ -162,7 +163,7 @@ def tokenizer_of(*places: Any, trusted: bool = False) -> Any:
         try:
             return AutoTokenizer.from_pretrained(place, trust_remote_code=_may_run(place, trusted))
         except (OSError, ValueError, KeyError, ImportError) as error:
-            reasons.append(f"{place}: {str(error).strip().partition(chr(10))[0]}")
+            reasons.append(f"{place}: {first_line(error)}")
     raise ValueError(
         f"there is no tokenizer for the texts ({'; '.join(reasons)}): say which by --tokenizer, or give token ids in a "
         "column input_ids of a .jsonl file"

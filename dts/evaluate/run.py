@@ -12,6 +12,7 @@ from torch import Tensor
 
 import dts
 from dts.checkpoint import Checkpoint
+from dts.checkpoint.errors import first_line
 from dts.evaluate import inputs, models, words
 from dts.evaluate.data import Examples, label_ids
 from dts.evaluate.inputs import Batch, Batches
@@ -266,4 +267,4 @@ def _base_row(base: str, ground: Checkpoint, run: Callable[[], Score]) -> dict:
         return _row(base, "base", run(), ground.nbytes)
     except (ValueError, IndexError, RuntimeError) as error:
         empty = _row(base, "base", replace(Score(None, None, None, None, 0, 0, 0.0)), ground.nbytes)
-        return empty | {"why": str(error).splitlines()[0]}
+        return empty | {"why": first_line(error)}

@@ -15,6 +15,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.types import Message, Scope
 
+from dts.checkpoint.errors import first_line
 from dts.ray.asgi import messages, whole
 from dts.ray.ledger import Reply, State
 from dts.ray.settings import Settings
@@ -106,7 +107,7 @@ class Engine:
             version, state = self.ledger.sync.remote(self.version, self._state()).result(timeout_s=PATIENCE)
             self._agree(version, state)
         except Exception as error:  # it is not there now, and this replica answers without it
-            log.warning("what administrators did is not known now: %s", str(error).partition("\n")[0] or repr(error))
+            log.warning("what administrators did is not known now: %s", first_line(error))
 
     def _follow(self) -> None:
         while not self._stopped.is_set():

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dts.checkpoint.errors import first_line
 from dts.nn import DTSModel
 from dts.serve.answer import Answer, gone
 from dts.serve.job import Row
@@ -344,7 +345,7 @@ def why_not(model: DTSModel) -> str:
         with _small_window(base.config.get_text_config()):
             return _differs(base)
     except Exception as error:  # whatever a model does with arguments that it does not know
-        return str(error).partition("\n")[0] or type(error).__name__
+        return first_line(error)
 
 
 class _small_window:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
+from dts.checkpoint.errors import first_line
 from dts.devices import no_memory
 from dts.files import Mapped
 from dts.nn import DTSModel
@@ -392,7 +393,7 @@ def in_words(error: Exception, request: str) -> Refused:
     if isinstance(error, Refused):
         return error
     if isinstance(error, ValueError):
-        return Refused(str(error).partition("\n")[0])
+        return Refused(first_line(error))
     log.error("request %s failed", request, exc_info=error)
     if no_memory(error):
         return Refused("not enough memory for this request now", 503, "out_of_memory", retry_after=5)

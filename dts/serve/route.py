@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 
 import torch
 
+from dts.checkpoint.errors import first_line
 from dts.nn import DTSModel
 from dts.serve.choice import Choice
 from dts.serve.encode import padded
@@ -47,7 +48,7 @@ def choose(model: DTSModel, rows: Sequence[Row], names: Sequence[str], pad: int)
     try:
         found = model.choose_tasks(batch)
     except Exception as error:
-        why = str(error).partition("\n")[0]
+        why = first_line(error)
         raise Refused(f"this model cannot choose a task for an input: {why}", 400, "no_router", "model") from None
     columns = [found.names.index(name) for name in names]
     for row, best in zip(rows, found.scores[:, columns].argmax(1).tolist()):

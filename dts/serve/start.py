@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from dts.adapter import Adapter, AdapterError
+from dts.checkpoint.errors import first_line
 from dts.integrations.positions import positions
 from dts.nn import DTSModel
 from dts.nn.base import Base
@@ -119,7 +120,7 @@ def _tokenizer(model: str, trusted: bool) -> Any:
     try:
         found = AutoTokenizer.from_pretrained(model, trust_remote_code=trusted)
     except (OSError, ValueError, ImportError) as error:  # the last, of a package that would read another kind of files
-        why = str(error).strip().partition("\n")[0]
+        why = first_line(error)
     else:
         if len(found) > len(set(found.all_special_ids)):
             return found

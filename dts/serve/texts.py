@@ -15,6 +15,7 @@ from typing import Any
 
 from dts.adapter import Adapter, AdapterError
 from dts.adapter.carried import copy_files
+from dts.checkpoint.errors import first_line
 from dts.serve.catalogue import Catalogue
 from dts.serve.choice import Choice
 from dts.serve.refused import INPUT, Refused
@@ -166,7 +167,7 @@ class Texts:
         except (ValueError, OSError, KeyError, TypeError, ImportError) as error:
             if isinstance(error, OSError) and error.errno is not None:  # transformers has OSErrors of its own
                 raise self._catalogue.damaged(adapter.name, error) from None
-            why = str(error).replace(str(place), "").strip().partition("\n")[0]
+            why = first_line(error).replace(str(place), "").strip()
             raise Refused(f"the tokenizer of {adapter.name!r} cannot be read: {why}", 409, "damaged_adapter") from None
         finally:
             shutil.rmtree(place, ignore_errors=True)

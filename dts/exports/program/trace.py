@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dts.checkpoint.errors import first
+from dts.checkpoint.errors import first, first_line
 from dts.exports.program.manifest import INPUTS, Manifest
 from dts.exports.program.routed import Routed, named
 from dts.exports.program.swap import broadcasts, plain_banks
@@ -207,7 +207,7 @@ def _run(routed: Routed, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
     try:
         return routed(**given)
     except (RuntimeError, IndexError) as error:  # a module that takes no value a row
-        raise ValueError(NOT_SAME.format(str(error).splitlines()[0])) from error
+        raise ValueError(NOT_SAME.format(first_line(error))) from error
 
 
 def _same(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from dts.checkpoint.errors import first_line
 from dts.nn.layers import UNROUTABLE, Layer
 from dts.nn.layers.kept import PLAIN, alone, as_they_were
 from dts.nn.layers.layer_deltas import RowsApart
@@ -183,7 +184,7 @@ def _differs(run: Callable[..., Any], inputs: Inputs, expected: object) -> str:
     except RowsApart:
         raise
     except (RuntimeError, ValueError, IndexError) as error:
-        return str(error).splitlines()[0]
+        return first_line(error)
     for a, b in zip(tensors_in(found), tensors_in(expected)):
         if a.shape != b.shape:
             return f"an output became {list(a.shape)} instead of {list(b.shape)}"
